@@ -1,0 +1,96 @@
+"""The exceptions ichfast raises on purpose.
+
+    IchfastError             anything a user can act on; the command line shows
+     │                       its one line and exits with status 1
+     ├─ SourceError          a folder or archive of DICOM that cannot be read
+     ├─ RejectError          one DICOM file that cannot become a slice: fixed code
+     ├─ StoreError           a store that is missing, damaged or of another version
+     ├─ LabelError           a label csv that cannot be trusted
+     ├─ FoldError            folds that cannot be made or are empty
+     ├─ WindowError          a CT window that makes no sense
+     ├─ LoaderError          a loader that cannot be built, or failed while reading
+     ├─ RecipeError          an unknown recipe or setting, or a value out of range
+     ├─ ModelError           an unknown architecture, or weights that do not fit
+     ├─ DeviceError          a device that was asked for and cannot be used
+     ├─ CheckpointError      a checkpoint that is missing, damaged or does not fit
+     ├─ TrainError           training that cannot start or had to stop
+     ├─ PredictionError      predictions that are missing, damaged or do not fit
+     └─ SubmissionError      predictions that must not be submitted
+
+Each message says what, where, what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class IchfastError(Exception):
+    """Base of everything ichfast raises on purpose."""
+
+
+class SourceError(IchfastError):
+    """A source of DICOM files is missing, unreadable or empty."""
+
+
+class RejectError(IchfastError):
+    """One file cannot become a slice.
+
+    Args:
+        code: one of the fixed codes of `rejected.csv`, such as ``not-dicom``.
+        detail: what was found and what was expected; free of patient data.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[RejectError], tuple[str, str]]:
+        return type(self), (self.code, self.detail)
+
+
+class StoreError(IchfastError):
+    """A store is missing, damaged, of another version, or asked beyond its end."""
+
+
+class LabelError(IchfastError):
+    """A label csv contradicts itself or is not one."""
+
+
+class FoldError(IchfastError):
+    """Folds cannot be made from these slices, or one of them is empty."""
+
+
+class WindowError(IchfastError):
+    """A CT window that makes no sense."""
+
+
+class LoaderError(IchfastError):
+    """A loader cannot be built, or failed while reading."""
+
+
+class RecipeError(IchfastError):
+    """An unknown recipe or setting, or a value out of its range."""
+
+
+class ModelError(IchfastError):
+    """An unknown architecture, or weights that do not fit it."""
+
+
+class DeviceError(IchfastError):
+    """A device was asked for that this machine cannot use."""
+
+
+class CheckpointError(IchfastError):
+    """A checkpoint is missing, damaged or made for something else."""
+
+
+class TrainError(IchfastError):
+    """Training cannot start, or had to stop."""
+
+
+class PredictionError(IchfastError):
+    """A predictions file is missing, damaged or lacks what was asked of it."""
+
+
+class SubmissionError(IchfastError):
+    """Predictions that must not be submitted as they are."""

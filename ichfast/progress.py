@@ -1,0 +1,49 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines else.
+
+Everything goes to stderr, so that stdout carries results only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+PLAIN_INTERVAL_S = 10.0
+"""Seconds between two lines when stderr is not a terminal."""
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[tqdm[None]]:
+    """Open a progress display; call `update(n)` on it as work gets done.
+
+    Args:
+        label: what is being done, such as ``prepare``.
+        total: units of work altogether.
+        unit: what is counted, in the singular, such as ``slice``.
+
+    Yields:
+        The display: `update(n)` adds n units, `set_postfix_str(text)` adds a
+        remark behind the rate.
+    """
+    on_terminal = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc=label,
+        unit=f" {unit}",
+        unit_scale=total >= 100_000,
+        file=sys.stderr,
+        dynamic_ncols=on_terminal,
+        ncols=None if on_terminal else 0,
+        mininterval=0.2 if on_terminal else PLAIN_INTERVAL_S,
+        bar_format=None if on_terminal else _PLAIN_FORMAT,
+    ) as bar:
+        yield bar
+
+
+_PLAIN_FORMAT = (
+    "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {elapsed} gone, "
+    "{remaining} left{postfix}\n"
+)

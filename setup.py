@@ -1,0 +1,60 @@
+"""Package metadata. Everything else is in pyproject.toml and in the code."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+DECODERS = [
+    "pylibjpeg>=2.0",
+    "pylibjpeg-libjpeg>=2.1",
+    "pylibjpeg-openjpeg>=2.3",
+    "pyjpegls>=1.2",
+]
+
+setup(
+    name="ichfast",
+    version="0.1.0",
+    description="Train intracranial-hemorrhage detectors on head CT, fast.",
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["ichfast"],
+    package_data={"ichfast": ["py.typed", "report.html.jinja"]},
+    install_requires=[
+        "numpy>=1.26",
+        "pandas>=2.2",
+        "pyarrow>=15",
+        "pydicom>=3.0.1",
+        "google-crc32c>=1.5",
+        "click>=8.1",
+        "tqdm>=4.66",
+        "torch>=2.6",
+        "timm>=1.0.12",
+        "safetensors>=0.4",
+        "matplotlib>=3.8",
+        "jinja2>=3.1",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.16",
+    ],
+    extras_require={
+        "cuda12": ["nvidia-dali-cuda120>=2.0", "cupy-cuda12x>=13"],
+        "cuda13": ["nvidia-dali-cuda130>=2.0", "cupy-cuda13x>=13.6"],
+        "decoders": DECODERS,
+        "test": [
+            "pytest>=8",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
+            "pandas-stubs",
+            "types-tqdm",
+            "scipy>=1.11",
+        ],
+    },
+    entry_points={"console_scripts": ["ichfast = ichfast.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Intended Audience :: Science/Research",
+    ],
+)

@@ -1,0 +1,50 @@
+"""Data flows one way: a module may import only from layers below its own."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import ichfast
+
+LAYERS = (
+    {"errors"},
+    {"windows", "batch", "files", "progress", "environment"},
+    {"labels", "metrics", "sampler", "augment", "predictions"},
+    {"sources", "dicom", "store", "folds", "models", "optim", "checkpoint", "submit"},
+    {"synth", "prepare", "pipeline", "train", "predict", "figures"},
+    {"recipes", "report"},
+    {"runs"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+)
+LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield every `ichfast.<module>` that the file at `path` imports, anywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.ImportFrom(module="ichfast", names=names):
+                for name in names:
+                    yield name.name
+            case ast.ImportFrom(module=str(module)) if module.startswith("ichfast."):
+                yield module.split(".")[1]
+            case ast.Import(names=names):
+                for name in names:
+                    if name.name.startswith("ichfast."):
+                        yield name.name.split(".")[1]
+
+
+def test_imports_point_down() -> None:
+    package = Path(ichfast.__path__[0])
+    upward = [
+        f"{path.name} imports {imported}"
+        for path in sorted(package.glob("*.py"))
+        if path.stem != "__init__"
+        for imported in imported_modules(path)
+        if imported != "__version__" and LAYER_OF[imported] >= LAYER_OF[path.stem]
+    ]
+    assert upward == []
