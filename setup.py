@@ -34,6 +34,7 @@ setup(
         "safetensors>=0.4",
         "matplotlib>=3.8",
         "jinja2>=3.1",
+        "pillow>=10",
         "scikit-learn>=1.4",
         "tensorboard>=2.16",
     ],

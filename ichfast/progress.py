@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,11 +17,11 @@ PLAIN_INTERVAL_S = 10.0
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[tqdm[None]]:
+def progress(label: str, total: int, unit: str) -> Iterator[tqdm[Any]]:
     """Open a progress display; call `update(n)` on it as work gets done.
 
     Args:
-        label: what is being done, such as ``prepare``.
+        label: what is being done, such as ``prepare``; empty shows nothing.
         total: units of work altogether.
         unit: what is counted, in the singular, such as ``slice``.
 
@@ -29,9 +30,11 @@ def progress(label: str, total: int, unit: str) -> Iterator[tqdm[None]]:
         remark behind the rate.
     """
     on_terminal = sys.stderr.isatty()
+    bar: tqdm[Any]
     with tqdm(
         total=total,
         desc=label,
+        disable=not label,
         unit=f" {unit}",
         unit_scale=total >= 100_000,
         file=sys.stderr,

@@ -87,9 +87,7 @@ def parse_window(text: str) -> Window:
     center, _, rest = text.partition("/")
     width, _, shape = rest.partition("/")
     try:
-        return Window(
-            center=float(center), width=float(width), shape=shape or "linear"
-        )
+        return Window(center=float(center), width=float(width), shape=shape or "linear")
     except ValueError as error:
         raise WindowError(
             f"unknown window {text!r}; use one of {', '.join(PRESETS)} "
@@ -154,4 +152,5 @@ def window_table(window: Window, *, mean: float, std: float) -> npt.NDArray[np.f
         raise WindowError(f"the normalisation's std must be above 0, got {std}")
     hu_11V = np.arange(NUM_STORED_VALUES, dtype=np.float32)[None, None] - HU_OFFSET
     value_V = apply_windows(hu_11V, [window])[0, 0, :, 0]
-    return (value_V - np.float32(mean)) / np.float32(std)
+    table_V: npt.NDArray[np.float32] = (value_V - np.float32(mean)) / np.float32(std)
+    return table_V

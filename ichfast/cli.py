@@ -1,0 +1,424 @@
+"""The `ichfast` command. Parses, calls one library function, prints; no more.
+
+Results go to stdout as one JSON line; progress and warnings go to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ichfast.errors import IchfastError
+
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    help="auto takes a GPU if torch and DALI can both use it.",
+)
+STORE = click.option(
+    "--store",
+    default="ichfast-store",
+    type=click.Path(path_type=Path),
+    help="The store's folder.",
+)
+LIMIT = click.option(
+    "--limit", type=click.IntRange(min=1), help="A trial run on so many slices."
+)
+
+
+class _Commands(click.Group):
+    """Turns our own errors into a one-line message and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except IchfastError as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(str(error)) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)  # in the order one uses them, not the alphabet's
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="ichfast")
+def cli(debug: bool) -> None:
+    """Train intracranial-hemorrhage detectors on head CT, fast.
+
+    \b
+    The way from DICOM to a submission:
+      ichfast prepare DICOM... --labels stage_2_train.csv --keep-ids
+      ichfast train --arch xresnet50-attn --size 512
+      ichfast predict runs/fast-xresnet50-attn-512 predictions.parquet --tta
+      ichfast evaluate predictions.parquet
+      ichfast submit predictions.parquet submission.csv
+
+    `ichfast demo` walks all of it on synthetic heads, in minutes.
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+    for noisy in ("matplotlib", "PIL", "urllib3", "httpx", "fsspec", "pydicom"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@cli.command()
+@click.argument(
+    "source", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
+)
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="RSNA's csv (ID,Label), or one row a slice with six columns.",
+)
+@STORE
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Decoding processes.  [default: one a core]",
+)
+@click.option(
+    "--levels",
+    default="512,256",
+    help="512 keeps slices as they came; 256 adds a copy a quarter the size.",
+)
+@click.option(
+    "--keep-ids",
+    is_flag=True,
+    help="Keep patient, study, series and slice ids; without it, keyed hashes.",
+)
+@click.option(
+    "--max-rejected",
+    default="5%",
+    metavar="N|P%",
+    help="Fail if more files than this cannot be stored.",
+)
+@LIMIT
+def prepare(
+    source: tuple[Path, ...],
+    labels: Path | None,
+    store: Path,
+    workers: int | None,
+    levels: str,
+    keep_ids: bool,
+    max_rejected: str,
+    limit: int | None,
+) -> None:
+    """Decode every CT slice in SOURCE... into a store.
+
+    A SOURCE is a folder, a DICOM file, or a .zip, .tar, .tar.gz or .tar.xz; archives
+    inside folders are read too. Files that cannot be stored are listed with the
+    reason in rejected.csv. Interrupted, the same command continues.
+    """
+    import os
+
+    from ichfast.labels import read_labels
+    from ichfast.prepare import prepare_store
+
+    report = prepare_store(
+        source,
+        store,
+        labels=read_labels(labels) if labels else None,
+        levels=_integers(levels, "--levels"),
+        workers=workers or len(os.sched_getaffinity(0)),
+        keep_ids=keep_ids,
+        max_rejected=max_rejected,
+        limit=limit,
+    )
+    _print(asdict(report))
+
+
+@cli.command()
+@click.option("--arch", help="Backbone; `ichfast recipes` lists them.")
+@click.option("--size", type=click.IntRange(min=32), help="Side of the input, pixels.")
+@click.option("--recipe", help="Named settings.  [default: fast]")
+@click.option("--fold", type=click.IntRange(min=0), help="The fold that validates.")
+@STORE
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The run's folder.  [default: runs/RECIPE[-ARCH-SIZE]]",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option(
+    "--pretrained", is_flag=True, help="Start from ImageNet weights (network)."
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Start from this file: safetensors, or a run's best.pt.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a setting, such as train.epochs=2; may be repeated.",
+)
+@LIMIT
+@DEVICE
+def train(
+    arch: str | None,
+    size: int | None,
+    recipe: str | None,
+    fold: int | None,
+    store: Path,
+    out: Path | None,
+    resume: bool,
+    pretrained: bool,
+    weights: Path | None,
+    assignments: tuple[str, ...],
+    limit: int | None,
+    device: str,
+) -> None:
+    """Train a backbone on a store.
+
+    Without --recipe it takes `fast`, whose settings fit the arch, the size and the
+    device. Ctrl-C saves and ends; the same command with --resume continues.
+    """
+    from ichfast.device import choose_device
+    from ichfast.recipes import resolve_recipe
+    from ichfast.runs import default_run_dir, train_run
+    from ichfast.settings import describe
+    from ichfast.signals import stop_on_signal
+
+    options = {
+        "folds.fold": fold,
+        "model.weights": weights,
+        "model.pretrained": "yes" if pretrained else None,
+    }
+    chosen = choose_device(device)
+    resolved = resolve_recipe(
+        recipe,
+        arch=arch,
+        size=size,
+        device_type=chosen.type,
+        assignments=[
+            *(
+                f"{name}={value}"
+                for name, value in options.items()
+                if value is not None
+            ),
+            *assignments,
+        ],
+    )
+    click.echo(describe(resolved), err=True)
+    with stop_on_signal() as should_stop:
+        report = train_run(
+            store,
+            resolved,
+            out or default_run_dir(resolved),
+            device=chosen,
+            resume=resume,
+            limit=limit,
+            should_stop=should_stop,
+        )
+    click.echo(f"next: ichfast report {report.run}", err=True)
+    _print(asdict(report))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Another store, all of whose slices are predicted.",
+)
+@click.option(
+    "--tta",
+    is_flag=False,
+    flag_value="reference",
+    default="none",
+    type=click.Choice(["reference", "flips", "none"]),
+    help="Test-time augmentation; --tta alone is the reference's nine passes.",
+)
+@LIMIT
+@DEVICE
+def predict(
+    run: Path,
+    out: Path,
+    store: Path | None,
+    tta: str,
+    limit: int | None,
+    device: str,
+) -> None:
+    """Write the probabilities of RUN's best epoch to OUT (.parquet or .csv).
+
+    On the store that RUN was trained on, the slices of its validation fold are
+    predicted; with --store, every slice of that store.
+    """
+    from ichfast.device import choose_device
+    from ichfast.predictions import check_suffix, write_predictions
+    from ichfast.results import predict_run
+
+    check_suffix(out)
+    table = predict_run(
+        run, device=choose_device(device), store_path=store, tta=tta, limit=limit
+    )
+    write_predictions(out, table)
+    _print({"predictions": str(out), "slices": len(table), "tta": tta})
+
+
+@cli.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+def evaluate(predictions: Path) -> None:
+    """Judge PREDICTIONS against the labels in them.
+
+    Prints a table, with what prevalence alone would score beside it, and one JSON
+    line on stdout.
+    """
+    from ichfast import metrics
+    from ichfast.predictions import read_predictions
+
+    evaluation = metrics.evaluate(read_predictions(predictions))
+    click.echo(metrics.format_evaluation(evaluation), err=True)
+    _print(evaluation.to_json())
+
+
+@cli.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--sample",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The competition's sample file, whose ids and order are kept.",
+)
+def submit(predictions: Path, out: Path, sample: Path | None) -> None:
+    """Write PREDICTIONS as a Kaggle submission to OUT, or refuse to."""
+    from ichfast.predictions import read_predictions
+    from ichfast.submit import write_submission
+
+    report = write_submission(read_predictions(predictions), out, sample=sample)
+    _print(asdict(report))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    help="Show these.  [default: predict the validation fold]",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="[default: RUN/report.html]"
+)
+@click.option("--keep-ids", is_flag=True, help="Write ids beside the pictures.")
+@DEVICE
+def report(
+    run: Path,
+    predictions: Path | None,
+    out: Path | None,
+    keep_ids: bool,
+    device: str,
+) -> None:
+    """Write RUN's page: curves, ROC, calibration, worst and best slices."""
+    from ichfast.device import choose_device
+    from ichfast.predictions import read_predictions
+    from ichfast.results import predict_run, report_run
+
+    out = out or run / "report.html"
+    if predictions:
+        table = read_predictions(predictions)
+    else:
+        table = predict_run(run, device=choose_device(device))
+    report_run(run, table, out, show_ids=keep_ids)
+    _print({"report": str(out)})
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def verify(store: Path) -> None:
+    """Check every checksum of STORE; status 1 if anything is damaged."""
+    from ichfast.errors import StoreError
+    from ichfast.store import verify_store
+
+    problems = verify_store(store)
+    for problem in problems:
+        click.echo(problem, err=True)
+    _print({"store": str(store), "problems": len(problems)})
+    if problems:
+        raise StoreError(
+            f"{store} is damaged in {len(problems)} place(s); "
+            "delete it and run `ichfast prepare` again"
+        )
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--slices", default=1000, type=click.IntRange(min=1), help="How many.")
+@click.option("--seed", default=0, type=int, help="The same seed, the same bytes.")
+@click.option(
+    "--size", default=512, type=click.IntRange(min=64), help="Rows and columns."
+)
+def synth(out: Path, slices: int, seed: int, size: int) -> None:
+    """Write synthetic head CT as DICOM files, and their label csv, to OUT."""
+    from ichfast.synth import synthesize
+
+    _print(asdict(synthesize(out, num_slices=slices, seed=seed, size=size)))
+
+
+@cli.command()
+@click.option(
+    "--out",
+    default="ichfast-demo",
+    type=click.Path(path_type=Path),
+    help="A folder to make everything in; must not exist.",
+)
+@DEVICE
+def demo(out: Path, device: str) -> None:
+    """Walk the whole way on synthetic heads: synth to report, in minutes."""
+    from ichfast.demo import run_demo
+    from ichfast.device import choose_device
+
+    _print(run_demo(out, device=choose_device(device), say=_say))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the named settings with the reference's results, or show one in full."""
+    from ichfast.recipes import format_recipes, resolve_recipe
+    from ichfast.settings import describe
+
+    if name is None:
+        click.echo(format_recipes())
+    else:
+        click.echo(describe(resolve_recipe(name)))
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()
+
+
+def _integers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"expected numbers such as 512,256, found {text!r}", param_hint=option
+        ) from error
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _print(result: Any) -> None:
+    click.echo(json.dumps(result, default=str))

@@ -1,0 +1,89 @@
+"""What ran: versions, hardware and commit, for every run and every record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "ichfast",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pydicom",
+    "torch",
+    "timm",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Collect what a reader needs to repeat a run or judge a figure.
+
+    Returns:
+        Plain values for JSON: versions, processor, cores, GPUs, commit. Nothing in
+        it names the machine or its user.
+    """
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": _gpus(),
+        "versions": {name: _version(name) for name in PACKAGES if _version(name)},
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.machine()
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [
+        torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+    ]
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that runs; None for an installed package."""
+    try:
+        done = subprocess.run(
+            [
+                "git",
+                "-C",
+                str(Path(__file__).parent),
+                "rev-parse",
+                "--short=12",
+                "HEAD",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,36 @@
+"""Mixup: each slice mixed with another one of its batch, targets alike.
+
+Shape letters: B slices of the batch, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def mix_up(
+    images_BCHW: Tensor, targets_BK: Tensor, *, alpha: float, seed: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Mix each slice with another one of the batch, and their targets alike.
+
+    Args:
+        images_BCHW: any float dtype; its memory format is kept.
+        targets_BK: float32.
+        alpha: a slice's own share is the larger part of a Beta(alpha, alpha) draw.
+        seed: decides shares and partners.
+
+    Source:
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018); a share a
+        slice and the larger part for the slice itself as in fastai v1.
+    """
+    draws = np.random.default_rng(seed)
+    share_B = draws.beta(alpha, alpha, size=len(images_BCHW)).astype(np.float32)
+    share = torch.from_numpy(np.maximum(share_B, 1 - share_B))
+    partner = torch.from_numpy(draws.permutation(len(images_BCHW)))
+    share = share.to(images_BCHW.device, non_blocking=True)
+    partner = partner.to(images_BCHW.device, non_blocking=True)
+    image_share = share.to(images_BCHW.dtype)[:, None, None, None]
+    mixed_BCHW = torch.lerp(images_BCHW[partner], images_BCHW, image_share)
+    return mixed_BCHW, torch.lerp(targets_BK[partner], targets_BK, share[:, None])

@@ -1,0 +1,181 @@
+"""The DALI graph: stored uint16 slices in, windowed float16 images out.
+
+One function describes the graph for the CPU and the GPU. On the GPU the slices go
+up as uint16, two bytes a pixel, and everything else happens there:
+
+    stored ─[resize]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
+
+The graph holds no state, no order and no chance: all of these come in with each
+batch. `ichfast.loader` runs it, `augment.apply_parameters` is its readable twin.
+
+Shape letters: H rows, W columns, C windows, S output size, V stored values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nvidia.dali import fn, math, pipeline_def, types
+
+from ichfast.augment import LOGIT_EPSILON
+from ichfast.windows import Window, window_table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normalization:
+    """What turns a windowed value in [0, 1] into a model's input, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One array that the graph gets for each slice."""
+
+    dtype: types.DALIDataType
+    num_axes: int
+    layout: str = ""
+
+
+FEEDS = {
+    "stored": Feed(types.UINT16, 3, "HWC"),
+    "target": Feed(types.FLOAT, 1),
+    "index": Feed(types.INT64, 1),
+    "matrix": Feed(types.FLOAT, 2),
+    "shrunk": Feed(types.FLOAT, 1),  # only if some slice is too large
+    "contrast": Feed(types.FLOAT, 1),  # these two only if there is lighting
+    "dimming": Feed(types.FLOAT, 1),
+    "corners": Feed(types.FLOAT, 1),  # these two only if there is cutout
+    "sides": Feed(types.FLOAT, 1),
+}
+
+
+class BatchSource(Protocol):
+    """What the graph reads from."""
+
+    feeds: tuple[str, ...]
+    """Names of the arrays of a call, in order; they decide the graph's steps."""
+
+    def __call__(self, info: types.BatchInfo) -> tuple[Any, ...]:
+        """Give the arrays of one batch; raise StopIteration behind the last."""
+
+
+@pipeline_def
+def slice_graph(
+    source: BatchSource,
+    *,
+    size: int,
+    windows: Sequence[Window],
+    normalization: Normalization,
+    on_gpu: bool,
+) -> tuple[Any, Any, Any]:
+    """Describe the graph.
+
+    Args:
+        source: called once a batch; its `feeds` decide which steps there are.
+        size: side S of the output, pixels.
+        windows: C windows, in channel order.
+        normalization: per channel.
+        on_gpu: upload the slices as uint16 and do the rest on the GPU.
+
+    Returns:
+        images float16 (S, S, C) a slice; targets; store positions.
+    """
+    feeds = [FEEDS[name] for name in source.feeds]
+    fed = dict(
+        zip(
+            source.feeds,
+            fn.external_source(
+                source=source,
+                batch=True,
+                batch_info=True,
+                num_outputs=len(feeds),
+                dtype=[feed.dtype for feed in feeds],
+                ndim=[feed.num_axes for feed in feeds],
+                layout=[feed.layout for feed in feeds],
+            ),
+            strict=True,
+        )
+    )
+    if on_gpu:
+        for name in {"stored", "target", "contrast", "dimming"} & fed.keys():
+            fed[name] = fed[name].gpu()
+    stored = fed["stored"]
+    if "shrunk" in fed:
+        stored = fn.resize(stored, size=fed["shrunk"], antialias=True)
+    warped = fn.experimental.warp_perspective(
+        stored, matrix=fed["matrix"], size=[size, size], fill_value=0
+    )
+    laws = list(zip(windows, normalization.mean, normalization.std, strict=True))
+    if "contrast" in fed:
+        # Arithmetic takes no float16 in DALI: light in float32, cast at the end.
+        light = fed["contrast"], fed["dimming"]
+        channels = [
+            (_relight(_look_up(warped, window), *light) - mean) / std
+            for window, mean, std in laws
+        ]
+        image = fn.cast(_join(channels), dtype=types.FLOAT16)
+    else:
+        image = _join(
+            [
+                _look_up(warped, window, mean=mean, std=std, dtype=types.FLOAT16)
+                for window, mean, std in laws
+            ]
+        )
+    if "corners" in fed:
+        image = fn.erase(
+            image,
+            anchor=fed["corners"],
+            shape=fed["sides"],
+            axis_names="HW",
+            fill_value=[
+                float(window_table(window, mean=mean, std=std)[0])
+                for window, mean, std in laws
+            ],
+        )
+    return image, fed["target"], fed["index"]
+
+
+def _look_up(
+    stored: Any,
+    window: Window,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    dtype: types.DALIDataType = types.FLOAT,
+) -> Any:
+    table_V = window_table(window, mean=mean, std=std)
+    keys = list(range(len(table_V)))
+    return fn.lookup_table(stored, keys=keys, values=table_V.tolist(), dtype=dtype)
+
+
+def _relight(value: Any, contrast: Any, dimming: Any) -> Any:
+    """sigmoid(contrast * logit(value) - log(dimming)), without the logit."""
+    value = math.clamp(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+    return 1.0 / (1.0 + dimming * math.pow((1.0 - value) / value, contrast))
+
+
+def _join(channels: Sequence[Any]) -> Any:
+    return fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
+
+
+def gpu_problem() -> str | None:
+    """Why DALI cannot run on the current CUDA device; None if it can.
+
+    Builds and runs the smallest graph that uses the GPU.
+    """
+    try:
+        pipe = _gpu_probe(batch_size=1, num_threads=1, device_id=0)
+        pipe.build()
+        pipe.run()
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+@pipeline_def
+def _gpu_probe() -> Any:
+    return fn.random.uniform(range=[0, 1], shape=[1], device="gpu")

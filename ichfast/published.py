@@ -1,0 +1,63 @@
+"""What the reference reports for its experiments, to stand beside ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """What the reference reports for an experiment; loss unweighted, slice folds."""
+
+    train_loss: float
+    valid_loss: float
+    accuracy: float
+    leaderboard: float
+    leaderboard_tta: float
+
+
+PUBLISHED = {
+    "exp-00": Published(
+        train_loss=0.054292,
+        valid_loss=0.059521,
+        accuracy=0.978539,
+        leaderboard=0.086,
+        leaderboard_tta=0.078,
+    ),
+    "exp-10": Published(
+        train_loss=0.041329,
+        valid_loss=0.055582,
+        accuracy=0.980156,
+        leaderboard=0.090,
+        leaderboard_tta=0.079,
+    ),
+    "exp-10-tfl": Published(
+        train_loss=0.050205,
+        valid_loss=0.055050,
+        accuracy=0.979957,
+        leaderboard=0.076,
+        leaderboard_tta=0.074,
+    ),
+    "exp-10-mixup": Published(
+        train_loss=0.086897,
+        valid_loss=0.057901,
+        accuracy=0.979283,
+        leaderboard=0.084,
+        leaderboard_tta=0.074,
+    ),
+    "exp-20": Published(
+        train_loss=0.053704,
+        valid_loss=0.059312,
+        accuracy=0.978431,
+        leaderboard=0.084,
+        leaderboard_tta=0.079,
+    ),
+    "exp-30": Published(
+        train_loss=0.045051,
+        valid_loss=0.054926,
+        accuracy=0.980641,
+        leaderboard=0.095,
+        leaderboard_tta=0.079,
+    ),
+}
+"""The reference's results, from its notebooks' output."""

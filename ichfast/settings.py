@@ -1,0 +1,182 @@
+"""Nested settings: changing one by name, and their way through JSON.
+
+Settings are frozen dataclasses that hold values, tuples, and other settings. Their
+annotations are the law: a value of another type is refused, never bent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, TypeVar, cast
+
+from ichfast.errors import RecipeError
+
+Settings = TypeVar("Settings")
+
+
+def describe(settings: Any) -> str:
+    """Settings as lines of ``name = value``, with the names `override` takes."""
+    return "\n".join(f"{name} = {value}" for name, value in _leaves(settings, ""))
+
+
+def _leaves(settings: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for each in dataclasses.fields(settings):
+        name, value = f"{path}{each.name}", getattr(settings, each.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{name}.")
+        elif isinstance(value, tuple) and dataclasses.is_dataclass(value[0]):
+            for index, part in enumerate(value):
+                yield from _leaves(part, f"{name}.{index}.")
+        else:
+            yield name, json.dumps(value)
+
+
+def override(settings: Settings, assignments: Sequence[str]) -> Settings:
+    """Change settings by name.
+
+    Args:
+        settings: not changed.
+        assignments: such as ``train.epochs=2`` or ``train.phases.0.lr=1e-3``;
+            values are JSON, or plain text for a text setting.
+
+    Raises:
+        RecipeError: no such setting, or a value of another type.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Data:
+        ...     size: int = 224
+        >>> override(Data(), ["size=256"])
+        Data(size=256)
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--set takes NAME=VALUE, got {assignment!r}")
+        settings = _assign(settings, path.split("."), text, path)
+    return settings
+
+
+def _assign(settings: Any, names: list[str], text: str, path: str) -> Any:
+    """A copy of nested settings with one leaf replaced."""
+    name, *rest = names
+    if isinstance(settings, tuple):
+        if not name.isdecimal() or int(name) >= len(settings):
+            raise RecipeError(
+                f"--set {path}: expected a number from 0 to {len(settings) - 1}, "
+                f"found {name!r}"
+            )
+        index = int(name)
+        changed = _assign(settings[index], rest, text, path)
+        return (*settings[:index], changed, *settings[index + 1 :])
+    known = [each.name for each in dataclasses.fields(settings)]
+    if name not in known:
+        raise RecipeError(f"--set {path}: {unknown('setting', name, known)}")
+    old = getattr(settings, name)
+    has_parts = dataclasses.is_dataclass(old) or (
+        isinstance(old, tuple) and dataclasses.is_dataclass(old[0])
+    )
+    if has_parts != bool(rest):
+        raise RecipeError(
+            f"--set {path}: {name} "
+            + ("has settings of its own; name one" if has_parts else "has no parts")
+        )
+    if rest:
+        return dataclasses.replace(settings, **{name: _assign(old, rest, text, path)})
+    wanted = typing.get_type_hints(type(settings))[name]
+    return dataclasses.replace(settings, **{name: _parse(text, wanted, path)})
+
+
+def _parse(text: str, wanted: Any, path: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if not _fits(value, wanted):
+        value = text
+    try:
+        return _convert(value, wanted)
+    except (TypeError, ValueError) as error:
+        expected = getattr(wanted, "__name__", str(wanted))
+        raise RecipeError(
+            f"--set {path}: expected {expected}, found {text!r}"
+        ) from error
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    try:
+        _convert(value, wanted)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _convert(value: Any, wanted: Any) -> Any:
+    """Turn a JSON value into a setting's type; refuse what would lose meaning."""
+    origin = typing.get_origin(wanted)
+    if origin in (typing.Union, UnionType):
+        for option in typing.get_args(wanted):
+            if _fits(value, option):
+                return _convert(value, option)
+        raise TypeError
+    if origin is tuple:
+        return _convert_tuple(value, typing.get_args(wanted))
+    if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
+        return from_dict(cast(Any, wanted), value)
+    if wanted is NoneType:
+        if value is None:
+            return None
+        raise TypeError
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        raise TypeError
+    return value
+
+
+def _convert_tuple(value: Any, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
+    return tuple(_convert(each, kind) for each, kind in zip(value, kinds, strict=True))
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The settings as plain values for JSON."""
+    return dataclasses.asdict(settings)
+
+
+def from_dict(kind: type[Settings], found: Mapping[str, Any]) -> Settings:
+    """Make settings from plain values, as `to_dict` gives them.
+
+    Args:
+        kind: the dataclass to make.
+        found: what a run's ``recipe.json`` holds. Not trusted.
+
+    Raises:
+        RecipeError: an unknown setting, one that is missing, or another type.
+    """
+    hints = typing.get_type_hints(kind)
+    try:
+        return kind(**{name: _convert(found[name], hints[name]) for name in found})
+    except KeyError as error:
+        raise RecipeError(unknown("setting", str(error.args[0]), hints)) from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"these are not settings of a {kind.__name__}: {str(error) or found}"
+        ) from error
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """A message for a name that is not known: the nearest, and all there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}known are {', '.join(known)}"
