@@ -110,7 +110,7 @@ def slice_folds(
     """
     logger.warning(
         "slice folds put slices of one patient on both sides; "
-        "validation looks about 8 %% better than it is"
+        "validation looks about 8 percent better than it is"
     )
     powers_K = 1 << np.arange(len(CLASSES))
     kind_N = np.asarray(labels_NK, dtype=np.int64) @ powers_K

@@ -37,16 +37,27 @@ def progress(label: str, total: int, unit: str) -> Iterator[tqdm[Any]]:
         disable=not label,
         unit=f" {unit}",
         unit_scale=total >= 100_000,
-        file=sys.stderr,
+        file=sys.stderr if on_terminal else _Lines(),
         dynamic_ncols=on_terminal,
-        ncols=None if on_terminal else 0,
         mininterval=0.2 if on_terminal else PLAIN_INTERVAL_S,
         bar_format=None if on_terminal else _PLAIN_FORMAT,
     ) as bar:
         yield bar
 
 
+class _Lines:
+    """Writes each state of a display to stderr as a line of its own."""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 _PLAIN_FORMAT = (
-    "{desc}: {n_fmt}/{total_fmt}{unit}, {rate_fmt}, {elapsed} gone, "
-    "{remaining} left{postfix}\n"
+    "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}, {elapsed} gone, "
+    "{remaining} left{postfix}"
 )

@@ -56,14 +56,14 @@ class Sampler:
         """Store positions of this rank in the order of `epoch`.
 
         Returns:
-            Shape (num_slices,), int64.
+            Shape (num_slices,), int64, contiguous.
         """
         if not self.shuffle:
-            return self.slices_N[self.rank :: self.world_size]
+            return self.slices_N[self.rank :: self.world_size].copy()
         shuffled_N = np.random.default_rng([self.seed, epoch]).permutation(
             self.slices_N
         )
-        return shuffled_N[self.rank :: self.world_size][: self.num_slices]
+        return shuffled_N[self.rank :: self.world_size][: self.num_slices].copy()
 
     def batch(
         self, order: npt.NDArray[np.int64], iteration: int

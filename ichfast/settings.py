@@ -11,7 +11,7 @@ import difflib
 import json
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, TypeVar, cast
 
 from ichfast.errors import RecipeError
@@ -102,10 +102,13 @@ def _parse(text: str, wanted: Any, path: str) -> Any:
     try:
         return _convert(value, wanted)
     except (TypeError, ValueError) as error:
-        expected = getattr(wanted, "__name__", str(wanted))
         raise RecipeError(
-            f"--set {path}: expected {expected}, found {text!r}"
+            f"--set {path}: expected {_type_name(wanted)}, found {text!r}"
         ) from error
+
+
+def _type_name(wanted: Any) -> str:
+    return wanted.__name__ if isinstance(wanted, type) else str(wanted)
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -119,24 +122,28 @@ def _fits(value: Any, wanted: Any) -> bool:
 def _convert(value: Any, wanted: Any) -> Any:
     """Turn a JSON value into a setting's type; refuse what would lose meaning."""
     origin = typing.get_origin(wanted)
+    if origin is not None:
+        return _convert_generic(value, origin, typing.get_args(wanted))
+    if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
+        return from_dict(cast(Any, wanted), value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is not Any and type(value) is not wanted:
+        raise TypeError
+    return value
+
+
+def _convert_generic(value: Any, origin: Any, parts: tuple[Any, ...]) -> Any:
     if origin in (typing.Union, UnionType):
-        for option in typing.get_args(wanted):
+        for option in parts:
             if _fits(value, option):
                 return _convert(value, option)
         raise TypeError
     if origin is tuple:
-        return _convert_tuple(value, typing.get_args(wanted))
-    if dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
-        return from_dict(cast(Any, wanted), value)
-    if wanted is NoneType:
-        if value is None:
-            return None
+        return _convert_tuple(value, parts)
+    if origin is not dict or not isinstance(value, dict):
         raise TypeError
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise TypeError
-    return value
+    return {str(name): _convert(each, parts[1]) for name, each in value.items()}
 
 
 def _convert_tuple(value: Any, options: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -164,14 +171,20 @@ def from_dict(kind: type[Settings], found: Mapping[str, Any]) -> Settings:
         RecipeError: an unknown setting, one that is missing, or another type.
     """
     hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in found.items():
+        if name not in hints:
+            raise RecipeError(unknown("setting", name, hints))
+        try:
+            values[name] = _convert(value, hints[name])
+        except (TypeError, ValueError) as error:
+            raise RecipeError(
+                f"{name}: expected {_type_name(hints[name])}, found {value!r:.60}"
+            ) from error
     try:
-        return kind(**{name: _convert(found[name], hints[name]) for name in found})
-    except KeyError as error:
-        raise RecipeError(unknown("setting", str(error.args[0]), hints)) from error
-    except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"these are not settings of a {kind.__name__}: {str(error) or found}"
-        ) from error
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"not all of {kind.__name__}: {error}") from error
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

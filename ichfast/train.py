@@ -270,6 +270,7 @@ class Trainer:
                 num_slices += len(batch)
                 if self._losses.due:
                     self._check(self._losses.read_late())
+                if self._losses.values:
                     bar.set_postfix_str(
                         f"loss {self._losses.mean():.4f}", refresh=False
                     )
@@ -313,7 +314,7 @@ class Trainer:
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         if self._ema:
             self._ema.update()
         return loss.detach()

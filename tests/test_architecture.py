@@ -10,16 +10,23 @@ import ichfast
 
 LAYERS = (
     {"errors"},
-    {"windows", "batch", "files", "progress", "environment"},
-    {"labels", "metrics", "sampler", "augment", "predictions"},
-    {"sources", "dicom", "store", "folds", "models", "optim", "checkpoint", "submit"},
-    {"synth", "prepare", "pipeline", "train", "predict", "figures"},
-    {"recipes", "report"},
+    {"windows", "batch", "files", "progress", "environment", "amp", "settings"},
+    {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"},
+    {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"},
+    {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"},
+    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
+    {"prepare", "synth", "pipeline", "predict", "submit", "figures"},
+    {"loader", "train", "report", "device"},
+    {"recipes", "normalization"},
+    {"splits"},
     {"runs"},
+    {"results"},
     {"demo"},
     {"cli"},
     {"__main__"},
 )
+"""Lowest first. A module may import from the sets before its own."""
+
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 

@@ -1,0 +1,231 @@
+"""Archives read in place: a table of contents, then members by their offset.
+
+Promises:
+
+1. A member of a ``.zip`` or ``.tar`` costs one seek, however large the archive;
+   its table of contents is read once, by `list_members`. A compressed tar has no
+   such table: reading some of its members is one pass, up to the last of them.
+2. Names are labels, never paths, so ``../`` and absolute names are harmless.
+   Links, devices and sparse members of a tar are left out.
+3. Nothing is unpacked beyond the size that was listed, whatever the data say.
+4. Damage is never silent: what cannot be trusted raises one of `BROKEN`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+SUFFIXES = (
+    *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz"),
+    *(".tar.bz2", ".tbz", ".tbz2"),
+)
+"""Names of files that are worth a look inside."""
+
+BROKEN = (
+    *(OSError, EOFError, ValueError, RuntimeError, struct.error),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
+"""What this module and the standard library raise on damage."""
+
+_ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
+_PACKED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
+_ZIP_HEADER = struct.Struct("<4s2xHH4xI8xHH")
+_ZIP_CHUNK_BYTES = 2**16
+_TAR_CHUNK_BYTES = 2**20
+
+
+def archive_kind(path: Path) -> str:
+    """Say by its first bytes what a file is.
+
+    Returns:
+        ``zip``, ``tar``, ``packed`` (compressed, so presumably a tar), or "".
+    """
+    with path.open("rb") as stream:
+        head = stream.read(tarfile.BLOCKSIZE)
+    if head.startswith(_ZIP_MAGIC):
+        return "zip"
+    if head.startswith(_PACKED_MAGIC):
+        return "packed"
+    try:
+        tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
+    except tarfile.TarError:
+        return ""
+    return "tar"
+
+
+def list_members(path: Path, kind: str) -> Iterator[tuple[str, int, int]]:
+    """List the files in an archive, in its own order.
+
+    Args:
+        path: the archive.
+        kind: as `archive_kind` says, not "".
+
+    Yields:
+        Name, unpacked size in bytes, and offset: of the local header in a zip, of
+        the data in the (unpacked) tar.
+    """
+    if kind == "zip":
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if not member.is_dir():
+                    yield member.filename, member.file_size, member.header_offset
+    else:
+        with _open_tar(path, kind) as tar:
+            for info in _regular_members(tar):
+                yield info.name, info.size, info.offset_data
+
+
+def read_tar_member(stream: IO[bytes], offset: int, size: int) -> bytes:
+    """Read one member of an open, uncompressed tar.
+
+    Args:
+        stream: the archive.
+        offset: where the member's bytes begin.
+        size: its bytes.
+    """
+    stream.seek(offset)
+    content = stream.read(size)
+    if len(content) != size:
+        raise EOFError(f"{len(content):,} of {size:,} bytes are there")
+    return content
+
+
+def read_zip_member(stream: IO[bytes], offset: int, size: int) -> bytes:
+    """Read one member of an open zip by its local header alone.
+
+    The table of contents of 750,000 members takes seconds and hundreds of MB to
+    parse: too much for each of many workers.
+
+    Args:
+        stream: the archive.
+        offset: where the member's local header begins.
+        size: its unpacked bytes.
+
+    Source:
+        PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.9 (descriptor).
+    """
+    stream.seek(offset)
+    header = _ZIP_HEADER.unpack(stream.read(_ZIP_HEADER.size))
+    signature, flags, method, checksum, name_bytes, extra_bytes = header
+    if signature != _ZIP_MAGIC[0]:
+        raise zipfile.BadZipFile("no member where one was listed")
+    if flags & 0x1:
+        raise zipfile.BadZipFile("it is encrypted; unpack it with its password")
+    stream.seek(name_bytes + extra_bytes, os.SEEK_CUR)
+    if method == zipfile.ZIP_STORED:
+        content, tail = stream.read(size), stream.read(8)
+    elif method == zipfile.ZIP_DEFLATED:
+        content, tail = _inflate(stream, size)
+    else:
+        raise zipfile.BadZipFile(f"compression method {method}; zip it with deflate")
+    if len(content) != size:
+        raise EOFError(f"it does not hold the {size:,} bytes that were listed")
+    if flags & 0x8:  # the checksum was not known before, and follows the data
+        at = 4 if tail.startswith(b"PK\x07\x08") else 0
+        checksum = int.from_bytes(tail[at : at + 4], "little")
+    if zlib.crc32(content) != checksum:
+        raise zipfile.BadZipFile("its checksum does not match")
+    return content
+
+
+READERS = {"zip": read_zip_member, "tar": read_tar_member}
+"""How to read a member of an archive with a table of contents, by its kind."""
+
+
+def read_packed_members(
+    path: Path, offsets: Collection[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Read some members of a compressed tar in one pass.
+
+    Args:
+        path: the archive.
+        offsets: the wanted members, as `list_members` gives them.
+
+    Yields:
+        Offset and bytes, in the archive's order; stops after the last one wanted.
+    """
+    left = set(offsets)
+    with _open_tar(path, "packed") as tar:
+        for info in _regular_members(tar):
+            if info.offset_data in left:
+                left.remove(info.offset_data)
+                stream = tar.extractfile(info)
+                assert stream is not None  # a regular member
+                yield info.offset_data, stream.read()
+            if not left:
+                return
+    raise EOFError(f"{len(left)} members are no longer there")
+
+
+def _inflate(stream: IO[bytes], size: int) -> tuple[bytes, bytes]:
+    """Unpack at most `size` + 1 bytes; also give the 8 bytes that follow."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = bytearray()
+    while not inflater.eof and len(content) <= size:
+        chunk = inflater.unconsumed_tail or stream.read(_ZIP_CHUNK_BYTES)
+        if not chunk:
+            raise EOFError("its data end too early")
+        content += inflater.decompress(chunk, size + 1 - len(content))
+    return bytes(content), (inflater.unused_data[:8] + stream.read(8))[:8]
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raises on a damaged header in the middle, where tarfile just stops."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (
+            tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
+            tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
+        ) as error:
+            raise tarfile.ReadError(f"damaged header: {error}") from error
+
+
+@contextmanager
+def _open_tar(path: Path, kind: str) -> Iterator[tarfile.TarFile]:
+    with path.open("rb") as stream:
+        if kind == "tar":
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo) as tar:
+                yield tar
+            return
+        with (
+            _unpacked(stream) as unpacked,
+            tarfile.open(
+                fileobj=unpacked,
+                mode="r|",
+                bufsize=_TAR_CHUNK_BYTES,
+                tarinfo=_StrictTarInfo,
+            ) as tar,
+        ):
+            yield tar
+
+
+def _unpacked(stream: IO[bytes]) -> gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile:
+    head = stream.read(3)
+    stream.seek(0)
+    if head == _PACKED_MAGIC[1]:
+        return bz2.BZ2File(stream)
+    if head.startswith(_PACKED_MAGIC[0]):
+        return gzip.GzipFile(fileobj=stream)
+    return lzma.LZMAFile(stream)
+
+
+def _regular_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (info := tar.next()) is not None:
+        # tarfile would keep every header it has seen.
+        tar.members.clear()  # type: ignore[attr-defined]
+        if info.isreg() and not info.issparse():
+            yield info

@@ -1,0 +1,364 @@
+"""One DICOM file to slices of stored uint16; nothing else reads DICOM.
+
+Promises:
+
+1. `read_slices` gives slices or raises `RejectError`, whatever the bytes are.
+2. ``stored = clip(round(HU) + 1024, 0, 32767)``, ``HU = raw * slope + intercept``.
+3. A file is judged by its header before its pixels are touched, and nothing is
+   allocated on the word of a header alone.
+4. What had to be mended is named in `Slice.quirks`. MONOCHROME1 is named but not
+   inverted: it says how to show HU, not what they are.
+5. No warning and no log line of pydicom gets out: they may quote patient data.
+
+Shape letters: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import uid
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.filereader import read_dataset
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import get_j2k_parameters
+
+from ichfast import filebytes, headers, hounsfield
+from ichfast.errors import RejectError
+from ichfast.filebytes import UNDEFINED
+from ichfast.headers import Header, Layout
+from ichfast.quirks import RawArray
+
+REJECT_CODES = (
+    *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
+    *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
+    *("unreadable-file", "unreadable-archive"),  # from ichfast.sources
+    *("duplicate-conflict", "decoder-crash", "timeout"),  # from ichfast.prepare
+)
+"""Every reason in ``rejected.csv``."""
+
+_NATIVE_SYNTAXES = (
+    *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
+    *(uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian),
+)
+_LUT = 0x0028_3000
+_SHARED_GROUPS = 0x5200_9229
+_FRAME_GROUPS = 0x5200_9230
+_FRAME_MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+)
+_WANTED_TAGS = [*headers.TAGS.values(), _LUT, _SHARED_GROUPS, _FRAME_GROUPS]
+
+# Promise 5; the warnings are caught where pydicom is called.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """One axial CT slice, as the store keeps it."""
+
+    stored_HW: npt.NDArray[np.uint16]
+    """HU + 1024, clipped to [0, 32767]. Shape (rows, columns)."""
+
+    slice_id: str
+    """(0008,0018) SOPInstanceUID; frame k of a multi-frame file adds ``.k``."""
+
+    patient_id: str
+    study_uid: str
+    series_uid: str
+    """(0010,0020), (0020,000D), (0020,000E). Empty where absent."""
+
+    position_mm: float
+    """(0020,0032) along the normal of (0020,0037). NaN where unknown."""
+
+    orientation: tuple[float, ...]
+    """(0020,0037), six cosines: of the rows, of the columns. Empty where absent."""
+
+    instance_number: int
+    """(0020,0013), or the number of the frame. -1 where absent."""
+
+    row_spacing_mm: float
+    column_spacing_mm: float
+    """(0028,0030), between rows and between columns. NaN where absent."""
+
+    thickness_mm: float
+    """(0018,0050). NaN where absent."""
+
+    rescale_slope: float
+    rescale_intercept: float
+    """(0028,1053) and (0028,1052), as applied: HU a raw step, HU of raw 0."""
+
+    bits_stored: int
+    is_signed: bool
+
+    window_center: float
+    window_width: float
+    """(0028,1050) and (0028,1051), HU, the first value. NaN where absent."""
+
+    transfer_syntax_uid: str
+    """As the file says. Empty where it says nothing."""
+
+    quirks: tuple[str, ...]
+    """What was mended, sorted: ``high_bit``, ``j2k_sign``, ``long_pixels``,
+    ``malformed_number``, ``missing_rescale``, ``modality_lut``, ``monochrome1``,
+    ``no_preamble``, ``padding``, ``two_windows``, ``unused_bits``,
+    ``wrapped_12bit``, ``wrong_syntax``."""
+
+
+def read_slices(content: bytes) -> list[Slice]:
+    """Read one DICOM file.
+
+    Args:
+        content: the whole file.
+
+    Returns:
+        One slice; of a multi-frame file, one for each frame.
+
+    Raises:
+        RejectError: the file cannot become a slice; the code is one of
+            `REJECT_CODES`, the detail holds nothing about a patient.
+    """
+    part = "header"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            file = _parse(content)
+            header = Header(file.elements)
+            headers.check_kind(header)
+            layout = headers.read_layout(header)
+            file.quirks.update(header.quirks)
+            frame_headers = _frame_headers(file, layout.num_frames)
+            part = "pixels"
+            frames = enumerate(_read_frames(file, layout), start=1)
+            return [
+                _make_slice(file, layout, frame_header, frame)
+                for frame_header, frame in zip(frame_headers, frames, strict=True)
+            ]
+        except RejectError:
+            raise
+        except Exception as error:  # noqa: BLE001  # hostile bytes provoke anything
+            code = "bad-header" if part == "header" else "decoder-error"
+            reason = f"{type(error).__name__} while reading the {part}"
+            # Without its cause, whose message may quote header values.
+            raise RejectError(code, reason) from None
+
+
+# ---- header ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    dataset: Dataset
+    elements: headers.Elements
+    syntax: str
+    content: bytes
+    """The file; where it is deflated, what its dataset inflates to."""
+    pixels_at: int
+    pixels_bytes: int
+    """As the header says; `UNDEFINED` where the pixels are encapsulated."""
+    quirks: set[str]
+
+
+def _parse(content: bytes) -> _File:
+    start, has_preamble = filebytes.find_start(content)
+    stream = BytesIO(content)
+    stream.seek(start)
+    meta = read_dataset(
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag >> 16 != 2,
+    )
+    syntax = Header(_elements(meta)).text("TransferSyntaxUID")
+    start = stream.tell()
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        content, start = filebytes.inflate(content[start:]), 0
+        stream = BytesIO(content)
+    is_implicit = syntax == uid.ImplicitVRLittleEndian
+    if not syntax:
+        vr = content[start + 4 : start + 6]
+        is_implicit = not (vr.isalpha() and vr.isupper())
+    search = filebytes.PixelSearch(stream, len(content))
+    dataset = read_dataset(
+        stream,
+        is_implicit_VR=is_implicit,
+        is_little_endian=syntax != uid.ExplicitVRBigEndian,
+        stop_when=search,
+        specific_tags=_WANTED_TAGS,
+    )
+    search.check()
+    found_quirks = set() if has_preamble else {"no_preamble"}
+    return _File(
+        dataset=dataset,
+        elements=_elements(dataset),
+        syntax=syntax,
+        content=content,
+        pixels_at=search.at,
+        pixels_bytes=search.length,
+        quirks=found_quirks,
+    )
+
+
+def _elements(dataset: Dataset) -> headers.Elements:
+    """The raw values of a dataset; sequences stay out."""
+    return {
+        int(element.tag): (element.value, element.is_little_endian)
+        for element in dataset.elements()
+        if isinstance(element, RawDataElement) and isinstance(element.value, bytes)
+    }
+
+
+def _frame_headers(file: _File, num_frames: int) -> list[Header]:
+    """The header of each frame: its own values first, then the shared ones.
+
+    Source:
+        DICOM PS3.3 C.7.6.16, multi-frame functional groups.
+    """
+    if num_frames == 1 and _FRAME_GROUPS not in file.dataset:
+        return [Header(file.elements)]
+    whole = dict(file.elements)
+    if num_frames > 1:  # a position of the whole is no frame's
+        whole.pop(headers.TAGS["ImagePositionPatient"], None)
+    shared = [group for item in _macros(file.dataset, _SHARED_GROUPS) for group in item]
+    own = _macros(file.dataset, _FRAME_GROUPS)[:num_frames]
+    own += [[] for _ in range(num_frames - len(own))]
+    return [Header(*frame, *shared, whole) for frame in own]
+
+
+def _macros(dataset: Dataset, groups_tag: int) -> list[list[headers.Elements]]:
+    """For each item of a sequence of functional groups, the groups that are read."""
+    items = dataset[groups_tag].value if groups_tag in dataset else []
+    return [
+        [_elements(group) for name in _FRAME_MACROS for group in item.get(name, [])[:1]]
+        for item in items
+    ]
+
+
+# ---- pixels ----------------------------------------------------------------------
+
+
+def _read_frames(file: _File, layout: Layout) -> Iterator[RawArray]:
+    """Each frame's raw pixels, shape (H, W), in native byte order."""
+    is_compressed = bool(file.syntax) and file.syntax not in _NATIVE_SYNTAXES
+    if file.pixels_bytes == UNDEFINED and is_compressed:
+        return _decode(file, layout)
+    if file.pixels_bytes == UNDEFINED:
+        raise RejectError("decoder-error", "compressed pixels in a native syntax")
+    expected = layout.frame_bytes * layout.num_frames
+    if is_compressed:
+        _find_decoder(file.syntax)
+        if file.pixels_bytes != expected:
+            raise RejectError("decoder-error", "native pixels in a compressed syntax")
+        file.quirks.add("wrong_syntax")
+    elif file.pixels_bytes > expected:
+        file.quirks.add("long_pixels")
+    found = min(file.pixels_bytes, len(file.content) - file.pixels_at)
+    if found < expected:
+        raise RejectError("truncated-pixels", f"{found:,} bytes, expected {expected:,}")
+    return _view(file, layout)
+
+
+def _view(file: _File, layout: Layout) -> Iterator[RawArray]:
+    order = ">" if file.syntax == uid.ExplicitVRBigEndian else "<"
+    kind = "i" if layout.is_signed else "u"
+    dtype = np.dtype(f"{order}{kind}{layout.bits_allocated // 8}")
+    for index in range(layout.num_frames):
+        raw_HW: RawArray = np.frombuffer(
+            file.content,
+            dtype,
+            count=layout.rows * layout.columns,
+            offset=file.pixels_at + index * layout.frame_bytes,
+        ).reshape(layout.rows, layout.columns)
+        yield raw_HW.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
+    decoder = _find_decoder(file.syntax)
+    if not decoder.is_available:
+        needs = ", ".join(decoder.missing_dependencies)
+        raise RejectError(
+            "no-decoder",
+            f"{uid.UID(file.syntax).name} needs one of {needs}; "
+            "pip install 'ichfast[decoders]'",
+        )
+    end, num_fragments = filebytes.measure_fragments(file.content, file.pixels_at)
+    if layout.num_frames > num_fragments:
+        raise RejectError(
+            "too-large", f"{layout.num_frames} frames promised, {num_fragments} there"
+        )
+    pixels = file.content[file.pixels_at : end]
+    for codestream in generate_frames(pixels, number_of_frames=layout.num_frames):
+        filebytes.check_codestream(codestream, layout.rows, layout.columns)
+        j2k = get_j2k_parameters(codestream)
+        if j2k.get("is_signed", layout.is_signed) != layout.is_signed:
+            file.quirks.add("j2k_sign")  # which pydicom's decoder mends
+    frames = decoder.iter_array(
+        pixels,
+        raw=True,
+        rows=layout.rows,
+        columns=layout.columns,
+        number_of_frames=layout.num_frames,
+        samples_per_pixel=1,
+        photometric_interpretation="MONOCHROME2",
+        bits_allocated=layout.bits_allocated,
+        bits_stored=layout.bits_stored,
+        pixel_representation=int(layout.is_signed),
+        pixel_keyword="PixelData",
+    )
+    yield from (raw_HW for raw_HW, _ in frames)
+
+
+def _find_decoder(syntax: str) -> Decoder:
+    try:
+        return get_decoder(syntax)
+    except NotImplementedError:
+        raise RejectError(
+            "no-decoder", f"unknown transfer syntax {syntax[:64]!r}"
+        ) from None
+
+
+def _make_slice(
+    file: _File, layout: Layout, header: Header, frame: tuple[int, RawArray]
+) -> Slice:
+    number, raw_HW = frame
+    has_lut = _LUT in file.dataset and file.dataset[_LUT].value
+    lut = partial(apply_modality_lut, ds=file.dataset) if has_lut else None
+    stored = hounsfield.store_frame(raw_HW, layout, header, lut)
+    is_single = layout.num_frames == 1
+    row_spacing, column_spacing = header.vector("PixelSpacing", 2) or (math.nan,) * 2
+    return Slice(
+        stored_HW=stored.stored_HW,
+        slice_id=header.text("SOPInstanceUID") + ("" if is_single else f".{number}"),
+        patient_id=header.text("PatientID"),
+        study_uid=header.text("StudyInstanceUID"),
+        series_uid=header.text("SeriesInstanceUID"),
+        position_mm=headers.read_position(header),
+        orientation=header.vector("ImageOrientationPatient", 6),
+        instance_number=header.integer("InstanceNumber", -1) if is_single else number,
+        row_spacing_mm=row_spacing,
+        column_spacing_mm=column_spacing,
+        thickness_mm=header.number("SliceThickness"),
+        rescale_slope=stored.slope,
+        rescale_intercept=stored.intercept,
+        bits_stored=layout.bits_stored,
+        is_signed=layout.is_signed,
+        window_center=header.number("WindowCenter"),
+        window_width=header.number("WindowWidth"),
+        transfer_syntax_uid=file.syntax,
+        quirks=tuple(sorted(file.quirks | header.quirks)),  # last: reading finds some
+    )

@@ -1,0 +1,185 @@
+"""The bytes of a DICOM file, measured before pydicom and decoders may trust them.
+
+A damaged or hostile file can promise any size: in the length of an element, in a
+deflated data set, in the frame header of compressed pixels. Readers and decoders
+allocate what they are promised, so the promises are held to the file here.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+
+from ichfast.errors import RejectError
+
+UNDEFINED = 0xFFFF_FFFF
+"""The length of an element that ends with a delimiter, such as compressed pixels."""
+
+_MAX_INFLATED_BYTES = 512 * 2**20
+_PREAMBLE_BYTES = 128
+_PIXELS = 0x7FE0_0010
+_FLOAT_PIXELS = (0x7FE0_0008, 0x7FE0_0009)
+_ITEM = b"\xfe\xff\x00\xe0"
+_DELIMITER = b"\xfe\xff\xdd\xe0"
+_J2K_START = b"\xff\x4f\xff\x51"
+_MAX_BOX_BYTES = 256
+"""Some writers wrap the codestream in JP2 boxes; it then starts a little later."""
+_JPEG_START = b"\xff\xd8"
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+"""SOF markers of JPEG and JPEG-LS."""
+
+
+def find_start(content: bytes) -> tuple[int, bool]:
+    """Where the first element begins, and whether a preamble stands before it.
+
+    Source:
+        DICOM PS3.10 7.1. Dumps of network messages and files older than it lack
+        the preamble, and begin with an element of group 0002 or 0008.
+    """
+    if not content:
+        raise RejectError("empty", "0 bytes")
+    if content[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] == b"DICM":
+        return _PREAMBLE_BYTES + 4, True
+    if content[:2] in (b"\2\0", b"\x08\0") and content[3:4] == b"\0":
+        return 0, False
+    raise RejectError(
+        "not-dicom", f"{len(content):,} bytes without DICM at byte {_PREAMBLE_BYTES}"
+    )
+
+
+def inflate(packed: bytes) -> bytes:
+    """Unpack a deflated data set.
+
+    Raises:
+        RejectError: ``too-large``, above 512 MiB.
+
+    Source:
+        DICOM PS3.5 A.5.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = inflater.decompress(packed, _MAX_INFLATED_BYTES)
+    if inflater.unconsumed_tail:
+        raise RejectError(
+            "too-large", f"it inflates to more than {_MAX_INFLATED_BYTES:,} bytes"
+        )
+    return inflated
+
+
+class PixelSearch:
+    """Stops pydicom at the pixels, or at an element that leaves the file.
+
+    Give it to pydicom's reader as `stop_when`, then ask `check`.
+    """
+
+    def __init__(self, stream: BytesIO, num_bytes: int) -> None:
+        self._stream = stream
+        self._num_bytes = num_bytes
+        self._tag = 0
+        self.at = 0
+        """Where the value of the pixel data begins."""
+        self.length = 0
+        """Its bytes as the header says, or `UNDEFINED`."""
+        self._is_cut = False
+
+    def __call__(self, tag: int, _vr: str | None, length: int) -> bool:
+        """Whether to stop before this element; pydicom stands at its value."""
+        at = self._stream.tell()
+        if tag == _PIXELS or tag in _FLOAT_PIXELS:
+            self._tag, self.at, self.length = tag, at, length
+            return True
+        self._is_cut = length != UNDEFINED and at + length > self._num_bytes
+        return self._is_cut
+
+    def check(self) -> None:
+        """Say whether pixels were found.
+
+        Raises:
+            RejectError: ``bad-header``, the file ends before them; ``no-pixels``.
+        """
+        if self._is_cut:
+            raise RejectError(
+                "bad-header", f"the file ends inside it, at {self._num_bytes:,} bytes"
+            )
+        if self._tag != _PIXELS or self.length == 0:
+            found = "floating point" if self._tag in _FLOAT_PIXELS else "no"
+            raise RejectError(
+                "no-pixels", f"{found} pixels, expected PixelData (7FE0,0010)"
+            )
+
+
+def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
+    """Walk over the fragments.
+
+    Args:
+        content: the file.
+        start: where the first item, the basic offset table, begins.
+
+    Returns:
+        Where the last fragment ends, and how many there are.
+
+    Raises:
+        RejectError: ``truncated-pixels``, a fragment leaves the file;
+            ``decoder-error``, there is no chain of items.
+
+    Source:
+        DICOM PS3.5 A.4.
+    """
+    at, num_items = start, 0
+    while content[at : at + 4] == _ITEM and at + 8 <= len(content):
+        end = at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")
+        if end > len(content):
+            raise RejectError(
+                "truncated-pixels",
+                f"{len(content) - start:,} bytes of at least {end - start:,} expected",
+            )
+        at, num_items = end, num_items + 1
+    if num_items == 0:
+        raise RejectError("decoder-error", "the pixels are no chain of fragments")
+    if num_items == 1 or content[at : at + 4] not in (_DELIMITER, b""):
+        raise RejectError(
+            "truncated-pixels", f"{num_items - 1} fragments, then no delimiter"
+        )
+    return at, num_items - 1
+
+
+def check_codestream(codestream: bytes, rows: int, columns: int) -> None:
+    """Refuse a frame that would unpack to more pixels than its slice has.
+
+    Args:
+        codestream: one frame, in JPEG 2000, JPEG or JPEG-LS; others pass.
+        rows: of the slice.
+        columns: of the slice.
+
+    Raises:
+        RejectError: ``too-large``, the frame promises more.
+    """
+    found = _size(codestream)
+    if found[0] * found[1] > rows * columns:
+        raise RejectError(
+            "too-large",
+            f"the compressed pixels promise {found[0]} rows x {found[1]} columns, "
+            f"the header {rows} x {columns}",
+        )
+
+
+def _size(codestream: bytes) -> tuple[int, int]:
+    """Rows and columns that a frame promises; zeros where it cannot be told.
+
+    Source:
+        ISO/IEC 15444-1 A.5.1 (SIZ), 10918-1 B.2.2 (SOF), 14495-1 C.2.2.
+    """
+    at = codestream.find(_J2K_START, 0, _MAX_BOX_BYTES)
+    if at >= 0 and len(codestream) >= at + 24:
+        right, bottom, left, top = struct.unpack_from(">4I", codestream, at + 8)
+        return max(bottom - top, 0), max(right - left, 0)
+    if codestream.startswith(_JPEG_START):
+        at = len(_JPEG_START)
+        while at + 9 <= len(codestream) and codestream[at] == 0xFF:
+            marker, length, rows, columns = struct.unpack_from(
+                ">xBHxHH", codestream, at
+            )
+            if marker in _FRAME_MARKERS:
+                return rows, columns
+            at += 2 + length
+    return 0, 0

@@ -1,0 +1,300 @@
+"""What a DICOM header says about a slice, read from its raw bytes.
+
+pydicom's own conversion warns about each of RSNA's ``ID_...`` UIDs and takes as
+long as everything else together, so values are converted here: leniently, without
+a warning, and only those that are asked for. A header that rules a slice out
+raises `RejectError`; details quote no more than what rules it out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ichfast.errors import RejectError
+
+TAGS = {
+    "TransferSyntaxUID": 0x0002_0010,
+    "ImageType": 0x0008_0008,
+    "SOPClassUID": 0x0008_0016,
+    "SOPInstanceUID": 0x0008_0018,
+    "Modality": 0x0008_0060,
+    "PatientID": 0x0010_0020,
+    "SliceThickness": 0x0018_0050,
+    "StudyInstanceUID": 0x0020_000D,
+    "SeriesInstanceUID": 0x0020_000E,
+    "InstanceNumber": 0x0020_0013,
+    "ImagePositionPatient": 0x0020_0032,
+    "ImageOrientationPatient": 0x0020_0037,
+    "SamplesPerPixel": 0x0028_0002,
+    "PhotometricInterpretation": 0x0028_0004,
+    "NumberOfFrames": 0x0028_0008,
+    "Rows": 0x0028_0010,
+    "Columns": 0x0028_0011,
+    "PixelSpacing": 0x0028_0030,
+    "BitsAllocated": 0x0028_0100,
+    "BitsStored": 0x0028_0101,
+    "HighBit": 0x0028_0102,
+    "PixelRepresentation": 0x0028_0103,
+    "PixelPaddingValue": 0x0028_0120,
+    "PixelPaddingRangeLimit": 0x0028_0121,
+    "WindowCenter": 0x0028_1050,
+    "WindowWidth": 0x0028_1051,
+    "RescaleIntercept": 0x0028_1052,
+    "RescaleSlope": 0x0028_1053,
+}
+"""The elements that are read, by keyword.
+
+Source:
+    DICOM PS3.6, registry of data elements.
+"""
+
+MAX_PIXELS = 4096**2
+"""Most rows x columns of one slice."""
+
+MAX_FILE_PIXELS = 2**30
+"""Most pixels of all frames of a file: 2 GiB as uint16."""
+
+CT_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
+    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
+    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
+)
+
+Elements = Mapping[int, tuple[bytes, bool]]
+"""By tag: the bytes of a value, and whether it is little-endian."""
+
+
+class Header:
+    """Values by keyword. Of several mappings the first that has one counts."""
+
+    def __init__(self, *elements: Elements) -> None:
+        self._elements = elements
+        self.quirks: set[str] = set()
+        """Names of what had to be mended in the values asked for so far."""
+
+    def text(self, keyword: str) -> str:
+        """The value as text, without its padding; empty where absent."""
+        return parse_text(self._raw(keyword)[0])
+
+    def unsigned(self, keyword: str) -> int | None:
+        """The first value of a 16-bit element; None where absent."""
+        value, is_little_endian = self._raw(keyword)
+        if len(value) < 2:
+            return None
+        return int.from_bytes(value[:2], "little" if is_little_endian else "big")
+
+    def numbers(self, keyword: str) -> tuple[float, ...]:
+        """All values of a decimal string; NaN for what is none, () where absent."""
+        value, _ = self._raw(keyword)
+        if not value.strip(b" \0"):
+            return ()
+        numbers = parse_numbers(value)
+        if b"," in value or any(map(math.isnan, numbers)):
+            self.quirks.add("malformed_number")
+        if keyword == "WindowCenter" and len(numbers) > 1:
+            self.quirks.add("two_windows")
+        return numbers
+
+    def number(self, keyword: str, default: float = math.nan) -> float:
+        """The first value of a decimal string; NaN if malformed."""
+        return (*self.numbers(keyword), default)[0]
+
+    def integer(self, keyword: str, default: int) -> int:
+        """The first value of an integer string; `default` if malformed, too."""
+        number = self.number(keyword, default)
+        return default if math.isnan(number) else int(number)
+
+    def vector(self, keyword: str, length: int) -> tuple[float, ...]:
+        """So many finite numbers, or ()."""
+        numbers = self.numbers(keyword)
+        is_whole = len(numbers) == length and all(map(math.isfinite, numbers))
+        return numbers if is_whole else ()
+
+    def _raw(self, keyword: str) -> tuple[bytes, bool]:
+        tag = TAGS[keyword]
+        for elements in self._elements:
+            if tag in elements:
+                return elements[tag]
+        return b"", True
+
+
+def parse_text(value: bytes) -> str:
+    """Decode a value, whatever it holds: no check, no warning.
+
+    RSNA's UIDs are ``ID_...`` strings, which a strict parser refuses; other
+    files carry bytes of an undeclared character set.
+
+    Source:
+        DICOM PS3.5 6.2 (padding with space or NUL).
+    """
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        text = value.decode("latin-1")
+    return text.strip(" \0\t\r\n")
+
+
+def parse_numbers(value: bytes) -> tuple[float, ...]:
+    r"""Read a decimal string, one number for each of its values.
+
+    Read as they are meant: ``00040\00040``, ``1.000000``, ``-1.024e3``, ``1,5``.
+    What is no finite number becomes NaN.
+
+    Source:
+        DICOM PS3.5 6.2, value representation DS.
+    """
+    return tuple(_parse_number(text) for text in parse_text(value).split("\\"))
+
+
+def _parse_number(text: str) -> float:
+    try:
+        number = float(text.strip(" \0").replace(",", "."))
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def check_kind(header: Header) -> None:
+    """Refuse what is no grey CT slice.
+
+    Raises:
+        RejectError: ``not-ct``, ``localizer`` or ``colour``.
+    """
+    modality = header.text("Modality")
+    if modality != "CT" and (modality or header.text("SOPClassUID") not in CT_CLASSES):
+        raise RejectError(
+            "not-ct", f"Modality (0008,0060) is {modality[:16]!r}, expected 'CT'"
+        )
+    if "LOCALIZER" in header.text("ImageType").split("\\"):
+        raise RejectError("localizer", "ImageType (0008,0008) says LOCALIZER")
+    samples = header.unsigned("SamplesPerPixel") or 1
+    photometric = header.text("PhotometricInterpretation") or "MONOCHROME2"
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise RejectError(
+            "colour", f"{samples} samples a pixel, {photometric[:16]}; expected grey"
+        )
+    if photometric == "MONOCHROME1":
+        header.quirks.add("monochrome1")
+    bits_allocated = header.unsigned("BitsAllocated") or 16
+    if bits_allocated <= 8:
+        raise RejectError(
+            "colour", f"{bits_allocated} bits a pixel, as of a screenshot; expected 16"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the pixels of a file lie in its bytes."""
+
+    rows: int
+    columns: int
+    num_frames: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one uncompressed frame."""
+        return self.rows * self.columns * self.bits_allocated // 8
+
+
+def read_layout(header: Header) -> Layout:
+    """Read the layout, trusting it no further than the file can be stored.
+
+    Raises:
+        RejectError: ``bad-header``, an element is missing or impossible;
+            ``too-large``, more pixels than `MAX_PIXELS` or `MAX_FILE_PIXELS`.
+    """
+    if not header.text("SOPInstanceUID"):
+        raise RejectError("bad-header", "SOPInstanceUID is missing")
+    rows, columns = _required(header, "Rows"), _required(header, "Columns")
+    bits_allocated = _required(header, "BitsAllocated")
+    is_signed = _required(header, "PixelRepresentation") == 1
+    bits_stored = header.unsigned("BitsStored") or bits_allocated
+    high_bit = header.unsigned("HighBit")
+    num_frames = header.number("NumberOfFrames", 1)
+    shape = f"{rows} rows x {columns} columns x {num_frames:.0f} frames"
+    if rows * columns == 0 or not num_frames >= 1:
+        raise RejectError("bad-header", shape)
+    if rows * columns > MAX_PIXELS or num_frames * rows * columns > MAX_FILE_PIXELS:
+        raise RejectError(
+            "too-large",
+            f"{shape}; at most {MAX_PIXELS:,} pixels a frame and "
+            f"{MAX_FILE_PIXELS:,} a file are read",
+        )
+    if bits_allocated not in (16, 32) or bits_stored > bits_allocated:
+        raise RejectError(
+            "bad-header",
+            f"{bits_stored} bits stored in {bits_allocated} allocated, expected 16",
+        )
+    return Layout(
+        rows=rows,
+        columns=columns,
+        num_frames=int(num_frames),
+        bits_allocated=bits_allocated,
+        bits_stored=bits_stored,
+        high_bit=bits_stored - 1 if high_bit is None else high_bit,
+        is_signed=is_signed,
+    )
+
+
+def _required(header: Header, keyword: str) -> int:
+    value = header.unsigned(keyword)
+    if value is None:
+        raise RejectError("bad-header", f"{keyword} is missing")
+    return value
+
+
+def read_rescale(header: Header) -> tuple[float, float, bool]:
+    """Slope (1 where missing), intercept (0 where missing), and if both are there.
+
+    Raises:
+        RejectError: ``bad-header``, one of them is malformed or the slope is 0.
+    """
+    slope, intercept = (
+        header.numbers("RescaleSlope"),
+        header.numbers("RescaleIntercept"),
+    )
+    if (slope and not abs(slope[0]) > 0) or (intercept and math.isnan(intercept[0])):
+        raise RejectError(
+            "bad-header", "RescaleSlope or RescaleIntercept is no usable number"
+        )
+    return (*slope, 1.0)[0], (*intercept, 0.0)[0], bool(slope and intercept)
+
+
+def read_padding(header: Header, *, is_signed: bool) -> tuple[int, int] | None:
+    """First and last raw value of the padding; None where none is declared.
+
+    Often written as US although the pixels are signed: 63536 then means -2000.
+
+    Source:
+        DICOM PS3.3 C.7.5.1.1.2: the representation is that of the pixels.
+    """
+    value = header.unsigned("PixelPaddingValue")
+    if value is None:
+        return None
+    limit = header.unsigned("PixelPaddingRangeLimit")
+    first, last = (
+        number - 0x10000 if is_signed and number >= 0x8000 else number
+        for number in (value, value if limit is None else limit)
+    )
+    return min(first, last), max(first, last)
+
+
+def read_position(header: Header) -> float:
+    """Position along the slice normal, mm; NaN where it is not known.
+
+    Source:
+        DICOM PS3.3 C.7.6.2.1.1: the normal is rows x columns of the orientation.
+    """
+    cosines = header.vector("ImageOrientationPatient", 6)
+    corner = header.vector("ImagePositionPatient", 3)
+    if not cosines or not corner:
+        return math.nan
+    (ax, ay, az), (bx, by, bz) = cosines[:3], cosines[3:]
+    normal = (ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
+    return sum(n * c for n, c in zip(normal, corner, strict=True))

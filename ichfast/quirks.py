@@ -1,0 +1,106 @@
+"""Known defects of CT pixels, each found by one function and mended by another.
+
+`ichfast.hounsfield` asks in turn, mends what it finds, and writes the names of what
+it mended into `Slice.quirks`. Defects of header values are mended in `ichfast.headers`.
+
+Shape letters: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+RawArray = npt.NDArray[np.integer[Any]]
+"""Pixels as decoded, before rescale: any integer dtype, shape (H, W)."""
+
+
+def has_high_bit_offset(raw_HW: RawArray, bits_stored: int, high_bit: int) -> bool:
+    """Whether the meaningful bits really sit above the lowest ones.
+
+    Many headers claim a high bit that the pixels contradict, so the pixels have
+    the last word: the bits below the claimed ones must all be zero.
+
+    Source:
+        DICOM PS3.5 8.1.1: HighBit shall be BitsStored - 1.
+    """
+    num_below = high_bit - (bits_stored - 1)
+    if num_below <= 0 or high_bit >= raw_HW.dtype.itemsize * 8:
+        return False
+    return not np.bitwise_and(raw_HW, (1 << num_below) - 1).any()
+
+
+def drop_high_bit_offset(raw_HW: RawArray, bits_stored: int, high_bit: int) -> RawArray:
+    """Move the meaningful bits down to where they belong."""
+    moved_HW: RawArray = raw_HW >> (high_bit - (bits_stored - 1))
+    return moved_HW
+
+
+def has_unused_bits(raw_HW: RawArray, bits_stored: int) -> bool:
+    """Whether some pixel lies outside what `bits_stored` bits can say.
+
+    Source:
+        DICOM PS3.5 8.1.1: the bits beyond BitsStored are not part of the value
+        (old files keep overlays there; some leave signed values unextended).
+    """
+    if bits_stored >= raw_HW.dtype.itemsize * 8:
+        return False
+    if raw_HW.dtype.kind == "u":
+        return bool(raw_HW.max() >> bits_stored)
+    limit = 1 << (bits_stored - 1)
+    return bool(raw_HW.max() >= limit or raw_HW.min() < -limit)
+
+
+def mask_unused_bits(raw_HW: RawArray, bits_stored: int) -> RawArray:
+    """Clear the bits above `bits_stored`; carry the sign up where there is one."""
+    shift = raw_HW.dtype.itemsize * 8 - bits_stored
+    masked_HW: RawArray = (raw_HW << shift) >> shift
+    return masked_HW
+
+
+def is_wrapped_12bit(
+    *, is_signed: bool, bits_stored: int, slope: float, intercept: float
+) -> bool:
+    """Whether a file belongs to those whose negative HU wrapped around at 4096.
+
+    About 5,300 RSNA slices are unsigned 12-bit with an intercept near zero: air
+    cannot be written that way, and stands at 3096 and above.
+
+    Source:
+        J. Howard, "Some DICOM gotchas to be aware of" (fastai, 2019), which also
+        asks for 12 bits and intercept > -100. A slope other than 1 is no part of
+        the family.
+    """
+    return not is_signed and bits_stored == 12 and slope == 1 and intercept > -100
+
+
+def unwrap_12bit(raw_HW: RawArray) -> npt.NDArray[np.int16]:
+    """Undo the wrap: values from 3096 on are 4096 lower. The result is HU.
+
+    Howard adds 1000, takes 4096 off what reaches 4096, and sets the intercept to
+    -1000: the same numbers, with the file's own intercept replaced.
+    """
+    hu_HW = raw_HW.astype(np.int16)
+    hu_HW += 1000
+    hu_HW &= 4095
+    hu_HW -= 1000
+    return hu_HW
+
+
+def is_padding(raw_HW: RawArray, padding: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Tell which pixels are no part of the image.
+
+    Args:
+        raw_HW: pixels before rescale.
+        padding: first and last value of the padding range, both included.
+
+    Returns:
+        Shape (H, W), True where a pixel is padding.
+
+    Source:
+        DICOM PS3.3 C.7.5.1.1.2, PixelPaddingValue and PixelPaddingRangeLimit.
+    """
+    first, last = padding
+    return (raw_HW >= first) & (raw_HW <= last)

@@ -1,0 +1,268 @@
+"""Where DICOM bytes come from: folders, files, and archives read in place.
+
+A source is a folder of any nesting, a file, or an archive: ``.zip``, ``.tar``,
+``.tar.gz``, ``.tar.xz``, ``.tar.bz2``. Archives inside a folder are looked into
+as well (known by suffix, then by content); archives inside archives are not.
+
+Promises:
+
+1. The listing depends on the sources only: sorted by source and key, in plain
+   code point order, the same on every platform and in every process.
+2. Hidden files and folders (a name that begins with a dot) are left out. Links
+   are followed, each folder is visited once, so loops end.
+3. Nothing above `MAX_BYTES` is read or unpacked.
+4. Reading gives each entry once: its bytes, or a `RejectError` with one of
+   ``too-large``, ``unreadable-file``, ``unreadable-archive``.
+5. A broken archive is a `SourceError` when it was asked for. Found in a folder it
+   is one entry that reads as ``unreadable-archive``, beside the members that
+   could be listed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ichfast import archives
+from ichfast.errors import RejectError, SourceError
+
+MAX_BYTES = 512 * 2**20
+"""Largest file or member that is read, bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file that may be DICOM, and where to find it."""
+
+    source: int
+    """Index of the source among those asked for."""
+
+    container: Path
+    """The file itself, or the archive that holds it."""
+
+    member: str
+    """Name inside the archive; empty for a plain file."""
+
+    key: str
+    """Name for sorting and for ``rejected.csv``: posix, relative to the source,
+    ``archive.tar.xz/member`` inside an archive. Control characters escaped."""
+
+    size: int
+    """Bytes, unpacked."""
+
+    offset: int = -1
+    """Where the member begins in the (unpacked) archive, bytes; -1 for a file."""
+
+
+def list_entries(sources: Sequence[Path]) -> list[Entry]:
+    """List every file of the sources, looking into archives.
+
+    Args:
+        sources: folders, files and archives, in any mixture.
+
+    Returns:
+        Sorted by source, then key, then offset.
+
+    Raises:
+        SourceError: a source or one of its folders does not exist or cannot be
+            read, an archive that was asked for is broken, or there is no file.
+    """
+    entries: list[Entry] = []
+    for index, source in enumerate(sources):
+        with _source_errors(source):
+            found = _list_folder if source.is_dir() else _list_file
+        entries += sorted(found(index, source), key=lambda e: (e.key, e.offset))
+    if not entries:
+        names = ", ".join(map(str, sources)) or "an empty list of sources"
+        raise SourceError(
+            f"no file in {names}; give a folder, a DICOM file, a .zip or a .tar "
+            "(hidden files do not count)"
+        )
+    return entries
+
+
+def read_entries(
+    entries: Sequence[Entry],
+) -> Iterator[tuple[Entry, bytes | RejectError]]:
+    """Read entries, opening each archive once for a run of neighbours.
+
+    Args:
+        entries: as `list_entries` gives them, or any part of that.
+
+    Yields:
+        Each entry once, with its bytes or the reason why there are none. In the
+        order given, except that members of one compressed tar come in the
+        archive's order.
+    """
+    for (_, container, is_member), run in itertools.groupby(
+        entries, lambda entry: (entry.source, entry.container, bool(entry.member))
+    ):
+        fitting = []
+        for entry in run:
+            if entry.size > MAX_BYTES:
+                yield entry, _too_large(entry)
+            else:
+                fitting.append(entry)
+        if is_member and fitting:
+            yield from _read_members(container, fitting)
+        else:
+            yield from ((entry, _read_file(entry)) for entry in fitting)
+
+
+def _list_folder(index: int, top: Path) -> Iterator[Entry]:
+    seen: set[tuple[int, int]] = set()
+    waiting = [(top, "")]
+    while waiting:
+        folder, prefix = waiting.pop()
+        with _source_errors(folder):
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as listing:
+                children = sorted(listing, key=lambda child: child.name)
+            for child in children:
+                if child.name.startswith(".") or _is_dangling(child):
+                    continue
+                key = prefix + child.name
+                if child.is_dir():
+                    waiting.append((Path(child.path), f"{key}/"))
+                elif child.is_file():
+                    yield from _list_child(index, child, key)
+
+
+def _is_dangling(child: os.DirEntry[str]) -> bool:
+    """Whether this is a link to nothing, or to itself."""
+    if not child.is_symlink():
+        return False
+    try:
+        child.stat()
+    except OSError:
+        return True
+    return False
+
+
+def _list_child(index: int, child: os.DirEntry[str], key: str) -> Iterator[Entry]:
+    path = Path(child.path)
+    if child.name.lower().endswith(archives.SUFFIXES):
+        try:
+            if kind := archives.archive_kind(path):
+                yield from _list_members(index, path, key, kind)
+                return
+        except archives.BROKEN:
+            pass  # listed as a file; `_read_file` says that it is broken
+    yield Entry(index, path, "", _printable(key), child.stat().st_size)
+
+
+def _list_file(index: int, path: Path) -> Iterator[Entry]:
+    with _source_errors(path):
+        if kind := archives.archive_kind(path):
+            yield from _list_members(index, path, path.name, kind)
+        else:
+            yield Entry(index, path, "", _printable(path.name), path.stat().st_size)
+
+
+def _list_members(index: int, path: Path, key: str, kind: str) -> Iterator[Entry]:
+    for member, size, offset in archives.list_members(path, kind):
+        if not _is_hidden(member):
+            name = _printable(f"{key}/{member}")
+            yield Entry(index, path, member, name, size, offset)
+
+
+def _read_file(entry: Entry) -> bytes | RejectError:
+    path = entry.container
+    try:
+        suspect = path.name.lower().endswith(archives.SUFFIXES)
+        if suspect and archives.archive_kind(path):
+            return RejectError("unreadable-archive", "it is damaged; copy it again")
+        return path.read_bytes()
+    except OSError as error:
+        return RejectError("unreadable-file", _reason(error))
+
+
+def _read_members(
+    container: Path, entries: list[Entry]
+) -> Iterator[tuple[Entry, bytes | RejectError]]:
+    try:
+        kind = archives.archive_kind(container)
+        stream = container.open("rb")
+    except OSError as error:
+        yield from _reject_all(entries, _reason(error))
+        return
+    with stream:
+        if kind == "packed":
+            yield from _read_packed(container, entries)
+            return
+        read = archives.READERS.get(kind)
+        if read is None:
+            yield from _reject_all(entries, "it is no archive any more")
+            return
+        for entry in entries:
+            try:
+                content = read(stream, entry.offset, entry.size)
+            except archives.BROKEN as error:
+                yield entry, RejectError("unreadable-archive", _reason(error))
+            else:
+                yield entry, content
+
+
+def _read_packed(
+    container: Path, entries: list[Entry]
+) -> Iterator[tuple[Entry, bytes | RejectError]]:
+    left = {entry.offset: entry for entry in entries}
+    try:
+        for offset, content in archives.read_packed_members(container, list(left)):
+            yield left.pop(offset), content
+    except archives.BROKEN as error:
+        yield from _reject_all(left.values(), _reason(error))
+
+
+def _reject_all(
+    entries: Iterable[Entry], reason: str
+) -> Iterator[tuple[Entry, RejectError]]:
+    return ((entry, RejectError("unreadable-archive", reason)) for entry in entries)
+
+
+@contextmanager
+def _source_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"no source at {path}; give a folder, a DICOM file, a .zip or a .tar"
+        ) from error
+    except archives.BROKEN as error:
+        raise SourceError(
+            f"cannot read {path}: {_reason(error)}; check its permissions, or copy it "
+            "again from where it came"
+        ) from error
+
+
+def _too_large(entry: Entry) -> RejectError:
+    return RejectError(
+        "too-large", f"{entry.size:,} bytes; at most {MAX_BYTES:,} are read"
+    )
+
+
+def _is_hidden(member: str) -> bool:
+    return any(
+        part.startswith(".") and part not in (".", "..") for part in member.split("/")
+    )
+
+
+def _printable(name: str) -> str:
+    if name.isprintable():
+        return name
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in name
+    )
+
+
+def _reason(error: Exception) -> str:
+    strerror = getattr(error, "strerror", None)
+    return strerror or str(error) or type(error).__name__

@@ -1,0 +1,73 @@
+"""Folds keep patients together and classes even."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ichfast.errors import FoldError
+from ichfast.folds import patient_folds, slice_folds
+from ichfast.labels import CLASSES
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "labels"
+
+
+def made_up(num_patients: int = 211) -> tuple[list[str], np.ndarray]:
+    """Patients of 1 to 40 slices with labels as rare as RSNA's."""
+    rng = np.random.default_rng(3)
+    slices_P = rng.integers(1, 41, num_patients)
+    patients = [f"P{k}" for k, count in enumerate(slices_P) for _ in range(count)]
+    subtypes_NK = rng.random((len(patients), 5)) < [0.01, 0.05, 0.04, 0.05, 0.06]
+    labels_NK = np.column_stack([subtypes_NK.any(axis=1), subtypes_NK]).astype(np.uint8)
+    return patients, labels_NK
+
+
+def test_no_patient_is_in_two_folds_and_every_fold_has_slices() -> None:
+    patients, labels_NK = made_up()
+    folds_N = patient_folds(patients, labels_NK)
+    table = pd.DataFrame({"patient": patients, "fold": folds_N})
+    assert (table.groupby("patient")["fold"].nunique() == 1).all()
+    assert sorted(set(folds_N)) == [0, 1, 2, 3, 4]
+
+
+def test_folds_are_the_same_for_the_same_seed_in_any_order() -> None:
+    patients, labels_NK = made_up()
+    folds_N = patient_folds(patients, labels_NK)
+    shuffled = np.random.default_rng(0).permutation(len(patients))
+    again = patient_folds(np.array(patients)[shuffled], labels_NK[shuffled])
+    np.testing.assert_array_equal(again, folds_N[shuffled])
+    assert (patient_folds(patients, labels_NK, seed=1) != folds_N).any()
+
+
+def test_too_few_patients_are_refused() -> None:
+    with pytest.raises(FoldError, match=r"2 patient\(s\) cannot make 5"):
+        patient_folds(["a", "b", "b"], np.zeros((3, 6)))
+
+
+def test_real_studies_spread_every_class_within_two_percent() -> None:
+    path = REAL / "train_studies_patients_folds.csv.xz"
+    if not path.is_file():
+        pytest.skip("needs the real studies beside the repository")
+    studies = pd.read_csv(path)
+    labels_NK = studies[list(CLASSES)].to_numpy()
+    folds_N = patient_folds(studies["PatientID"].to_numpy(), labels_NK)
+    assert (
+        studies.assign(fold=folds_N).groupby("PatientID")["fold"].nunique() == 1
+    ).all()
+    counts_FK = np.array([labels_NK[folds_N == fold].sum(axis=0) for fold in range(5)])
+    assert (abs(counts_FK / counts_FK.mean(axis=0) - 1) < 0.02).all()
+    assert np.bincount(folds_N).tolist() == [3906] * 5
+
+
+def test_slice_folds_are_even_and_warn_that_they_leak(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, labels_NK = made_up()
+    folds_N = slice_folds(labels_NK)
+    counts_FK = np.array([labels_NK[folds_N == fold].sum(axis=0) for fold in range(5)])
+    assert (np.ptp(counts_FK, axis=0) <= 32).all()  # one a combination of labels
+    assert np.ptp(np.bincount(folds_N)) <= 1
+    assert "both sides" in caplog.text

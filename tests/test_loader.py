@@ -1,0 +1,222 @@
+"""The DALI loader keeps its promises and agrees with the NumPy twin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from ichfast.augment import AugmentConfig, apply_parameters, draw, shrunk_shape
+from ichfast.errors import LoaderError
+from ichfast.loader import DataConfig, choose_level, make_loader
+from ichfast.pipeline import Normalization
+from ichfast.store import Store
+from tests.contracts import check_loader, order_of
+
+DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))
+THREE = replace(DATA, windows=("brain", "80/200", "bone"))
+NORMALIZATION = Normalization(mean=(0.2, 0.3, 0.4), std=(0.5, 0.6, 0.7))
+AUGMENTS = {
+    "none": AugmentConfig(),
+    "geometry": AugmentConfig(
+        flip_probability=0.5, max_rotation_deg=30, max_zoom=1.4, max_warp=0.2
+    ),
+    "cutout": AugmentConfig(cutout_probability=0.8, cutout_side=(2, 9)),
+    "lighting": AugmentConfig(max_lighting=0.2),
+}
+
+
+def everything(store: Store) -> npt.NDArray[np.int64]:
+    return np.arange(len(store))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_loader_keeps_the_promises_of_every_loader(
+    tiny_store: Store, *, shuffle: bool
+) -> None:
+    slices_N = everything(tiny_store)[:-2]
+    augment = replace(AUGMENTS["geometry"], cutout_probability=0.5, max_lighting=0.2)
+    with make_loader(
+        tiny_store, slices_N, DATA, augment=augment, shuffle=shuffle, seed=4
+    ) as loader:
+        check_loader(loader, slices_N.tolist(), batch_size=6, shuffle=shuffle)
+
+
+def test_iterating_again_is_the_next_epoch(tiny_store: Store) -> None:
+    slices_N = everything(tiny_store)
+    with make_loader(tiny_store, slices_N, DATA, shuffle=True) as loader:
+        first, second = order_of(list(loader)), order_of(list(loader))
+        assert first == order_of(list(loader.epoch(0)))
+        assert second == order_of(list(loader.epoch(1)))
+
+
+def test_ranks_share_the_slices(tiny_store: Store) -> None:
+    seen = []
+    for rank in range(3):
+        with make_loader(
+            tiny_store, everything(tiny_store), DATA, rank=rank, world_size=3
+        ) as loader:
+            seen += order_of(list(loader))
+    assert sorted(seen) == list(range(len(tiny_store)))
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize("level", [512, 256])
+def test_the_graph_equals_the_numpy_twin(
+    tiny_store: Store, name: str, level: int
+) -> None:
+    # Shrinking first has a test of its own; pixels that stay in place are exact.
+    size = level * 3 // 4 if name == "geometry" else level
+    augment = AUGMENTS[name]
+    config = replace(THREE, size=size, level=level)
+    with make_loader(
+        tiny_store,
+        everything(tiny_store),
+        config,
+        normalization=NORMALIZATION,
+        augment=augment,
+        seed=9,
+    ) as loader:
+        batch = next(loader.epoch(3))
+    positions_B = batch.indices_B.numpy()
+    parameters = draw(
+        augment,
+        seed=9,
+        epoch=3,
+        slices_B=positions_B,
+        source_shape_B2=np.array(
+            [tiny_store.slice_HW(int(k), level).shape for k in positions_B]
+        ),
+        size=size,
+    )
+    twin_BSSC = [
+        apply_parameters(
+            tiny_store.slice_HW(int(k), level),
+            parameters,
+            row,
+            size=size,
+            windows=config.parsed_windows(),
+            mean_C=NORMALIZATION.mean,
+            std_C=NORMALIZATION.std,
+        )
+        for row, k in enumerate(positions_B)
+    ]
+    found_BSSC = batch.images_BCHW.permute(0, 2, 3, 1).float().numpy()
+    difference = abs(found_BSSC - np.stack(twin_BSSC))
+    # float16 rounds values up to 2 by 2**-11 of them at most.
+    half_step = 2.0**-10
+    assert np.quantile(difference, 0.5) < half_step
+    if name == "geometry":
+        # OpenCV interpolates with weights in steps of 1/32 pixel: neighbours that
+        # differ by all of the brain window (80 HU) may differ by 1/32 each way.
+        assert np.quantile(difference, 0.99) < 2 / 32 / 0.5
+        assert difference.mean() < 0.01
+    else:
+        assert difference.max() < half_step
+
+
+def test_shrinking_first_keeps_the_mean_that_skipping_pixels_would_lose(
+    tiny_store: Store,
+) -> None:
+    config = replace(DATA, size=48, level=512, windows=("400/3000",))
+    with make_loader(tiny_store, everything(tiny_store), config) as loader:
+        batch = next(iter(loader))
+    for image_1SS, position in zip(batch.images_BCHW, batch.indices_B, strict=True):
+        hu_HW = tiny_store.slice_HW(int(position)).astype(float) - 1024
+        expected = np.clip((hu_HW + 1100) / 3000, 0, 1).mean()
+        assert abs(float(image_1SS.float().mean()) - expected) < 2e-3
+
+
+def test_targets_are_the_labels_and_missing_ones_are_nan(tiny_store: Store) -> None:
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        targets_NK = torch.cat([batch.targets_BK for batch in loader]).numpy()
+    np.testing.assert_array_equal(targets_NK, tiny_store.labels_NK())
+
+
+def test_single_window_batches_have_one_channel(tiny_store: Store) -> None:
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        assert next(iter(loader)).images_BCHW.shape == (6, 1, 48, 48)
+        assert repr(loader) == (
+            "DaliLoader(29 slices in 5 batches of 6, level 256 -> 48 px, "
+            "windows brain, cpu)"
+        )
+
+
+def test_batches_stay_valid_after_later_ones_and_after_closing(
+    tiny_store: Store,
+) -> None:
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        batches = list(loader)
+        copies = [batch.images_BCHW.clone() for batch in batches]
+        list(loader)
+    assert all(
+        torch.equal(batch.images_BCHW, copy)
+        for batch, copy in zip(batches, copies, strict=True)
+    )
+
+
+def test_auto_takes_the_smallest_level_that_is_large_enough(tiny_store: Store) -> None:
+    assert choose_level(tiny_store, replace(DATA, size=256, level="auto")) == 256
+    assert choose_level(tiny_store, replace(DATA, size=257, level="auto")) == 512
+    assert choose_level(tiny_store, replace(DATA, size=600, level="auto")) == 512
+
+
+def test_many_epochs_open_no_further_files(tiny_store: Store) -> None:
+    descriptors = Path("/proc/self/fd")
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        list(loader)
+        before = len(list(descriptors.iterdir()))
+        for _ in range(20):
+            list(loader)
+        assert len(list(descriptors.iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 0}, "data.size must be at least 32 pixels, got 0"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1"),
+        ({"windows": ("brain", "bone")}, "1 window or 3"),
+        ({"normalize": "mean"}, "imagenet, data or none"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LoaderError, match=message):
+        replace(DATA, **wrong)
+
+
+def test_a_level_that_is_not_there_and_a_split_too_small_are_refused(
+    tiny_store: Store,
+) -> None:
+    with pytest.raises(LoaderError, match="has the levels 512, 256, not 128"):
+        make_loader(tiny_store, everything(tiny_store), replace(DATA, level=128))
+    with pytest.raises(LoaderError, match=r"5 slice\(s\) do not fill one batch of 6"):
+        make_loader(tiny_store, everything(tiny_store)[:5], DATA, shuffle=True)
+
+
+def test_an_error_while_reading_reaches_the_caller_as_ours(tiny_store: Store) -> None:
+    class Broken(Store):
+        def slice_HW(self, index: int, level: int = 512) -> npt.NDArray[np.uint16]:
+            if index == 13:
+                raise LoaderError("shard 00000.npy is gone")
+            return super().slice_HW(index, level)
+
+    with (
+        Broken(tiny_store.path) as store,
+        make_loader(store, everything(store), DATA) as loader,
+        pytest.raises(LoaderError, match=r"00000\.npy"),
+    ):
+        list(loader)
+
+
+def test_sources_of_odd_shapes_shrink_too() -> None:
+    rows, columns = np.array([63, 512]), np.array([65, 512])
+    shape_B2 = shrunk_shape(rows, columns, 32, AugmentConfig())
+    assert shape_B2.tolist() == [[31, 32], [32, 32]]

@@ -1,0 +1,357 @@
+"""Every entry is listed once, in one order, and read from where it lies."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ichfast import archives, sources
+from ichfast.errors import RejectError, SourceError
+from ichfast.sources import Entry, list_entries, read_entries
+
+CONTENTS = {
+    "b/2.dcm": b"two",
+    "b/10.dcm": b"ten" * 70_000,
+    "B.dcm": b"capital",
+    "a": b"",
+    "\u00e4.dcm": b"umlaut",
+}
+ARCHIVES = ("zip", "tar", "tar.gz", "tar.xz", "tar.bz2")
+
+
+def write_archive(path: Path, contents: dict[str, bytes]) -> Path:
+    """Pack `contents` in the order given."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        return path
+    mode = path.name.partition(".tar")[2].replace(".", ":")
+    with tarfile.open(path, f"w{mode}") as tar:  # type: ignore[call-overload]
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_folder(path: Path, contents: dict[str, bytes]) -> Path:
+    for name, content in contents.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def read_all(entries: list[Entry]) -> dict[str, bytes | str]:
+    """What each key reads as: its bytes or the code of its rejection."""
+    return {
+        entry.key: found.code if isinstance(found, RejectError) else found
+        for entry, found in read_entries(entries)
+    }
+
+
+def test_a_folder_is_listed_in_code_point_order(tmp_path: Path) -> None:
+    entries = list_entries([write_folder(tmp_path, CONTENTS)])
+    assert [e.key for e in entries] == [
+        *("B.dcm", "a", "b/10.dcm", "b/2.dcm", "\u00e4.dcm"),
+    ]
+    assert [e.size for e in entries] == [7, 0, 210_000, 3, 6]
+    assert read_all(entries) == CONTENTS
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_an_archive_gives_what_a_folder_gives(tmp_path: Path, suffix: str) -> None:
+    path = write_archive(tmp_path / f"heads.{suffix}", CONTENTS)
+    entries = list_entries([path])
+    assert [e.key for e in entries] == sorted(f"heads.{suffix}/{k}" for k in CONTENTS)
+    assert read_all(entries) == {f"{path.name}/{k}": v for k, v in CONTENTS.items()}
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_any_part_of_an_archive_can_be_read_alone(tmp_path: Path, suffix: str) -> None:
+    write_archive(tmp_path / f"heads.{suffix}", CONTENTS)
+    entries = list_entries([tmp_path])
+    for entry in entries:
+        assert read_all([entry]) == {entry.key: CONTENTS[entry.member]}
+    backwards = entries[:0:-2]
+    assert len(read_all(backwards)) == len(backwards) == 2
+
+
+def test_sources_are_kept_apart_and_in_the_order_given(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "x.tar.gz", {"m": b"1"})
+    file = tmp_path / "y"
+    file.write_bytes(b"2")
+    entries = list_entries([file, archive, archive])
+    assert [(e.source, e.key) for e in entries] == [
+        *((0, "y"), (1, "x.tar.gz/m"), (2, "x.tar.gz/m")),
+    ]
+    assert [found for _, found in read_entries(entries)] == [b"2", b"1", b"1"]
+
+
+def test_each_archive_is_opened_once_for_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("p.tar.xz", "q.tar.xz"):
+        write_archive(tmp_path / name, CONTENTS)
+    entries = list_entries([tmp_path])
+    opened: list[str] = []
+    original = archives.read_packed_members
+
+    def counted(path: Path, offsets: list[int]) -> object:
+        opened.append(path.name)
+        return original(path, offsets)
+
+    monkeypatch.setattr(archives, "read_packed_members", counted)
+    assert len(read_all(entries)) == 10
+    assert opened == ["p.tar.xz", "q.tar.xz"]
+
+
+def test_hidden_names_are_left_out(tmp_path: Path) -> None:
+    names = ["seen", ".hidden", ".git/config", "__MACOSX/._seen"]
+    write_folder(tmp_path / "f", dict.fromkeys(names, b"x"))
+    write_archive(tmp_path / "f" / "z.zip", dict.fromkeys(names, b"x"))
+    keys = [e.key for e in list_entries([tmp_path / "f"])]
+    assert keys == ["seen", "z.zip/seen"]
+
+
+def test_links_are_followed_but_loops_end(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "f", {"a/1": b"1"})
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "self").symlink_to("self")
+    (folder / "nowhere").symlink_to("missing")
+    (tmp_path / "elsewhere").write_bytes(b"2")
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(folder / "pipe")
+    assert read_all(list_entries([folder])) == {"a/1": b"1", "b": b"2"}
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+def test_hostile_member_names_are_only_labels(tmp_path: Path, suffix: str) -> None:
+    names = ["../../up", "/absolute", "a/../../b", "line\nbreak", "n" * 300]
+    path = write_archive(tmp_path / f"h.{suffix}", {n: n.encode() for n in names})
+    before = sorted(tmp_path.rglob("*"))
+    found = read_all(list_entries([path]))
+    assert sorted(found.values(), key=str) == sorted(
+        (n.encode() for n in names), key=str
+    )
+    assert f"h.{suffix}/line\\nbreak" in found
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.dcm")).write_bytes(b"x")
+    assert read_all(list_entries([tmp_path])) == {"\\udcff.dcm": b"x"}
+
+
+def test_a_duplicated_member_is_read_twice(tmp_path: Path) -> None:
+    path = tmp_path / "d.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for content in (b"first", b"second"):
+            info = tarfile.TarInfo("m")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    found = [content for _, content in read_entries(list_entries([path]))]
+    assert found == [b"first", b"second"]
+
+
+def test_links_in_a_tar_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "l.tar"
+    with tarfile.open(path, "w") as tar:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("file"))
+    assert [e.member for e in list_entries([path])] == ["file"]
+
+
+def test_a_streamed_zip_is_read_and_its_checksum_held(tmp_path: Path) -> None:
+    class Unseekable(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def seek(self, *_: int) -> int:
+            raise io.UnsupportedOperation
+
+    packed = Unseekable()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for method, name in ((zipfile.ZIP_STORED, "s"), (zipfile.ZIP_DEFLATED, "d")):
+            archive.writestr(name, b"0123456789", method)
+    path = tmp_path / "streamed.zip"
+    path.write_bytes(packed.getvalue())
+    entries = list_entries([path])
+    assert set(read_all(entries).values()) == {b"0123456789"}
+    path.write_bytes(packed.getvalue().replace(b"0123456789", b"0123456780", 1))
+    assert read_all(entries) == {
+        "streamed.zip/d": b"0123456789",
+        "streamed.zip/s": "unreadable-archive",
+    }
+
+
+def test_a_zip64_is_read_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "big.zip"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("m", "w", force_zip64=True) as member,
+    ):
+        member.write(b"large")
+    assert read_all(list_entries([path])) == {"big.zip/m": b"large"}
+
+
+def test_an_encrypted_member_says_so(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "e.zip", {"m": b"secret"})
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    path.write_bytes(content)
+    [(_, found)] = read_entries(list_entries([path]))
+    assert isinstance(found, RejectError)
+    assert "encrypted" in found.detail
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz", ""])
+def test_what_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    contents = {"bomb": bytes(101), "fits": bytes(100)}
+    if suffix:
+        write_archive(tmp_path / f"a.{suffix}", contents)
+    else:
+        write_folder(tmp_path, contents)
+    found = [content for _, content in read_entries(list_entries([tmp_path]))]
+    assert isinstance(found[0], RejectError)
+    assert found[0].code == "too-large"
+    assert found[1] == bytes(100)
+
+
+def test_a_zip_member_never_unpacks_beyond_its_listed_size(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "bomb.zip", {"m": bytes(50 * 2**20)})
+    [entry] = list_entries([path])
+    lying = Entry(entry.source, path, "m", entry.key, 1000, entry.offset)
+    tracemalloc.start()
+    try:
+        found = read_all([lying])
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == {entry.key: "unreadable-archive"}
+    assert peak_bytes < 2**20
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+def damage_a_header(content: bytes) -> bytes:
+    second = content.index(b"2.dcm", 600)
+    return content[:second] + bytes([255]) * 200 + content[second + 200 :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        *(("zip", cut), ("tar", cut), ("tar.gz", cut), ("tar.xz", cut)),
+        *(("tar.bz2", cut), ("tar", damage_a_header)),
+    ],
+)
+def test_a_broken_archive_is_an_error_where_asked_for_and_a_reject_where_found(
+    tmp_path: Path, suffix: str, damage: Callable[[bytes], bytes]
+) -> None:
+    noise = random.Random(0).randbytes(5000)
+    contents = {f"{number}.dcm": noise for number in range(1, 4)}
+    path = write_archive(tmp_path / f"broken.{suffix}", contents)
+    path.write_bytes(damage(path.read_bytes()))
+    (tmp_path / "whole.dcm").write_bytes(b"whole")
+
+    with pytest.raises(SourceError, match=f"cannot read .*broken.{suffix}"):
+        list_entries([path])
+    found = read_all(list_entries([tmp_path]))
+    assert found.pop("whole.dcm") == b"whole"
+    assert found.pop(path.name) == "unreadable-archive"
+    assert {v for v in found.values() if v != "unreadable-archive"} <= {noise}
+
+
+def test_a_compressed_tar_is_read_no_further_than_needed(tmp_path: Path) -> None:
+    noise = random.Random(0).randbytes(3 * 2**20)
+    path = write_archive(tmp_path / "n.tar.gz", {"1": b"first", "2": noise})
+    first, second = list_entries([path])
+    path.write_bytes(path.read_bytes()[: 2 * 2**20])
+    found = list(archives.read_packed_members(path, [first.offset]))
+    assert found == [(first.offset, b"first")]
+    assert read_all([second]) == {"n.tar.gz/2": "unreadable-archive"}
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+def test_an_archive_that_vanishes_rejects_its_members(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = write_archive(tmp_path / f"v.{suffix}", CONTENTS)
+    entries = list_entries([path])
+    path.write_bytes(b"something else")
+    assert set(read_all(entries).values()) == {"unreadable-archive"}
+    path.unlink()
+    assert set(read_all(entries).values()) == {"unreadable-archive"}
+
+
+def test_a_file_that_vanishes_is_rejected(tmp_path: Path) -> None:
+    entries = list_entries([write_folder(tmp_path, {"a": b"1", "b": b"2"})])
+    (tmp_path / "a").unlink()
+    assert read_all(entries) == {"a": "unreadable-file", "b": b"2"}
+
+
+def test_a_file_that_is_only_named_like_an_archive_is_a_file(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"x.zip": b"no zip", "x.tar.gz": b""})
+    assert read_all(list_entries([tmp_path])) == {"x.zip": b"no zip", "x.tar.gz": b""}
+
+
+def test_an_archive_that_was_asked_for_needs_no_suffix(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "download.zip", {"m": b"1"})
+    renamed = path.rename(tmp_path / "download")
+    assert read_all(list_entries([renamed])) == {"download/m": b"1"}
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no source at .*nowhere; give a folder"):
+        list_entries([tmp_path / "nowhere"])
+
+
+def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no file in"):
+        list_entries([tmp_path])
+    with pytest.raises(SourceError, match="empty list"):
+        list_entries([])
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.xz"])
+def test_no_damage_escapes_as_another_error(tmp_path: Path, suffix: str) -> None:
+    draw = random.Random(7)
+    whole = write_archive(tmp_path / f"w.{suffix}", CONTENTS).read_bytes()
+    entries = list_entries([tmp_path])
+    path = tmp_path / f"w.{suffix}"
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(draw.choice([1, 4, 30])):
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content[: draw.choice([len(content), draw.randrange(9999)])])
+        assert len(read_all(entries)) == len(entries)
+        assert read_all(list_entries([tmp_path]))
+
+
+def test_a_zip_member_costs_one_seek_and_not_the_table_of_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_archive(tmp_path / "m.zip", CONTENTS)
+    entries = list_entries([path])
+    directory_at = path.read_bytes().index(struct.pack("<I", 0x02014B50))
+    with path.open("r+b") as stream:
+        stream.truncate(directory_at)
+    monkeypatch.delattr(zipfile, "ZipFile")
+    assert list(read_all(entries).values()) == [CONTENTS[e.member] for e in entries]
