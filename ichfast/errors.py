@@ -14,7 +14,7 @@
      ├─ DeviceError          a device that was asked for and cannot be used
      ├─ CheckpointError      a checkpoint that is missing, damaged or does not fit
      ├─ TrainError           training that cannot start or had to stop
-     ├─ Interrupted          a signal asked for the end; what was done is kept
+     ├─ InterruptionError    a signal asked for the end; what was done is kept
      ├─ PredictionError      predictions that are missing, damaged or do not fit
      └─ SubmissionError      predictions that must not be submitted
 
@@ -89,7 +89,7 @@ class TrainError(IchfastError):
     """Training cannot start, or had to stop."""
 
 
-class Interrupted(IchfastError):
+class InterruptionError(IchfastError):
     """A signal asked for the end. What was done is kept, and can be continued."""
 
 

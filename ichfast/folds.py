@@ -41,7 +41,8 @@ def patient_folds(
 
     Patients with the rarest class go first, those with most slices of it
     leading, each to the fold where it adds least to the unevenness: the squared
-    share a fold holds of a class, summed over folds and classes. Then the next rarest class, and last the patients without any.
+    share a fold holds of a class, summed over folds and classes. Then the next
+    rarest class, and last the patients without any.
 
     Args:
         patients_N: the patient of each slice.

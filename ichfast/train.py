@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ichfast.amp import Amp
 from ichfast.batch import Batch, Loader
 from ichfast.checkpoint import BEST, LAST, save_checkpoint
-from ichfast.errors import Interrupted, RecipeError, TrainError
+from ichfast.errors import InterruptionError, RecipeError, TrainError
 from ichfast.losses import LossTrace
 from ichfast.metrics import accuracy, weighted_log_loss
 from ichfast.mixup import mix_up
@@ -204,7 +204,7 @@ class Trainer:
 
         Raises:
             TrainError: a loss is not finite.
-            Interrupted: `should_stop` said so; the checkpoint holds the place.
+            InterruptionError: `should_stop` said so; the checkpoint holds the place.
         """
         if self._position == Position():
             torch.manual_seed(self.config.seed)
@@ -348,7 +348,7 @@ class Trainer:
         self._check(self._losses.read_all())
         self._position = position
         save_checkpoint(self.run_dir / LAST, self._state())
-        raise Interrupted(
+        raise InterruptionError(
             f"stopped in epoch {position.epoch + 1} after batch {position.iteration}; "
             f"{self.run_dir / LAST} holds the place, continue with --resume"
         )

@@ -1,0 +1,32 @@
+# What a person types and what CI runs.
+VENV := .venv
+PYTHON ?= python3
+EXTRAS := cuda12,decoders,test
+BIN := $(VENV)/bin
+# Two cores serve a test suite better when each process keeps to one of them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.installed  ## the whole way on synthetic heads, in minutes
+	$(BIN)/ichfast demo
+
+test: check  ## everything that must hold, on any machine
+	$(PYTEST)
+
+check: $(VENV)/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## every stage against its limit
+	$(BIN)/python bench/throughput.py
+
+clean:  ## remove what make made
+	rm -rf $(VENV) ichfast-demo
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -c 'import sys; sys.exit("ichfast needs Python 3.10 or newer; set PYTHON=python3.x" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@

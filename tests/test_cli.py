@@ -1,0 +1,200 @@
+"""The command line: one JSON line on stdout, one line for an error, light help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import ichfast
+from ichfast.cli import cli
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+TINY = [
+    "--arch", "efficientnet-b0", "--size", "32", "--set", "train.epochs=1",
+    "--set", "data.batch_size=8", "--device", "cpu",
+]  # fmt: skip
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(each) for each in arguments])
+
+
+def ok(*arguments: str | Path) -> dict[str, Any]:
+    """Run a command that must succeed; its one line of JSON."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def refused(*arguments: str | Path, status: int = 1) -> str:
+    """Run a command that must fail; the last line of what it says."""
+    result = run(*arguments)
+    assert result.exit_code == status, (result.stdout, result.stderr)
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 small synthetic slices of a dozen patients, and their labels."""
+    out = tmp_path_factory.mktemp("heads") / "synth"
+    ok("synth", out, "--slices", "240", "--size", "64")
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(heads: Path) -> Path:
+    """Their store."""
+    out = heads.parent / "store"
+    ok(
+        "prepare", heads / "dicom", "--labels", heads / "labels.csv",
+        "--store", out, "--workers", "1", "--keep-ids",
+    )  # fmt: skip
+    return out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, ichfast.cli; "
+        "heavy = {'torch', 'nvidia.dali', 'pydicom', 'numpy', 'pandas'}; "
+        "found = heavy & set(sys.modules); "
+        "sys.exit(f'imported {sorted(found)}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", cli.commands)
+def test_every_command_explains_itself(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert len(result.stdout) > 150
+
+
+def test_the_version_is_that_of_the_changelog() -> None:
+    changelog = Path(__file__).parents[1] / "CHANGELOG.md"
+    headings = [
+        line for line in changelog.read_text().splitlines() if line[:3] == "## "
+    ]
+    assert headings[0].split()[1] == ichfast.__version__
+    assert ichfast.__version__ in run("--version").stdout
+
+
+def test_from_dicom_to_submission_on_synthetic_heads(
+    store: Path, tmp_path: Path
+) -> None:
+    out, predictions = tmp_path / "run", tmp_path / "predictions.csv"
+    trained = ok("train", "--store", store, "--out", out, *TINY)
+    assert trained["epochs"] == 1
+    predicted = ok("predict", out, predictions, "--device", "cpu", "--tta", "flips")
+    judged = ok("evaluate", predictions)
+    assert judged["slice"]["count"] == predicted["slices"] > 0
+    submitted = ok("submit", predictions, tmp_path / "submission.csv")
+    assert submitted["rows"] == 6 * predicted["slices"]
+    page = ok("report", out, "--predictions", predictions, "--device", "cpu")
+    assert Path(page["report"]).stat().st_size > 100_000
+    assert ok("verify", store)["problems"] == 0
+
+
+def test_real_slices_go_all_the_way(tmp_path: Path) -> None:
+    if not DATA.is_dir():
+        pytest.skip("needs the real slices beside the repository")
+    store, out = tmp_path / "store", tmp_path / "run"
+    series = [DATA / "rsna_series" / f"{name}.tar.xz" for name in (
+        "ID_7518324893", "ID_5f8484c3e0", "ID_a52a0112d5",
+    )]  # fmt: skip
+    made = ok(
+        "prepare", *series, DATA / "rsna_slices", "--keep-ids",
+        "--labels", DATA / "labels" / "train_long.csv", "--store", store,
+    )  # fmt: skip
+    assert (made["slices"], made["labelled"], made["rejected"]) == (100, 72, {})
+    ok("train", "--store", store, "--out", out, "--limit", "40", *TINY)
+    predictions = tmp_path / "predictions.parquet"
+    predicted = ok("predict", out, predictions, "--device", "cpu", "--tta", "reference")
+    assert ok("evaluate", predictions)["slice"]["count"] == predicted["slices"]
+    submission = tmp_path / "submission.csv"
+    ok("submit", predictions, submission)
+    lines = submission.read_text().splitlines()
+    assert lines[0] == "ID,Label"
+    assert len(lines) == 1 + 6 * predicted["slices"]
+
+
+def test_preparing_twice_is_done_once(heads: Path, store: Path) -> None:
+    again = ok(
+        "prepare", heads / "dicom", "--labels", heads / "labels.csv",
+        "--store", store, "--workers", "1", "--keep-ids",
+    )  # fmt: skip
+    assert again["already_finished"] is True
+
+
+def test_interrupted_training_resumes(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "ichfast", "train", "--store", str(store),
+               "--out", str(out), *TINY, "--limit", "48", "--set", "train.epochs=4"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 1: "):
+                process.terminate()
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 1
+    assert "continue with --resume" in rest.splitlines()[-1]
+    more = [*command[3:], "--resume"]
+    assert ok(*more)["epochs"] == 4
+
+
+def test_mistakes_get_one_line_that_says_what_to_do(
+    store: Path, tmp_path: Path
+) -> None:
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    none = tmp_path / "none"
+    assert "does not exist" in refused("prepare", none, status=2)
+    assert "nothing" in refused("prepare", nothing, "--store", none)
+    assert not none.exists()
+    assert "ichfast prepare" in refused("train", "--store", none, *TINY)
+    assert "ichfast prepare" in refused("train", "--store", nothing, *TINY)
+    assert "did you mean resnext50" in refused("train", "--arch", "resnext5")
+    assert "known are exp-00" in refused("train", "--recipe", "nope")
+    assert "0 to 4" in refused("train", "--fold", "9", "--store", store)
+    assert "no run in" in refused("predict", none, tmp_path / "p.csv")
+    assert ".parquet or .csv" in refused("predict", none, tmp_path / "p.txt")
+    assert "ichfast predict" in refused("evaluate", tmp_path / "p.csv")
+    assert "cannot read the label csv" in refused(
+        "prepare", nothing, "--labels", Path(__file__), "--store", none
+    )
+    assert "expected numbers" in refused(
+        "prepare", nothing, "--levels", "big", status=2
+    )
+
+
+def test_training_without_labels_says_how_to_get_them(
+    heads: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "unlabelled"
+    ok("prepare", heads / "dicom", "--store", store, "--limit", "40", "--workers", "1")
+    message = refused("train", "--store", store, "--out", tmp_path / "run", *TINY)
+    assert "has no labels; run `ichfast prepare" in message
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run("--debug", "evaluate", tmp_path / "none.csv")
+    assert result.exit_code == 1
+    assert result.exc_info is not None
+    assert "PredictionError" in repr(result.exception)
+
+
+def test_recipes_can_be_listed_and_shown() -> None:
+    assert "exp-10-mixup" in run("recipes").stdout
+    assert "augment.max_zoom = 1.4" in run("recipes", "exp-30").stdout
+    assert "known are" in refused("recipes", "nope")

@@ -1,0 +1,274 @@
+"""A run from store to page: splits, normalisation, training, results."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ichfast.checkpoint import BEST
+from ichfast.errors import (
+    CheckpointError,
+    FoldError,
+    InterruptionError,
+    RecipeError,
+)
+from ichfast.loader import DataConfig, make_loader
+from ichfast.metrics import evaluate
+from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
+from ichfast.predictions import COLUMNS
+from ichfast.recipes import FoldConfig, Recipe, resolve_recipe
+from ichfast.results import predict_run, report_run
+from ichfast.runs import default_run_dir, read_history, read_record, train_run
+from ichfast.splits import split_slices
+from ichfast.store import Store
+
+CPU = torch.device("cpu")
+
+
+def small_recipe(*assignments: str) -> Recipe:
+    """EfficientNet-B0 on 32 pixels, one epoch."""
+    return resolve_recipe(
+        "fast",
+        arch="efficientnet-b0",
+        size=32,
+        device_type="cpu",
+        assignments=[
+            "train.epochs=1",
+            "data.batch_size=4",
+            "folds.num_folds=2",
+            *assignments,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on the tiny store."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    train_run(tiny_store_path, small_recipe("train.epochs=2"), out, device=CPU)
+    return out
+
+
+def test_the_split_keeps_patients_apart_and_leaves_out_unlabelled(
+    tiny_store: Store,
+) -> None:
+    split = split_slices(tiny_store, FoldConfig(num_folds=2, fold=1))
+    patients = tiny_store.table["patient"].to_numpy(dtype=object)
+    assert not set(patients[split.train_N]) & set(patients[split.valid_N])
+    labelled_N = ~np.isnan(tiny_store.labels_NK()).any(axis=1)
+    together = sorted([*split.train_N, *split.valid_N])
+    assert together == np.flatnonzero(labelled_N).tolist()
+    assert (split.fold_N[~labelled_N] == -1).all()
+    other = split_slices(tiny_store, FoldConfig(num_folds=2, fold=0))
+    assert other.valid_N.tolist() == split.train_N.tolist()
+
+
+def test_a_limit_keeps_so_many_slices_and_a_quarter_to_validate(
+    tiny_store: Store,
+) -> None:
+    split = split_slices(tiny_store, FoldConfig(num_folds=2), limit=8)
+    assert (len(split.train_N), len(split.valid_N)) == (8, 2)
+
+
+def test_a_split_that_cannot_be_made_says_why(tiny_store: Store) -> None:
+    with pytest.raises(FoldError, match="4 patient"):
+        split_slices(tiny_store, FoldConfig(num_folds=5))
+    tiny_store.table["any"] = pd.array([pd.NA] * len(tiny_store), dtype="Int8")
+    with pytest.raises(FoldError, match="has no labels; run `ichfast prepare"):
+        split_slices(tiny_store, FoldConfig(num_folds=2))
+
+
+def test_the_datas_own_normalization_gives_mean_0_and_deviation_1(
+    tiny_store: Store,
+) -> None:
+    config = DataConfig(
+        size=256, batch_size=7, level=256, windows=("brain", "subdural", "bone"),
+        normalize="data",
+    )  # fmt: skip
+    slices_N = np.arange(len(tiny_store))
+    measured = measure_normalization(tiny_store, slices_N, config)
+    with make_loader(tiny_store, slices_N, config, normalization=measured) as loader:
+        images = torch.cat([batch.images_BCHW.float() for batch in loader])
+    for channel in range(3):
+        assert abs(float(images[:, channel].mean())) < 1e-3
+        assert abs(float(images[:, channel].std()) - 1) < 1e-3
+
+
+def test_imagenets_normalization_fits_three_channels_and_one(
+    tiny_store: Store,
+) -> None:
+    three = DataConfig(windows=("brain", "bone", "soft"), normalize="imagenet")
+    one = DataConfig(windows=("brain",), normalize="imagenet")
+    slices_N = np.arange(3)
+    assert measure_normalization(tiny_store, slices_N, three) == IMAGENET
+    assert measure_normalization(tiny_store, slices_N, one) == IMAGENET_GREY
+
+
+def test_a_run_leaves_settings_metrics_and_checkpoints(
+    run_dir: Path, tiny_store: Store
+) -> None:
+    record = read_record(run_dir)
+    assert record.recipe.data.size == 32
+    assert record.counts["train_slices"] + record.counts["valid_slices"] == 26
+    assert record.environment["versions"]["ichfast"]
+    history = read_history(run_dir)
+    assert history["epoch"].tolist() == [0, 1]
+    assert np.isfinite(history["valid_loss"]).all()
+    assert {path.name for path in run_dir.iterdir()} == {
+        "run.json", "metrics.csv", "last.pt", "best.pt", "tensorboard",
+    }  # fmt: skip
+    assert record.store == str(tiny_store.path)
+
+
+def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
+    run_dir: Path, tiny_store: Store
+) -> None:
+    table = predict_run(run_dir, device=CPU)
+    split = split_slices(tiny_store, read_record(run_dir).recipe.folds)
+    expected = tiny_store.table["slice_id"].iloc[split.valid_N]
+    assert table["slice_id"].tolist() == expected.tolist()
+    assert tuple(table.columns) == COLUMNS
+    assert (table["fold"] == 0).all()
+    history = read_history(run_dir)
+    best = history.loc[history["valid_loss"].idxmin()]
+    scored = evaluate(table).slice.weighted_log_loss
+    assert scored == pytest.approx(best["valid_weighted_log_loss"], abs=1e-6)
+
+
+def test_another_store_is_predicted_whole(run_dir: Path, tmp_path: Path) -> None:
+    from tests.conftest import write_store
+
+    write_store(tmp_path / "other", plan={"listing": "another"})
+    table = predict_run(run_dir, device=CPU, store_path=tmp_path / "other")
+    assert len(table) == 29
+    assert (table["fold"] == -1).all()
+    some = predict_run(run_dir, device=CPU, store_path=tmp_path / "other", limit=4)
+    assert len(some) == 4
+
+
+def test_the_report_shows_no_id_unless_asked(run_dir: Path, tmp_path: Path) -> None:
+    table = predict_run(run_dir, device=CPU)
+    report_run(run_dir, table, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "weighted log loss" in page.lower()
+    assert "ID_R" not in page
+    report_run(run_dir, table, tmp_path / "with_ids.html", show_ids=True)
+    assert "ID_R" in (tmp_path / "with_ids.html").read_text()
+
+
+def test_a_stopped_run_resumes_with_the_same_options_only(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    steps = iter(range(100))
+    with pytest.raises(InterruptionError, match="continue with --resume"):
+        train_run(
+            tiny_store_path,
+            small_recipe(),
+            out,
+            device=CPU,
+            should_stop=lambda: next(steps) == 1,
+        )
+    with pytest.raises(CheckpointError, match=r"holds a run already.*--resume"):
+        train_run(tiny_store_path, small_recipe(), out, device=CPU)
+    with pytest.raises(RecipeError, match="begun with another recipe"):
+        train_run(
+            tiny_store_path, small_recipe("train.seed=1"), out, device=CPU, resume=True
+        )
+    report = train_run(tiny_store_path, small_recipe(), out, device=CPU, resume=True)
+    assert report.epochs == 1
+
+
+def test_there_is_nothing_to_resume_in_an_empty_folder(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train_run(tiny_store_path, small_recipe(), tmp_path, device=CPU, resume=True)
+
+
+def test_a_split_smaller_than_a_batch_shrinks_the_batch_and_says_so(
+    tiny_store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        train_run(
+            tiny_store_path,
+            small_recipe("data.batch_size=512"),
+            tmp_path / "run",
+            device=CPU,
+        )
+    assert "batch size 512 becomes" in caplog.text
+
+
+def test_weights_that_cannot_be_had_are_a_warning_or_an_error(
+    tiny_store_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from ichfast import models
+    from ichfast.errors import ModelError
+
+    monkeypatch.setattr(models, "_answers", lambda *_: False)
+    train_run(
+        tiny_store_path,
+        small_recipe("model.pretrained=try"),
+        tmp_path / "tried",
+        device=CPU,
+    )
+    assert "starting from random weights" in caplog.text
+    with pytest.raises(ModelError, match="--weights"):
+        train_run(
+            tiny_store_path,
+            small_recipe("model.pretrained=yes"),
+            tmp_path / "insisted",
+            device=CPU,
+        )
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    tiny_store_path: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    report = train_run(
+        tiny_store_path,
+        small_recipe(f"model.weights={run_dir / BEST}", "data.size=48"),
+        tmp_path / "larger",
+        device=CPU,
+    )
+    assert np.isfinite(report.valid_loss)
+
+
+def test_a_damaged_run_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no run in .* \(no run.json\)"):
+        read_record(tmp_path)
+    text = (run_dir / "run.json").read_text()
+    (tmp_path / "run.json").write_text(text[:100])
+    with pytest.raises(RecipeError, match="is damaged"):
+        read_record(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(["not", "settings"]))
+    with pytest.raises(RecipeError, match="expected settings, found"):
+        read_record(tmp_path)
+    (tmp_path / "run.json").write_text(text.replace('"size": 32', '"size": "x"'))
+    with pytest.raises(RecipeError, match="size: expected int, found 'x'"):
+        read_record(tmp_path)
+    with pytest.raises(CheckpointError, match="no epoch finished"):
+        read_history(tmp_path)
+
+
+def test_a_run_goes_where_its_name_says() -> None:
+    def default(*args: str, **options: int | str) -> str:
+        return str(default_run_dir(resolve_recipe(*args, **options)))  # type: ignore[arg-type]
+
+    assert default("exp-00") == "runs/exp-00"
+    assert default("exp-00", arch="efficientnet-b0", size=224) == "runs/exp-00"
+    assert default("exp-00", size=512) == "runs/exp-00-efficientnet-b0-512"
+    assert default("fast", arch="xresnet50-attn", size=512) == (
+        "runs/fast-xresnet50-attn-512"
+    )
+    folded = resolve_recipe("exp-30", assignments=["folds.fold=3"])
+    assert str(default_run_dir(folded)) == "runs/exp-30-fold3"
