@@ -139,7 +139,8 @@ def test_preparing_twice_is_done_once(heads: Path, store: Path) -> None:
 def test_interrupted_training_resumes(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ichfast", "train", "--store", str(store),
-               "--out", str(out), *TINY, "--limit", "48", "--set", "train.epochs=4"]  # fmt: skip
+               "--out", str(out), *TINY,
+               "--limit", "48", "--set", "train.epochs=4"]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -136,7 +136,7 @@ def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
     assert tuple(table.columns) == COLUMNS
     assert (table["fold"] == 0).all()
     history = read_history(run_dir)
-    best = history.loc[history["valid_loss"].idxmin()]
+    best = history.iloc[int(history["valid_loss"].argmin())]
     scored = evaluate(table).slice.weighted_log_loss
     assert scored == pytest.approx(best["valid_weighted_log_loss"], abs=1e-6)
 

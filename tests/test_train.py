@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ichfast.amp import Amp, choose_amp
 from ichfast.batch import Batch
 from ichfast.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
-from ichfast.errors import CheckpointError, Interrupted, RecipeError, TrainError
+from ichfast.errors import CheckpointError, InterruptionError, RecipeError, TrainError
 from ichfast.losses import READ_INTERVAL, LossTrace
 from ichfast.mixup import mix_up
 from ichfast.sampler import Sampler
@@ -162,7 +162,7 @@ def test_stopping_anywhere_and_resuming_changes_nothing(
     first = make_trainer(
         tmp_path / "stopped", should_stop=lambda: next(steps) == stop_after
     )
-    with pytest.raises(Interrupted, match="continue with --resume"):
+    with pytest.raises(InterruptionError, match="continue with --resume"):
         fit(first)
     torch.manual_seed(999)  # another process: nothing is left of the first
     second = make_trainer(tmp_path / "stopped")

@@ -1,0 +1,347 @@
+"""A store gives back what was written, and notices what is not as it was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pandas as pd
+import pytest
+
+from ichfast.errors import StoreError
+from ichfast.labels import CLASSES
+from ichfast.store import Store, UnitWriter, reduce_to_256, verify_store
+from tests.conftest import write_store
+
+
+@pytest.fixture
+def copied(tiny_store_path: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny store that a test may damage."""
+    return Path(shutil.copytree(tiny_store_path, tmp_path / "store"))
+
+
+def edit_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    header = json.loads((path / "store.json").read_text())
+    change(header)
+    (path / "store.json").write_text(json.dumps(header))
+
+
+# What it gives
+
+
+def test_every_slice_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    slices = write_store(tmp_path / "store")
+    with Store(tmp_path / "store") as store:
+        assert len(store) == len(slices) == 29
+        for index, expected_HW in enumerate(slices):
+            np.testing.assert_array_equal(store.slice_HW(index), expected_HW)
+            np.testing.assert_array_equal(
+                store.slice_HW(index, 256), reduce_to_256(expected_HW)
+            )
+
+
+def test_a_slice_is_a_read_only_view_of_the_file(tiny_store: Store) -> None:
+    stored_HW = tiny_store.slice_HW(0)
+    assert stored_HW.dtype == np.uint16
+    assert not stored_HW.flags.owndata
+    with pytest.raises(ValueError, match="read-only"):
+        stored_HW[0, 0] = 1
+
+
+def test_a_slice_outlives_the_store_that_gave_it(tiny_store_path: Path) -> None:
+    store = Store(tiny_store_path)
+    stored_HW = store.slice_HW(3)
+    before = stored_HW.copy()
+    store.close()
+    np.testing.assert_array_equal(stored_HW, before)
+    with pytest.raises(StoreError, match="closed"):
+        store.slice_HW(3)
+
+
+def test_closing_lets_go_of_every_file(tiny_store_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with Store(tiny_store_path) as store:
+            for index in range(len(store)):
+                store.slice_HW(index, 256)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("index", [-1, 29])
+def test_a_position_outside_the_store_is_refused(tiny_store: Store, index: int) -> None:
+    with pytest.raises(StoreError, match=f"holds slices 0 to 28, asked for {index}"):
+        tiny_store.slice_HW(index)
+
+
+def test_a_level_that_the_store_lacks_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", levels=(512,))
+    with Store(tmp_path / "store") as store:
+        assert store.levels == (512,)
+        assert "crc32c_256" not in store.table
+        with pytest.raises(StoreError, match="has the levels 512, asked for 256"):
+            store.slice_HW(0, 256)
+
+
+def test_advice_covers_all_shapes_and_changes_nothing(tiny_store: Store) -> None:
+    indices_N = np.arange(len(tiny_store))
+    for level in tiny_store.levels:
+        tiny_store.advise(indices_N, level)
+    with pytest.raises(StoreError, match="asked for 29"):
+        tiny_store.advise(np.array([29]), 512)
+
+
+def test_labels_are_in_class_order_and_nan_where_there_are_none(
+    tiny_store: Store,
+) -> None:
+    labels_NK = tiny_store.labels_NK()
+    assert labels_NK.shape == (29, 6)
+    assert labels_NK.dtype == np.float32
+    unlabelled_N = (tiny_store.table["patient"] == "P4").to_numpy()
+    assert np.isnan(labels_NK[unlabelled_N]).all()
+    labels_NK = labels_NK[~unlabelled_N]
+    np.testing.assert_array_equal(labels_NK[:, 0], labels_NK[:, 1:].max(axis=1))
+    for name in CLASSES:
+        assert tiny_store.table[name].dtype == pd.Int8Dtype()
+
+
+def test_the_limit_of_open_files_follows_the_number_of_shards(
+    tiny_store_path: Path,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        with Store(tiny_store_path) as store:
+            num_maps = len(store.header.shards) * len(store.levels)
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            assert soft == num_maps + 1024
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# What is on the disk
+
+
+def test_numpy_maps_a_shard_and_slices_begin_on_a_page(tiny_store: Store) -> None:
+    for shard in tiny_store.header.shards:
+        for level in tiny_store.levels:
+            file = tiny_store.path / f"level-{level}" / shard.name
+            mapped = np.load(file, mmap_mode="r")
+            assert mapped.shape == shard.shape(level)
+            assert mapped.dtype == np.dtype("<u2")
+            assert mapped.offset == 4096
+
+
+def test_shards_are_named_by_unit_and_shape(tiny_store: Store) -> None:
+    names = [shard.name for shard in tiny_store.header.shards]
+    assert names == ["00000-63x65.npy", "00000.npy", "00001-63x65.npy", "00001.npy"]
+
+
+def test_the_checksum_of_a_shard_is_that_of_the_file(tiny_store: Store) -> None:
+    for shard in tiny_store.header.shards:
+        for level in tiny_store.levels:
+            content = (tiny_store.path / f"level-{level}" / shard.name).read_bytes()
+            assert google_crc32c.value(content) == shard.crc32c[level]
+            assert len(content) == shard.num_bytes(level)
+
+
+def test_the_checksum_of_a_row_is_that_of_the_slice(tiny_store: Store) -> None:
+    for index in (0, 13, 28):
+        row = tiny_store.table.iloc[index]
+        for level, column in ((512, "crc32c"), (256, "crc32c_256")):
+            content = tiny_store.slice_HW(index, level).tobytes()
+            assert google_crc32c.value(content) == row[column]
+
+
+def test_a_failed_unit_leaves_no_file(tmp_path: Path) -> None:
+    slice_HW = np.ones((9, 7), np.uint16)
+
+    def write_and_fail() -> None:
+        with UnitWriter(tmp_path, 0, (512, 256)) as writer:
+            writer.add(slice_HW)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_and_fail()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_header_says_no_time_and_no_path(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_store(tmp_path / name / "store")
+    for file in (tmp_path / "one").rglob("*.*"):
+        if file.is_file():
+            twin = tmp_path / "two" / file.relative_to(tmp_path / "one")
+            assert file.read_bytes() == twin.read_bytes()
+    assert str(tmp_path) not in (tmp_path / "one/store/store.json").read_text()
+
+
+# The small level
+
+
+def test_level_256_is_the_mean_of_2x2_with_halves_rounded_up() -> None:
+    stored_HW = np.random.default_rng(1).integers(0, 32768, (512, 512), np.uint16)
+    blocks = stored_HW.reshape(256, 2, 256, 2).astype(np.int64)
+    expected_HW = (blocks.sum(axis=(1, 3)) + 2) // 4
+    np.testing.assert_array_equal(reduce_to_256(stored_HW), expected_HW)
+
+
+@pytest.mark.parametrize("shape", [(768, 768), (1024, 1024), (128, 128)])
+def test_whole_factors_are_exact_means_or_repeats(shape: tuple[int, int]) -> None:
+    stored_HW = np.random.default_rng(2).integers(0, 32768, shape, np.uint16)
+    if shape[0] < 256:
+        expected_HW = stored_HW.repeat(2, axis=0).repeat(2, axis=1).astype(np.float64)
+    else:
+        factor = shape[0] // 256
+        expected_HW = stored_HW.reshape(256, factor, 256, factor).mean(axis=(1, 3))
+    # Ninths of an integer are not exact in binary, but never near a half.
+    np.testing.assert_array_equal(
+        reduce_to_256(stored_HW), np.floor(expected_HW + 0.5).astype(np.uint16)
+    )
+
+
+def test_the_general_filter_agrees_with_the_fast_one() -> None:
+    stored_HW = np.random.default_rng(3).integers(0, 32768, (512, 512), np.uint16)
+    # With every pixel repeated, 1024x1024 must give what 512x512 gives.
+    general_HW = reduce_to_256(stored_HW.repeat(2, axis=0).repeat(2, axis=1))
+    np.testing.assert_array_equal(general_HW, reduce_to_256(stored_HW))
+
+
+@pytest.mark.parametrize(
+    ("shape", "inside"),
+    [
+        ((638, 490), (slice(0, 256), slice(29, 226))),
+        ((63, 65), (slice(4, 252), slice(0, 256))),
+        ((1, 700), (slice(127, 128), slice(0, 256))),
+    ],
+)
+def test_the_aspect_is_kept_and_the_rest_is_air(
+    shape: tuple[int, int], inside: tuple[slice, slice]
+) -> None:
+    small_HW = reduce_to_256(np.full(shape, 1064, np.uint16))
+    assert small_HW.shape == (256, 256)
+    assert (small_HW[inside] == 1064).all()
+    small_HW[inside] = 0
+    assert not small_HW.any()
+
+
+# What is wrong with it
+
+
+def test_a_sound_store_verifies(tiny_store_path: Path) -> None:
+    assert verify_store(tiny_store_path) == []
+
+
+@pytest.mark.parametrize("level", [512, 256])
+def test_a_flipped_bit_is_found_and_its_slice_named(copied: Path, level: int) -> None:
+    with Store(copied) as store:
+        row = store.table.iloc[20]
+        name = store.header.shards[row["shard"]].name
+        offset = 4096 + row["row_in_shard"] * store.slice_HW(20, level).nbytes + 1001
+    flip(copied / f"level-{level}" / name, offset)
+    (problem,) = verify_store(copied)
+    assert f"level-{level}/{name}: slice {row['slice_id']} " in problem
+
+
+def test_a_row_without_a_slice_is_verified_too(copied: Path) -> None:
+    def forget_last_row(header: dict[str, Any]) -> None:
+        header["shards"][1]["crc32c"]["512"] ^= 1
+
+    edit_header(copied, forget_last_row)
+    (problem,) = verify_store(copied)
+    assert "level-512/00000.npy: a row without a slice" in problem
+
+
+def test_a_changed_npy_header_is_refused_when_mapped(copied: Path) -> None:
+    flip(copied / "level-512" / "00000.npy", 4000)
+    (problem,) = verify_store(copied)
+    assert "00000.npy is damaged: its header" in problem
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 4]))
+
+
+def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"not a slice store.*ichfast prepare SOURCE"):
+        Store(tmp_path)
+
+
+def test_an_unfinished_store_says_how_to_finish_it(copied: Path) -> None:
+    (copied / "store.json").unlink()
+    (copied / "journal").mkdir()
+    with pytest.raises(StoreError, match="unfinished; run the same"):
+        Store(copied)
+
+
+def test_a_shard_cut_short_is_found_on_opening(copied: Path) -> None:
+    os.truncate(copied / "level-256" / "00001.npy", 70_000)
+    with pytest.raises(StoreError, match=r"00001.npy has 70,000 bytes, .* promises"):
+        Store(copied)
+
+
+def test_a_missing_shard_is_found_on_opening(copied: Path) -> None:
+    (copied / "level-512" / "00000.npy").unlink()
+    with pytest.raises(StoreError, match=r"00000.npy has 0 bytes"):
+        Store(copied)
+
+
+def test_a_damaged_table_is_found_on_opening(copied: Path) -> None:
+    flip(copied / "slices.parquet", 500)
+    with pytest.raises(StoreError, match=r"slices.parquet does not match its checksum"):
+        Store(copied)
+
+
+def test_another_format_version_is_refused(copied: Path) -> None:
+    edit_header(copied, lambda header: header.update(format_version=2))
+    with pytest.raises(StoreError, match="format version 2, this ichfast reads 1"):
+        Store(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.pop("shards"),
+        lambda header: header.update(shards=[]),
+        lambda header: header.update(shards=header["shards"][::-1]),
+        lambda header: header.update(shards={"name": 1}),
+        lambda header: header.update(levels=[512, 128]),
+        lambda header: header.update(levels=None),
+        lambda header: header.update(hu_offset=0),
+        lambda header: header.update(counts={"slices": 10**9}),
+        lambda header: header.update(counts={"slices": True}),
+        lambda header: header.update(keep_ids="yes"),
+        lambda header: header.update(plan=[]),
+        lambda header: header["shards"][0].update(name="../../00000-63x65.npy"),
+        lambda header: header["shards"][0].update(rows=-63),
+        lambda header: header["shards"][0].update(count=2**40),
+        lambda header: header["shards"][0].update(bytes={}),
+        lambda header: header["shards"][0]["crc32c"].pop("256"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_damage(
+    copied: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    edit_header(copied, change)
+    with pytest.raises(StoreError, match=r"store.json is damaged .* prepare` again"):
+        Store(copied)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "null", '{"format_version": "1"}', "[" * 100_000, "\xff"]
+)
+def test_a_header_that_is_no_header_is_damage(copied: Path, text: str) -> None:
+    (copied / "store.json").write_text(text, encoding="latin-1")
+    with pytest.raises(StoreError, match=r"store.json is damaged"):
+        Store(copied)
