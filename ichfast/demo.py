@@ -25,7 +25,7 @@ from ichfast.runs import train_run
 from ichfast.submit import write_submission
 from ichfast.synth import synthesize
 
-NUM_SLICES = 2400
+NUM_SLICES = 3000
 SLICE_SIZE = 128
 """Rows and columns of the heads: enough for bleeds, little enough for two cores."""
 
@@ -43,13 +43,13 @@ def demo_recipe(device_type: str) -> Recipe:
     """`fast`, cut down to what two cores train in three minutes."""
     return resolve_recipe(
         "fast",
-        arch="xresnet50-attn",
+        arch="efficientnet-b0",
         size=96,
         device_type=device_type,
         assignments=[
             "data.batch_size=32",
-            "train.epochs=6",
-            "train.phases.0.lr=2e-3",
+            "train.epochs=8",
+            "train.phases.0.lr=3e-3",
             "train.ema_decay=0.98",
             "augment.max_rotation_deg=15",
             "augment.max_zoom=1.2",
