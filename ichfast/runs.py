@@ -199,11 +199,20 @@ def _check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
 
 
 def build_run_model(recipe: Recipe, device: torch.device) -> nn.Module:
-    """Build a recipe's model with the weights it starts from, on its device."""
+    """Build a recipe's model with the weights it starts from, on its device.
+
+    Raises:
+        ModelError: the weights cannot be had, or do not fit.
+    """
     torch.manual_seed(recipe.train.seed)
     settings = recipe.model
     in_chans = len(recipe.data.windows)
     weights = Path(settings.weights) if settings.weights else None
+    if weights is not None and not weights.is_file():
+        raise ModelError(
+            f"{recipe.name} starts from {weights}, which is not there; "
+            "train that run first, or give --weights FILE"
+        )
     if weights is not None or settings.pretrained == "no":
         model = build_model(
             settings.arch, in_chans=in_chans, head=settings.head, weights=weights

@@ -168,6 +168,8 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     assert "did you mean resnext50" in refused("train", "--arch", "resnext5")
     assert "known are exp-00" in refused("train", "--recipe", "nope")
     assert "0 to 4" in refused("train", "--fold", "9", "--store", store)
+    message = refused("train", "--recipe", "exp-10-tfl", "--store", store)
+    assert "exp-10-tfl starts from runs/exp-10/best.pt, which is not there" in message
     assert "no run in" in refused("predict", none, tmp_path / "p.csv")
     assert ".parquet or .csv" in refused("predict", none, tmp_path / "p.txt")
     assert "ichfast predict" in refused("evaluate", tmp_path / "p.csv")

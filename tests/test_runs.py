@@ -22,7 +22,7 @@ from ichfast.loader import DataConfig, make_loader
 from ichfast.metrics import evaluate
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
 from ichfast.predictions import COLUMNS
-from ichfast.recipes import FoldConfig, Recipe, resolve_recipe
+from ichfast.recipes import RECIPES, FoldConfig, Recipe, resolve_recipe
 from ichfast.results import predict_run, report_run
 from ichfast.runs import default_run_dir, read_history, read_record, train_run
 from ichfast.splits import split_slices
@@ -240,6 +240,21 @@ def test_a_run_starts_from_the_weights_of_another(
         tmp_path / "larger",
         device=CPU,
     )
+    assert np.isfinite(report.valid_loss)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_starts(name: str, tiny_store_path: Path, tmp_path: Path) -> None:
+    recipe = resolve_recipe(
+        name,
+        size=32,
+        device_type="cpu",
+        assignments=[
+            "train.epochs=1", "data.batch_size=8", "folds.num_folds=2",
+            "model.pretrained=no", "model.weights=",
+        ],
+    )  # fmt: skip
+    report = train_run(tiny_store_path, recipe, tmp_path / "run", device=CPU, limit=16)
     assert np.isfinite(report.valid_loss)
 
 
