@@ -40,7 +40,7 @@ def progress(label: str, total: int, unit: str) -> Iterator[tqdm[Any]]:
         file=sys.stderr if on_terminal else _Lines(),
         dynamic_ncols=on_terminal,
         mininterval=0.2 if on_terminal else PLAIN_INTERVAL_S,
-        bar_format=None if on_terminal else _PLAIN_FORMAT,
+        bar_format=_BAR_FORMAT if on_terminal else _PLAIN_FORMAT,
     ) as bar:
         yield bar
 
@@ -57,7 +57,11 @@ class _Lines:
         sys.stderr.flush()
 
 
+_BAR_FORMAT = (
+    "{l_bar}{bar}| {n_fmt}/{total_fmt} "
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+)
 _PLAIN_FORMAT = (
-    "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}, {elapsed} gone, "
+    "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_noinv_fmt}, {elapsed} gone, "
     "{remaining} left{postfix}"
 )
