@@ -22,19 +22,22 @@ M holes, U uniform numbers a slice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ichfast.errors import RecipeError
-from ichfast.windows import Window, apply_windows
+from ichfast.windows import HU_OFFSET, Window, apply_windows
 
 MAX_HOLES = 20
 """Holes a slice's arrays have room for; unused ones have side zero."""
 
 MAX_SHRINK = 1.4
 """The resample skips pixels beyond this factor, so such slices shrink first."""
+
+MIN_WIDTH_HU = 1.0
+"""Jitter leaves a window at least this wide."""
 
 LOGIT_EPSILON = 1e-7
 """Lighting keeps values this far from 0 and 1, as fastai v1 does."""
@@ -74,6 +77,10 @@ class AugmentConfig:
     lighting_probability: float = 0.75
     """Chance of a change of brightness, and of contrast, each on its own."""
 
+    window_jitter: tuple[float, float] = (0.0, 0.0)
+    """How far a window's center, and its width, may lie off, HU; uniform, one draw
+    a slice for all its windows. The 4th place of the competition used (7, 15)."""
+
     cutout_probability: float = 0.0
     """Chance that holes are cut at all."""
 
@@ -105,6 +112,11 @@ class AugmentConfig:
                 "augment.max_warp is in [0, 0.5) and max_lighting in [0, 1), "
                 f"got {self.max_warp} and {self.max_lighting}"
             )
+        if not all(0.0 <= off < 1000.0 for off in self.window_jitter):
+            raise RecipeError(
+                "augment.window_jitter is two numbers of HU from 0 to 1000, "
+                f"got {self.window_jitter}"
+            )
         if not 1 <= self.cutout_holes[0] <= self.cutout_holes[1] <= MAX_HOLES:
             raise RecipeError(
                 f"augment.cutout_holes is two rising numbers from 1 to {MAX_HOLES}, "
@@ -117,12 +129,47 @@ class AugmentConfig:
             )
 
 
+FASTAI = AugmentConfig(
+    flip_probability=0.5,
+    max_rotation_deg=10.0,
+    max_zoom=1.1,
+    max_warp=0.2,
+    max_lighting=0.2,
+)
+"""fastai v1's `get_transforms()`."""
+
+EXP_30 = replace(
+    FASTAI,
+    max_rotation_deg=30.0,
+    max_zoom=1.4,
+    max_warp=0.0,
+    cutout_probability=0.5,
+)
+"""The reference's strongest: rotation 30, zoom 1.4, no warp, cutout."""
+
+EXP_10_MIXUP = replace(FASTAI, max_rotation_deg=30.0, min_zoom=1.05, max_zoom=1.4)
+"""The reference's for mixup: rotation 30, zoomed crops of 1.05 to 1.4."""
+
+LIGHT = AugmentConfig(
+    flip_probability=0.5,
+    max_rotation_deg=15.0,
+    max_zoom=1.2,
+)
+"""Flip, a little rotation and zoom: for short runs."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
     """What was drawn for the slices of a batch."""
 
     matrix_B33: npt.NDArray[np.float32]
     """Output pixel to source pixel, homogeneous coordinates."""
+
+    center_shift_B: npt.NDArray[np.float32]
+    """Added to the center of every window, HU."""
+
+    width_shift_B: npt.NDArray[np.float32]
+    """Added to the width of every window, HU."""
 
     contrast_B: npt.NDArray[np.float32]
     """Factor in logit space; 1 changes nothing."""
@@ -187,10 +234,13 @@ def draw(
         One row a slice, in the order of `slices_B`.
     """
     uniform_BU = _uniforms(seed, epoch, slices_B, _NUM_FIXED + 2 * MAX_HOLES)
+    jitter = config.window_jitter
     contrast_B, brightness_B = _draw_lighting(config, uniform_BU)
     corner_BM2, side_BM2 = _draw_holes(config, uniform_BU, size)
     return Parameters(
         matrix_B33=_draw_matrix(config, uniform_BU, source_shape_B2, size),
+        center_shift_B=_symmetric(uniform_BU[:, _CENTER], jitter[0]).astype("f4"),
+        width_shift_B=_symmetric(uniform_BU[:, _WIDTH], jitter[1]).astype("f4"),
         contrast_B=contrast_B,
         brightness_B=brightness_B,
         hole_corner_BM2=corner_BM2,
@@ -201,8 +251,15 @@ def draw(
 # Columns of the uniform numbers; each is used for one thing only.
 _FLIP, _IF_ROTATE, _ROTATE, _IF_ZOOM, _ZOOM, _FOCUS_X, _FOCUS_Y = range(7)
 _IF_WARP, _WARP, _IF_BRIGHTNESS, _BRIGHTNESS = 7, slice(8, 12), 12, 13
-_IF_CONTRAST, _CONTRAST, _IF_CUTOUT, _HOLES, _SIDE = range(14, 19)
-_NUM_FIXED = 19
+_IF_CONTRAST, _CONTRAST, _IF_CUTOUT, _HOLES, _SIDE, _CENTER, _WIDTH = range(14, 21)
+_NUM_FIXED = 21
+
+
+def _symmetric(
+    uniform: npt.NDArray[np.float64], limit: float
+) -> npt.NDArray[np.float64]:
+    """Uniform between minus and plus `limit`."""
+    return (2.0 * uniform - 1.0) * limit
 
 
 def _uniforms(
@@ -285,7 +342,7 @@ def _zoom(
 def _rotation(
     config: AugmentConfig, uniform_BU: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    degrees_B = (2.0 * uniform_BU[:, _ROTATE] - 1.0) * config.max_rotation_deg
+    degrees_B = _symmetric(uniform_BU[:, _ROTATE], config.max_rotation_deg)
     wanted_B = uniform_BU[:, _IF_ROTATE] < config.affine_probability
     angle_B = np.deg2rad(np.where(wanted_B, degrees_B, 0.0))
     matrix_B33 = _eye(len(uniform_BU))
@@ -304,7 +361,7 @@ def _warp(
         fastai v1 `symmetric_warp`: four magnitudes, each moving one pair of
         corners along one axis; the eight coefficients solve a linear system.
     """
-    moved_B4 = (2.0 * uniform_BU[:, _WARP] - 1.0) * config.max_warp
+    moved_B4 = _symmetric(uniform_BU[:, _WARP], config.max_warp)
     wanted_B = uniform_BU[:, _IF_WARP] < config.affine_probability
     moved_B4 = np.where(wanted_B[:, None], moved_B4, 0.0)
     system_B88 = np.zeros((len(uniform_BU), 8, 8))
@@ -330,9 +387,9 @@ def _draw_lighting(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Contrast factor and brightness summand, both in logit space."""
     amount = config.max_lighting
-    change_B = 0.5 * (1.0 + (2.0 * uniform_BU[:, _BRIGHTNESS] - 1.0) * amount)
+    change_B = 0.5 * (1.0 + _symmetric(uniform_BU[:, _BRIGHTNESS], amount))
     brightness_B = np.log(change_B / (1.0 - change_B))
-    contrast_B = np.exp(-np.log1p(-amount) * (2.0 * uniform_BU[:, _CONTRAST] - 1.0))
+    contrast_B = np.exp(_symmetric(uniform_BU[:, _CONTRAST], -np.log1p(-amount)))
     chance = config.lighting_probability
     return (
         np.where(uniform_BU[:, _IF_CONTRAST] < chance, contrast_B, 1.0).astype("f4"),
@@ -383,14 +440,19 @@ def apply_parameters(
         Shape (size, size, C), float32, normalised.
     """
     warped_SS = _resample(stored_HW, parameters.matrix_B33[row], size)
-    hu_1SS = np.rint(warped_SS)[None] - 1024.0
-    image_SSC = apply_windows(hu_1SS, windows)[0]
+    hu_1SS = np.rint(warped_SS)[None] - HU_OFFSET
+    center_shift, width_shift = (
+        float(parameters.center_shift_B[row]),
+        float(parameters.width_shift_B[row]),
+    )
+    jittered = [jitter(window, center_shift, width_shift) for window in windows]
+    image_SSC = apply_windows(hu_1SS, jittered)[0]
     contrast, brightness = parameters.contrast_B[row], parameters.brightness_B[row]
     if contrast != 1.0 or brightness != 0.0:
         image_SSC = np.clip(image_SSC, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
         logit_SSC = np.log(image_SSC / (1.0 - image_SSC)) * contrast + brightness
         image_SSC = 1.0 / (1.0 + np.exp(-logit_SSC))
-    air_C = apply_windows(np.full((1, 1, 1), -1024.0), windows)[0, 0, 0]
+    air_C = apply_windows(np.full((1, 1, 1), -HU_OFFSET), windows)[0, 0, 0]
     for (top, left), (rows, columns) in zip(
         parameters.hole_corner_BM2[row].astype(int),
         parameters.hole_side_BM2[row].astype(int),
@@ -401,6 +463,15 @@ def apply_parameters(
                 max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)
             ] = air_C
     return (image_SSC - np.asarray(mean_C, np.float32)) / np.asarray(std_C, np.float32)
+
+
+def jitter(window: Window, center_shift: float, width_shift: float) -> Window:
+    """A window moved and stretched; it stays at least `MIN_WIDTH_HU` wide."""
+    return replace(
+        window,
+        center=window.center + center_shift,
+        width=max(window.width + width_shift, MIN_WIDTH_HU),
+    )
 
 
 def _resample(

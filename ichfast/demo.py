@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ichfast.augment import LIGHT
 from ichfast.errors import IchfastError
 from ichfast.files import write_text_atomically
 from ichfast.labels import read_labels
@@ -41,7 +43,7 @@ PREVALENCE = {
 
 def demo_recipe(device_type: str) -> Recipe:
     """`fast`, cut down to what two cores train in three minutes."""
-    return resolve_recipe(
+    recipe = resolve_recipe(
         "fast",
         arch="efficientnet-b0",
         size=96,
@@ -51,11 +53,9 @@ def demo_recipe(device_type: str) -> Recipe:
             "train.epochs=8",
             "train.phases.0.lr=3e-3",
             "train.ema_decay=0.98",
-            "augment.max_rotation_deg=15",
-            "augment.max_zoom=1.2",
-            "augment.cutout_probability=0",
         ],
     )
+    return replace(recipe, augment=LIGHT)
 
 
 def run_demo(

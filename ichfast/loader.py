@@ -25,13 +25,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.augment import MAX_SHRINK, AugmentConfig, draw, shrunk_shape
+from ichfast.augment import (
+    MAX_SHRINK,
+    MIN_WIDTH_HU,
+    AugmentConfig,
+    draw,
+    shrunk_shape,
+)
 from ichfast.batch import Batch
+from ichfast.channels import OWN, neighbours, parse_windows, window_columns
 from ichfast.errors import LoaderError
 from ichfast.pipeline import FEEDS, Normalization, slice_graph
 from ichfast.sampler import Sampler
 from ichfast.store import Store
-from ichfast.windows import Window, parse_window
 
 PREFETCH = 2
 """Batches DALI prepares ahead."""
@@ -54,7 +60,10 @@ class DataConfig:
     """Store level to read, or ``auto``: the smallest that is at least `size`."""
 
     windows: tuple[str, ...] = ("brain",)
-    """One channel a window: preset names or CENTER/WIDTH."""
+    """One channel a window: preset names, CENTER/WIDTH, or ``own``: the header's."""
+
+    neighbours: bool = False
+    """Three channels from one window: the slice before, the slice, the one after."""
 
     normalize: str = "none"
     """``imagenet``; ``data``, mean and std of the training slices; or ``none``."""
@@ -71,15 +80,21 @@ class DataConfig:
                 "data.windows takes 1 window or 3, one a channel, "
                 f"got {len(self.windows)}"
             )
+        if self.neighbours and len(self.windows) > 1:
+            raise LoaderError(
+                "data.neighbours shows three slices through one window, "
+                f"got {len(self.windows)} windows"
+            )
         if self.normalize not in ("imagenet", "data", "none"):
             raise LoaderError(
                 "data.normalize is imagenet, data or none, got " + repr(self.normalize)
             )
-        self.parsed_windows()
+        parse_windows(self.windows)
 
-    def parsed_windows(self) -> tuple[Window, ...]:
-        """The windows as objects, in channel order."""
-        return tuple(parse_window(name) for name in self.windows)
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images: 1 or 3."""
+        return 3 if self.neighbours else len(self.windows)
 
 
 def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
@@ -128,14 +143,14 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
             f"{len(slices_N)} slice(s) do not fill one batch of {config.batch_size} "
             f"on {world_size} device(s); lower it with --set data.batch_size=N"
         )
-    num_channels = len(config.windows)
+    num_windows = len(config.windows)
     return DaliLoader(
         store,
         sampler,
         config,
         level=choose_level(store, config),
         normalization=normalization
-        or Normalization(mean=(0.0,) * num_channels, std=(1.0,) * num_channels),
+        or Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows),
         augment=augment or AugmentConfig(),
         device=device,
     )
@@ -181,12 +196,12 @@ class DaliLoader:
         self.level = level
         self.device = device
         self._num_epochs = 0
-        self._source = _BatchSource(store, sampler, augment, level, config.size)
+        self._source = _BatchSource(store, sampler, augment, level, config)
         on_gpu = device != "cpu"
         self._pipeline = slice_graph(
             self._source,
             size=config.size,
-            windows=config.parsed_windows(),
+            windows=parse_windows(config.windows),
             normalization=normalization,
             on_gpu=on_gpu,
             batch_size=config.batch_size,
@@ -284,6 +299,10 @@ def _as_torch(tensors: Any) -> torch.Tensor:
     return torch.utils.dlpack.from_dlpack(tensors.as_tensor())
 
 
+_SLICES = ("stored", "before", "after")
+"""Feeds that are slices, given by their positions until they are read."""
+
+
 class _BatchSource:
     """Hands DALI one batch a call: slices, targets, positions and parameters.
 
@@ -296,20 +315,29 @@ class _BatchSource:
         sampler: Sampler,
         augment: AugmentConfig,
         level: int,
-        size: int,
+        config: DataConfig,
     ) -> None:
         self._store = store
         self._sampler = sampler
         self._augment = augment
         self._level = level
-        self._size = size
+        self._size = config.size
+        self._before_N, self._after_N = neighbours(store)
+        self._center_NC, self._width_NC = window_columns(store, config.windows)
         self._labels_NK = store.labels_NK()
         if level == max(store.levels):
             shape_N2 = store.table[["rows", "columns"]].to_numpy(np.int64)
         else:
             shape_N2 = np.full((len(store), 2), level)
-        self._shrunk_N2 = shrunk_shape(shape_N2[:, 0], shape_N2[:, 1], size, augment)
-        wanted = {"shrunk": shape_N2[sampler.slices_N].max() > MAX_SHRINK * size}
+        self._shrunk_N2 = shrunk_shape(
+            shape_N2[:, 0], shape_N2[:, 1], config.size, augment
+        )
+        longest = shape_N2[sampler.slices_N].max()
+        wanted = {"shrunk": longest > MAX_SHRINK * config.size}
+        wanted["before"] = wanted["after"] = config.neighbours
+        wanted["center"] = wanted["width"] = OWN in config.windows or any(
+            augment.window_jitter
+        )
         wanted["contrast"] = wanted["dimming"] = augment.max_lighting > 0
         wanted["corners"] = wanted["sides"] = augment.cutout_probability > 0
         self.feeds = tuple(name for name in FEEDS if wanted.get(name, True))
@@ -347,20 +375,36 @@ class _BatchSource:
             size=self._size,
         )
         arrays = {
-            "stored": [
-                self._store.slice_HW(int(position), self._level)[..., np.newaxis]
-                for position in picked_B
-            ],
+            "stored": picked_B,
+            "before": self._before_N[picked_B],
+            "after": self._after_N[picked_B],
             "target": self._labels_NK[picked_B],
             "index": picked_B[:, np.newaxis],
             "matrix": drawn.matrix_B33,
+            "center": self._center_NC[picked_B] + drawn.center_shift_B[:, np.newaxis],
+            "width": np.maximum(
+                self._width_NC[picked_B] + drawn.width_shift_B[:, np.newaxis],
+                MIN_WIDTH_HU,
+            ),
             "shrunk": shrunk_B2.astype(np.float32),
             "contrast": drawn.contrast_B[:, np.newaxis],
             "dimming": np.exp(-drawn.brightness_B)[:, np.newaxis],
             "corners": drawn.hole_corner_BM2.reshape(len(picked_B), -1),
             "sides": drawn.hole_side_BM2.reshape(len(picked_B), -1),
         }
-        return tuple(arrays[name] for name in self.feeds)
+        return tuple(
+            self._views(arrays[name]) if name in _SLICES else arrays[name]
+            for name in self.feeds
+        )
+
+    def _views(
+        self, positions_B: npt.NDArray[np.int64]
+    ) -> list[npt.NDArray[np.uint16]]:
+        """The slices at some positions, (H, W, 1) each, without a copy."""
+        return [
+            self._store.slice_HW(int(position), self._level)[..., np.newaxis]
+            for position in positions_B
+        ]
 
     def _advise(self, iteration: int) -> None:
         picked_B = self._sampler.batch(self._order, iteration)

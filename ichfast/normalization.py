@@ -5,9 +5,12 @@ Shape letters: N slices, C windows, V stored values.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
+from ichfast.channels import parse_windows, window_columns
 from ichfast.loader import DataConfig, choose_level
 from ichfast.pipeline import Normalization
 from ichfast.store import Store
@@ -33,21 +36,29 @@ def measure_normalization(
         slices_N: store positions of the training split.
         config: windows, level and the kind of normalisation.
     """
-    num_channels = len(config.windows)
+    num_windows = len(config.windows)
     if config.normalize == "none":
-        return Normalization(mean=(0.0,) * num_channels, std=(1.0,) * num_channels)
+        return Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows)
     if config.normalize == "imagenet":
-        return IMAGENET if num_channels == 3 else IMAGENET_GREY
+        return IMAGENET if num_windows == 3 else IMAGENET_GREY
     level = choose_level(store, config)
     picked_N = slices_N[np.linspace(0, len(slices_N) - 1, NUM_MEASURED).astype(int)]
-    count_V = np.zeros(NUM_STORED_VALUES, dtype=np.int64)
+    center_NC, width_NC = window_columns(store, config.windows)
+    sums_2C = np.zeros((2, num_windows))
+    num_pixels = 0
     for position in np.unique(picked_N):
         stored_HW = store.slice_HW(int(position), level)
-        count_V += np.bincount(stored_HW.ravel(), minlength=NUM_STORED_VALUES)
-    share_V = count_V / count_V.sum()
-    mean, std = [], []
-    for window in config.parsed_windows():
-        value_V = window_table(window, mean=0.0, std=1.0).astype(np.float64)
-        mean.append(float(value_V @ share_V))
-        std.append(float(np.sqrt((value_V - mean[-1]) ** 2 @ share_V)) or 1.0)
-    return Normalization(mean=tuple(mean), std=tuple(std))
+        count_V = np.bincount(stored_HW.ravel(), minlength=NUM_STORED_VALUES)
+        num_pixels += stored_HW.size
+        for channel, window in enumerate(parse_windows(config.windows)):
+            own = replace(
+                window,
+                center=float(center_NC[position, channel]),
+                width=float(width_NC[position, channel]),
+            )
+            value_V = window_table(own, mean=0.0, std=1.0).astype(np.float64)
+            sums_2C[:, channel] += count_V @ value_V, count_V @ value_V**2
+    mean_C, square_C = sums_2C / num_pixels
+    std_C = np.sqrt(square_C - mean_C**2)
+    std_C[std_C < 1e-6] = 1.0  # nothing varies: an empty window
+    return Normalization(mean=tuple(mean_C.tolist()), std=tuple(std_C.tolist()))

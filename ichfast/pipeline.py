@@ -5,6 +5,10 @@ up as uint16, two bytes a pixel, and everything else happens there:
 
     stored ─[resize]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
+A window that is the same for every slice is one look-up in a table with the
+normalisation in it. Windows that differ by slice (its own, or jittered) and
+lighting are arithmetic in float32.
+
 The graph holds no state, no order and no chance: all of these come in with each
 batch. `ichfast.loader` runs it, `augment.apply_parameters` is its readable twin.
 
@@ -13,14 +17,14 @@ Shape letters: H rows, W columns, C windows, S output size, V stored values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nvidia.dali import fn, math, pipeline_def, types
 
 from ichfast.augment import LOGIT_EPSILON
-from ichfast.windows import Window, window_table
+from ichfast.windows import HU_OFFSET, Window, window_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +49,23 @@ FEEDS = {
     "target": Feed(types.FLOAT, 1),
     "index": Feed(types.INT64, 1),
     "matrix": Feed(types.FLOAT, 2),
+    "before": Feed(types.UINT16, 3, "HWC"),  # these two only if neighbours are seen
+    "after": Feed(types.UINT16, 3, "HWC"),
+    "center": Feed(types.FLOAT, 1),  # these two only if windows differ by slice
+    "width": Feed(types.FLOAT, 1),
     "shrunk": Feed(types.FLOAT, 1),  # only if some slice is too large
     "contrast": Feed(types.FLOAT, 1),  # these two only if there is lighting
     "dimming": Feed(types.FLOAT, 1),
     "corners": Feed(types.FLOAT, 1),  # these two only if there is cutout
     "sides": Feed(types.FLOAT, 1),
 }
+
+
+_ON_GPU = {
+    *("stored", "before", "after", "target"),
+    *("center", "width", "contrast", "dimming"),
+}
+"""What is uploaded; positions, matrices and holes are arguments, read on the CPU."""
 
 
 class BatchSource(Protocol):
@@ -101,21 +116,22 @@ def slice_graph(
         )
     )
     if on_gpu:
-        for name in {"stored", "target", "contrast", "dimming"} & fed.keys():
+        for name in _ON_GPU & fed.keys():
             fed[name] = fed[name].gpu()
     stored = fed["stored"]
+    if "before" in fed:
+        stored = fn.cat(fed["before"], stored, fed["after"], axis=2)
     if "shrunk" in fed:
         stored = fn.resize(stored, size=fed["shrunk"], antialias=True)
     warped = fn.experimental.warp_perspective(
         stored, matrix=fed["matrix"], size=[size, size], fill_value=0
     )
     laws = list(zip(windows, normalization.mean, normalization.std, strict=True))
-    if "contrast" in fed:
-        # Arithmetic takes no float16 in DALI: light in float32, cast at the end.
-        light = fed["contrast"], fed["dimming"]
+    if "center" in fed or "contrast" in fed:
+        # Arithmetic takes no float16 in DALI: float32, and a cast at the end.
         channels = [
-            (_relight(_look_up(warped, window), *light) - mean) / std
-            for window, mean, std in laws
+            (_value(warped, window, channel, fed) - mean) / std
+            for channel, (window, mean, std) in enumerate(laws)
         ]
         image = fn.cast(_join(channels), dtype=types.FLOAT16)
     else:
@@ -150,6 +166,22 @@ def _look_up(
     table_V = window_table(window, mean=mean, std=std)
     keys = list(range(len(table_V)))
     return fn.lookup_table(stored, keys=keys, values=table_V.tolist(), dtype=dtype)
+
+
+def _value(warped: Any, window: Window, channel: int, fed: Mapping[str, Any]) -> Any:
+    """A window's value in [0, 1] and in float32, by slice where slices differ."""
+    if "center" in fed:
+        hu = fn.cast(warped, dtype=types.FLOAT) - float(HU_OFFSET)
+        distance = (hu - fed["center"][channel]) / fed["width"][channel]
+        if window.shape == "sigmoid":
+            value = 1.0 / (1.0 + math.exp(-4.0 * distance))
+        else:
+            value = math.clamp(distance + 0.5, 0.0, 1.0)
+    else:
+        value = _look_up(warped, window)
+    if "contrast" in fed:
+        value = _relight(value, fed["contrast"], fed["dimming"])
+    return value
 
 
 def _relight(value: Any, contrast: Any, dimming: Any) -> Any:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment import EXP_10_MIXUP, EXP_30, FASTAI, AugmentConfig
 from ichfast.errors import RecipeError
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.loader import DataConfig
@@ -89,25 +89,6 @@ class Recipe:
     folds: FoldConfig = field(default_factory=FoldConfig)
 
 
-FASTAI = AugmentConfig(
-    flip_probability=0.5,
-    max_rotation_deg=10.0,
-    max_zoom=1.1,
-    max_warp=0.2,
-    max_lighting=0.2,
-)
-"""fastai v1's `get_transforms()`."""
-
-EXP_30 = replace(
-    FASTAI,
-    max_rotation_deg=30.0,
-    max_zoom=1.4,
-    max_warp=0.0,
-    cutout_probability=0.5,
-)
-"""The reference's strongest: rotation 30, zoom 1.4, no warp, cutout."""
-
-
 def exp_00() -> Recipe:
     """EfficientNet-B0 at 224 from ImageNet weights: a frozen start, then Ranger.
 
@@ -172,12 +153,7 @@ def exp_10_mixup() -> Recipe:
     return replace(
         exp_10(),
         name="exp-10-mixup",
-        augment=replace(
-            FASTAI,
-            max_rotation_deg=30.0,
-            min_zoom=1.05,
-            max_zoom=1.4,
-        ),
+        augment=EXP_10_MIXUP,
         train=TrainConfig(
             phases=(
                 Phase(epochs=25, lr=1e-2 / 2, mixup_alpha=0.4),

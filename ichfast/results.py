@@ -75,7 +75,7 @@ def load_run_model(run_dir: Path, recipe: Recipe, device: torch.device) -> nn.Mo
     """
     state = load_checkpoint(run_dir / BEST)
     model = build_model(
-        recipe.model.arch, in_chans=len(recipe.data.windows), head=recipe.model.head
+        recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
     )
     try:
         model.load_state_dict(state["model"])

@@ -206,7 +206,7 @@ def build_run_model(recipe: Recipe, device: torch.device) -> nn.Module:
     """
     torch.manual_seed(recipe.train.seed)
     settings = recipe.model
-    in_chans = len(recipe.data.windows)
+    in_chans = recipe.data.num_channels
     weights = Path(settings.weights) if settings.weights else None
     if weights is not None and not weights.is_file():
         raise ModelError(

@@ -10,16 +10,20 @@ import ichfast
 
 LAYERS = (
     {"errors"},
-    {"windows", "batch", "files", "progress", "environment", "amp", "settings"},
-    {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"},
-    {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"},
-    {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"},
+    {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
+    | {"levels", "lock"},
+    {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
+    | {"shards", "pseudonyms"},
+    {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
+    | {"writer", "manifest"},
+    {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
+    | {"slicetable"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
-    {"prepare", "synth", "pipeline", "predict", "submit", "figures"},
-    {"loader", "train", "report", "device"},
-    {"recipes", "normalization"},
-    {"splits"},
-    {"runs"},
+    {"plan", "synth", "pipeline", "predict", "channels", "submit", "figures"},
+    {"journal", "loader", "train", "report", "device"},
+    {"convert", "merge", "recipes", "normalization"},
+    {"workers", "splits"},
+    {"prepare", "runs"},
     {"results"},
     {"demo"},
     {"cli"},

@@ -161,6 +161,19 @@ def test_lighting_follows_fastai_in_logit_space() -> None:
     assert abs(len(changed_B) / 4000 - 0.75) < 0.02
 
 
+def test_window_jitter_is_uniform_between_its_limits() -> None:
+    parameters = drawn(AugmentConfig(window_jitter=(7.0, 15.0)))
+    for shift_B, limit in (
+        (parameters.center_shift_B, 7.0),
+        (parameters.width_shift_B, 15.0),
+    ):
+        np.testing.assert_allclose(
+            np.quantile(shift_B, [0, 0.25, 0.5, 0.75, 1]) / limit,
+            [-1, -0.5, 0, 0.5, 1],
+            atol=0.04,
+        )
+
+
 def test_holes_have_the_number_and_side_asked_for_both_ends_included() -> None:
     config = AugmentConfig(cutout_probability=0.5)
     side_BM = drawn(config).hole_side_BM2[..., 0]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ichfast.augment import AugmentConfig, apply_parameters, draw, shrunk_shape
+from ichfast.channels import parse_windows
 from ichfast.errors import LoaderError
 from ichfast.loader import DataConfig, choose_level, make_loader
 from ichfast.pipeline import Normalization
@@ -100,7 +101,7 @@ def test_the_graph_equals_the_numpy_twin(
             parameters,
             row,
             size=size,
-            windows=config.parsed_windows(),
+            windows=parse_windows(config.windows),
             mean_C=NORMALIZATION.mean,
             std_C=NORMALIZATION.std,
         )
@@ -118,6 +119,76 @@ def test_the_graph_equals_the_numpy_twin(
         assert difference.mean() < 0.01
     else:
         assert difference.max() < half_step
+
+
+def images_of(store: Store, config: DataConfig, **options: Any) -> torch.Tensor:
+    """Every image of a loader's first epoch, in order."""
+    with make_loader(store, everything(store), config, **options) as loader:
+        return torch.cat([batch.images_BCHW for batch in loader])
+
+
+def test_a_slices_own_window_is_the_one_its_header_asks_for(tiny_store: Store) -> None:
+    tiny_store.table["window_center"] = np.where(everything(tiny_store) % 2, 80, 40)
+    tiny_store.table["window_width"] = np.where(everything(tiny_store) % 2, 200, 80)
+    tiny_store.table.loc[4, "window_center"] = np.nan  # brain stands in
+    own = images_of(tiny_store, replace(DATA, windows=("own",)))
+    brain = images_of(tiny_store, replace(DATA, windows=("brain",)))
+    subdural = images_of(tiny_store, replace(DATA, windows=("subdural",)))
+    torch.testing.assert_close(own[::2], brain[::2], atol=1e-3, rtol=0)
+    torch.testing.assert_close(own[1::2], subdural[1::2], atol=1e-3, rtol=0)
+    assert (brain - subdural).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("window", ["brain", "40/80/sigmoid"])
+def test_jittered_windows_equal_the_numpy_twin(tiny_store: Store, window: str) -> None:
+    augment = AugmentConfig(window_jitter=(7, 15))
+    config = replace(DATA, size=256, windows=(window,))
+    found_B1SS = images_of(tiny_store, config, augment=augment, seed=2)
+    positions_N = everything(tiny_store)
+    parameters = draw(
+        augment,
+        seed=2,
+        epoch=0,
+        slices_B=positions_N,
+        source_shape_B2=np.full((len(positions_N), 2), 256),
+        size=256,
+    )
+    assert np.ptp(parameters.center_shift_B) > 10
+    assert np.ptp(parameters.width_shift_B) > 20
+    for position in range(0, len(positions_N), 5):
+        twin_SS1 = apply_parameters(
+            tiny_store.slice_HW(position, 256),
+            parameters,
+            position,
+            size=256,
+            windows=parse_windows(config.windows),
+            mean_C=[0.0],
+            std_C=[1.0],
+        )
+        difference = abs(found_B1SS[position, 0].float().numpy() - twin_SS1[..., 0])
+        assert difference.max() < 2.0**-10
+
+
+def test_neighbours_are_the_slices_before_and_after_in_the_series(
+    tiny_store: Store,
+) -> None:
+    plain = images_of(tiny_store, DATA)[:, 0]
+    three = images_of(tiny_store, replace(DATA, neighbours=True))
+    assert three.shape == (29, 3, 48, 48)
+    series = tiny_store.table["series"].astype(str).tolist()
+    for k in range(29):
+        before = k - 1 if k and series[k - 1] == series[k] else k
+        after = k + 1 if k < 28 and series[k + 1] == series[k] else k
+        assert torch.equal(three[k], plain[[before, k, after]])
+
+
+def test_neighbours_are_augmented_as_one(tiny_store: Store) -> None:
+    config = replace(DATA, neighbours=True)
+    augment = replace(AUGMENTS["geometry"], cutout_probability=1.0)
+    three = images_of(tiny_store, config, augment=augment)
+    plain = images_of(tiny_store, DATA, augment=augment)
+    assert torch.equal(three[:, 1], plain[:, 0])
+    assert torch.equal(three[0, 0], three[0, 1])  # the first slice is its own neighbour
 
 
 def test_shrinking_first_keeps_the_mean_that_skipping_pixels_would_lose(
@@ -183,6 +254,7 @@ def test_many_epochs_open_no_further_files(tiny_store: Store) -> None:
         ({"batch_size": 0}, "data.batch_size must be at least 1"),
         ({"windows": ("brain", "bone")}, "1 window or 3"),
         ({"normalize": "mean"}, "imagenet, data or none"),
+        ({"windows": ("brain",) * 3, "neighbours": True}, "one window, got 3"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

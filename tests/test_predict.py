@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.amp import Amp
-from ichfast.augment import AugmentConfig
+from ichfast.augment import EXP_30, AugmentConfig
 from ichfast.loader import DataConfig, make_loader
 from ichfast.predict import mix_passes, predict_logits, tta_passes
-from ichfast.recipes import EXP_30
 from ichfast.store import Store
 
 CPU = Amp("cpu", torch.float32)
