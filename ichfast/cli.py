@@ -33,6 +33,15 @@ LIMIT = click.option(
 )
 
 
+SET = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a setting, such as train.epochs=2; may be repeated.",
+)
+
+
 class _Commands(click.Group):
     """Turns our own errors into a one-line message and exit status 1."""
 
@@ -144,6 +153,34 @@ def prepare(
 
 
 @cli.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--recipe", help="Named settings.  [default: fast]")
+@click.option("--size", type=click.IntRange(min=32), help="Side of the input, pixels.")
+@click.option("--epoch", default=0, type=click.IntRange(min=0), help="Draw this one.")
+@SET
+def preview(
+    store: Path,
+    out: Path,
+    recipe: str | None,
+    size: int | None,
+    epoch: int,
+    assignments: tuple[str, ...],
+) -> None:
+    """Draw slices of STORE before and after augmentation, to OUT.png.
+
+    The very same graph and parameters as in training; what was drawn stands
+    beneath each slice.
+    """
+    from ichfast.preview import write_preview
+    from ichfast.recipes import resolve_recipe
+
+    resolved = resolve_recipe(recipe, size=size, assignments=assignments)
+    write_preview(store, resolved, out, epoch=epoch)
+    _print({"preview": str(out)})
+
+
+@cli.command()
 @click.option("--arch", help="Backbone; `ichfast recipes` lists them.")
 @click.option("--size", type=click.IntRange(min=32), help="Side of the input, pixels.")
 @click.option("--recipe", help="Named settings.  [default: fast]")
@@ -163,13 +200,7 @@ def prepare(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Start from this file: safetensors, or a run's best.pt.",
 )
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Change a setting, such as train.epochs=2; may be repeated.",
-)
+@SET
 @LIMIT
 @DEVICE
 def train(

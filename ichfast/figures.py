@@ -1,4 +1,4 @@
-"""Every picture ichfast draws: slices, curves, bars. One calm style for all.
+"""The charts: curves and bars of a run. One calm style for all.
 
 1. The object-oriented matplotlib API only: no pyplot, no global state, so figures
    may be made in any thread and nothing needs closing.
@@ -6,12 +6,11 @@
    the ink of the text. The same class has the same colour everywhere.
 3. Text that came from outside is drawn as it stands, never read as a formula.
 
-Shape letters: N slices, K classes, Q calibration bins, H rows, W columns.
+Shape letters: N slices, K classes, Q calibration bins.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,17 +22,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ichfast.labels import CLASSES
 from ichfast.metrics import Evaluation, LevelScores, calibration_bins
-from ichfast.windows import HU_OFFSET, Window, apply_windows
 
 Floats = npt.NDArray[np.float64]
-Stored = npt.NDArray[np.uint16]
 
-DPI = 160
 CHART_SIZE_INCH = (4.8, 3.6)
 """Small on purpose: its text stays readable at the width of a phone."""
 
@@ -59,89 +54,6 @@ SECOND_COLOR = "#d98324"
 _SUBTYPE_COLORS = ("#e69f00", "#d55e00", "#4a8fe0", "#009e73", "#cc79a7")
 """Source: Okabe and Ito 2008, "Color Universal Design"; the blue is lightened so
 that it also stands out on dark paper."""
-
-
-def windowed_8bit(stored_HW: Stored, window: Window) -> npt.NDArray[np.uint8]:
-    """A slice as a person looks at it: windowed, 0 black to 255 white.
-
-    Args:
-        stored_HW: as in the store, HU + 1024, shape (H, W), uint16.
-        window: the display window.
-    """
-    hu_1HW = stored_HW[np.newaxis].astype(np.float32) - HU_OFFSET
-    value_HW = apply_windows(hu_1HW, [window])[0, :, :, 0]
-    grey_HW: npt.NDArray[np.uint8] = np.rint(value_HW * 255.0).astype(np.uint8)
-    return grey_HW
-
-
-def slice_png(stored_HW: Stored, window: Window, *, max_side: int) -> bytes:
-    """A windowed slice as a grey PNG, shrunk until no side exceeds `max_side` pixels.
-
-    A slice that is small enough keeps its pixels as they are.
-    """
-    picture = Image.fromarray(windowed_8bit(stored_HW, window))
-    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def figure_png(figure: Figure) -> bytes:
-    """The figure as PNG, at `DPI` pixels per inch of its size."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def contact_sheet(
-    slices: Sequence[Stored], captions: Sequence[str], windows: Sequence[Window]
-) -> Figure:
-    """Slices side by side on black, each in every window.
-
-    Args:
-        slices: at least one, each (H, W) uint16 as stored. Shapes may differ.
-        captions: one a slice, drawn below it; the middle of a long one is left out.
-        windows: at least one; a slice's windows stand next to each other.
-    """
-    num_across = max(1, 6 // len(windows))
-    num_down = -(-len(slices) // num_across)
-    figure = Figure(
-        figsize=(num_across * len(windows) * 1.6, num_down * 1.8 + 0.3),
-        facecolor="black",
-    )
-    names = ", ".join(f"{window.center:g}/{window.width:g}" for window in windows)
-    figure.suptitle(f"Windows {names} HU", color="#c0c6cc", fontsize=8, y=0.995)
-    cells = figure.subplots(
-        num_down,
-        num_across * len(windows),
-        squeeze=False,
-        gridspec_kw={
-            "left": 0.005,
-            "right": 0.995,
-            "bottom": 0.2 / (num_down * 1.8 + 0.3),
-            "top": 1.0 - 0.25 / (num_down * 1.8 + 0.3),
-            "wspace": 0.02,
-            "hspace": 0.12,
-        },
-    ).ravel()
-    for axes in cells:
-        axes.set_axis_off()
-    for n, (stored_HW, caption) in enumerate(zip(slices, captions, strict=True)):
-        own_cells = cells[n * len(windows) : (n + 1) * len(windows)]
-        for axes, window in zip(own_cells, windows, strict=True):
-            axes.imshow(windowed_8bit(stored_HW, window), "gray", vmin=0, vmax=255)
-        own_cells[0].text(
-            0.5 * len(windows),
-            -0.02,
-            _shortened(caption),
-            transform=own_cells[0].transAxes,
-            ha="center",
-            va="top",
-            color="#e4e8ec",
-            fontsize=7,
-            parse_math=False,
-        )
-    return figure
 
 
 def loss_curves(history: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
@@ -375,9 +287,3 @@ def _wilson_interval(frequency_Q: Floats, count_Q: Floats) -> tuple[Floats, Floa
     scale_Q = 1 + z**2 / count_Q
     half_Q = z * np.sqrt(spread)
     return (middle_Q - half_Q) / scale_Q, (middle_Q + half_Q) / scale_Q
-
-
-def _shortened(caption: str, limit: int = 30) -> str:
-    if len(caption) <= limit:
-        return caption
-    return f"{caption[: limit // 2]}...{caption[-limit // 2 :]}"

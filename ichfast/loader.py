@@ -174,6 +174,13 @@ def choose_level(store: Store, config: DataConfig) -> int:
     return int(config.level)
 
 
+def source_shapes(store: Store, level: int) -> npt.NDArray[np.int64]:
+    """Rows and columns of every slice at a level, shape (N, 2), int64."""
+    if level == max(store.levels):
+        return store.table[["rows", "columns"]].to_numpy(np.int64)
+    return np.full((len(store), 2), level, dtype=np.int64)
+
+
 class DaliLoader:
     """Batches of a store through DALI. Made by `make_loader`.
 
@@ -325,10 +332,7 @@ class _BatchSource:
         self._before_N, self._after_N = neighbours(store)
         self._center_NC, self._width_NC = window_columns(store, config.windows)
         self._labels_NK = store.labels_NK()
-        if level == max(store.levels):
-            shape_N2 = store.table[["rows", "columns"]].to_numpy(np.int64)
-        else:
-            shape_N2 = np.full((len(store), 2), level)
+        shape_N2 = source_shapes(store, level)
         self._shrunk_N2 = shrunk_shape(
             shape_N2[:, 0], shape_N2[:, 1], config.size, augment
         )

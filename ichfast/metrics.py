@@ -283,10 +283,11 @@ def format_evaluation(evaluation: Evaluation) -> str:
     level = evaluation.slice
     counts = (
         f"{level.count:,} slices of {evaluation.study.count:,} studies and "
-        f"{evaluation.patient.count:,} patients; "
-        f"{evaluation.unlabelled:,} more have no labels and are left out\n"
+        f"{evaluation.patient.count:,} patients"
     )
-    lines = [counts, _row("", "model", "prevalence", "ratio")]
+    if evaluation.unlabelled:
+        counts += f"; {evaluation.unlabelled:,} more have no labels and are left out"
+    lines = [counts, "", _row("", "model", "prevalence", "ratio")]
     for name in ("slice", "study", "patient"):
         scores: LevelScores = getattr(evaluation, name)
         losses = (scores.weighted_log_loss, scores.prevalence_loss, scores.ratio)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ichfast import figures
+from ichfast import figures, pictures
 from ichfast.errors import IchfastError
 from ichfast.files import write_text_atomically
 from ichfast.labels import CLASSES
@@ -199,7 +199,7 @@ def _training_charts(history: pd.DataFrame) -> list[Chart]:
 
 def _chart(caption: str, draw: Callable[..., Figure], *drawn: Any) -> Chart:
     light, dark = (
-        _data_uri(figures.figure_png(draw(*drawn, theme)))
+        _data_uri(pictures.figure_png(draw(*drawn, theme)))
         for theme in (figures.LIGHT, figures.DARK)
     )
     return Chart(caption=caption, light=light, dark=dark)
@@ -249,7 +249,7 @@ def _cases(rows: pd.DataFrame, report: ReportData) -> list[Case]:
                 loss=float(rows["loss"].iloc[n]),
                 pictures={
                     name: _data_uri(
-                        figures.slice_png(stored_HW, PRESETS[name], max_side=side)
+                        pictures.slice_png(stored_HW, PRESETS[name], max_side=side)
                     )
                     for name, side in CASE_WINDOWS.items()
                 },

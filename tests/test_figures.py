@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ichfast import figures
+from ichfast import figures, pictures
 from ichfast.metrics import evaluate
 from ichfast.predictions import labels_NK, probs_NK
 from ichfast.windows import HU_OFFSET, PRESETS
@@ -55,11 +55,11 @@ def opened(png: bytes) -> Image.Image:
 
 
 def drawn_grey(figure: Figure) -> npt.NDArray[np.uint8]:
-    return np.asarray(opened(figures.figure_png(figure)).convert("L"))
+    return np.asarray(opened(pictures.figure_png(figure)).convert("L"))
 
 
 def test_a_window_becomes_eight_bits() -> None:
-    grey_HW = figures.windowed_8bit(make_slice(hu=40), BRAIN)
+    grey_HW = pictures.windowed_8bit(make_slice(hu=40), BRAIN)
     assert grey_HW.dtype == np.uint8
     assert grey_HW.shape == (8, 6)
     assert grey_HW[0].tolist() == [0] * 6
@@ -68,13 +68,13 @@ def test_a_window_becomes_eight_bits() -> None:
 
 
 def test_a_small_slice_keeps_its_pixels() -> None:
-    picture = opened(figures.slice_png(make_slice(), BRAIN, max_side=512))
-    expected_HW = figures.windowed_8bit(make_slice(), BRAIN)
+    picture = opened(pictures.slice_png(make_slice(), BRAIN, max_side=512))
+    expected_HW = pictures.windowed_8bit(make_slice(), BRAIN)
     np.testing.assert_array_equal(np.asarray(picture), expected_HW)
 
 
 def test_a_large_slice_is_shrunk_and_keeps_its_shape() -> None:
-    picture = opened(figures.slice_png(make_slice(120, 60), BRAIN, max_side=40))
+    picture = opened(pictures.slice_png(make_slice(120, 60), BRAIN, max_side=40))
     assert picture.size == (20, 40)  # columns, rows
     assert picture.mode == "L"
 
@@ -100,7 +100,7 @@ def test_a_chart_is_a_picture_of_the_agreed_size(
 ) -> None:
     draw, drawn = CHARTS[name]
     grey_HW = drawn_grey(draw(*drawn, theme))
-    width, height = (round(side * figures.DPI) for side in figures.CHART_SIZE_INCH)
+    width, height = (round(side * pictures.DPI) for side in figures.CHART_SIZE_INCH)
     assert grey_HW.shape == (height, width)
     assert (grey_HW[0, 0] > 128) == (theme is figures.LIGHT)
     share_of_ink = (grey_HW != grey_HW[0, 0]).mean()
@@ -109,7 +109,7 @@ def test_a_chart_is_a_picture_of_the_agreed_size(
 
 def test_the_same_figure_gives_the_same_bytes() -> None:
     first, second = (
-        figures.figure_png(figures.loss_curves(make_history())) for _ in range(2)
+        pictures.figure_png(figures.loss_curves(make_history())) for _ in range(2)
     )
     assert first == second
 
@@ -125,15 +125,15 @@ def test_the_same_figure_gives_the_same_bytes() -> None:
 def test_a_class_with_one_value_is_no_obstacle(draw: Callable[..., Figure]) -> None:
     labels = LABELS.copy()
     labels[:, 1] = 0.0
-    figures.figure_png(draw(PROBS, labels))
-    figures.figure_png(draw(PROBS[:1], labels[:1]))
+    pictures.figure_png(draw(PROBS, labels))
+    pictures.figure_png(draw(PROBS[:1], labels[:1]))
 
 
 @pytest.mark.parametrize("name", ["loss", "schedule", "speed"])
 def test_one_epoch_and_missing_values_can_be_drawn(name: str) -> None:
     draw, _ = CHARTS[name]
-    figures.figure_png(draw(make_history(1)))
-    figures.figure_png(
+    pictures.figure_png(draw(make_history(1)))
+    pictures.figure_png(
         draw(make_history(3).assign(valid_loss=np.nan, wait_share=np.nan))
     )
 
@@ -156,11 +156,11 @@ def test_calibration_leaves_out_bins_with_few_slices() -> None:
 def test_a_contact_sheet_shows_every_slice_in_every_window() -> None:
     slices = [make_slice(8, 6 + n) for n in range(7)]
     captions = [f"ID_{n}" for n in range(7)]
-    sheet = figures.contact_sheet(slices, captions, [BRAIN, BONE])
-    pictures = [image for axes in sheet.axes for image in axes.images]
-    assert len(pictures) == 14
+    sheet = pictures.contact_sheet(slices, captions, [BRAIN, BONE])
+    shown = [image for axes in sheet.axes for image in axes.images]
+    assert len(shown) == 14
     np.testing.assert_array_equal(
-        pictures[3].get_array(), figures.windowed_8bit(slices[1], BONE)
+        shown[3].get_array(), pictures.windowed_8bit(slices[1], BONE)
     )
     written = [text.get_text() for axes in sheet.axes for text in axes.texts]
     assert written == captions
@@ -169,8 +169,8 @@ def test_a_contact_sheet_shows_every_slice_in_every_window() -> None:
 
 def test_captions_are_no_formulas_and_never_run_over() -> None:
     captions = ["$\\frac{$", "1.2.840." + "9" * 56]
-    sheet = figures.contact_sheet([make_slice()] * 2, captions, [BRAIN])
-    figures.figure_png(sheet)
+    sheet = pictures.contact_sheet([make_slice()] * 2, captions, [BRAIN])
+    pictures.figure_png(sheet)
     written = [text.get_text() for axes in sheet.axes for text in axes.texts]
     assert written[0] == captions[0]
     assert len(written[1]) < 40

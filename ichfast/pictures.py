@@ -1,0 +1,156 @@
+"""The one place that draws a slice: as a PNG, on a contact sheet, augmented.
+
+Shape letters: B slices, H rows, W columns, S output size, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ichfast.windows import HU_OFFSET, Window, apply_windows
+
+Stored = npt.NDArray[np.uint16]
+
+DPI = 160
+"""Pixels per inch of a figure's size."""
+
+
+def windowed_8bit(stored_HW: Stored, window: Window) -> npt.NDArray[np.uint8]:
+    """A slice as a person looks at it: windowed, 0 black to 255 white.
+
+    Args:
+        stored_HW: as in the store, HU + 1024, shape (H, W), uint16.
+        window: the display window.
+    """
+    hu_1HW = stored_HW[np.newaxis].astype(np.float32) - HU_OFFSET
+    value_HW = apply_windows(hu_1HW, [window])[0, :, :, 0]
+    grey_HW: npt.NDArray[np.uint8] = np.rint(value_HW * 255.0).astype(np.uint8)
+    return grey_HW
+
+
+def slice_png(stored_HW: Stored, window: Window, *, max_side: int) -> bytes:
+    """A windowed slice as a grey PNG, shrunk until no side exceeds `max_side` pixels.
+
+    A slice that is small enough keeps its pixels as they are.
+    """
+    picture = Image.fromarray(windowed_8bit(stored_HW, window))
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The figure as PNG, at `DPI` pixels per inch of its size."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def contact_sheet(
+    slices: Sequence[Stored], captions: Sequence[str], windows: Sequence[Window]
+) -> Figure:
+    """Slices side by side on black, each in every window.
+
+    Args:
+        slices: at least one, each (H, W) uint16 as stored. Shapes may differ.
+        captions: one a slice, drawn below it; the middle of a long one is left out.
+        windows: at least one; a slice's windows stand next to each other.
+    """
+    num_across = max(1, 6 // len(windows))
+    num_down = -(-len(slices) // num_across)
+    figure = Figure(
+        figsize=(num_across * len(windows) * 1.6, num_down * 1.8 + 0.3),
+        facecolor="black",
+    )
+    names = ", ".join(f"{window.center:g}/{window.width:g}" for window in windows)
+    figure.suptitle(f"Windows {names} HU", color="#c0c6cc", fontsize=8, y=0.995)
+    cells = figure.subplots(
+        num_down,
+        num_across * len(windows),
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.005,
+            "right": 0.995,
+            "bottom": 0.2 / (num_down * 1.8 + 0.3),
+            "top": 1.0 - 0.25 / (num_down * 1.8 + 0.3),
+            "wspace": 0.02,
+            "hspace": 0.12,
+        },
+    ).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for n, (stored_HW, caption) in enumerate(zip(slices, captions, strict=True)):
+        own_cells = cells[n * len(windows) : (n + 1) * len(windows)]
+        for axes, window in zip(own_cells, windows, strict=True):
+            axes.imshow(windowed_8bit(stored_HW, window), "gray", vmin=0, vmax=255)
+        _caption(own_cells[0], _shortened(caption), across=0.5 * len(windows))
+    return figure
+
+
+def augmentation_sheet(
+    before_BSSC: npt.NDArray[np.floating],
+    after_BSSC: npt.NDArray[np.floating],
+    captions: Sequence[str],
+) -> Figure:
+    """A batch as the model would see it without and with augmentation.
+
+    Args:
+        before_BSSC: values in [0, 1], 1 channel (grey) or 3 (red, green, blue).
+        after_BSSC: the same slices, augmented.
+        captions: one a slice, drawn below it; may have several lines.
+    """
+    num_slices = len(captions)
+    figure = Figure(figsize=(num_slices * 1.7, 4.4), facecolor="black")
+    cells = figure.subplots(
+        2,
+        num_slices,
+        squeeze=False,
+        gridspec_kw={"left": 0.005, "right": 0.995, "bottom": 0.18, "top": 0.95,
+                     "wspace": 0.03, "hspace": 0.03},
+    )  # fmt: skip
+    figure.suptitle(
+        "above: as stored, below: augmented", color="#c0c6cc", fontsize=8, y=0.995
+    )
+    for column, caption in enumerate(captions):
+        for axes, images in zip(
+            cells[:, column], (before_BSSC, after_BSSC), strict=True
+        ):
+            _draw_channels(axes, images[column])
+        _caption(cells[1, column], caption, across=0.5)
+    return figure
+
+
+def _draw_channels(axes: Axes, image_SSC: npt.NDArray[np.floating]) -> None:
+    axes.set_axis_off()
+    if image_SSC.shape[2] == 1:
+        axes.imshow(image_SSC[..., 0], "gray", vmin=0, vmax=1)
+    else:
+        axes.imshow(np.clip(image_SSC, 0, 1))
+
+
+def _caption(axes: Axes, text: str, *, across: float) -> None:
+    axes.text(
+        across,
+        -0.02,
+        text,
+        transform=axes.transAxes,
+        ha="center",
+        va="top",
+        color="#e4e8ec",
+        fontsize=7,
+        parse_math=False,
+    )
+
+
+def _shortened(caption: str, limit: int = 30) -> str:
+    if len(caption) <= limit:
+        return caption
+    return f"{caption[: limit // 2]}...{caption[-limit // 2 :]}"

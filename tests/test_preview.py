@@ -1,0 +1,64 @@
+"""The preview shows what training sees, and says what was drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ichfast.augment import AugmentConfig, draw
+from ichfast.errors import IchfastError
+from ichfast.preview import _describe, write_preview
+from ichfast.recipes import resolve_recipe
+
+
+def caption(**laws: float | tuple[float, float]) -> str:
+    """What is written beneath slice 0 of 96x96, shown at 48x48."""
+    parameters = draw(
+        AugmentConfig(affine_probability=1.0, **laws),  # type: ignore[arg-type]
+        seed=1,
+        epoch=0,
+        slices_B=np.array([0]),
+        source_shape_B2=np.array([[96, 96]]),
+        size=48,
+    )
+    return _describe(parameters, 0, 2.0)
+
+
+def test_the_caption_says_what_was_drawn() -> None:
+    assert caption() == "turned 0 deg, zoom 1.00"
+    assert caption(min_zoom=1.3, max_zoom=1.3) == "turned 0 deg, zoom 1.30"
+    assert caption(flip_probability=1.0).endswith("\nflipped")
+    assert "warped" in caption(max_warp=0.2)
+    assert "light" in caption(max_lighting=0.2, lighting_probability=1.0)
+    assert "HU" in caption(window_jitter=(7.0, 15.0))
+    assert "holes of" in caption(cutout_probability=1.0)
+
+
+@pytest.mark.parametrize("name", ["exp-30", "fast"])
+def test_a_preview_is_a_picture_that_changes_with_the_epoch(
+    tiny_store_path: Path, tmp_path: Path, name: str
+) -> None:
+    recipe = resolve_recipe(name, size=48, device_type="cpu")
+    for epoch in (0, 1):
+        write_preview(tiny_store_path, recipe, tmp_path / f"{epoch}.png", epoch=epoch)
+    first, second = (
+        np.asarray(Image.open(tmp_path / f"{epoch}.png").convert("RGB"))
+        for epoch in (0, 1)
+    )
+    assert first.shape == second.shape
+    assert first.shape[1] == 8 * 272
+    half = first.shape[0] // 2 - 40
+    np.testing.assert_array_equal(first[:half], second[:half])  # as stored
+    assert (first != second).any()
+
+
+def test_a_picture_that_cannot_be_written_says_so(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    recipe = resolve_recipe("fast", size=48, device_type="cpu")
+    with pytest.raises(IchfastError, match="cannot write"):
+        write_preview(tiny_store_path, recipe, tmp_path / "file" / "p.png", epoch=0)
