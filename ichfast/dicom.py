@@ -44,7 +44,11 @@ REJECT_CODES = (
     *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
     *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
     *("unreadable-file", "unreadable-archive"),  # from ichfast.sources
-    *("duplicate-conflict", "decoder-crash", "timeout"),  # from ichfast.prepare
+    *(
+        "duplicate-conflict",
+        "decoder-crash",
+        "timeout",
+    ),  # ichfast.merge, ichfast.workers
 )
 """Every reason in ``rejected.csv``."""
 

@@ -1,7 +1,9 @@
-"""What several test files share: a small finished store."""
+"""What several test files share: a small finished store, a folder of DICOM files."""
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ichfast.labels import CLASSES
-from ichfast.store import Store, StoreHeader, UnitWriter, finish_store
+from ichfast.manifest import StoreHeader
+from ichfast.store import Store, finish_store
+from ichfast.writer import UnitWriter
 
 # patient, study, series, slices, (rows, columns), labelled
 SERIES = (
@@ -125,3 +131,78 @@ def tiny_store(tiny_store_path: Path) -> Iterator[Store]:
     """That store, open: 29 slices, 23 of 512x512 and 5 patients, in two units."""
     with Store(tiny_store_path) as store:
         yield store
+
+
+SHAPES = ((24, 32), (17, 13))
+"""Rows and columns of the slices of `source`."""
+
+
+def write_dicom(
+    path: Path,
+    slice_id: str,
+    *,
+    hu_HW: npt.NDArray[np.int16] | None = None,
+    **tags: Any,
+) -> None:
+    """Write one CT slice: explicit little-endian, signed 16-bit, intercept 0."""
+    if hu_HW is None:
+        hu_HW = np.full(SHAPES[0], -1000, np.int16)
+    dicom = Dataset()
+    dicom.file_meta = FileMetaDataset()
+    dicom.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dicom.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dicom.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    dicom.SOPClassUID = CTImageStorage
+    dicom.Modality = "CT"
+    dicom.PatientID, dicom.PatientName = "MRN-4711", "Somebody^Secret"
+    dicom.StudyInstanceUID, dicom.SeriesInstanceUID = "1.77.1", "1.77.2"
+    dicom.ImagePositionPatient = [0, 0, 0]
+    dicom.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dicom.PixelSpacing = [0.5, 0.4]
+    dicom.Rows, dicom.Columns = hu_HW.shape
+    dicom.BitsAllocated, dicom.BitsStored, dicom.HighBit = 16, 16, 15
+    dicom.PixelRepresentation, dicom.SamplesPerPixel = 1, 1
+    dicom.PhotometricInterpretation = "MONOCHROME2"
+    dicom.RescaleSlope, dicom.RescaleIntercept = 1, 0
+    dicom.WindowCenter, dicom.WindowWidth = 40, 80
+    dicom.PixelData = hu_HW.astype("<i2").tobytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "ID_1" is no UID, in RSNA as well
+        dicom.SOPInstanceUID = slice_id
+        for name, value in tags.items():
+            setattr(dicom, name, value)
+        dicom.save_as(path, enforce_file_format=True)
+
+
+def random_hu(seed: int) -> npt.NDArray[np.int16]:
+    """The HU of slice ``ID_<seed>`` of `source`."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(-1000, 3000, SHAPES[seed == 10], np.int16)
+
+
+@pytest.fixture(scope="session")
+def _source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    for k in range(23):
+        write_dicom(
+            folder / f"{k:03d}.dcm",
+            f"ID_{k}",
+            hu_HW=random_hu(k),
+            PatientID=f"MRN-{k // 12}",
+            StudyInstanceUID=f"1.77.{k // 12}",
+            SeriesInstanceUID=f"1.88.{k // 8}",
+            ImagePositionPatient=[0, 0, -2.5 * k],
+        )
+    return folder
+
+
+@pytest.fixture
+def source(_source: Path, tmp_path: Path) -> Path:
+    """23 slices in three series, stored in an order that is not that of position."""
+    return Path(shutil.copytree(_source, tmp_path / "source"))
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every file of a store, by name."""
+    files = (path for path in store.rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}

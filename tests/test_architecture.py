@@ -19,10 +19,11 @@ LAYERS = (
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
     | {"slicetable"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
-    {"plan", "synth", "pipeline", "predict", "channels", "submit", "figures"},
+    {"plan", "synth", "pipeline", "predict", "channels", "submit", "figures"}
+    | {"pictures"},
     {"journal", "loader", "train", "report", "device"},
     {"convert", "merge", "recipes", "normalization"},
-    {"workers", "splits"},
+    {"workers", "splits", "preview"},
     {"prepare", "runs"},
     {"results"},
     {"demo"},

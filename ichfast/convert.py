@@ -1,0 +1,190 @@
+"""One unit's files to shards and a page of the journal, in a worker process.
+
+Worker and parent share a `Watch`. Through it the parent sees how far the worker
+came, and, when a decoder has ended the process, with which file; the worker sees
+that it should stop.
+
+Shape letters: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ichfast.dicom import Slice
+from ichfast.errors import RejectError
+from ichfast.journal import Journal, Page, Reject
+from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.plan import Unit
+from ichfast.pseudonyms import plain_text, stored_id
+from ichfast.sources import read_entries
+from ichfast.writer import UnitWriter
+
+_AS_READ = (
+    *("position_mm", "row_spacing_mm", "column_spacing_mm", "thickness_mm"),
+    *("rescale_slope", "rescale_intercept", "bits_stored"),
+    *("is_signed", "window_center", "window_width", "transfer_syntax_uid"),
+)
+"""Columns that are the fields of a `Slice`, unchanged."""
+
+_BAN_DETAILS = {
+    "decoder-crash": "the decoder ended its process, twice",
+    "timeout": "the decoder did not finish in time, twice",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every unit of a run is converted with."""
+
+    journal: Journal
+
+    key: bytes | None
+    """Hashes the ids; None keeps them."""
+
+    decode: Callable[[bytes], list[Slice]]
+
+    timeout_s: float
+    """A file that takes longer to decode hangs."""
+
+
+class Watch(ctypes.Structure):
+    """Memory shared by a worker and its parent."""
+
+    _fields_ = (
+        # Of the entry being decoded, in its unit; -1 while nothing is decoded.
+        ("position", ctypes.c_longlong),
+        # time.monotonic() when the last decode began.
+        ("since_s", ctypes.c_double),
+        # Of the unit at hand: entries done, and how many of them were rejected.
+        ("num_done", ctypes.c_longlong),
+        ("num_rejected", ctypes.c_longlong),
+        # Set by the parent: give up.
+        ("stop", ctypes.c_bool),
+    )
+
+
+class StoppedError(Exception):
+    """The parent asked the worker to give up."""
+
+
+_watch = Watch()
+
+
+def start_worker(watch: Watch) -> None:
+    """Make this process a worker: it heeds `watch`, no signal, and its parent's end."""
+    global _watch
+    _watch = watch
+    # The parent gets Ctrl-C and SIGTERM too, and stops the workers through the watch.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    # A worker whose parent was killed would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def convert_unit(job: Job, unit: Unit) -> None:
+    """Decode a unit's entries, write its shards and its page of the journal.
+
+    Raises:
+        StoppedError: the parent asked for it; the unit leaves nothing behind.
+    """
+    journal = job.journal
+    rows: list[dict[str, Any]] = []
+    rejects: list[Reject] = [
+        (unit.first + position, unit.names[position], code, _BAN_DETAILS[code])
+        for position, code in unit.banned.items()
+    ]
+    position_of = {
+        entry: position
+        for position, entry in enumerate(unit.entries)
+        if position not in unit.banned
+    }
+    with UnitWriter(journal.store, unit.number, journal.levels) as writer:
+        for entry, content in read_entries(list(position_of)):
+            if _watch.stop:
+                raise StoppedError
+            position = position_of[entry]
+            index, name = unit.first + position, unit.names[position]
+            _watch.position = position
+            try:
+                for slice_ in _decode(job, content):
+                    row = _row(job, slice_, writer.add(slice_.stored_HW))
+                    rows.append({"entry": index, "path": name} | row)
+            except RejectError as error:
+                rejects.append((index, name, error.code, plain_text(error.detail)))
+            _watch.position = -1
+            _watch.num_done += 1
+            _watch.num_rejected = len(rejects)
+    # Members of a compressed tar come in the archive's order.
+    rows.sort(key=lambda row: int(row["entry"]))
+    table = pa.Table.from_pylist(rows, schema=journal.schema)
+    journal.write(unit, Page(rows=table, rejects=sorted(rejects), shards=writer.shards))
+
+
+def _decode(job: Job, content: bytes | RejectError) -> list[Slice]:
+    if isinstance(content, RejectError):
+        raise content
+    # The kernel ends the process when the time is over, also inside a decoder
+    # that never returns to Python; the parent sees the worker die.
+    _watch.since_s = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, job.timeout_s)
+    try:
+        return job.decode(content)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _row(
+    job: Job, slice_: Slice, written: tuple[str, int, Mapping[int, int]]
+) -> dict[str, Any]:
+    shard, row_in_shard, sums = written
+    rows, columns = slice_.stored_HW.shape
+    return {
+        "slice_id": stored_id(job.key, slice_.slice_id),
+        "patient": stored_id(job.key, slice_.patient_id),
+        "study": stored_id(job.key, slice_.study_uid),
+        "series": stored_id(job.key, slice_.series_uid),
+        "rows": rows,
+        "columns": columns,
+        # IS has 12 characters at most; a hostile one must not overflow the column.
+        "instance_number": slice_.instance_number
+        if abs(slice_.instance_number) < 10**12
+        else -1,
+        "tilt_deg": _tilt_deg(slice_.orientation),
+        "shard": shard,
+        "row_in_shard": row_in_shard,
+        "crc32c": sums[SOURCE_LEVEL],
+        "crc32c_256": sums.get(SMALL_LEVEL),
+        "quirks": ";".join(slice_.quirks),
+    } | {name: getattr(slice_, name) for name in _AS_READ}
+
+
+def _tilt_deg(orientation: Sequence[float]) -> float:
+    """The angle between the slice's columns and the axial plane, degrees.
+
+    Source:
+        DICOM PS3.3 C.7.6.2.1.1: the last three cosines are the columns' direction,
+        z pointing to the head.
+    """
+    if not orientation:
+        return math.nan
+    return math.degrees(math.asin(min(1.0, max(-1.0, orientation[5]))))

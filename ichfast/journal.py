@@ -1,0 +1,136 @@
+"""The journal of a store in the making: a page for every unit that is done.
+
+    STORE/journal/plan.json      what the run is bound to
+    STORE/journal/00000.parquet  a unit's rows; its shards and rejected files stand
+                                 in the parquet file's metadata
+
+1. A page is written after its unit's shards, at once or not at all. So a unit with
+   a page is done, and one without leaves nothing that counts.
+2. Pages do not depend on the order in which units were done.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ichfast.files import atomic_path, write_text_atomically
+from ichfast.labels import CLASSES
+from ichfast.plan import Unit, check_plan
+from ichfast.shards import Shard
+from ichfast.slicetable import table_schema
+
+_NOTES = b"ichfast"
+"""The key in a page's metadata under which its rejects and shards stand."""
+
+Reject = tuple[int, str, str, str]
+"""Index in the listing, name in `rejected.csv`, reason, detail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a unit came to."""
+
+    rows: pa.Table
+    """`Journal.schema`, in the order of the listing."""
+
+    rejects: Sequence[Reject]
+    """In the order of the listing."""
+
+    shards: Sequence[Shard]
+    """By name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The journal of one store."""
+
+    store: Path
+    """The store's folder."""
+
+    levels: tuple[int, ...]
+    """The store's."""
+
+    @property
+    def path(self) -> Path:
+        """The journal's folder."""
+        return self.store / "journal"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has begun and none has finished."""
+        return (self.path / "plan.json").exists()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The table's columns without labels, plus where a row came from."""
+        fields = [pa.field("entry", pa.int64()), pa.field("path", pa.string())]
+        for column in table_schema(self.levels):
+            if column.name == "shard":
+                fields.append(pa.field("shard", pa.string()))
+            elif column.name not in CLASSES:
+                fields.append(column)
+        return pa.schema(fields)
+
+    def begin(self, plan: Mapping[str, str]) -> None:
+        """Begin, or continue, and clear away what a crash left behind.
+
+        Raises:
+            StoreError: it was begun with another plan.
+        """
+        self.path.mkdir(exist_ok=True)
+        for left_by_a_crash in self.store.glob("**/.*.tmp"):
+            left_by_a_crash.unlink()
+        try:
+            begun = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            write_text_atomically(self.path / "plan.json", json.dumps(plan))
+        else:
+            check_plan(self.store, begun, plan)
+
+    def done(self, units: Iterable[Unit]) -> list[Unit]:
+        """Those of `units` that have a page."""
+        return [unit for unit in units if self._page_path(unit).exists()]
+
+    def write(self, unit: Unit, page: Page) -> None:
+        """Write a unit's page; its shards must be on the disk."""
+        notes = {
+            "rejects": page.rejects,
+            "shards": [shard.to_json() for shard in page.shards],
+        }
+        rows = page.rows.replace_schema_metadata({_NOTES: json.dumps(notes)})
+        with atomic_path(self._page_path(unit)) as temporary:
+            pq.write_table(rows, temporary)
+
+    def read(self, unit: Unit) -> Page:
+        """Read a unit's page."""
+        rows = pq.read_table(self._page_path(unit))
+        notes = _notes(rows.schema)
+        return Page(
+            rows=rows.replace_schema_metadata(None),
+            rejects=[tuple(reject) for reject in notes["rejects"]],
+            shards=[Shard.from_json(shard, self.levels) for shard in notes["shards"]],
+        )
+
+    def num_rejected(self, unit: Unit) -> int:
+        """How many of a unit's files its page rejects; reads only the metadata."""
+        return len(_notes(pq.read_schema(self._page_path(unit)))["rejects"])
+
+    def remove(self) -> None:
+        """Remove it from a finished store, which does not mind if a part stays."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _page_path(self, unit: Unit) -> Path:
+        return self.path / f"{unit.number:05d}.parquet"
+
+
+def _notes(schema: pa.Schema) -> dict[str, Any]:
+    notes: dict[str, Any] = json.loads(schema.metadata[_NOTES])
+    return notes

@@ -1,0 +1,51 @@
+"""The folder of a store in the making: one writer at a time, and no file of others.
+
+The lock is the kernel's, on ``STORE/.lock``: it goes however the process ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ichfast.errors import StoreError
+
+_OUR_NAMES = frozenset(
+    {".lock", "journal", "level-512", "level-256", "slices.parquet", "rejected.csv"}
+    | {"store.json"}
+)
+
+
+@contextmanager
+def only_writer(store: Path) -> Iterator[None]:
+    """Make the folder if there is none, and hold its lock while the block runs.
+
+    Raises:
+        StoreError: the folder holds files that no store has, cannot be made, or is
+            being written by another process.
+    """
+    if store.exists() and (
+        not store.is_dir() or not _OUR_NAMES.issuperset(_names(store))
+    ):
+        raise StoreError(
+            f"{store} holds files that no store has; name a new folder as --store"
+        )
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        lock = (store / ".lock").open("w")
+    except OSError as error:
+        raise StoreError(f"cannot write {store}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another `ichfast prepare` is writing {store}; wait for it to end"
+            ) from error
+        yield
+
+
+def _names(store: Path) -> set[str]:
+    return {path.name for path in store.iterdir() if path.suffix != ".tmp"}

@@ -1,0 +1,139 @@
+"""The header of a store: its `store.json`.
+
+1. It is written last, so a folder without one is not a store.
+2. It holds no time and no path: the same slices give the same bytes.
+3. What is read is taken for hostile until every type and range has been checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ichfast.errors import StoreError
+from ichfast.files import write_text_atomically
+from ichfast.levels import check_levels
+from ichfast.shards import Shard, integer_field
+from ichfast.windows import HU_OFFSET
+
+FORMAT_VERSION = 1
+
+COUNTS = (
+    *("entries", "slices", "series", "patients"),
+    *("duplicates", "labelled", "labels_without_slice"),
+)
+"""What a header counts: entries of the listing, what the table holds, slices left
+out because the same one stood before, slices with labels, labels of no slice."""
+
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading JSON that means harm may raise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreHeader:
+    """What `store.json` says."""
+
+    levels: tuple[int, ...]
+    """(512, 256) or (512,)."""
+
+    shards: tuple[Shard, ...]
+    """Sorted by name; the table's `shard` column counts into it."""
+
+    counts: Mapping[str, int]
+    """The numbers named in `COUNTS`."""
+
+    rejected: Mapping[str, int]
+    """Rejected files for each code."""
+
+    keep_ids: bool
+    """False: patient, study, series and slice ids are keyed hashes."""
+
+    plan: Mapping[str, str]
+    """What the store was made from, as digests; see `ichfast.plan`."""
+
+    versions: Mapping[str, str]
+    """Of the packages that wrote it."""
+
+    table_crc32c: int = 0
+    """Checksum of `slices.parquet`. Filled in by `ichfast.store.finish_store`."""
+
+    hu_offset: int = HU_OFFSET
+    """Added to HU when the store was written; subtract it to get HU back."""
+
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards at all levels, bytes."""
+        return sum(s.num_bytes(level) for s in self.shards for level in self.levels)
+
+
+def write_header(path: Path, header: StoreHeader) -> None:
+    """Write `store.json` to the store at `path`."""
+    document = {**asdict(header), "shards": [s.to_json() for s in header.shards]}
+    write_text_atomically(path / "store.json", json.dumps(document, indent=1) + "\n")
+
+
+def read_header(path: Path) -> StoreHeader:
+    """Read and check the `store.json` of the store at `path`.
+
+    Raises:
+        StoreError: no store, an unfinished or damaged one, or another version.
+    """
+    file = path / "store.json"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        version = integer_field(document, "format_version", 1, 2**31)
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"{path} has format version {version}, this ichfast reads "
+                f"{FORMAT_VERSION}; run `ichfast prepare` again into another store"
+            )
+        return _header_from_json(document)
+    except OSError as error:
+        if (path / "journal").is_dir():
+            raise StoreError(
+                f"{path} is unfinished; run the same `ichfast prepare` again, "
+                "it continues where it stopped"
+            ) from error
+        raise StoreError(
+            f"{path} is not a slice store (no readable store.json); make one with "
+            f"`ichfast prepare SOURCE --store {path}`"
+        ) from error
+    except _MALFORMED as error:
+        raise StoreError(
+            f"{file} is damaged ({type(error).__name__}: {error}); delete the store "
+            "and run `ichfast prepare` again"
+        ) from error
+
+
+def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
+    levels = tuple(found["levels"])
+    check_levels(levels)
+    shards = tuple(Shard.from_json(shard, levels) for shard in found["shards"])
+    names = [shard.name for shard in shards]
+    if not names or names != sorted(set(names)):
+        raise ValueError("shards are missing, repeated or out of order")
+    if type(found["keep_ids"]) is not bool:
+        raise ValueError(f"keep_ids is {found['keep_ids']!r}, expected true or false")
+    header = StoreHeader(
+        levels=levels,
+        shards=shards,
+        counts={
+            name: integer_field(found["counts"], name, 0, 2**53) for name in COUNTS
+        },
+        rejected={
+            str(code): integer_field(found["rejected"], code, 0, 2**53)
+            for code in found["rejected"]
+        },
+        keep_ids=found["keep_ids"],
+        plan={str(name): str(value) for name, value in found["plan"].items()},
+        versions={str(name): str(v) for name, v in found["versions"].items()},
+        table_crc32c=integer_field(found, "table_crc32c", 0, 2**32 - 1),
+        hu_offset=integer_field(found, "hu_offset", HU_OFFSET, HU_OFFSET),
+    )
+    integer_field(header.counts, "slices", 1, sum(shard.count for shard in shards))
+    return header

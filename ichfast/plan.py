@@ -1,0 +1,117 @@
+"""What a run of prepare is to do: its units of work, and what they are bound to.
+
+A plan is a few texts, mostly digests, that say no path. A store in the making keeps
+the plan it was begun with, a finished one keeps it in its header. So it is neither
+continued from another listing or with other options, nor taken for something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ichfast.errors import StoreError
+from ichfast.labels import LabelTable
+from ichfast.pseudonyms import plain_text, stored_id
+from ichfast.sources import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Consecutive entries of the listing, and what their worker died of."""
+
+    number: int
+
+    first: int
+    """Index of its first entry in the listing."""
+
+    entries: Sequence[Entry]
+
+    names: Sequence[str]
+    """What `rejected.csv` calls them."""
+
+    banned: Mapping[int, str] = field(default_factory=dict)
+    """Reject codes of entries that must not be decoded, by position."""
+
+    deaths: tuple[int, ...] = ()
+    """Positions at which a worker died since the last ban; -1: not in a decoder."""
+
+
+def cut_units(
+    entries: Sequence[Entry], unit_entries: int, *, keep_ids: bool
+) -> list[Unit]:
+    """Cut the listing into units of work.
+
+    Args:
+        entries: the listing.
+        unit_entries: how many make a unit; the last may be short.
+        keep_ids: name entries by their keys; else by their numbers, for a file's
+            name may be a patient's.
+    """
+    if keep_ids:
+        names = [plain_text(entry.key) for entry in entries]
+    else:
+        next_of: Counter[int] = Counter()
+        names = []
+        for entry in entries:
+            names.append(f"entry {next_of[entry.source]} of source {entry.source}")
+            next_of[entry.source] += 1
+    return [
+        Unit(
+            number,
+            first,
+            entries[first : first + unit_entries],
+            names[first : first + unit_entries],
+        )
+        for number, first in enumerate(range(0, len(entries), unit_entries))
+    ]
+
+
+def shard_plan(
+    entries: Sequence[Entry],
+    unit_entries: int,
+    levels: tuple[int, ...],
+    key: bytes | None,
+) -> dict[str, str]:
+    """What decides the shards and the journal."""
+    listing = hashlib.sha256()
+    for entry in entries:
+        line = plain_text(f"{entry.source}\t{entry.key}\t{entry.size}\n")
+        listing.update(line.encode())
+    return {
+        "levels": ",".join(map(str, levels)),
+        "ids": "kept" if key is None else f"hashed with key {stored_id(key, 'key')}",
+        "unit": str(unit_entries),
+        "entries": str(len(entries)),
+        "listing": listing.hexdigest(),
+    }
+
+
+def label_plan(labels: LabelTable | None) -> dict[str, str]:
+    """What decides the label columns; they come last, so they may come late."""
+    if labels is None:
+        return {"labels": "none"}
+    digest = hashlib.sha256("\n".join(labels.slice_ids).encode())
+    digest.update(labels.labels_NK.tobytes())
+    return {"labels": digest.hexdigest()}
+
+
+def check_plan(store: Path, begun: Mapping[str, str], plan: Mapping[str, str]) -> None:
+    """Compare the plan that `store` was begun with, and the one at hand.
+
+    Raises:
+        StoreError: they differ, in what, and what to do.
+    """
+    different = [name for name in plan if begun.get(name) != plan[name]]
+    if different:
+        shown = ", ".join(
+            f"{name} ({begun.get(name, 'unknown')[:40]}, now {plan[name][:40]})"
+            for name in different
+        )
+        raise StoreError(
+            f"{store} was made from something else: {shown}; run the command it was "
+            "made with, name another --store, or delete it to start again"
+        )

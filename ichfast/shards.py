@@ -1,0 +1,176 @@
+"""A shard: slices of one unit that share a shape, one .npy file in each level.
+
+1. The file is numpy's format 1.0, (n, rows, columns) little-endian uint16 in C
+   order. Its header is padded to 4,096 bytes, so slices of 512x512 start on a page.
+2. ``00000.npy`` holds a unit's 512x512 slices, ``00000-638x490.npy`` those of 638
+   rows and 490 columns. The number is the unit's; a level does not change the name.
+3. A `Shard` says everything about its files, to the last byte of their headers.
+
+Shape letters: N slices in the shard, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ichfast.errors import StoreError
+from ichfast.levels import SOURCE_LEVEL
+
+NPY_HEADER_BYTES = 4096
+PIXEL_DTYPE = np.dtype("<u2")
+MAX_PIXELS = 4096 * 4096
+"""Largest slice, rows times columns."""
+
+_NAME = re.compile(r"([0-9]{5,9})(?:-[0-9]+x[0-9]+)?\.npy", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """What a store's header says of a shard."""
+
+    name: str
+    """Of the file, in the folder of every level."""
+
+    rows: int
+    columns: int
+    """Of its slices at level 512."""
+
+    count: int
+    """Slices in it, unmapped ones included."""
+
+    crc32c: Mapping[int, int]
+    """Checksum of the whole file, for each level."""
+
+    def shape(self, level: int) -> tuple[int, int, int]:
+        """(n, rows, columns) of the file at `level`."""
+        if level == SOURCE_LEVEL:
+            return self.count, self.rows, self.columns
+        return self.count, level, level
+
+    def num_bytes(self, level: int) -> int:
+        """The exact size of the file at `level`, bytes."""
+        count, rows, columns = self.shape(level)
+        return NPY_HEADER_BYTES + count * rows * columns * PIXEL_DTYPE.itemsize
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `store.json`."""
+        sizes = {str(level): self.num_bytes(level) for level in self.crc32c}
+        sums = {str(level): value for level, value in self.crc32c.items()}
+        return {**asdict(self), "bytes": sizes, "crc32c": sums}
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any], levels: Sequence[int]) -> Shard:
+        """Read what `to_json` made, trusting nothing.
+
+        Raises:
+            ValueError, LookupError, TypeError: missing, or out of range.
+        """
+        rows = integer_field(found, "rows", 1, MAX_PIXELS)
+        columns = integer_field(found, "columns", 1, MAX_PIXELS // rows)
+        shard = Shard(
+            name=str(found["name"]),
+            rows=rows,
+            columns=columns,
+            count=integer_field(found, "count", 1, 2**31 - 1),
+            crc32c={
+                level: integer_field(found["crc32c"], str(level), 0, 2**32 - 1)
+                for level in levels
+            },
+        )
+        unit = _NAME.fullmatch(shard.name)
+        if not unit or shard.name != shard_name(int(unit[1]), rows, columns):
+            raise ValueError(f"shard name {shard.name!r} does not fit its shape")
+        if found["bytes"] != shard.to_json()["bytes"]:
+            raise ValueError(f"shard {shard.name} has bytes that do not fit its shape")
+        return shard
+
+
+def integer_field(found: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    """An integer out of JSON that nobody vouches for.
+
+    Raises:
+        ValueError, LookupError, TypeError: missing, or not from `low` to `high`.
+    """
+    value = found[name]
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(
+            f"{name} is {value!r}, expected an integer from {low} to {high}"
+        )
+    return value
+
+
+def shard_name(unit: int, rows: int, columns: int) -> str:
+    """The file name of a unit's slices of one shape, the same at every level."""
+    shape = "" if rows == columns == SOURCE_LEVEL else f"-{rows}x{columns}"
+    return f"{unit:05d}{shape}.npy"
+
+
+def shard_path(store: Path, name: str, level: int) -> Path:
+    """Where the file of that name stands in the folder `store`."""
+    return store / f"level-{level}" / name
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """The first 4,096 bytes of a shard of that shape, padded with spaces.
+
+    Source:
+        numpy.lib.format, version 1.0: magic, uint16 length, a literal, newline.
+    """
+    fields = f"{{'descr': '{PIXEL_DTYPE.str}', 'fortran_order': False, "
+    literal = f"{fields}'shape': {shape}, }}".encode("latin-1")
+    length = NPY_HEADER_BYTES - 10
+    magic = b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little")
+    return magic + literal.ljust(length - 1) + b"\n"
+
+
+class MappedShard:
+    """A shard's file at one level, memory-mapped for reading.
+
+    It stays mapped as long as this object or an array taken from it lives.
+
+    Args:
+        store: the store's folder.
+        shard: what the store's header says of it.
+        level: one of the store's.
+
+    Raises:
+        StoreError: the file cannot be mapped, or is not this shard's.
+    """
+
+    def __init__(self, store: Path, shard: Shard, level: int) -> None:
+        path = shard_path(store, shard.name, level)
+        shape = shard.shape(level)
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise StoreError(
+                f"cannot map {path}: {error.strerror}; if too many files are open, "
+                "raise the limit (`ulimit -n`)"
+            ) from error
+        if self._map[:NPY_HEADER_BYTES] != npy_header(shape):
+            raise StoreError(
+                f"{path} is damaged: its header is not that of uint16 {shape}; "
+                "delete the store and run `ichfast prepare` again"
+            )
+        flat = np.frombuffer(self._map, dtype=PIXEL_DTYPE, offset=NPY_HEADER_BYTES)
+        self.stored_NHW: npt.NDArray[np.uint16] = flat.reshape(shape)
+        """Shape (n, rows, columns), uint16, read-only; pages come when read."""
+        self._row_bytes = self.stored_NHW[0].nbytes
+
+    def advise(self, row: int) -> None:
+        """Ask the kernel to read a slice soon; returns at once.
+
+        On a map, MADV_WILLNEED is posix_fadvise(WILLNEED): no second open file.
+        """
+        start = NPY_HEADER_BYTES + row * self._row_bytes
+        page = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, page, start + self._row_bytes - page)

@@ -1,0 +1,119 @@
+"""The tables of a store: `slices.parquet`, one row a slice, and `rejected.csv`.
+
+Rows of `slices.parquet` are sorted by `ORDER`. A row's number is the slice's store
+position, which is how the rest of ichfast names a slice.
+
+Shape letters: N slices in the store, S shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ichfast.errors import StoreError
+from ichfast.files import atomic_path
+from ichfast.labels import CLASSES
+from ichfast.levels import SMALL_LEVEL
+from ichfast.manifest import StoreHeader
+
+ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
+"""The columns by which rows are sorted."""
+
+
+def table_schema(levels: Sequence[int]) -> pa.Schema:
+    """Columns and types of `slices.parquet`, in order.
+
+    Empty strings, NaN and -1 (instance_number) mean that the file did not say.
+    `tilt_deg` is the rotation of the slice about the patient's left-right axis,
+    0 where the gantry stood upright. `shard` counts into the header's shards.
+    Labels are 0, 1 or null.
+    """
+    text, number = pa.string(), pa.float64()
+    columns = [
+        *(("slice_id", text), ("patient", text), ("study", text), ("series", text)),
+        *(("position_mm", number), ("rows", pa.int32()), ("columns", pa.int32())),
+        *(("row_spacing_mm", number), ("column_spacing_mm", number)),
+        *(("thickness_mm", number), ("instance_number", pa.int64())),
+        *(("tilt_deg", number), ("shard", pa.int32()), ("row_in_shard", pa.int32())),
+        ("crc32c", pa.int64()),
+        *([("crc32c_256", pa.int64())] if SMALL_LEVEL in levels else []),
+        *(("rescale_slope", number), ("rescale_intercept", number)),
+        *(("bits_stored", pa.int32()), ("is_signed", pa.bool_())),
+        *(("window_center", number), ("window_width", number)),
+        *(("transfer_syntax_uid", text), ("quirks", text)),
+        *((name, pa.int8()) for name in CLASSES),
+    ]
+    return pa.schema(columns)
+
+
+def write_table(path: Path, table: pd.DataFrame, levels: Sequence[int]) -> int:
+    """Write `slices.parquet` to the store at `path`.
+
+    Args:
+        path: the store's folder.
+        table: has the columns of `table_schema`, one row a slice, sorted.
+        levels: the store's.
+
+    Returns:
+        The file's checksum, CRC-32C.
+    """
+    rows = pa.Table.from_pandas(
+        table, schema=table_schema(levels), preserve_index=False
+    ).replace_schema_metadata(None)
+    with atomic_path(path / "slices.parquet") as temporary:
+        pq.write_table(rows, temporary)
+    return int(google_crc32c.value((path / "slices.parquet").read_bytes()))
+
+
+def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
+    """Read and check the `slices.parquet` of the store at `path`.
+
+    Raises:
+        StoreError: it is missing, or not the one that `header` was written with.
+    """
+    file = path / "slices.parquet"
+    advice = "delete the store and run `ichfast prepare` again"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {file}: {error.strerror}; {advice}") from error
+    if google_crc32c.value(content) != header.table_crc32c:
+        raise StoreError(f"{file} does not match its checksum; {advice}")
+    try:
+        rows = pq.read_table(pa.BufferReader(content))
+    except pa.ArrowException as error:
+        raise StoreError(f"{file} is not a parquet table; {advice}") from error
+    if not rows.schema.equals(table_schema(header.levels)):
+        raise StoreError(f"{file} has other columns than format 1; {advice}")
+    table: pd.DataFrame = rows.to_pandas(types_mapper={pa.int8(): pd.Int8Dtype()}.get)
+    if len(table) != header.counts["slices"] or not _points_into(table, header):
+        raise StoreError(f"{file} points outside the store's shards; {advice}")
+    return table
+
+
+def _points_into(table: pd.DataFrame, header: StoreHeader) -> bool:
+    counts_S = np.array([shard.count for shard in header.shards])
+    shard_N, row_N = table["shard"].to_numpy(), table["row_in_shard"].to_numpy()
+    if not ((shard_N >= 0) & (shard_N < len(counts_S))).all():
+        return False
+    return bool(((row_N >= 0) & (row_N < counts_S[shard_N])).all())
+
+
+def write_rejected(path: Path, rejected: pd.DataFrame) -> None:
+    """Write `rejected.csv` to the store at `path`.
+
+    Args:
+        path: the store's folder.
+        rejected: columns path, reason (a fixed code), detail.
+    """
+    with atomic_path(path / "rejected.csv") as temporary:
+        rejected.to_csv(
+            temporary, index=False, columns=["path", "reason", "detail"], mode="w"
+        )

@@ -1,0 +1,169 @@
+"""A bad file costs itself, a dead worker nothing, and files are counted as they go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ichfast import prepare, workers
+from ichfast.dicom import Slice, read_slices
+from ichfast.errors import StoreError
+from ichfast.prepare import prepare_store
+from ichfast.store import verify_store
+from tests.conftest import SHAPES, contents, write_dicom
+
+CRASHING_HU = 3001
+HANGING_HU = 3002
+"""First pixel of slices at which `fragile_read` dies or hangs; never random."""
+
+
+run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
+
+
+class Display:
+    """Stands in for the bar of `progress`, and remembers what it showed."""
+
+    def __init__(self) -> None:
+        self.total = self.initial = self.n = 0
+        self.states: list[tuple[int, str]] = []
+        self._postfix = ""
+
+    def set_postfix_str(self, text: str, *, refresh: bool) -> None:
+        assert not refresh, "the bar decides how often it is drawn"
+        self._postfix = text
+
+    def update(self, num: int) -> None:
+        self.n += num
+        self.states.append((self.n, self._postfix))
+
+
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch) -> Display:
+    shown = Display()
+
+    @contextmanager
+    def show(_label: str, total: int, _unit: str) -> Iterator[Display]:
+        shown.total = total
+        yield shown
+
+    monkeypatch.setattr(workers, "progress", show)
+    return shown
+
+
+def fragile_read(content: bytes) -> list[Slice]:
+    """`read_slices`, but some slices end or stop the process, as bad decoders do."""
+    slices = read_slices(content)
+    corner_hu = int(slices[0].stored_HW[0, 0]) - 1024
+    if corner_hu == CRASHING_HU:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if corner_hu == HANGING_HU:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        while True:
+            time.sleep(60)
+    return slices
+
+
+def test_a_crash_and_a_hang_cost_their_files_and_no_other(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
+) -> None:
+    for name, hu in (("009", CRASHING_HU), ("008", HANGING_HU), ("017", CRASHING_HU)):
+        write_dicom(
+            source / f"{name}.dcm", name, hu_HW=np.full(SHAPES[0], hu, np.int16)
+        )
+    monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
+    monkeypatch.setattr(prepare, "read_slices", fragile_read)
+    monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", 0.3)
+    report = run([source], tmp_path / "store", workers=2, max_rejected="3")
+    assert report.slices == 20
+    assert report.rejected == {"decoder-crash": 2, "timeout": 1}
+    table = pd.read_csv(tmp_path / "store" / "rejected.csv").set_index("path")
+    assert table["reason"].to_dict() == {
+        "009.dcm": "decoder-crash",
+        "008.dcm": "timeout",
+        "017.dcm": "decoder-crash",
+    }
+    assert display.states[-1] == (23, "3 rejected")
+    assert verify_store(tmp_path / "store") == []
+
+
+def kill_at_first_call(marker: Path, content: bytes) -> list[Slice]:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_slices(content)
+
+
+def test_a_worker_killed_from_outside_costs_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run([source], tmp_path / "calm")
+    marker = tmp_path / "killed"
+    killer = partial(kill_at_first_call, marker)
+    monkeypatch.setattr(prepare, "read_slices", killer)
+    run([source], tmp_path / "store")
+    assert marker.exists()
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+
+
+def die(content: bytes) -> list[Slice]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return read_slices(content)
+
+
+def test_workers_that_die_of_everything_end_the_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "read_slices", die)
+    monkeypatch.setattr(workers, "MAX_DEATHS", 1)
+    with pytest.raises(StoreError, match=r"unit 0 died 1 times.*fewer --workers"):
+        run([source], tmp_path / "store")
+
+
+def slow_read(content: bytes) -> list[Slice]:
+    time.sleep(0.02)
+    return read_slices(content)
+
+
+def test_files_are_counted_while_their_unit_is_being_converted(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
+) -> None:
+    (source / "000.txt").write_text("no image")
+    monkeypatch.setattr(prepare, "read_slices", slow_read)
+    monkeypatch.setattr(workers, "REFRESH_S", 0.05)
+    run([source], tmp_path / "store")
+    assert display.total == 24
+    counts = [count for count, _ in display.states]
+    assert counts == sorted(counts)
+    assert len({count for count in counts if 0 < count < 24}) >= 3
+    assert counts[-1] == 24
+    assert {text for count, text in display.states if count > 2} == {"1 rejected"}
+
+
+def test_what_was_done_before_counts_from_the_start(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
+) -> None:
+    monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "read_slices", die_at_the_last)
+        patch.setattr(workers, "MAX_DEATHS", 1)
+        with pytest.raises(StoreError, match="unit 2 died"):
+            run([source], tmp_path / "store")
+    run([source], tmp_path / "store")
+    assert display.initial == 16
+    assert display.states[-1] == (23, "0 rejected")
+
+
+def die_at_the_last(content: bytes) -> list[Slice]:
+    slices = read_slices(content)
+    if slices[0].slice_id == "ID_22":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return slices
