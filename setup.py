@@ -42,6 +42,7 @@ setup(
         "cuda12": ["nvidia-dali-cuda120>=2.0", "cupy-cuda12x>=13"],
         "cuda13": ["nvidia-dali-cuda130>=2.0", "cupy-cuda13x>=13.6"],
         "decoders": DECODERS,
+        "bench": ["albumentations>=2.0"],
         "test": [
             "pytest>=8",
             "ruff==0.17.6",

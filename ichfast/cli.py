@@ -82,7 +82,7 @@ def cli(debug: bool) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for noisy in ("matplotlib", "PIL", "urllib3", "httpx", "fsspec", "pydicom"):
+    for noisy in ("matplotlib", "PIL", "urllib3", "httpx", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
