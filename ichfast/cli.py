@@ -154,6 +154,30 @@ def prepare(
 
 @cli.command()
 @click.argument("store", type=click.Path(path_type=Path))
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The contact sheet.  [default: STORE.png]",
+)
+def inspect(store: Path, sheet: Path | None) -> None:
+    """Say what is in STORE, and draw a contact sheet of it.
+
+    One slice of each class and some others, in the brain, subdural and bone
+    window, with labels and fold beneath.
+    """
+    from ichfast.overview import describe_store, format_overview, write_contact_sheet
+    from ichfast.store import Store
+
+    sheet = sheet or store.with_name(f"{store.name}.png")
+    with Store(store) as opened:
+        overview = describe_store(opened)
+        write_contact_sheet(opened, sheet)
+    click.echo(format_overview(overview), err=True)
+    _print({**asdict(overview), "sheet": str(sheet)})
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--recipe", help="Named settings.  [default: fast]")
 @click.option("--size", type=click.IntRange(min=32), help="Side of the input, pixels.")

@@ -57,41 +57,35 @@ def figure_png(figure: Figure) -> bytes:
 def contact_sheet(
     slices: Sequence[Stored], captions: Sequence[str], windows: Sequence[Window]
 ) -> Figure:
-    """Slices side by side on black, each in every window.
+    """Slices side by side on black, a window a row.
 
     Args:
         slices: at least one, each (H, W) uint16 as stored. Shapes may differ.
         captions: one a slice, drawn below it; the middle of a long one is left out.
-        windows: at least one; a slice's windows stand next to each other.
+        windows: at least one, from top to bottom.
     """
-    num_across = max(1, 6 // len(windows))
-    num_down = -(-len(slices) // num_across)
-    figure = Figure(
-        figsize=(num_across * len(windows) * 1.6, num_down * 1.8 + 0.3),
-        facecolor="black",
-    )
+    height = len(windows) * 1.6 + 0.4
+    figure = Figure(figsize=(len(slices) * 1.6, height), facecolor="black")
     names = ", ".join(f"{window.center:g}/{window.width:g}" for window in windows)
-    figure.suptitle(f"Windows {names} HU", color="#c0c6cc", fontsize=8, y=0.995)
+    figure.suptitle(f"windows {names} HU", color="#c0c6cc", fontsize=8, y=0.995)
     cells = figure.subplots(
-        num_down,
-        num_across * len(windows),
+        len(windows),
+        len(slices),
         squeeze=False,
         gridspec_kw={
             "left": 0.005,
             "right": 0.995,
-            "bottom": 0.2 / (num_down * 1.8 + 0.3),
-            "top": 1.0 - 0.25 / (num_down * 1.8 + 0.3),
-            "wspace": 0.02,
-            "hspace": 0.12,
+            "bottom": 0.22 / height,
+            "top": 1.0 - 0.2 / height,
+            "wspace": 0.03,
+            "hspace": 0.03,
         },
-    ).ravel()
-    for axes in cells:
-        axes.set_axis_off()
-    for n, (stored_HW, caption) in enumerate(zip(slices, captions, strict=True)):
-        own_cells = cells[n * len(windows) : (n + 1) * len(windows)]
-        for axes, window in zip(own_cells, windows, strict=True):
+    )
+    for column, (stored_HW, caption) in enumerate(zip(slices, captions, strict=True)):
+        for axes, window in zip(cells[:, column], windows, strict=True):
+            axes.set_axis_off()
             axes.imshow(windowed_8bit(stored_HW, window), "gray", vmin=0, vmax=255)
-        _caption(own_cells[0], _shortened(caption), across=0.5 * len(windows))
+        _caption(cells[-1, column], _shortened(caption))
     return figure
 
 
@@ -124,7 +118,7 @@ def augmentation_sheet(
             cells[:, column], (before_BSSC, after_BSSC), strict=True
         ):
             _draw_channels(axes, images[column])
-        _caption(cells[1, column], caption, across=0.5)
+        _caption(cells[1, column], caption)
     return figure
 
 
@@ -136,9 +130,9 @@ def _draw_channels(axes: Axes, image_SSC: npt.NDArray[np.floating]) -> None:
         axes.imshow(np.clip(image_SSC, 0, 1))
 
 
-def _caption(axes: Axes, text: str, *, across: float) -> None:
+def _caption(axes: Axes, text: str) -> None:
     axes.text(
-        across,
+        0.5,
         -0.02,
         text,
         transform=axes.transAxes,

@@ -1,0 +1,66 @@
+"""What inspect says is what is there, and the sheet is a picture of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ichfast.errors import IchfastError
+from ichfast.labels import CLASSES
+from ichfast.overview import (
+    _caption,
+    describe_store,
+    format_overview,
+    write_contact_sheet,
+)
+from ichfast.store import Store
+
+
+def test_the_overview_counts_what_is_there(tiny_store: Store) -> None:
+    overview = describe_store(tiny_store)
+    assert (overview.slices, overview.series, overview.patients) == (29, 6, 5)
+    assert overview.shapes == {"512x512": 23, "63x65": 6}
+    assert overview.labelled == 26
+    labels_NK = tiny_store.labels_NK()
+    for k, name in enumerate(CLASSES):
+        assert overview.positives[name] == np.nansum(labels_NK[:, k])
+    assert overview.ids == "kept"
+
+
+def test_percentiles_are_in_hu(tiny_store: Store) -> None:
+    found = describe_store(tiny_store).hu_percentiles
+    hu = np.concatenate(
+        [tiny_store.slice_HW(k, 256).ravel().astype(int) - 1024 for k in range(29)]
+    )
+    for percent, value in found.items():
+        expected = np.percentile(hu, float(percent), method="inverted_cdf")
+        assert abs(value - expected) <= 1
+
+
+def test_the_text_says_what_it_counts(tiny_store: Store) -> None:
+    text = format_overview(describe_store(tiny_store))
+    assert "29 slices of 6 series and 5 patients; ids are kept" in text
+    assert "512x512: 23, 63x65: 6" in text
+    assert "subdural" in text
+
+
+def test_captions_name_bleeds_and_fold(tiny_store: Store) -> None:
+    table = tiny_store.table
+    table.loc[0, list(CLASSES)] = [1, 1, 0, 0, 0, 1]
+    table.loc[1, list(CLASSES)] = [0] * 6
+    assert _caption(tiny_store, 0, 3) == "EDH + SDH, fold 3"
+    assert _caption(tiny_store, 1, -1) == "negative"
+    unlabelled = int(np.flatnonzero(table["any"].isna())[0])
+    assert _caption(tiny_store, unlabelled, -1) == "no labels"
+
+
+def test_the_contact_sheet_is_a_picture(tiny_store: Store, tmp_path: Path) -> None:
+    write_contact_sheet(tiny_store, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.size == (10 * 256, 832)
+        assert np.asarray(picture.convert("L")).max() == 255
+    with pytest.raises(IchfastError, match="cannot write"):
+        write_contact_sheet(tiny_store, tmp_path / "nowhere" / "sheet.png")
