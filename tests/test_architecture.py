@@ -21,7 +21,7 @@ LAYERS = (
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures"},
-    {"journal", "loader", "train", "report", "device"},
+    {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipes", "normalization"},
     {"workers", "splits", "preview"},
     {"prepare", "runs"},
