@@ -35,7 +35,13 @@ from ichfast.augment import (
 from ichfast.batch import Batch
 from ichfast.channels import OWN, neighbours, parse_windows, window_columns
 from ichfast.errors import LoaderError
-from ichfast.pipeline import FEEDS, Normalization, slice_graph
+from ichfast.pipeline import (
+    FEEDS,
+    LOGIT_STEPS,
+    LOGIT_ZERO,
+    Normalization,
+    slice_graph,
+)
 from ichfast.sampler import Sampler
 from ichfast.store import Store
 
@@ -342,7 +348,7 @@ class _BatchSource:
         wanted["center"] = wanted["width"] = OWN in config.windows or any(
             augment.window_jitter
         )
-        wanted["contrast"] = wanted["dimming"] = augment.max_lighting > 0
+        wanted["contrast"] = wanted["brightness"] = augment.max_lighting > 0
         wanted["corners"] = wanted["sides"] = augment.cutout_probability > 0
         self.feeds = tuple(name for name in FEEDS if wanted.get(name, True))
         self.running = False
@@ -391,8 +397,12 @@ class _BatchSource:
                 MIN_WIDTH_HU,
             ),
             "shrunk": shrunk_B2.astype(np.float32),
-            "contrast": drawn.contrast_B[:, np.newaxis],
-            "dimming": np.exp(-drawn.brightness_B)[:, np.newaxis],
+            # In steps of the graph's logit grid.
+            "contrast": drawn.contrast_B[:, np.newaxis] * np.float32(LOGIT_STEPS),
+            "brightness": (
+                drawn.brightness_B[:, np.newaxis] * np.float32(LOGIT_STEPS)
+                + np.float32(LOGIT_ZERO)
+            ),
             "corners": drawn.hole_corner_BM2.reshape(len(picked_B), -1),
             "sides": drawn.hole_side_BM2.reshape(len(picked_B), -1),
         }

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from nvidia.dali import fn, math, pipeline_def, types
 
 from ichfast.augment import LOGIT_EPSILON
@@ -55,7 +57,7 @@ FEEDS = {
     "width": Feed(types.FLOAT, 1),
     "shrunk": Feed(types.FLOAT, 1),  # only if some slice is too large
     "contrast": Feed(types.FLOAT, 1),  # these two only if there is lighting
-    "dimming": Feed(types.FLOAT, 1),
+    "brightness": Feed(types.FLOAT, 1),
     "corners": Feed(types.FLOAT, 1),  # these two only if there is cutout
     "sides": Feed(types.FLOAT, 1),
 }
@@ -63,9 +65,15 @@ FEEDS = {
 
 _ON_GPU = {
     *("stored", "before", "after", "target"),
-    *("center", "width", "contrast", "dimming"),
+    *("center", "width", "contrast", "brightness"),
 }
 """What is uploaded; positions, matrices and holes are arguments, read on the CPU."""
+
+
+LOGIT_ZERO = 32_768
+LOGIT_STEPS = 1_024
+"""Lit values pass through a grid in logit space: 1,024 steps a unit, 32 units to each
+side. A step changes a value by less than float16 can tell near 1."""
 
 
 class BatchSource(Protocol):
@@ -127,20 +135,9 @@ def slice_graph(
         stored, matrix=fed["matrix"], size=[size, size], fill_value=0
     )
     laws = list(zip(windows, normalization.mean, normalization.std, strict=True))
-    if "center" in fed or "contrast" in fed:
-        # Arithmetic takes no float16 in DALI: float32, and a cast at the end.
-        channels = [
-            (_value(warped, window, channel, fed) - mean) / std
-            for channel, (window, mean, std) in enumerate(laws)
-        ]
-        image = fn.cast(_join(channels), dtype=types.FLOAT16)
-    else:
-        image = _join(
-            [
-                _look_up(warped, window, mean=mean, std=std, dtype=types.FLOAT16)
-                for window, mean, std in laws
-            ]
-        )
+    image = _join(
+        [_channel(warped, number, law, fed) for number, law in enumerate(laws)]
+    )
     if "corners" in fed:
         image = fn.erase(
             image,
@@ -156,38 +153,61 @@ def slice_graph(
 
 
 def _look_up(
-    stored: Any,
-    window: Window,
-    *,
-    mean: float = 0.0,
-    std: float = 1.0,
-    dtype: types.DALIDataType = types.FLOAT,
+    stored: Any, table_V: npt.NDArray[np.float32], dtype: types.DALIDataType
 ) -> Any:
-    table_V = window_table(window, mean=mean, std=std)
     keys = list(range(len(table_V)))
     return fn.lookup_table(stored, keys=keys, values=table_V.tolist(), dtype=dtype)
 
 
-def _value(warped: Any, window: Window, channel: int, fed: Mapping[str, Any]) -> Any:
-    """A window's value in [0, 1] and in float32, by slice where slices differ."""
+def _channel(
+    warped: Any, number: int, law: tuple[Window, float, float], fed: Mapping[str, Any]
+) -> Any:
+    """One channel: windowed, lit, normalised and in float16.
+
+    Arithmetic takes no float16 in DALI and is slow on the CPU, an exponential above
+    all. So what can be tabulated is: the window and the normalisation; with
+    lighting, first the logit and then, on a fine grid, the way back from it.
+    """
+    window, mean, std = law
+    lit = "contrast" in fed
     if "center" in fed:
-        hu = fn.cast(warped, dtype=types.FLOAT) - float(HU_OFFSET)
-        distance = (hu - fed["center"][channel]) / fed["width"][channel]
-        if window.shape == "sigmoid":
-            value = 1.0 / (1.0 + math.exp(-4.0 * distance))
-        else:
-            value = math.clamp(distance + 0.5, 0.0, 1.0)
+        value = _window_by_slice(warped, number, window.shape, fed)
+        if not lit:
+            return fn.cast((value - mean) / std, dtype=types.FLOAT16)
+        value = math.clamp(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+        logit = math.log(value / (1.0 - value))
+    elif lit:
+        logit = _look_up(warped, _logit_table(window), types.FLOAT)
     else:
-        value = _look_up(warped, window)
-    if "contrast" in fed:
-        value = _relight(value, fed["contrast"], fed["dimming"])
-    return value
+        table_V = window_table(window, mean=mean, std=std)
+        return _look_up(warped, table_V, types.FLOAT16)
+    step = fn.cast(logit * fed["contrast"] + fed["brightness"], dtype=types.UINT16)
+    table_V = (_value_of_step() - np.float32(mean)) / np.float32(std)
+    return _look_up(step, table_V, types.FLOAT16)
 
 
-def _relight(value: Any, contrast: Any, dimming: Any) -> Any:
-    """sigmoid(contrast * logit(value) - log(dimming)), without the logit."""
-    value = math.clamp(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
-    return 1.0 / (1.0 + dimming * math.pow((1.0 - value) / value, contrast))
+def _window_by_slice(
+    warped: Any, number: int, shape: str, fed: Mapping[str, Any]
+) -> Any:
+    """A value in [0, 1], float32, through a window that differs by slice."""
+    hu = fn.cast(warped, dtype=types.FLOAT) - float(HU_OFFSET)
+    distance = (hu - fed["center"][number]) / fed["width"][number]
+    if shape == "sigmoid":
+        return 1.0 / (1.0 + math.exp(-4.0 * distance))
+    return math.clamp(distance + 0.5, 0.0, 1.0)
+
+
+def _value_of_step() -> npt.NDArray[np.float32]:
+    """The value in [0, 1] of every step of the logit grid."""
+    logit_V = (np.arange(65_536) - LOGIT_ZERO) / LOGIT_STEPS
+    return (1.0 / (1.0 + np.exp(-logit_V))).astype(np.float32)
+
+
+def _logit_table(window: Window) -> npt.NDArray[np.float32]:
+    """Every stored value's windowed value, in logit space."""
+    value_V = window_table(window, mean=0.0, std=1.0).astype(np.float64)
+    value_V = np.clip(value_V, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+    return np.log(value_V / (1.0 - value_V)).astype(np.float32)
 
 
 def _join(channels: Sequence[Any]) -> Any:

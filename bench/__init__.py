@@ -1,0 +1,1 @@
+"""Measurements: every stage of ichfast against its limit and its peers."""

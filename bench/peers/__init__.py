@@ -1,0 +1,95 @@
+"""The opponents, by name: what people use today for the same work.
+
+Each gets the same slices, the same laws of augmentation and the settings that its
+own documentation recommends, and gives the same shape and type. Where a shortcut
+was open to a peer, it was taken.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from bench.measure import BenchError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """What a peer is and what it needs."""
+
+    stage: str
+    packages: tuple[str, ...]
+    """Modules that must be importable."""
+
+    module: str = ""
+    """Where its code is."""
+
+    missing: str = ""
+    """Why there is no code for it; such a peer is always left out."""
+
+
+PEERS: dict[str, Peer] = {
+    "pydicom-npy": Peer(
+        stage="prepare", packages=("pydicom",), module="bench.peers.converters"
+    ),
+    "png-converter": Peer(
+        stage="prepare", packages=("pydicom", "PIL"), module="bench.peers.converters"
+    ),
+    "torchvision": Peer(
+        stage="loader", packages=("torchvision",), module="bench.peers.torchvision_v2"
+    ),
+    "albumentations": Peer(
+        stage="loader",
+        packages=("albumentations",),
+        module="bench.peers.albumentations_compose",
+    ),
+    "grid-sample": Peer(
+        stage="loader", packages=("torch",), module="bench.peers.grid_sample"
+    ),
+    "fastai-png": Peer(
+        stage="loader", packages=("PIL",), module="bench.peers.fastai_png"
+    ),
+    "ffcv": Peer(
+        stage="loader",
+        packages=(),
+        missing="its 1.0.2 needs OpenCV and TurboJPEG headers to build, has no wheel, "
+        "and reads 8-bit images only",
+    ),
+    "monai": Peer(
+        stage="loader", packages=(), missing="there is no code for it here yet"
+    ),
+}
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    """Read ``all``, ``none`` or names with commas between them.
+
+    Raises:
+        BenchError: an unknown name.
+    """
+    if text in ("all", "none"):
+        return tuple(PEERS) if text == "all" else ()
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in PEERS:
+            raise BenchError(
+                f"unknown peer {name!r}; --peers takes all, none, or names of "
+                f"{', '.join(PEERS)} with commas between them"
+            )
+    return names
+
+
+def reason_to_skip(name: str) -> str:
+    """Why a peer cannot be measured here; empty if it can."""
+    peer = PEERS[name]
+    if peer.missing:
+        return peer.missing
+    absent = [p for p in peer.packages if importlib.util.find_spec(p) is None]
+    if absent:
+        return f"{', '.join(absent)} is not installed; pip install 'ichfast[bench]'"
+    return ""
+
+
+def peers_of(stage: str, names: tuple[str, ...]) -> list[str]:
+    """Those of some peers that belong to a stage."""
+    return [name for name in names if PEERS[name].stage == stage]

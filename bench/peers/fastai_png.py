@@ -1,0 +1,89 @@
+"""The reference's way: 8-bit PNG, PIL's bicubic resize, one affine resample, CPU.
+
+As fastai v1 did it in a DataLoader's workers: rotation, zoom and flip composed to
+one matrix, `grid_sample` with reflection, lighting in logit space, cutout. It is
+let off the second and third of its equal channels.
+
+Source:
+    DrHB/Intracranial-Hemorrhage-Detection, exp-30; fastai v1 `vision.transform`.
+
+Shape letters: S side of the output.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from bench.peers.task import DataLoaderPeer, LoaderTask, cut_holes, normalize, relight
+from ichfast.augment import AugmentConfig
+from ichfast.store import Store
+from ichfast.windows import HU_OFFSET
+
+
+def make(task: LoaderTask) -> DataLoaderPeer:
+    """Build the peer, and its PNG files."""
+    files = [task.png_dir / f"{k}.png" for k in task.positions_N.tolist()]
+    _write_missing(task, files)
+    return DataLoaderPeer(task, _PngSlices(task, files))
+
+
+def _write_missing(task: LoaderTask, files: list[Path]) -> None:
+    """The reference's files of the slices: clamped HU as 8 bits, unscaled."""
+    task.png_dir.mkdir(parents=True, exist_ok=True)
+    low, high = (task.window.center + k * task.window.width / 2 for k in (-1, 1))
+    with Store(task.store_path) as store:
+        for file, position in zip(files, task.positions_N, strict=True):
+            if not file.exists():
+                stored_HW = store.slice_HW(int(position)).astype(np.float32)
+                hu_HW = np.clip(stored_HW - HU_OFFSET, max(low, 0), min(high, 255))
+                Image.fromarray(hu_HW.astype(np.uint8)).save(file, compress_level=1)
+
+
+class _PngSlices(Dataset[Tensor]):
+    def __init__(self, task: LoaderTask, files: list[Path]) -> None:
+        self._task = task
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        task, size = self._task, self._task.size
+        with Image.open(self._files[index]) as image:
+            small = image.resize((size, size), Image.Resampling.BICUBIC)
+        value_1SS = torch.from_numpy(np.array(small, dtype=np.float32))[None] / 255.0
+        grid_1SS2 = functional.affine_grid(
+            _theta(task.augment)[None], [1, 1, size, size], align_corners=True
+        )
+        value_1SS = functional.grid_sample(
+            value_1SS[None],
+            grid_1SS2,
+            mode="bilinear",
+            padding_mode="reflection",
+            align_corners=True,
+        )[0]
+        value_1SS = cut_holes(relight(value_1SS, task.augment), task.augment)
+        return normalize(value_1SS, task.normalization)
+
+
+def _theta(augment: AugmentConfig) -> Tensor:
+    """Rotation, zoom around a random point and flip, each by its chance, (2, 3)."""
+    angle, scale, shift = 0.0, 1.0, (0.0, 0.0)
+    if random.random() < augment.affine_probability:
+        angle = math.radians(random.uniform(-1.0, 1.0) * augment.max_rotation_deg)
+    if random.random() < augment.affine_probability:
+        scale = 1.0 / random.uniform(augment.min_zoom, augment.max_zoom)
+        reach = 1.0 - scale
+        shift = (random.uniform(-reach, reach), random.uniform(-reach, reach))
+    mirror = -1.0 if random.random() < augment.flip_probability else 1.0
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    return torch.tensor([[mirror * cos, sin, shift[0]], [-mirror * sin, cos, shift[1]]])

@@ -1,0 +1,126 @@
+"""torch alone, a batch at a time on the device: interpolate, grid_sample, arithmetic.
+
+It draws with `augment.draw`, so it gives the very images ichfast gives, up to the
+rounding of the resamples; a test holds it to that. On a CPU it uses all threads.
+
+Shape letters: B slices, H rows, W columns, S side of the output, M holes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.peers.task import LoaderTask, normalize, window_values
+from ichfast.augment import LOGIT_EPSILON, Parameters, draw, shrunk_shape
+from ichfast.sampler import Sampler
+from ichfast.store import Store
+
+
+def make(task: LoaderTask) -> GridSamplePeer:
+    """Build the peer."""
+    return GridSamplePeer(task)
+
+
+class GridSamplePeer:
+    """Reads in this thread, computes on the task's device. Close it after use."""
+
+    def __init__(self, task: LoaderTask) -> None:
+        self._task = task
+        self._store = Store(task.store_path)
+        self._sampler = Sampler(
+            slices_N=task.positions_N, batch_size=task.batch_size, shuffle=True
+        )
+        self._epoch = 0
+
+    def epoch(self) -> Iterator[Tensor]:
+        """Batches (B, 1, S, S) float16 on the task's device."""
+        order_N = self._sampler.order(self._epoch)
+        for iteration in range(len(self._sampler)):
+            picked_B = self._sampler.batch(order_N, iteration)
+            yield self.images(picked_B, self._epoch)
+        self._epoch += 1
+
+    def images(self, picked_B: npt.NDArray[np.int64], epoch: int) -> Tensor:
+        """The images of some slices of one shape, (B, 1, S, S) float16."""
+        task = self._task
+        stored_BHW = np.stack(
+            [self._store.slice_HW(int(k), task.level) for k in picked_B]
+        )
+        rows_B = np.full(len(picked_B), stored_BHW.shape[1])
+        columns_B = np.full(len(picked_B), stored_BHW.shape[2])
+        shape_B2 = shrunk_shape(rows_B, columns_B, task.size, task.augment)
+        drawn = draw(
+            task.augment,
+            seed=0,
+            epoch=epoch,
+            slices_B=picked_B,
+            source_shape_B2=shape_B2,
+            size=task.size,
+        )
+        # Stored numbers fit in int16, which torch computes with; uint16 it does not.
+        stored_B1HW = torch.from_numpy(stored_BHW.view(np.int16))[:, None]
+        stored_B1HW = stored_B1HW.to(task.device, non_blocking=True).float()
+        shrunk = (int(shape_B2[0, 0]), int(shape_B2[0, 1]))
+        if shrunk != stored_BHW.shape[1:]:
+            stored_B1HW = functional.interpolate(
+                stored_B1HW, size=shrunk, mode="bilinear", antialias=True
+            )
+        theta_B23 = _theta(drawn.matrix_B33, shrunk, task.size).to(task.device)
+        grid_BSS2 = functional.affine_grid(
+            theta_B23, [len(picked_B), 1, task.size, task.size], align_corners=False
+        )
+        warped_B1SS = functional.grid_sample(
+            stored_B1HW, grid_BSS2, mode="bilinear", align_corners=False
+        )
+        value_B1SS = _light(window_values(warped_B1SS, task.window), drawn)
+        value_B1SS[_hole_mask(drawn, task.size).to(task.device)] = 0.0
+        return normalize(value_B1SS, task.normalization)
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+
+def _theta(
+    matrix_B33: npt.NDArray[np.float32], shape: tuple[int, int], size: int
+) -> Tensor:
+    """The matrices in grid_sample's coordinates: -1 to 1 from edge to edge."""
+    rows, columns = shape
+    to_source = np.array([[2 / columns, 0, -1], [0, 2 / rows, -1], [0, 0, 1]])
+    from_output = np.array(
+        [[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1]]
+    )
+    theta_B33 = to_source @ matrix_B33.astype(np.float64) @ from_output
+    return torch.from_numpy(theta_B33[:, :2].astype(np.float32))
+
+
+def _light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
+    """Contrast and brightness in logit space, where there is any."""
+    if (drawn.contrast_B == 1.0).all() and (drawn.brightness_B == 0.0).all():
+        return value_B1SS
+    contrast_B111 = torch.from_numpy(drawn.contrast_B)[:, None, None, None]
+    brightness_B111 = torch.from_numpy(drawn.brightness_B)[:, None, None, None]
+    logit_B1SS = torch.logit(value_B1SS, eps=LOGIT_EPSILON)
+    logit_B1SS = logit_B1SS.mul_(contrast_B111.to(value_B1SS.device))
+    return logit_B1SS.add_(brightness_B111.to(value_B1SS.device)).sigmoid_()
+
+
+def _hole_mask(drawn: Parameters, size: int) -> Tensor:
+    """Where holes are, (B, 1, S, S), bool."""
+    mask_B1SS = np.zeros((len(drawn.hole_side_BM2), 1, size, size), dtype=bool)
+    for row, hole in np.argwhere(drawn.hole_side_BM2[..., 0] > 0):
+        top, left = drawn.hole_corner_BM2[row, hole].astype(int)
+        side = int(drawn.hole_side_BM2[row, hole, 0])
+        mask_B1SS[
+            row,
+            0,
+            max(top, 0) : max(top + side, 0),
+            max(left, 0) : max(left + side, 0),
+        ] = True
+    return torch.from_numpy(mask_B1SS)

@@ -1,0 +1,150 @@
+"""What a loader peer is asked to do, and the dataset that all but one share.
+
+Shape letters: H rows, W columns, N slices of an epoch, B slices of a batch, S side
+of the output.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ichfast.augment import LOGIT_EPSILON, AugmentConfig
+from ichfast.pipeline import Normalization
+from ichfast.store import Store
+from ichfast.windows import HU_OFFSET, Window
+
+Transform = Callable[[Any], Tensor]
+"""One sample as read, to (1, S, S) float16."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderTask:
+    """One epoch of a loader: which slices, and what becomes of them."""
+
+    store_path: Path
+    level: int
+    positions_N: npt.NDArray[np.int64]
+    size: int
+    batch_size: int
+    window: Window
+    normalization: Normalization
+    augment: AugmentConfig
+    workers: int
+    """Processes of a DataLoader; 0 loads in the process that asks."""
+
+    device: str
+    png_dir: Path
+    """Where `bench.peers.fastai_png` keeps the files it reads."""
+
+
+class StoredSlices(Dataset[Tensor]):
+    """Slices of a store as uint16, transformed one by one."""
+
+    def __init__(self, task: LoaderTask, transform: Transform) -> None:
+        self._task = task
+        self._transform = transform
+        self._store: Store | None = None
+
+    def __len__(self) -> int:
+        return len(self._task.positions_N)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self._store is None:  # a worker opens its own
+            self._store = Store(self._task.store_path)
+        position = int(self._task.positions_N[index])
+        return self._transform(self._store.slice_HW(position, self._task.level))
+
+
+class DataLoaderPeer:
+    """A PyTorch DataLoader as its documentation advises. Close it after use.
+
+    Workers persist over epochs, prefetch, and start before the clock.
+
+    Source:
+        PyTorch's tuning guide: several workers, pinned memory for a GPU,
+        persistent workers; one thread in each.
+    """
+
+    def __init__(self, task: LoaderTask, dataset: Dataset[Tensor]) -> None:
+        workers: dict[str, Any] = {}
+        if task.workers:
+            workers = {
+                "persistent_workers": True,
+                "prefetch_factor": 4,
+                "multiprocessing_context": "forkserver",
+            }
+        self._device = task.device
+        self._loader = DataLoader(
+            dataset,
+            batch_size=task.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=task.workers,
+            pin_memory=task.device != "cpu",
+            **workers,
+        )
+
+    def epoch(self) -> Iterator[Tensor]:
+        """Batches (B, 1, S, S) float16 on the task's device."""
+        for images_BCHW in self._loader:
+            yield images_BCHW.to(self._device, non_blocking=True)
+
+    def close(self) -> None:
+        """End the workers."""
+        del self._loader
+
+
+def window_values(stored_1SS: Tensor, window: Window) -> Tensor:
+    """Stored numbers, any real type, to windowed values in [0, 1], float32."""
+    low = window.center - window.width / 2 + HU_OFFSET
+    return ((stored_1SS.float() - low) / window.width).clamp_(0.0, 1.0)
+
+
+def normalize(value_1SS: Tensor, normalization: Normalization) -> Tensor:
+    """Windowed values to a model's input, float16."""
+    return ((value_1SS - normalization.mean[0]) / normalization.std[0]).half()
+
+
+def relight(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
+    """Brightness and contrast in logit space, each by its chance.
+
+    Source:
+        fastai v1 `brightness` and `contrast`.
+    """
+    amount, chance = augment.max_lighting, augment.lighting_probability
+    brightness, contrast = 0.0, 1.0
+    if random.random() < chance:
+        change = 0.5 * (1.0 + random.uniform(-amount, amount))
+        brightness = math.log(change / (1.0 - change))
+    if random.random() < chance:
+        contrast = math.exp(-math.log1p(-amount) * random.uniform(-1.0, 1.0))
+    if brightness == 0.0 and contrast == 1.0:
+        return value_1SS
+    logit_1SS = torch.logit(value_1SS, eps=LOGIT_EPSILON)
+    return logit_1SS.mul_(contrast).add_(brightness).sigmoid_()
+
+
+def cut_holes(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
+    """Cut fastai's square holes into one windowed slice, in place."""
+    if random.random() >= augment.cutout_probability:
+        return value_1SS
+    size = value_1SS.shape[-1]
+    side = random.randint(*augment.cutout_side)
+    for _ in range(random.randint(*augment.cutout_holes)):
+        top = random.randrange(size) - side // 2
+        left = random.randrange(size) - side // 2
+        value_1SS[
+            ..., max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)
+        ] = 0.0
+    return value_1SS

@@ -1,0 +1,108 @@
+"""Results as a picture: bars of rates, one panel a case.
+
+python bench/plot.py RESULTS.jsonl [OUT.png]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.measure import BenchError, Record, read_records
+from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
+from ichfast.files import atomic_path
+
+COLORS = {"ichfast": MODEL_COLOR, "limit": LIGHT.faint, "peer": SECOND_COLOR}
+DPI = 160
+BAR_INCH, PANEL_INCH, WIDTH_INCH = 0.28, 0.75, 7.2
+
+
+def draw(records: Sequence[Record]) -> Figure:
+    """Draw the measured records; of a name measured twice, the last.
+
+    Raises:
+        BenchError: none was measured.
+    """
+    panels: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        if record.rate is not None:
+            panel = panels.setdefault((record.stage, record.case), {})
+            panel[record.name] = record
+    if not panels:
+        raise BenchError("nothing was measured, so there is nothing to draw")
+    heights = [len(panel) * BAR_INCH + PANEL_INCH for panel in panels.values()]
+    figure = Figure(figsize=(WIDTH_INCH, sum(heights) + 0.6), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for ax, ((stage, case), panel) in zip(axes[:, 0], panels.items(), strict=True):
+        _draw_panel(ax, f"{stage.replace('_', ' ')}: {case}", list(panel.values()))
+    figure.suptitle(_title(records[-1]), fontsize=8, color=LIGHT.ink)
+    return figure
+
+
+def _draw_panel(ax: Axes, title: str, records: Sequence[Record]) -> None:
+    rates = [record.rate for record in records if record.rate is not None]
+    medians = [rate.median for rate in rates]
+    errors = [
+        [rate.median - rate.low for rate in rates],
+        [rate.high - rate.median for rate in rates],
+    ]
+    ax.barh(
+        [record.name for record in records],
+        medians,
+        xerr=errors,
+        color=[COLORS[record.role] for record in records],
+        error_kw={"ecolor": LIGHT.ink, "elinewidth": 1, "capsize": 2},
+    )
+    for row, rate in enumerate(rates):
+        text = f"  {rate.median:,.0f}" if rate.median >= 100 else f"  {rate.median:.3g}"
+        ax.text(rate.high, row, text, va="center", fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.18 * max(rate.high for rate in rates))
+    ax.set_title(f"{title}, {records[0].unit}", loc="left", fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _title(record: Record) -> str:
+    environment = record.environment
+    gpus = environment.get("gpus") or ["no GPU"]
+    return (
+        f"{environment.get('processor')}, {environment.get('cores')} cores, {gpus[0]}; "
+        f"{record.commit}, {record.date[:10]}\n"
+        "blue: ichfast, grey: the limit in the same run, orange: peers; "
+        "lines: 95 % of the median"
+    )
+
+
+def write_figure(records: Sequence[Record], path: Path) -> None:
+    """Draw records into a PNG file."""
+    figure = draw(records)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw one results file; returns the exit status."""
+    if len(arguments) not in (1, 2):
+        print("usage: python bench/plot.py RESULTS.jsonl [OUT.png]", file=sys.stderr)
+        return 2
+    results = Path(arguments[0])
+    out = Path(arguments[1]) if len(arguments) == 2 else results.with_suffix(".png")
+    try:
+        write_figure(read_records(results), out)
+    except (BenchError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

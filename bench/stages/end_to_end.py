@@ -1,0 +1,87 @@
+"""`ichfast train` as a whole, against nothing but its arithmetic.
+
+One run of one epoch: opening the store, dealing folds, measuring the normalisation,
+building the model and two DALI pipelines, training, validating, TensorBoard, two
+checkpoints. The limit takes the same number of training steps and validates as many
+slices, from batches that lie ready, with a model that is built already. So small
+an epoch shows the fixed costs large; in a real one they vanish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import replace
+
+import torch
+
+from bench.measure import Contender, Meter, Record
+from bench.steps import load_resident, make_recipe, make_run_loader, make_trainer
+from bench.workload import Workload
+from ichfast.predict import predict_logits
+from ichfast.runs import train_run
+from ichfast.splits import split_slices
+
+STAGE = "end_to_end"
+
+
+def measure(workload: Workload, meter: Meter) -> list[Record]:
+    """Measure one whole run of the first arch, slices a second."""
+    arch, device = workload.archs[0], workload.device
+    recipe = make_recipe(arch, workload.size, workload.batch_size, device)
+    one_epoch = replace(recipe, train=replace(recipe.train, epochs=1))
+    num_train = workload.num_steps * workload.batch_size
+    with workload.open_store() as store:
+        path = store.path
+        split = split_slices(store, recipe.folds, limit=num_train)
+        with make_run_loader(
+            store, split.train_N, recipe, device, to_train=True
+        ) as loader:
+            training = load_resident(loader)
+        with make_run_loader(
+            store, split.valid_N, recipe, device, to_train=False
+        ) as loader:
+            validation = load_resident(loader)
+    num_slices = training.num_slices + validation.num_slices
+    trainer = make_trainer(recipe, len(training), device)
+
+    def run() -> int:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress, beside ours
+            train_run(
+                path,
+                one_epoch,
+                workload.scratch_dir / "run",
+                device=torch.device(device),
+                limit=num_train,
+            )
+        return num_slices
+
+    def compute() -> int:
+        trainer.run_epoch(training)
+        predict_logits(trainer.averaged_model, validation, trainer.amp)
+        return num_slices
+
+    return meter.compare(
+        [
+            Contender(
+                name="ichfast train",
+                role="ichfast",
+                run=run,
+                before=lambda: workload.scratch("run"),
+            ),
+            Contender(name="arithmetic alone", role="limit", run=compute),
+        ],
+        stage=STAGE,
+        case=f"{arch} at {workload.size}",
+        unit="slices",
+        cache="hot",
+        settings={
+            "recipe": recipe.name,
+            "arch": arch,
+            "size": workload.size,
+            "batch_size": workload.batch_size,
+            "train_slices": training.num_slices,
+            "valid_slices": validation.num_slices,
+            "amp": str(trainer.amp.dtype).removeprefix("torch."),
+        },
+    )

@@ -1,0 +1,247 @@
+"""Batches for a model, against the warp alone and what others load with.
+
+All give exp-30's input: one window, rotation, zoom, flip, lighting, cutout, float16.
+A turn is one epoch over the same slices, its beginning included. The limit is a
+DALI pipeline with the resample and nothing else: no shrinking before it (so from
+a level much larger than the output it skips pixels, which the loader must not),
+no window, no lighting, no holes, and parameters drawn beforehand.
+
+Shape letters: N slices of an epoch, B slices of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nvidia.dali import fn, pipeline_def, types  # noqa: TID251 - the limit
+
+from bench.measure import Contender, Meter, Record
+from bench.peers import PEERS, peers_of, reason_to_skip
+from bench.peers.task import LoaderTask
+from bench.workload import Workload, common_slices
+from ichfast.augment import draw
+from ichfast.loader import PREFETCH, DaliLoader, make_loader
+from ichfast.normalization import measure_normalization
+from ichfast.recipes import exp_30
+from ichfast.store import Store
+from ichfast.windows import parse_window
+
+STAGE = "loader"
+PEER_SHARE = 4
+"""A peer loads one slice in so many."""
+
+
+def measure(workload: Workload, meter: Meter) -> list[Record]:
+    """Measure the loader from each level, slices a second."""
+    records = []
+    with workload.open_store() as store:
+        for level in store.levels:
+            records += _measure_level(store, level, workload, meter)
+        case = f"level {store.levels[0]} to {workload.size}"
+    return records + [
+        meter.left_out(
+            stage=STAGE, case=case, name=name, role="peer", reason=reason_to_skip(name)
+        )
+        for name in peers_of(STAGE, workload.peers)
+        if reason_to_skip(name)
+    ]
+
+
+def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
+    """What a peer loads: as `_measure_level` has ichfast do, fewer slices."""
+    recipe = exp_30()
+    data = replace(recipe.data, level=level, size=workload.size)
+    num_slices = max(workload.num_loaded // PEER_SHARE, workload.batch_size)
+    return LoaderTask(
+        store_path=store.path,
+        level=level,
+        positions_N=_pick(store, num_slices),
+        size=workload.size,
+        batch_size=workload.batch_size,
+        window=parse_window(data.windows[0]),
+        normalization=measure_normalization(store, _pick(store, 1), data),
+        augment=recipe.augment,
+        workers=workload.processes if workload.processes > 1 else 0,
+        device=workload.device,
+        png_dir=workload.scratch_dir / "png",
+    )
+
+
+def _pick(store: Store, count: int) -> npt.NDArray[np.int64]:
+    slices_N = common_slices(store)
+    return slices_N[
+        np.linspace(0, len(slices_N) - 1, min(count, len(slices_N))).astype(int)
+    ]
+
+
+def _measure_level(
+    store: Store, level: int, workload: Workload, meter: Meter
+) -> list[Record]:
+    positions_N = _pick(store, workload.num_loaded)
+    task = make_task(store, level, workload)
+    with ExitStack() as stack:
+        loader = stack.enter_context(
+            make_loader(
+                store,
+                positions_N,
+                replace(
+                    exp_30().data,
+                    size=workload.size,
+                    level=level,
+                    batch_size=workload.batch_size,
+                ),
+                normalization=task.normalization,
+                augment=task.augment,
+                shuffle=True,
+                device=workload.device,
+            )
+        )
+        warp = _WarpAlone(store, replace(task, positions_N=positions_N))
+        stack.callback(warp.close)
+        contenders = [
+            Contender(name="ichfast", role="ichfast", run=lambda: _run_epoch(loader)),
+            Contender(name="warp alone", role="limit", run=warp.run),
+        ]
+        if workload.device != "cpu":
+            copy = _UploadAlone(store, replace(task, positions_N=positions_N))
+            contenders.append(Contender(name="upload", role="limit", run=copy.run))
+        for name in peers_of(STAGE, workload.peers):
+            # What skips pixels is no peer; a PNG has the source's resolution.
+            if reason_to_skip(name) or (
+                name == "fastai-png" and level != store.levels[0]
+            ):
+                continue
+            peer = import_module(PEERS[name].module).make(task)
+            stack.callback(peer.close)
+            contenders.append(_peer_contender(name, peer, task))
+        return meter.compare(
+            contenders,
+            stage=STAGE,
+            case=f"level {level} to {workload.size}",
+            unit="slices",
+            cache="hot",
+            settings={
+                "recipe": "exp-30",
+                "slices": len(positions_N),
+                "level": level,
+                "size": workload.size,
+                "batch_size": workload.batch_size,
+                "windows": list(exp_30().data.windows),
+            },
+        )
+
+
+def _run_epoch(loader: DaliLoader) -> int:
+    return sum(len(batch) for batch in loader)
+
+
+def _peer_contender(name: str, peer: Any, task: LoaderTask) -> Contender:
+    return Contender(
+        name=name,
+        role="peer",
+        run=lambda: sum(len(images) for images in peer.epoch()),
+        settings={"slices": len(task.positions_N), "workers": task.workers},
+    )
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _warp_graph(source: Any, *, size: int, on_gpu: bool) -> Any:
+    stored, matrix = fn.external_source(
+        source=source,
+        batch=True,
+        batch_info=True,
+        num_outputs=2,
+        dtype=[types.UINT16, types.FLOAT],
+        ndim=[3, 2],
+        layout=["HWC", ""],
+    )
+    return fn.experimental.warp_perspective(
+        stored.gpu() if on_gpu else stored,
+        matrix=matrix,
+        size=[size, size],
+        fill_value=0,
+    )
+
+
+class _WarpAlone:
+    """The limit: full batches of the same slices through the resample only."""
+
+    def __init__(self, store: Store, task: LoaderTask) -> None:
+        self._batches = [
+            _stored_and_matrix(store, task, task.positions_N[first:][: task.batch_size])
+            for first in range(
+                0, len(task.positions_N) - task.batch_size + 1, task.batch_size
+            )
+        ]
+        self._num_slices = len(self._batches) * task.batch_size
+        on_gpu = task.device != "cpu"
+        self._pipeline = _warp_graph(
+            self._give,
+            size=task.size,
+            on_gpu=on_gpu,
+            batch_size=task.batch_size,
+            num_threads=min(8, os.cpu_count() or 1),
+            device_id=torch.cuda.current_device() if on_gpu else None,
+            prefetch_queue_depth=PREFETCH,
+            exec_dynamic=True,
+            seed=0,
+        )
+        self._pipeline.build()
+
+    def run(self) -> int:
+        """One epoch, from an empty queue to an empty queue as the loader's."""
+        while True:
+            try:
+                self._pipeline.run()
+            except StopIteration:
+                self._pipeline.reset()
+                return self._num_slices
+
+    def close(self) -> None:
+        """Stop DALI's threads."""
+        self._pipeline._shutdown()
+
+    def _give(self, info: Any) -> tuple[list[Any], Any]:
+        if info.iteration >= len(self._batches):
+            raise StopIteration
+        return self._batches[info.iteration]
+
+
+class _UploadAlone:
+    """The limit of a GPU: the stored bytes of the same slices over the bus."""
+
+    def __init__(self, store: Store, task: LoaderTask) -> None:
+        picked_B = task.positions_N[: task.batch_size]
+        stored_BHW = np.stack([store.slice_HW(int(k), task.level) for k in picked_B])
+        self._pinned_BHW = torch.from_numpy(stored_BHW.view(np.int16)).pin_memory()
+        self._resident_BHW = torch.empty_like(self._pinned_BHW, device=task.device)
+        self._num_batches = len(task.positions_N) // task.batch_size
+
+    def run(self) -> int:
+        """Upload as many batches as an epoch has."""
+        for _ in range(self._num_batches):
+            self._resident_BHW.copy_(self._pinned_BHW, non_blocking=True)
+        return self._num_batches * len(self._pinned_BHW)
+
+
+def _stored_and_matrix(
+    store: Store, task: LoaderTask, picked_B: npt.NDArray[np.int64]
+) -> tuple[list[Any], Any]:
+    stored = [store.slice_HW(int(k), task.level)[..., np.newaxis] for k in picked_B]
+    shape_B2 = np.array([slice_HW1.shape[:2] for slice_HW1 in stored])
+    drawn = draw(
+        task.augment,
+        seed=0,
+        epoch=0,
+        slices_B=picked_B,
+        source_shape_B2=shape_B2,
+        size=task.size,
+    )
+    return stored, drawn.matrix_B33

@@ -1,0 +1,456 @@
+"""Every stage and installed peer once at toy size, and the method with fake clocks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench.compare import compare
+from bench.compare import main as compare_main
+from bench.measure import (
+    BenchError,
+    Contender,
+    Meter,
+    Record,
+    estimate,
+    ratio_of,
+    read_records,
+    write_records,
+)
+from bench.peers import PEERS, parse_peers, reason_to_skip
+from bench.plot import main as plot_main
+from bench.session import SIZED_STAGES, make_workload, run_stage
+from bench.stages import STAGES
+from bench.stages.loader import make_task
+from bench.stages.read import drop_cache
+from bench.table import format_table, summarize
+from bench.throughput import main as throughput_main
+from bench.workload import Workload, check_space, choose_scratch
+from ichfast.loader import make_loader
+from ichfast.recipes import exp_30
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    """48 synthetic slices of 64 pixels, made when first asked for."""
+    return Workload(
+        cache_dir=tmp_path_factory.mktemp("cache"),
+        scratch_dir=tmp_path_factory.mktemp("scratch"),
+        num_files=48,
+        file_size=64,
+        size=32,
+        batch_size=4,
+        peers=tuple(name for name in PEERS if PEERS[name].stage == "loader"),
+        num_loaded=16,
+        num_steps=1,
+    )
+
+
+def fake_clock(durations: list[float]) -> Callable[[], float]:
+    """A clock that lets each turn take the next of some durations, seconds."""
+
+    def readings() -> Iterator[float]:
+        now = 0.0
+        for duration in durations:
+            yield now
+            now += duration
+            yield now
+
+    iterator = readings()
+    return lambda: next(iterator)
+
+
+def compare_two(durations: list[float], *, repeats: int, warmup: int) -> list[Record]:
+    meter = Meter(
+        device="cpu", repeats=repeats, warmup=warmup, clock=fake_clock(durations)
+    )
+    return meter.compare(
+        [
+            Contender(name="ours", role="ichfast", run=lambda: 12),
+            Contender(name="theirs", role="peer", run=lambda: 6),
+        ],
+        stage="read",
+        case="hot",
+        unit="slices",
+        cache="hot",
+        settings={"size": 32},
+    )
+
+
+def test_a_rate_is_the_units_over_the_seconds_of_its_own_turns() -> None:
+    ours, theirs = compare_two([1, 1, 2, 3, 4, 6], repeats=2, warmup=1)
+    assert ours.rates == (6.0, 3.0)
+    assert theirs.rates == (2.0, 1.0)
+    assert ours.rate is not None
+    assert ours.rate.median == 4.5
+
+
+def test_a_ratio_is_taken_turn_by_turn_so_a_slow_machine_cancels_out() -> None:
+    # The machine halves its speed with each turn; ours stays three times as fast.
+    durations = [seconds * 2**turn for turn in range(6) for seconds in (2, 3)]
+    ours, theirs = compare_two([*durations], repeats=6, warmup=0)
+    assert theirs.ratio is not None
+    assert (theirs.ratio.low, theirs.ratio.high) == (3.0, 3.0)
+    assert ours.ratio is None
+    assert ours.is_noisy
+    assert theirs.is_noisy
+
+
+def test_contenders_take_turns_and_what_comes_before_a_turn_is_not_timed() -> None:
+    log: list[str] = []
+    ticks = count()
+
+    def contender(name: str) -> Contender:
+        def before() -> None:
+            next(ticks)
+            log.append(f"before {name}")
+
+        def run() -> int:
+            log.append(name)
+            return 1
+
+        return Contender(name=name, role="ichfast", run=run, before=before)
+
+    meter = Meter(device="cpu", repeats=2, warmup=0, clock=lambda: float(next(ticks)))
+    records = meter.compare(
+        [contender("A"), contender("B")],
+        stage="read",
+        case="hot",
+        unit="slices",
+        cache="hot",
+        settings={},
+    )
+    assert log == ["before A", "A", "before B", "B"] * 2
+    assert [record.rates for record in records] == [(1.0, 1.0)] * 2
+
+
+def test_the_interval_of_six_turns_reaches_from_the_least_to_the_most() -> None:
+    found = estimate([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])
+    assert (found.median, found.low, found.high) == (3.5, 1.0, 6.0)
+    assert found.coverage == pytest.approx(1 - 2 / 64)
+
+
+def test_the_interval_of_eleven_turns_leaves_out_the_extremes() -> None:
+    found = estimate([float(k) for k in range(11)])
+    assert (found.median, found.low, found.high) == (5.0, 1.0, 9.0)
+    assert found.coverage == pytest.approx(1 - 2 * 12 / 2**11)
+
+
+def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
+    drawn = np.random.default_rng(0).exponential(size=(2000, 6))
+    found = [estimate(row) for row in drawn.tolist()]
+    covered = np.mean([e.low <= np.log(2.0) <= e.high for e in found])
+    assert covered == pytest.approx(found[0].coverage, abs=0.015)
+
+
+def test_equal_turns_are_not_noisy_and_turns_that_differ_by_half_are() -> None:
+    assert not estimate([10.0] * 6).is_noisy
+    assert not estimate([10.0, 11.0, 12.0]).is_noisy
+    assert estimate([10.0, 12.0, 15.0]).is_noisy
+
+
+def test_a_ratio_needs_as_many_turns_on_both_sides() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        ratio_of([1.0, 2.0], [1.0])
+
+
+def test_records_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
+    records = compare_two([1, 2, 3, 4], repeats=2, warmup=0)
+    write_records(tmp_path / "new" / "a.jsonl", records)
+    assert read_records(tmp_path / "new" / "a.jsonl") == [
+        replace(record, settings=dict(record.settings)) for record in records
+    ]
+
+
+def test_a_record_names_its_conditions_and_neither_machine_nor_path() -> None:
+    record = compare_two([1, 2, 3, 4], repeats=2, warmup=0)[0]
+    assert record.commit
+    assert record.date.endswith("Z")
+    assert {"processor", "cores", "versions"} <= record.environment.keys()
+    line = json.dumps(record.environment) + json.dumps(record.settings)
+    assert str(Path.home()) not in line
+    assert str(ROOT) not in line
+
+
+def test_a_file_that_holds_no_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="no results in"):
+        read_records(tmp_path / "absent.jsonl")
+    for text, message in (("{}\n", "line 1 is no record"), ("", "holds no record")):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(BenchError, match=message):
+            read_records(tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_runs_and_compares_with_its_limit(
+    stage: str, toy: Workload
+) -> None:
+    meter = Meter(device="cpu", repeats=2, warmup=0)
+    records = run_stage(stage, toy, meter, (toy.size,))
+    assert {record.stage for record in records} == {stage}
+    roles = {record.role for record in records if record.rate}
+    assert {"ichfast", "limit"} <= roles
+    for record in records:
+        assert (record.rate is None) == bool(record.reason)
+        assert record.role == "ichfast" or record.rate is None or record.ratio
+    if stage == "loader":
+        named = {record.name for record in records}
+        assert {"torchvision", "grid-sample", "fastai-png", "ffcv"} <= named
+    table = format_table(records)
+    assert all(record.name in table for record in records)
+    assert summarize(records)["stages"].keys() == {stage}
+
+
+def test_peers_of_prepare_convert_every_file_they_are_given(
+    toy: Workload, tmp_path: Path
+) -> None:
+    converters = import_module("bench.peers.converters").CONVERTERS
+    file = min((toy.heads_dir / "dicom").rglob("*.dcm"))
+    for name in ("pydicom-npy", "png-converter"):
+        converters[name](file, tmp_path)
+    with toy.open_store() as store:
+        position = store.table["slice_id"].tolist().index(file.stem)
+        stored_HW = store.slice_HW(position)
+    hu_HW = np.load(tmp_path / f"{file.stem}.npy")
+    np.testing.assert_array_equal(hu_HW.clip(-1024), stored_HW.astype(int) - 1024)
+    assert (tmp_path / f"{file.stem}.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in PEERS if PEERS[n].stage == "loader" and not reason_to_skip(n)],
+)
+def test_a_loader_peer_gives_the_same_shape_type_and_number(
+    name: str, toy: Workload
+) -> None:
+    with toy.open_store() as store:
+        task = make_task(store, store.levels[0], toy)
+    peer = import_module(PEERS[name].module).make(task)
+    for _ in range(2):
+        batches = list(peer.epoch())
+        assert [tuple(b.shape) for b in batches] == [(4, 1, 32, 32)]
+        assert {str(b.dtype) for b in batches} == {"torch.float16"}
+        assert all(bool(b.isfinite().all()) for b in batches)
+    peer.close()
+
+
+@pytest.mark.parametrize("level", [512, 256])
+def test_grid_sample_gives_the_very_images_ichfast_gives(
+    level: int, toy: Workload
+) -> None:
+    with toy.open_store() as store:
+        task = make_task(store, level, replace(toy, size=64))
+        peer = import_module("bench.peers.grid_sample").make(task)
+        config = replace(exp_30().data, size=64, level=level, batch_size=4)
+        with make_loader(
+            store,
+            task.positions_N,
+            config,
+            normalization=task.normalization,
+            augment=task.augment,
+            shuffle=True,
+        ) as loader:
+            for batch in loader.epoch(0):
+                theirs_BCHW = peer.images(batch.indices_B.numpy(), 0).float()
+                gap_BCHW = (batch.images_BCHW.float() - theirs_BCHW).abs()
+                # Windowed values span 4.4; noise makes single pixels differ more.
+                assert gap_BCHW.mean() < 0.05
+        peer.close()
+
+
+def record_of(name: str, rates: list[float], *, role: str = "ichfast") -> Record:
+    return Record(
+        date="2026-01-01T00:00Z",
+        commit="abc",
+        stage="read",
+        case="hot",
+        name=name,
+        role=role,
+        unit="slices/s",
+        device="cpu",
+        cache="hot",
+        settings={},
+        rates=tuple(rates),
+        rate=estimate(rates),
+        environment={"processor": "P", "cores": 2, "gpus": []},
+    )
+
+
+def test_slower_is_what_lies_below_all_that_was_there_before() -> None:
+    before = [record_of(name, [10.0, 11.0, 12.0]) for name in ("a", "b", "c")]
+    after = [
+        record_of("a", [8.0, 9.0, 9.5]),
+        record_of("b", [9.0, 10.5, 11.0]),
+        record_of("c", [13.0, 14.0, 15.0]),
+    ]
+    verdicts = [change.verdict for change in compare(before, after)]
+    assert verdicts == ["slower", "same", "faster"]
+
+
+def test_compare_fails_if_ours_became_slower_and_not_if_a_peer_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast, slow = [10.0, 11.0], [5.0, 6.0]
+    for role, status in (("ichfast", 1), ("peer", 0)):
+        paths = [tmp_path / f"{role}-{k}.jsonl" for k in range(2)]
+        for path, rates in zip(paths, (fast, slow), strict=True):
+            write_records(path, [record_of("x", rates, role=role)])
+        assert compare_main([str(path) for path in paths]) == status
+        assert "slower" in capsys.readouterr().out
+
+
+def test_compare_names_the_file_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare_main([str(tmp_path / "absent"), str(tmp_path / "absent")]) == 2
+    assert capsys.readouterr().err.startswith("Error: no results in")
+    assert compare_main([]) == 2
+
+
+def test_compare_warns_of_another_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = record_of("x", [1.0, 2.0])
+    write_records(tmp_path / "a", [ours])
+    other = {"processor": "Q", "cores": 2, "gpus": []}
+    write_records(tmp_path / "b", [replace(ours, environment=other)])
+    assert compare_main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "not the same machine" in capsys.readouterr().err
+
+
+def test_the_figure_shows_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_records(tmp_path / "a.jsonl", [record_of("x", [1.0, 2.0])])
+    assert plot_main([str(tmp_path / "a.jsonl")]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    nothing = replace(record_of("x", [1.0]), rate=None, reason="no GPU")
+    write_records(tmp_path / "b.jsonl", [nothing])
+    assert plot_main([str(tmp_path / "b.jsonl")]) == 1
+    assert "nothing was measured" in capsys.readouterr().err
+
+
+def test_a_file_out_of_the_page_cache_is_noticed_and_so_is_one_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(2**20))
+    monkeypatch.setattr("bench.stages.read._is_cached", lambda *_: True)
+    assert "does not let go" in drop_cache([tmp_path / "file"])
+    monkeypatch.setattr("bench.stages.read._is_cached", lambda *_: False)
+    assert drop_cache([tmp_path / "file"]) == ""
+
+
+def test_too_little_disk_space_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="GiB left, the benchmark needs"):
+        check_space(tmp_path, 2**60)
+    with pytest.raises(BenchError, match="make room"):
+        choose_scratch(tmp_path, 2**60)
+    (tmp_path / "file").touch()
+    with pytest.raises(BenchError, match="cannot write"):
+        check_space(tmp_path / "file" / "folder", 1)
+
+
+def test_a_store_with_less_than_two_batches_is_too_small(
+    tiny_store_path: Path, toy: Workload
+) -> None:
+    small = replace(toy, store=tiny_store_path, batch_size=16)
+    with pytest.raises(BenchError, match="is too small: it has 23 slices of one shape"):
+        small.open_store()
+    replace(small, batch_size=11).open_store().close()
+
+
+def test_the_short_form_fits_the_cores_and_full_does_not_need_more_disk_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_store_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(2)))
+    workload = make_workload(
+        store=tiny_store_path,
+        archs=("resnext50",),
+        size=None,
+        batch_size=4,
+        device="cpu",
+        peers=(),
+        full=False,
+    )
+    assert (workload.num_files, workload.size) == (2048, 224)
+    assert workload.cache_dir.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reed"], "unknown stage 'reed'; choose of prepare, read"),
+        (["--peers", "tensorflow"], "unknown peer 'tensorflow'"),
+        (["--arch", "vgg"], "vgg"),
+        (["read", "--store", "nowhere"], "nowhere is not a slice store"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = CliRunner().invoke(throughput_main, arguments)
+    assert done.exit_code in (1, 2)
+    error = [line for line in done.stderr.splitlines() if "device: cpu" not in line]
+    assert len(error) == 1, done.stderr
+    assert error[0].startswith("Error: ")
+    assert message in error[0]
+    assert done.stdout == ""
+
+
+def test_peers_are_chosen_by_name() -> None:
+    assert parse_peers("all") == tuple(PEERS)
+    assert parse_peers("none") == ()
+    assert parse_peers("torchvision, ffcv") == ("torchvision", "ffcv")
+    assert reason_to_skip("ffcv")
+    assert not reason_to_skip("grid-sample")
+
+
+def test_the_command_prints_a_table_and_one_json_line_last(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "bench" / "throughput.py", "read"),
+            *("--store", tiny_store_path, "--batch-size", "4"),
+            *("--json", tmp_path / "out.json"),
+        ],
+        capture_output=True,
+        text=True,
+        env={"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    assert "memcpy" in "\n".join(table)
+    summary = json.loads(last)
+    assert summary["stages"]["read"]["hot"]["ichfast"]["median"] > 0
+    assert read_records(Path(summary["records"]))
+    assert Path(summary["figure"]).is_file()
+    assert len(json.loads((tmp_path / "out.json").read_text())["all"]) >= 3
+
+
+def test_only_the_stages_with_a_model_input_repeat_for_each_size() -> None:
+    assert set(SIZED_STAGES) < set(STAGES)
+
+
+def test_estimates_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        estimate([])
