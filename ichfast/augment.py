@@ -8,9 +8,10 @@ Promises:
 3. `apply_parameters` is the readable definition of the whole chain; the DALI
    graph in `ichfast.pipeline` is the fast one, and tests hold the two equal.
 
-The chain: shrink with an area-true filter where the source is much larger than
-the output, one perspective resample, one table a window, lighting, normalise,
-cut holes.
+The chain: halve while the source is at least twice the output, one perspective
+resample, one table a window, lighting, normalise, cut holes. Halving takes exact
+2x2 means, as the store's small level does; the resample reads 2x2 pixels, so below
+twice the output it skips none.
 
 Coordinates are corner-based, x then y: the first pixel reaches from 0 to 1. A
 matrix takes an output pixel to the source pixel it is read from.
@@ -32,9 +33,6 @@ from ichfast.windows import HU_OFFSET, Window, apply_windows
 
 MAX_HOLES = 20
 """Holes a slice's arrays have room for; unused ones have side zero."""
-
-MAX_SHRINK = 1.4
-"""The resample skips pixels beyond this factor, so such slices shrink first."""
 
 MIN_WIDTH_HU = 1.0
 """Jitter leaves a window at least this wide."""
@@ -184,31 +182,21 @@ class Parameters:
     """Rows and columns of each hole, output pixels; 0 where there is none."""
 
 
-def shrunk_shape(
-    rows: npt.NDArray[np.integer],
-    columns: npt.NDArray[np.integer],
-    size: int,
-    config: AugmentConfig,
+def count_halvings(
+    rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer], size: int
 ) -> npt.NDArray[np.int64]:
-    """Rows and columns that slices are shrunk to before the resample.
-
-    A slice whose longer side is at most `MAX_SHRINK` times `size` keeps its shape.
-    A larger one shrinks until the largest zoom does not have to enlarge it.
+    """How often slices are halved before the resample: never below `size`.
 
     Args:
         rows: of the sources, shape (B,).
         columns: likewise.
         size: side of the output, pixels.
-        config: what zooms to expect.
 
     Returns:
-        Shape (B, 2), int64.
+        Shape (B,), int64.
     """
     longer_B = np.maximum(rows, columns)
-    side = size * min(MAX_SHRINK, max(1.0, config.max_zoom))
-    factor_B = np.where(longer_B > MAX_SHRINK * size, side / longer_B, 1.0)
-    shape_B2 = np.stack([rows, columns], axis=1) * factor_B[:, None]
-    return np.maximum(np.rint(shape_B2), 1).astype(np.int64)
+    return np.maximum(np.floor(np.log2(longer_B / size)), 0).astype(np.int64)
 
 
 def draw(
@@ -217,7 +205,7 @@ def draw(
     seed: int,
     epoch: int,
     slices_B: npt.NDArray[np.int64],
-    source_shape_B2: npt.NDArray[np.integer],
+    source_shape_B2: npt.NDArray[np.floating],
     size: int,
 ) -> Parameters:
     """Draw the parameters of some slices.
@@ -227,7 +215,8 @@ def draw(
         seed: run seed.
         epoch: counted from 0.
         slices_B: store positions.
-        source_shape_B2: rows and columns of what the resample reads.
+        source_shape_B2: rows and columns of what the resample reads; a slice of 63
+            rows, halved, counts 31.5.
         size: side of the output, pixels.
 
     Returns:
@@ -291,7 +280,7 @@ def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def _draw_matrix(
     config: AugmentConfig,
     uniform_BU: npt.NDArray[np.float64],
-    source_shape_B2: npt.NDArray[np.integer],
+    source_shape_B2: npt.NDArray[np.floating],
     size: int,
 ) -> npt.NDArray[np.float32]:
     """Compose the geometry in centred coordinates, half a side long."""
@@ -428,7 +417,7 @@ def apply_parameters(
     """Apply what was drawn for one slice, slowly and readably.
 
     Args:
-        stored_HW: the slice, shrunk to `shrunk_shape` already. Not changed.
+        stored_HW: the slice, halved already. Not changed.
         parameters: what was drawn.
         row: which row of `parameters` belongs to the slice.
         size: side of the output, pixels.
@@ -472,6 +461,14 @@ def jitter(window: Window, center_shift: float, width_shift: float) -> Window:
         center=window.center + center_shift,
         width=max(window.width + width_shift, MIN_WIDTH_HU),
     )
+
+
+def halve(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    """Half the rows and columns, each pixel the mean of four; air beyond an edge."""
+    rows, columns = stored_HW.shape
+    padded_HW = np.pad(stored_HW, ((0, rows % 2), (0, columns % 2))).astype(np.float64)
+    quarters = [padded_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    return np.rint(np.mean(quarters, axis=0)).astype(np.uint16)
 
 
 def _resample(

@@ -26,11 +26,10 @@ import numpy.typing as npt
 import torch
 
 from ichfast.augment import (
-    MAX_SHRINK,
     MIN_WIDTH_HU,
     AugmentConfig,
+    count_halvings,
     draw,
-    shrunk_shape,
 )
 from ichfast.batch import Batch
 from ichfast.channels import OWN, neighbours, parse_windows, window_columns
@@ -316,6 +315,20 @@ _SLICES = ("stored", "before", "after")
 """Feeds that are slices, given by their positions until they are read."""
 
 
+_HALVING = ("halved", "halving")
+"""Feeds of a step that halves: the shape that comes out, and the matrix."""
+
+_DOUBLE_33 = np.diag([2.0, 2.0, 1.0]).astype(np.float32)
+"""From a pixel of a halved slice to the corner where its four pixels meet."""
+
+
+def _halved(
+    shape_B2: npt.NDArray[np.int64], halvings_B: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Rows and columns after some halvings; odd ones are rounded up."""
+    return np.ceil(shape_B2 / 2.0 ** halvings_B[:, np.newaxis]).astype(np.float32)
+
+
 class _BatchSource:
     """Hands DALI one batch a call: slices, targets, positions and parameters.
 
@@ -339,18 +352,19 @@ class _BatchSource:
         self._center_NC, self._width_NC = window_columns(store, config.windows)
         self._labels_NK = store.labels_NK()
         shape_N2 = source_shapes(store, level)
-        self._shrunk_N2 = shrunk_shape(
-            shape_N2[:, 0], shape_N2[:, 1], config.size, augment
-        )
-        longest = shape_N2[sampler.slices_N].max()
-        wanted = {"shrunk": longest > MAX_SHRINK * config.size}
+        self._shape_N2 = shape_N2
+        self._halvings_N = count_halvings(shape_N2[:, 0], shape_N2[:, 1], config.size)
+        self._most_halvings = int(self._halvings_N[sampler.slices_N].max())
+        wanted: dict[str, bool] = {}
         wanted["before"] = wanted["after"] = config.neighbours
         wanted["center"] = wanted["width"] = OWN in config.windows or any(
             augment.window_jitter
         )
         wanted["contrast"] = wanted["brightness"] = augment.max_lighting > 0
         wanted["corners"] = wanted["sides"] = augment.cutout_probability > 0
-        self.feeds = tuple(name for name in FEEDS if wanted.get(name, True))
+        # A step that halves has a shape and a matrix for every slice.
+        steps = [f"{name}.{k}" for k in range(self._most_halvings) for name in _HALVING]
+        self.feeds = (*(name for name in FEEDS if wanted.get(name, True)), *steps)
         self.running = False
         self._stopped = False
         self._epoch = 0
@@ -375,13 +389,14 @@ class _BatchSource:
         if self._stopped or len(picked_B) == 0:
             raise StopIteration
         self._advise(iteration + READ_AHEAD)
-        shrunk_B2 = self._shrunk_N2[picked_B]
+        halvings_B = self._halvings_N[picked_B]
+        shape_B2 = self._shape_N2[picked_B]
         drawn = draw(
             self._augment,
             seed=self._sampler.seed,
             epoch=self._epoch,
             slices_B=picked_B,
-            source_shape_B2=shrunk_B2,
+            source_shape_B2=shape_B2 / 2.0 ** halvings_B[:, np.newaxis],
             size=self._size,
         )
         arrays = {
@@ -396,7 +411,6 @@ class _BatchSource:
                 self._width_NC[picked_B] + drawn.width_shift_B[:, np.newaxis],
                 MIN_WIDTH_HU,
             ),
-            "shrunk": shrunk_B2.astype(np.float32),
             # In steps of the graph's logit grid.
             "contrast": drawn.contrast_B[:, np.newaxis] * np.float32(LOGIT_STEPS),
             "brightness": (
@@ -406,6 +420,16 @@ class _BatchSource:
             "corners": drawn.hole_corner_BM2.reshape(len(picked_B), -1),
             "sides": drawn.hole_side_BM2.reshape(len(picked_B), -1),
         }
+        for step in range(self._most_halvings):
+            halves_B = halvings_B > step
+            arrays[f"halved.{step}"] = _halved(
+                shape_B2, np.minimum(halvings_B, step + 1)
+            )
+            arrays[f"halving.{step}"] = np.where(
+                halves_B[:, np.newaxis, np.newaxis],
+                _DOUBLE_33,
+                np.eye(3, dtype=np.float32),
+            )
         return tuple(
             self._views(arrays[name]) if name in _SLICES else arrays[name]
             for name in self.feeds

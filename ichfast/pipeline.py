@@ -3,7 +3,7 @@
 One function describes the graph for the CPU and the GPU. On the GPU the slices go
 up as uint16, two bytes a pixel, and everything else happens there:
 
-    stored ─[resize]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
+    stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
 A window that is the same for every slice is one look-up in a table with the
 normalisation in it. Windows that differ by slice (its own, or jittered) and
@@ -55,7 +55,6 @@ FEEDS = {
     "after": Feed(types.UINT16, 3, "HWC"),
     "center": Feed(types.FLOAT, 1),  # these two only if windows differ by slice
     "width": Feed(types.FLOAT, 1),
-    "shrunk": Feed(types.FLOAT, 1),  # only if some slice is too large
     "contrast": Feed(types.FLOAT, 1),  # these two only if there is lighting
     "brightness": Feed(types.FLOAT, 1),
     "corners": Feed(types.FLOAT, 1),  # these two only if there is cutout
@@ -74,6 +73,18 @@ LOGIT_ZERO = 32_768
 LOGIT_STEPS = 1_024
 """Lit values pass through a grid in logit space: 1,024 steps a unit, 32 units to each
 side. A step changes a value by less than float16 can tell near 1."""
+
+
+HALVING_FEEDS = {
+    "halved": Feed(types.FLOAT, 1),
+    "halving": Feed(types.FLOAT, 2),
+}
+"""Of each step that halves, named with the step's number: ``halving.0``."""
+
+
+def _feed_of(name: str) -> Feed:
+    stem, _, step = name.partition(".")
+    return HALVING_FEEDS[stem] if step else FEEDS[stem]
 
 
 class BatchSource(Protocol):
@@ -107,7 +118,7 @@ def slice_graph(
     Returns:
         images float16 (S, S, C) a slice; targets; store positions.
     """
-    feeds = [FEEDS[name] for name in source.feeds]
+    feeds = [_feed_of(name) for name in source.feeds]
     fed = dict(
         zip(
             source.feeds,
@@ -129,8 +140,15 @@ def slice_graph(
     stored = fed["stored"]
     if "before" in fed:
         stored = fn.cat(fed["before"], stored, fed["after"], axis=2)
-    if "shrunk" in fed:
-        stored = fn.resize(stored, size=fed["shrunk"], antialias=True)
+    for step in range(sum(name.startswith("halving.") for name in fed)):
+        # Bilinear, read where four pixels meet: their mean. Six times the rate of
+        # an antialiased fn.resize (see bench/LOG.md).
+        stored = fn.experimental.warp_perspective(
+            stored,
+            matrix=fed[f"halving.{step}"],
+            size=fed[f"halved.{step}"],
+            fill_value=0,
+        )
     warped = fn.experimental.warp_perspective(
         stored, matrix=fed["matrix"], size=[size, size], fill_value=0
     )

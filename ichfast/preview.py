@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.augment import AugmentConfig, Parameters, draw, shrunk_shape
+from ichfast.augment import AugmentConfig, Parameters, count_halvings, draw
 from ichfast.errors import IchfastError
 from ichfast.files import atomic_path
 from ichfast.loader import choose_level, make_loader, source_shapes
@@ -52,16 +52,17 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
                 images.append(batch.images_BCHW.permute(0, 2, 3, 1).float().numpy())
         level = choose_level(store, config)
         rows_B, columns_B = source_shapes(store, level)[positions_B].T
-        shrunk_B2 = shrunk_shape(rows_B, columns_B, config.size, recipe.augment)
+        halvings_B = count_halvings(rows_B, columns_B, config.size)
+        shape_B2 = np.stack([rows_B, columns_B], axis=1) / 2.0 ** halvings_B[:, None]
         parameters = draw(
             recipe.augment,
             seed=recipe.train.seed,
             epoch=epoch,
             slices_B=positions_B,
-            source_shape_B2=shrunk_B2,
+            source_shape_B2=shape_B2,
             size=config.size,
         )
-    fit_B = shrunk_B2.max(axis=1) / config.size
+    fit_B = shape_B2.max(axis=1) / config.size
     captions = [_describe(parameters, row, fit_B[row]) for row in range(count)]
     png = figure_png(augmentation_sheet(images[0], images[1], captions))
     try:

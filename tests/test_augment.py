@@ -13,8 +13,9 @@ from ichfast.augment import (
     AugmentConfig,
     Parameters,
     apply_parameters,
+    count_halvings,
     draw,
-    shrunk_shape,
+    halve,
 )
 from ichfast.errors import RecipeError
 from ichfast.windows import Window
@@ -212,14 +213,14 @@ def test_a_slice_of_another_shape_is_fitted_whole_with_air_around_it() -> None:
     assert (image[31:] == -1000).all()
 
 
-def test_only_slices_far_larger_than_the_output_shrink_first() -> None:
-    shape_B2 = shrunk_shape(
-        np.array([256, 512, 300]),
-        np.array([256, 512, 600]),
-        224,
-        replace(EVERYTHING, max_zoom=1.1),
-    )
-    assert shape_B2.tolist() == [[256, 256], [246, 246], [123, 246]]
+def test_only_slices_at_least_twice_the_output_are_halved() -> None:
+    rows, columns = np.array([256, 447, 448, 100]), np.array([256, 447, 300, 2000])
+    assert count_halvings(rows, columns, 224).tolist() == [0, 0, 1, 3]
+
+
+def test_halving_takes_the_mean_of_four_and_air_beyond_an_odd_edge() -> None:
+    stored_HW = np.array([[0, 4, 8], [4, 8, 8], [12, 12, 20]], dtype=np.uint16)
+    assert halve(stored_HW).tolist() == [[4, 4], [6, 5]]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast.augment import AugmentConfig, apply_parameters, draw, shrunk_shape
+from ichfast.augment import AugmentConfig, apply_parameters, draw, halve
 from ichfast.channels import parse_windows
 from ichfast.errors import LoaderError
 from ichfast.loader import DataConfig, choose_level, make_loader
@@ -191,16 +191,45 @@ def test_neighbours_are_augmented_as_one(tiny_store: Store) -> None:
     assert torch.equal(three[0, 0], three[0, 1])  # the first slice is its own neighbour
 
 
-def test_shrinking_first_keeps_the_mean_that_skipping_pixels_would_lose(
-    tiny_store: Store,
-) -> None:
-    config = replace(DATA, size=48, level=512, windows=("400/3000",))
-    with make_loader(tiny_store, everything(tiny_store), config) as loader:
-        batch = next(iter(loader))
-    for image_1SS, position in zip(batch.images_BCHW, batch.indices_B, strict=True):
-        hu_HW = tiny_store.slice_HW(int(position)).astype(float) - 1024
-        expected = np.clip((hu_HW + 1100) / 3000, 0, 1).mean()
-        assert abs(float(image_1SS.float().mean()) - expected) < 2e-3
+def test_large_slices_are_halved_first_by_exact_means(tiny_store: Store) -> None:
+    config = replace(DATA, size=128, level=512, windows=("400/3000",))
+    found = images_of(tiny_store, config)[:, 0].float().numpy()
+    for position in range(0, 29, 3):
+        stored_HW = tiny_store.slice_HW(position)
+        if stored_HW.shape != (512, 512):
+            continue
+        hu_HW = halve(halve(stored_HW)).astype(float) - 1024
+        expected = np.clip((hu_HW + 1100) / 3000, 0, 1)
+        # Two roundings to whole HU of 3,000, and float16.
+        assert abs(found[position] - expected).max() < 2 / 3000 + 2.0**-11
+
+
+def test_a_halved_slice_is_augmented_as_its_twin_is(tiny_store: Store) -> None:
+    config = replace(DATA, size=200, level=512, windows=("400/3000",), batch_size=12)
+    augment = AUGMENTS["geometry"]
+    found = images_of(tiny_store, config, augment=augment, seed=3)[:, 0].float()
+    shapes = np.array([tiny_store.slice_HW(k).shape for k in range(29)])
+    factor = np.where(shapes.max(axis=1) >= 400, 2.0, 1.0)[:, None]
+    parameters = draw(
+        augment,
+        seed=3,
+        epoch=0,
+        slices_B=everything(tiny_store),
+        source_shape_B2=shapes / factor,
+        size=200,
+    )
+    for position in (0, 7, 13, 28):  # 13 is 63 x 65: not halved
+        stored_HW = tiny_store.slice_HW(position)
+        twin_SS1 = apply_parameters(
+            halve(stored_HW) if factor[position] == 2 else stored_HW,
+            parameters,
+            position,
+            size=200,
+            windows=parse_windows(config.windows),
+            mean_C=[0.0],
+            std_C=[1.0],
+        )
+        assert abs(found[position].numpy() - twin_SS1[..., 0]).mean() < 2e-3
 
 
 def test_targets_are_the_labels_and_missing_ones_are_nan(tiny_store: Store) -> None:
@@ -286,9 +315,3 @@ def test_an_error_while_reading_reaches_the_caller_as_ours(tiny_store: Store) ->
         pytest.raises(LoaderError, match=r"00000\.npy"),
     ):
         list(loader)
-
-
-def test_sources_of_odd_shapes_shrink_too() -> None:
-    rows, columns = np.array([63, 512]), np.array([65, 512])
-    shape_B2 = shrunk_shape(rows, columns, 32, AugmentConfig())
-    assert shape_B2.tolist() == [[31, 32], [32, 32]]

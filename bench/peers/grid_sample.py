@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.peers.task import LoaderTask, normalize, window_values
-from ichfast.augment import LOGIT_EPSILON, Parameters, draw, shrunk_shape
+from ichfast.augment import LOGIT_EPSILON, Parameters, count_halvings, draw
 from ichfast.sampler import Sampler
 from ichfast.store import Store
 
@@ -54,7 +54,8 @@ class GridSamplePeer:
         )
         rows_B = np.full(len(picked_B), stored_BHW.shape[1])
         columns_B = np.full(len(picked_B), stored_BHW.shape[2])
-        shape_B2 = shrunk_shape(rows_B, columns_B, task.size, task.augment)
+        halvings = int(count_halvings(rows_B, columns_B, task.size)[0])
+        shape_B2 = np.stack([rows_B, columns_B], axis=1) / 2**halvings
         drawn = draw(
             task.augment,
             seed=0,
@@ -66,12 +67,10 @@ class GridSamplePeer:
         # Stored numbers fit in int16, which torch computes with; uint16 it does not.
         stored_B1HW = torch.from_numpy(stored_BHW.view(np.int16))[:, None]
         stored_B1HW = stored_B1HW.to(task.device, non_blocking=True).float()
-        shrunk = (int(shape_B2[0, 0]), int(shape_B2[0, 1]))
-        if shrunk != stored_BHW.shape[1:]:
-            stored_B1HW = functional.interpolate(
-                stored_B1HW, size=shrunk, mode="bilinear", antialias=True
-            )
-        theta_B23 = _theta(drawn.matrix_B33, shrunk, task.size).to(task.device)
+        for _ in range(halvings):
+            stored_B1HW = functional.avg_pool2d(stored_B1HW, 2)
+        halved = (stored_B1HW.shape[2], stored_B1HW.shape[3])
+        theta_B23 = _theta(drawn.matrix_B33, halved, task.size).to(task.device)
         grid_BSS2 = functional.affine_grid(
             theta_B23, [len(picked_B), 1, task.size, task.size], align_corners=False
         )
