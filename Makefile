@@ -3,10 +3,11 @@ VENV := .venv
 PYTHON ?= python3
 EXTRAS := cuda12,decoders,test
 BIN := $(VENV)/bin
+FUZZ_S ?= 600
 # Two cores serve a test suite better when each process keeps to one of them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench fuzz clean
 
 demo: $(VENV)/.installed  ## the whole way on synthetic heads, in minutes
 	$(BIN)/ichfast demo
@@ -21,6 +22,9 @@ check: $(VENV)/.installed  ## style and types
 
 bench: $(VENV)/.installed  ## every stage against its limit
 	$(BIN)/python bench/throughput.py
+
+fuzz: $(VENV)/.installed  ## read damaged files for FUZZ_S seconds
+	FUZZ_S=$(FUZZ_S) $(PYTEST) tests/test_fuzz.py
 
 clean:  ## remove what make made
 	rm -rf $(VENV) ichfast-demo

@@ -23,8 +23,9 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
+
+from ichfast.remote import Container
 
 SUFFIXES = (
     *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz"),
@@ -45,14 +46,19 @@ _ZIP_CHUNK_BYTES = 2**16
 _TAR_CHUNK_BYTES = 2**20
 
 
-def archive_kind(path: Path) -> str:
-    """Say by its first bytes what a file is.
+def archive_kind(path: Container) -> str:
+    """Say by its first bytes what a file is: see `kind_of`."""
+    with path.open("rb") as stream:
+        return kind_of(stream.read(tarfile.BLOCKSIZE))
+
+
+def kind_of(content: bytes) -> str:
+    """Say by its first bytes what a file holds.
 
     Returns:
         ``zip``, ``tar``, ``packed`` (compressed, so presumably a tar), or "".
     """
-    with path.open("rb") as stream:
-        head = stream.read(tarfile.BLOCKSIZE)
+    head = content[: tarfile.BLOCKSIZE]
     if head.startswith(_ZIP_MAGIC):
         return "zip"
     if head.startswith(_PACKED_MAGIC):
@@ -64,7 +70,7 @@ def archive_kind(path: Path) -> str:
     return "tar"
 
 
-def list_members(path: Path, kind: str) -> Iterator[tuple[str, int, int]]:
+def list_members(path: Container, kind: str) -> Iterator[tuple[str, int, int]]:
     """List the files in an archive, in its own order.
 
     Args:
@@ -76,10 +82,14 @@ def list_members(path: Path, kind: str) -> Iterator[tuple[str, int, int]]:
         the data in the (unpacked) tar.
     """
     if kind == "zip":
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    yield member.filename, member.file_size, member.header_offset
+        with path.open("rb") as stream:
+            # zipfile would say of an end that cannot be read that this is no zip.
+            stream.seek(-1, os.SEEK_END)
+            stream.read(1)
+            with zipfile.ZipFile(stream) as archive:
+                for member in archive.infolist():
+                    if not member.filename.endswith("/"):
+                        yield member.filename, member.file_size, member.header_offset
     else:
         with _open_tar(path, kind) as tar:
             for info in _regular_members(tar):
@@ -144,7 +154,7 @@ READERS = {"zip": read_zip_member, "tar": read_tar_member}
 
 
 def read_packed_members(
-    path: Path, offsets: Collection[int]
+    path: Container, offsets: Collection[int]
 ) -> Iterator[tuple[int, bytes]]:
     """Read some members of a compressed tar in one pass.
 
@@ -195,7 +205,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 @contextmanager
-def _open_tar(path: Path, kind: str) -> Iterator[tarfile.TarFile]:
+def _open_tar(path: Container, kind: str) -> Iterator[tarfile.TarFile]:
     with path.open("rb") as stream:
         if kind == "tar":
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo) as tar:

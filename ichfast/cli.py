@@ -42,6 +42,13 @@ SET = click.option(
 )
 
 
+_NOISY = (
+    *("matplotlib", "PIL", "urllib3", "httpx"),
+    *("fsspec", "s3fs", "botocore", "aiobotocore", "distributed"),
+)
+"""Packages whose log lines below a warning are not for a user."""
+
+
 class _Commands(click.Group):
     """Turns our own errors into a one-line message and exit status 1."""
 
@@ -82,14 +89,12 @@ def cli(debug: bool) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for noisy in ("matplotlib", "PIL", "urllib3", "httpx", "fsspec"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 @cli.command()
-@click.argument(
-    "source", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
-)
+@click.argument("source", nargs=-1, required=True)
 @click.option(
     "--labels",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -112,6 +117,14 @@ def cli(debug: bool) -> None:
     help="Keep patient, study, series and slice ids; without it, keyed hashes.",
 )
 @click.option(
+    "--append", is_flag=True, help="Add what is new in SOURCE to a finished store."
+)
+@click.option(
+    "--scheduler",
+    metavar="tcp://HOST:PORT",
+    help="Decode on a Dask cluster that shares the file system.",
+)
+@click.option(
     "--max-rejected",
     default="5%",
     metavar="N|P%",
@@ -119,20 +132,23 @@ def cli(debug: bool) -> None:
 )
 @LIMIT
 def prepare(
-    source: tuple[Path, ...],
+    source: tuple[str, ...],
     labels: Path | None,
     store: Path,
     workers: int | None,
     levels: str,
     keep_ids: bool,
+    append: bool,
+    scheduler: str | None,
     max_rejected: str,
     limit: int | None,
 ) -> None:
     """Decode every CT slice in SOURCE... into a store.
 
-    A SOURCE is a folder, a DICOM file, or a .zip, .tar, .tar.gz or .tar.xz; archives
-    inside folders are read too. Files that cannot be stored are listed with the
-    reason in rejected.csv. Interrupted, the same command continues.
+    A SOURCE is a folder, a DICOM file, a .zip, .tar, .tar.gz or .tar.xz, or the URL
+    of one (s3://, gs://, https://); archives inside folders are read too. Files that
+    cannot be stored are listed with the reason in rejected.csv. Interrupted, the
+    same command continues.
     """
     import os
 
@@ -146,6 +162,8 @@ def prepare(
         levels=_integers(levels, "--levels"),
         workers=workers or len(os.sched_getaffinity(0)),
         keep_ids=keep_ids,
+        append=append,
+        scheduler=scheduler,
         max_rejected=max_rejected,
         limit=limit,
     )
@@ -398,19 +416,33 @@ def report(
 
 @cli.command()
 @click.argument("store", type=click.Path(path_type=Path))
-def verify(store: Path) -> None:
-    """Check every checksum of STORE; status 1 if anything is damaged."""
+@click.option(
+    "--repair",
+    multiple=True,
+    metavar="SOURCE",
+    help="Make damaged shards again from what the store was made from; repeatable.",
+)
+def verify(store: Path, repair: tuple[str, ...]) -> None:
+    """Check every checksum of STORE; status 1 if anything is damaged.
+
+    A damaged shard is made again with --repair, from the files the store was made
+    from, and only put back if it is what it was to the bit.
+    """
     from ichfast.errors import StoreError
+    from ichfast.repair import repair_store
     from ichfast.store import verify_store
 
+    if repair:
+        _print(asdict(repair_store(store, repair)))
+        return
     problems = verify_store(store)
     for problem in problems:
         click.echo(problem, err=True)
     _print({"store": str(store), "problems": len(problems)})
     if problems:
         raise StoreError(
-            f"{store} is damaged in {len(problems)} place(s); "
-            "delete it and run `ichfast prepare` again"
+            f"{store} is damaged in {len(problems)} place(s); mend it with "
+            f"`ichfast verify {store} --repair SOURCE`, or prepare it again"
         )
 
 

@@ -56,6 +56,9 @@ _NATIVE_SYNTAXES = (
     *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
     *(uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian),
 )
+_PLUGINS = ("pyjpegls", "pylibjpeg", "pydicom")
+"""pydicom's ways to decompress, best first. GDCM's is left out, although pydicom takes
+it wherever it is installed: it ends the process on damaged JPEG 2000."""
 _LUT = 0x0028_3000
 _SHARED_GROUPS = 0x5200_9229
 _FRAME_GROUPS = 0x5200_9230
@@ -293,7 +296,9 @@ def _view(file: _File, layout: Layout) -> Iterator[RawArray]:
 
 def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
     decoder = _find_decoder(file.syntax)
-    if not decoder.is_available:
+    plugins = decoder.available_plugins if decoder.is_available else ()
+    plugin = next((name for name in _PLUGINS if name in plugins), None)
+    if plugin is None:
         needs = ", ".join(decoder.missing_dependencies)
         raise RejectError(
             "no-decoder",
@@ -323,6 +328,7 @@ def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
         bits_stored=layout.bits_stored,
         pixel_representation=int(layout.is_signed),
         pixel_keyword="PixelData",
+        decoding_plugin=plugin,
     )
     yield from (raw_HW for raw_HW, _ in frames)
 

@@ -16,13 +16,15 @@ from ichfast.errors import RejectError
 UNDEFINED = 0xFFFF_FFFF
 """The length of an element that ends with a delimiter, such as compressed pixels."""
 
-_MAX_INFLATED_BYTES = 512 * 2**20
+_MAX_INFLATED_BYTES = 256 * 2**20
+"""zlib holds twice as much while it inflates."""
 _PREAMBLE_BYTES = 128
 _PIXELS = 0x7FE0_0010
 _FLOAT_PIXELS = (0x7FE0_0008, 0x7FE0_0009)
 _ITEM = b"\xfe\xff\x00\xe0"
 _DELIMITER = b"\xfe\xff\xdd\xe0"
 _J2K_START = b"\xff\x4f\xff\x51"
+_JP2_START = b"\0\0\0\x0cjP  "
 _MAX_BOX_BYTES = 256
 """Some writers wrap the codestream in JP2 boxes; it then starts a little later."""
 _JPEG_START = b"\xff\xd8"
@@ -52,7 +54,7 @@ def inflate(packed: bytes) -> bytes:
     """Unpack a deflated data set.
 
     Raises:
-        RejectError: ``too-large``, above 512 MiB.
+        RejectError: ``too-large``, above 256 MiB.
 
     Source:
         DICOM PS3.5 A.5.
@@ -152,34 +154,53 @@ def check_codestream(codestream: bytes, rows: int, columns: int) -> None:
         columns: of the slice.
 
     Raises:
-        RejectError: ``too-large``, the frame promises more.
+        RejectError: ``too-large``, the frame promises more; ``decoder-error``, the
+            boxes around it lead nowhere.
     """
     found = _size(codestream)
-    if found[0] * found[1] > rows * columns:
+    if found[0] * found[1] * found[2] > rows * columns:
         raise RejectError(
             "too-large",
-            f"the compressed pixels promise {found[0]} rows x {found[1]} columns, "
-            f"the header {rows} x {columns}",
+            f"the compressed pixels promise {found[0]} rows x {found[1]} columns of "
+            f"{found[2]} samples, the header {rows} x {columns} of 1",
         )
+    _check_boxes(codestream)
 
 
-def _size(codestream: bytes) -> tuple[int, int]:
-    """Rows and columns that a frame promises; zeros where it cannot be told.
+def _check_boxes(codestream: bytes) -> None:
+    """Refuse a box that ends before it begins: pydicom would walk on for ever.
+
+    Source:
+        ISO/IEC 15444-1 I.4 (boxes); 0 for "to the end" fits only the last, ``jp2c``.
+    """
+    if not codestream.startswith(_JP2_START):
+        return
+    at = len(_JP2_START) + 4
+    while at < len(codestream) and codestream[at + 4 : at + 8] != b"jp2c":
+        length = int.from_bytes(codestream[at : at + 4], "big")
+        if length < 8:
+            raise RejectError("decoder-error", f"a JP2 box of {length} bytes")
+        at += length
+
+
+def _size(codestream: bytes) -> tuple[int, int, int]:
+    """Rows, columns and samples a pixel of a frame; zeros where it cannot be told.
 
     Source:
         ISO/IEC 15444-1 A.5.1 (SIZ), 10918-1 B.2.2 (SOF), 14495-1 C.2.2.
     """
     at = codestream.find(_J2K_START, 0, _MAX_BOX_BYTES)
-    if at >= 0 and len(codestream) >= at + 24:
+    if at >= 0 and len(codestream) >= at + 42:
         right, bottom, left, top = struct.unpack_from(">4I", codestream, at + 8)
-        return max(bottom - top, 0), max(right - left, 0)
+        (samples,) = struct.unpack_from(">H", codestream, at + 40)
+        return max(bottom - top, 0), max(right - left, 0), max(samples, 1)
     if codestream.startswith(_JPEG_START):
         at = len(_JPEG_START)
-        while at + 9 <= len(codestream) and codestream[at] == 0xFF:
-            marker, length, rows, columns = struct.unpack_from(
-                ">xBHxHH", codestream, at
+        while at + 10 <= len(codestream) and codestream[at] == 0xFF:
+            marker, length, rows, columns, samples = struct.unpack_from(
+                ">xBHxHHB", codestream, at
             )
             if marker in _FRAME_MARKERS:
-                return rows, columns
+                return rows, columns, max(samples, 1)
             at += 2 + length
-    return 0, 0
+    return 0, 0, 0

@@ -1,17 +1,23 @@
 """The journal of a store in the making: a page for every unit that is done.
 
-    STORE/journal/plan.json      what the run is bound to
-    STORE/journal/00000.parquet  a unit's rows; its shards and rejected files stand
-                                 in the parquet file's metadata
+    STORE/journal/plan.json        what the run is bound to
+    STORE/journal/00000.parquet    a unit's rows; its shards and rejected files stand
+                                   in the parquet file's metadata
+    STORE/journal/next/            the tables and header of the store to be
+    STORE/journal/entries.parquet  the intake (`ichfast.intake`); it alone stays
 
 1. A page is written after its unit's shards, at once or not at all. So a unit with
    a page is done, and one without leaves nothing that counts.
 2. Pages do not depend on the order in which units were done.
+3. A run touches no file of a finished store before `next` is complete, which its
+   ``store.json``, written last, says. From then on `publish` alone is left to do,
+   and may be repeated: it copies, and removes the journal when all is in its place.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +29,12 @@ import pyarrow.parquet as pq
 
 from ichfast.files import atomic_path, write_text_atomically
 from ichfast.labels import CLASSES
+from ichfast.manifest import ENTRIES_FILE
 from ichfast.plan import Unit, check_plan
 from ichfast.shards import Shard
 from ichfast.slicetable import table_schema
+
+log = logging.getLogger(__name__)
 
 _NOTES = b"ichfast"
 """The key in a page's metadata under which its rejects and shards stand."""
@@ -64,6 +73,11 @@ class Journal:
         return self.store / "journal"
 
     @property
+    def next(self) -> Path:
+        """Where `finish_store` writes; `publish` takes it from there."""
+        return self.path / "next"
+
+    @property
     def is_begun(self) -> bool:
         """Whether a run has begun and none has finished."""
         return (self.path / "plan.json").exists()
@@ -79,19 +93,27 @@ class Journal:
                 fields.append(column)
         return pa.schema(fields)
 
-    def begin(self, plan: Mapping[str, str]) -> None:
+    def begin(self, plan: Mapping[str, str], *, may_restart: bool) -> None:
         """Begin, or continue, and clear away what a crash left behind.
 
+        Args:
+            plan: what decides the pages.
+            may_restart: begin again if it was begun with another plan.
+
         Raises:
-            StoreError: it was begun with another plan.
+            StoreError: it was begun with another plan, and may not restart.
         """
         self.path.mkdir(exist_ok=True)
         for left_by_a_crash in self.store.glob("**/.*.tmp"):
             left_by_a_crash.unlink()
-        try:
-            begun = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            write_text_atomically(self.path / "plan.json", json.dumps(plan))
+        file = self.path / "plan.json"
+        begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if may_restart and begun is not None and begun != plan:
+            log.warning("the sources have changed since the append was begun: restart")
+            begun = None
+        if begun is None:
+            self.remove()
+            write_text_atomically(file, json.dumps(plan))
         else:
             check_plan(self.store, begun, plan)
 
@@ -123,9 +145,30 @@ class Journal:
         """How many of a unit's files its page rejects; reads only the metadata."""
         return len(_notes(pq.read_schema(self._page_path(unit)))["rejects"])
 
+    def publish(self) -> bool:
+        """Finish the store if `next` is complete; return whether it was."""
+        if not (self.next / "store.json").exists():
+            return False
+        for name, folder in (
+            ("slices.parquet", self.store),
+            ("rejected.csv", self.store),
+            (ENTRIES_FILE, self.path),
+            ("store.json", self.store),
+        ):
+            with atomic_path(folder / name) as temporary:
+                shutil.copyfile(self.next / name, temporary)
+        self.remove()
+        return True
+
     def remove(self) -> None:
-        """Remove it from a finished store, which does not mind if a part stays."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what a finished store does not need, and what would mislead first."""
+        (self.path / "plan.json").unlink(missing_ok=True)
+        (self.next / "store.json").unlink(missing_ok=True)
+        for left in self.path.glob("*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.name != ENTRIES_FILE:
+                left.unlink()
 
     def _page_path(self, unit: Unit) -> Path:
         return self.path / f"{unit.number:05d}.parquet"

@@ -1,8 +1,9 @@
 """The header of a store: its `store.json`.
 
 1. It is written last, so a folder without one is not a store.
-2. It holds no time and no path: the same slices give the same bytes.
+2. It holds no time and no path: the same sources give the same bytes.
 3. What is read is taken for hostile until every type and range has been checked.
+4. Its last field is the checksum of the rest, for `is_as_written`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 from ichfast.errors import StoreError
 from ichfast.files import write_text_atomically
 from ichfast.levels import check_levels
@@ -20,6 +23,9 @@ from ichfast.shards import Shard, integer_field
 from ichfast.windows import HU_OFFSET
 
 FORMAT_VERSION = 1
+
+ENTRIES_FILE = "entries.parquet"
+"""Name of the intake (`ichfast.intake`) in the folder ``journal``."""
 
 COUNTS = (
     *("entries", "slices", "series", "patients"),
@@ -60,6 +66,12 @@ class StoreHeader:
     table_crc32c: int = 0
     """Checksum of `slices.parquet`. Filled in by `ichfast.store.finish_store`."""
 
+    rejected_crc32c: int = 0
+    """Checksum of `rejected.csv`. Filled in likewise."""
+
+    entries_crc32c: int = 0
+    """Checksum of `journal/entries.parquet`."""
+
     hu_offset: int = HU_OFFSET
     """Added to HU when the store was written; subtract it to get HU back."""
 
@@ -74,7 +86,23 @@ class StoreHeader:
 def write_header(path: Path, header: StoreHeader) -> None:
     """Write `store.json` to the store at `path`."""
     document = {**asdict(header), "shards": [s.to_json() for s in header.shards]}
-    write_text_atomically(path / "store.json", json.dumps(document, indent=1) + "\n")
+    write_text_atomically(path / "store.json", _sealed(document))
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether every byte of the `store.json` of the store at `path` is as written.
+
+    The store's header must be readable (`read_header`).
+    """
+    content = (path / "store.json").read_bytes()
+    document = json.loads(content)
+    document.pop("crc32c", None)
+    return content == _sealed(document).encode()
+
+
+def _sealed(document: Mapping[str, Any]) -> str:
+    crc32c = google_crc32c.value(json.dumps(document).encode())
+    return json.dumps({**document, "crc32c": crc32c}, indent=1) + "\n"
 
 
 def read_header(path: Path) -> StoreHeader:
@@ -133,6 +161,8 @@ def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
         plan={str(name): str(value) for name, value in found["plan"].items()},
         versions={str(name): str(v) for name, v in found["versions"].items()},
         table_crc32c=integer_field(found, "table_crc32c", 0, 2**32 - 1),
+        rejected_crc32c=integer_field(found, "rejected_crc32c", 0, 2**32 - 1),
+        entries_crc32c=integer_field(found, "entries_crc32c", 0, 2**32 - 1),
         hu_offset=integer_field(found, "hu_offset", HU_OFFSET, HU_OFFSET),
     )
     integer_field(header.counts, "slices", 1, sum(shard.count for shard in shards))

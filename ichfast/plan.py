@@ -26,7 +26,7 @@ class Unit:
     number: int
 
     first: int
-    """Index of its first entry in the listing."""
+    """Index of its first entry among all that the store takes in."""
 
     entries: Sequence[Entry]
 
@@ -40,29 +40,51 @@ class Unit:
     """Positions at which a worker died since the last ban; -1: not in a decoder."""
 
 
-def cut_units(
-    entries: Sequence[Entry], unit_entries: int, *, keep_ids: bool
-) -> list[Unit]:
-    """Cut the listing into units of work.
+def name_entries(
+    entries: Sequence[Entry], *, keep_ids: bool, first_unit: int
+) -> list[str]:
+    """What `rejected.csv` calls the entries of a listing.
 
     Args:
-        entries: the listing.
-        unit_entries: how many make a unit; the last may be short.
+        entries: the listing, whole: an entry is numbered in its source.
         keep_ids: name entries by their keys; else by their numbers, for a file's
             name may be a patient's.
+        first_unit: the first that the run makes; not 0 when it appends, whose
+            numbers are not those of the runs before.
     """
     if keep_ids:
-        names = [plain_text(entry.key) for entry in entries]
-    else:
-        next_of: Counter[int] = Counter()
-        names = []
-        for entry in entries:
-            names.append(f"entry {next_of[entry.source]} of source {entry.source}")
-            next_of[entry.source] += 1
+        return [plain_text(entry.key) for entry in entries]
+    suffix = f", appended from unit {first_unit} on" if first_unit else ""
+    next_of: Counter[int] = Counter()
+    names = []
+    for entry in entries:
+        number = next_of[entry.source]
+        names.append(f"entry {number} of source {entry.source}{suffix}")
+        next_of[entry.source] += 1
+    return names
+
+
+def cut_units(
+    entries: Sequence[Entry],
+    names: Sequence[str],
+    unit_entries: int,
+    *,
+    first_unit: int,
+    first_entry: int,
+) -> list[Unit]:
+    """Cut entries into units of work.
+
+    Args:
+        entries: those to read.
+        names: what `rejected.csv` calls them.
+        unit_entries: how many make a unit; the last may be short.
+        first_unit: number of the first unit.
+        first_entry: how many entries the store has taken in before.
+    """
     return [
         Unit(
-            number,
-            first,
+            first_unit + number,
+            first_entry + first,
             entries[first : first + unit_entries],
             names[first : first + unit_entries],
         )
@@ -113,5 +135,6 @@ def check_plan(store: Path, begun: Mapping[str, str], plan: Mapping[str, str]) -
         )
         raise StoreError(
             f"{store} was made from something else: {shown}; run the command it was "
-            "made with, name another --store, or delete it to start again"
+            "made with, add what is new to a finished store with --append, name "
+            "another --store, or delete it to start again"
         )

@@ -17,6 +17,9 @@ page, the pages are merged (`ichfast.merge`).
 7. Without `keep_ids`, ids are keyed hashes before they reach the disk
    (`ichfast.pseudonyms`), and `rejected.csv` numbers the entries instead of naming
    them.
+8. Appending reads what the store has not taken in yet (`ichfast.intake`) into units
+   behind the last one. Shards that are there keep their bytes, and until the
+   appending ends, whatever kills it, the store is as it was.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ichfast.appending import adds_labels, check_finished, grown_intake, new_units
 from ichfast.convert import Job
 from ichfast.dicom import read_slices
 from ichfast.errors import SourceError, StoreError
@@ -42,8 +46,8 @@ from ichfast.labels import LabelTable
 from ichfast.levels import check_levels
 from ichfast.lock import only_writer
 from ichfast.manifest import StoreHeader, read_header
-from ichfast.merge import Merged, finish, merge
-from ichfast.plan import Unit, check_plan, cut_units, label_plan, shard_plan
+from ichfast.merge import Merged, finish, merge, read_base
+from ichfast.plan import Unit, label_plan, shard_plan
 from ichfast.pseudonyms import read_or_make_key
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
@@ -82,7 +86,7 @@ class PrepareReport:
 
 
 def prepare_store(  # noqa: PLR0913  the options of the command
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     store: Path,
     *,
     labels: LabelTable | None,
@@ -91,20 +95,27 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     keep_ids: bool,
     max_rejected: str = "5%",
     limit: int | None = None,
+    append: bool = False,
+    scheduler: str | None = None,
 ) -> PrepareReport:
     """Make a store of every CT slice in `sources`, or continue making it.
 
     Args:
-        sources: folders, files and archives, as `ichfast.sources` takes them.
+        sources: folders, files, archives and URLs, as `ichfast.sources` takes them.
         store: the store's folder; its parents are made. May lie in a source.
-        labels: joined by slice id; slices without a label get nulls.
+        labels: joined by slice id; slices without a label get nulls. When appending,
+            they go to all slices that have none yet, and must not contradict others.
         levels: (512, 256), or (512,) to save a fifth of the disk.
         workers: decoding processes.
         keep_ids: keep patient, study, series and slice ids as they are.
         max_rejected: how many files of the listing may be rejected, as a number
             (``12``) or a share (``5%``). Not part of what a store is made from:
-            a refused run continues with a higher one.
+            a refused run continues with a higher one. When appending, of those that
+            are new; a rejected file is not tried again.
         limit: take only the first entries of the listing.
+        scheduler: address of a Dask scheduler, whose workers decode instead.
+        append: add to a finished store what is new in `sources`, which may hold what
+            is in it already or not. Without a finished store, no different.
 
     Raises:
         SourceError: a source is missing, nothing in it is a CT slice, or more
@@ -112,31 +123,45 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         StoreError: the folder is in use, holds something else, was begun from
             other sources or options, cannot be written, or the run was
             interrupted. The last two continue with the same command.
+        LabelError: appended labels contradict those of the store.
     """
     started_s = time.monotonic()
     _check_options(levels, max_rejected)
     entries = _list_entries(sources, store, limit)
-    units = cut_units(entries, UNIT_ENTRIES, keep_ids=keep_ids)
     journal = Journal(store, levels)
+    units: list[Unit] = []
     with only_writer(store), _sigterm_interrupts(), _resumable(journal, units):
-        is_finished = (store / "store.json").exists()
+        was_finished = (store / "store.json").exists()
+        is_finished = journal.publish() or was_finished
         key = None
         if not keep_ids:
             key = read_or_make_key(store, is_begun=is_finished or journal.is_begun)
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key)
+        base = None
         if is_finished:
-            header = read_header(store)
-            check_plan(store, header.plan, plan | label_plan(labels))
-            journal.remove()
-        else:
-            journal.begin(plan)
+            check_finished(journal, plan, labels, append=append)
+        if is_finished and append:
+            base = read_base(journal)
+            plan["base"] = str(base.header.entries_crc32c)
+        if append or not is_finished:
+            units += new_units(entries, base, UNIT_ENTRIES, key)
+        if units or (base is not None and adds_labels(base, labels, key)):
+            was_finished = False
+            journal.begin(plan, may_restart=base is not None)
             convert_units(
-                Job(journal, key, read_slices, DECODE_TIMEOUT_S), units, workers
+                Job(journal, key, read_slices, DECODE_TIMEOUT_S),
+                units,
+                workers,
+                scheduler,
             )
-            merged = merge(journal, units)
-            _check_rejected(store, merged, max_rejected)
-            header = finish(journal, merged, labels, key, plan | label_plan(labels))
-    return _report(store, header, started_s, already_finished=is_finished)
+            merged = merge(journal, units, base)
+            _check_rejected(journal, merged, max_rejected)
+            intake = grown_intake(units, base, key)
+            finish(journal, merged, labels, key, plan | label_plan(labels), intake)
+        else:
+            journal.remove()
+    header = read_header(store)
+    return _report(store, header, started_s, already_finished=was_finished)
 
 
 def _check_options(levels: tuple[int, ...], max_rejected: str) -> None:
@@ -162,7 +187,7 @@ def _num_allowed(max_rejected: str, num_entries: int) -> float:
 
 
 def _list_entries(
-    sources: Sequence[Path], store: Path, limit: int | None
+    sources: Sequence[Path | str], store: Path, limit: int | None
 ) -> list[Entry]:
     """The listing without the store itself, which may lie in a source."""
     own = os.path.abspath(store)  # noqa: PTH100  a Path each costs 20 us
@@ -170,7 +195,7 @@ def _list_entries(
     entries = [
         entry
         for entry in list_entries(sources)
-        if not os.path.abspath(entry.container).startswith(own_parts)  # noqa: PTH100
+        if not os.path.abspath(str(entry.container)).startswith(own_parts)  # noqa: PTH100
     ][:limit]
     if not entries:
         raise SourceError(
@@ -215,7 +240,8 @@ def _how_far(journal: Journal, units: Sequence[Unit]) -> str:
     return f"{num_done:,} of {sum(len(u.entries) for u in units):,} files done"
 
 
-def _check_rejected(store: Path, merged: Merged, max_rejected: str) -> None:
+def _check_rejected(journal: Journal, merged: Merged, max_rejected: str) -> None:
+    store = journal.store
     counts = Counter(merged.rejected["reason"])
     shown = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
     if merged.table.empty:
@@ -224,11 +250,12 @@ def _check_rejected(store: Path, merged: Merged, max_rejected: str) -> None:
             f"none of {merged.num_entries} files is a CT slice ({shown}); name a "
             "folder or an archive of head CT DICOM files"
         )
-    write_rejected(store, merged.rejected)
+    folder = store if merged.base is None else journal.path
+    write_rejected(folder, merged.rejected)
     if counts.total() > _num_allowed(max_rejected, merged.num_entries):
         raise SourceError(
             f"{counts.total()} of {merged.num_entries} files were rejected ({shown}), "
-            f"--max-rejected allows {max_rejected}; see {store / 'rejected.csv'}, then "
+            f"--max-rejected allows {max_rejected}; see {folder}/rejected.csv, then "
             "repeat the command with a higher --max-rejected: nothing is decoded again"
         )
 

@@ -8,6 +8,7 @@ Shape letters: N slices in the store, S shards.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,12 +81,9 @@ def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
     """
     file = path / "slices.parquet"
     advice = "delete the store and run `ichfast prepare` again"
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise StoreError(f"cannot read {file}: {error.strerror}; {advice}") from error
-    if google_crc32c.value(content) != header.table_crc32c:
-        raise StoreError(f"{file} does not match its checksum; {advice}")
+    if (path / "journal" / "next" / "store.json").exists():
+        advice = "an append was cut short, the same command continues"
+    content = _checked_content(file, header.table_crc32c, advice)
     try:
         rows = pq.read_table(pa.BufferReader(content))
     except pa.ArrowException as error:
@@ -106,14 +104,42 @@ def _points_into(table: pd.DataFrame, header: StoreHeader) -> bool:
     return bool(((row_N >= 0) & (row_N < counts_S[shard_N])).all())
 
 
-def write_rejected(path: Path, rejected: pd.DataFrame) -> None:
-    """Write `rejected.csv` to the store at `path`.
+def write_rejected(path: Path, rejected: pd.DataFrame) -> int:
+    """Write `rejected.csv` to the folder `path`.
 
     Args:
         path: the store's folder.
         rejected: columns path, reason (a fixed code), detail.
+
+    Returns:
+        The file's checksum, CRC-32C.
     """
     with atomic_path(path / "rejected.csv") as temporary:
         rejected.to_csv(
             temporary, index=False, columns=["path", "reason", "detail"], mode="w"
         )
+    return int(google_crc32c.value((path / "rejected.csv").read_bytes()))
+
+
+def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:
+    """Read and check the `rejected.csv` of the store at `path`.
+
+    Returns:
+        Columns path, reason, detail, all text.
+
+    Raises:
+        StoreError: it is missing, or not the one that `header` was written with.
+    """
+    advice = "the slices are not concerned, but the store cannot be appended to"
+    content = _checked_content(path / "rejected.csv", header.rejected_crc32c, advice)
+    return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+
+
+def _checked_content(file: Path, crc32c: int, advice: str) -> bytes:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {file}: {error.strerror}; {advice}") from error
+    if google_crc32c.value(content) != crc32c:
+        raise StoreError(f"{file} does not match its checksum; {advice}")
+    return content

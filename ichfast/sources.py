@@ -1,8 +1,9 @@
 """Where DICOM bytes come from: folders, files, and archives read in place.
 
 A source is a folder of any nesting, a file, or an archive: ``.zip``, ``.tar``,
-``.tar.gz``, ``.tar.xz``, ``.tar.bz2``. Archives inside a folder are looked into
-as well (known by suffix, then by content); archives inside archives are not.
+``.tar.gz``, ``.tar.xz``, ``.tar.bz2``; on this machine, or behind a URL
+(`ichfast.remote`). Archives inside a folder are looked into as well (known by suffix,
+then by content); archives inside archives are not.
 
 Promises:
 
@@ -16,6 +17,8 @@ Promises:
 5. A broken archive is a `SourceError` when it was asked for. Found in a folder it
    is one entry that reads as ``unreadable-archive``, beside the members that
    could be listed.
+6. A local file is read without anything that URLs need. Files behind URLs are
+   fetched several at once, at most `FETCH_BYTES` together.
 """
 
 from __future__ import annotations
@@ -29,9 +32,16 @@ from pathlib import Path
 
 from ichfast import archives
 from ichfast.errors import RejectError, SourceError
+from ichfast.remote import Container, Remote, locate, read_files
 
 MAX_BYTES = 512 * 2**20
 """Largest file or member that is read, bytes."""
+
+FETCH_BYTES = 32 * 2**20
+"""Files behind URLs that are fetched together, bytes; a larger one comes alone."""
+
+FETCH_FILES = 32
+"""Files behind URLs that are fetched together, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class Entry:
     source: int
     """Index of the source among those asked for."""
 
-    container: Path
+    container: Container
     """The file itself, or the archive that holds it."""
 
     member: str
@@ -58,26 +68,27 @@ class Entry:
     """Where the member begins in the (unpacked) archive, bytes; -1 for a file."""
 
 
-def list_entries(sources: Sequence[Path]) -> list[Entry]:
+def list_entries(sources: Sequence[Path | str]) -> list[Entry]:
     """List every file of the sources, looking into archives.
 
     Args:
-        sources: folders, files and archives, in any mixture.
+        sources: folders, files and archives, in any mixture; paths, or URLs as
+            texts.
 
     Returns:
         Sorted by source, then key, then offset.
 
     Raises:
         SourceError: a source or one of its folders does not exist or cannot be
-            read, an archive that was asked for is broken, or there is no file.
+            read, an archive that was asked for is broken, a URL needs a package
+            that is not installed, or there is no file.
     """
     entries: list[Entry] = []
-    for index, source in enumerate(sources):
-        with _source_errors(source):
-            found = _list_folder if source.is_dir() else _list_file
-        entries += sorted(found(index, source), key=lambda e: (e.key, e.offset))
+    places = [locate(source) for source in sources]
+    for index, place in enumerate(places):
+        entries += sorted(_list_source(index, place), key=lambda e: (e.key, e.offset))
     if not entries:
-        names = ", ".join(map(str, sources)) or "an empty list of sources"
+        names = ", ".join(map(str, places)) or "an empty list of sources"
         raise SourceError(
             f"no file in {names}; give a folder, a DICOM file, a .zip or a .tar "
             "(hidden files do not count)"
@@ -98,8 +109,8 @@ def read_entries(
         order given, except that members of one compressed tar come in the
         archive's order.
     """
-    for (_, container, is_member), run in itertools.groupby(
-        entries, lambda entry: (entry.source, entry.container, bool(entry.member))
+    for (_, archive), run in itertools.groupby(
+        entries, lambda entry: (entry.source, entry.container if entry.member else None)
     ):
         fitting = []
         for entry in run:
@@ -107,10 +118,28 @@ def read_entries(
                 yield entry, _too_large(entry)
             else:
                 fitting.append(entry)
-        if is_member and fitting:
-            yield from _read_members(container, fitting)
+        if archive and fitting:
+            yield from _read_members(archive, fitting)
         else:
-            yield from ((entry, _read_file(entry)) for entry in fitting)
+            yield from _read_files(fitting)
+
+
+def _list_source(index: int, place: Container) -> Iterator[Entry]:
+    with _source_errors(place):
+        is_folder = place.is_dir()
+    if not is_folder:
+        yield from _list_file(index, place)
+    elif isinstance(place, Remote):
+        yield from _list_remote_folder(index, place)
+    else:
+        yield from _list_folder(index, place)
+
+
+def _list_remote_folder(index: int, top: Remote) -> Iterator[Entry]:
+    with _source_errors(top):
+        for file, key, size in top.files():
+            if not _is_hidden(key):
+                yield from _list_child(index, file, key, size)
 
 
 def _list_folder(index: int, top: Path) -> Iterator[Entry]:
@@ -132,7 +161,8 @@ def _list_folder(index: int, top: Path) -> Iterator[Entry]:
                 if child.is_dir():
                     waiting.append((Path(child.path), f"{key}/"))
                 elif child.is_file():
-                    yield from _list_child(index, child, key)
+                    size = child.stat().st_size
+                    yield from _list_child(index, Path(child.path), key, size)
 
 
 def _is_dangling(child: os.DirEntry[str]) -> bool:
@@ -146,46 +176,81 @@ def _is_dangling(child: os.DirEntry[str]) -> bool:
     return False
 
 
-def _list_child(index: int, child: os.DirEntry[str], key: str) -> Iterator[Entry]:
-    path = Path(child.path)
-    if child.name.lower().endswith(archives.SUFFIXES):
+def _list_child(index: int, path: Container, key: str, size: int) -> Iterator[Entry]:
+    if key.lower().endswith(archives.SUFFIXES):
         try:
             if kind := archives.archive_kind(path):
                 yield from _list_members(index, path, key, kind)
                 return
         except archives.BROKEN:
-            pass  # listed as a file; `_read_file` says that it is broken
-    yield Entry(index, path, "", _printable(key), child.stat().st_size)
+            pass  # listed as a file; `_read_files` says that it is broken
+    yield Entry(index, path, "", _printable(key), size)
 
 
-def _list_file(index: int, path: Path) -> Iterator[Entry]:
+def _list_file(index: int, path: Container) -> Iterator[Entry]:
     with _source_errors(path):
         if kind := archives.archive_kind(path):
             yield from _list_members(index, path, path.name, kind)
         else:
-            yield Entry(index, path, "", _printable(path.name), path.stat().st_size)
+            size = path.size() if isinstance(path, Remote) else path.stat().st_size
+            yield Entry(index, path, "", _printable(path.name), size)
 
 
-def _list_members(index: int, path: Path, key: str, kind: str) -> Iterator[Entry]:
+def _list_members(index: int, path: Container, key: str, kind: str) -> Iterator[Entry]:
     for member, size, offset in archives.list_members(path, kind):
         if not _is_hidden(member):
             name = _printable(f"{key}/{member}")
             yield Entry(index, path, member, name, size, offset)
 
 
-def _read_file(entry: Entry) -> bytes | RejectError:
-    path = entry.container
+def _read_files(
+    entries: Iterable[Entry],
+) -> Iterator[tuple[Entry, bytes | RejectError]]:
+    behind_urls: list[tuple[Entry, Remote]] = []
+    for entry in entries:
+        if isinstance(entry.container, Remote):
+            behind_urls.append((entry, entry.container))
+        else:
+            yield entry, _checked(entry, _read_file(entry.container))
+    for batch in _batches(behind_urls):
+        found = read_files([file for _, file in batch])
+        for (entry, _), content in zip(batch, found, strict=True):
+            yield entry, _checked(entry, content)
+
+
+def _read_file(path: Path) -> bytes | OSError:
     try:
-        suspect = path.name.lower().endswith(archives.SUFFIXES)
-        if suspect and archives.archive_kind(path):
-            return RejectError("unreadable-archive", "it is damaged; copy it again")
         return path.read_bytes()
     except OSError as error:
-        return RejectError("unreadable-file", _reason(error))
+        return error
+
+
+def _batches(
+    files: Iterable[tuple[Entry, Remote]],
+) -> Iterator[list[tuple[Entry, Remote]]]:
+    batch: list[tuple[Entry, Remote]] = []
+    num_bytes = 0
+    for entry, file in files:
+        num_bytes += entry.size
+        if batch and (num_bytes > FETCH_BYTES or len(batch) == FETCH_FILES):
+            yield batch
+            batch, num_bytes = [], entry.size
+        batch.append((entry, file))
+    if batch:
+        yield batch
+
+
+def _checked(entry: Entry, content: bytes | OSError) -> bytes | RejectError:
+    if isinstance(content, OSError):
+        return RejectError("unreadable-file", _reason(content))
+    suspect = entry.container.name.lower().endswith(archives.SUFFIXES)
+    if suspect and archives.kind_of(content):
+        return RejectError("unreadable-archive", "it is damaged; copy it again")
+    return content
 
 
 def _read_members(
-    container: Path, entries: list[Entry]
+    container: Container, entries: list[Entry]
 ) -> Iterator[tuple[Entry, bytes | RejectError]]:
     try:
         kind = archives.archive_kind(container)
@@ -211,7 +276,7 @@ def _read_members(
 
 
 def _read_packed(
-    container: Path, entries: list[Entry]
+    container: Container, entries: list[Entry]
 ) -> Iterator[tuple[Entry, bytes | RejectError]]:
     left = {entry.offset: entry for entry in entries}
     try:
@@ -228,7 +293,7 @@ def _reject_all(
 
 
 @contextmanager
-def _source_errors(path: Path) -> Iterator[None]:
+def _source_errors(path: Container) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:

@@ -7,6 +7,8 @@ Format 1. A store is a folder:
     slices.parquet       one row a slice (`table_schema`), sorted by patient, study,
                          series, position_mm, instance_number, slice_id
     rejected.csv         path, reason (a fixed code), detail
+    journal/entries.parquet   what the store was made from, as digests
+                         (`ichfast.intake`); stores not made by prepare lack it
     level-512/00000.npy  (n, rows, columns) uint16, little-endian, C order
     level-256/00000.npy  (n, 256, 256), row for row the same slices
 
@@ -35,7 +37,7 @@ K classes.
 from __future__ import annotations
 
 import resource
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import google_crc32c
@@ -46,9 +48,15 @@ import pandas as pd
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
-from ichfast.manifest import StoreHeader, read_header, write_header
+from ichfast.manifest import (
+    ENTRIES_FILE,
+    StoreHeader,
+    is_as_written,
+    read_header,
+    write_header,
+)
 from ichfast.progress import progress
-from ichfast.shards import MappedShard, npy_header, shard_path
+from ichfast.shards import MappedShard, Shard, npy_header, shard_path
 from ichfast.slicetable import read_table, write_rejected, write_table
 
 
@@ -58,17 +66,19 @@ def finish_store(
     """Write what makes a folder of shards a store; `store.json` comes last.
 
     Args:
-        path: the store's folder, with the shards of `header` in it.
-        header: everything but `table_crc32c`.
+        path: the store's folder, or one whose files are then put there.
+        header: everything but `table_crc32c` and `rejected_crc32c`.
         table: has the columns of `table_schema`, sorted, one row a slice.
         rejected: columns path, reason, detail.
 
     Returns:
         The header as written.
     """
-    crc32c = write_table(path, table, header.levels)
-    write_rejected(path, rejected)
-    header = replace(header, table_crc32c=crc32c)
+    header = replace(
+        header,
+        table_crc32c=write_table(path, table, header.levels),
+        rejected_crc32c=write_rejected(path, rejected),
+    )
     write_header(path, header)
     return header
 
@@ -92,7 +102,9 @@ class Store:
         self.header = read_header(self.path)
         self.levels = self.header.levels
         self.table = read_table(self.path, self.header)
-        _check_sizes(self.path, self.header)
+        for level in self.levels:
+            for shard in self.header.shards:
+                _check_size(self.path, shard, level)
         _allow_open_files(len(self.header.shards) * len(self.levels))
         self._shard_N = self.table["shard"].to_numpy()
         self._row_N = self.table["row_in_shard"].to_numpy()
@@ -168,17 +180,15 @@ class Store:
         return MappedShard(self.path, self.header.shards[number], level)
 
 
-def _check_sizes(path: Path, header: StoreHeader) -> None:
-    for level in header.levels:
-        for shard in header.shards:
-            file = shard_path(path, shard.name, level)
-            found = file.stat().st_size if file.is_file() else 0
-            if found != shard.num_bytes(level):
-                raise StoreError(
-                    f"{file} has {found:,} bytes, store.json promises "
-                    f"{shard.num_bytes(level):,}; copy it again, or delete the store "
-                    "and run `ichfast prepare` again"
-                )
+def _check_size(path: Path, shard: Shard, level: int) -> None:
+    file = shard_path(path, shard.name, level)
+    found = file.stat().st_size if file.is_file() else 0
+    if found != shard.num_bytes(level):
+        raise StoreError(
+            f"{file} has {found:,} bytes, store.json promises "
+            f"{shard.num_bytes(level):,}; copy it again, or delete the store "
+            "and run `ichfast prepare` again"
+        )
 
 
 def _allow_open_files(num_maps: int) -> None:
@@ -190,6 +200,20 @@ def _allow_open_files(num_maps: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One thing that is wrong with a store."""
+
+    problem: str
+    """One line that names the file and, where it is one, the slice."""
+
+    level: int = 0
+    """0: not of a shard."""
+
+    shard: str = ""
+    """Name of the damaged shard, or empty."""
+
+
 def verify_store(path: str | Path) -> list[str]:
     """Read every byte of a store and compare it with its checksums.
 
@@ -197,25 +221,51 @@ def verify_store(path: str | Path) -> list[str]:
         The problems found, each naming the file and, where it is one, the slice.
         Empty: the store is as it was written.
     """
-    problems: list[str] = []
+    return [damage.problem for damage in find_damage(Path(path))]
+
+
+def find_damage(path: Path) -> list[Damage]:
+    """Read every byte of the store at `path`; return what is not as written."""
     try:
-        with Store(path) as store:
-            total = sum(s.count for s in store.header.shards) * len(store.levels)
-            with progress("verify", total, "slice") as bar:
-                for number, shard in enumerate(store.header.shards):
-                    for level in store.levels:
-                        problems += _shard_problems(store, number, level)
-                        bar.update(shard.count)
+        header = read_header(path)
     except StoreError as error:
-        problems.append(str(error))
-    return problems
-
-
-def _shard_problems(store: Store, number: int, level: int) -> list[str]:
-    shard = store.header.shards[number]
-    file = shard_path(store.path, shard.name, level)
+        return [Damage(str(error))]
+    found: list[Damage] = []
+    table = None
     try:
-        stored_NHW = MappedShard(store.path, shard, level).stored_NHW
+        table = read_table(path, header)
+    except StoreError as error:
+        found.append(Damage(str(error)))
+    if not is_as_written(path):
+        found.append(Damage(f"{path / 'store.json'} does not match its checksum"))
+    for name, crc32c in (
+        ("rejected.csv", header.rejected_crc32c),
+        (f"journal/{ENTRIES_FILE}", header.entries_crc32c),
+    ):
+        file = path / name
+        content = file.read_bytes() if file.is_file() else b""
+        if google_crc32c.value(content) != crc32c:
+            found.append(Damage(f"{file} does not match its checksum"))
+    total = sum(shard.count for shard in header.shards) * len(header.levels)
+    with progress("verify", total, "slice") as bar:
+        for number, shard in enumerate(header.shards):
+            rows = None if table is None else table[table["shard"] == number]
+            for level in header.levels:
+                found += [
+                    Damage(problem, level, shard.name)
+                    for problem in _shard_problems(path, shard, level, rows)
+                ]
+                bar.update(shard.count)
+    return found
+
+
+def _shard_problems(
+    path: Path, shard: Shard, level: int, rows: pd.DataFrame | None
+) -> list[str]:
+    file = shard_path(path, shard.name, level)
+    try:
+        _check_size(path, shard, level)
+        stored_NHW = MappedShard(path, shard, level).stored_NHW
     except StoreError as error:
         return [str(error)]
     whole = google_crc32c.value(npy_header(shard.shape(level)))
@@ -223,13 +273,14 @@ def _shard_problems(store: Store, number: int, level: int) -> list[str]:
     for row, stored_HW in enumerate(stored_NHW):
         found_N[row] = google_crc32c.value(stored_HW)
         whole = google_crc32c.extend(whole, stored_HW)
-    column = "crc32c" if level == SOURCE_LEVEL else f"crc32c_{level}"
-    mine = store.table[store.table["shard"] == number]
-    bad = mine[mine[column].to_numpy() != found_N[mine["row_in_shard"].to_numpy()]]
-    problems = [
-        f"{file}: slice {slice_id} (row {row}) does not match its checksum"
-        for slice_id, row in zip(bad["slice_id"], bad["row_in_shard"], strict=True)
-    ]
+    problems = []
+    if rows is not None:
+        column = "crc32c" if level == SOURCE_LEVEL else f"crc32c_{level}"
+        bad = rows[rows[column].to_numpy() != found_N[rows["row_in_shard"].to_numpy()]]
+        problems = [
+            f"{file}: slice {slice_id} (row {row}) does not match its checksum"
+            for slice_id, row in zip(bad["slice_id"], bad["row_in_shard"], strict=True)
+        ]
     if whole != shard.crc32c[level] and not problems:
         problems.append(f"{file}: a row without a slice does not match its checksum")
     return problems

@@ -1,49 +1,41 @@
-"""Worker processes that convert units, watched over until every unit has its page.
+"""Converting the units of a run that have no page yet, and showing how far it is.
 
-1. A worker that dies, or decodes one file for longer than the job's timeout, costs
-   that file and nothing else: its unit is tried again, and the file is rejected
-   (``decoder-crash``, ``timeout``) if it does the same again.
+1. The same units are converted in the same way by processes of this machine
+   (`ichfast.lanes`) and by a Dask cluster (`ichfast.cluster`); the bytes are equal.
 2. The display counts files as they are done, several times a second, so the rate
-   and the time left are there from the start.
-3. However the run ends, no worker is left when `convert_units` has returned.
+   and the time left are there from the start. A cluster's files are counted when
+   their unit is done.
+3. However the run ends, no worker converts anything when `convert_units` has returned.
 """
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import time
 from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 
-from ichfast.convert import Job, Watch, convert_unit, start_worker
-from ichfast.errors import StoreError
+from ichfast.cluster import convert_on_cluster
+from ichfast.convert import Job
+from ichfast.lanes import convert_in_lanes
 from ichfast.plan import Unit
 from ichfast.progress import progress
 
-log = logging.getLogger(__name__)
 
-REFRESH_S = 0.2
-"""Seconds between two looks at how far the workers are."""
-
-MAX_DEATHS = 5
-"""Deaths of a unit's worker, at different files, before the run gives up."""
-
-
-def convert_units(job: Job, units: Sequence[Unit], workers: int) -> None:
+def convert_units(
+    job: Job, units: Sequence[Unit], workers: int, scheduler: str | None = None
+) -> None:
     """Convert every unit that has no page yet, the first ones first.
 
     Args:
         job: what they are converted with.
         units: all units of the run.
-        workers: processes at once.
+        workers: processes at once on this machine; on a cluster, its threads decide.
+        scheduler: address of a Dask scheduler, such as ``tcp://HOST:8786``, whose
+            workers see the store and the local sources under the same paths.
 
     Raises:
-        StoreError: the workers of a unit die, and not because of a file.
+        StoreError: the workers of a unit die, and not because of a file; or the
+            cluster cannot be used, or is lost.
         OSError: a worker cannot write.
     """
     done = job.journal.done(units)
@@ -52,97 +44,14 @@ def convert_units(job: Job, units: Sequence[Unit], workers: int) -> None:
     num_done = sum(len(unit.entries) for unit in done)
     num_rejected = sum(job.journal.num_rejected(unit) for unit in done)
     num_files = sum(len(unit.entries) for unit in units)
-    with (
-        progress("prepare", num_files, "file") as bar,
-        closing(_run(job, waiting, workers)) as states,
-    ):
+    if scheduler is None or not waiting:
+        conversion = convert_in_lanes(job, waiting, workers)
+    else:
+        conversion = convert_on_cluster(job, waiting, scheduler)
+    with progress("prepare", num_files, "file") as bar, closing(conversion) as states:
         bar.initial = bar.n = num_done
         for now_done, now_rejected in states:
             bar.set_postfix_str(
                 f"{num_rejected + now_rejected} rejected", refresh=False
             )
             bar.update(num_done + now_done - bar.n)
-
-
-def _run(job: Job, waiting: deque[Unit], workers: int) -> Generator[tuple[int, int]]:
-    """Convert the units; tell now and then how many files are done and rejected."""
-    lanes = [_Lane() for _ in range(min(workers, len(waiting)))]
-    idle = list(lanes)
-    running: dict[Future[None], tuple[_Lane, Unit]] = {}
-    num_done = num_rejected = 0
-    try:
-        while waiting or running:
-            while waiting and idle:
-                lane, unit = idle.pop(), waiting.popleft()
-                running[lane.submit(job, unit)] = lane, unit
-            for future in wait(running, REFRESH_S, FIRST_COMPLETED).done:
-                lane, unit = running.pop(future)
-                idle.append(lane)
-                try:
-                    future.result()
-                except BrokenProcessPool:
-                    waiting.appendleft(_after_death(job, unit, lane.watch))
-                    lane.restart()
-                else:
-                    num_done += len(unit.entries)
-                    num_rejected += lane.watch.num_rejected
-            watches = [lane.watch for lane, _ in running.values()]
-            yield (
-                num_done + sum(watch.num_done for watch in watches),
-                num_rejected + sum(watch.num_rejected for watch in watches),
-            )
-    finally:
-        for lane in lanes:
-            lane.watch.stop = True
-        for lane in lanes:
-            lane.close()
-
-
-class _Lane:
-    """A worker process: an executor of one, so that a death names its unit."""
-
-    def __init__(self) -> None:
-        # Processes are forked from a clean server that has imported this module,
-        # not from here, where threads of torch or DALI may be running.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["__main__", __name__])
-        self.watch: Watch = self._context.RawValue(Watch)
-        self._executor = self._start()
-
-    def submit(self, job: Job, unit: Unit) -> Future[None]:
-        self.watch.position = -1
-        self.watch.num_done = self.watch.num_rejected = len(unit.banned)
-        return self._executor.submit(convert_unit, job, unit)
-
-    def restart(self) -> None:
-        self.close()
-        self._executor = self._start()
-
-    def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            1,
-            mp_context=self._context,
-            initializer=start_worker,
-            initargs=(self.watch,),
-        )
-
-
-def _after_death(job: Job, unit: Unit, watch: Watch) -> Unit:
-    """The unit to try again, without the entry that ended its worker twice."""
-    position = watch.position
-    if position >= 0 and position in unit.deaths:
-        hung = time.monotonic() - watch.since_s >= job.timeout_s
-        code = "timeout" if hung else "decoder-crash"
-        log.warning("a file ended its worker twice and is rejected: %s", code)
-        return replace(unit, banned={**unit.banned, position: code}, deaths=())
-    deaths = (*unit.deaths, position)
-    if len(deaths) == MAX_DEATHS or deaths.count(-1) == 2:
-        raise StoreError(
-            f"the worker process of unit {unit.number} died {len(deaths)} times, not "
-            "because of one file; if memory ran out, use fewer --workers; the same "
-            "command continues"
-        )
-    return replace(unit, deaths=deaths)

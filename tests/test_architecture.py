@@ -13,19 +13,21 @@ LAYERS = (
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
-    | {"shards", "pseudonyms"},
+    | {"shards", "pseudonyms", "remote"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
-    | {"slicetable"},
+    | {"slicetable", "series"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
-    {"plan", "synth", "pipeline", "predict", "channels", "submit", "figures"}
+    {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipes", "normalization"},
-    {"workers", "splits", "preview"},
+    {"lanes", "splits", "preview", "appending"},
+    {"cluster"},
+    {"workers"},
     {"prepare", "runs"},
-    {"results"},
+    {"results", "repair"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -160,7 +160,7 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     none = tmp_path / "none"
-    assert "does not exist" in refused("prepare", none, status=2)
+    assert "none" in refused("prepare", none, "--store", tmp_path / "store")
     assert "nothing" in refused("prepare", nothing, "--store", none)
     assert not none.exists()
     assert "ichfast prepare" in refused("train", "--store", none, *TINY)

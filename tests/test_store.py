@@ -208,8 +208,9 @@ def test_a_row_without_a_slice_is_verified_too(copied: Path) -> None:
         header["shards"][1]["crc32c"]["512"] ^= 1
 
     edit_header(copied, forget_last_row)
-    (problem,) = verify_store(copied)
-    assert "level-512/00000.npy: a row without a slice" in problem
+    of_header, of_shard = verify_store(copied)
+    assert "store.json does not match its checksum" in of_header
+    assert "level-512/00000.npy: a row without a slice" in of_shard
 
 
 def test_a_changed_npy_header_is_refused_when_mapped(copied: Path) -> None:

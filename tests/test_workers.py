@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast import prepare, workers
+from ichfast import lanes, prepare, workers
 from ichfast.dicom import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare import prepare_store
@@ -123,7 +123,7 @@ def test_workers_that_die_of_everything_end_the_run(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "read_slices", die)
-    monkeypatch.setattr(workers, "MAX_DEATHS", 1)
+    monkeypatch.setattr(lanes, "MAX_DEATHS", 1)
     with pytest.raises(StoreError, match=r"unit 0 died 1 times.*fewer --workers"):
         run([source], tmp_path / "store")
 
@@ -138,7 +138,7 @@ def test_files_are_counted_while_their_unit_is_being_converted(
 ) -> None:
     (source / "000.txt").write_text("no image")
     monkeypatch.setattr(prepare, "read_slices", slow_read)
-    monkeypatch.setattr(workers, "REFRESH_S", 0.05)
+    monkeypatch.setattr(lanes, "REFRESH_S", 0.05)
     run([source], tmp_path / "store")
     assert display.total == 24
     counts = [count for count, _ in display.states]
@@ -154,7 +154,7 @@ def test_what_was_done_before_counts_from_the_start(
     monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "read_slices", die_at_the_last)
-        patch.setattr(workers, "MAX_DEATHS", 1)
+        patch.setattr(lanes, "MAX_DEATHS", 1)
         with pytest.raises(StoreError, match="unit 2 died"):
             run([source], tmp_path / "store")
     run([source], tmp_path / "store")

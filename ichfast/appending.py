@@ -1,0 +1,103 @@
+"""What a run of prepare may do to a finished store, and what it adds to it.
+
+1. Without ``--append`` a finished store is left alone, by the command that made it,
+   and refused to any other. After an append that is the command which appended.
+2. New is what the store has not taken in (`ichfast.intake`). It becomes units behind
+   the last one, whatever room that one had left.
+3. Labels are new to a store if they are others than those it was last given.
+
+Shape letters: E entries of the listing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from ichfast.errors import StoreError
+from ichfast.intake import Intake
+from ichfast.journal import Journal
+from ichfast.labels import LabelTable
+from ichfast.manifest import read_header
+from ichfast.merge import Base, add_labels
+from ichfast.plan import Unit, check_plan, cut_units, label_plan, name_entries
+from ichfast.sources import Entry
+
+
+def check_finished(
+    journal: Journal,
+    plan: Mapping[str, str],
+    labels: LabelTable | None,
+    *,
+    append: bool,
+) -> None:
+    """Compare a finished store with the command at hand.
+
+    Args:
+        journal: the store's.
+        plan: the command's, without labels.
+        labels: the command's.
+        append: whether the command appends.
+
+    Raises:
+        StoreError: the store was made with other options, from something else (but
+            not when appending), or an append to it was cut short.
+    """
+    store, header = journal.store, read_header(journal.store)
+    if append:
+        check_plan(store, header.plan, {k: plan[k] for k in ("levels", "ids", "unit")})
+        return
+    check_plan(store, header.plan, {**plan, **label_plan(labels)})
+    if journal.is_begun:
+        raise StoreError(
+            f"{store} was being appended to when a run was cut short; that command, "
+            "with --append, continues; until then the store is as it was"
+        )
+
+
+def new_units(
+    entries: Sequence[Entry], base: Base | None, unit_entries: int, key: bytes | None
+) -> list[Unit]:
+    """Cut what is new into units.
+
+    Args:
+        entries: the listing.
+        base: the store that is appended to; without one all is new.
+        unit_entries: how many make a unit.
+        key: of the store's hashed ids, if they are hashed.
+    """
+    first_unit = base.intake.num_units if base else 0
+    names = name_entries(entries, keep_ids=key is None, first_unit=first_unit)
+    if base is not None:
+        is_new_E = ~base.intake.knows(entries, key)
+        entries = list(itertools.compress(entries, is_new_E))
+        names = list(itertools.compress(names, is_new_E))
+    return cut_units(
+        entries,
+        names,
+        unit_entries,
+        first_unit=first_unit,
+        first_entry=len(base.intake) if base else 0,
+    )
+
+
+def adds_labels(base: Base, labels: LabelTable | None, key: bytes | None) -> bool:
+    """Whether `labels` are new to the store.
+
+    Raises:
+        LabelError: they contradict those it has.
+    """
+    if labels is None:
+        return False
+    add_labels(base.rows.copy(), labels, key)
+    return base.header.plan.get("labels") != label_plan(labels)["labels"]
+
+
+def grown_intake(units: Sequence[Unit], base: Base | None, key: bytes | None) -> Intake:
+    """The intake of the store when `units` are in it."""
+    intake = Intake.of(
+        [entry for unit in units for entry in unit.entries],
+        [unit.number for unit in units for _ in unit.entries],
+        key,
+    )
+    return intake if base is None else base.intake + intake

@@ -1,0 +1,296 @@
+"""Units converted by the workers of a Dask cluster, to a store that all of them see.
+
+Only this module imports distributed, which comes with the extra ``dask``, and only
+when a scheduler's address was given.
+
+1. Each unit gets a process of its own on the machine of a Dask worker, where
+   `ichfast.lanes` converts it: so bytes, timeouts and crashes are those of a run on
+   one machine, whatever threads or nannies the cluster has.
+2. A unit whose Dask worker is lost is converted by another one. What the first one
+   may still write is the same, and replaces files as a whole.
+3. Store and local sources must have the same absolute paths on all machines. That
+   the workers see them, and that their pages are seen here, is checked.
+4. The end of the run stops the units that are being converted; so does the end of
+   their Dask worker.
+5. Every wait ends: without a worker for `NO_WORKER_S`, or without the scheduler, the
+   run stops, and the same command continues it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ichfast.convert import Job, StoppedError
+from ichfast.errors import IchfastError, StoreError
+from ichfast.lanes import REFRESH_S, convert_in_lanes
+from ichfast.plan import Unit
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+CONNECT_S = 15.0
+"""How long the scheduler may take to answer, seconds."""
+
+NO_WORKER_S = 60.0
+"""How long a run waits for a first worker, or for another one, seconds."""
+
+STOP_S = 20.0
+"""How long a unit may take to stop before its process is killed, seconds."""
+
+PAGES_S = 90.0
+"""How long pages written elsewhere may take to be seen here, seconds. NFS keeps
+what it knows of a folder for up to 60."""
+
+_stopped: set[str] = set()
+"""In a Dask worker: the runs that are over."""
+
+
+def convert_on_cluster(
+    job: Job, waiting: deque[Unit], scheduler: str
+) -> Generator[tuple[int, int]]:
+    """Convert units on a Dask cluster. Close the generator.
+
+    Args:
+        job: what they are converted with.
+        waiting: the units; emptied.
+        scheduler: the scheduler's address, such as ``tcp://HOST:8786``.
+
+    Yields:
+        Several times a second, and at the end: files done and files rejected so far,
+        counted when their unit is done.
+
+    Raises:
+        StoreError: distributed is not installed, the cluster cannot be reached or
+            does not see the store or a source, or a unit lost its worker too often.
+        OSError: a worker cannot write.
+    """
+    run_id = uuid.uuid4().hex
+    job = replace(job, journal=replace(job.journal, store=job.journal.store.absolute()))
+    units = list(waiting)
+    running: dict[Future[int], Unit] = {}
+    num_done = num_rejected = 0
+    with _connect(scheduler) as client:
+        executor = client.get_executor(pure=False)
+        num_wanted = _worker_count(client, scheduler)
+        try:
+            while waiting or running:
+                wanted = num_wanted()
+                while waiting and len(running) < wanted:
+                    unit = _everywhere(waiting.popleft())
+                    running[executor.submit(_convert_there, job, unit, run_id)] = unit
+                for future in wait(running, REFRESH_S, FIRST_COMPLETED).done:
+                    unit = running.pop(future)
+                    num_rejected += _result(future, unit, scheduler)
+                    num_done += len(unit.entries)
+                yield num_done, num_rejected
+        finally:
+            _stop(client, running, run_id)
+    _wait_for_pages(job, units)
+
+
+def _connect(scheduler: str) -> Client:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise StoreError(
+            f"cannot use the scheduler {scheduler}: {error}; "
+            "pip install 'ichfast[dask]'"
+        ) from error
+    try:
+        return Client(  # type: ignore[no-untyped-call]
+            scheduler, timeout=CONNECT_S, set_as_default=False
+        )
+    except (OSError, TimeoutError, ValueError) as error:
+        raise StoreError(
+            f"no Dask scheduler answers at {scheduler} within {CONNECT_S:.0f} s; give "
+            "the address that `dask scheduler` prints, such as tcp://HOST:8786"
+        ) from error
+
+
+def _worker_count(client: Client, scheduler: str) -> Callable[[], int]:
+    """Gives a function: how many units to hand out now, two for each thread."""
+    seen_s = time.monotonic()
+
+    def count() -> int:
+        nonlocal seen_s
+        try:
+            threads = client.nthreads()  # type: ignore[no-untyped-call]
+        except (OSError, TimeoutError) as error:
+            raise _lost(scheduler) from error
+        num_threads = sum(threads.values())
+        if num_threads:
+            seen_s = time.monotonic()
+        elif time.monotonic() - seen_s > NO_WORKER_S:
+            raise StoreError(
+                f"the scheduler {scheduler} had no worker for {NO_WORKER_S:.0f} s; "
+                f"start some with `dask worker {scheduler}`, then the same command "
+                "continues"
+            )
+        return 2 * num_threads
+
+    return count
+
+
+def _everywhere(unit: Unit) -> Unit:
+    """The unit with paths that are good in any folder."""
+    entries = [
+        replace(entry, container=entry.container.absolute())
+        if isinstance(entry.container, Path)
+        else entry
+        for entry in unit.entries
+    ]
+    return replace(unit, entries=entries)
+
+
+def _result(future: Future[int], unit: Unit, scheduler: str) -> int:
+    from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    try:
+        return future.result()
+    except (CancelledError, CommClosedError) as error:
+        raise _lost(scheduler) from error
+    except (IchfastError, OSError):
+        raise
+    except KilledWorker as error:
+        raise StoreError(
+            f"unit {unit.number} lost its worker again and again; see the workers' "
+            "logs; if memory ran out, give them fewer threads; the same command "
+            "continues"
+        ) from error
+    except Exception as error:
+        raise StoreError(
+            f"the workers of {scheduler} cannot convert unit {unit.number} "
+            f"({type(error).__name__}); install this version of ichfast on all of them"
+        ) from error
+
+
+def _lost(scheduler: str) -> StoreError:
+    return StoreError(
+        f"the Dask scheduler at {scheduler} is gone; start it again, then the same "
+        "command continues"
+    )
+
+
+def _stop(client: Client, running: Collection[Future[int]], run_id: str) -> None:
+    if not running:
+        return
+    with suppress(OSError, TimeoutError):  # it may be the scheduler that is gone
+        client.run(_stopped.add, run_id, on_error="ignore")
+        wait(running, STOP_S)
+    for future in running:
+        future.cancel()
+
+
+def _wait_for_pages(job: Job, units: Sequence[Unit]) -> None:
+    deadline_s = time.monotonic() + PAGES_S
+    while len(job.journal.done(units)) < len(units):
+        if time.monotonic() > deadline_s:
+            raise StoreError(
+                f"the workers' files do not appear in {job.journal.store}; name a "
+                "--store on a file system that this machine and all workers share"
+            )
+        os.listdir(job.journal.path)  # noqa: PTH208  makes NFS look again
+        time.sleep(REFRESH_S)
+
+
+def _convert_there(job: Job, unit: Unit, run_id: str) -> int:
+    """Convert a unit in a process of this machine; runs in a Dask worker.
+
+    Returns:
+        How many of its files were rejected.
+    """
+    _check_shared(job, unit)
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(pickle.dumps((job, unit)))
+            process.stdin.flush()
+            _wait_for(process, run_id)
+            outcome = pickle.load(process.stdout)
+        except (BrokenPipeError, EOFError) as error:
+            raise StoreError(
+                f"the process of unit {unit.number} on {socket.gethostname()} ended "
+                "without a word; see the worker's log; the same command continues"
+            ) from error
+        finally:
+            process.kill()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return int(outcome)
+
+
+def _wait_for(process: subprocess.Popen[bytes], run_id: str) -> None:
+    while True:
+        try:
+            process.wait(REFRESH_S)
+        except subprocess.TimeoutExpired:
+            if run_id not in _stopped:
+                continue
+            assert process.stdin is not None
+            process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+            raise StoppedError from None
+        return
+
+
+def _check_shared(job: Job, unit: Unit) -> None:
+    first = unit.entries[0].container
+    missing = None
+    if not job.journal.path.is_dir():
+        missing = job.journal.store
+    elif isinstance(first, Path) and not first.parent.is_dir():
+        missing = first.parent
+    if missing is not None:
+        raise StoreError(
+            f"the worker on {socket.gethostname()} does not see {missing}; with "
+            "--scheduler, store and sources lie where all machines see them under the "
+            "same path"
+        )
+
+
+def _convert_here() -> None:
+    """The process of one unit: job and unit come in, rejects or an error go out."""
+    job, unit = pickle.load(sys.stdin.buffer)
+    parent_is_gone = threading.Event()
+
+    def watch_parent() -> None:
+        sys.stdin.buffer.read()
+        parent_is_gone.set()
+
+    threading.Thread(target=watch_parent, daemon=True).start()
+    outcome: int | Exception = 0
+    try:
+        with closing(convert_in_lanes(job, deque([unit]), 1)) as states:
+            for _, num_rejected in states:
+                outcome = num_rejected
+                if parent_is_gone.is_set():
+                    return
+    except (IchfastError, OSError) as error:
+        outcome = error
+    pickle.dump(outcome, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    _convert_here()

@@ -1,0 +1,153 @@
+"""The intake of a store: every entry it was made from, as digests.
+
+    STORE/journal/entries.parquet   one row an entry, in the order of reading: the
+                                    number of its unit, and two digests, `name`
+                                    and `place`
+
+1. An entry is taken in when its `place` is known: the absolute path of its file or
+   archive, its name in there, and its size. So a folder that has grown gives what
+   is new in it, and two folders with files of equal names are told apart. A source
+   that was moved counts as new; its slices turn out to be duplicates.
+2. `name` is the entry's key and size, wherever the source lies now: with it, a
+   unit's entries are found again in a copy of the source.
+3. Nothing but digests reaches the disk, keyed where the store's ids are.
+
+Shape letters: E entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ichfast.errors import StoreError
+from ichfast.files import atomic_path
+from ichfast.pseudonyms import plain_text
+from ichfast.remote import Remote
+from ichfast.sources import Entry
+
+DIGEST_BYTES = 8
+"""Of 10^6 entries, two share a digest with a chance of 1 in 37 million."""
+
+_SCHEMA = pa.schema(
+    [("unit", pa.int32()), ("name", pa.uint64()), ("place", pa.uint64())]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intake:
+    """What a store has taken in."""
+
+    unit_E: npt.NDArray[np.int32]
+    """Shape (E,), ascending: the unit that each entry belongs to."""
+
+    name_E: npt.NDArray[np.uint64]
+    """Shape (E,): digests of key and size."""
+
+    place_E: npt.NDArray[np.uint64]
+    """Shape (E,): digests of where each entry lay, and its size."""
+
+    @staticmethod
+    def of(entries: Sequence[Entry], units: Sequence[int], key: bytes | None) -> Intake:
+        """The intake of `entries`.
+
+        Args:
+            entries: in the order of reading.
+            units: for each entry, the number of its unit.
+            key: of the store's hashed ids, if they are hashed.
+        """
+        return Intake(
+            unit_E=np.array(units, dtype=np.int32),
+            name_E=name_digests(entries, key),
+            place_E=place_digests(entries, key),
+        )
+
+    def __len__(self) -> int:
+        return len(self.unit_E)
+
+    @property
+    def num_units(self) -> int:
+        """Units that were read so far; the number of the next one."""
+        return int(self.unit_E[-1]) + 1 if len(self) else 0
+
+    def knows(
+        self, entries: Sequence[Entry], key: bytes | None
+    ) -> npt.NDArray[np.bool_]:
+        """Which of `entries` were taken in already, shape (len(entries),)."""
+        return np.isin(place_digests(entries, key), self.place_E)
+
+    def __add__(self, other: Intake) -> Intake:
+        return Intake(
+            unit_E=np.concatenate([self.unit_E, other.unit_E]),
+            name_E=np.concatenate([self.name_E, other.name_E]),
+            place_E=np.concatenate([self.place_E, other.place_E]),
+        )
+
+
+def write_intake(file: Path, intake: Intake) -> int:
+    """Write `intake` to `file`; return the file's checksum, CRC-32C."""
+    columns = [intake.unit_E, intake.name_E, intake.place_E]
+    with atomic_path(file) as temporary:
+        pq.write_table(pa.table(columns, schema=_SCHEMA), temporary)
+    return int(google_crc32c.value(file.read_bytes()))
+
+
+def read_intake(file: Path, crc32c: int) -> Intake:
+    """Read what `write_intake` wrote.
+
+    Args:
+        file: a store's.
+        crc32c: the checksum that the store's header gives.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    advice = "the store can be read, but neither appended to nor repaired"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {file}: {error.strerror}; {advice}") from error
+    if google_crc32c.value(content) != crc32c:
+        raise StoreError(f"{file} does not match its checksum; {advice}")
+    rows = pq.read_table(pa.BufferReader(content))
+    unit_E, name_E, place_E = (rows[name].to_numpy() for name in _SCHEMA.names)
+    return Intake(unit_E=unit_E, name_E=name_E, place_E=place_E)
+
+
+def name_digests(entries: Sequence[Entry], key: bytes | None) -> npt.NDArray[np.uint64]:
+    """Digests of keys and sizes, shape (len(entries),)."""
+    return _digests([f"{entry.key}\0{entry.size}" for entry in entries], key)
+
+
+def place_digests(
+    entries: Sequence[Entry], key: bytes | None
+) -> npt.NDArray[np.uint64]:
+    """Digests of where entries lie, and their sizes, shape (len(entries),)."""
+    return _digests([_place(entry) for entry in entries], key)
+
+
+def _place(entry: Entry) -> str:
+    if isinstance(entry.container, Remote):
+        container = f"{entry.container}\0{entry.container.path}"
+    else:
+        container = os.path.abspath(entry.container)  # noqa: PTH100  a Path: 20 us
+    return f"{container}\0{entry.member}\0{entry.offset}\0{entry.size}"
+
+
+def _digests(texts: Sequence[str], key: bytes | None) -> npt.NDArray[np.uint64]:
+    joined = b"".join(
+        hashlib.blake2b(
+            plain_text(text).encode(), digest_size=DIGEST_BYTES, key=key or b""
+        ).digest()
+        for text in texts
+    )
+    return np.frombuffer(joined, dtype="<u8").astype(np.uint64)

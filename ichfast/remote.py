@@ -1,0 +1,262 @@
+"""Files behind URLs: object stores and web servers, through fsspec.
+
+fsspec and what it needs for a protocol come with the extra ``cloud``; they are
+imported when a URL is used, and not before.
+
+Promises:
+
+1. A `Remote` is two short texts. It pickles, and opens by itself in any process or
+   machine that has the extra and the credentials: those of the service's own
+   environment variables and files, or in the URL itself.
+2. User names, passwords and query strings of a URL are in no message, no name and no
+   repr; nor is what a service says, for it quotes them.
+3. Every failure is an `OSError`, like that of a local file.
+4. An open file is read by ranges; nothing is fetched but what was asked for and up
+   to `RANGE_BYTES` after it. What is shorter or longer than asked is an error.
+5. Every wait ends, after the time limits of the service's own client.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from ichfast.errors import SourceError
+
+RANGE_BYTES = 2**20
+"""Least number of bytes asked for at once from an open file: two slices' worth."""
+
+_SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*?(?=::|$)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file or folder behind a URL."""
+
+    url: str = field(repr=False)
+    """Where its file system is found: what the user gave."""
+
+    path: str = field(repr=False)
+    """Its name in that file system."""
+
+    def __str__(self) -> str:
+        return without_secrets(self.url)
+
+    __repr__ = __str__
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, without a query."""
+        return _label(self, self.path.partition("?")[0].rstrip("/")).rpartition("/")[2]
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder. On a web server, a folder ends with a slash."""
+        if without_secrets(self.url).endswith("/"):
+            return True
+        return bool(self._describe().get("type") == "directory")
+
+    def size(self) -> int:
+        """Bytes."""
+        return _known(self._describe().get("size"))
+
+    def files(self) -> list[tuple[Remote, str, int]]:
+        """List every file of this folder and those below.
+
+        Returns:
+            Each with its path relative to this folder, and its bytes; unsorted.
+        """
+        with _plain_errors():
+            system = _file_system(self.url)
+            system.invalidate_cache()
+            found = {
+                path: entry.get("size")
+                for path, entry in system.find(self.path, detail=True).items()
+                if not path.endswith("/") and not (_is_web(self) and "?" in path)
+            }
+            unknown = [path for path, size in found.items() if size is None]
+            if unknown:  # a web server's listing names files, and no sizes
+                found |= zip(unknown, system.sizes(unknown), strict=True)
+        base = f"{self.path.rstrip('/')}/"
+        return [
+            (Remote(self.url, path), _label(self, path[len(base) :]), _known(size))
+            for path, size in found.items()
+            if path.startswith(base)
+        ]
+
+    def open(self, mode: Literal["rb"]) -> io.BufferedReader:
+        """Open it for reading by ranges; for `pathlib.Path`'s callers.
+
+        Args:
+            mode: ``rb``.
+        """
+        del mode
+        return io.BufferedReader(_Ranges(self, self.size()), RANGE_BYTES)
+
+    def _describe(self) -> dict[str, Any]:
+        with _plain_errors():
+            return dict(_file_system(self.url).info(self.path))
+
+
+Container = Path | Remote
+"""A file that is one entry, or an archive that holds some; or a folder of these."""
+
+
+def locate(source: Path | str) -> Container:
+    """Turn what the user typed into a local path or a remote one.
+
+    Args:
+        source: a path, or a URL. ``file://`` URLs are local paths.
+
+    Raises:
+        SourceError: the URL's protocol is unknown, needs a package that is not
+            installed, or cannot be understood.
+    """
+    if isinstance(source, Path):
+        return source
+    protocol, is_url, rest = source.partition("://")
+    if not is_url:
+        return Path(source)
+    if protocol == "file":
+        if not rest.startswith("/"):
+            raise SourceError(f"{source} has no absolute path; write file:///FOLDER")
+        return Path(unquote(rest))
+    return Remote(source, _strip(source))
+
+
+def read_files(files: Sequence[Remote]) -> list[bytes | OSError]:
+    """Read whole files of one source, all at the same time.
+
+    Returns:
+        For each its bytes, or why there are none.
+    """
+    try:
+        with _plain_errors():
+            system = _file_system(files[0].url)
+            found = system.cat_ranges([file.path for file in files], None, None)
+    except OSError as error:
+        return [error] * len(files)
+    return [
+        _plain(content) if isinstance(content, Exception) else bytes(content)
+        for content in found
+    ]
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user names, passwords and query strings.
+
+    >>> without_secrets("https://me:word@host/heads.zip?signature=1")
+    'https://host/heads.zip'
+    """
+    return _SECRETS.sub("", url)
+
+
+class _Ranges(io.RawIOBase):
+    """A file of which each read is a request."""
+
+    def __init__(self, file: Remote, num_bytes: int) -> None:
+        self._file = file
+        self._num_bytes = num_bytes
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = (0, self._at, self._num_bytes)[whence]
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to byte {start + offset}")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        asked = min(len(buffer), self._num_bytes - self._at)
+        if asked <= 0:
+            return 0
+        with _plain_errors():
+            content = _file_system(self._file.url).cat_file(
+                self._file.path, start=self._at, end=self._at + asked
+            )
+        if len(content) != asked:
+            raise OSError(
+                errno.EIO,
+                f"asked for {asked:,} bytes, the server sent {len(content):,}; it "
+                "cannot read by ranges, or the file has changed: download it first",
+            )
+        buffer[:asked] = content
+        self._at += asked
+        return asked
+
+
+def _file_system(url: str) -> Any:
+    return _connect(url)[0]
+
+
+def _strip(url: str) -> str:
+    return str(_connect(url)[1])
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    """The file system (kept by fsspec, one a process) and the path in it."""
+    try:
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+        system, path = url_to_fs(url)
+    except ImportError as error:
+        raise SourceError(
+            f"cannot read {without_secrets(url)}: a package is missing ({error}); "
+            "pip install 'ichfast[cloud]'"
+        ) from None
+    except ValueError:
+        raise SourceError(
+            f"cannot read {without_secrets(url)}: this URL is not understood; give "
+            "s3://BUCKET/KEY, gs://BUCKET/KEY, https://HOST/FILE or a local path"
+        ) from None
+    return system, path
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:  # noqa: BLE001  each service raises its own
+        raise _plain(error) from None
+
+
+def _plain(error: Exception) -> OSError:
+    """The same failure without a word of what the service said."""
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "it is not there")
+    if isinstance(error, PermissionError):
+        return PermissionError(errno.EACCES, "the server denies access")
+    status = getattr(error, "status", None)
+    detail = f"HTTP status {status}" if status else type(error).__name__
+    return OSError(errno.EIO, f"the server cannot be read ({detail})")
+
+
+def _known(size: object) -> int:
+    if not isinstance(size, int):
+        raise OSError(errno.EIO, "the server tells no size; download it first")
+    return size
+
+
+def _is_web(file: Remote) -> bool:
+    return file.url.startswith(("https://", "http://"))
+
+
+def _label(file: Remote, path: str) -> str:
+    return unquote(path) if _is_web(file) else path

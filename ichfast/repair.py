@@ -1,0 +1,188 @@
+"""Damaged shards made again from the sources of their store.
+
+1. A shard is replaced by one with the checksum that `store.json` gives, or not at
+   all. So a repaired store has the bytes it was written with.
+2. All entries of a damaged shard's unit are read again, as prepare read them, in a
+   folder inside the store's journal that is gone afterwards.
+3. The tables and `store.json` are not made again: that takes a new store.
+
+Shape letters: E entries.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+from ichfast.convert import Job
+from ichfast.dicom import read_slices
+from ichfast.errors import StoreError
+from ichfast.files import atomic_path
+from ichfast.intake import Intake, name_digests, place_digests, read_intake
+from ichfast.journal import Journal
+from ichfast.lock import only_writer
+from ichfast.manifest import ENTRIES_FILE, read_header
+from ichfast.plan import Unit
+from ichfast.prepare import DECODE_TIMEOUT_S
+from ichfast.pseudonyms import read_or_make_key
+from ichfast.shards import Shard, shard_path
+from ichfast.sources import Entry, list_entries
+from ichfast.store import find_damage
+from ichfast.workers import convert_units
+
+NUM_SHOWN = 3
+"""Problems named in an error."""
+
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairReport:
+    """What `repair_store` did."""
+
+    store: str
+    repaired: tuple[str, ...]
+    """Files that were damaged and are as written again, relative to the store."""
+    bytes: int
+    """Their size."""
+    seconds: float
+
+
+def repair_store(
+    path: Path, sources: Sequence[Path | str], *, workers: int = 1
+) -> RepairReport:
+    """Make the damaged shards of a store again.
+
+    Args:
+        path: the store's folder.
+        sources: what it was made from, given as they were to prepare. They may lie
+            elsewhere now.
+        workers: decoding processes.
+
+    Raises:
+        StoreError: something stays damaged: the tables, or a shard whose files are
+            not in `sources` or gave something else. What could be repaired, was.
+        SourceError: a source cannot be read.
+    """
+    started_s = time.monotonic()
+    header = read_header(path)
+    repaired: list[Path] = []
+    with only_writer(path):
+        found = find_damage(path)
+        problems = [f"{d.problem}, not to be rebuilt" for d in found if not d.shard]
+        damaged = sorted({(d.shard, d.level) for d in found if d.shard})
+        if damaged:
+            shard_of = {shard.name: shard for shard in header.shards}
+            key = None if header.keep_ids else read_or_make_key(path, is_begun=True)
+            intake = read_intake(path / "journal" / ENTRIES_FILE, header.entries_crc32c)
+            numbers = {_unit_of(name) for name, _ in damaged}
+            units, lost = _units(intake, list_entries(sources), key, numbers)
+            problems += lost
+            scratch = path / "journal" / "repair"
+            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                _convert(Journal(scratch, header.levels), units, key, workers)
+                for name, level in damaged:
+                    if _put_back(path, scratch, shard_of[name], level):
+                        repaired.append(shard_path(path, name, level))
+                    elif _unit_of(name) in {unit.number for unit in units}:
+                        problems.append(
+                            f"{shard_path(path, name, level)}: the sources give other "
+                            "bytes than it was written with"
+                        )
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    if problems:
+        shown = "; ".join(problems[:NUM_SHOWN])
+        raise StoreError(
+            f"{path}: {len(repaired)} file(s) repaired, {len(problems)} problem(s) "
+            f"stay: {shown}. Give the sources that the store was made from, or delete "
+            "it and run `ichfast prepare` again"
+        )
+    return RepairReport(
+        store=str(path),
+        repaired=tuple(str(file.relative_to(path)) for file in repaired),
+        bytes=sum(file.stat().st_size for file in repaired),
+        seconds=time.monotonic() - started_s,
+    )
+
+
+def _unit_of(shard_name: str) -> int:
+    return int(shard_name.removesuffix(".npy").partition("-")[0])
+
+
+def _units(
+    intake: Intake,
+    entries: Sequence[Entry],
+    key: bytes | None,
+    numbers: Collection[int],
+) -> tuple[list[Unit], list[str]]:
+    """The units of these numbers as they were read; a line for each that is lost."""
+    units, lost = [], []
+    for number, found in _find(intake, entries, key, numbers).items():
+        present = [entry for entry in found if entry is not None]
+        if len(present) == len(found):
+            # Names are for rejected.csv, which is not written here.
+            units.append(Unit(number, 0, present, [""] * len(present)))
+        else:
+            lost.append(
+                f"unit {number}: {len(found) - len(present)} of its {len(found)} "
+                "files are not in the sources"
+            )
+    return units, lost
+
+
+def _find(
+    intake: Intake,
+    entries: Sequence[Entry],
+    key: bytes | None,
+    numbers: Collection[int],
+) -> dict[int, list[Entry | None]]:
+    """The entries of some units, in the order of reading; None where one is gone."""
+    at_place = dict(zip(place_digests(entries, key).tolist(), entries, strict=True))
+    by_name: defaultdict[int, deque[Entry]] = defaultdict(deque)
+    for name, entry in zip(name_digests(entries, key).tolist(), entries, strict=True):
+        by_name[name].append(entry)
+    found: dict[int, list[Entry | None]] = {number: [] for number in sorted(numbers)}
+    for number, name, place in zip(
+        intake.unit_E.tolist(),
+        intake.name_E.tolist(),
+        intake.place_E.tolist(),
+        strict=True,
+    ):
+        # Of several files of one name, the first taken in is the first listed.
+        moved = by_name[name].popleft() if by_name[name] else None
+        if number in found:
+            found[number].append(at_place.get(place, moved))
+    return found
+
+
+def _convert(
+    journal: Journal, units: Sequence[Unit], key: bytes | None, workers: int
+) -> None:
+    """Write the shards of `units`, as a run of prepare would."""
+    journal.store.mkdir(parents=True)
+    journal.begin({}, may_restart=False)
+    convert_units(Job(journal, key, read_slices, DECODE_TIMEOUT_S), units, workers)
+
+
+def _put_back(path: Path, scratch: Path, shard: Shard, level: int) -> bool:
+    """Replace a damaged file by the one in `scratch`, if that is as it should be."""
+    rebuilt = shard_path(scratch, shard.name, level)
+    if not rebuilt.is_file():
+        return False
+    crc32c = 0
+    with rebuilt.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            crc32c = google_crc32c.extend(crc32c, chunk)
+    if crc32c != shard.crc32c[level]:
+        return False
+    with atomic_path(shard_path(path, shard.name, level)) as temporary:
+        shutil.copyfile(rebuilt, temporary)
+    return True

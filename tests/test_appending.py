@@ -1,0 +1,243 @@
+"""Appending adds what is new to a finished store, and leaves what is there."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ichfast import prepare
+from ichfast.errors import LabelError, SourceError, StoreError
+from ichfast.labels import CLASSES, LabelTable
+from ichfast.prepare import prepare_store
+from ichfast.store import Store, verify_store
+from tests.conftest import contents, random_hu, write_dicom
+
+
+@pytest.fixture(autouse=True)
+def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
+
+
+run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
+append = partial(run, append=True)
+
+
+def grow(source: Path) -> None:
+    """Three slices more, one before and one between those that are there."""
+    for name, number in (("000a", 30), ("010b", 31), ("zzz", 32)):
+        write_dicom(source / name, f"ID_{number}", hu_HW=random_hu(number))
+
+
+def labels_of(**values: int) -> LabelTable:
+    return LabelTable(
+        slice_ids=np.array(list(values), dtype=np.object_),
+        labels_NK=np.repeat(
+            np.array(list(values.values()), np.uint8)[:, np.newaxis], len(CLASSES), 1
+        ),
+        num_duplicates=0,
+    )
+
+
+@pytest.mark.parametrize("keep_ids", [True, False])
+def test_what_is_new_in_a_folder_is_added_and_the_shards_keep_their_bytes(
+    source: Path, tmp_path: Path, *, keep_ids: bool
+) -> None:
+    store = tmp_path / "store"
+    run([source], store, keep_ids=keep_ids)
+    before = contents(store)
+    grow(source)
+    (source / "notes.txt").write_text("no image")
+    report = append([source], store, keep_ids=keep_ids, max_rejected="1")
+    assert (report.slices, report.duplicates) == (26, 0)
+    assert report.rejected == {"not-dicom": 1}
+    after = contents(store)
+    shards = {name for name in before if name.startswith("level-")}
+    assert {name: after[name] for name in shards} == {n: before[n] for n in shards}
+    new = {name for name in after if name not in before}
+    assert new == {"level-512/00003-24x32.npy", "level-256/00003-24x32.npy"}
+    assert verify_store(store) == []
+    name = pd.read_csv(store / "rejected.csv")["path"].tolist()
+    assert name == [
+        "notes.txt" if keep_ids else "entry 25 of source 0, appended from unit 3 on"
+    ]
+
+
+def test_every_slice_reads_as_in_a_store_made_at_once(
+    source: Path, tmp_path: Path
+) -> None:
+    run([source], tmp_path / "store")
+    grow(source)
+    append([source], tmp_path / "store")
+    run([source], tmp_path / "at_once")
+    with Store(tmp_path / "store") as store, Store(tmp_path / "at_once") as at_once:
+        where = ["shard", "row_in_shard"]
+        pd.testing.assert_frame_equal(
+            store.table.drop(columns=where), at_once.table.drop(columns=where)
+        )
+        for index in range(len(store)):
+            for level in store.levels:
+                np.testing.assert_array_equal(
+                    store.slice_HW(index, level), at_once.slice_HW(index, level)
+                )
+
+
+def test_another_folder_with_the_same_names_is_new(
+    source: Path, tmp_path: Path
+) -> None:
+    run([source], tmp_path / "store")
+    other = tmp_path / "other"
+    other.mkdir()
+    write_dicom(other / "000.dcm", "ID_0", hu_HW=random_hu(0))
+    write_dicom(other / "001.dcm", "ID_50", hu_HW=random_hu(50))
+    write_dicom(other / "002.dcm", "ID_2", hu_HW=random_hu(99))
+    report = append([other], tmp_path / "store", max_rejected="1")
+    assert (report.slices, report.duplicates) == (24, 1)
+    assert report.rejected == {"duplicate-conflict": 1}
+    detail = pd.read_csv(tmp_path / "store" / "rejected.csv")["detail"][0]
+    assert detail.startswith("same SOPInstanceUID as a slice stored before")
+    assert verify_store(tmp_path / "store") == []
+
+
+def test_a_moved_source_costs_no_disk(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "store")
+    shards = sorted((tmp_path / "store").glob("level-*/*"))
+    moved = source.rename(tmp_path / "moved")
+    report = append([moved], tmp_path / "store")
+    assert (report.slices, report.duplicates) == (23, 23)
+    assert sorted((tmp_path / "store").glob("level-*/*")) == shards
+
+
+def test_nothing_new_is_a_no_op(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "store")
+    before = contents(tmp_path / "store")
+    assert append([source], tmp_path / "store").already_finished
+    assert contents(tmp_path / "store") == before
+
+
+def test_without_a_store_appending_is_preparing(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "plain")
+    append([source], tmp_path / "store")
+    assert contents(tmp_path / "store") == contents(tmp_path / "plain")
+
+
+def test_the_command_that_appended_then_finds_a_finished_store(
+    source: Path, tmp_path: Path
+) -> None:
+    run([source], tmp_path / "store")
+    grow(source)
+    with pytest.raises(StoreError, match=r"entries \(23, now 26\).* with --append"):
+        run([source], tmp_path / "store")
+    append([source], tmp_path / "store")
+    assert run([source], tmp_path / "store").already_finished
+
+
+def test_labels_go_to_all_slices_that_have_none(source: Path, tmp_path: Path) -> None:
+    store_path = tmp_path / "store"
+    run([source], store_path, labels=labels_of(ID_1=1))
+    grow(source)
+    report = append([source], store_path)
+    assert report.labelled == 1
+    labels = labels_of(ID_1=1, ID_2=0, ID_31=1, ID_none=0)
+    report = append([source], store_path, labels=labels)
+    assert (report.labelled, report.labels_without_slice) == (3, 1)
+    assert append([source], store_path, labels=labels).already_finished
+    with Store(store_path) as store:
+        of = dict(zip(store.table["slice_id"], store.labels_NK()[:, 0], strict=True))
+    assert (of["ID_1"], of["ID_2"], of["ID_31"]) == (1, 0, 1)
+    assert np.isnan(of["ID_3"])
+    before = contents(store_path)
+    with pytest.raises(LabelError, match=r"contradict .* 1 slice\(s\), first ID_1"):
+        append([source], store_path, labels=labels_of(ID_1=0))
+    assert contents(store_path) == before
+
+
+def test_other_options_cannot_be_appended(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "store")
+    with pytest.raises(StoreError, match=r"levels \(512,256, now 512\)"):
+        append([source], tmp_path / "store", levels=(512,))
+
+
+def test_too_many_new_rejects_leave_the_store_as_it_was(
+    source: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    run([source], store)
+    before = contents(store)
+    (source / "a.txt").write_text("no image")
+    with pytest.raises(SourceError, match=r"1 of 1 files .*journal/rejected.csv"):
+        append([source], store)
+    after = contents(store)
+    assert {name: after[name] for name in before} == before
+    assert verify_store(store) == []
+    with pytest.raises(StoreError, match="--append"):
+        run([source], store)
+    assert append([source], store, max_rejected="1").rejected == {"not-dicom": 1}
+
+
+STEPS = ("plan.json", "slices.parquet", "rejected.csv", "entries.parquet", "store.json")
+"""What the parent process writes; for what workers write see `test_prepare`."""
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("is_last", [False, True])
+def test_an_append_cut_short_at_any_file_ends_in_the_same_bytes(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    *,
+    is_last: bool,
+) -> None:
+    run([source], tmp_path / "calm")
+    shutil.copytree(tmp_path / "calm", tmp_path / "store")
+    before = contents(tmp_path / "store")
+    grow(source)
+    append([source], tmp_path / "calm")
+    rename = Path.replace
+    num_seen = 0
+
+    def replace_and_fail(self: Path, target: Path) -> Path:
+        nonlocal num_seen
+        result = rename(self, target)
+        num_seen += target.name == name
+        # Tables and header are written twice: ready in the journal, then published.
+        if num_seen == (2 if is_last else 1):
+            raise RuntimeError("power cut")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_and_fail)
+        try:
+            append([source], tmp_path / "store")
+        except RuntimeError:
+            was_published = is_last
+        else:
+            was_published = True
+    if not was_published:
+        after = contents(tmp_path / "store")
+        assert {file: after[file] for file in before} == before
+    append([source], tmp_path / "store")
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+
+
+def test_an_append_begun_with_other_files_begins_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run([source], tmp_path / "store")
+    grow(source)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "merge", interrupt)
+        with pytest.raises(StoreError, match="3 of 3 files done; the same command"):
+            append([source], tmp_path / "store")
+    write_dicom(source / "000b", "ID_33", hu_HW=random_hu(33))
+    assert append([source], tmp_path / "store").slices == 27
+    assert verify_store(tmp_path / "store") == []

@@ -1,0 +1,181 @@
+"""HU as ichfast stores it is what SimpleITK and GDCM make of the same files.
+
+Two other readers are the referees: GDCM alone, which clinics rely on, and ITK's, by
+way of SimpleITK. Each difference stands in `DECISIONS`, with the reason why ichfast
+stores something else.
+
+Shape letters: Z frames, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ichfast.dicom import read_slices
+from ichfast.errors import RejectError
+from tests.test_dicom import DATA, EDGE, ZOO, needs_data, real_files
+
+SimpleITK = pytest.importorskip("SimpleITK", reason="the test extra has it")
+gdcm = pytest.importorskip("gdcm", reason="the test extra has it, as python-gdcm")
+
+Hu = npt.NDArray[Any]
+GDCM_TYPES = {"INT16": "i2", "UINT16": "u2", "INT32": "i4", "UINT32": "u4"}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A difference that is meant."""
+
+    referees: tuple[str, ...]
+    """Who says something else."""
+
+    num_pixels: int
+    """How many pixels differ; 0 where the referee cannot read the file."""
+
+    largest_hu: int
+    """The largest difference."""
+
+    reason: str
+
+
+DECISIONS = {
+    f"{EDGE}/highbits_12of16_64.dcm": Decision(
+        ("SimpleITK", "GDCM"),
+        29,
+        4096,
+        "wrapped_12bit: unsigned 12 bits and intercept 0, so air wrapped around at "
+        "4096; the referees show it as bone",
+    ),
+    f"{EDGE}/monochrome1_64.dcm": Decision(
+        ("SimpleITK",),
+        4096,
+        83,
+        "monochrome1: ITK inverts the numbers for display; it says how to show HU, "
+        "not what they are, and GDCM agrees",
+    ),
+    f"{EDGE}/trailing_garbage_64.dcm": Decision(
+        ("SimpleITK", "GDCM"),
+        0,
+        0,
+        "the referees give up on bytes after the pixels, which are whole",
+    ),
+    "zoo/cornerstone_CTImage_chest/CTImage_1.2.840.10008.1.2.4.51.dcm": Decision(
+        ("SimpleITK", "GDCM"),
+        9935,
+        3,
+        "lossy JPEG: the standard leaves the rounding of the cosine transform to the "
+        "decoder; both referees share one, ichfast has pydicom's",
+    ),
+    f"{ZOO}/J2K_pixelrep_mismatch.dcm": Decision(
+        ("GDCM",),
+        163095,
+        8192,
+        "j2k_sign: header and codestream differ about the sign; GDCM reads 13-bit "
+        "negative values as large ones, ITK and pydicom agree with ichfast",
+    ),
+}
+"""Every file of the manifest on which a referee differs."""
+
+
+def read_with_itk(path: Path) -> Hu:
+    """HU, shape (Z, H, W) or (H, W)."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    hu: Hu = SimpleITK.GetArrayFromImage(reader.Execute())
+    return hu
+
+
+def read_with_gdcm(path: Path) -> Hu:
+    """HU, shape (Z, H, W) or (H, W)."""
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    if not reader.Read():
+        raise RuntimeError("GDCM cannot read the file")
+    image = reader.GetImage()
+    name = image.GetPixelFormat().GetScalarTypeAsString()
+    # GDCM's binding gives bytes as text.
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")
+    shape = [image.GetDimension(k) for k in range(image.GetNumberOfDimensions())]
+    raw = np.frombuffer(content, GDCM_TYPES[name]).reshape(shape[::-1])
+    return raw * image.GetSlope() + image.GetIntercept()
+
+
+REFEREES = {"SimpleITK": read_with_itk, "GDCM": read_with_gdcm}
+
+
+@contextmanager
+def silent_referees() -> Iterator[None]:
+    """Keep what the referees have to say about odd files out of the test's output."""
+    before = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # noqa: FBT003  ITK has no names
+    for name in ("Debug", "Warning", "Error"):
+        getattr(gdcm.Trace, f"{name}Off")()
+    yield
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def difference(referee: str, path: Path, stored_ZHW: npt.NDArray[np.int64]) -> Any:
+    """Pixels that differ and the largest difference; (0, 0) if unreadable."""
+    try:
+        hu = REFEREES[referee](path)
+    except RuntimeError:
+        return 0, 0
+    expected = np.clip(np.rint(hu) + 1024, 0, 32767).reshape(stored_ZHW.shape)
+    distance = np.abs(expected - stored_ZHW)
+    return (np.count_nonzero(distance), int(distance.max())) if distance.any() else None
+
+
+@needs_data
+@pytest.mark.slow
+def test_every_real_slice_is_what_two_other_readers_make_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "one.dcm"
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    num_slices = 0
+    with silent_referees():
+        for row, content in real_files():
+            try:
+                slices = read_slices(content)
+            except RejectError:
+                continue
+            num_slices += len(slices)
+            path.write_bytes(content)
+            stored_ZHW = np.stack([one.stored_HW for one in slices]).astype(np.int64)
+            for referee in REFEREES:
+                differs = difference(referee, path, stored_ZHW)
+                if differs:
+                    found.setdefault(row["file"], {})[referee] = differs
+    decided = {
+        name: dict.fromkeys(d.referees, (d.num_pixels, d.largest_hu))
+        for name, d in DECISIONS.items()
+    }
+    assert found == decided
+    assert num_slices == 326
+
+
+@needs_data
+def test_every_decision_is_about_a_file_of_the_manifest() -> None:
+    with (DATA / "MANIFEST.csv").open(newline="") as stream:
+        files = {row["file"] for row in csv.DictReader(stream)}
+    assert set(DECISIONS) <= files
+
+
+@needs_data
+def test_a_wrong_intercept_would_be_seen(tmp_path: Path) -> None:
+    content = (DATA / EDGE / "duplicate_sop_a_64.dcm").read_bytes()
+    path = tmp_path / "one.dcm"
+    path.write_bytes(content)
+    [one] = read_slices(content)
+    stored_ZHW = one.stored_HW[None].astype(np.int64)
+    for referee in REFEREES:
+        assert difference(referee, path, stored_ZHW) is None
+        assert difference(referee, path, stored_ZHW + 1) == (64 * 64, 1)
