@@ -34,9 +34,9 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
-from ichfast import filebytes, headers, hounsfield
+from ichfast import elements, filebytes, headers, hounsfield
+from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements
 from ichfast.errors import RejectError
-from ichfast.filebytes import UNDEFINED
 from ichfast.headers import Header, Layout
 from ichfast.quirks import RawArray
 
@@ -69,7 +69,11 @@ _FRAME_MACROS = (
     "PixelValueTransformationSequence",
     "FrameVOILUTSequence",
 )
-_WANTED_TAGS = [*headers.TAGS.values(), _LUT, _SHARED_GROUPS, _FRAME_GROUPS]
+_WANTED_TAGS = frozenset(headers.TAGS.values())
+_SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
+_NO_WALK = _SEQUENCES | frozenset(FLOAT_PIXELS)
+
+_NO_SEQUENCES = Dataset()
 
 # Promise 5; the warnings are caught where pydicom is called.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -170,8 +174,9 @@ def read_slices(content: bytes) -> list[Slice]:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    dataset: Dataset
-    elements: headers.Elements
+    sequences: Dataset
+    """The elements that are sequences, of those read."""
+    elements: Elements
     syntax: str
     content: bytes
     """The file; where it is deflated, what its dataset inflates to."""
@@ -183,6 +188,21 @@ class _File:
 
 def _parse(content: bytes) -> _File:
     start, has_preamble = filebytes.find_start(content)
+    walked = elements.walk(content, start, _WANTED_TAGS, _NO_WALK)
+    if walked is None:
+        return _parse_with_pydicom(content, start, has_preamble=has_preamble)
+    return _File(
+        sequences=_NO_SEQUENCES,
+        elements=walked.elements,
+        syntax=walked.syntax,
+        content=content,
+        pixels_at=walked.pixels_at,
+        pixels_bytes=walked.pixels_bytes,
+        quirks=set() if has_preamble else {"no_preamble"},
+    )
+
+
+def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _File:
     stream = BytesIO(content)
     stream.seek(start)
     meta = read_dataset(
@@ -206,22 +226,21 @@ def _parse(content: bytes) -> _File:
         is_implicit_VR=is_implicit,
         is_little_endian=syntax != uid.ExplicitVRBigEndian,
         stop_when=search,
-        specific_tags=_WANTED_TAGS,
+        specific_tags=[*_WANTED_TAGS, *_SEQUENCES],
     )
     search.check()
-    found_quirks = set() if has_preamble else {"no_preamble"}
     return _File(
-        dataset=dataset,
+        sequences=dataset,
         elements=_elements(dataset),
         syntax=syntax,
         content=content,
         pixels_at=search.at,
         pixels_bytes=search.length,
-        quirks=found_quirks,
+        quirks=set() if has_preamble else {"no_preamble"},
     )
 
 
-def _elements(dataset: Dataset) -> headers.Elements:
+def _elements(dataset: Dataset) -> Elements:
     """The raw values of a dataset; sequences stay out."""
     return {
         int(element.tag): (element.value, element.is_little_endian)
@@ -236,18 +255,20 @@ def _frame_headers(file: _File, num_frames: int) -> list[Header]:
     Source:
         DICOM PS3.3 C.7.6.16, multi-frame functional groups.
     """
-    if num_frames == 1 and _FRAME_GROUPS not in file.dataset:
+    if num_frames == 1 and _FRAME_GROUPS not in file.sequences:
         return [Header(file.elements)]
     whole = dict(file.elements)
     if num_frames > 1:  # a position of the whole is no frame's
         whole.pop(headers.TAGS["ImagePositionPatient"], None)
-    shared = [group for item in _macros(file.dataset, _SHARED_GROUPS) for group in item]
-    own = _macros(file.dataset, _FRAME_GROUPS)[:num_frames]
+    shared = [
+        group for item in _macros(file.sequences, _SHARED_GROUPS) for group in item
+    ]
+    own = _macros(file.sequences, _FRAME_GROUPS)[:num_frames]
     own += [[] for _ in range(num_frames - len(own))]
     return [Header(*frame, *shared, whole) for frame in own]
 
 
-def _macros(dataset: Dataset, groups_tag: int) -> list[list[headers.Elements]]:
+def _macros(dataset: Dataset, groups_tag: int) -> list[list[Elements]]:
     """For each item of a sequence of functional groups, the groups that are read."""
     items = dataset[groups_tag].value if groups_tag in dataset else []
     return [
@@ -346,8 +367,8 @@ def _make_slice(
     file: _File, layout: Layout, header: Header, frame: tuple[int, RawArray]
 ) -> Slice:
     number, raw_HW = frame
-    has_lut = _LUT in file.dataset and file.dataset[_LUT].value
-    lut = partial(apply_modality_lut, ds=file.dataset) if has_lut else None
+    has_lut = _LUT in file.sequences and file.sequences[_LUT].value
+    lut = partial(apply_modality_lut, ds=file.sequences) if has_lut else None
     stored = hounsfield.store_frame(raw_HW, layout, header, lut)
     is_single = layout.num_frames == 1
     row_spacing, column_spacing = header.vector("PixelSpacing", 2) or (math.nan,) * 2

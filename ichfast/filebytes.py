@@ -11,16 +11,12 @@ import struct
 import zlib
 from io import BytesIO
 
+from ichfast.elements import FLOAT_PIXELS, PIXELS, UNDEFINED
 from ichfast.errors import RejectError
-
-UNDEFINED = 0xFFFF_FFFF
-"""The length of an element that ends with a delimiter, such as compressed pixels."""
 
 _MAX_INFLATED_BYTES = 256 * 2**20
 """zlib holds twice as much while it inflates."""
 _PREAMBLE_BYTES = 128
-_PIXELS = 0x7FE0_0010
-_FLOAT_PIXELS = (0x7FE0_0008, 0x7FE0_0009)
 _ITEM = b"\xfe\xff\x00\xe0"
 _DELIMITER = b"\xfe\xff\xdd\xe0"
 _J2K_START = b"\xff\x4f\xff\x51"
@@ -87,7 +83,7 @@ class PixelSearch:
     def __call__(self, tag: int, _vr: str | None, length: int) -> bool:
         """Whether to stop before this element; pydicom stands at its value."""
         at = self._stream.tell()
-        if tag == _PIXELS or tag in _FLOAT_PIXELS:
+        if tag == PIXELS or tag in FLOAT_PIXELS:
             self._tag, self.at, self.length = tag, at, length
             return True
         self._is_cut = length != UNDEFINED and at + length > self._num_bytes
@@ -103,8 +99,8 @@ class PixelSearch:
             raise RejectError(
                 "bad-header", f"the file ends inside it, at {self._num_bytes:,} bytes"
             )
-        if self._tag != _PIXELS or self.length == 0:
-            found = "floating point" if self._tag in _FLOAT_PIXELS else "no"
+        if self._tag != PIXELS or self.length == 0:
+            found = "floating point" if self._tag in FLOAT_PIXELS else "no"
             raise RejectError(
                 "no-pixels", f"{found} pixels, expected PixelData (7FE0,0010)"
             )

@@ -9,9 +9,10 @@ raises `RejectError`; details quote no more than what rules it out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+from ichfast.elements import Elements
 from ichfast.errors import RejectError
 
 TAGS = {
@@ -56,14 +57,14 @@ MAX_PIXELS = 4096**2
 MAX_FILE_PIXELS = 2**30
 """Most pixels of all frames of a file: 2 GiB as uint16."""
 
+_SHORT_BYTES = 128
+"""Longer values are not remembered, so that hostile ones cannot fill the memory."""
+
 CT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
     "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
     "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
 )
-
-Elements = Mapping[int, tuple[bytes, bool]]
-"""By tag: the bytes of a value, and whether it is little-endian."""
 
 
 class Header:
@@ -145,7 +146,15 @@ def parse_numbers(value: bytes) -> tuple[float, ...]:
     Source:
         DICOM PS3.5 6.2, value representation DS.
     """
+    return _parse_short(value) if len(value) <= _SHORT_BYTES else _parse_any(value)
+
+
+def _parse_any(value: bytes) -> tuple[float, ...]:
     return tuple(_parse_number(text) for text in parse_text(value).split("\\"))
+
+
+# Slices of one series repeat nearly all their values.
+_parse_short = lru_cache(maxsize=1024)(_parse_any)
 
 
 def _parse_number(text: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import ichfast
 
 LAYERS = (
-    {"errors"},
+    {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}

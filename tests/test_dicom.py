@@ -614,7 +614,7 @@ def test_an_unforeseen_error_is_told_by_its_kind_alone(
     def fail(*_: object, **__: object) -> None:
         raise LookupError("SECRET^NAME")
 
-    monkeypatch.setattr(dicom, "read_dataset", fail)
+    monkeypatch.setattr(headers, "check_kind", fail)
     error = rejection(ct_file(ramp()))
     assert (error.code, error.detail) == (
         "bad-header",
