@@ -8,6 +8,7 @@ DECODERS = [
     "pylibjpeg>=2.0",
     "pylibjpeg-libjpeg>=2.1",
     "pylibjpeg-openjpeg>=2.3",
+    "pylibjpeg-rle>=2.0",
     "pyjpegls>=1.2",
 ]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from bench.measure import Record
 
-HEADER = ("stage", "case", "what", "rate", "95 %", "ichfast is", "")
+HEADER = ("stage", "case", "what", "rate", "MB/s", "95 %", "ichfast is", "")
 
 
 def format_table(records: Sequence[Record]) -> str:
     """The records as lines: each stage, its limit and its peers."""
     rows = [HEADER, *(_row(record) for record in records)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
-    left = (0, 1, 2, 6)
+    left = (0, 1, 2, 7)
     lines = [
         "  ".join(
             cell.ljust(width) if k in left else cell.rjust(width)
@@ -29,7 +29,7 @@ def format_table(records: Sequence[Record]) -> str:
 def _row(record: Record) -> tuple[str, ...]:
     start = (record.stage.replace("_", " "), record.case, record.name)
     if record.rate is None:
-        return (*start, "", "", "", f"not measured: {record.reason}")
+        return (*start, "", "", "", "", f"not measured: {record.reason}")
     notes = [record.role] if record.role != "ichfast" else []
     if record.cache == "cold":
         notes.append("cold cache")
@@ -38,6 +38,7 @@ def _row(record: Record) -> tuple[str, ...]:
     return (
         *start,
         f"{_number(record.rate.median)} {record.unit}",
+        _megabytes(record),
         f"{_number(record.rate.low)} to {_number(record.rate.high)}",
         _ratio(record),
         ", ".join(notes),
@@ -50,6 +51,13 @@ def _ratio(record: Record) -> str:
     if record.role == "limit":
         return f"{record.ratio.median:.0%} of it"
     return f"{record.ratio.median:.1f} x as fast"
+
+
+def _megabytes(record: Record) -> str:
+    """The rate in 10^6 bytes a second, where what is counted has a size."""
+    if record.rate is None or "unit_bytes" not in record.settings:
+        return ""
+    return _number(record.rate.median * record.settings["unit_bytes"] / 1e6)
 
 
 def _number(value: float) -> str:

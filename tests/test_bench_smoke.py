@@ -33,9 +33,11 @@ from bench.session import SIZED_STAGES, make_workload, run_stage
 from bench.stages import STAGES
 from bench.stages.loader import make_task
 from bench.stages.read import drop_cache
+from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
+from ichfast.dicom import read_slices
 from ichfast.loader import make_loader
 from ichfast.recipes import exp_30
 
@@ -226,6 +228,20 @@ def test_peers_of_prepare_convert_every_file_they_are_given(
     hu_HW = np.load(tmp_path / f"{file.stem}.npy")
     np.testing.assert_array_equal(hu_HW.clip(-1024), stored_HW.astype(int) - 1024)
     assert (tmp_path / f"{file.stem}.png").stat().st_size > 0
+
+
+def test_files_written_in_other_syntaxes_hold_the_same_slice(toy: Workload) -> None:
+    content = min((toy.heads_dir / "dicom").rglob("*.dcm")).read_bytes()
+    (expected,) = read_slices(content)
+    encoded, left_out = encode_in_syntaxes([content])
+    assert encoded.keys() >= {"deflated", "RLE"}
+    assert not encoded.keys() & left_out.keys()
+    syntaxes = set()
+    for contents in encoded.values():
+        (found,) = read_slices(contents[0])
+        np.testing.assert_array_equal(found.stored_HW, expected.stored_HW)
+        syntaxes.add(found.transfer_syntax_uid)
+    assert len(syntaxes) == len(encoded)
 
 
 @pytest.mark.parametrize(

@@ -1,80 +1,153 @@
 """DICOM files to a store, against ``cp -r`` of the same files.
 
-The page cache is hot: every turn reads the same files. All write to the same
-folder, in memory where the machine has room for it, so that processors are
-compared and not what a disk does with its writes; the record says which.
+The page cache is hot: every turn reads the same files. What is compared writes to
+the same place:
+
+* in memory, where the machine has room for it: processors are compared. ``cp``
+  copies twice there and does nothing else, so nothing that also decodes, checks and
+  sums up what it copies can come close.
+* on disk, where both end with what they wrote being there after a power cut:
+  prepare always does, ``cp`` is followed by ``sync``.
+
+Compressed files are another matter, their decoders are others' work: a case of its
+own gives the rates of each transfer syntax.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import BenchError, Contender, Meter, Record
 from bench.peers import peers_of, reason_to_skip
 from bench.peers.converters import ConverterPool
+from bench.syntaxes import encode_in_syntaxes
 from bench.workload import MEMORY_DIR, Workload
+from ichfast.dicom import read_slices
+from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.prepare import UNIT_ENTRIES, prepare_store
 
-STAGE, CASE = "prepare", "page cache to files"
+STAGE = "prepare"
 
 PEER_SHARE = 8
 """A peer converts one file in so many; what it costs a file is the same."""
 
 COPY_TIMEOUT_S = 600
 
+NUM_COMPRESSED = 16
+"""Files of each transfer syntax."""
+
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
     """Measure prepare, files a second."""
-    dicom_dir = workload.heads_dir / "dicom"
-    files = sorted(dicom_dir.rglob("*.dcm"))
+    files = sorted((workload.heads_dir / "dicom").rglob("*.dcm"))
     # A unit of work is as much as one process gets.
-    processes = min(workload.processes, -(-len(files) // UNIT_ENTRIES))
+    most = min(workload.processes, -(-len(files) // UNIT_ENTRIES))
+    one_level, both = (SOURCE_LEVEL,), (SOURCE_LEVEL, SMALL_LEVEL)
+    setups = [_Setup(workload.scratch_dir, most, one_level)]
+    if most > 1:
+        setups.append(_Setup(workload.scratch_dir, 1, one_level))
+    setups.append(_Setup(workload.scratch_dir, most, both))
+    if setups[0].place == "memory":
+        disk_dir = workload.cache_dir / f"prepare.{os.getpid()}.tmp"
+        setups += [_Setup(disk_dir, most, levels) for levels in (one_level, both)]
     peers = peers_of(STAGE, workload.peers)
     present = [name for name in peers if not reason_to_skip(name)]
-    with ExitStack() as stack:
-        pool = stack.enter_context(ConverterPool(processes)) if present else None
-        contenders = [_ichfast(workload, dicom_dir, processes)]
-        contenders.append(_copy(workload, dicom_dir, processes))
-        for name in present:
-            assert pool is not None
-            contenders.append(_converter(workload, files, name, pool))
-        records = meter.compare(
-            contenders,
-            stage=STAGE,
-            case=CASE,
-            unit="files",
-            cache="hot",
-            settings={
-                "files": len(files),
-                "rows": workload.file_size,
-                "processes": processes,
-                "writes_to": "memory"
-                if workload.scratch_dir.is_relative_to(MEMORY_DIR)
-                else "disk",
-            },
-        )
-    return records + [
+    records: list[Record] = []
+    for number, setup in enumerate(setups):
+        with_peers = present if number == 0 else []
+        records += _compare(workload, meter, files, setup, with_peers)
+    records += [
         meter.left_out(
-            stage=STAGE, case=CASE, name=name, role="peer", reason=reason_to_skip(name)
+            stage=STAGE,
+            case=setups[0].case,
+            name=name,
+            role="peer",
+            reason=reason_to_skip(name),
         )
         for name in peers
         if name not in present
     ]
+    return records + _measure_syntaxes(files[:NUM_COMPRESSED], meter)
 
 
-def _ichfast(workload: Workload, dicom_dir: Path, processes: int) -> Contender:
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What is the same for all that are compared in one case."""
+
+    out_dir: Path
+    processes: int
+    levels: tuple[int, ...]
+
+    @property
+    def place(self) -> str:
+        return "memory" if self.out_dir.is_relative_to(MEMORY_DIR) else "disk"
+
+    @property
+    def case(self) -> str:
+        levels = "+".join(map(str, self.levels))
+        return f"level {levels}, {self.processes} proc., to {self.place}"
+
+    def fresh(self, name: str) -> Path:
+        """An unused path; what was there is removed, and the disk at rest."""
+        path = self.out_dir / name
+        shutil.rmtree(path, ignore_errors=True)
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        if self.place == "disk":
+            os.sync()
+        return path
+
+
+def _compare(
+    workload: Workload,
+    meter: Meter,
+    files: Sequence[Path],
+    setup: _Setup,
+    peers: Sequence[str],
+) -> list[Record]:
+    dicom_dir = workload.heads_dir / "dicom"
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, setup.out_dir, ignore_errors=True)
+        contenders = [
+            _ichfast(setup, dicom_dir),
+            _copy(setup, dicom_dir, len(files)),
+        ]
+        if peers:
+            pool = stack.enter_context(ConverterPool(setup.processes))
+            contenders += [_converter(setup, files, name, pool) for name in peers]
+        return meter.compare(
+            contenders,
+            stage=STAGE,
+            case=setup.case,
+            unit="files",
+            cache="hot",
+            settings={
+                "files": len(files),
+                "unit_bytes": files[0].stat().st_size,
+                "rows": workload.file_size,
+                "processes": setup.processes,
+                "levels": list(setup.levels),
+                "writes_to": setup.place,
+            },
+        )
+
+
+def _ichfast(setup: _Setup, dicom_dir: Path) -> Contender:
     def run() -> int:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress, beside ours
             report = prepare_store(
                 [dicom_dir],
-                workload.scratch_dir / "store",
+                setup.out_dir / "store",
                 labels=None,
-                workers=processes,
+                levels=setup.levels,
+                workers=setup.processes,
                 keep_ids=True,
             )
         return report.slices
@@ -83,23 +156,27 @@ def _ichfast(workload: Workload, dicom_dir: Path, processes: int) -> Contender:
         name="ichfast prepare",
         role="ichfast",
         run=run,
-        before=lambda: workload.scratch("store"),
-        settings={"levels": [512, 256]},
+        before=lambda: setup.fresh("store"),
     )
 
 
-def _copy(workload: Workload, dicom_dir: Path, processes: int) -> Contender:
+def _copy(setup: _Setup, dicom_dir: Path, num_files: int) -> Contender:
     folders = sorted(path for path in dicom_dir.iterdir() if path.is_dir())
-    num_files = sum(1 for _ in dicom_dir.rglob("*.dcm"))
-
-    def make_room() -> None:
-        workload.scratch("copy").mkdir(parents=True)
+    on_disk = setup.place == "disk"
 
     def run() -> int:
-        copy_folders(folders, workload.scratch_dir / "copy", processes)
+        out_dir = setup.out_dir / "copy"
+        copy_folders(folders, out_dir, setup.processes)
+        if on_disk:
+            subprocess.run(["sync", "-f", out_dir], check=True, timeout=COPY_TIMEOUT_S)
         return num_files
 
-    return Contender(name="cp -r", role="limit", run=run, before=make_room)
+    return Contender(
+        name="cp -r, sync" if on_disk else "cp -r",
+        role="limit",
+        run=run,
+        before=lambda: setup.fresh("copy").mkdir(),
+    )
 
 
 def copy_folders(folders: Sequence[Path], out_dir: Path, processes: int) -> None:
@@ -126,13 +203,37 @@ def copy_folders(folders: Sequence[Path], out_dir: Path, processes: int) -> None
 
 
 def _converter(
-    workload: Workload, files: Sequence[Path], name: str, pool: ConverterPool
+    setup: _Setup, files: Sequence[Path], name: str, pool: ConverterPool
 ) -> Contender:
     share = files[::PEER_SHARE]
     return Contender(
         name=name,
         role="peer",
-        run=lambda: pool.convert(name, share, workload.scratch_dir / name),
-        before=lambda: workload.scratch(name),
+        run=lambda: pool.convert(name, share, setup.out_dir / name),
+        before=lambda: setup.fresh(name),
         settings={"files": len(share)},
     )
+
+
+def _measure_syntaxes(files: Sequence[Path], meter: Meter) -> list[Record]:
+    """The rate of `read_slices` alone, in one process, for each transfer syntax."""
+
+    def reader(contents: Sequence[bytes]) -> Callable[[], int]:
+        return lambda: sum(len(read_slices(content)) for content in contents)
+
+    encoded, left_out = encode_in_syntaxes([file.read_bytes() for file in files])
+    case = "decoding by syntax, 1 proc."
+    return meter.compare(
+        [
+            Contender(name=name, role="ichfast", run=reader(contents))
+            for name, contents in encoded.items()
+        ],
+        stage=STAGE,
+        case=case,
+        unit="files",
+        cache="hot",
+        settings={"files": len(files)},
+    ) + [
+        meter.left_out(stage=STAGE, case=case, name=name, role="ichfast", reason=reason)
+        for name, reason in left_out.items()
+    ]

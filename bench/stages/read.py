@@ -36,7 +36,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     reader = _Reader(path, picked_N[:MAX_SLICES], workload.batch_size)
     settings = {
         "slices": reader.num_slices,
-        "slice_bytes": reader.slice_bytes,
+        "unit_bytes": reader.slice_bytes,
         "batch_size": workload.batch_size,
         "order": "random",
     }
