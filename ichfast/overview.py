@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.errors import IchfastError
-from ichfast.files import atomic_path
 from ichfast.folds import NUM_FOLDS, patient_folds
 from ichfast.labels import CLASSES
-from ichfast.pictures import contact_sheet, figure_png
+from ichfast.pictures import contact_sheet, write_figure
 from ichfast.store import Store
 from ichfast.windows import HU_OFFSET, NUM_STORED_VALUES, PRESETS
 
@@ -153,11 +151,7 @@ def write_contact_sheet(store: Store, out: Path) -> None:
         captions,
         [PRESETS[name] for name in SHEET_WINDOWS],
     )
-    try:
-        with atomic_path(out) as temporary:
-            temporary.write_bytes(figure_png(figure))
-    except OSError as error:
-        raise IchfastError(f"cannot write {out}: {error.strerror}") from error
+    write_figure(out, figure)
 
 
 def _slices_to_show(store: Store) -> npt.NDArray[np.int64]:

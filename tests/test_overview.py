@@ -63,4 +63,4 @@ def test_the_contact_sheet_is_a_picture(tiny_store: Store, tmp_path: Path) -> No
         assert picture.size == (10 * 256, 832)
         assert np.asarray(picture.convert("L")).max() == 255
     with pytest.raises(IchfastError, match="cannot write"):
-        write_contact_sheet(tiny_store, tmp_path / "nowhere" / "sheet.png")
+        write_contact_sheet(tiny_store, tmp_path / "sheet.png" / "sheet.png")
