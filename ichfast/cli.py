@@ -180,8 +180,10 @@ def prepare(
 def inspect(store: Path, sheet: Path | None) -> None:
     """Say what is in STORE, and draw a contact sheet of it.
 
-    One slice of each class and some others, in the brain, subdural and bone
-    window, with labels and fold beneath.
+    Counts what was stored and why files were not, and names what is odd about the
+    order of series: gaps, uneven spacing, places scanned twice, numbers that run
+    against the positions. The sheet shows one slice of each class and some
+    others, in the brain, subdural and bone window, with labels and fold beneath.
     """
     from ichfast.overview import describe_store, format_overview, write_contact_sheet
     from ichfast.store import Store

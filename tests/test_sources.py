@@ -147,7 +147,9 @@ def test_hostile_member_names_are_only_labels(tmp_path: Path, suffix: str) -> No
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_zip_member_without_a_name_is_listed_and_spoils_no_other(tmp_path: Path) -> None:
+def test_a_zip_member_without_a_name_is_listed_and_spoils_no_other(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "h.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(zipfile.ZipInfo(""), b"nameless")
