@@ -48,7 +48,7 @@ from ichfast.lock import only_writer
 from ichfast.manifest import StoreHeader, read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, label_plan, shard_plan
-from ichfast.pseudonyms import read_or_make_key
+from ichfast.pseudonyms import default_key_path, read_or_make_key
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
 from ichfast.workers import convert_units
@@ -93,6 +93,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     levels: tuple[int, ...] = (512, 256),
     workers: int,
     keep_ids: bool,
+    id_key: Path | None = None,
     max_rejected: str = "5%",
     limit: int | None = None,
     append: bool = False,
@@ -108,6 +109,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         levels: (512, 256), or (512,) to save a fifth of the disk.
         workers: decoding processes.
         keep_ids: keep patient, study, series and slice ids as they are.
+        id_key: file of the key that ids are hashed with, made if missing; outside
+            the store. Without one, a file beside the store.
         max_rejected: how many files of the listing may be rejected, as a number
             (``12``) or a share (``5%``). Not part of what a store is made from:
             a refused run continues with a higher one. When appending, of those that
@@ -127,7 +130,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     """
     started_s = time.monotonic()
     _check_options(levels, max_rejected)
-    entries = _list_entries(sources, store, limit)
+    key_path = _key_path(store, id_key, keep_ids=keep_ids)
+    entries = _list_entries(sources, store, key_path, limit)
     journal = Journal(store, levels)
     units: list[Unit] = []
     with only_writer(store), _sigterm_interrupts(), _resumable(journal, units):
@@ -135,7 +139,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         is_finished = journal.publish() or was_finished
         key = None
         if not keep_ids:
-            key = read_or_make_key(store, is_begun=is_finished or journal.is_begun)
+            key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key)
         base = None
         if is_finished:
@@ -172,6 +176,19 @@ def _check_options(levels: tuple[int, ...], max_rejected: str) -> None:
         raise StoreError(f"cannot prepare a store: {error}") from error
 
 
+def _key_path(store: Path, id_key: Path | None, *, keep_ids: bool) -> Path:
+    if id_key is None:
+        return default_key_path(store)
+    if keep_ids:
+        raise StoreError(f"--keep-ids hashes nothing, leave out --id-key {id_key}")
+    if store.resolve() in id_key.resolve().parents:
+        raise StoreError(
+            f"the key {id_key} must not lie in the store {store}, for who gets the "
+            "store gets the key; name a file elsewhere as --id-key"
+        )
+    return id_key
+
+
 def _num_allowed(max_rejected: str, num_entries: int) -> float:
     share = max_rejected.endswith("%")
     try:
@@ -187,15 +204,18 @@ def _num_allowed(max_rejected: str, num_entries: int) -> float:
 
 
 def _list_entries(
-    sources: Sequence[Path | str], store: Path, limit: int | None
+    sources: Sequence[Path | str], store: Path, key_path: Path, limit: int | None
 ) -> list[Entry]:
-    """The listing without the store itself, which may lie in a source."""
-    own = os.path.abspath(store)  # noqa: PTH100  a Path each costs 20 us
-    own_parts = (f"{own}{os.sep}", f"{own}.key")
+    """The listing without the store and its key, which may lie in a source."""
+    own_file = os.path.abspath(key_path)  # noqa: PTH100  a Path each costs 20 us
+    own_folder = f"{os.path.abspath(store)}{os.sep}"  # noqa: PTH100
     entries = [
         entry
-        for entry in list_entries(sources)
-        if not os.path.abspath(str(entry.container)).startswith(own_parts)  # noqa: PTH100
+        for entry, path in (
+            (entry, os.path.abspath(str(entry.container)))  # noqa: PTH100
+            for entry in list_entries(sources)
+        )
+        if path != own_file and not path.startswith(own_folder)
     ][:limit]
     if not entries:
         raise SourceError(

@@ -569,13 +569,7 @@ def test_a_lost_key_is_not_replaced_under_a_store(
     else:
         stop_before_merging(source, tmp_path / "store", keep_ids=False)
     (tmp_path / "store.key").unlink()
-    with pytest.raises(StoreError, match=r"which is missing .* restore it"):
-        run([source], tmp_path / "store", keep_ids=False)
-
-
-def test_a_key_of_another_length_is_refused(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "store.key").write_bytes(b"short")
-    with pytest.raises(StoreError, match="has 5 bytes, a key has 32"):
+    with pytest.raises(StoreError, match=r"store.key is missing.*restore it"):
         run([source], tmp_path / "store", keep_ids=False)
 
 
