@@ -32,9 +32,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ichfast.appending import adds_labels, check_finished, grown_intake, new_units
@@ -45,12 +44,13 @@ from ichfast.journal import Journal
 from ichfast.labels import LabelTable
 from ichfast.levels import check_levels
 from ichfast.lock import only_writer
-from ichfast.manifest import StoreHeader, read_header
+from ichfast.manifest import read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, label_plan, shard_plan
 from ichfast.pseudonyms import default_key_path, read_or_make_key
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
+from ichfast.summary import PrepareReport, format_report, summarize
 from ichfast.workers import convert_units
 
 log = logging.getLogger(__name__)
@@ -60,29 +60,6 @@ UNIT_ENTRIES = 1024
 
 DECODE_TIMEOUT_S = 60.0
 """A file that takes longer to decode hangs."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareReport:
-    """What a run of `prepare_store` made."""
-
-    store: str
-    slices: int
-    series: int
-    patients: int
-    rejected: Mapping[str, int]
-    """Rejected files for each code."""
-    duplicates: int
-    """Slices left out because the same one stood before."""
-    labelled: int
-    """Slices with labels."""
-    labels_without_slice: int
-    slices_without_label: int
-    bytes: int
-    """Size of all shards."""
-    seconds: float
-    """Of this run, not of the runs that it continued."""
-    already_finished: bool
 
 
 def prepare_store(  # noqa: PLR0913  the options of the command
@@ -137,7 +114,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     with only_writer(store), _sigterm_interrupts(), _resumable(journal, units):
         was_finished = (store / "store.json").exists()
         is_finished = journal.publish() or was_finished
-        key = None
+        key, num_files = None, 0
         if not keep_ids:
             key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key)
@@ -152,7 +129,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         if units or (base is not None and adds_labels(base, labels, key)):
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
-            convert_units(
+            num_files = convert_units(
                 Job(journal, key, read_slices, DECODE_TIMEOUT_S),
                 units,
                 workers,
@@ -164,8 +141,15 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             finish(journal, merged, labels, key, plan | label_plan(labels), intake)
         else:
             journal.remove()
-    header = read_header(store)
-    return _report(store, header, started_s, already_finished=was_finished)
+    report = summarize(
+        store,
+        read_header(store),
+        num_files=num_files,
+        seconds=time.monotonic() - started_s,
+        already_finished=was_finished,
+    )
+    log.info("%s", format_report(report))
+    return report
 
 
 def _check_options(levels: tuple[int, ...], max_rejected: str) -> None:
@@ -278,31 +262,3 @@ def _check_rejected(journal: Journal, merged: Merged, max_rejected: str) -> None
             f"--max-rejected allows {max_rejected}; see {folder}/rejected.csv, then "
             "repeat the command with a higher --max-rejected: nothing is decoded again"
         )
-
-
-def _report(
-    store: Path, header: StoreHeader, started_s: float, *, already_finished: bool
-) -> PrepareReport:
-    counts = header.counts
-    report = PrepareReport(
-        store=str(store),
-        slices=counts["slices"],
-        series=counts["series"],
-        patients=counts["patients"],
-        rejected=header.rejected,
-        duplicates=counts["duplicates"],
-        labelled=counts["labelled"],
-        labels_without_slice=counts["labels_without_slice"],
-        slices_without_label=counts["slices"] - counts["labelled"],
-        bytes=header.num_bytes,
-        seconds=time.monotonic() - started_s,
-        already_finished=already_finished,
-    )
-    log.info(
-        "%s: %d slices, %d files rejected, %d duplicates",
-        "already finished" if already_finished else "finished",
-        report.slices,
-        sum(report.rejected.values()),
-        report.duplicates,
-    )
-    return report
