@@ -101,8 +101,9 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         SourceError: a source is missing, nothing in it is a CT slice, or more
             files were rejected than `max_rejected` allows.
         StoreError: the folder is in use, holds something else, was begun from
-            other sources or options, cannot be written, or the run was
-            interrupted. The last two continue with the same command.
+            other sources or options, the key is missing or not private, the store
+            cannot be written, or the run was interrupted. The last two continue with
+            the same command.
         LabelError: appended labels contradict those of the store.
     """
     started_s = time.monotonic()

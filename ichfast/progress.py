@@ -68,8 +68,8 @@ class _Display(tqdm):  # type: ignore[type-arg]  # tqdm's class takes none at ru
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().format_dict
-        rate = state["rate"]
+        state: dict[str, Any] = dict(super().format_dict)
+        rate = state.get("rate")
         if rate is None and state["elapsed"]:
             rate = (state["n"] - state["initial"]) / state["elapsed"]
         mb_per_s = (rate or 0.0) * self._unit_bytes / 1e6

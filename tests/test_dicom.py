@@ -754,6 +754,15 @@ def test_every_real_file_is_stored_as_pydicom_decodes_it_or_rightly_rejected() -
 
 
 @needs_data
+def test_the_manifest_has_a_checksum_for_the_pixels_of_every_stored_file() -> None:
+    with (DATA / "MANIFEST.csv").open(newline="") as stream:
+        without = {
+            row["file"] for row in csv.DictReader(stream) if not row["pixel_sha256"]
+        }
+    assert without - set(REJECTED) == set(UNREADABLE_BY_PYDICOM)
+
+
+@needs_data
 def test_the_real_enhanced_ct_gives_each_frame_its_position() -> None:
     first, second = read_slices((DATA / ZOO / "eCT_Supplemental.dcm").read_bytes())
     assert (first.position_mm, first.slice_id[-2:]) == (159, ".1")
