@@ -117,6 +117,13 @@ def cli(debug: bool) -> None:
     help="Keep patient, study, series and slice ids; without it, keyed hashes.",
 )
 @click.option(
+    "--id-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The secret that ids are hashed with; stores made with the same one name "
+    "patients alike. Made if missing.  [default: STORE.key]",
+)
+@click.option(
     "--append", is_flag=True, help="Add what is new in SOURCE to a finished store."
 )
 @click.option(
@@ -138,6 +145,7 @@ def prepare(
     workers: int | None,
     levels: str,
     keep_ids: bool,
+    id_key: Path | None,
     append: bool,
     scheduler: str | None,
     max_rejected: str,
@@ -162,6 +170,7 @@ def prepare(
         levels=_integers(levels, "--levels"),
         workers=workers or len(os.sched_getaffinity(0)),
         keep_ids=keep_ids,
+        id_key=id_key,
         append=append,
         scheduler=scheduler,
         max_rejected=max_rejected,
@@ -180,8 +189,10 @@ def prepare(
 def inspect(store: Path, sheet: Path | None) -> None:
     """Say what is in STORE, and draw a contact sheet of it.
 
-    One slice of each class and some others, in the brain, subdural and bone
-    window, with labels and fold beneath.
+    Counts what was stored and why files were not, and names what is odd about the
+    order of series: gaps, uneven spacing, places scanned twice, numbers that run
+    against the positions. The sheet shows one slice of each class and some
+    others, in the brain, subdural and bone window, with labels and fold beneath.
     """
     from ichfast.overview import describe_store, format_overview, write_contact_sheet
     from ichfast.store import Store
@@ -422,7 +433,13 @@ def report(
     metavar="SOURCE",
     help="Make damaged shards again from what the store was made from; repeatable.",
 )
-def verify(store: Path, repair: tuple[str, ...]) -> None:
+@click.option(
+    "--id-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="For --repair: the key the store was prepared with.  [default: STORE.key]",
+)
+def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     """Check every checksum of STORE; status 1 if anything is damaged.
 
     A damaged shard is made again with --repair, from the files the store was made
@@ -433,8 +450,10 @@ def verify(store: Path, repair: tuple[str, ...]) -> None:
     from ichfast.store import verify_store
 
     if repair:
-        _print(asdict(repair_store(store, repair)))
+        _print(asdict(repair_store(store, repair, id_key=id_key)))
         return
+    if id_key:
+        raise click.UsageError("--id-key is for --repair; a check needs no key")
     problems = verify_store(store)
     for problem in problems:
         click.echo(problem, err=True)

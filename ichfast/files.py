@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -36,6 +36,25 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, all of it or nothing."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_private_once(path: Path, content: bytes) -> None:
+    """Write a file that its owner alone may read, all of it or nothing.
+
+    A file that is there already stays as it is, whoever made it and when: of two
+    processes that write at once, one wins.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        _flush(temporary)
+        with suppress(FileExistsError):
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

@@ -5,6 +5,7 @@ Shape letters: N slices, K classes, P percentiles.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.errors import IchfastError
-from ichfast.files import atomic_path
 from ichfast.folds import NUM_FOLDS, patient_folds
 from ichfast.labels import CLASSES
-from ichfast.pictures import contact_sheet, figure_png
+from ichfast.pictures import contact_sheet, write_figure
+from ichfast.series import describe_series
 from ichfast.store import Store
 from ichfast.windows import HU_OFFSET, NUM_STORED_VALUES, PRESETS
 
@@ -35,7 +35,7 @@ NUM_SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overview:
-    """What `ichfast inspect` says of a store; every count is of slices."""
+    """What `ichfast inspect` says of a store; counts are of slices unless said."""
 
     slices: int
     series: int
@@ -52,6 +52,8 @@ class Overview:
     bits: dict[str, int]
     transfer_syntaxes: dict[str, int]
     quirks: dict[str, int]
+    odd_series: dict[str, int]
+    """Series, for each oddity of their order (`ichfast.series`)."""
     rejected: dict[str, int]
     """Files, for each code."""
     ids: str
@@ -80,6 +82,7 @@ def describe_store(store: Store) -> Overview:
         bits=_counts(bits),
         transfer_syntaxes=_counts(table["transfer_syntax_uid"].astype(str)),
         quirks=_counts(table["quirks"].astype(str).str.split(";").explode()),
+        odd_series=_odd_series(table),
         rejected=dict(header.rejected),
         ids="kept" if header.keep_ids else "hashed",
     )
@@ -88,6 +91,13 @@ def describe_store(store: Store) -> Overview:
 def _counts(values: pd.Series[str]) -> dict[str, int]:
     counts = values[values != ""].value_counts()
     return {str(value): int(count) for value, count in counts.items()}
+
+
+def _odd_series(table: pd.DataFrame) -> dict[str, int]:
+    counts = Counter(
+        oddity for series in describe_series(table) for oddity in series.oddities
+    )
+    return dict(counts.most_common())
 
 
 def _hu_percentiles(store: Store) -> dict[str, float]:
@@ -120,6 +130,7 @@ def format_overview(overview: Overview) -> str:
         f"pixels       {_listed(overview.bits)}",
         f"syntaxes     {_listed(overview.transfer_syntaxes)}",
         f"quirks       {_listed(overview.quirks)}",
+        f"odd series   {_listed(overview.odd_series)}",
         f"rejected     {_listed(overview.rejected)}",
         f"labelled     {overview.labelled:,}",
         *(
@@ -153,11 +164,7 @@ def write_contact_sheet(store: Store, out: Path) -> None:
         captions,
         [PRESETS[name] for name in SHEET_WINDOWS],
     )
-    try:
-        with atomic_path(out) as temporary:
-            temporary.write_bytes(figure_png(figure))
-    except OSError as error:
-        raise IchfastError(f"cannot write {out}: {error.strerror}") from error
+    write_figure(out, figure)
 
 
 def _slices_to_show(store: Store) -> npt.NDArray[np.int64]:

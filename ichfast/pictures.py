@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ichfast.errors import IchfastError
+from ichfast.files import atomic_path
 from ichfast.windows import HU_OFFSET, Window, apply_windows
 
 Stored = npt.NDArray[np.uint16]
@@ -52,6 +55,25 @@ def figure_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def write_figure(out: Path, figure: Figure) -> None:
+    """Write the figure as a PNG; folders on the way are made.
+
+    Args:
+        out: the PNG. Replaced if it exists, whole or not at all.
+        figure: drawn as `figure_png` does.
+
+    Raises:
+        IchfastError: the file cannot be written.
+    """
+    png = figure_png(figure)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(out) as temporary:
+            temporary.write_bytes(png)
+    except OSError as error:
+        raise IchfastError(f"cannot write {out}: {error.strerror}") from error
 
 
 def contact_sheet(

@@ -105,11 +105,16 @@ def shard_plan(
         listing.update(line.encode())
     return {
         "levels": ",".join(map(str, levels)),
-        "ids": "kept" if key is None else f"hashed with key {stored_id(key, 'key')}",
+        "ids": ids_plan(key),
         "unit": str(unit_entries),
         "entries": str(len(entries)),
         "listing": listing.hexdigest(),
     }
+
+
+def ids_plan(key: bytes | None) -> str:
+    """How ids are kept; of a key, enough to know it again."""
+    return "kept" if key is None else f"hashed with key {stored_id(key, 'key')}"
 
 
 def label_plan(labels: LabelTable | None) -> dict[str, str]:

@@ -32,9 +32,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ichfast.appending import adds_labels, check_finished, grown_intake, new_units
@@ -45,12 +44,13 @@ from ichfast.journal import Journal
 from ichfast.labels import LabelTable
 from ichfast.levels import check_levels
 from ichfast.lock import only_writer
-from ichfast.manifest import StoreHeader, read_header
+from ichfast.manifest import read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, label_plan, shard_plan
-from ichfast.pseudonyms import read_or_make_key
+from ichfast.pseudonyms import default_key_path, read_or_make_key
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
+from ichfast.summary import PrepareReport, format_report, summarize
 from ichfast.workers import convert_units
 
 log = logging.getLogger(__name__)
@@ -62,29 +62,6 @@ DECODE_TIMEOUT_S = 60.0
 """A file that takes longer to decode hangs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareReport:
-    """What a run of `prepare_store` made."""
-
-    store: str
-    slices: int
-    series: int
-    patients: int
-    rejected: Mapping[str, int]
-    """Rejected files for each code."""
-    duplicates: int
-    """Slices left out because the same one stood before."""
-    labelled: int
-    """Slices with labels."""
-    labels_without_slice: int
-    slices_without_label: int
-    bytes: int
-    """Size of all shards."""
-    seconds: float
-    """Of this run, not of the runs that it continued."""
-    already_finished: bool
-
-
 def prepare_store(  # noqa: PLR0913  the options of the command
     sources: Sequence[Path | str],
     store: Path,
@@ -93,6 +70,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     levels: tuple[int, ...] = (512, 256),
     workers: int,
     keep_ids: bool,
+    id_key: Path | None = None,
     max_rejected: str = "5%",
     limit: int | None = None,
     append: bool = False,
@@ -108,6 +86,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         levels: (512, 256), or (512,) to save a fifth of the disk.
         workers: decoding processes.
         keep_ids: keep patient, study, series and slice ids as they are.
+        id_key: file of the key that ids are hashed with, made if missing; outside
+            the store. Without one, a file beside the store.
         max_rejected: how many files of the listing may be rejected, as a number
             (``12``) or a share (``5%``). Not part of what a store is made from:
             a refused run continues with a higher one. When appending, of those that
@@ -121,21 +101,23 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         SourceError: a source is missing, nothing in it is a CT slice, or more
             files were rejected than `max_rejected` allows.
         StoreError: the folder is in use, holds something else, was begun from
-            other sources or options, cannot be written, or the run was
-            interrupted. The last two continue with the same command.
+            other sources or options, the key is missing or not private, the store
+            cannot be written, or the run was interrupted. The last two continue with
+            the same command.
         LabelError: appended labels contradict those of the store.
     """
     started_s = time.monotonic()
     _check_options(levels, max_rejected)
-    entries = _list_entries(sources, store, limit)
+    key_path = _key_path(store, id_key, keep_ids=keep_ids)
+    entries = _list_entries(sources, store, key_path, limit)
     journal = Journal(store, levels)
     units: list[Unit] = []
     with only_writer(store), _sigterm_interrupts(), _resumable(journal, units):
         was_finished = (store / "store.json").exists()
         is_finished = journal.publish() or was_finished
-        key = None
+        key, num_files = None, 0
         if not keep_ids:
-            key = read_or_make_key(store, is_begun=is_finished or journal.is_begun)
+            key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key)
         base = None
         if is_finished:
@@ -148,7 +130,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         if units or (base is not None and adds_labels(base, labels, key)):
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
-            convert_units(
+            num_files = convert_units(
                 Job(journal, key, read_slices, DECODE_TIMEOUT_S),
                 units,
                 workers,
@@ -160,8 +142,15 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             finish(journal, merged, labels, key, plan | label_plan(labels), intake)
         else:
             journal.remove()
-    header = read_header(store)
-    return _report(store, header, started_s, already_finished=was_finished)
+    report = summarize(
+        store,
+        read_header(store),
+        num_files=num_files,
+        seconds=time.monotonic() - started_s,
+        already_finished=was_finished,
+    )
+    log.info("%s", format_report(report))
+    return report
 
 
 def _check_options(levels: tuple[int, ...], max_rejected: str) -> None:
@@ -170,6 +159,19 @@ def _check_options(levels: tuple[int, ...], max_rejected: str) -> None:
         _num_allowed(max_rejected, 0)
     except ValueError as error:
         raise StoreError(f"cannot prepare a store: {error}") from error
+
+
+def _key_path(store: Path, id_key: Path | None, *, keep_ids: bool) -> Path:
+    if id_key is None:
+        return default_key_path(store)
+    if keep_ids:
+        raise StoreError(f"--keep-ids hashes nothing, leave out --id-key {id_key}")
+    if store.resolve() in id_key.resolve().parents:
+        raise StoreError(
+            f"the key {id_key} must not lie in the store {store}, for who gets the "
+            "store gets the key; name a file elsewhere as --id-key"
+        )
+    return id_key
 
 
 def _num_allowed(max_rejected: str, num_entries: int) -> float:
@@ -187,15 +189,18 @@ def _num_allowed(max_rejected: str, num_entries: int) -> float:
 
 
 def _list_entries(
-    sources: Sequence[Path | str], store: Path, limit: int | None
+    sources: Sequence[Path | str], store: Path, key_path: Path, limit: int | None
 ) -> list[Entry]:
-    """The listing without the store itself, which may lie in a source."""
-    own = os.path.abspath(store)  # noqa: PTH100  a Path each costs 20 us
-    own_parts = (f"{own}{os.sep}", f"{own}.key")
+    """The listing without the store and its key, which may lie in a source."""
+    own_file = os.path.abspath(key_path)  # noqa: PTH100  a Path each costs 20 us
+    own_folder = f"{os.path.abspath(store)}{os.sep}"  # noqa: PTH100
     entries = [
         entry
-        for entry in list_entries(sources)
-        if not os.path.abspath(str(entry.container)).startswith(own_parts)  # noqa: PTH100
+        for entry, path in (
+            (entry, os.path.abspath(str(entry.container)))  # noqa: PTH100
+            for entry in list_entries(sources)
+        )
+        if path != own_file and not path.startswith(own_folder)
     ][:limit]
     if not entries:
         raise SourceError(
@@ -258,31 +263,3 @@ def _check_rejected(journal: Journal, merged: Merged, max_rejected: str) -> None
             f"--max-rejected allows {max_rejected}; see {folder}/rejected.csv, then "
             "repeat the command with a higher --max-rejected: nothing is decoded again"
         )
-
-
-def _report(
-    store: Path, header: StoreHeader, started_s: float, *, already_finished: bool
-) -> PrepareReport:
-    counts = header.counts
-    report = PrepareReport(
-        store=str(store),
-        slices=counts["slices"],
-        series=counts["series"],
-        patients=counts["patients"],
-        rejected=header.rejected,
-        duplicates=counts["duplicates"],
-        labelled=counts["labelled"],
-        labels_without_slice=counts["labels_without_slice"],
-        slices_without_label=counts["slices"] - counts["labelled"],
-        bytes=header.num_bytes,
-        seconds=time.monotonic() - started_s,
-        already_finished=already_finished,
-    )
-    log.info(
-        "%s: %d slices, %d files rejected, %d duplicates",
-        "already finished" if already_finished else "finished",
-        report.slices,
-        sum(report.rejected.values()),
-        report.duplicates,
-    )
-    return report

@@ -12,10 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.augment import AugmentConfig, Parameters, count_halvings, draw
-from ichfast.errors import IchfastError
-from ichfast.files import atomic_path
 from ichfast.loader import choose_level, make_loader, source_shapes
-from ichfast.pictures import augmentation_sheet, figure_png
+from ichfast.pictures import augmentation_sheet, write_figure
 from ichfast.recipes import Recipe
 from ichfast.store import Store
 
@@ -64,13 +62,7 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
         )
     fit_B = shape_B2.max(axis=1) / config.size
     captions = [_describe(parameters, row, fit_B[row]) for row in range(count)]
-    png = figure_png(augmentation_sheet(images[0], images[1], captions))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(out) as temporary:
-            temporary.write_bytes(png)
-    except OSError as error:
-        raise IchfastError(f"cannot write {out}: {error.strerror}") from error
+    write_figure(out, augmentation_sheet(images[0], images[1], captions))
 
 
 def _describe(parameters: Parameters, row: int, fit: float) -> str:

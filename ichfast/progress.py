@@ -5,6 +5,7 @@ Everything goes to stderr, so that stdout carries results only.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,32 +18,63 @@ PLAIN_INTERVAL_S = 10.0
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[tqdm[Any]]:
+def progress(
+    label: str, total: int, unit: str, *, unit_bytes: float = 0.0
+) -> Iterator[tqdm[Any]]:
     """Open a progress display; call `update(n)` on it as work gets done.
 
     Args:
         label: what is being done, such as ``prepare``; empty shows nothing.
         total: units of work altogether.
         unit: what is counted, in the singular, such as ``slice``.
+        unit_bytes: mean size of a unit; if given, the rate is shown in MB/s as well.
 
     Yields:
         The display: `update(n)` adds n units, `set_postfix_str(text)` adds a
         remark behind the rate.
     """
     on_terminal = sys.stderr.isatty()
-    bar: tqdm[Any]
-    with tqdm(
+    with _Display(
+        unit_bytes=unit_bytes,
         total=total,
         desc=label,
         disable=not label,
         unit=f" {unit}",
         unit_scale=total >= 100_000,
         file=sys.stderr if on_terminal else _Lines(),
-        dynamic_ncols=on_terminal,
+        **_size(on_terminal=on_terminal),
         mininterval=0.2 if on_terminal else PLAIN_INTERVAL_S,
         bar_format=_BAR_FORMAT if on_terminal else _PLAIN_FORMAT,
     ) as bar:
         yield bar
+
+
+def _size(*, on_terminal: bool) -> dict[str, int | bool]:
+    """How tqdm is to find the room for a bar."""
+    if not on_terminal:
+        return {"dynamic_ncols": False}
+    if 0 in os.get_terminal_size(sys.stderr.fileno()):
+        # A terminal without a person's window, as of `docker run -t`; tqdm shows none.
+        return {"ncols": 100, "nrows": 24}
+    return {"dynamic_ncols": True}
+
+
+class _Display(tqdm):  # type: ignore[type-arg]  # tqdm's class takes none at run time
+    """A tqdm whose format knows ``{bytes_rate}``, such as ``, 53.1 MB/s``."""
+
+    def __init__(self, *, unit_bytes: float, **options: Any) -> None:
+        self._unit_bytes = unit_bytes
+        super().__init__(**options)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().format_dict)
+        rate = state.get("rate")
+        if rate is None and state["elapsed"]:
+            rate = (state["n"] - state["initial"]) / state["elapsed"]
+        mb_per_s = (rate or 0.0) * self._unit_bytes / 1e6
+        shown = f", {mb_per_s:.1f} MB/s" if self._unit_bytes else ""
+        return state | {"bytes_rate": shown}
 
 
 class _Lines:
@@ -59,9 +91,9 @@ class _Lines:
 
 _BAR_FORMAT = (
     "{l_bar}{bar}| {n_fmt}/{total_fmt} "
-    "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}{bytes_rate}{postfix}]"
 )
 _PLAIN_FORMAT = (
-    "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_noinv_fmt}, {elapsed} gone, "
-    "{remaining} left{postfix}"
+    "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_noinv_fmt}{bytes_rate}, "
+    "{elapsed} gone, {remaining} left{postfix}"
 )

@@ -2,20 +2,20 @@
 
 1. A hashed id is the first 64 bits of HMAC-SHA256 under the store's key, so nobody
    without the key can tell whose it is, nor try out names.
-2. The key stays beside the store (``STORE.key``), readable by its owner only. With
-   it, the same id gives the same hash again.
+2. The key is a file beside the store (``STORE.key``) or where ``--id-key`` says,
+   readable by its owner only. With it, the same id gives the same hash again: stores
+   made with one key name the same patient alike.
 3. An absent id stays absent: empty.
 """
 
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from ichfast.errors import StoreError
-from ichfast.files import atomic_path
+from ichfast.files import write_private_once
 
 HASH_DIGITS = 16
 """Hexadecimal digits of a hashed id: 64 bits."""
@@ -23,38 +23,52 @@ HASH_DIGITS = 16
 KEY_BYTES = 32
 
 
-def read_or_make_key(store: Path, *, is_begun: bool) -> bytes:
+def default_key_path(store: Path) -> Path:
+    """Where the key of a store lies unless another place is named."""
+    return store.with_name(f"{store.name}.key")
+
+
+def read_or_make_key(path: Path, *, is_begun: bool) -> bytes:
     """The secret of a store's hashed ids.
 
     Args:
-        store: the store's folder.
+        path: the key's file. If there is none, it is made, and never replaced.
         is_begun: the store has hashed ids already, so a new key would not fit.
 
     Returns:
         `KEY_BYTES` random bytes.
 
     Raises:
-        StoreError: the key is damaged, or the one of a begun store is missing.
+        StoreError: the key is damaged, others can read it, it cannot be read or
+            made, or the one of a begun store is missing.
     """
-    path = store.with_name(f"{store.name}.key")
-    if path.exists():
-        key = path.read_bytes()
-        if len(key) != KEY_BYTES:
-            raise StoreError(
-                f"{path} has {len(key)} bytes, a key has {KEY_BYTES}; restore it, or "
-                "delete it and the store to start again"
-            )
-        return key
-    if is_begun:
+    try:
+        if not path.exists():
+            if is_begun:
+                raise StoreError(
+                    f"the key {path} is missing, and the store was begun with it, with "
+                    "another --id-key or with --keep-ids; restore it, give the options "
+                    "again, or delete the store to start again"
+                )
+            # Another run, of a store with the same key, may do so just now.
+            write_private_once(path, secrets.token_bytes(KEY_BYTES))
+        key, mode = path.read_bytes(), path.stat().st_mode
+    except OSError as error:
         raise StoreError(
-            f"{store} was begun with the key {path}, which is missing (or with "
-            "--keep-ids); restore it, or delete the store to start again"
+            f"cannot read or make the key {path}: {error.strerror}; name a file of "
+            "yours with --id-key"
+        ) from error
+    if len(key) != KEY_BYTES:
+        raise StoreError(
+            f"{path} has {len(key)} bytes, a key has {KEY_BYTES}; restore it, or name "
+            "a file that does not exist, in which a key is made"
         )
-    key = secrets.token_bytes(KEY_BYTES)
-    with atomic_path(path) as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:  # noqa: PTH123  a descriptor, no path
-            file.write(key)
+    if mode & 0o077:
+        raise StoreError(
+            f"others can read the key {path} (mode {mode & 0o777:04o}), and so undo "
+            "the hashes; `chmod 600` it, or keep it where permissions hold and name it "
+            "with --id-key"
+        )
     return key
 
 

@@ -27,10 +27,10 @@ from ichfast.files import atomic_path
 from ichfast.intake import Intake, name_digests, place_digests, read_intake
 from ichfast.journal import Journal
 from ichfast.lock import only_writer
-from ichfast.manifest import ENTRIES_FILE, read_header
-from ichfast.plan import Unit
+from ichfast.manifest import ENTRIES_FILE, StoreHeader, read_header
+from ichfast.plan import Unit, check_plan, ids_plan
 from ichfast.prepare import DECODE_TIMEOUT_S
-from ichfast.pseudonyms import read_or_make_key
+from ichfast.pseudonyms import default_key_path, read_or_make_key
 from ichfast.shards import Shard, shard_path
 from ichfast.sources import Entry, list_entries
 from ichfast.store import find_damage
@@ -55,7 +55,11 @@ class RepairReport:
 
 
 def repair_store(
-    path: Path, sources: Sequence[Path | str], *, workers: int = 1
+    path: Path,
+    sources: Sequence[Path | str],
+    *,
+    workers: int = 1,
+    id_key: Path | None = None,
 ) -> RepairReport:
     """Make the damaged shards of a store again.
 
@@ -64,10 +68,13 @@ def repair_store(
         sources: what it was made from, given as they were to prepare. They may lie
             elsewhere now.
         workers: decoding processes.
+        id_key: the key of the store's hashed ids, if it lies elsewhere than beside
+            the store.
 
     Raises:
-        StoreError: something stays damaged: the tables, or a shard whose files are
-            not in `sources` or gave something else. What could be repaired, was.
+        StoreError: the key is missing or another; or something stays damaged: the
+            tables, or a shard whose files are not in `sources` or gave something
+            else. What could be repaired, was.
         SourceError: a source cannot be read.
     """
     started_s = time.monotonic()
@@ -79,7 +86,7 @@ def repair_store(
         damaged = sorted({(d.shard, d.level) for d in found if d.shard})
         if damaged:
             shard_of = {shard.name: shard for shard in header.shards}
-            key = None if header.keep_ids else read_or_make_key(path, is_begun=True)
+            key = _key(path, header, id_key)
             intake = read_intake(path / "journal" / ENTRIES_FILE, header.entries_crc32c)
             numbers = {_unit_of(name) for name, _ in damaged}
             units, lost = _units(intake, list_entries(sources), key, numbers)
@@ -111,6 +118,15 @@ def repair_store(
         bytes=sum(file.stat().st_size for file in repaired),
         seconds=time.monotonic() - started_s,
     )
+
+
+def _key(path: Path, header: StoreHeader, id_key: Path | None) -> bytes | None:
+    """The key that the store's ids were hashed with, if they were."""
+    if header.keep_ids:
+        return None
+    key = read_or_make_key(id_key or default_key_path(path), is_begun=True)
+    check_plan(path, header.plan, {"ids": ids_plan(key)})
+    return key
 
 
 def _unit_of(shard_name: str) -> int:

@@ -4,7 +4,7 @@
    (`ichfast.lanes`) and by a Dask cluster (`ichfast.cluster`); the bytes are equal.
 2. The display counts files as they are done, several times a second, so the rate
    and the time left are there from the start. A cluster's files are counted when
-   their unit is done.
+   their unit is done. Bytes are counted as if all files were of the mean size.
 3. However the run ends, no worker converts anything when `convert_units` has returned.
 """
 
@@ -23,7 +23,7 @@ from ichfast.progress import progress
 
 def convert_units(
     job: Job, units: Sequence[Unit], workers: int, scheduler: str | None = None
-) -> None:
+) -> int:
     """Convert every unit that has no page yet, the first ones first.
 
     Args:
@@ -32,6 +32,9 @@ def convert_units(
         workers: processes at once on this machine; on a cluster, its threads decide.
         scheduler: address of a Dask scheduler, such as ``tcp://HOST:8786``, whose
             workers see the store and the local sources under the same paths.
+
+    Returns:
+        How many files that was.
 
     Raises:
         StoreError: the workers of a unit die, and not because of a file; or the
@@ -43,15 +46,20 @@ def convert_units(
     waiting = deque(unit for unit in units if unit.number not in done_numbers)
     num_done = sum(len(unit.entries) for unit in done)
     num_rejected = sum(job.journal.num_rejected(unit) for unit in done)
-    num_files = sum(len(unit.entries) for unit in units)
+    files = [entry for unit in units for entry in unit.entries]
     if scheduler is None or not waiting:
         conversion = convert_in_lanes(job, waiting, workers)
     else:
         conversion = convert_on_cluster(job, waiting, scheduler)
-    with progress("prepare", num_files, "file") as bar, closing(conversion) as states:
+    mean_bytes = sum(entry.size for entry in files) / max(len(files), 1)
+    with (
+        progress("prepare", len(files), "file", unit_bytes=mean_bytes) as bar,
+        closing(conversion) as states,
+    ):
         bar.initial = bar.n = num_done
         for now_done, now_rejected in states:
             bar.set_postfix_str(
                 f"{num_rejected + now_rejected} rejected", refresh=False
             )
             bar.update(num_done + now_done - bar.n)
+    return len(files) - num_done

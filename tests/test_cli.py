@@ -176,6 +176,12 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     assert "cannot read the label csv" in refused(
         "prepare", nothing, "--labels", Path(__file__), "--store", none
     )
+    assert "--keep-ids hashes nothing" in refused(
+        "prepare", nothing, "--keep-ids", "--id-key", none, "--store", none
+    )
+    assert "--id-key is for --repair" in refused(
+        "verify", store, "--id-key", __file__, status=2
+    )
     assert "expected numbers" in refused(
         "prepare", nothing, "--levels", "big", status=2
     )

@@ -21,6 +21,7 @@ from pydicom import config, dcmread, uid
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.processing import apply_rescale
 
 from ichfast import dicom, headers
@@ -581,19 +582,23 @@ def test_truncated_compressed_pixels_are_told_from_broken_ones(num_bytes: int) -
     assert rejection(content[:-num_bytes]).code == "truncated-pixels"
 
 
+@pytest.mark.parametrize("installed", [(), ("gdcm",)])
 def test_a_missing_decoder_names_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...]
 ) -> None:
-    class Unavailable:
-        is_available = False
-        missing_dependencies = ("pylibjpeg - openjpeg",)
-
-    monkeypatch.setattr(dicom, "get_decoder", lambda _: Unavailable())
+    decoder = Decoder(uid.JPEG2000Lossless)
+    for name in ("gdcm", "pylibjpeg"):
+        module = f"pydicom.pixels.decoders.{name}"
+        is_installed = name in installed
+        monkeypatch.setattr(f"{module}.is_available", lambda _, so=is_installed: so)
+        decoder.add_plugin(name, (module, "_decode_frame"))
+    assert decoder.available_plugins == installed
+    monkeypatch.setattr(dicom, "get_decoder", lambda _: decoder)
     pixels = encapsulate([bytes(64)])
     error = rejection(ct_file(ramp(), syntax=uid.JPEG2000Lossless, pixels=pixels))
     assert error.code == "no-decoder"
     assert "pip install 'ichfast[decoders]'" in error.detail
-    assert "pylibjpeg" in error.detail
+    assert "pylibjpeg-openjpeg" in error.detail
 
 
 def test_a_header_written_in_another_way_than_it_says_is_read_without_warning() -> None:
@@ -746,6 +751,15 @@ def test_every_real_file_is_stored_as_pydicom_decodes_it_or_rightly_rejected() -
             assert one.patient_id == row["patient_id"]
             num_slices += 1
     assert num_slices == 324
+
+
+@needs_data
+def test_the_manifest_has_a_checksum_for_the_pixels_of_every_stored_file() -> None:
+    with (DATA / "MANIFEST.csv").open(newline="") as stream:
+        without = {
+            row["file"] for row in csv.DictReader(stream) if not row["pixel_sha256"]
+        }
+    assert without - set(REJECTED) == set(UNREADABLE_BY_PYDICOM)
 
 
 @needs_data

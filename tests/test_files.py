@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ichfast.files import atomic_path, write_text_atomically
+from ichfast.files import atomic_path, write_private_once, write_text_atomically
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -30,4 +30,13 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail_half_way()
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_private_file_is_written_once_and_for_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    write_private_once(path, b"first")
+    write_private_once(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]

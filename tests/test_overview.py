@@ -16,7 +16,9 @@ from ichfast.overview import (
     format_overview,
     write_contact_sheet,
 )
+from ichfast.prepare import prepare_store
 from ichfast.store import Store
+from tests.test_dicom import DATA, needs_data
 
 
 def test_the_overview_counts_what_is_there(tiny_store: Store) -> None:
@@ -47,6 +49,41 @@ def test_the_text_says_what_it_counts(tiny_store: Store) -> None:
     assert "subdural" in text
 
 
+def test_series_are_counted_by_what_is_odd_about_their_order(
+    tiny_store: Store,
+) -> None:
+    assert describe_store(tiny_store).odd_series == {}
+    table = tiny_store.table
+    rows = {name: table.index[table["series"] == name] for name in table["series"]}
+    table.loc[rows["R1"][4:], "position_mm"] += 5  # a slice is missing
+    table.loc[rows["R2"][1], "position_mm"] = 0  # as the first, and a gap after
+    table.loc[rows["R3"], "instance_number"] *= -1
+    table.loc[rows["R3"], "instance_number"] += 9  # from 9 down
+    table.loc[rows["R5"][2], "position_mm"] = np.nan
+    overview = describe_store(tiny_store)
+    assert overview.odd_series == {
+        "gaps": 2, "uneven": 2, "repeated_positions": 1, "reversed": 1,
+        "unknown_positions": 1,
+    }  # fmt: skip
+    assert "odd series   gaps: 2, uneven: 2, repeated" in format_overview(overview)
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_oddities_of_real_series_are_shown(tmp_path: Path) -> None:
+    archives = ("headct_series/GE_HiSpeedDual_head", "rsna_series/ID_7e2939f5a2")
+    prepare_store(
+        [DATA / f"{name}.tar.xz" for name in archives],
+        tmp_path / "store",
+        labels=None,
+        levels=(512,),
+        workers=1,
+        keep_ids=False,
+    )
+    with Store(tmp_path / "store") as store:
+        assert describe_store(store).odd_series == {"uneven": 2, "gaps": 1}
+
+
 def test_captions_name_bleeds_and_fold(tiny_store: Store) -> None:
     table = tiny_store.table
     table.loc[0, list(CLASSES)] = [1, 1, 0, 0, 0, 1]
@@ -63,4 +100,4 @@ def test_the_contact_sheet_is_a_picture(tiny_store: Store, tmp_path: Path) -> No
         assert picture.size == (10 * 256, 832)
         assert np.asarray(picture.convert("L")).max() == 255
     with pytest.raises(IchfastError, match="cannot write"):
-        write_contact_sheet(tiny_store, tmp_path / "nowhere" / "sheet.png")
+        write_contact_sheet(tiny_store, tmp_path / "sheet.png" / "sheet.png")

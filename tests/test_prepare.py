@@ -415,7 +415,9 @@ def test_a_finished_store_is_left_alone(source: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
     again = run([source], tmp_path / "store", keep_ids=False, workers=2)
     assert again.already_finished
-    same = asdict(first) | {"already_finished": True, "seconds": again.seconds}
+    of_the_run = ("already_finished", "files", "seconds", "files_per_s")
+    assert (again.files, again.files_per_s) == (0, 0)
+    same = asdict(first) | {name: getattr(again, name) for name in of_the_run}
     assert asdict(again) == same
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
     del before[tmp_path / "store" / ".lock"], after[tmp_path / "store" / ".lock"]
@@ -569,13 +571,7 @@ def test_a_lost_key_is_not_replaced_under_a_store(
     else:
         stop_before_merging(source, tmp_path / "store", keep_ids=False)
     (tmp_path / "store.key").unlink()
-    with pytest.raises(StoreError, match=r"which is missing .* restore it"):
-        run([source], tmp_path / "store", keep_ids=False)
-
-
-def test_a_key_of_another_length_is_refused(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "store.key").write_bytes(b"short")
-    with pytest.raises(StoreError, match="has 5 bytes, a key has 32"):
+    with pytest.raises(StoreError, match=r"store.key is missing.*restore it"):
         run([source], tmp_path / "store", keep_ids=False)
 
 

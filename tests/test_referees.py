@@ -1,8 +1,8 @@
 """HU as ichfast stores it is what SimpleITK and GDCM make of the same files.
 
 Two other readers are the referees: GDCM alone, which clinics rely on, and ITK's, by
-way of SimpleITK. Each difference stands in `DECISIONS`, with the reason why ichfast
-stores something else.
+way of SimpleITK. Each difference stands in `tests/decisions.py`, with the reason why
+ichfast stores something else.
 
 Shape letters: Z frames, H rows, W columns.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,68 +21,14 @@ import pytest
 
 from ichfast.dicom import read_slices
 from ichfast.errors import RejectError
-from tests.test_dicom import DATA, EDGE, ZOO, needs_data, real_files
+from tests.decisions import DECISIONS
+from tests.test_dicom import DATA, EDGE, needs_data, real_files
 
 SimpleITK = pytest.importorskip("SimpleITK", reason="the test extra has it")
 gdcm = pytest.importorskip("gdcm", reason="the test extra has it, as python-gdcm")
 
 Hu = npt.NDArray[Any]
 GDCM_TYPES = {"INT16": "i2", "UINT16": "u2", "INT32": "i4", "UINT32": "u4"}
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A difference that is meant."""
-
-    referees: tuple[str, ...]
-    """Who says something else."""
-
-    num_pixels: int
-    """How many pixels differ; 0 where the referee cannot read the file."""
-
-    largest_hu: int
-    """The largest difference."""
-
-    reason: str
-
-
-DECISIONS = {
-    f"{EDGE}/highbits_12of16_64.dcm": Decision(
-        ("SimpleITK", "GDCM"),
-        29,
-        4096,
-        "wrapped_12bit: unsigned 12 bits and intercept 0, so air wrapped around at "
-        "4096; the referees show it as bone",
-    ),
-    f"{EDGE}/monochrome1_64.dcm": Decision(
-        ("SimpleITK",),
-        4096,
-        83,
-        "monochrome1: ITK inverts the numbers for display; it says how to show HU, "
-        "not what they are, and GDCM agrees",
-    ),
-    f"{EDGE}/trailing_garbage_64.dcm": Decision(
-        ("SimpleITK", "GDCM"),
-        0,
-        0,
-        "the referees give up on bytes after the pixels, which are whole",
-    ),
-    "zoo/cornerstone_CTImage_chest/CTImage_1.2.840.10008.1.2.4.51.dcm": Decision(
-        ("SimpleITK", "GDCM"),
-        9935,
-        3,
-        "lossy JPEG: the standard leaves the rounding of the cosine transform to the "
-        "decoder; both referees share one, ichfast has pydicom's",
-    ),
-    f"{ZOO}/J2K_pixelrep_mismatch.dcm": Decision(
-        ("GDCM",),
-        163095,
-        8192,
-        "j2k_sign: header and codestream differ about the sign; GDCM reads 13-bit "
-        "negative values as large ones, ITK and pydicom agree with ichfast",
-    ),
-}
-"""Every file of the manifest on which a referee differs."""
 
 
 def read_with_itk(path: Path) -> Hu:

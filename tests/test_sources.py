@@ -147,6 +147,18 @@ def test_hostile_member_names_are_only_labels(tmp_path: Path, suffix: str) -> No
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_zip_member_without_a_name_is_listed_and_spoils_no_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "h.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"nameless")
+        archive.writestr("a", b"1")
+    entries = list_entries([path])
+    assert [(e.key, e.size) for e in entries] == [("h.zip/", 8), ("h.zip/a", 1)]
+    assert read_all(entries)["h.zip/a"] == b"1"
+
+
 def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.dcm")).write_bytes(b"x")
     assert read_all(list_entries([tmp_path])) == {"\\udcff.dcm": b"x"}

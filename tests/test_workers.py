@@ -34,6 +34,7 @@ class Display:
 
     def __init__(self) -> None:
         self.total = self.initial = self.n = 0
+        self.unit_bytes = 0.0
         self.states: list[tuple[int, str]] = []
         self._postfix = ""
 
@@ -51,8 +52,10 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Display:
     shown = Display()
 
     @contextmanager
-    def show(_label: str, total: int, _unit: str) -> Iterator[Display]:
-        shown.total = total
+    def show(
+        _label: str, total: int, _unit: str, *, unit_bytes: float
+    ) -> Iterator[Display]:
+        shown.total, shown.unit_bytes = total, unit_bytes
         yield shown
 
     monkeypatch.setattr(workers, "progress", show)

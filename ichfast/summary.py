@@ -1,0 +1,90 @@
+"""What a run of prepare made: figures, and the line that it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ichfast.manifest import StoreHeader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareReport:
+    """What a run of `prepare_store` made. Counts are of the store as it is now."""
+
+    store: str
+    slices: int
+    series: int
+    patients: int
+    rejected: Mapping[str, int]
+    """Rejected files for each code."""
+    duplicates: int
+    """Slices left out because the same one stood before."""
+    labelled: int
+    """Slices with labels."""
+    labels_without_slice: int
+    slices_without_label: int
+    bytes: int
+    """Size of all shards."""
+    files: int
+    """Read by this run, not by the runs that it continued."""
+    seconds: float
+    """Of this run."""
+    files_per_s: float
+    """Of this run."""
+    already_finished: bool
+
+
+def summarize(
+    store: Path,
+    header: StoreHeader,
+    *,
+    num_files: int,
+    seconds: float,
+    already_finished: bool,
+) -> PrepareReport:
+    """Put a store's figures and those of the run together.
+
+    Args:
+        store: the store's folder.
+        header: of the finished store.
+        num_files: files that the run read.
+        seconds: how long it took.
+        already_finished: there was nothing to do.
+    """
+    counts = header.counts
+    return PrepareReport(
+        store=str(store),
+        slices=counts["slices"],
+        series=counts["series"],
+        patients=counts["patients"],
+        rejected=header.rejected,
+        duplicates=counts["duplicates"],
+        labelled=counts["labelled"],
+        labels_without_slice=counts["labels_without_slice"],
+        slices_without_label=counts["slices"] - counts["labelled"],
+        bytes=header.num_bytes,
+        files=num_files,
+        seconds=seconds,
+        files_per_s=num_files / seconds,
+        already_finished=already_finished,
+    )
+
+
+def format_report(report: PrepareReport) -> str:
+    """A report as one line."""
+    codes = ", ".join(f"{n:,} {code}" for code, n in sorted(report.rejected.items()))
+    rejected = f"{sum(report.rejected.values()):,} files rejected"
+    kept = (
+        f"{report.slices:,} slices of {report.series:,} series and "
+        f"{report.patients:,} patients, {report.labelled:,} labelled, "
+        f"{report.duplicates:,} duplicates, {report.bytes / 2**30:.2f} GiB, "
+        + (f"{rejected} ({codes})" if codes else rejected)
+    )
+    if report.already_finished:
+        return f"already finished: {kept}"
+    return (
+        f"finished: {kept}; {report.files:,} files in {report.seconds:.1f} s "
+        f"({report.files_per_s:,.1f} files/s)"
+    )
