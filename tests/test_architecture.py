@@ -13,7 +13,7 @@ LAYERS = (
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
-    | {"shards", "pseudonyms", "remote"},
+    | {"shards", "pseudonyms", "remote", "schedules", "ema", "ranger", "lamb"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
