@@ -19,7 +19,17 @@ LAYERS = (
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
     | {"slicetable", "series"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
-    {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
+    {
+        "plan",
+        "intake",
+        "sampling",
+        "synth",
+        "pipeline",
+        "predict",
+        "channels",
+        "submit",
+        "figures",
+    }
     | {"pictures"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipes", "normalization"},
