@@ -240,7 +240,8 @@ def preview(
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Start from this file: safetensors, or a run's best.pt.",
+    help="Start from this file: safetensors, a run's best.pt, or mxresnet50 as fastai "
+    "v1 saved it.",
 )
 @SET
 @LIMIT
