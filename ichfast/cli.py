@@ -481,13 +481,9 @@ def demo(out: Path, device: str) -> None:
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the named settings with the reference's results, or show one in full."""
-    from ichfast.recipes import format_recipes, resolve_recipe
-    from ichfast.settings import describe
+    from ichfast.catalogue import format_recipe, format_recipes
 
-    if name is None:
-        click.echo(format_recipes())
-    else:
-        click.echo(describe(resolve_recipe(name)))
+    click.echo(format_recipes() if name is None else format_recipe(name))
 
 
 def main() -> None:

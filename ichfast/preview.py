@@ -16,7 +16,7 @@ from ichfast.errors import IchfastError
 from ichfast.files import atomic_path
 from ichfast.loader import choose_level, make_loader, source_shapes
 from ichfast.pictures import augmentation_sheet, figure_png
-from ichfast.recipes import Recipe
+from ichfast.recipe import Recipe
 from ichfast.store import Store
 
 NUM_SLICES = 8

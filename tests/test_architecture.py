@@ -23,8 +23,10 @@ LAYERS = (
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures", "sampling"},
     {"journal", "loader", "train", "report", "device", "overview"},
-    {"convert", "merge", "recipes", "normalization"},
-    {"lanes", "splits", "preview", "appending"},
+    {"convert", "merge", "recipe", "normalization"},
+    {"experiments"},
+    {"recipes"},
+    {"lanes", "splits", "preview", "appending", "catalogue"},
     {"cluster"},
     {"workers"},
     {"prepare", "runs"},
