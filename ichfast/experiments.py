@@ -7,7 +7,8 @@ from. Losses are unweighted means over the six classes; the leaderboard is stage
 What no setting repeats: the reference took its slices from PNG files that hold HU
 cut to the window, over 255, so that its brain window reaches from 0 to .31 where ours
 reaches from 0 to 1; it showed one such slice three times where ours has one channel;
-it cut the shorter side to the size where ours fits the longer one.
+it cut the shorter side to the size where ours fits the longer one; a later phase went
+on from the best epoch of the one before, ours goes on from the last.
 """
 
 from __future__ import annotations

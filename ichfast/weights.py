@@ -113,7 +113,7 @@ def _sum_first_conv(found: dict[str, Tensor], model: nn.Module, path: Path) -> N
         if isinstance(module, nn.Conv2d)
     )
     if name in found and conv.in_channels == 1 and found[name].shape[1] == 3:
-        found[name] = found[name].sum(dim=1, keepdim=True)
+        found[name] = found[name].float().sum(dim=1, keepdim=True)
         logger.info("first convolution of %s summed from 3 channels to 1", path)
 
 
