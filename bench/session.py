@@ -27,7 +27,8 @@ from ichfast.device import choose_device
 from ichfast.files import write_text_atomically
 from ichfast.models import ARCHS
 from ichfast.prepare import UNIT_ENTRIES
-from ichfast.recipes import ModelConfig, fitting_batch_size
+from ichfast.recipe import ModelConfig
+from ichfast.recipes import fitting_batch_size
 
 FULL_SIZES = (224, 512)
 """With ``--full``."""

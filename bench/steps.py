@@ -21,7 +21,8 @@ from ichfast.amp import choose_amp
 from ichfast.batch import Batch, Loader
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.normalization import measure_normalization
-from ichfast.recipes import Recipe, resolve_recipe
+from ichfast.recipe import Recipe
+from ichfast.recipes import resolve_recipe
 from ichfast.runs import build_run_model
 from ichfast.store import Store
 from ichfast.train import Trainer
@@ -75,6 +76,7 @@ def make_recipe(arch: str, size: int, batch_size: int, device: str) -> Recipe:
         size=size,
         device_type=device,
         assignments=[
+            "model.pretrained=no",
             f"data.batch_size={batch_size}",
             f"train.epochs={MANY_EPOCHS}",
             "folds.kind=slice",

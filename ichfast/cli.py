@@ -251,7 +251,8 @@ def preview(
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Start from this file: safetensors, or a run's best.pt.",
+    help="Start from this file: safetensors, a run's best.pt, or mxresnet50 as fastai "
+    "v1 saved it.",
 )
 @SET
 @LIMIT
@@ -499,13 +500,9 @@ def demo(out: Path, device: str) -> None:
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the named settings with the reference's results, or show one in full."""
-    from ichfast.recipes import format_recipes, resolve_recipe
-    from ichfast.settings import describe
+    from ichfast.catalogue import format_recipe, format_recipes
 
-    if name is None:
-        click.echo(format_recipes())
-    else:
-        click.echo(describe(resolve_recipe(name)))
+    click.echo(format_recipes() if name is None else format_recipe(name))
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from ichfast.labels import read_labels
 from ichfast.metrics import evaluate, format_evaluation
 from ichfast.predictions import write_predictions
 from ichfast.prepare import prepare_store
-from ichfast.recipes import Recipe, resolve_recipe
+from ichfast.recipe import Recipe
+from ichfast.recipes import resolve_recipe
 from ichfast.results import predict_run, report_run
 from ichfast.runs import train_run
 from ichfast.submit import write_submission
@@ -49,6 +50,7 @@ def demo_recipe(device_type: str) -> Recipe:
         size=96,
         device_type=device_type,
         assignments=[
+            "model.pretrained=no",
             "data.batch_size=32",
             "train.epochs=8",
             "train.phases.0.lr=3e-3",

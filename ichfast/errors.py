@@ -99,3 +99,8 @@ class PredictionError(IchfastError):
 
 class SubmissionError(IchfastError):
     """Predictions that must not be submitted as they are."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line; its name if nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]

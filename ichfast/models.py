@@ -5,12 +5,8 @@ What a built model promises:
 1. It takes images (B, in_chans, H, W) of any size from 64 pixels on and gives
    logits (B, K); its weights are channels-last, and it keeps channels-last
    images channels-last to the end.
-2. Its body is random, or every tensor of it comes from one file; a file that
-   fits in part is an error. Two things are fitted, and said in the log: a first
-   convolution for three channels is summed for one, and a head of another shape
-   gives way to the new one.
-3. No file can run code: only plain tensors are read.
-4. Without a network, `pretrained` fails within seconds and says what to do.
+2. Its body is random, or every tensor of it comes from one file, as `weights` and
+   `pretrained` promise.
 
 Only this module imports timm.
 
@@ -19,37 +15,22 @@ Shape letters: B slices, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-import difflib
-import logging
-import pickle
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
 from ichfast.errors import ModelError
+from ichfast.pretrained import fetch_pretrained
+from ichfast.settings import unknown
+from ichfast.weights import load_weights
 from ichfast.xresnet import XResNet50Attn
-
-logger = logging.getLogger(__name__)
 
 HEADS = ("linear", "concat-pool")
 """``linear``: average pool, one linear layer. ``concat-pool``: fastai's head."""
-
-CONNECT_TIMEOUT_S = 8.0
-"""How long the server of pretrained weights may take to answer, seconds."""
-
-HUB_FILE = "model.safetensors"
-"""The weights in a timm repository on the Hugging Face hub."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +75,8 @@ def build_model(
         in_chans: channels of the images, 1 or 3.
         num_classes: K.
         pretrained: start from timm's ImageNet weights; needs a network, once.
-        weights: start from this file instead: safetensors, or what `torch.save`
-            wrote of a state dict or of a checkpoint with one under ``model``.
+        weights: start from this file instead; `weights.load_weights` says which
+            files will do.
         head: a name of `HEADS`.
 
     Returns:
@@ -121,9 +102,9 @@ def build_model(
     if head == "concat-pool":
         _set_concat_pool_head(model, num_classes)
     if pretrained:
-        weights = _fetch_pretrained(arch, settings)
+        weights = fetch_pretrained(arch, settings.timm_name)
     if weights is not None:
-        _load_weights(model, weights, arch)
+        load_weights(model, weights, arch=arch, head=_head_name(model))
     return model.to(memory_format=torch.channels_last)
 
 
@@ -162,11 +143,9 @@ class ConcatPool(nn.Module):
 
 
 def _find_arch(arch: str) -> Arch:
-    if arch in ARCHS:
-        return ARCHS[arch]
-    near = difflib.get_close_matches(arch, ARCHS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ModelError(f"unknown arch {arch!r}; {hint}known are {', '.join(ARCHS)}")
+    if arch not in ARCHS:
+        raise ModelError(unknown("arch", arch, ARCHS))
+    return ARCHS[arch]
 
 
 def _build(settings: Arch, *, in_chans: int, num_classes: int) -> nn.Module:
@@ -205,135 +184,3 @@ def _set_concat_pool_head(model: nn.Module, num_classes: int) -> None:
         nn.Dropout(0.5),
         linears[1],
     )
-
-
-def _load_weights(model: nn.Module, path: Path, arch: str) -> None:
-    found = _read_tensors(path)
-    wanted = model.state_dict()
-    _sum_first_conv(found, model, path)
-    head = f"{_head_name(model)}."
-    _drop_other_head(found, wanted, head, path)
-    problems = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in found.keys() & wanted.keys()
-        if found[name].shape != wanted[name].shape
-    ]
-    if not problems:
-        outcome = model.load_state_dict(found, strict=False)
-        problems = [f"{name} is not known here" for name in outcome.unexpected_keys]
-        problems += [
-            f"{name} is missing"
-            for name in outcome.missing_keys
-            if not name.startswith(head)  # a head is whole or left out
-        ]
-    if problems:
-        raise ModelError(
-            f"{path} does not fit {arch}: {'; '.join(sorted(problems)[:3])}"
-            f"{f'; and {len(problems) - 3} more' if len(problems) > 3 else ''}"
-            "; give --weights of the same --arch and head"
-        )
-    logger.info("%s starts from %d tensors of %s", arch, len(found), path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"no weights at {path}; --weights takes a file that exists")
-    try:
-        content: Any
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} was refused: it holds something else than plain tensors, which "
-            "could run code, or is damaged; save a state dict or use safetensors"
-        ) from error
-    except Exception as error:  # torch raises nearly anything on a damaged file
-        raise ModelError(
-            f"{path} is damaged or not a file of weights: {_first_line(error)}"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(
-        isinstance(tensor, Tensor) for tensor in content.values()
-    ):
-        raise ModelError(
-            f"{path} holds no state dict, at its top or under 'model'; "
-            "save one with torch.save(model.state_dict(), PATH)"
-        )
-    return dict(content)
-
-
-def _sum_first_conv(found: dict[str, Tensor], model: nn.Module, path: Path) -> None:
-    name, conv = next(
-        (f"{name}.weight", module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-    )
-    if name in found and conv.in_channels == 1 and found[name].shape[1] == 3:
-        found[name] = found[name].sum(dim=1, keepdim=True)
-        logger.info("first convolution of %s summed from 3 channels to 1", path)
-
-
-def _drop_other_head(
-    found: dict[str, Tensor], wanted: Mapping[str, Tensor], head: str, path: Path
-) -> None:
-    shapes = {name: t.shape for name, t in found.items() if name.startswith(head)}
-    if shapes == {name: t.shape for name, t in wanted.items() if name.startswith(head)}:
-        return
-    for name in shapes:
-        del found[name]
-    logger.info("head of %s is of another shape; the new head starts random", path)
-
-
-def _fetch_pretrained(arch: str, settings: Arch) -> Path:
-    if settings.timm_name is None:
-        raise ModelError(
-            f"nobody has published ImageNet weights for {arch}; "
-            "leave out --pretrained, or give --weights FILE"
-        )
-    repository = f"timm/{settings.timm_name}"
-    cached = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE)
-    if isinstance(cached, str):
-        return Path(cached)
-    server = huggingface_hub.constants.ENDPOINT
-    advice = (
-        f"download {HUB_FILE} of {repository} elsewhere and give --weights FILE, "
-        "or leave out --pretrained"
-    )
-    if not _answers(server, CONNECT_TIMEOUT_S):
-        raise ModelError(
-            f"no pretrained weights for {arch}: {server} does not answer; {advice}"
-        )
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE))
-    except Exception as error:  # its HTTP client's own, of any kind
-        raise ModelError(
-            f"no pretrained weights for {arch}: {_first_line(error)}; {advice}"
-        ) from error
-
-
-def _answers(url: str, timeout_s: float) -> bool:
-    # The hub's client tries for 23 s and more, with a warning for every attempt.
-    # A thread, because a name look-up takes no timeout.
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=timeout_s).close()
-        except urllib.error.HTTPError as error:
-            error.close()  # an error page is an answer
-        except (OSError, HTTPException):
-            return
-        answered.set()
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return answered.is_set()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

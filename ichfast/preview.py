@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ichfast.augment import AugmentConfig, Parameters, count_halvings, draw
 from ichfast.loader import choose_level, make_loader, source_shapes
 from ichfast.pictures import augmentation_sheet, write_figure
-from ichfast.recipes import Recipe
+from ichfast.recipe import Recipe
 from ichfast.store import Store
 
 NUM_SLICES = 8

@@ -61,3 +61,15 @@ PUBLISHED = {
     ),
 }
 """The reference's results, from its notebooks' output."""
+
+
+def find_published(recipe: str) -> Published | None:
+    """The reference's results of a recipe, or of the notebook that gave them.
+
+    Args:
+        recipe: its name.
+
+    Returns:
+        None for a recipe that is not the reference's.
+    """
+    return PUBLISHED.get(recipe.removesuffix("-notebook"))

@@ -22,7 +22,7 @@ from ichfast.loader import make_loader
 from ichfast.models import build_model
 from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.predictions import LABEL_COLUMNS
-from ichfast.recipes import Recipe
+from ichfast.recipe import Recipe
 from ichfast.report import ReportData, write_report
 from ichfast.runs import RunRecord, read_history, read_record
 from ichfast.settings import to_dict

@@ -38,7 +38,8 @@ from ichfast.metrics import prevalence_loss
 from ichfast.models import build_model
 from ichfast.normalization import measure_normalization
 from ichfast.pipeline import Normalization
-from ichfast.recipes import RECIPES, ModelConfig, Recipe
+from ichfast.recipe import ModelConfig, Recipe
+from ichfast.recipes import RECIPES
 from ichfast.settings import from_dict, to_dict
 from ichfast.splits import Split, split_slices
 from ichfast.store import Store

@@ -2,14 +2,19 @@
 
 Promises:
 
-1. Training sees a fresh permutation each epoch; validation keeps store order.
-2. Ranks are disjoint. In validation they together hold every slice once; in
-   training each has the same number of full batches, and what is left over
-   (less than one global batch) waits for another epoch.
+1. Training sees a fresh order each epoch; validation keeps store order.
+2. Ranks are disjoint, and no slice comes twice in an epoch. In validation the
+   ranks together hold every slice once; in training each has the same number of
+   full batches, and what is left over (less than one global batch) waits for
+   another epoch.
 3. There is no state: a batch can be computed without the ones before it, which
    makes resuming exact.
 
-Shape letters: N slices of the split, B slices of the batch.
+`Sampler` trains on every slice; its subclasses choose some anew each epoch. They
+choose only to train: validation is the same for all.
+
+Shape letters: N slices of the split, B slices of the batch, M studies of the split,
+E slices of one training epoch on all ranks.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from ichfast.errors import LoaderError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +41,7 @@ class Sampler:
     """True to train: shuffled, full batches only. False to validate."""
 
     seed: int = 0
-    """Run seed; the permutation is drawn from (seed, epoch)."""
+    """Run seed; an epoch's order is drawn from (seed, epoch)."""
 
     rank: int = 0
     world_size: int = 1
@@ -49,7 +56,7 @@ class Sampler:
     def __len__(self) -> int:
         """Batches in one epoch on this rank."""
         if self.shuffle:
-            return len(self.slices_N) // (self.batch_size * self.world_size)
+            return self._num_drawn() // (self.batch_size * self.world_size)
         return -(-self.num_slices // self.batch_size)
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -60,10 +67,8 @@ class Sampler:
         """
         if not self.shuffle:
             return self.slices_N[self.rank :: self.world_size].copy()
-        shuffled_N = np.random.default_rng([self.seed, epoch]).permutation(
-            self.slices_N
-        )
-        return shuffled_N[self.rank :: self.world_size][: self.num_slices].copy()
+        drawn_E = self._draw(np.random.default_rng([self.seed, epoch]))
+        return drawn_E[self.rank :: self.world_size][: self.num_slices].copy()
 
     def batch(
         self, order: npt.NDArray[np.int64], iteration: int
@@ -71,3 +76,93 @@ class Sampler:
         """Store positions of one batch of `order`; empty behind the last one."""
         start = iteration * self.batch_size
         return order[start : start + self.batch_size]
+
+    def _num_drawn(self) -> int:
+        """E, the same for every epoch."""
+        return len(self.slices_N)
+
+    def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """The slices of a training epoch in order, shape (E,), for all ranks."""
+        return rng.permutation(self.slices_N)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BalancedSampler(Sampler):
+    """As many slices with hemorrhage as without.
+
+    An epoch has every slice of the rarer kind, and as many of the other kind, drawn
+    anew. On the RSNA set it has 2 of 7 slices, every one with hemorrhage among them.
+
+    Source:
+        Undersampling as the competition's 142nd place began its training.
+    """
+
+    has_hemorrhage_N: npt.NDArray[np.bool_]
+    """For each of `slices_N`, whether the label `any` is 1."""
+
+    def __post_init__(self) -> None:
+        if self._num_each() == 0:
+            raise LoaderError(
+                "balanced sampling needs slices with and without hemorrhage, found "
+                f"{int(self.has_hemorrhage_N.sum())} with among "
+                f"{len(self.slices_N)}; choose another fold or sampling"
+            )
+
+    def _num_each(self) -> int:
+        num_with = int(self.has_hemorrhage_N.sum())
+        return min(num_with, len(self.slices_N) - num_with)
+
+    def _num_drawn(self) -> int:
+        return 2 * self._num_each()
+
+    def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        kinds = [
+            rng.choice(self.slices_N[kind_N], size=self._num_each(), replace=False)
+            for kind_N in (self.has_hemorrhage_N, ~self.has_hemorrhage_N)
+        ]
+        return rng.permutation(np.concatenate(kinds))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySampler(Sampler):
+    """One slice of each study, more likely from its middle than from its ends.
+
+    Neighbouring slices look alike, so an epoch of a 35th of the slices shows most
+    of what a whole one does.
+
+    Source:
+        SeuTao/RSNA2019_Intracranial-Hemorrhage-Detection (1st place),
+        2DNet/src/dataset/dataset.py, whose epoch draws four times from each study.
+    """
+
+    study_N: npt.NDArray[np.int64]
+    """For each of `slices_N`, the number of its study; slices of a study stand
+    together, in the order of their positions."""
+
+    def _first_M(self) -> npt.NDArray[np.intp]:
+        """Where in `slices_N` each study begins."""
+        return np.flatnonzero(np.diff(self.study_N, prepend=self.study_N[0] - 1))
+
+    def _num_drawn(self) -> int:
+        return len(self._first_M())
+
+    def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        first_M = self._first_M()
+        count_M = np.diff(first_M, append=len(self.slices_N))
+        weight_N = _centre_weights(first_M, count_M)
+        # A uniform number of the study's total weight falls on one of its slices.
+        behind_N = np.cumsum(weight_N)
+        behind_M = behind_N[first_M + count_M - 1]
+        before_M = behind_N[first_M] - weight_N[first_M]
+        point_M = rng.integers(before_M, behind_M)
+        drawn_M = np.searchsorted(behind_N, point_M, side="right")
+        return rng.permutation(self.slices_N[drawn_M])
+
+
+def _centre_weights(
+    first_M: npt.NDArray[np.intp], count_M: npt.NDArray[np.intp]
+) -> npt.NDArray[np.int64]:
+    """A quarter of the distance to the nearer end of the study, but at least 1."""
+    place_N = np.arange(count_M.sum()) - np.repeat(first_M, count_M)
+    to_end_N = np.repeat(count_M, count_M) - 1 - place_N
+    return np.maximum(np.minimum(place_N, to_end_N) // 4, 1)

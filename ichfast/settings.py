@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
@@ -17,6 +18,9 @@ from typing import Any, TypeVar, cast
 from ichfast.errors import RecipeError
 
 Settings = TypeVar("Settings")
+
+MOST_NAMED = 3
+"""Settings that a message names at most."""
 
 
 def describe(settings: Any) -> str:
@@ -29,7 +33,7 @@ def _leaves(settings: Any, path: str) -> Iterator[tuple[str, Any]]:
         name, value = f"{path}{each.name}", getattr(settings, each.name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{name}.")
-        elif isinstance(value, tuple) and dataclasses.is_dataclass(value[0]):
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
             for index, part in enumerate(value):
                 yield from _leaves(part, f"{name}.{index}.")
         else:
@@ -58,36 +62,47 @@ def override(settings: Settings, assignments: Sequence[str]) -> Settings:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise RecipeError(f"--set takes NAME=VALUE, got {assignment!r}")
+        _check_name(path, [name for name, _ in _leaves(settings, "")])
         settings = _assign(settings, path.split("."), text, path)
     return settings
 
 
+def _check_name(path: str, known: Sequence[str]) -> None:
+    """Refuse a name that is not one of a setting, with the nearest that are."""
+    if path in known:
+        return
+    parts = [name for name in known if name.startswith(f"{path}.")]
+    if parts:
+        raise RecipeError(
+            f"--set {path}: {path} has settings of its own; name one: "
+            f"{', '.join(parts[:MOST_NAMED])}{', ...' if parts[MOST_NAMED:] else ''}"
+        )
+    raise RecipeError(f"--set {path}: no such setting; {_near_misses(path, known)}")
+
+
+def _near_misses(path: str, known: Sequence[str]) -> str:
+    """The settings that may be meant: their last part is spelled alike, or all."""
+    last_of = {name: name.rpartition(".")[2] for name in known}
+    last = path.rpartition(".")[2]
+    alike = difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.7)
+    candidates = [name for name in known if last_of[name] in alike] or known
+    cutoff = 0.0 if alike else 0.6
+    near = difflib.get_close_matches(path, candidates, n=MOST_NAMED, cutoff=cutoff)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "`ichfast recipes NAME` prints all of a recipe"
+
+
 def _assign(settings: Any, names: list[str], text: str, path: str) -> Any:
-    """A copy of nested settings with one leaf replaced."""
+    """A copy of nested settings with one leaf, which exists, replaced."""
     name, *rest = names
     if isinstance(settings, tuple):
-        if not name.isdecimal() or int(name) >= len(settings):
-            raise RecipeError(
-                f"--set {path}: expected a number from 0 to {len(settings) - 1}, "
-                f"found {name!r}"
-            )
         index = int(name)
         changed = _assign(settings[index], rest, text, path)
         return (*settings[:index], changed, *settings[index + 1 :])
-    known = [each.name for each in dataclasses.fields(settings)]
-    if name not in known:
-        raise RecipeError(f"--set {path}: {unknown('setting', name, known)}")
-    old = getattr(settings, name)
-    has_parts = dataclasses.is_dataclass(old) or (
-        isinstance(old, tuple) and dataclasses.is_dataclass(old[0])
-    )
-    if has_parts != bool(rest):
-        raise RecipeError(
-            f"--set {path}: {name} "
-            + ("has settings of its own; name one" if has_parts else "has no parts")
-        )
     if rest:
-        return dataclasses.replace(settings, **{name: _assign(old, rest, text, path)})
+        changed = _assign(getattr(settings, name), rest, text, path)
+        return dataclasses.replace(settings, **{name: changed})
     wanted = typing.get_type_hints(type(settings))[name]
     return dataclasses.replace(settings, **{name: _parse(text, wanted, path)})
 
@@ -128,6 +143,8 @@ def _convert(value: Any, wanted: Any) -> Any:
         return from_dict(cast(Any, wanted), value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if wanted is float and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
     if wanted is not Any and type(value) is not wanted:
         raise TypeError
     return value

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ichfast.errors import FoldError
 from ichfast.folds import patient_folds, slice_folds
-from ichfast.recipes import FoldConfig
+from ichfast.recipe import FoldConfig
 from ichfast.store import Store
 
 

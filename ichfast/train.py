@@ -26,14 +26,16 @@ from torch import Tensor, nn
 from ichfast.amp import Amp
 from ichfast.batch import Batch, Loader
 from ichfast.checkpoint import BEST, LAST, save_checkpoint
+from ichfast.ema import Ema
 from ichfast.errors import InterruptionError, RecipeError, TrainError
 from ichfast.losses import LossTrace
 from ichfast.metrics import accuracy, weighted_log_loss
 from ichfast.mixup import mix_up
 from ichfast.models import body_and_head
-from ichfast.optim import Ema, Schedule, decay_groups, make_optimizer
+from ichfast.optim import decay_groups, make_optimizer
 from ichfast.predict import predict_logits
 from ichfast.progress import progress
+from ichfast.schedules import Schedule
 
 History = list[dict[str, Any]]
 """One row an epoch; see `Trainer.fit`."""

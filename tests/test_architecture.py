@@ -13,17 +13,20 @@ LAYERS = (
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
-    | {"shards", "pseudonyms", "remote"},
+    | {"shards", "pseudonyms", "remote", "schedules", "ema", "ranger", "lamb"}
+    | {"fastai_keys", "pretrained"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
-    | {"writer", "manifest"},
-    {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
+    | {"writer", "manifest", "xresnet"},
+    {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"slicetable", "series", "summary"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures"},
+    | {"pictures", "sampling"},
     {"journal", "loader", "train", "report", "device", "overview"},
-    {"convert", "merge", "recipes", "normalization"},
-    {"lanes", "splits", "preview", "appending"},
+    {"convert", "merge", "recipe", "normalization"},
+    {"experiments"},
+    {"recipes"},
+    {"lanes", "splits", "preview", "appending", "catalogue"},
     {"cluster"},
     {"workers"},
     {"prepare", "runs"},

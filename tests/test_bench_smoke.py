@@ -38,8 +38,8 @@ from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
 from ichfast.dicom import read_slices
+from ichfast.experiments import exp_30
 from ichfast.loader import make_loader
-from ichfast.recipes import exp_30
 
 ROOT = Path(__file__).parents[1]
 

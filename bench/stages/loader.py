@@ -27,9 +27,9 @@ from bench.peers import PEERS, peers_of, reason_to_skip
 from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
 from ichfast.augment import draw
+from ichfast.experiments import exp_30
 from ichfast.loader import PREFETCH, DaliLoader, make_loader
 from ichfast.normalization import measure_normalization
-from ichfast.recipes import exp_30
 from ichfast.store import Store
 from ichfast.windows import parse_window
 

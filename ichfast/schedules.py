@@ -1,0 +1,85 @@
+"""How learning rate and momentum go over the steps of a phase.
+
+A schedule is a pure function of the step; nothing of it needs saving.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from ichfast.errors import RecipeError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """How learning rate and momentum go over the steps of a phase."""
+
+    kind: str
+    """``one-cycle``: up and down by cosines, momentum the other way round;
+    ``flat-cosine``: flat, then a cosine to 0; ``cosine``: a cosine to 0."""
+
+    lr: float
+    """The highest learning rate."""
+
+    num_steps: int
+    """Optimizer steps in the phase; at least 1."""
+
+    start: float
+    """Where the descent starts, as a share of the steps in [0, 1): after the rise
+    (the reference: 0.3) or the flat part (0.7); 0 for ``cosine``."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("one-cycle", "flat-cosine", "cosine"):
+            raise RecipeError(
+                f"unknown schedule {self.kind!r}; "
+                "known are one-cycle, flat-cosine, cosine"
+            )
+        if self.num_steps < 1:
+            raise RecipeError(f"a schedule needs 1 step or more, got {self.num_steps}")
+        if not 0 <= self.start < 1 or (self.kind == "cosine" and self.start > 0):
+            raise RecipeError(
+                f"{self.kind} cannot start its descent at {self.start} of the steps; "
+                "give a share in [0, 1), and 0 for cosine"
+            )
+
+    def at(self, step: int) -> tuple[float, float | None]:
+        """Learning rate and beta1 of a step.
+
+        Args:
+            step: from 0; `num_steps` gives the values where the descent ends.
+
+        Returns:
+            The learning rate, and beta1 or None where it is not scheduled.
+
+        Source:
+            fastai v1, `OneCycleScheduler` (div_factor 25, final 25e4, momentum
+            0.95 to 0.85) and `GeneralScheduler`: the first part has
+            ``int(num_steps * start)`` steps.
+        """
+        assert 0 <= step <= self.num_steps, f"step {step} of {self.num_steps}"
+        turning = int(self.num_steps * self.start)
+        descended = (step - turning) / (self.num_steps - turning)
+        if self.kind == "one-cycle":
+            if step < turning:
+                risen = step / turning
+                return _cosine(self.lr / 25, self.lr, risen), _cosine(0.95, 0.85, risen)
+            return (
+                _cosine(self.lr, self.lr / 25e4, descended),
+                _cosine(0.85, 0.95, descended),
+            )
+        return _cosine(self.lr, 0.0, max(descended, 0.0)), None
+
+    def apply(self, optimizer: Optimizer, step: int) -> None:
+        """Set a step's learning rate, and beta1 if scheduled, in every group."""
+        lr, beta1 = self.at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            if beta1 is not None:
+                group["betas"] = (beta1, group["betas"][1])
+
+
+def _cosine(first: float, last: float, share: float) -> float:
+    return last + (first - last) / 2 * (math.cos(math.pi * share) + 1)

@@ -1,0 +1,50 @@
+"""The moving average follows its formula and leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from ichfast.ema import Ema
+from ichfast.optim import make_optimizer
+from tests.training import SETTINGS, make_model, through_a_file, train, weights_of
+
+
+def test_ema_follows_the_formula_and_copies_buffers() -> None:
+    model = make_model()
+    optimizer = make_optimizer("adam", model.parameters(), **SETTINGS)
+    ema = Ema(model, decay=0.9)
+    expected = weights_of(model)
+    for step in range(5):
+        train(model, optimizer, range(step, step + 1))
+        ema.update()
+        expected = 0.9 * expected + 0.1 * weights_of(model)
+    torch.testing.assert_close(weights_of(ema.model), expected)
+    buffers = list(model.buffers())
+    assert len(buffers) == 3
+    for copied, buffer in zip(ema.model.buffers(), buffers, strict=True):
+        assert torch.equal(copied, buffer)
+        assert copied is not buffer
+
+
+def test_ema_is_a_frozen_model_in_evaluation_mode_and_leaves_the_other_alone() -> None:
+    model = make_model().train()
+    ema = Ema(model, decay=0.9)
+    assert not ema.model.training
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_resumed_ema_goes_on_bit_for_bit() -> None:
+    model = make_model()
+    ema = Ema(model, decay=0.9)
+    optimizer = make_optimizer("adam", model.parameters(), **SETTINGS)
+    train(model, optimizer, range(3))
+    ema.update()
+    resumed = Ema(copy.deepcopy(model), decay=0.9)
+    resumed.load_state_dict(through_a_file(ema.state_dict()))
+    ema.update()
+    resumed.update()
+    assert torch.equal(weights_of(resumed.model), weights_of(ema.model))

@@ -1,0 +1,58 @@
+"""A recipe is found by its name, and fits the arch, the size and the device."""
+
+from __future__ import annotations
+
+import pytest
+
+from ichfast.errors import RecipeError
+from ichfast.recipes import fast, fitting_batch_size, resolve_recipe
+
+
+def test_unknown_recipes_list_the_known() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are exp-00, "):
+        resolve_recipe("exp-3")
+
+
+def test_fast_fits_the_arch_the_size_and_the_device() -> None:
+    on_gpu = resolve_recipe(None, arch="res2net50", size=512)
+    on_cpu = resolve_recipe(None, arch="res2net50", size=512, device_type="cpu")
+    assert on_gpu.model.arch == "res2net50"
+    assert (on_gpu.data.size, on_gpu.data.batch_size) == (512, 24)
+    assert on_cpu.data.batch_size < 8
+    assert on_cpu.train.phases[0].lr < on_gpu.train.phases[0].lr
+
+
+def test_fast_starts_from_imagenet_where_there_are_weights_and_a_gpu() -> None:
+    assert fast("resnext50").model.pretrained == "try"
+    assert fast("xresnet50-attn").model.pretrained == "no"
+    assert fast("resnext50", device_type="cpu").model.pretrained == "no"
+
+
+def test_another_arch_keeps_what_it_can_of_a_recipes_model() -> None:
+    other = resolve_recipe("exp-30", arch="efficientnet-b0").model
+    assert (other.arch, other.head, other.pretrained) == (
+        "efficientnet-b0", "linear", "try"
+    )  # fmt: skip
+    assert resolve_recipe("exp-30", arch="xresnet50-attn").model.pretrained == "no"
+    assert resolve_recipe("exp-10-tfl", arch="res2net50").model.weights == ""
+    with pytest.raises(RecipeError, match="did you mean resnext50"):
+        resolve_recipe("exp-30", arch="resnext")
+
+
+def test_a_batch_shrinks_with_the_square_of_the_size() -> None:
+    fitted = fitting_batch_size(384, made_for=224, size=512, device_type="cuda")
+    assert fitted == 384 * 224**2 // 512**2
+    unchanged = fitting_batch_size(64, made_for=512, size=224, device_type="cuda")
+    assert unchanged == 64
+
+
+def test_epochs_altogether_keep_the_proportion_of_the_phases() -> None:
+    def epochs(recipe: str, count: int) -> list[int]:
+        changed = resolve_recipe(recipe, assignments=[f"train.epochs={count}"])
+        return [phase.epochs for phase in changed.train.planned_phases()]
+
+    assert epochs("exp-00", 25) == [5, 20]
+    assert epochs("exp-00", 50) == [10, 40]
+    assert epochs("exp-00", 5) == [1, 4]
+    assert epochs("exp-00", 1) == [1]
+    assert epochs("exp-10-mixup", 11) == [5, 6]
