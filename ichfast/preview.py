@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.augment import AugmentConfig, Parameters, count_halvings, draw
+from ichfast.dataconfig import choose_level, source_shapes
 from ichfast.errors import IchfastError
 from ichfast.files import atomic_path
-from ichfast.loader import choose_level, make_loader, source_shapes
+from ichfast.loader import make_loader
 from ichfast.pictures import augmentation_sheet, figure_png
 from ichfast.recipes import Recipe
 from ichfast.store import Store

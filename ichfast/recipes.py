@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ichfast.augment import EXP_10_MIXUP, EXP_30, FASTAI, AugmentConfig
+from ichfast.dataconfig import DataConfig
 from ichfast.errors import RecipeError
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
-from ichfast.loader import DataConfig
 from ichfast.models import ARCHS
 from ichfast.published import PUBLISHED, Published
 from ichfast.settings import override, unknown

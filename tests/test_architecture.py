@@ -11,7 +11,7 @@ import ichfast
 LAYERS = (
     {"errors"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock"},
+    | {"levels", "lock", "gather"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
     | {"shards", "pseudonyms", "remote"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
@@ -20,7 +20,9 @@ LAYERS = (
     | {"slicetable", "series"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures"},
+    | {"pictures", "reading"},
+    {"dataconfig", "resident"},
+    {"feeds"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipes", "normalization"},
     {"lanes", "splits", "preview", "appending"},

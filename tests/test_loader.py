@@ -13,8 +13,9 @@ import torch
 
 from ichfast.augment import AugmentConfig, apply_parameters, draw, halve
 from ichfast.channels import parse_windows
+from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import LoaderError
-from ichfast.loader import DataConfig, choose_level, make_loader
+from ichfast.loader import make_loader
 from ichfast.pipeline import Normalization
 from ichfast.store import Store
 from tests.contracts import check_loader, order_of

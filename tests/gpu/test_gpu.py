@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ichfast.augment import AugmentConfig
+from ichfast.dataconfig import DataConfig
 from ichfast.device import choose_device
-from ichfast.loader import DataConfig, make_loader
+from ichfast.loader import make_loader
 from ichfast.recipes import resolve_recipe
 from ichfast.results import predict_run
 from ichfast.runs import train_run
