@@ -242,6 +242,11 @@ def preview(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Start from this file: safetensors, or a run's best.pt.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["none", "host", "device"]),
+    help="Read each slice once and keep it in host or GPU memory.  [default: none]",
+)
 @SET
 @LIMIT
 @DEVICE
@@ -255,6 +260,7 @@ def train(
     resume: bool,
     pretrained: bool,
     weights: Path | None,
+    cache: str | None,
     assignments: tuple[str, ...],
     limit: int | None,
     device: str,
@@ -274,6 +280,7 @@ def train(
         "folds.fold": fold,
         "model.weights": weights,
         "model.pretrained": "yes" if pretrained else None,
+        "data.cache": cache,
     }
     chosen = choose_device(device)
     resolved = resolve_recipe(

@@ -32,7 +32,7 @@ from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
-from ichfast.errors import IchfastError, LoaderError
+from ichfast.errors import LoaderError
 from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds, slices_needed
 from ichfast.pipeline import Normalization, slice_graph
 from ichfast.reading import ReadAhead, SliceSupply, batches_ahead
@@ -272,6 +272,7 @@ class DaliLoader:
                 "epochs and batches are counted from 0, got epoch "
                 f"{epoch} from batch {first_batch} on"
             )
+        self._check_open()
         self._drain()
         self._num_begun += 1
         own_number = self._num_begun
@@ -295,8 +296,7 @@ class DaliLoader:
 
     def _run(self) -> Sequence[Any] | None:
         """The next outputs; None, and ready for another epoch, behind the last."""
-        if self._closed:
-            raise LoaderError("the loader is closed; make another with make_loader")
+        self._check_open()
         try:
             if self.device == "cpu":
                 outputs = self._pipeline.run()
@@ -310,7 +310,7 @@ class DaliLoader:
             return None
         except BaseException as error:
             self.close()  # DALI cannot go on from here
-            if isinstance(error, IchfastError) or not isinstance(error, RuntimeError):
+            if not isinstance(error, RuntimeError):
                 raise
             first_line = str(error).strip().splitlines()[0]
             raise LoaderError(f"the DALI pipeline failed: {first_line}") from error
@@ -323,6 +323,10 @@ class DaliLoader:
             self._schedule.stop()
             while self._run() is not None:
                 pass
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LoaderError("the loader is closed; make another with make_loader")
 
     def close(self) -> None:
         """Stop all threads and free all buffers. Batches given out stay valid."""

@@ -53,7 +53,7 @@ class SliceSupply(Protocol):
     """Where a loader's slices come from: the disk, or memory."""
 
     def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
-        """Say which batch will be taken next but so many.
+        """Name a batch that will be taken, behind those named before.
 
         Args:
             wanted: store positions, one array for each feed of slices.

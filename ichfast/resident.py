@@ -76,7 +76,7 @@ class HostSlices:
         self._unlock = _lock(self, self._memory) if pinned else None
 
     def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
-        """Note which batch will be taken next but so many."""
+        """Note a batch that will be taken."""
         self._asked.append(wanted)
 
     def take(self) -> tuple[list[npt.NDArray[np.uint16]], ...]:
@@ -145,7 +145,7 @@ class DeviceSlices:
                 )
 
     def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
-        """Note which batch will be taken next but so many."""
+        """Note a batch that will be taken."""
         self._asked.append(wanted)
 
     def take(self) -> tuple[torch.Tensor, ...]:

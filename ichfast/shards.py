@@ -196,7 +196,7 @@ class OpenShard:
             if not found:
                 raise StoreError(
                     f"{self._path} has {os.fstat(self._descriptor).st_size:,} bytes, "
-                    f"expected {start + len(view):,} or more: it was cut short after it "
-                    "was opened; mend it with `ichfast verify STORE --repair SOURCE`"
+                    f"expected {start + len(view):,} or more: it was cut short since "
+                    "it was opened; mend it with `ichfast verify STORE --repair SOURCE`"
                 )
             num_read += found
