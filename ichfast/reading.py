@@ -160,7 +160,8 @@ class ReadAhead:
         """End the threads and let go of the memory."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.forget()
-        self._free.clear()
+        while self._free:
+            self._free.pop().wait()
 
     def _read(
         self,

@@ -31,6 +31,9 @@ from ichfast.store import Store
 CHUNK_SLICES = 64
 """Slices read at a time to fill the memory."""
 
+SPARED_SHARE = 0.1
+"""Of the memory that is free, so much is left for everything else."""
+
 GIB = 2**30
 
 
@@ -60,7 +63,9 @@ class HostSlices:
     ) -> None:
         shape_R2 = shape_N2[kept_R]
         ends = np.cumsum(shape_R2.prod(axis=1))
-        _check_fit(2 * int(ends[-1]), _free_host_bytes(), "host memory has", "none")
+        _check_fit(
+            2 * int(ends[-1]), _free_host_bytes(), "host memory can spare", "none"
+        )
         self._memory = np.empty(int(ends[-1]), np.uint16)
         self._slices = [
             part.reshape(shape)
@@ -96,6 +101,7 @@ class HostSlices:
     def close(self) -> None:
         """Let go of the memory. What was taken must be in use no longer."""
         if self._unlock is not None:
+            torch.cuda.synchronize()  # uploads may be under way
             self._unlock()
         self._slices = []
         self._memory = np.empty(0, np.uint16)
@@ -129,7 +135,7 @@ class DeviceSlices:
         if device.type == "cuda":
             free_bytes = torch.cuda.mem_get_info(device)[0]
             needed_bytes = 2 * len(kept_R) * shape[0] * shape[1]
-            _check_fit(needed_bytes, free_bytes, "the GPU has", "host or none")
+            _check_fit(needed_bytes, free_bytes, "the GPU can spare", "host or none")
         self._device = device
         self._set_RHW = torch.empty(
             (len(kept_R), *shape), dtype=torch.int16, device=device
@@ -227,10 +233,11 @@ def _one_shape(shape_R2: npt.NDArray[np.int64], level: int) -> tuple[int, int]:
 
 
 def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> None:
-    if needed_bytes > free_bytes:
+    spare_bytes = (1 - SPARED_SHARE) * free_bytes
+    if needed_bytes > spare_bytes:
         raise LoaderError(
             f"the slices to keep take {needed_bytes / GIB:.1f} GiB, {where} "
-            f"{free_bytes / GIB:.1f} GiB left; set data.cache={instead}, or read a "
+            f"{spare_bytes / GIB:.1f} GiB; set data.cache={instead}, or read a "
             "quarter of the bytes with data.level=256"
         )
 
