@@ -254,6 +254,11 @@ def preview(
     help="Start from this file: safetensors, a run's best.pt, or mxresnet50 as fastai "
     "v1 saved it.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["none", "host", "device"]),
+    help="Read each slice once and keep it in host or GPU memory.  [default: none]",
+)
 @SET
 @LIMIT
 @DEVICE
@@ -267,6 +272,7 @@ def train(
     resume: bool,
     pretrained: bool,
     weights: Path | None,
+    cache: str | None,
     assignments: tuple[str, ...],
     limit: int | None,
     device: str,
@@ -286,6 +292,7 @@ def train(
         "folds.fold": fold,
         "model.weights": weights,
         "model.pretrained": "yes" if pretrained else None,
+        "data.cache": cache,
     }
     chosen = choose_device(device)
     resolved = resolve_recipe(

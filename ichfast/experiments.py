@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ichfast.augment import EXP_10_MIXUP, EXP_30, FASTAI
-from ichfast.loader import DataConfig
+from ichfast.dataconfig import DataConfig
 from ichfast.recipe import FoldConfig, ModelConfig, Recipe
 from ichfast.train import Phase, TrainConfig
 

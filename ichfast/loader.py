@@ -8,6 +8,9 @@ What an epoch means here (if the code disagrees, the code is wrong):
    and never dropped. Training gives full batches only.
 4. Each batch carries the store positions it was read from.
 5. Leaving an epoch early and starting another works; so does closing at any time.
+6. What goes wrong while reading reaches the caller as an `IchfastError` that says what
+   to do; the loader is closed then.
+7. Where slices are kept (`DataConfig.cache`) changes no batch by a bit.
 
 Shape letters: N slices of the store, B slices of the batch, H rows, W columns,
 C windows, K classes.
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -25,81 +28,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.augment import (
-    MIN_WIDTH_HU,
-    AugmentConfig,
-    count_halvings,
-    draw,
-)
+from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
-from ichfast.channels import OWN, neighbours, parse_windows, window_columns
+from ichfast.channels import parse_windows
+from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError
-from ichfast.pipeline import (
-    FEEDS,
-    LOGIT_STEPS,
-    LOGIT_ZERO,
-    Normalization,
-    slice_graph,
-)
+from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds, slices_needed
+from ichfast.pipeline import Normalization, slice_graph
+from ichfast.reading import ReadAhead, SliceSupply, batches_ahead
+from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.sampler import Sampler
+from ichfast.sampling import make_sampler
 from ichfast.store import Store
 
 PREFETCH = 2
 """Batches DALI prepares ahead."""
-
-READ_AHEAD = 4
-"""Batches whose pages the kernel is asked for before they are needed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """How stored slices become a model's input."""
-
-    size: int = 224
-    """Side of the square the model sees, pixels."""
-
-    batch_size: int = 64
-    """Slices in a batch, per device."""
-
-    level: int | str = 512
-    """Store level to read, or ``auto``: the smallest that is at least `size`."""
-
-    windows: tuple[str, ...] = ("brain",)
-    """One channel a window: preset names, CENTER/WIDTH, or ``own``: the header's."""
-
-    neighbours: bool = False
-    """Three channels from one window: the slice before, the slice, the one after."""
-
-    normalize: str = "none"
-    """``imagenet``; ``data``, mean and std of the training slices; or ``none``."""
-
-    def __post_init__(self) -> None:
-        if self.size < 32:
-            raise LoaderError(f"data.size must be at least 32 pixels, got {self.size}")
-        if self.batch_size < 1:
-            raise LoaderError(
-                f"data.batch_size must be at least 1, got {self.batch_size}"
-            )
-        if len(self.windows) not in (1, 3):
-            raise LoaderError(
-                "data.windows takes 1 window or 3, one a channel, "
-                f"got {len(self.windows)}"
-            )
-        if self.neighbours and len(self.windows) > 1:
-            raise LoaderError(
-                "data.neighbours shows three slices through one window, "
-                f"got {len(self.windows)} windows"
-            )
-        if self.normalize not in ("imagenet", "data", "none"):
-            raise LoaderError(
-                "data.normalize is imagenet, data or none, got " + repr(self.normalize)
-            )
-        parse_windows(self.windows)
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the images: 1 or 3."""
-        return 3 if self.neighbours else len(self.windows)
 
 
 def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
@@ -133,10 +76,33 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         A `batch.Loader`, and a context manager that closes it.
 
     Raises:
-        LoaderError: no slice, a level the store lacks, or less than one batch.
+        LoaderError: no slice, a level the store lacks, less than one batch, slices
+            that do not fit where `config.cache` wants them, or no such device.
+        StoreError: the store is closed; or damaged, where slices are kept.
+
+    Example:
+        with Store("ichfast-store") as store:
+            with make_loader(store, np.arange(len(store)), DataConfig()) as loader:
+                for batch in loader:
+                    batch.images_BCHW  # (64, 1, 224, 224)
     """
-    sampler = Sampler(
-        slices_N=np.asarray(slices_N, dtype=np.int64),
+    store.check_open()
+    slices_N = np.asarray(slices_N, dtype=np.int64)
+    _check_split(store, slices_N, rank=rank, world_size=world_size)
+    _check_device(device)
+    num_windows = len(config.windows)
+    normalization = normalization or Normalization(
+        mean=(0.0,) * num_windows, std=(1.0,) * num_windows
+    )
+    if len(normalization.mean) != num_windows:
+        raise LoaderError(
+            f"expected a mean and a standard deviation for each of {num_windows} "
+            f"window(s), got {len(normalization.mean)}"
+        )
+    sampler = make_sampler(
+        config.sampling,
+        store,
+        slices_N,
         batch_size=config.batch_size,
         shuffle=shuffle,
         seed=seed,
@@ -148,42 +114,59 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
             f"{len(slices_N)} slice(s) do not fill one batch of {config.batch_size} "
             f"on {world_size} device(s); lower it with --set data.batch_size=N"
         )
-    num_windows = len(config.windows)
     return DaliLoader(
         store,
         sampler,
         config,
-        level=choose_level(store, config),
-        normalization=normalization
-        or Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows),
+        normalization=normalization,
         augment=augment or AugmentConfig(),
         device=device,
     )
 
 
-def choose_level(store: Store, config: DataConfig) -> int:
-    """The store level that a loader reads.
-
-    Raises:
-        LoaderError: the store was prepared without that level.
-    """
-    if config.level == "auto":
-        enough = [level for level in store.levels if level >= config.size]
-        return min(enough, default=max(store.levels))
-    if config.level not in store.levels:
+def _check_split(
+    store: Store, slices_N: npt.NDArray[np.int64], *, rank: int, world_size: int
+) -> None:
+    if slices_N.ndim != 1 or len(slices_N) == 0:
         raise LoaderError(
-            f"{store.path} has the levels {', '.join(map(str, store.levels))}, not "
-            f"{config.level}; choose one with --set data.level=N, or prepare again "
-            f"with --levels"
+            "expected the store positions of one slice or more, got an array of shape "
+            f"{slices_N.shape}"
         )
-    return int(config.level)
+    if slices_N.min() < 0 or slices_N.max() >= len(store):
+        raise LoaderError(
+            f"{store.path} holds slices 0 to {len(store) - 1}, asked for "
+            f"{slices_N.min()} to {slices_N.max()}"
+        )
+    if not 0 <= rank < world_size:
+        raise LoaderError(
+            f"rank is from 0 to world_size - 1, got rank {rank} of {world_size}"
+        )
 
 
-def source_shapes(store: Store, level: int) -> npt.NDArray[np.int64]:
-    """Rows and columns of every slice at a level, shape (N, 2), int64."""
-    if level == max(store.levels):
-        return store.table[["rows", "columns"]].to_numpy(np.int64)
-    return np.full((len(store), 2), level, dtype=np.int64)
+def _check_device(device: str) -> None:
+    if device not in ("cpu", "cuda"):
+        raise LoaderError(f"device is cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LoaderError("device is cuda, but torch finds no GPU; take cpu")
+
+
+def _make_supply(
+    store: Store,
+    sampler: Sampler,
+    config: DataConfig,
+    shape_N2: npt.NDArray[np.int64],
+    *,
+    level: int,
+    on_gpu: bool,
+) -> SliceSupply:
+    """What `config.cache` asks for. On the CPU the device's memory is the host's."""
+    if config.cache == "none":
+        return ReadAhead(store, level, shape_N2, pinned=on_gpu)
+    kept_R = slices_needed(store, sampler, config)
+    if config.cache == "device" and on_gpu:
+        device = torch.device("cuda", torch.cuda.current_device())
+        return DeviceSlices(store, level, shape_N2, kept_R, device=device)
+    return HostSlices(store, level, shape_N2, kept_R, pinned=on_gpu)
 
 
 class DaliLoader:
@@ -198,24 +181,41 @@ class DaliLoader:
         sampler: Sampler,
         config: DataConfig,
         *,
-        level: int,
         normalization: Normalization,
         augment: AugmentConfig,
         device: str,
     ) -> None:
         self.sampler = sampler
         self.config = config
-        self.level = level
+        self.level = choose_level(store, config)
         self.device = device
         self._num_epochs = 0
-        self._source = _BatchSource(store, sampler, augment, level, config)
+        self._num_begun = 0
+        self._closed = False
         on_gpu = device != "cpu"
+        shape_N2 = source_shapes(store, self.level)
+        self._schedule = Schedule(sampler)
+        self._columns = ColumnFeeds(
+            store, sampler, self._schedule, augment, config, shape_N2=shape_N2
+        )
+        self._supply = _make_supply(
+            store, sampler, config, shape_N2, level=self.level, on_gpu=on_gpu
+        )
+        self._slices = SliceFeeds(
+            store,
+            self._schedule,
+            self._supply,
+            config,
+            num_ahead=batches_ahead(config.batch_size),
+            pinned=on_gpu,
+        )
         self._pipeline = slice_graph(
-            self._source,
-            size=config.size,
+            self._columns,
+            self._slices,
             windows=parse_windows(config.windows),
             normalization=normalization,
             on_gpu=on_gpu,
+            uploaded=isinstance(self._supply, DeviceSlices),
             batch_size=config.batch_size,
             num_threads=min(8, os.cpu_count() or 1),
             device_id=torch.cuda.current_device() if on_gpu else None,
@@ -235,10 +235,12 @@ class DaliLoader:
         return self.sampler.num_slices
 
     def __repr__(self) -> str:
+        kept = "" if self.config.cache == "none" else f", kept: {self.config.cache}"
         return (
             f"DaliLoader({self.num_slices} slices in {len(self)} batches of "
             f"{self.config.batch_size}, level {self.level} -> {self.config.size} px, "
-            f"windows {'+'.join(self.config.windows)}, {self.device})"
+            f"windows {'+'.join(self.config.windows)}, {self.device}{kept}"
+            f"{', closed' if self._closed else ''})"
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -247,20 +249,46 @@ class DaliLoader:
         self._num_epochs += 1
         return self.epoch(epoch)
 
+    def set_size(self, size: int) -> None:
+        """Change the side of the images, from the next epoch that begins on.
+
+        The graph stays as it is. Batches are those of a loader made with that size;
+        the level read is still the one chosen for the first.
+
+        Args:
+            size: pixels.
+
+        Raises:
+            LoaderError: too small.
+        """
+        self.config = replace(self.config, size=size)
+
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of one epoch, from `first_batch` on.
 
         Raises:
-            LoaderError: a batch could not be read; the loader is of no more use.
+            LoaderError: the loader is closed, or its disk does not answer.
+            StoreError: a shard is damaged, gone, or cannot be read.
         """
+        if epoch < 0 or first_batch < 0:
+            raise LoaderError(
+                "epochs and batches are counted from 0, got epoch "
+                f"{epoch} from batch {first_batch} on"
+            )
+        self._check_open()
         self._drain()
-        self._source.start(epoch, first_batch)
+        self._num_begun += 1
+        own_number = self._num_begun
+        self._columns.set_size(self.config.size)
+        self._schedule.start(epoch, first_batch)
+        self._slices.start()
         while True:
-            try:
-                outputs = self._run()
-            except StopIteration:
-                self._pipeline.reset()
-                self._source.running = False
+            if own_number != self._num_begun:
+                raise LoaderError(
+                    "another epoch of this loader was begun; it gives one at a time"
+                )
+            outputs = self._run()
+            if outputs is None:
                 return
             image_BHWC, target_BK, index_B1 = map(_as_torch, outputs)
             yield Batch(
@@ -269,31 +297,46 @@ class DaliLoader:
                 indices_B=index_B1[:, 0],
             )
 
-    def _run(self) -> Sequence[Any]:
+    def _run(self) -> Sequence[Any] | None:
+        """The next outputs; None, and ready for another epoch, behind the last."""
+        self._check_open()
         try:
             if self.device == "cpu":
-                return self._pipeline.run()
-            # The outputs are ordered on torch's stream: nothing waits on the host.
-            return self._pipeline.run(torch.cuda.current_stream())
-        except RuntimeError as error:
+                outputs = self._pipeline.run()
+            else:
+                # Ordered on torch's stream: nothing waits on the host.
+                outputs = self._pipeline.run(torch.cuda.current_stream())
+        except StopIteration:
+            self._pipeline.reset()
+            self._supply.forget()
+            self._schedule.running = False
+            return None
+        except BaseException as error:
+            self.close()  # DALI cannot go on from here
+            if not isinstance(error, RuntimeError):
+                raise
             first_line = str(error).strip().splitlines()[0]
             raise LoaderError(f"the DALI pipeline failed: {first_line}") from error
+        self._supply.give_back()
+        return outputs
 
     def _drain(self) -> None:
         """Throw away what an epoch that was left early had prepared."""
-        if not self._source.running:
-            return
-        self._source.stop()
-        try:
-            while True:
-                self._run()
-        except StopIteration:
-            self._pipeline.reset()
-            self._source.running = False
+        if self._schedule.running:
+            self._schedule.stop()
+            while self._run() is not None:
+                pass
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LoaderError("the loader is closed; make another with make_loader")
 
     def close(self) -> None:
-        """Stop DALI's threads and free its buffers. Batches given out stay valid."""
-        self._pipeline._shutdown()  # DALI has no public way to close
+        """Stop all threads and free all buffers. Batches given out stay valid."""
+        if not self._closed:
+            self._closed = True
+            self._pipeline._shutdown()  # DALI has no public way to close
+            self._supply.close()
 
     def __enter__(self) -> DaliLoader:
         return self
@@ -309,142 +352,3 @@ class DaliLoader:
 
 def _as_torch(tensors: Any) -> torch.Tensor:
     return torch.utils.dlpack.from_dlpack(tensors.as_tensor())
-
-
-_SLICES = ("stored", "before", "after")
-"""Feeds that are slices, given by their positions until they are read."""
-
-
-_HALVING = ("halved", "halving")
-"""Feeds of a step that halves: the shape that comes out, and the matrix."""
-
-_DOUBLE_33 = np.diag([2.0, 2.0, 1.0]).astype(np.float32)
-"""From a pixel of a halved slice to the corner where its four pixels meet."""
-
-
-def _halved(
-    shape_B2: npt.NDArray[np.int64], halvings_B: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    """Rows and columns after some halvings; odd ones are rounded up."""
-    return np.ceil(shape_B2 / 2.0 ** halvings_B[:, np.newaxis]).astype(np.float32)
-
-
-class _BatchSource:
-    """Hands DALI one batch a call: slices, targets, positions and parameters.
-
-    `feeds` names the arrays of a call, in order: those that the graph will use.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        sampler: Sampler,
-        augment: AugmentConfig,
-        level: int,
-        config: DataConfig,
-    ) -> None:
-        self._store = store
-        self._sampler = sampler
-        self._augment = augment
-        self._level = level
-        self._size = config.size
-        self._before_N, self._after_N = neighbours(store)
-        self._center_NC, self._width_NC = window_columns(store, config.windows)
-        self._labels_NK = store.labels_NK()
-        shape_N2 = source_shapes(store, level)
-        self._shape_N2 = shape_N2
-        self._halvings_N = count_halvings(shape_N2[:, 0], shape_N2[:, 1], config.size)
-        self._most_halvings = int(self._halvings_N[sampler.slices_N].max())
-        wanted: dict[str, bool] = {}
-        wanted["before"] = wanted["after"] = config.neighbours
-        wanted["center"] = wanted["width"] = OWN in config.windows or any(
-            augment.window_jitter
-        )
-        wanted["contrast"] = wanted["brightness"] = augment.max_lighting > 0
-        wanted["corners"] = wanted["sides"] = augment.cutout_probability > 0
-        # A step that halves has a shape and a matrix for every slice.
-        steps = [f"{name}.{k}" for k in range(self._most_halvings) for name in _HALVING]
-        self.feeds = (*(name for name in FEEDS if wanted.get(name, True)), *steps)
-        self.running = False
-        self._stopped = False
-        self._epoch = 0
-        self._first_batch = 0
-        self._order = sampler.order(0)
-
-    def start(self, epoch: int, first_batch: int) -> None:
-        self._epoch = epoch
-        self._first_batch = first_batch
-        self._order = self._sampler.order(epoch)
-        self._stopped = False
-        self.running = True
-        for iteration in range(first_batch, first_batch + READ_AHEAD):
-            self._advise(iteration)
-
-    def stop(self) -> None:
-        self._stopped = True
-
-    def __call__(self, info: Any) -> tuple[Any, ...]:
-        iteration = self._first_batch + info.iteration
-        picked_B = self._sampler.batch(self._order, iteration)
-        if self._stopped or len(picked_B) == 0:
-            raise StopIteration
-        self._advise(iteration + READ_AHEAD)
-        halvings_B = self._halvings_N[picked_B]
-        shape_B2 = self._shape_N2[picked_B]
-        drawn = draw(
-            self._augment,
-            seed=self._sampler.seed,
-            epoch=self._epoch,
-            slices_B=picked_B,
-            source_shape_B2=shape_B2 / 2.0 ** halvings_B[:, np.newaxis],
-            size=self._size,
-        )
-        arrays = {
-            "stored": picked_B,
-            "before": self._before_N[picked_B],
-            "after": self._after_N[picked_B],
-            "target": self._labels_NK[picked_B],
-            "index": picked_B[:, np.newaxis],
-            "matrix": drawn.matrix_B33,
-            "center": self._center_NC[picked_B] + drawn.center_shift_B[:, np.newaxis],
-            "width": np.maximum(
-                self._width_NC[picked_B] + drawn.width_shift_B[:, np.newaxis],
-                MIN_WIDTH_HU,
-            ),
-            # In steps of the graph's logit grid.
-            "contrast": drawn.contrast_B[:, np.newaxis] * np.float32(LOGIT_STEPS),
-            "brightness": (
-                drawn.brightness_B[:, np.newaxis] * np.float32(LOGIT_STEPS)
-                + np.float32(LOGIT_ZERO)
-            ),
-            "corners": drawn.hole_corner_BM2.reshape(len(picked_B), -1),
-            "sides": drawn.hole_side_BM2.reshape(len(picked_B), -1),
-        }
-        for step in range(self._most_halvings):
-            halves_B = halvings_B > step
-            arrays[f"halved.{step}"] = _halved(
-                shape_B2, np.minimum(halvings_B, step + 1)
-            )
-            arrays[f"halving.{step}"] = np.where(
-                halves_B[:, np.newaxis, np.newaxis],
-                _DOUBLE_33,
-                np.eye(3, dtype=np.float32),
-            )
-        return tuple(
-            self._views(arrays[name]) if name in _SLICES else arrays[name]
-            for name in self.feeds
-        )
-
-    def _views(
-        self, positions_B: npt.NDArray[np.int64]
-    ) -> list[npt.NDArray[np.uint16]]:
-        """The slices at some positions, (H, W, 1) each, without a copy."""
-        return [
-            self._store.slice_HW(int(position), self._level)[..., np.newaxis]
-            for position in positions_B
-        ]
-
-    def _advise(self, iteration: int) -> None:
-        picked_B = self._sampler.batch(self._order, iteration)
-        if len(picked_B):
-            self._store.advise(picked_B, self._level)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.channels import parse_windows, window_columns
-from ichfast.loader import DataConfig, choose_level
+from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.pipeline import Normalization
 from ichfast.store import Store
 from ichfast.windows import NUM_STORED_VALUES, window_table

@@ -5,6 +5,9 @@ up as uint16, two bytes a pixel, and everything else happens there:
 
     stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
+The output's size comes in with each batch, and only slices that a batch wants halved
+pass through a step that halves: one graph serves every size.
+
 A window that is the same for every slice is one look-up in a table with the
 normalisation in it. Windows that differ by slice (its own, or jittered) and
 lighting are arithmetic in float32.
@@ -23,7 +26,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from nvidia.dali import fn, math, pipeline_def, types
+from nvidia.dali.pipeline import do_not_convert
+from nvidia.dali.tensors import TensorCPU
 
 from ichfast.augment import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET, Window, window_table
@@ -51,7 +57,8 @@ FEEDS = {
     "target": Feed(types.FLOAT, 1),
     "index": Feed(types.INT64, 1),
     "matrix": Feed(types.FLOAT, 2),
-    "before": Feed(types.UINT16, 3, "HWC"),  # these two only if neighbours are seen
+    "size": Feed(types.FLOAT, 1),
+    "before": Feed(types.UINT16, 3, "HWC"),
     "after": Feed(types.UINT16, 3, "HWC"),
     "center": Feed(types.FLOAT, 1),  # these two only if windows differ by slice
     "width": Feed(types.FLOAT, 1),
@@ -61,12 +68,15 @@ FEEDS = {
     "sides": Feed(types.FLOAT, 1),
 }
 
+SLICE_FEEDS = ("stored", "before", "after")
+"""Feeds that are slices; the last two only if neighbours are seen."""
 
 _ON_GPU = {
-    *("stored", "before", "after", "target"),
-    *("center", "width", "contrast", "brightness"),
+    *SLICE_FEEDS,
+    *("target", "center", "width", "contrast", "brightness"),
 }
-"""What is uploaded; positions, matrices and holes are arguments, read on the CPU."""
+"""What is uploaded; positions, matrices, sizes and holes are arguments, read on the
+CPU."""
 
 
 LOGIT_ZERO = 32_768
@@ -76,10 +86,13 @@ side. A step changes a value by less than float16 can tell near 1."""
 
 
 HALVING_FEEDS = {
-    "halved": Feed(types.FLOAT, 1),
-    "halving": Feed(types.FLOAT, 2),
+    "halves": Feed(types.BOOL, 0),  # whether this slice passes through the step
+    "halved": Feed(types.FLOAT, 1),  # the shape that comes out
 }
-"""Of each step that halves, named with the step's number: ``halving.0``."""
+"""Of each step that halves, named with the step's number: ``halves.0``."""
+
+_DOUBLE = [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0]
+"""From a pixel of a halved slice to the corner where its four pixels meet."""
 
 
 def _feed_of(name: str) -> Feed:
@@ -97,77 +110,116 @@ class BatchSource(Protocol):
         """Give the arrays of one batch; raise StopIteration behind the last."""
 
 
-@pipeline_def
+# Only what stands in this function may branch on a feed (DALI rewrites its `if`).
+@pipeline_def(enable_conditionals=True)
 def slice_graph(
-    source: BatchSource,
+    columns: BatchSource,
+    slices: BatchSource,
     *,
-    size: int,
     windows: Sequence[Window],
     normalization: Normalization,
     on_gpu: bool,
+    uploaded: bool,
 ) -> tuple[Any, Any, Any]:
     """Describe the graph.
 
     Args:
-        source: called once a batch; its `feeds` decide which steps there are.
-        size: side S of the output, pixels.
+        columns: gives numbers for each slice; its `feeds` decide which steps there are.
+        slices: gives the slices, in memory that DALI reads in place: it must stay as it
+            is until the batch has come out.
         windows: C windows, in channel order.
         normalization: per channel.
-        on_gpu: upload the slices as uint16 and do the rest on the GPU.
+        on_gpu: do everything on the GPU; slices go up as uint16.
+        uploaded: the slices come from the GPU's memory.
 
     Returns:
         images float16 (S, S, C) a slice; targets; store positions.
     """
-    feeds = [_feed_of(name) for name in source.feeds]
-    fed = dict(
-        zip(
-            source.feeds,
-            fn.external_source(
-                source=source,
-                batch=True,
-                batch_info=True,
-                num_outputs=len(feeds),
-                dtype=[feed.dtype for feed in feeds],
-                ndim=[feed.num_axes for feed in feeds],
-                layout=[feed.layout for feed in feeds],
-            ),
-            strict=True,
-        )
-    )
+    fed = {
+        **_read(columns),
+        **_read(slices, no_copy=True, device="gpu" if uploaded else "cpu"),
+    }
     if on_gpu:
         for name in _ON_GPU & fed.keys():
             fed[name] = fed[name].gpu()
     stored = fed["stored"]
     if "before" in fed:
         stored = fn.cat(fed["before"], stored, fed["after"], axis=2)
-    for step in range(sum(name.startswith("halving.") for name in fed)):
-        # Bilinear, read where four pixels meet: their mean. Six times the rate of
-        # an antialiased fn.resize (see bench/LOG.md).
-        stored = fn.experimental.warp_perspective(
-            stored,
-            matrix=fed[f"halving.{step}"],
-            size=fed[f"halved.{step}"],
-            fill_value=0,
-        )
+    for step in range(sum(name.startswith("halves.") for name in fed)):
+        if fed[f"halves.{step}"]:
+            # Bilinear, read where four pixels meet: their mean. Six times the rate
+            # of an antialiased fn.resize (see bench/LOG.md).
+            stored = fn.experimental.warp_perspective(
+                stored, matrix=_DOUBLE, size=fed[f"halved.{step}"], fill_value=0
+            )
     warped = fn.experimental.warp_perspective(
-        stored, matrix=fed["matrix"], size=[size, size], fill_value=0
+        stored, matrix=fed["matrix"], size=fed["size"], fill_value=0
     )
+    image = _finish(warped, windows, normalization, fed)
+    return image, fed["target"], fed["index"]
+
+
+@do_not_convert
+def _finish(
+    warped: Any,
+    windows: Sequence[Window],
+    normalization: Normalization,
+    fed: Mapping[str, Any],
+) -> Any:
+    """All channels of the image, with holes."""
     laws = list(zip(windows, normalization.mean, normalization.std, strict=True))
     image = _join(
         [_channel(warped, number, law, fed) for number, law in enumerate(laws)]
     )
-    if "corners" in fed:
-        image = fn.erase(
-            image,
-            anchor=fed["corners"],
-            shape=fed["sides"],
-            axis_names="HW",
-            fill_value=[
-                float(window_table(window, mean=mean, std=std)[0])
-                for window, mean, std in laws
-            ],
-        )
-    return image, fed["target"], fed["index"]
+    if "corners" not in fed:
+        return image
+    return fn.erase(
+        image,
+        anchor=fed["corners"],
+        shape=fed["sides"],
+        axis_names="HW",
+        fill_value=[
+            float(window_table(window, mean=mean, std=std)[0])
+            for window, mean, std in laws
+        ],
+    )
+
+
+@do_not_convert
+def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
+    """The feeds of a source, by name."""
+    feeds = [_feed_of(name) for name in source.feeds]
+    outputs = fn.external_source(
+        source=source,
+        batch=True,
+        batch_info=True,
+        num_outputs=len(feeds),
+        dtype=[feed.dtype for feed in feeds],
+        ndim=[feed.num_axes for feed in feeds],
+        layout=[feed.layout for feed in feeds],
+        **options,
+    )
+    return dict(zip(source.feeds, outputs, strict=True))
+
+
+def wrap_host_slices(
+    slices: Sequence[npt.NDArray[np.uint16]], *, pinned: bool
+) -> list[TensorCPU]:
+    """Slices in host memory as DALI takes them in place.
+
+    Args:
+        slices: (H, W) each, uint16, C order.
+        pinned: their memory is page-locked.
+    """
+    return [
+        TensorCPU(stored_HW[..., np.newaxis], "HWC", is_pinned=pinned)
+        for stored_HW in slices
+    ]
+
+
+def wrap_device_slices(stored_BHW: torch.Tensor) -> torch.Tensor:
+    """Slices in the GPU's memory, int16, as DALI takes them in place."""
+    return stored_BHW.view(torch.uint16).unsqueeze(-1)
 
 
 def _look_up(

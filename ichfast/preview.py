@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.augment import AugmentConfig, Parameters, count_halvings, draw
-from ichfast.loader import choose_level, make_loader, source_shapes
+from ichfast.dataconfig import choose_level, source_shapes
+from ichfast.loader import make_loader
 from ichfast.pictures import augmentation_sheet, write_figure
 from ichfast.recipe import Recipe
 from ichfast.store import Store
@@ -40,7 +41,7 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
     with Store(store_path) as store:
         count = min(NUM_SLICES, len(store))
         positions_B = np.linspace(0, len(store) - 1, count).astype(np.int64)
-        config = replace(recipe.data, batch_size=count)
+        config = replace(recipe.data, batch_size=count, cache="none")
         images = []
         for augment in (AugmentConfig(), recipe.augment):
             with make_loader(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ichfast.augment import AugmentConfig
+from ichfast.dataconfig import DataConfig
 from ichfast.errors import RecipeError
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
-from ichfast.loader import DataConfig
 from ichfast.models import ARCHS
 from ichfast.settings import unknown
 from ichfast.train import TrainConfig

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ichfast.augment import EXP_30
+from ichfast.dataconfig import DataConfig
 from ichfast.errors import RecipeError
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
-from ichfast.loader import DataConfig
 from ichfast.models import ARCHS
 from ichfast.recipe import ModelConfig, Recipe
 from ichfast.settings import override, unknown

@@ -107,14 +107,19 @@ def _predict(
 ) -> npt.NDArray[np.float64]:
     recipe = record.recipe
     amp = choose_amp(recipe.train.amp, device)
-    batch_size = min(recipe.data.batch_size, len(positions_N))
+    # A pass reads each slice once: nothing is gained by keeping it.
+    config = replace(
+        recipe.data,
+        batch_size=min(recipe.data.batch_size, len(positions_N)),
+        cache="none",
+    )
     passes = tta_passes(tta, recipe.augment)
     probs = []
     for number, look in enumerate(passes):
         with make_loader(
             store,
             positions_N,
-            replace(recipe.data, batch_size=batch_size),
+            config,
             normalization=record.normalization,
             augment=look.augment,
             seed=recipe.train.seed,

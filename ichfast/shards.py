@@ -11,8 +11,9 @@ Shape letters: N slices in the shard, H rows, W columns.
 
 from __future__ import annotations
 
-import mmap
+import os
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,10 +132,12 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
     return magic + literal.ljust(length - 1) + b"\n"
 
 
-class MappedShard:
-    """A shard's file at one level, memory-mapped for reading.
+class OpenShard:
+    """A shard's file at one level, open for reading. Safe to share between threads.
 
-    It stays mapped as long as this object or an array taken from it lives.
+    Reads are system calls into the caller's memory, not a memory map: a file that is
+    cut short or a disk that fails is an error here, where a map would end the
+    process (SIGBUS). The file is closed with the last reference to this object.
 
     Args:
         store: the store's folder.
@@ -142,35 +145,58 @@ class MappedShard:
         level: one of the store's.
 
     Raises:
-        StoreError: the file cannot be mapped, or is not this shard's.
+        StoreError: the file cannot be opened, or is not this shard's.
     """
 
     def __init__(self, store: Path, shard: Shard, level: int) -> None:
-        path = shard_path(store, shard.name, level)
+        self._path = shard_path(store, shard.name, level)
         shape = shard.shape(level)
+        self.slice_shape = shape[1:]
+        """Rows and columns of its slices."""
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise StoreError(
-                f"cannot map {path}: {error.strerror}; if too many files are open, "
-                "raise the limit (`ulimit -n`)"
+                f"cannot open {self._path}: {error.strerror}; if it is gone, copy it "
+                "back; if too many files are open, raise the limit (`ulimit -n`)"
             ) from error
-        if self._map[:NPY_HEADER_BYTES] != npy_header(shape):
+        weakref.finalize(self, os.close, self._descriptor)
+        header = np.empty(NPY_HEADER_BYTES, np.uint8)
+        self._read(0, header)
+        if header.tobytes() != npy_header(shape):
             raise StoreError(
-                f"{path} is damaged: its header is not that of uint16 {shape}; "
+                f"{self._path} is damaged: its header is not that of uint16 {shape}; "
                 "delete the store and run `ichfast prepare` again"
             )
-        flat = np.frombuffer(self._map, dtype=PIXEL_DTYPE, offset=NPY_HEADER_BYTES)
-        self.stored_NHW: npt.NDArray[np.uint16] = flat.reshape(shape)
-        """Shape (n, rows, columns), uint16, read-only; pages come when read."""
-        self._row_bytes = self.stored_NHW[0].nbytes
 
-    def advise(self, row: int) -> None:
-        """Ask the kernel to read a slice soon; returns at once.
+    def read_into(self, row: int, out_HW: npt.NDArray[np.uint16]) -> None:
+        """Read a slice; waits for the disk, without the interpreter's lock.
 
-        On a map, MADV_WILLNEED is posix_fadvise(WILLNEED): no second open file.
+        Args:
+            row: of the slice in this shard.
+            out_HW: shape `slice_shape`, uint16, C order; overwritten.
+
+        Raises:
+            StoreError: the file has become shorter, or cannot be read.
         """
-        start = NPY_HEADER_BYTES + row * self._row_bytes
-        page = start - start % mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, page, start + self._row_bytes - page)
+        self._read(NPY_HEADER_BYTES + row * out_HW.nbytes, out_HW)
+
+    def _read(self, start: int, out: npt.NDArray[Any]) -> None:
+        """Read bytes from `start` on until `out` is full."""
+        view = out.data.cast("B")
+        num_read = 0
+        while num_read < len(view):
+            try:
+                found = os.preadv(self._descriptor, [view[num_read:]], start + num_read)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot read {self._path}: {error.strerror}; check the disk, then "
+                    "the store with `ichfast verify`"
+                ) from error
+            if not found:
+                raise StoreError(
+                    f"{self._path} has {os.fstat(self._descriptor).st_size:,} bytes, "
+                    f"expected {start + len(view):,} or more: it was cut short since "
+                    "it was opened; mend it with `ichfast verify STORE --repair SOURCE`"
+                )
+            num_read += found

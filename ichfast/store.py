@@ -56,7 +56,7 @@ from ichfast.manifest import (
     write_header,
 )
 from ichfast.progress import progress
-from ichfast.shards import MappedShard, Shard, npy_header, shard_path
+from ichfast.shards import PIXEL_DTYPE, OpenShard, Shard, npy_header, shard_path
 from ichfast.slicetable import read_table, write_rejected, write_table
 
 
@@ -86,9 +86,9 @@ def finish_store(
 class Store:
     """A store opened for reading. Safe to share between threads.
 
-    Shards are mapped when first read and stay mapped until `close`. Each map
-    holds an open file, so opening a store of many shards raises this process's
-    limit of open files (RLIMIT_NOFILE) as far as the hard limit allows.
+    Shards are opened when first read and stay open until `close`; so opening a
+    store of many shards raises this process's limit of open files (RLIMIT_NOFILE)
+    as far as the hard limit allows.
 
     Args:
         path: the store's folder.
@@ -108,7 +108,7 @@ class Store:
         _allow_open_files(len(self.header.shards) * len(self.levels))
         self._shard_N = self.table["shard"].to_numpy()
         self._row_N = self.table["row_in_shard"].to_numpy()
-        self._maps: dict[tuple[int, int], MappedShard] | None = {}
+        self._open: dict[tuple[int, int], OpenShard] | None = {}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -120,64 +120,76 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Unmap the shards. Slices given out before stay readable."""
-        self._maps = None
+        """Close the shards, each when the last read under way has ended."""
+        self._open = None
+
+    def check_open(self) -> None:
+        """Raise StoreError if the store is closed."""
+        self._opened()
 
     def slice_HW(self, index: int, level: int = SOURCE_LEVEL) -> npt.NDArray[np.uint16]:
-        """One slice, memory-mapped: no copy, pages come from the disk when read.
+        """Read one slice.
 
         Args:
             index: store position in [0, N).
             level: one of `levels`.
 
         Returns:
-            Shape (H, W), uint16, HU + `header.hu_offset`, read-only.
+            Shape (H, W), uint16, HU + `header.hu_offset`; the caller's own.
 
         Raises:
             StoreError: `index` or `level` lies outside the store, the shard is
-                damaged, or the store is closed.
+                damaged or cannot be read, or the store is closed.
         """
-        return self._shard_of(index, level).stored_NHW[self._row_N[index]]
+        shard = self._shard_of(index, level)
+        stored_HW = np.empty(shard.slice_shape, PIXEL_DTYPE)
+        shard.read_into(int(self._row_N[index]), stored_HW)
+        return stored_HW
 
-    def advise(self, indices_B: npt.NDArray[np.int64], level: int) -> None:
-        """Ask the kernel to read these slices soon; returns at once. Best effort.
+    def read_into(self, index: int, level: int, out_HW: npt.NDArray[np.uint16]) -> None:
+        """Read one slice into memory of the caller's, which it must fit.
 
         Args:
-            indices_B: store positions in [0, N).
+            index: store position in [0, N).
             level: one of `levels`.
+            out_HW: of the slice's shape at `level`, uint16, C order; overwritten.
 
         Raises:
             StoreError: as `slice_HW`.
         """
-        for index in indices_B:
-            self._shard_of(index, level).advise(int(self._row_N[index]))
+        self._shard_of(index, level).read_into(int(self._row_N[index]), out_HW)
 
     def labels_NK(self) -> npt.NDArray[np.float32]:
         """The labels, shape (N, 6), float32, `CLASSES` order, NaN where unlabelled."""
         return self.table[list(CLASSES)].to_numpy(np.float32, na_value=np.nan)
 
-    def _shard_of(self, index: int, level: int) -> MappedShard:
-        if self._maps is None:
+    def _opened(self) -> dict[tuple[int, int], OpenShard]:
+        opened = self._open
+        if opened is None:
             raise StoreError(f"{self.path} was closed; open it again")
+        return opened
+
+    def _shard_of(self, index: int, level: int) -> OpenShard:
+        opened = self._opened()
         if not 0 <= index < len(self._shard_N):
             raise StoreError(
                 f"{self.path} holds slices 0 to {len(self) - 1}, asked for {index}"
             )
         key = (level, self._shard_N[index])
-        found = self._maps.get(key)
+        found = opened.get(key)
         if found is None:
-            # Two threads may both map it; one map is kept, the other let go.
-            found = self._maps.setdefault(key, self._map_shard(key[1], level))
+            # Two threads may both open it; one is kept, the other let go.
+            found = opened.setdefault(key, self._open_shard(key[1], level))
         return found
 
-    def _map_shard(self, number: int, level: int) -> MappedShard:
+    def _open_shard(self, number: int, level: int) -> OpenShard:
         if level not in self.levels:
             raise StoreError(
                 f"{self.path} has the levels {', '.join(map(str, self.levels))}, asked "
                 f"for {level}; prepare a store with --levels 512,{SMALL_LEVEL} or read "
                 "512"
             )
-        return MappedShard(self.path, self.header.shards[number], level)
+        return OpenShard(self.path, self.header.shards[number], level)
 
 
 def _check_size(path: Path, shard: Shard, level: int) -> None:
@@ -191,9 +203,9 @@ def _check_size(path: Path, shard: Shard, level: int) -> None:
         )
 
 
-def _allow_open_files(num_maps: int) -> None:
+def _allow_open_files(num_files: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_maps + 1024
+    wanted = num_files + 1024
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
@@ -265,14 +277,9 @@ def _shard_problems(
     file = shard_path(path, shard.name, level)
     try:
         _check_size(path, shard, level)
-        stored_NHW = MappedShard(path, shard, level).stored_NHW
+        whole, found_N = _sums(OpenShard(path, shard, level), shard, level)
     except StoreError as error:
         return [str(error)]
-    whole = google_crc32c.value(npy_header(shard.shape(level)))
-    found_N = np.zeros(shard.count, dtype=np.int64)
-    for row, stored_HW in enumerate(stored_NHW):
-        found_N[row] = google_crc32c.value(stored_HW)
-        whole = google_crc32c.extend(whole, stored_HW)
     problems = []
     if rows is not None:
         column = "crc32c" if level == SOURCE_LEVEL else f"crc32c_{level}"
@@ -284,3 +291,17 @@ def _shard_problems(
     if whole != shard.crc32c[level] and not problems:
         problems.append(f"{file}: a row without a slice does not match its checksum")
     return problems
+
+
+def _sums(
+    opened: OpenShard, shard: Shard, level: int
+) -> tuple[int, npt.NDArray[np.int64]]:
+    """Checksum of a shard's whole file, and of each of its slices."""
+    whole = google_crc32c.value(npy_header(shard.shape(level)))
+    found_N = np.zeros(shard.count, dtype=np.int64)
+    stored_HW = np.empty(opened.slice_shape, PIXEL_DTYPE)
+    for row in range(shard.count):
+        opened.read_into(row, stored_HW)
+        found_N[row] = google_crc32c.value(stored_HW)
+        whole = google_crc32c.extend(whole, stored_HW)
+    return whole, found_N

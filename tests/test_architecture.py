@@ -11,7 +11,7 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock"},
+    | {"levels", "lock", "gather"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
     | {"shards", "pseudonyms", "remote", "schedules", "ema", "ranger", "lamb"}
     | {"fastai_keys", "pretrained"},
@@ -21,7 +21,9 @@ LAYERS = (
     | {"slicetable", "series", "summary"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures", "sampling"},
+    | {"pictures", "reading", "sampling"},
+    {"dataconfig", "resident"},
+    {"feeds"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipe", "normalization"},
     {"experiments"},

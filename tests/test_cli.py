@@ -93,7 +93,7 @@ def test_from_dicom_to_submission_on_synthetic_heads(
     store: Path, tmp_path: Path
 ) -> None:
     out, predictions = tmp_path / "run", tmp_path / "predictions.csv"
-    trained = ok("train", "--store", store, "--out", out, *TINY)
+    trained = ok("train", "--store", store, "--out", out, "--cache", "host", *TINY)
     assert trained["epochs"] == 1
     predicted = ok("predict", out, predictions, "--device", "cpu", "--tta", "flips")
     judged = ok("evaluate", predictions)
@@ -167,6 +167,7 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     assert "ichfast prepare" in refused("train", "--store", nothing, *TINY)
     assert "did you mean resnext50" in refused("train", "--arch", "resnext5")
     assert "known are exp-00" in refused("train", "--recipe", "nope")
+    assert "'none', 'host', 'device'" in refused("train", "--cache", "gpu", status=2)
     assert "0 to 4" in refused("train", "--fold", "9", "--store", store)
     message = refused("train", "--recipe", "exp-10-tfl", "--store", store)
     assert "exp-10-tfl starts from runs/exp-10/best.pt, which is not there" in message

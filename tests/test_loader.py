@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +19,12 @@ import torch
 
 from ichfast.augment import AugmentConfig, apply_parameters, draw, halve
 from ichfast.channels import parse_windows
-from ichfast.errors import LoaderError
-from ichfast.loader import DataConfig, choose_level, make_loader
+from ichfast.dataconfig import DataConfig, choose_level
+from ichfast.errors import IchfastError, LoaderError, StoreError
+from ichfast.loader import make_loader
 from ichfast.pipeline import Normalization
 from ichfast.store import Store
-from tests.contracts import check_loader, order_of
+from tests.contracts import check_loader, order_of, same_images
 
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))
 THREE = replace(DATA, windows=("brain", "80/200", "bone"))
@@ -266,14 +273,129 @@ def test_auto_takes_the_smallest_level_that_is_large_enough(tiny_store: Store) -
     assert choose_level(tiny_store, replace(DATA, size=600, level="auto")) == 512
 
 
-def test_many_epochs_open_no_further_files(tiny_store: Store) -> None:
-    descriptors = Path("/proc/self/fd")
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_fifty_epochs_take_no_more_memory_and_no_more_files(
+    tiny_store: Store, cache: str
+) -> None:
+    config = replace(DATA, cache=cache)
+    with make_loader(
+        tiny_store, everything(tiny_store), config, shuffle=True
+    ) as loader:
+
+        def run_epochs() -> None:
+            for _ in range(50):
+                for number, _ in enumerate(loader):
+                    if loader._num_epochs % 2 and number == 1:
+                        break  # half of the epochs are left early
+
+        run_epochs()
+        files, resident_bytes = num_open_files(), count_resident_bytes()
+        run_epochs()
+        assert num_open_files() == files
+        assert count_resident_bytes() - resident_bytes < 4 * 2**20
+
+
+def test_loaders_made_one_after_the_other_leave_nothing_behind(
+    tiny_store: Store,
+) -> None:
+    def run_loader() -> None:
+        with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+            next(iter(loader))
+
+    run_loader()
+    files, threads = num_open_files(), threading.active_count()
+    for _ in range(3):
+        run_loader()
+    assert num_open_files() <= files
+    until = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
+
+
+def num_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def count_resident_bytes() -> int:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# Where slices are kept
+
+
+@pytest.mark.parametrize("cache", ["host", "device"])
+@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize("level", [512, 256])
+def test_kept_slices_give_the_very_same_batches(
+    tiny_store: Store, cache: str, level: int, *, neighbours: bool
+) -> None:
+    slices_N = everything(tiny_store)[3:25:2]
+    config = replace(DATA, level=level, batch_size=4, neighbours=neighbours)
+    batches = []
+    for kept in ("none", cache):
+        with make_loader(
+            tiny_store,
+            slices_N,
+            replace(config, cache=kept),
+            augment=AUGMENTS["geometry"],
+            shuffle=True,
+        ) as loader:
+            batches.append([*loader.epoch(0), *loader.epoch(3, first_batch=1)])
+    for without, with_cache in zip(*batches, strict=True):
+        assert torch.equal(without.indices_B, with_cache.indices_B)
+        assert same_images(without, with_cache)
+
+
+def test_kept_slices_are_read_once(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(DATA, cache="host")
+    with make_loader(tiny_store, everything(tiny_store), config) as loader:
+        monkeypatch.setattr("os.preadv", None)
+        assert len(list(loader)) == len(list(loader)) == 5
+        assert "cpu, kept: host)" in repr(loader)
+
+
+# Sizes that change
+
+
+@pytest.mark.parametrize("level", [512, 256])
+def test_a_changed_size_gives_the_batches_of_a_loader_made_with_it(
+    tiny_store: Store, level: int
+) -> None:
+    augment = replace(AUGMENTS["geometry"], cutout_probability=0.8)
+    options: dict[str, Any] = {"augment": augment, "shuffle": True, "seed": 5}
+    config = replace(DATA, level=level)
+    slices_N = everything(tiny_store)
+    with make_loader(tiny_store, slices_N, config, **options) as changing:
+        for epoch, size in enumerate((48, 100, 300, 32)):
+            changing.set_size(size)
+            batches = list(changing.epoch(epoch))
+            config = replace(config, size=size)
+            with make_loader(tiny_store, slices_N, config, **options) as fixed:
+                expected = list(fixed.epoch(epoch))
+            assert batches[0].images_BCHW.shape == (6, 1, size, size)
+            for found, wanted in zip(batches, expected, strict=True):
+                assert same_images(found, wanted)
+
+
+def test_a_size_changes_with_the_next_epoch_and_not_within_one(
+    tiny_store: Store,
+) -> None:
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
-        list(loader)
-        before = len(list(descriptors.iterdir()))
-        for _ in range(20):
-            list(loader)
-        assert len(list(descriptors.iterdir())) == before
+        batches = loader.epoch(0)
+        next(batches)
+        loader.set_size(64)
+        assert {batch.images_BCHW.shape[-1] for batch in batches} == {48}
+        assert {batch.images_BCHW.shape[-1] for batch in loader} == {64}
+        with pytest.raises(LoaderError, match="at least 32 pixels, got 31"):
+            loader.set_size(31)
+
+
+# What is refused, and what goes wrong
 
 
 @pytest.mark.parametrize(
@@ -283,35 +405,114 @@ def test_many_epochs_open_no_further_files(tiny_store: Store) -> None:
         ({"batch_size": 0}, "data.batch_size must be at least 1"),
         ({"windows": ("brain", "bone")}, "1 window or 3"),
         ({"normalize": "mean"}, "imagenet, data or none"),
+        ({"cache": "gpu"}, "data.cache is none, host or device, got 'gpu'"),
+        ({"windows": ("brian",)}, "brian"),
         ({"windows": ("brain",) * 3, "neighbours": True}, "one window, got 3"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(
     wrong: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(LoaderError, match=message):
+    with pytest.raises(IchfastError, match=message) as caught:
         replace(DATA, **wrong)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_level_that_is_not_there_and_a_split_too_small_are_refused(
-    tiny_store: Store,
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"config": replace(DATA, level=128)}, "has the levels 512, 256, not 128"),
+        ({"slices_N": [0, 1, 2], "shuffle": True}, r"3 slice\(s\) do not fill one ba"),
+        ({"shuffle": True, "world_size": 9}, r"29 slice\(s\) do not fill .* on 9 dev"),
+        ({"slices_N": []}, r"one slice or more, got an array of shape \(0,\)"),
+        ({"slices_N": [[1, 2]]}, r"one slice or more, got an array of shape \(1, 2\)"),
+        ({"slices_N": [0, 29]}, "holds slices 0 to 28, asked for 0 to 29"),
+        ({"slices_N": [-1, 3]}, "holds slices 0 to 28, asked for -1 to 3"),
+        ({"rank": 2, "world_size": 2}, "from 0 to world_size - 1, got rank 2 of 2"),
+        ({"rank": -1}, "got rank -1 of 1"),
+        ({"world_size": 0}, "got rank 0 of 0"),
+        ({"device": "gpu"}, "device is cpu or cuda, got 'gpu'"),
+        ({"normalization": NORMALIZATION}, r"each of 1 window\(s\), got 3"),
+    ],
+)
+def test_a_loader_that_makes_no_sense_is_refused_in_one_line(
+    tiny_store: Store, wrong: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(LoaderError, match="has the levels 512, 256, not 128"):
-        make_loader(tiny_store, everything(tiny_store), replace(DATA, level=128))
-    with pytest.raises(LoaderError, match=r"5 slice\(s\) do not fill one batch of 6"):
-        make_loader(tiny_store, everything(tiny_store)[:5], DATA, shuffle=True)
+    options: dict[str, Any] = {"slices_N": everything(tiny_store), "config": DATA}
+    with pytest.raises(LoaderError, match=message) as caught:
+        make_loader(tiny_store, **options | wrong)
+    assert "\n" not in str(caught.value)
 
 
-def test_an_error_while_reading_reaches_the_caller_as_ours(tiny_store: Store) -> None:
-    class Broken(Store):
-        def slice_HW(self, index: int, level: int = 512) -> npt.NDArray[np.uint16]:
-            if index == 13:
-                raise LoaderError("shard 00000.npy is gone")
-            return super().slice_HW(index, level)
+def test_without_a_gpu_cuda_is_refused(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LoaderError, match="torch finds no GPU; take cpu"):
+        make_loader(tiny_store, everything(tiny_store), DATA, device="cuda")
 
+
+def test_a_closed_store_and_a_closed_loader_are_refused(tiny_store_path: Path) -> None:
+    with Store(tiny_store_path) as store:
+        slices_N = everything(store)
+        loader = make_loader(store, slices_N, DATA)
+        loader.close()
+        loader.close()
+        assert repr(loader).endswith("cpu, closed)")
+        with pytest.raises(LoaderError, match="make another with make_loader"):
+            next(iter(loader))
+    with pytest.raises(StoreError, match="was closed; open it again"):
+        make_loader(store, slices_N, DATA)
+
+
+def test_a_store_closed_under_a_running_loader_is_an_error(
+    tiny_store_path: Path,
+) -> None:
+    store = Store(tiny_store_path)
+    with make_loader(store, everything(store), DATA) as loader:
+        store.close()
+        with pytest.raises(StoreError, match="was closed; open it again"):
+            list(loader)
+
+
+def test_one_epoch_at_a_time(tiny_store: Store) -> None:
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        earlier, later = loader.epoch(0), loader.epoch(1)
+        next(earlier)
+        next(later)
+        with pytest.raises(LoaderError, match="another epoch of this loader was begun"):
+            next(earlier)
+        assert len(list(later)) == 4
+        with pytest.raises(LoaderError, match="counted from 0, got epoch -1"):
+            next(loader.epoch(-1))
+
+
+def damage_by_cutting(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+def damage_by_deleting(shard: Path) -> None:
+    shard.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_by_cutting, damage_by_deleting])
+def test_a_shard_damaged_in_an_epoch_ends_it_with_an_error_that_names_it(
+    tiny_store_path: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    copied = Path(shutil.copytree(tiny_store_path, tmp_path / "store"))
+    config = replace(DATA, batch_size=1)
     with (
-        Broken(tiny_store.path) as store,
-        make_loader(store, everything(store), DATA) as loader,
-        pytest.raises(LoaderError, match=r"00000\.npy"),
+        Store(copied) as store,
+        make_loader(store, everything(store), config) as loader,
     ):
-        list(loader)
+        batches = loader.epoch(0)
+        first = next(batches)
+        copy = first.images_BCHW.clone()
+        damage(copied / "level-256" / "00001.npy")
+        begun = time.monotonic()
+        with pytest.raises(StoreError, match=r"level-256/00001\.npy"):
+            list(batches)
+        assert time.monotonic() - begun < 10
+        assert torch.equal(first.images_BCHW, copy)
+        with pytest.raises(LoaderError, match="the loader is closed; make another"):
+            next(loader.epoch(0))

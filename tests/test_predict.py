@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ichfast.amp import Amp
 from ichfast.augment import EXP_30, AugmentConfig
-from ichfast.loader import DataConfig, make_loader
+from ichfast.dataconfig import DataConfig
+from ichfast.loader import make_loader
 from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.store import Store
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from ichfast.checkpoint import BEST
+from ichfast.dataconfig import DataConfig
 from ichfast.errors import (
     CheckpointError,
     FoldError,
     InterruptionError,
     RecipeError,
 )
-from ichfast.loader import DataConfig, make_loader
+from ichfast.loader import make_loader
 from ichfast.metrics import evaluate
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
 from ichfast.predictions import COLUMNS

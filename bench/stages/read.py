@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from bench.measure import Contender, Meter, Record
 from bench.workload import Workload, common_slices
-from ichfast.loader import READ_AHEAD
+from ichfast.dataconfig import source_shapes
+from ichfast.reading import ReadAhead, batches_ahead
 from ichfast.store import Store
 
 STAGE = "read"
@@ -91,38 +92,40 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 
 
 class _Reader:
-    """Copies slices of a store into a batch, as DALI does with what it is handed."""
+    """Reads slices of a store as the loader does: into a ring of batches, ahead."""
 
     def __init__(
         self, path: Path, picked_N: npt.NDArray[np.int64], batch_size: int
     ) -> None:
-        self._path = path
         self._store = Store(path)
         self._picked_N = picked_N
         self._batch_size = batch_size
-        self._level = max(self._store.levels)
-        self._files = sorted((path / f"level-{self._level}").glob("*.npy"))
-        first_HW = self._store.slice_HW(int(picked_N[0]), self._level)
-        self._batch_BHW = np.empty((batch_size, *first_HW.shape), np.uint16)
-        self._resident_NHW = np.empty((len(picked_N), *first_HW.shape), np.uint16)
-        for row, position in enumerate(picked_N):
-            self._resident_NHW[row] = self._store.slice_HW(int(position), self._level)
-        self.slice_bytes = first_HW.nbytes
+        level = max(self._store.levels)
+        self._files = sorted((path / f"level-{level}").glob("*.npy"))
+        self._resident_NHW = np.stack(
+            [self._store.slice_HW(int(position), level) for position in picked_N]
+        )
+        self._batch_BHW = np.empty_like(self._resident_NHW[:batch_size])
+        self._reading = ReadAhead(
+            self._store, level, source_shapes(self._store, level), pinned=False
+        )
+        self.slice_bytes = self._resident_NHW[0].nbytes
         self.num_slices = len(picked_N)
 
     def read(self) -> int:
-        """Copy every slice out of the store, a batch at a time, reading ahead."""
+        """Read every slice, a batch at a time."""
+        num_ahead = batches_ahead(self._batch_size)
         batches = [
             self._picked_N[first : first + self._batch_size]
             for first in range(0, self.num_slices, self._batch_size)
         ]
-        for ahead in batches[:READ_AHEAD]:
-            self._store.advise(ahead, self._level)
-        for number, batch in enumerate(batches):
-            for ahead in batches[number + READ_AHEAD : number + READ_AHEAD + 1]:
-                self._store.advise(ahead, self._level)
-            for row, position in enumerate(batch):
-                self._batch_BHW[row] = self._store.slice_HW(int(position), self._level)
+        for batch in batches[:num_ahead]:
+            self._reading.ask([batch])
+        for number in range(len(batches)):
+            for batch in batches[number + num_ahead :][:1]:
+                self._reading.ask([batch])
+            self._reading.take()
+            self._reading.give_back()
         return self.num_slices
 
     def memcpy(self) -> int:
@@ -139,12 +142,10 @@ class _Reader:
 
     def empty_cache(self) -> str:
         """Take the shards out of the page cache; says why if that did not work."""
-        self._store.close()  # the kernel keeps what is mapped
-        reason = drop_cache(self._files)
-        self._store = Store(self._path)
-        return reason
+        return drop_cache(self._files)
 
     def close(self) -> None:
+        self._reading.close()
         self._store.close()
 
 

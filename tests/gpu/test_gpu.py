@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import torch
 
 from ichfast.augment import AugmentConfig
+from ichfast.dataconfig import DataConfig
 from ichfast.device import choose_device
-from ichfast.loader import DataConfig, make_loader
+from ichfast.errors import LoaderError
+from ichfast.gather import gather_slices
+from ichfast.loader import make_loader
 from ichfast.recipes import resolve_recipe
 from ichfast.results import predict_run
 from ichfast.runs import train_run
 from ichfast.store import Store
-from tests.contracts import check_loader
+from tests.contracts import check_loader, same_images
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,6 +68,84 @@ def test_gpu_and_cpu_draw_and_apply_the_same(tiny_store: Store, level: int) -> N
     # The CPU interpolates in steps of 1/32 pixel, the GPU does not.
     assert difference.mean() < 0.01
     assert difference.quantile(0.99) < 2 / 32
+
+
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_kept_slices_give_the_very_same_batches_on_the_gpu(
+    tiny_store: Store, cache: str
+) -> None:
+    config = DataConfig(size=64, batch_size=6, level=256)
+    batches = []
+    for kept in ("none", cache):
+        with make_loader(
+            tiny_store,
+            np.arange(len(tiny_store)),
+            replace(config, cache=kept),
+            augment=AUGMENT,
+            shuffle=True,
+            device="cuda",
+        ) as loader:
+            batches.append([*loader.epoch(0), *loader.epoch(1)])
+    for without, with_cache in zip(*batches, strict=True):
+        assert torch.equal(without.indices_B, with_cache.indices_B)
+        assert same_images(without, with_cache)
+
+
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+def test_memory_is_not_reused_before_the_gpu_has_read_it(
+    tiny_store: Store, cache: str
+) -> None:
+    slices_N = np.tile(np.arange(12), 20)  # many batches of a store of few slices
+    config = DataConfig(size=224, batch_size=4, level=256, cache=cache)
+    with make_loader(tiny_store, slices_N, config, device="cuda") as loader:
+        # The GPU lags a second behind the host.
+        torch.cuda._sleep(2_000_000_000)  # type: ignore[no-untyped-call]
+        hurried = [batch.images_BCHW for batch in loader.epoch(0)]
+        for images_BCHW, expected in zip(hurried, loader.epoch(0), strict=True):
+            assert torch.equal(images_BCHW, expected.images_BCHW)
+        assert torch.equal(hurried[0], hurried[3])  # the same slices again
+
+
+def test_gathered_slices_are_those_of_the_twin() -> None:
+    set_NHW = torch.randint(0, 3000, (37, 64, 48), dtype=torch.int16, device="cuda")
+    rows_B = torch.tensor([36, 0, 0, 5, 17], device="cuda")
+    expected_BHW = torch.index_select(set_NHW, 0, rows_B)
+    assert torch.equal(gather_slices(set_NHW, rows_B), expected_BHW)
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        on_side_BHW = gather_slices(set_NHW, rows_B)
+    side.synchronize()
+    assert torch.equal(on_side_BHW, expected_BHW)
+
+
+def test_a_slice_set_larger_than_the_gpu_is_refused(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 2**30))
+    config = DataConfig(size=64, batch_size=6, level=256, cache="device")
+    with pytest.raises(LoaderError, match=r"the GPU can spare 0\.0 GiB"):
+        make_loader(tiny_store, np.arange(29), config, device="cuda")
+
+
+def test_the_size_changes_between_epochs_on_the_gpu(tiny_store: Store) -> None:
+    config = DataConfig(size=64, batch_size=6, level=512)
+    with make_loader(
+        tiny_store, np.arange(29), config, augment=AUGMENT, device="cuda"
+    ) as loader:
+        for size in (64, 300, 96):
+            loader.set_size(size)
+            with make_loader(
+                tiny_store,
+                np.arange(29),
+                replace(config, size=size),
+                augment=AUGMENT,
+                device="cuda",
+            ) as fixed:
+                for found, expected in zip(
+                    loader.epoch(2), fixed.epoch(2), strict=True
+                ):
+                    assert same_images(found, expected)
 
 
 def test_a_run_trains_and_predicts_on_the_gpu(

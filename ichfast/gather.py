@@ -1,0 +1,84 @@
+"""Picking slices out of a set of them that lies in memory, on the GPU or not.
+
+`gather_slices` runs a CUDA kernel where one can; `index_select` is its twin, and what
+runs elsewhere.
+
+Shape letters: N slices of the set, B slices picked, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+WORD_BYTES = 16
+"""What a thread of the kernel moves at a time."""
+
+THREADS_A_BLOCK = 256
+BLOCKS_A_SLICE = 8
+
+_KERNEL = r"""
+extern "C" __global__ void gather(
+    const uint4* __restrict__ set, const long long* __restrict__ rows,
+    uint4* __restrict__ picked, const long long words)
+{
+    const uint4* from = set + rows[blockIdx.y] * words;
+    uint4* to = picked + blockIdx.y * words;
+    const long long stride = (long long)gridDim.x * blockDim.x;
+    for (long long k = blockIdx.x * blockDim.x + threadIdx.x; k < words; k += stride)
+        to[k] = from[k];
+}
+"""
+
+
+def gather_slices(set_NHW: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
+    """Copy some slices of a set, in the order asked.
+
+    On a GPU the work is queued on torch's current stream, and nothing waits.
+
+    Args:
+        set_NHW: shape (N, H, W), int16, contiguous.
+        rows_B: shape (B,), int64, in [0, N), on the same device. Repeats are allowed.
+
+    Returns:
+        Shape (B, H, W), int16, contiguous, new.
+    """
+    slice_bytes = set_NHW[0].numel() * set_NHW.element_size()
+    if not set_NHW.is_cuda or slice_bytes % WORD_BYTES or not has_cupy():
+        return torch.index_select(set_NHW, 0, rows_B)
+    picked_BHW = set_NHW.new_empty((len(rows_B), *set_NHW.shape[1:]))
+    _launch(set_NHW, rows_B, picked_BHW, slice_bytes // WORD_BYTES)
+    return picked_BHW
+
+
+@cache
+def has_cupy() -> bool:
+    """Whether CuPy, which compiles and launches the kernel, is installed."""
+    return find_spec("cupy") is not None
+
+
+def _launch(
+    set_NHW: torch.Tensor, rows_B: torch.Tensor, picked_BHW: torch.Tensor, words: int
+) -> None:
+    import cupy
+
+    stream = torch.cuda.current_stream(set_NHW.device)
+    with (
+        cupy.cuda.Device(set_NHW.device.index),
+        cupy.cuda.ExternalStream(stream.cuda_stream),
+    ):
+        _kernel()(
+            (BLOCKS_A_SLICE, len(rows_B)),
+            (THREADS_A_BLOCK,),
+            (set_NHW.data_ptr(), rows_B.data_ptr(), picked_BHW.data_ptr(), words),
+        )
+
+
+@cache
+def _kernel() -> Any:
+    import cupy
+
+    return cupy.RawKernel(_KERNEL, "gather")

@@ -1,0 +1,234 @@
+"""Slices from a store into memory that DALI reads in place, some batches ahead.
+
+Promises:
+
+1. `take` gives what was asked for, in the order of asking, as it is in the store.
+2. What was taken is not written to before it is given back, and on a GPU not before
+   the work queued until then is done. So DALI needs no copy of its own.
+3. An error while reading reaches whoever takes that batch, as a `StoreError` that
+   names the shard. A wait for the disk ends after `PATIENCE_S`.
+4. Memory is reused: there are as many slots as batches were ever asked for and not
+   given back at one time, each as large as the largest batch it held.
+
+Reads are system calls by several threads at once: one copy a slice, made without the
+interpreter's lock, and a cold disk always has several requests to work on (measured
+against memory maps and ``posix_fadvise``: see bench/LOG.md, 2026-11).
+
+Shape letters: N slices of the store, B slices of a batch, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ichfast.errors import LoaderError
+from ichfast.store import Store
+
+PATIENCE_S = 60.0
+"""How long a batch may take to read before the disk counts as dead."""
+
+NUM_READERS = min(8, 2 * (os.cpu_count() or 1))
+"""Threads that read. They mostly wait, so there may be more than cores."""
+
+AHEAD_BATCHES = 4
+AHEAD_SLICES = 256
+"""Read ahead: so many batches, or fewer that hold so many slices."""
+
+
+def batches_ahead(batch_size: int) -> int:
+    """How many batches to ask for before the first is taken: a few, one at least."""
+    return max(1, min(AHEAD_BATCHES, AHEAD_SLICES // batch_size))
+
+
+class SliceSupply(Protocol):
+    """Where a loader's slices come from: the disk, or memory."""
+
+    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Name a batch that will be taken, behind those named before.
+
+        Args:
+            wanted: store positions, one array for each feed of slices.
+        """
+
+    def take(self) -> tuple[Any, ...]:
+        """The slices of the oldest batch asked for, one value for each feed.
+
+        Returns:
+            For each feed (H, W) uint16 arrays in host memory, or a (B, H, W) int16
+            tensor on the device. They stay as they are until given back.
+
+        Raises:
+            StoreError: a shard is damaged, gone, or cannot be read.
+            LoaderError: the disk does not answer.
+        """
+
+    def give_back(self) -> None:
+        """Whatever reads the oldest batch taken has been queued, or is done."""
+
+    def forget(self) -> None:
+        """Give back what was taken, and drop what was asked for."""
+
+    def close(self) -> None:
+        """Let go of memory and threads."""
+
+
+class ReadAhead:
+    """Reads slices from the disk. A `SliceSupply`.
+
+    Args:
+        store: open for reading; must outlive this.
+        level: the store's level to read.
+        shape_N2: rows and columns of every slice at that level.
+        pinned: use page-locked memory, and watch the current CUDA stream.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        level: int,
+        shape_N2: npt.NDArray[np.int64],
+        *,
+        pinned: bool,
+    ) -> None:
+        self._store = store
+        self._level = level
+        self._shape_N2 = shape_N2
+        self._pinned = pinned
+        self._pool = futures.ThreadPoolExecutor(NUM_READERS, "ichfast-read")
+        self._free: list[_Slot] = []
+        self._asked: deque[_Filling] = deque()
+        self._taken: deque[_Slot] = deque()
+
+    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Begin to read a batch."""
+        slot = self._free.pop() if self._free else _Slot(pinned=self._pinned)
+        positions = np.concatenate(wanted)
+        slices = slot.lay_out(self._shape_N2[positions])
+        share = -(-len(positions) // NUM_READERS)
+        reads = [
+            self._pool.submit(
+                self._read,
+                slot,
+                positions[first : first + share],
+                slices[first : first + share],
+            )
+            for first in range(0, len(positions), share)
+        ]
+        lengths = [len(positions_B) for positions_B in wanted]
+        self._asked.append(_Filling(slot, slices, lengths, reads))
+
+    def take(self) -> tuple[Sequence[npt.NDArray[np.uint16]], ...]:
+        """Wait until the oldest batch asked for is there."""
+        filling = self._asked[0]
+        done, waiting = futures.wait(
+            filling.reads, PATIENCE_S, return_when=futures.FIRST_EXCEPTION
+        )
+        for read in done:
+            read.result()  # raises what the reader raised
+        if waiting:
+            raise LoaderError(
+                f"{self._store.path} gave no batch within {PATIENCE_S:.0f} s; its disk "
+                "or network does not answer: check it, then continue with --resume"
+            )
+        self._taken.append(self._asked.popleft().slot)
+        return tuple(filling.feeds())
+
+    def give_back(self) -> None:
+        """Let the oldest batch taken be overwritten when the GPU has read it."""
+        slot = self._taken.popleft()
+        slot.mark()
+        self._free.append(slot)
+
+    def forget(self) -> None:
+        """Give back what was taken, wait for reads under way, drop the others."""
+        while self._taken:
+            self.give_back()
+        _end(read for filling in self._asked for read in filling.reads)
+        self._free += [filling.slot for filling in self._asked]
+        self._asked.clear()
+
+    def close(self) -> None:
+        """End the threads and let go of the memory."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.forget()
+        while self._free:
+            self._free.pop().wait()
+
+    def _read(
+        self,
+        slot: _Slot,
+        positions: npt.NDArray[np.int64],
+        slices: Sequence[npt.NDArray[np.uint16]],
+    ) -> None:
+        slot.wait()
+        for position, out_HW in zip(positions.tolist(), slices, strict=True):
+            self._store.read_into(position, self._level, out_HW)
+
+
+def _end(reads: Iterator[futures.Future[None]]) -> None:
+    """Cancel reads, and wait for those that run."""
+    futures.wait([read for read in reads if not read.cancel()], PATIENCE_S)
+
+
+class _Slot:
+    """Memory for the slices of a batch, one behind the other."""
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._read_by_gpu: torch.cuda.Event | None = None
+
+    def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint16]]:
+        """Arrays of these shapes, in the order given; what they hold is undefined."""
+        ends = np.cumsum(shape_B2.prod(axis=1))
+        num_bytes = 2 * int(ends[-1])
+        if num_bytes > len(self._bytes):
+            self.wait()
+            self._bytes = torch.empty(
+                num_bytes, dtype=torch.uint8, pin_memory=self._pinned
+            )
+        flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
+        parts = np.split(flat, ends[:-1])
+        return [
+            part.reshape(shape)
+            for part, shape in zip(parts, shape_B2.tolist(), strict=True)
+        ]
+
+    def mark(self) -> None:
+        """Note the work that the current CUDA stream has been given until now."""
+        if self._pinned:
+            self._read_by_gpu = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._read_by_gpu.record()
+
+    def wait(self) -> None:
+        """Wait until that work is done."""
+        if self._read_by_gpu is not None:
+            self._read_by_gpu.synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class _Filling:
+    """A batch being read into a slot."""
+
+    slot: _Slot
+    slices: Sequence[npt.NDArray[np.uint16]]
+    lengths: Sequence[int]
+    """Slices of each feed."""
+
+    reads: Sequence[futures.Future[None]]
+
+    def feeds(self) -> Iterator[Sequence[npt.NDArray[np.uint16]]]:
+        """The slices of each feed."""
+        first = 0
+        for length in self.lengths:
+            yield self.slices[first : first + length]
+            first += length

@@ -1,0 +1,267 @@
+"""Slices that a loader keeps in memory: read once, given out from there.
+
+`HostSlices` hands DALI views, without a copy. `DeviceSlices` gathers each batch on the
+device. Both give, bit for bit, what `ichfast.reading` reads from the disk.
+
+Each process keeps all slices that its epochs may need: a training split whole,
+whatever the number of processes.
+
+Shape letters: N slices of the store, R slices kept, B slices of a batch, H rows,
+W columns.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ichfast.errors import LoaderError
+from ichfast.gather import gather_slices
+from ichfast.progress import progress
+from ichfast.reading import ReadAhead
+from ichfast.store import Store
+
+CHUNK_SLICES = 64
+"""Slices read at a time to fill the memory."""
+
+SPARED_SHARE = 0.1
+"""Of the memory that is free, so much is left for everything else."""
+
+GIB = 2**30
+
+
+class HostSlices:
+    """Slices in this process's memory. A `SliceSupply`.
+
+    Args:
+        store: open for reading; only needed to build this.
+        level: the store's level to read.
+        shape_N2: rows and columns of every slice at that level.
+        kept_R: store positions that may be asked for, each once.
+        pinned: lock the memory, so that it can be uploaded without a copy.
+
+    Raises:
+        LoaderError: the slices do not fit.
+        StoreError: a shard is damaged, gone, or cannot be read.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        level: int,
+        shape_N2: npt.NDArray[np.int64],
+        kept_R: npt.NDArray[np.int64],
+        *,
+        pinned: bool,
+    ) -> None:
+        shape_R2 = shape_N2[kept_R]
+        ends = np.cumsum(shape_R2.prod(axis=1))
+        _check_fit(
+            2 * int(ends[-1]), _free_host_bytes(), "host memory can spare", "none"
+        )
+        self._memory = np.empty(int(ends[-1]), np.uint16)
+        self._slices = [
+            part.reshape(shape)
+            for part, shape in zip(
+                np.split(self._memory, ends[:-1]), shape_R2.tolist(), strict=True
+            )
+        ]
+        self._row_N = _rows(len(store), kept_R)
+        self._asked: deque[Sequence[npt.NDArray[np.int64]]] = deque()
+        for first, slices in _read_all(store, level, shape_N2, kept_R, pinned=False):
+            for row, stored_HW in enumerate(slices, first):
+                self._slices[row][...] = stored_HW
+        self._unlock = _lock(self, self._memory) if pinned else None
+
+    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Note a batch that will be taken."""
+        self._asked.append(wanted)
+
+    def take(self) -> tuple[list[npt.NDArray[np.uint16]], ...]:
+        """Views of the slices, which nothing ever overwrites."""
+        return tuple(
+            [self._slices[row] for row in self._row_N[positions_B].tolist()]
+            for positions_B in self._asked.popleft()
+        )
+
+    def give_back(self) -> None:
+        """Nothing to do: what was taken is not reused."""
+
+    def forget(self) -> None:
+        """Drop what was asked for."""
+        self._asked.clear()
+
+    def close(self) -> None:
+        """Let go of the memory. What was taken must be in use no longer."""
+        if self._unlock is not None:
+            torch.cuda.synchronize()  # uploads may be under way
+            self._unlock()
+        self._slices = []
+        self._memory = np.empty(0, np.uint16)
+
+
+class DeviceSlices:
+    """Slices in a device's memory, all of one shape. A `SliceSupply`.
+
+    Args:
+        store: open for reading; only needed to build this.
+        level: the store's level to read.
+        shape_N2: rows and columns of every slice at that level.
+        kept_R: store positions that may be asked for, each once.
+        device: where they are kept.
+
+    Raises:
+        LoaderError: the slices do not fit, or differ in shape.
+        StoreError: a shard is damaged, gone, or cannot be read.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        level: int,
+        shape_N2: npt.NDArray[np.int64],
+        kept_R: npt.NDArray[np.int64],
+        *,
+        device: torch.device,
+    ) -> None:
+        shape = _one_shape(shape_N2[kept_R], level)
+        if device.type == "cuda":
+            free_bytes = torch.cuda.mem_get_info(device)[0]
+            needed_bytes = 2 * len(kept_R) * shape[0] * shape[1]
+            _check_fit(needed_bytes, free_bytes, "the GPU can spare", "host or none")
+        self._device = device
+        self._set_RHW = torch.empty(
+            (len(kept_R), *shape), dtype=torch.int16, device=device
+        )
+        self._row_N = _rows(len(store), kept_R)
+        self._asked: deque[Sequence[npt.NDArray[np.int64]]] = deque()
+        self._taken: deque[tuple[torch.Tensor, ...]] = deque()
+        pinned = device.type == "cuda"
+        for first, slices in _read_all(store, level, shape_N2, kept_R, pinned=pinned):
+            for row, stored_HW in enumerate(slices, first):
+                self._set_RHW[row].copy_(
+                    torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
+                )
+
+    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Note a batch that will be taken."""
+        self._asked.append(wanted)
+
+    def take(self) -> tuple[torch.Tensor, ...]:
+        """Gather the oldest batch asked for, on torch's current stream."""
+        self._taken.append(
+            tuple(
+                gather_slices(
+                    self._set_RHW,
+                    torch.from_numpy(self._row_N[positions_B]).to(
+                        self._device, non_blocking=True
+                    ),
+                )
+                for positions_B in self._asked.popleft()
+            )
+        )
+        return self._taken[-1]
+
+    def give_back(self) -> None:
+        """Free the oldest batch taken; torch reuses it behind the queued work."""
+        self._taken.popleft()
+
+    def forget(self) -> None:
+        """Give back what was taken, and drop what was asked for."""
+        self._taken.clear()
+        self._asked.clear()
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self.forget()
+        self._set_RHW = self._set_RHW.new_empty(0)
+
+
+def _rows(num_slices: int, kept_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each slice of the store is kept, shape (N,); -1: it is not."""
+    row_N = np.full(num_slices, -1, dtype=np.int64)
+    row_N[kept_R] = np.arange(len(kept_R))
+    return row_N
+
+
+def _read_all(
+    store: Store,
+    level: int,
+    shape_N2: npt.NDArray[np.int64],
+    kept_R: npt.NDArray[np.int64],
+    *,
+    pinned: bool,
+) -> Iterator[tuple[int, Sequence[npt.NDArray[np.uint16]]]]:
+    """Read slices some at a time: the first one's row, and the slices."""
+    firsts = range(0, len(kept_R), CHUNK_SLICES)
+    chunks = [kept_R[first : first + CHUNK_SLICES] for first in firsts]
+    reader = ReadAhead(store, level, shape_N2, pinned=pinned)
+    with closing(reader), progress("cache", len(kept_R), "slice") as bar:
+        reader.ask(chunks[:1])
+        for number, first in enumerate(firsts):
+            if number + 1 < len(chunks):
+                reader.ask([chunks[number + 1]])
+            (slices,) = reader.take()
+            yield first, slices
+            reader.give_back()
+            bar.update(len(slices))
+
+
+def _one_shape(shape_R2: npt.NDArray[np.int64], level: int) -> tuple[int, int]:
+    """Rows and columns of all slices.
+
+    Raises:
+        LoaderError: they differ.
+    """
+    shapes, counts = np.unique(shape_R2, axis=0, return_counts=True)
+    rows, columns = shapes[counts.argmax()].tolist()
+    if len(shapes) > 1:
+        num_others = counts.sum() - counts.max()
+        raise LoaderError(
+            f"data.cache=device keeps slices of one shape; at level {level} "
+            f"{counts.max()} are {rows}x{columns} and {num_others} are not: take "
+            "data.level=256, where all are 256x256, or data.cache=host"
+        )
+    return rows, columns
+
+
+def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> None:
+    spare_bytes = (1 - SPARED_SHARE) * free_bytes
+    if needed_bytes > spare_bytes:
+        raise LoaderError(
+            f"the slices to keep take {needed_bytes / GIB:.1f} GiB, {where} "
+            f"{spare_bytes / GIB:.1f} GiB; set data.cache={instead}, or read a "
+            "quarter of the bytes with data.level=256"
+        )
+
+
+def _free_host_bytes() -> int:
+    """Memory that can be had without swapping, as the kernel reckons."""
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise LoaderError(
+        "/proc/meminfo does not tell the free memory; set data.cache=none"
+    )
+
+
+def _lock(owner: object, memory: npt.NDArray[np.uint16]) -> Callable[[], object]:
+    """Lock memory for CUDA in place, until called or `owner` is gone.
+
+    Torch's own page-locked memory comes in sizes of 2**n bytes.
+    """
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    status = runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
+    if int(status) != 0:
+        raise LoaderError(
+            f"cannot lock {memory.nbytes / GIB:.1f} GiB of host memory for CUDA "
+            f"({status}); raise the limit (`ulimit -l`), or set data.cache=none"
+        )
+    return weakref.finalize(owner, runtime.cudaHostUnregister, memory.ctypes.data)

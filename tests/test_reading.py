@@ -1,0 +1,112 @@
+"""Slices read ahead are the store's own, stay as they are, and fail as errors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ichfast import reading
+from ichfast.dataconfig import source_shapes
+from ichfast.errors import LoaderError, StoreError
+from ichfast.reading import ReadAhead, batches_ahead
+from ichfast.store import Store
+
+
+@pytest.fixture
+def ahead(tiny_store: Store) -> Iterator[ReadAhead]:
+    supply = ReadAhead(tiny_store, 512, source_shapes(tiny_store, 512), pinned=False)
+    yield supply
+    supply.close()
+
+
+def batch(*positions: int) -> npt.NDArray[np.int64]:
+    return np.array(positions, dtype=np.int64)
+
+
+def test_batches_come_in_the_order_asked_and_as_stored(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    wanted = [[batch(3, 14, 3), batch(0)], [batch(28, 15)], [batch(12)]]
+    for feeds in wanted:
+        ahead.ask(feeds)
+    for feeds in wanted:
+        taken = ahead.take()
+        assert len(taken) == len(feeds)
+        for slices, positions_B in zip(taken, feeds, strict=True):
+            for stored_HW, position in zip(slices, positions_B, strict=True):
+                np.testing.assert_array_equal(
+                    stored_HW, tiny_store.slice_HW(int(position))
+                )
+
+
+def test_memory_is_reused_once_given_back_and_not_before(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    ahead.ask([batch(0, 1)])
+    ahead.ask([batch(2, 3)])
+    (first,) = ahead.take()
+    (second,) = ahead.take()
+    assert not np.shares_memory(first[0], second[0])
+    ahead.give_back()
+    ahead.ask([batch(4)])
+    (third,) = ahead.take()
+    assert np.shares_memory(first[0], third[0])
+    np.testing.assert_array_equal(second[1], tiny_store.slice_HW(3))
+
+
+def test_what_is_forgotten_is_not_given_and_its_memory_is_reused(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    for _ in range(3):
+        for first in range(0, 20, 5):
+            ahead.ask([np.arange(first, first + 5)])
+        ahead.take()
+        ahead.forget()
+    assert len(ahead._free) == 4
+    ahead.ask([batch(21)])
+    ((stored_HW,),) = ahead.take()
+    np.testing.assert_array_equal(stored_HW, tiny_store.slice_HW(21))
+
+
+def test_a_shard_that_is_gone_is_named_to_whoever_takes_the_batch(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(tiny_store_path, tmp_path / "store"))
+    with Store(copied) as store:
+        supply = ReadAhead(store, 256, source_shapes(store, 256), pinned=False)
+        supply.ask([batch(0)])
+        supply.take()
+        (copied / "level-256" / "00001.npy").unlink()
+        supply.ask([batch(1)])
+        supply.ask([batch(28)])
+        supply.take()
+        with pytest.raises(StoreError, match=r"cannot open .*level-256/00001\.npy: No"):
+            supply.take()
+        supply.close()
+
+
+def test_a_disk_that_does_not_answer_is_waited_for_so_long(
+    ahead: ReadAhead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PATIENCE_S", 0.05)
+    read = os.preadv
+
+    def hang(*arguments: object) -> int:
+        time.sleep(0.5)
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "preadv", hang)
+    ahead.ask([batch(0)])
+    with pytest.raises(LoaderError, match="does not answer: check it"):
+        ahead.take()
+
+
+def test_a_few_batches_are_read_ahead_and_one_at_least() -> None:
+    assert [batches_ahead(size) for size in (1, 64, 100, 200, 1000)] == [4, 4, 2, 1, 1]

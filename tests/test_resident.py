@@ -1,0 +1,97 @@
+"""Slices kept in memory are the store's own; what does not fit is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from ichfast import resident
+from ichfast.dataconfig import source_shapes
+from ichfast.errors import LoaderError
+from ichfast.gather import gather_slices
+from ichfast.reading import SliceSupply
+from ichfast.resident import DeviceSlices, HostSlices
+from ichfast.store import Store
+
+KEPT_R = np.array([1, 4, 9, 20, 28])
+CPU = torch.device("cpu")
+
+
+def keep_on_host(store: Store, level: int) -> SliceSupply:
+    return HostSlices(store, level, source_shapes(store, level), KEPT_R, pinned=False)
+
+
+def keep_on_device(store: Store, level: int) -> SliceSupply:
+    return DeviceSlices(store, level, source_shapes(store, level), KEPT_R, device=CPU)
+
+
+@pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
+def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
+    tiny_store: Store,
+    keep: Callable[[Store, int], SliceSupply],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resident, "CHUNK_SLICES", 2)
+    supply = keep(tiny_store, 256)
+    supply.ask([np.array([28, 4, 4]), np.array([1])])
+    supply.ask([np.array([9])])
+    for expected in ([[28, 4, 4], [1]], [[9]]):
+        taken = supply.take()
+        assert len(taken) == len(expected)
+        for slices, positions in zip(taken, expected, strict=True):
+            for stored_HW, position in zip(slices, positions, strict=True):
+                np.testing.assert_array_equal(
+                    np.asarray(stored_HW), tiny_store.slice_HW(position, 256)
+                )
+        supply.give_back()
+    supply.ask([np.array([20])])
+    supply.forget()
+    supply.close()
+
+
+def test_host_memory_keeps_slices_of_all_shapes(tiny_store: Store) -> None:
+    kept_R = np.arange(29)
+    supply = HostSlices(
+        tiny_store, 512, source_shapes(tiny_store, 512), kept_R, pinned=False
+    )
+    supply.ask([kept_R])
+    (slices,) = supply.take()
+    for position, stored_HW in enumerate(slices):
+        np.testing.assert_array_equal(stored_HW, tiny_store.slice_HW(position))
+    supply.close()
+
+
+def test_the_device_keeps_slices_of_one_shape_only(tiny_store: Store) -> None:
+    with pytest.raises(
+        LoaderError,
+        match=r"at level 512 23 are 512x512 and 6 are not: take data\.level=256",
+    ):
+        DeviceSlices(
+            tiny_store,
+            512,
+            source_shapes(tiny_store, 512),
+            np.arange(29),
+            device=CPU,
+        )
+
+
+def test_slices_that_do_not_fit_are_refused_with_both_figures(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resident._free_host_bytes() > 2**20
+    monkeypatch.setattr(resident, "_free_host_bytes", lambda: 5 * 2**20 // 9)
+    monkeypatch.setattr(resident, "GIB", 2**20)
+    with pytest.raises(
+        LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; set data\.c"
+    ):
+        keep_on_host(tiny_store, 256)
+
+
+def test_gathered_slices_are_those_asked_for() -> None:
+    set_NHW = torch.arange(7 * 6 * 5, dtype=torch.int16).reshape(7, 6, 5)
+    picked_BHW = gather_slices(set_NHW, torch.tensor([6, 0, 0]))
+    assert torch.equal(picked_BHW, set_NHW[[6, 0, 0]])
+    assert picked_BHW.is_contiguous()
