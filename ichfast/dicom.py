@@ -358,9 +358,9 @@ def _find_decoder(syntax: str) -> Decoder:
     try:
         return get_decoder(syntax)
     except NotImplementedError:
-        raise RejectError(
-            "no-decoder", f"unknown transfer syntax {syntax[:64]!r}"
-        ) from None
+        is_uid = set(syntax) <= set("0123456789.")  # anything else may be a name
+        name = syntax[:64] if is_uid else "that is no UID"
+        raise RejectError("no-decoder", f"unknown transfer syntax {name}") from None
 
 
 def _make_slice(

@@ -67,6 +67,31 @@ CT_CLASSES = (
 )
 
 
+_MODALITIES = frozenset(
+    (
+        *("AR", "ASMT", "AU", "BI", "BMD", "CFM", "CR", "CTPROTOCOL", "DG", "DMS"),
+        *("DOC", "DX", "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC"),
+        *("HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN", "LS", "MG", "MR"),
+        *("NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS"),
+        *("OT", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG"),
+        *("RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN"),
+        *("RTSTRUCT", "RWV", "SC", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TG"),
+        *("TEXTUREMAP", "US", "VA", "XA", "XAPROTOCOL", "XC"),
+    )
+)
+_PHOTOMETRICS = frozenset(
+    (
+        *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "XYB"),
+        *("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
+    )
+)
+"""Defined terms that a rejection may quote.
+
+Source:
+    DICOM PS3.3 C.7.3.1.1.1 and C.7.6.3.1.2.
+"""
+
+
 class Header:
     """Values by keyword. Of several mappings the first that has one counts."""
 
@@ -174,7 +199,8 @@ def check_kind(header: Header) -> None:
     modality = header.text("Modality")
     if modality != "CT" and (modality or header.text("SOPClassUID") not in CT_CLASSES):
         raise RejectError(
-            "not-ct", f"Modality (0008,0060) is {modality[:16]!r}, expected 'CT'"
+            "not-ct",
+            f"Modality (0008,0060) is {_quoted(modality, _MODALITIES)}, expected 'CT'",
         )
     if "LOCALIZER" in header.text("ImageType").split("\\"):
         raise RejectError("localizer", "ImageType (0008,0008) says LOCALIZER")
@@ -182,7 +208,9 @@ def check_kind(header: Header) -> None:
     photometric = header.text("PhotometricInterpretation") or "MONOCHROME2"
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise RejectError(
-            "colour", f"{samples} samples a pixel, {photometric[:16]}; expected grey"
+            "colour",
+            f"{samples} samples a pixel, photometric interpretation "
+            f"{_quoted(photometric, _PHOTOMETRICS)}; expected grey",
         )
     if photometric == "MONOCHROME1":
         header.quirks.add("monochrome1")
@@ -191,6 +219,11 @@ def check_kind(header: Header) -> None:
         raise RejectError(
             "colour", f"{bits_allocated} bits a pixel, as of a screenshot; expected 16"
         )
+
+
+def _quoted(value: str, known: frozenset[str]) -> str:
+    """A value that the standard knows; any other may be a name in the wrong place."""
+    return repr(value) if not value or value in known else "not one of the standard's"
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,11 @@ class Entry:
     offset: int = -1
     """Where the member begins in the (unpacked) archive, bytes; -1 for a file."""
 
+    @property
+    def archive(self) -> Container | None:
+        """The archive that it lies in, maybe without a name there."""
+        return self.container if self.offset >= 0 else None
+
 
 def list_entries(sources: Sequence[Path | str]) -> list[Entry]:
     """List every file of the sources, looking into archives.
@@ -110,7 +115,7 @@ def read_entries(
         archive's order.
     """
     for (_, archive), run in itertools.groupby(
-        entries, lambda entry: (entry.source, entry.container if entry.member else None)
+        entries, lambda entry: (entry.source, entry.archive)
     ):
         fitting = []
         for entry in run:

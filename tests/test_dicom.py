@@ -629,6 +629,18 @@ def test_an_unforeseen_error_is_told_by_its_kind_alone(
     assert error.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        ct_file(ramp(), Modality="SECRET^NAME"),
+        ct_file(ramp(), PhotometricInterpretation="SECRET^NAME"),
+        ct_file(ramp(), syntax="SECRET^NAME"),
+    ],
+)
+def test_no_rejection_quotes_a_name_in_the_wrong_element(content: bytes) -> None:
+    assert "SECRET" not in str(rejection(content))
+
+
 def test_no_rejection_quotes_the_patient(caplog: pytest.LogCaptureFixture) -> None:
     name = "SECRET^NAME"
     whole = ct_file(ramp(), PatientID=name, StudyInstanceUID=name, WindowCenter=name)
