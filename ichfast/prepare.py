@@ -49,6 +49,7 @@ from ichfast.manifest import StoreHeader, read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, label_plan, shard_plan
 from ichfast.pseudonyms import read_or_make_key
+from ichfast.remote import check_reachable
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
 from ichfast.workers import convert_units
@@ -118,8 +119,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             is in it already or not. Without a finished store, no different.
 
     Raises:
-        SourceError: a source is missing, nothing in it is a CT slice, or more
-            files were rejected than `max_rejected` allows.
+        SourceError: a source is missing or out of the workers' reach, nothing in it
+            is a CT slice, or more files were rejected than `max_rejected` allows.
         StoreError: the folder is in use, holds something else, was begun from
             other sources or options, cannot be written, or the run was
             interrupted. The last two continue with the same command.
@@ -127,6 +128,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     """
     started_s = time.monotonic()
     _check_options(levels, max_rejected)
+    check_reachable(sources)
     entries = _list_entries(sources, store, limit)
     journal = Journal(store, levels)
     units: list[Unit] = []

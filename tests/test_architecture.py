@@ -17,7 +17,7 @@ LAYERS = (
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
-    | {"slicetable", "series"},
+    | {"slicetable", "series", "damage"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures"},
