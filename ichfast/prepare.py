@@ -37,7 +37,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ichfast.appending import adds_labels, check_finished, grown_intake, new_units
+from ichfast.appending import (
+    adds_labels,
+    check_finished,
+    check_unfinished,
+    grown_intake,
+    new_units,
+)
 from ichfast.convert import Job
 from ichfast.dicom import read_slices
 from ichfast.errors import SourceError, StoreError
@@ -142,6 +148,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         base = None
         if is_finished:
             check_finished(journal, plan, labels, append=append)
+        else:
+            check_unfinished(store)
         if is_finished and append:
             base = read_base(journal)
             plan["base"] = str(base.header.entries_crc32c)
