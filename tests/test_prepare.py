@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -374,6 +374,49 @@ def test_a_full_disk_says_how_far_it_came_and_the_rest_follows(
     assert "files done; make room" in errors
     assert not list(store.glob("level-*/.*.tmp"))
     assert run([source], store).slices == 23
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, in memory."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "ichfast-test", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, timeout=10)
+    except OSError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=10)
+
+
+def resize(disk: Path, kib: int) -> None:
+    options = f"remount,size={kib}k"
+    subprocess.run(["mount", "-o", options, str(disk)], check=True, timeout=10)
+
+
+def test_a_disk_that_is_full_time_and_again_ends_in_the_same_bytes(
+    source: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    run([source], tmp_path / "calm")
+    store, errors = small_disk / "store", []
+    for kib in range(300, 20_000, 500):
+        resize(small_disk, kib)
+        try:
+            run([source], store)
+        except StoreError as error:
+            errors.append(str(error))
+        else:
+            break
+        assert not list(store.glob("**/.*.tmp"))
+    for error in errors:
+        assert re.search("No space left on device.* files done; make room", error)
+    assert len({re.search(r"\d+ of 23", error)[0] for error in errors}) >= 2
+    assert contents(store) == contents(tmp_path / "calm")
 
 
 # The same command, and another
