@@ -4,7 +4,8 @@
    and refused to any other. After an append that is the command which appended.
 2. New is what the store has not taken in (`ichfast.intake`). It becomes units behind
    the last one, whatever room that one had left.
-3. Labels are new to a store if they are others than those it was last given.
+3. A store that has lost its `store.json` is neither continued nor begun anew.
+4. Labels are new to a store if they are others than those it was last given.
 
 Shape letters: E entries of the listing.
 """
@@ -12,7 +13,9 @@ Shape letters: E entries of the listing.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ichfast.errors import StoreError
 from ichfast.intake import Intake
@@ -52,6 +55,21 @@ def check_finished(
         raise StoreError(
             f"{store} was being appended to when a run was cut short; that command, "
             "with --append, continues; until then the store is as it was"
+        )
+
+
+def check_unfinished(store: Path) -> None:
+    """See that a store without `store.json` never had one, for then it is begun anew.
+
+    Raises:
+        StoreError: it had: its shards must not be cleared away.
+    """
+    table = store / "slices.parquet"
+    if os.path.lexists(table):
+        raise StoreError(
+            f"{store} was finished, for it has {table.name}, but its store.json is "
+            "missing or cannot be read; copy that back, or delete the store to start "
+            "again"
         )
 
 

@@ -187,13 +187,19 @@ def _lost(scheduler: str) -> StoreError:
 
 
 def _stop(client: Client, running: Collection[Future[int]], run_id: str) -> None:
-    if not running:
+    if not running or client.status != "running":  # the scheduler may be gone
         return
-    with suppress(OSError, TimeoutError):  # it may be the scheduler that is gone
-        client.run(_stopped.add, run_id, on_error="ignore")
+    with suppress(OSError, TimeoutError):  # it may go now
+        client.run(_note_end, run_id, on_error="ignore")
         wait(running, STOP_S)
     for future in running:
         future.cancel()
+
+
+def _note_end(run_id: str) -> None:
+    # A function, which is sent by its name; the set's own method would be sent with a
+    # copy of the set.
+    _stopped.add(run_id)
 
 
 def _wait_for_pages(job: Job, units: Sequence[Unit]) -> None:
@@ -214,6 +220,8 @@ def _convert_there(job: Job, unit: Unit, run_id: str) -> int:
     Returns:
         How many of its files were rejected.
     """
+    if run_id in _stopped:
+        raise StoppedError
     _check_shared(job, unit)
     with subprocess.Popen(
         [sys.executable, "-m", __name__],

@@ -1,4 +1,4 @@
-"""Writing files so that a crash never leaves half of one.
+"""Writing files so that a crash never leaves half of one, and their checksums.
 
 A file is written under a temporary name in the same folder, flushed to the
 disk, and renamed over its final name. Readers see the old file or the new one.
@@ -6,11 +6,17 @@ disk, and renamed over its final name. Readers see the old file or the new one.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+import google_crc32c
+
+CHUNK_BYTES = 2**20
+"""Read at once to find a file's checksum."""
 
 
 @contextmanager
@@ -55,6 +61,22 @@ def write_private_once(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+def file_crc32c(path: Path) -> int:
+    """The checksum of a file, CRC-32C; however large it is, in little memory.
+
+    Raises:
+        OSError: it is missing, no regular file, or cannot be read.
+    """
+    if not path.is_file():
+        # Opening a pipe would wait for whoever writes to it.
+        raise OSError(errno.ENOENT, "no such file, or not a regular one")
+    crc32c = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            crc32c = google_crc32c.extend(crc32c, chunk)
+    return int(crc32c)
 
 
 def _flush(path: Path) -> None:

@@ -23,16 +23,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
-from ichfast.files import atomic_path
+from ichfast.files import atomic_path, file_crc32c
 from ichfast.pseudonyms import plain_text
 from ichfast.remote import Remote
+from ichfast.slicetable import NOT_PARQUET, checked_content
 from ichfast.sources import Entry
 
 DIGEST_BYTES = 8
@@ -98,7 +98,7 @@ def write_intake(file: Path, intake: Intake) -> int:
     columns = [intake.unit_E, intake.name_E, intake.place_E]
     with atomic_path(file) as temporary:
         pq.write_table(pa.table(columns, schema=_SCHEMA), temporary)
-    return int(google_crc32c.value(file.read_bytes()))
+    return file_crc32c(file)
 
 
 def read_intake(file: Path, crc32c: int) -> Intake:
@@ -112,13 +112,11 @@ def read_intake(file: Path, crc32c: int) -> Intake:
         StoreError: it is missing or damaged.
     """
     advice = "the store can be read, but neither appended to nor repaired"
+    content = checked_content(file, crc32c, advice)
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise StoreError(f"cannot read {file}: {error.strerror}; {advice}") from error
-    if google_crc32c.value(content) != crc32c:
-        raise StoreError(f"{file} does not match its checksum; {advice}")
-    rows = pq.read_table(pa.BufferReader(content))
+        rows = pq.read_table(pa.BufferReader(content), schema=_SCHEMA)
+    except NOT_PARQUET as error:
+        raise StoreError(f"{file} is not a parquet table; {advice}") from error
     unit_E, name_E, place_E = (rows[name].to_numpy() for name in _SCHEMA.names)
     return Intake(unit_E=unit_E, name_E=name_E, place_E=place_E)
 

@@ -12,6 +12,8 @@
 3. A run touches no file of a finished store before `next` is complete, which its
    ``store.json``, written last, says. From then on `publish` alone is left to do,
    and may be repeated: it copies, and removes the journal when all is in its place.
+   Readers take the store from `next` until then (`ichfast.manifest.tables_dir`), so
+   the rename of that one file is the moment at which the old store becomes the new.
 """
 
 from __future__ import annotations
@@ -104,8 +106,7 @@ class Journal:
             StoreError: it was begun with another plan, and may not restart.
         """
         self.path.mkdir(exist_ok=True)
-        for left_by_a_crash in self.store.glob("**/.*.tmp"):
-            left_by_a_crash.unlink()
+        self._clear_temporaries()
         file = self.path / "plan.json"
         begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         if may_restart and begun is not None and begun != plan:
@@ -149,6 +150,7 @@ class Journal:
         """Finish the store if `next` is complete; return whether it was."""
         if not (self.next / "store.json").exists():
             return False
+        self._clear_temporaries()
         for name, folder in (
             ("slices.parquet", self.store),
             ("rejected.csv", self.store),
@@ -168,7 +170,12 @@ class Journal:
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             elif left.name != ENTRIES_FILE:
-                left.unlink()
+                left.unlink(missing_ok=True)
+
+    def _clear_temporaries(self) -> None:
+        for left_by_a_crash in self.store.glob("**/.*.tmp"):
+            # Workers may outlive a killed parent by a moment, and rename it.
+            left_by_a_crash.unlink(missing_ok=True)
 
     def _page_path(self, unit: Unit) -> Path:
         return self.path / f"{unit.number:05d}.parquet"

@@ -1,6 +1,7 @@
 """The header of a store: its `store.json`.
 
-1. It is written last, so a folder without one is not a store.
+1. It is written last, so a folder without one is not a store. Once it is complete
+   in ``journal/next``, the store is the one it describes (`tables_dir`).
 2. It holds no time and no path: the same sources give the same bytes.
 3. What is read is taken for hostile until every type and range has been checked.
 4. Its last field is the checksum of the rest, for `is_as_written`.
@@ -8,7 +9,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +36,9 @@ COUNTS = (
 )
 """What a header counts: entries of the listing, what the table holds, slices left
 out because the same one stood before, slices with labels, labels of no slice."""
+
+MAX_HEADER_BYTES = 2**28
+"""Largest `store.json` that is read: that of a million shards."""
 
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What reading JSON that means harm may raise."""
@@ -83,8 +89,26 @@ class StoreHeader:
         return sum(s.num_bytes(level) for s in self.shards for level in self.levels)
 
 
+def tables_dir(path: Path) -> Path:
+    """Where `store.json` and the tables of the store at `path` are read.
+
+    A run of prepare completes all of them in ``journal/next``, `store.json` last, and
+    copies them to their places afterwards. Until that is done, and after a run that
+    was killed doing it, those in the journal count: at any moment a store is either
+    the one before or the one after.
+    """
+    complete = path / "journal" / "next"
+    return complete if (complete / "store.json").exists() else path
+
+
+def intake_path(path: Path) -> Path:
+    """Where the intake (`ichfast.intake`) of the store at `path` is read."""
+    folder = tables_dir(path)
+    return (path / "journal" if folder == path else folder) / ENTRIES_FILE
+
+
 def write_header(path: Path, header: StoreHeader) -> None:
-    """Write `store.json` to the store at `path`."""
+    """Write `store.json` to the folder `path`."""
     document = {**asdict(header), "shards": [s.to_json() for s in header.shards]}
     write_text_atomically(path / "store.json", _sealed(document))
 
@@ -94,7 +118,7 @@ def is_as_written(path: Path) -> bool:
 
     The store's header must be readable (`read_header`).
     """
-    content = (path / "store.json").read_bytes()
+    content = (tables_dir(path) / "store.json").read_bytes()
     document = json.loads(content)
     document.pop("crc32c", None)
     return content == _sealed(document).encode()
@@ -111,9 +135,9 @@ def read_header(path: Path) -> StoreHeader:
     Raises:
         StoreError: no store, an unfinished or damaged one, or another version.
     """
-    file = path / "store.json"
+    file = tables_dir(path) / "store.json"
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(_bounded_text(file))
         version = integer_field(document, "format_version", 1, 2**31)
         if version != FORMAT_VERSION:
             raise StoreError(
@@ -136,6 +160,17 @@ def read_header(path: Path) -> StoreHeader:
             f"{file} is damaged ({type(error).__name__}: {error}); delete the store "
             "and run `ichfast prepare` again"
         ) from error
+
+
+def _bounded_text(file: Path) -> str:
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"{status.st_size:,} bytes, expected at most {MAX_HEADER_BYTES:,}"
+        )
+    return file.read_text(encoding="utf-8")
 
 
 def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:

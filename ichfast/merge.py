@@ -29,7 +29,7 @@ from ichfast.errors import LabelError
 from ichfast.intake import Intake, read_intake, write_intake
 from ichfast.journal import Journal
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.manifest import ENTRIES_FILE, StoreHeader, read_header
+from ichfast.manifest import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.plan import Unit
 from ichfast.pseudonyms import stored_id
 from ichfast.shards import Shard
@@ -67,7 +67,7 @@ def read_base(journal: Journal) -> Base:
         header,
         rows,
         read_rejected(journal.store, header),
-        read_intake(journal.path / ENTRIES_FILE, header.entries_crc32c),
+        read_intake(intake_path(journal.store), header.entries_crc32c),
     )
 
 
@@ -186,7 +186,8 @@ def finish(
     for level in journal.levels:
         for file in (journal.store / f"level-{level}").iterdir():
             if file.name not in names:
-                file.unlink()
+                # Workers may outlive a killed parent by a moment, and rename it.
+                file.unlink(missing_ok=True)
     journal.next.mkdir(exist_ok=True)
     header = StoreHeader(
         levels=journal.levels,

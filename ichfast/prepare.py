@@ -36,7 +36,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ichfast.appending import adds_labels, check_finished, grown_intake, new_units
+from ichfast.appending import (
+    adds_labels,
+    check_finished,
+    check_unfinished,
+    grown_intake,
+    new_units,
+)
 from ichfast.convert import Job
 from ichfast.dicom import read_slices
 from ichfast.errors import SourceError, StoreError
@@ -48,6 +54,7 @@ from ichfast.manifest import read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, label_plan, shard_plan
 from ichfast.pseudonyms import default_key_path, read_or_make_key
+from ichfast.remote import check_reachable
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
 from ichfast.summary import PrepareReport, format_report, summarize
@@ -98,8 +105,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             is in it already or not. Without a finished store, no different.
 
     Raises:
-        SourceError: a source is missing, nothing in it is a CT slice, or more
-            files were rejected than `max_rejected` allows.
+        SourceError: a source is missing or out of the workers' reach, nothing in it
+            is a CT slice, or more files were rejected than `max_rejected` allows.
         StoreError: the folder is in use, holds something else, was begun from
             other sources or options, the key is missing or not private, the store
             cannot be written, or the run was interrupted. The last two continue with
@@ -109,6 +116,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     started_s = time.monotonic()
     _check_options(levels, max_rejected)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
+    check_reachable(sources)
     entries = _list_entries(sources, store, key_path, limit)
     journal = Journal(store, levels)
     units: list[Unit] = []
@@ -122,6 +130,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         base = None
         if is_finished:
             check_finished(journal, plan, labels, append=append)
+        else:
+            check_unfinished(store)
         if is_finished and append:
             base = read_base(journal)
             plan["base"] = str(base.header.entries_crc32c)

@@ -14,6 +14,10 @@ Promises:
 4. An open file is read by ranges; nothing is fetched but what was asked for and up
    to `RANGE_BYTES` after it. What is shorter or longer than asked is an error.
 5. Every wait ends, after the time limits of the service's own client.
+
+Tested with ``s3://`` (s3fs, against moto's server), ``http://`` (against a server of
+Python) and fsspec's ``memory://`` (which workers cannot read, so prepare refuses it).
+``gs://`` goes through gcsfs and was never tried against a service.
 """
 
 from __future__ import annotations
@@ -128,6 +132,22 @@ def locate(source: Path | str) -> Container:
             raise SourceError(f"{source} has no absolute path; write file:///FOLDER")
         return Path(unquote(rest))
     return Remote(source, _strip(source))
+
+
+def check_reachable(sources: Sequence[Path | str]) -> None:
+    """See that no source lies where only this process can read it.
+
+    Raises:
+        SourceError: one does, and worker processes are to read it.
+    """
+    for source in sources:
+        links = str(source).split("::")
+        if any(link.startswith("memory://") for link in links):
+            raise SourceError(
+                f"{without_secrets(str(source))} lies in the memory of this process, "
+                "which its workers do not share; write it to a folder, an archive or "
+                "an object store first"
+            )
 
 
 def read_files(files: Sequence[Remote]) -> list[bytes | OSError]:

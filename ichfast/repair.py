@@ -18,19 +18,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-
 from ichfast.convert import Job
 from ichfast.dicom import read_slices
 from ichfast.errors import StoreError
-from ichfast.files import atomic_path
+from ichfast.files import atomic_path, file_crc32c
 from ichfast.intake import Intake, name_digests, place_digests, read_intake
 from ichfast.journal import Journal
 from ichfast.lock import only_writer
-from ichfast.manifest import ENTRIES_FILE, StoreHeader, read_header
+from ichfast.manifest import StoreHeader, intake_path, read_header
 from ichfast.plan import Unit, check_plan, ids_plan
 from ichfast.prepare import DECODE_TIMEOUT_S
 from ichfast.pseudonyms import default_key_path, read_or_make_key
+from ichfast.remote import check_reachable
 from ichfast.shards import Shard, shard_path
 from ichfast.sources import Entry, list_entries
 from ichfast.store import find_damage
@@ -38,8 +37,6 @@ from ichfast.workers import convert_units
 
 NUM_SHOWN = 3
 """Problems named in an error."""
-
-_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +75,7 @@ def repair_store(
         SourceError: a source cannot be read.
     """
     started_s = time.monotonic()
+    check_reachable(sources)
     header = read_header(path)
     repaired: list[Path] = []
     with only_writer(path):
@@ -87,7 +85,7 @@ def repair_store(
         if damaged:
             shard_of = {shard.name: shard for shard in header.shards}
             key = _key(path, header, id_key)
-            intake = read_intake(path / "journal" / ENTRIES_FILE, header.entries_crc32c)
+            intake = read_intake(intake_path(path), header.entries_crc32c)
             numbers = {_unit_of(name) for name, _ in damaged}
             units, lost = _units(intake, list_entries(sources), key, numbers)
             problems += lost
@@ -191,13 +189,7 @@ def _convert(
 def _put_back(path: Path, scratch: Path, shard: Shard, level: int) -> bool:
     """Replace a damaged file by the one in `scratch`, if that is as it should be."""
     rebuilt = shard_path(scratch, shard.name, level)
-    if not rebuilt.is_file():
-        return False
-    crc32c = 0
-    with rebuilt.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            crc32c = google_crc32c.extend(crc32c, chunk)
-    if crc32c != shard.crc32c[level]:
+    if not rebuilt.is_file() or file_crc32c(rebuilt) != shard.crc32c[level]:
         return False
     with atomic_path(shard_path(path, shard.name, level)) as temporary:
         shutil.copyfile(rebuilt, temporary)

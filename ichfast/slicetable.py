@@ -12,20 +12,22 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
-from ichfast.files import atomic_path
+from ichfast.files import atomic_path, file_crc32c
 from ichfast.labels import CLASSES
 from ichfast.levels import SMALL_LEVEL
-from ichfast.manifest import StoreHeader
+from ichfast.manifest import StoreHeader, tables_dir
 
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""
+
+NOT_PARQUET = (pa.ArrowException, OSError, ValueError)
+"""What reading bytes as a parquet table may raise."""
 
 
 def table_schema(levels: Sequence[int]) -> pa.Schema:
@@ -70,7 +72,7 @@ def write_table(path: Path, table: pd.DataFrame, levels: Sequence[int]) -> int:
     ).replace_schema_metadata(None)
     with atomic_path(path / "slices.parquet") as temporary:
         pq.write_table(rows, temporary)
-    return int(google_crc32c.value((path / "slices.parquet").read_bytes()))
+    return file_crc32c(path / "slices.parquet")
 
 
 def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
@@ -79,18 +81,18 @@ def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
     Raises:
         StoreError: it is missing, or not the one that `header` was written with.
     """
-    file = path / "slices.parquet"
+    file = tables_dir(path) / "slices.parquet"
     advice = "delete the store and run `ichfast prepare` again"
-    if (path / "journal" / "next" / "store.json").exists():
-        advice = "an append was cut short, the same command continues"
-    content = _checked_content(file, header.table_crc32c, advice)
+    content = checked_content(file, header.table_crc32c, advice)
     try:
         rows = pq.read_table(pa.BufferReader(content))
-    except pa.ArrowException as error:
+        if not rows.schema.equals(table_schema(header.levels)):
+            raise StoreError(f"{file} has other columns than format 1; {advice}")
+        table: pd.DataFrame = rows.to_pandas(
+            types_mapper={pa.int8(): pd.Int8Dtype()}.get
+        )
+    except NOT_PARQUET as error:
         raise StoreError(f"{file} is not a parquet table; {advice}") from error
-    if not rows.schema.equals(table_schema(header.levels)):
-        raise StoreError(f"{file} has other columns than format 1; {advice}")
-    table: pd.DataFrame = rows.to_pandas(types_mapper={pa.int8(): pd.Int8Dtype()}.get)
     if len(table) != header.counts["slices"] or not _points_into(table, header):
         raise StoreError(f"{file} points outside the store's shards; {advice}")
     return table
@@ -118,7 +120,7 @@ def write_rejected(path: Path, rejected: pd.DataFrame) -> int:
         rejected.to_csv(
             temporary, index=False, columns=["path", "reason", "detail"], mode="w"
         )
-    return int(google_crc32c.value((path / "rejected.csv").read_bytes()))
+    return file_crc32c(path / "rejected.csv")
 
 
 def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:
@@ -131,15 +133,22 @@ def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:
         StoreError: it is missing, or not the one that `header` was written with.
     """
     advice = "the slices are not concerned, but the store cannot be appended to"
-    content = _checked_content(path / "rejected.csv", header.rejected_crc32c, advice)
+    file = tables_dir(path) / "rejected.csv"
+    content = checked_content(file, header.rejected_crc32c, advice)
     return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
 
 
-def _checked_content(file: Path, crc32c: int, advice: str) -> bytes:
+def checked_content(file: Path, crc32c: int, advice: str) -> bytes:
+    """The bytes of a table, if they have the checksum that the header gives.
+
+    What does not is never held in memory, however large it is.
+
+    Raises:
+        StoreError: it is missing or damaged; `advice` says what to do.
+    """
     try:
-        content = file.read_bytes()
+        if file_crc32c(file) == crc32c:
+            return file.read_bytes()
     except OSError as error:
         raise StoreError(f"cannot read {file}: {error.strerror}; {advice}") from error
-    if google_crc32c.value(content) != crc32c:
-        raise StoreError(f"{file} does not match its checksum; {advice}")
-    return content
+    raise StoreError(f"{file} does not match its checksum; {advice}")

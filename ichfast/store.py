@@ -28,7 +28,8 @@ Format 1. A store is a folder:
 
 The parts: `ichfast.manifest` is store.json, `ichfast.slicetable` the tables,
 `ichfast.shards` the .npy files, `ichfast.writer` writes them, `ichfast.levels` is
-the mip map. Here they become a store: finished, opened, verified.
+the mip map, `ichfast.damage` finds what is not as written. Here they become a
+store: finished, opened, verified.
 
 Shape letters: N slices in the store, B slices asked for, H rows, W columns,
 K classes.
@@ -37,26 +38,27 @@ K classes.
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ichfast.damage import Damage, check_size, file_damage, shard_damage
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.manifest import (
-    ENTRIES_FILE,
     StoreHeader,
+    intake_path,
     is_as_written,
     read_header,
+    tables_dir,
     write_header,
 )
 from ichfast.progress import progress
-from ichfast.shards import PIXEL_DTYPE, OpenShard, Shard, npy_header, shard_path
+from ichfast.shards import PIXEL_DTYPE, OpenShard
 from ichfast.slicetable import read_table, write_rejected, write_table
 
 
@@ -104,7 +106,7 @@ class Store:
         self.table = read_table(self.path, self.header)
         for level in self.levels:
             for shard in self.header.shards:
-                _check_size(self.path, shard, level)
+                check_size(self.path, shard, level)
         _allow_open_files(len(self.header.shards) * len(self.levels))
         self._shard_N = self.table["shard"].to_numpy()
         self._row_N = self.table["row_in_shard"].to_numpy()
@@ -192,17 +194,6 @@ class Store:
         return OpenShard(self.path, self.header.shards[number], level)
 
 
-def _check_size(path: Path, shard: Shard, level: int) -> None:
-    file = shard_path(path, shard.name, level)
-    found = file.stat().st_size if file.is_file() else 0
-    if found != shard.num_bytes(level):
-        raise StoreError(
-            f"{file} has {found:,} bytes, store.json promises "
-            f"{shard.num_bytes(level):,}; copy it again, or delete the store "
-            "and run `ichfast prepare` again"
-        )
-
-
 def _allow_open_files(num_files: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files + 1024
@@ -210,20 +201,6 @@ def _allow_open_files(num_files: int) -> None:
         wanted = min(wanted, hard)
     if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One thing that is wrong with a store."""
-
-    problem: str
-    """One line that names the file and, where it is one, the slice."""
-
-    level: int = 0
-    """0: not of a shard."""
-
-    shard: str = ""
-    """Name of the damaged shard, or empty."""
 
 
 def verify_store(path: str | Path) -> list[str]:
@@ -248,60 +225,17 @@ def find_damage(path: Path) -> list[Damage]:
         table = read_table(path, header)
     except StoreError as error:
         found.append(Damage(str(error)))
+    folder = tables_dir(path)
     if not is_as_written(path):
-        found.append(Damage(f"{path / 'store.json'} does not match its checksum"))
-    for name, crc32c in (
-        ("rejected.csv", header.rejected_crc32c),
-        (f"journal/{ENTRIES_FILE}", header.entries_crc32c),
-    ):
-        file = path / name
-        content = file.read_bytes() if file.is_file() else b""
-        if google_crc32c.value(content) != crc32c:
-            found.append(Damage(f"{file} does not match its checksum"))
+        found.append(Damage(f"{folder / 'store.json'} does not match its checksum"))
+    found += file_damage(folder / "rejected.csv", header.rejected_crc32c)
+    if header.entries_crc32c:
+        found += file_damage(intake_path(path), header.entries_crc32c)
     total = sum(shard.count for shard in header.shards) * len(header.levels)
     with progress("verify", total, "slice") as bar:
         for number, shard in enumerate(header.shards):
             rows = None if table is None else table[table["shard"] == number]
             for level in header.levels:
-                found += [
-                    Damage(problem, level, shard.name)
-                    for problem in _shard_problems(path, shard, level, rows)
-                ]
+                found += shard_damage(path, shard, level, rows)
                 bar.update(shard.count)
     return found
-
-
-def _shard_problems(
-    path: Path, shard: Shard, level: int, rows: pd.DataFrame | None
-) -> list[str]:
-    file = shard_path(path, shard.name, level)
-    try:
-        _check_size(path, shard, level)
-        whole, found_N = _sums(OpenShard(path, shard, level), shard, level)
-    except StoreError as error:
-        return [str(error)]
-    problems = []
-    if rows is not None:
-        column = "crc32c" if level == SOURCE_LEVEL else f"crc32c_{level}"
-        bad = rows[rows[column].to_numpy() != found_N[rows["row_in_shard"].to_numpy()]]
-        problems = [
-            f"{file}: slice {slice_id} (row {row}) does not match its checksum"
-            for slice_id, row in zip(bad["slice_id"], bad["row_in_shard"], strict=True)
-        ]
-    if whole != shard.crc32c[level] and not problems:
-        problems.append(f"{file}: a row without a slice does not match its checksum")
-    return problems
-
-
-def _sums(
-    opened: OpenShard, shard: Shard, level: int
-) -> tuple[int, npt.NDArray[np.int64]]:
-    """Checksum of a shard's whole file, and of each of its slices."""
-    whole = google_crc32c.value(npy_header(shard.shape(level)))
-    found_N = np.zeros(shard.count, dtype=np.int64)
-    stored_HW = np.empty(opened.slice_shape, PIXEL_DTYPE)
-    for row in range(shard.count):
-        opened.read_into(row, stored_HW)
-        found_N[row] = google_crc32c.value(stored_HW)
-        whole = google_crc32c.extend(whole, stored_HW)
-    return whole, found_N

@@ -18,7 +18,7 @@ LAYERS = (
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"slicetable", "series", "summary"},
+    | {"slicetable", "series", "summary", "damage"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures", "reading", "sampling"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import importlib.util
+import os
 import pickle
 import subprocess
 import sys
@@ -12,14 +13,19 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ichfast.errors import RejectError, SourceError
+from ichfast.manifest import read_header
+from ichfast.prepare import prepare_store
 from ichfast.remote import Remote, without_secrets
 from ichfast.sources import Entry, list_entries, read_entries
+from ichfast.store import verify_store
+from tests.conftest import contents
 from tests.test_sources import (
     ARCHIVES,
     CONTENTS,
@@ -319,3 +325,54 @@ def test_objects_that_vanish_are_rejected(bucket: tuple[Any, str]) -> None:
     assert isinstance(gone, RejectError)
     assert gone.code == "unreadable-file"
     assert left == b"2"
+
+
+# A whole run of prepare
+
+
+def test_a_store_made_from_a_bucket_is_that_of_the_folder(
+    tmp_path: Path, source: Path, bucket: tuple[Any, str]
+) -> None:
+    (source / "notes.txt").write_text("no image")
+    write_archive(
+        source / "in.zip", {"m.dcm": (source / "000.dcm").read_bytes(), "n": b"no"}
+    )
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    prepare_from(str(source), local)
+    prepare_from(upload(bucket[0], source, "s3://heads/whole"), remote)
+    assert verify_store(remote) == []
+    # The intake tells where a store came from; the header has its checksum.
+    apart = {"journal/entries.parquet", "store.json"}
+    ours, theirs = contents(remote), contents(local)
+    assert set(ours) == set(theirs)
+    assert {k: v for k, v in ours.items() if k not in apart} == {
+        k: v for k, v in theirs.items() if k not in apart
+    }
+    headers = [replace(read_header(s), entries_crc32c=0) for s in (remote, local)]
+    assert headers[0] == headers[1]
+    assert headers[0].counts["slices"] == 23
+    assert headers[0].counts["duplicates"] == 1
+
+
+def prepare_from(source: str, store: Path) -> None:
+    """Run the command; its workers get this process's environment, as it is now."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "ichfast", "prepare", source),
+            *("--store", str(store), "--workers", "2"),
+            *("--max-rejected", "2", "--keep-ids"),
+        ],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("url", ["memory://heads", "zip://::memory://heads.zip"])
+def test_what_lies_in_the_memory_of_one_process_is_refused(
+    tmp_path: Path, url: str
+) -> None:
+    with pytest.raises(SourceError, match=r"^\S+ lies in the memory of this process.*"):
+        prepare_store([url], tmp_path / "store", labels=None, workers=1, keep_ids=True)
+    assert not (tmp_path / "store").exists()

@@ -9,19 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from ichfast import cluster
+from ichfast import cluster, prepare
 from ichfast.convert import Job
 from ichfast.dicom import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.journal import Journal
 from ichfast.plan import Unit
+from ichfast.prepare import prepare_store
 from ichfast.sources import list_entries
 from ichfast.workers import convert_units
 from tests.conftest import contents
@@ -59,13 +60,19 @@ def appears(path: Path) -> str:
     return path.read_text()
 
 
+@contextmanager
+def a_scheduler(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of a scheduler without workers, and its process."""
+    file = folder / "scheduler.json"
+    arguments = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+    with process("dask_scheduler", *arguments, "--scheduler-file", str(file)) as run:
+        yield json.loads(appears(file))["address"], run
+
+
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a scheduler in a process of its own, without workers."""
-    file = tmp_path_factory.mktemp("dask") / "scheduler.json"
-    arguments = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-    with process("dask_scheduler", *arguments, "--scheduler-file", str(file)):
-        yield json.loads(appears(file))["address"]
+    with a_scheduler(tmp_path_factory.mktemp("dask")) as (address, _):
+        yield address
 
 
 @contextmanager
@@ -93,11 +100,10 @@ def units_of(source: Path) -> list[Unit]:
     ]
 
 
-def job_for(store: Path, reads: Path | None = None) -> Job:
+def job_for(store: Path) -> Job:
     journal = Journal(store, LEVELS)
     journal.path.mkdir(parents=True)
-    decode = read_slices if reads is None else partial(watched_read, reads)
-    return Job(journal, b"key", decode, 60.0)
+    return Job(journal, b"key", read_slices, 60.0)
 
 
 def watched_read(folder: Path, content: bytes) -> list[Slice]:
@@ -137,22 +143,96 @@ def kill_one_at_work(
     raise TimeoutError("no worker began")
 
 
+@pytest.fixture
+def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files leave a trace when they are read, and wait as long as ``wait``."""
+    folder = tmp_path / "reads"
+    folder.mkdir()
+    (folder / "wait").touch()
+    monkeypatch.setattr(prepare, "UNIT_ENTRIES", UNIT_ENTRIES)
+    monkeypatch.setattr(prepare, "read_slices", partial(watched_read, folder))
+    return folder
+
+
+run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
+
+
+@contextmanager
+def when_reading(reads: Path, act: Callable[[], object]) -> Iterator[None]:
+    """Do something as soon as a unit is being converted, in a thread."""
+
+    def wait_and_act() -> None:
+        deadline_s = time.monotonic() + START_S
+        while not list(reads.glob("ID_*")) and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(2 * START_S)
+
+
+def is_reading(reads: Path) -> bool:
+    """Whether a process that has left a trace is still at work."""
+    for trace in reads.glob("ID_*"):
+        status = Path(f"/proc/{trace.name.rpartition('.')[2]}/stat")
+        with suppress(OSError):
+            if status.read_text().rpartition(")")[2].split()[0] != "Z":
+                return True
+    return False
+
+
+@pytest.mark.slow
 def test_a_worker_killed_half_way_leaves_the_bytes_of_one_machine(
-    scheduler: str, source: Path, tmp_path: Path
+    scheduler: str, source: Path, tmp_path: Path, reads: Path
 ) -> None:
-    units = units_of(source)
-    convert_units(job_for(tmp_path / "local"), units, workers=1)
-    reads = tmp_path / "reads"
-    reads.mkdir()
-    (reads / "wait").touch()
-    job = job_for(tmp_path / "shared", reads)
     with workers(scheduler, tmp_path) as running:
-        killer = threading.Thread(target=kill_one_at_work, args=(running, reads))
-        killer.start()
-        convert_units(job, units, workers=1, scheduler=scheduler)
-        killer.join(START_S)
+        kill = partial(kill_one_at_work, running, reads)
+        with when_reading(reads, kill):
+            run([source], tmp_path / "shared", scheduler=scheduler)
         assert [worker.poll() is None for worker in running].count(False) == 1
+    run([source], tmp_path / "local")
     assert contents(tmp_path / "shared") == contents(tmp_path / "local")
+
+
+def press_ctrl_c(reads: Path) -> None:
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(1)
+    (reads / "wait").unlink()
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_a_lost_scheduler_end_the_run_and_the_store_continues(
+    source: Path, tmp_path: Path, reads: Path
+) -> None:
+    store = tmp_path / "shared"
+    with a_scheduler(tmp_path) as (address, process), workers(address, tmp_path):
+        with (
+            when_reading(reads, partial(press_ctrl_c, reads)),
+            pytest.raises(
+                StoreError, match=r"^stopped with (0|6|12) of 23 files done; "
+            ),
+        ):
+            run([source], store, scheduler=address)
+        deadline_s = time.monotonic() + START_S
+        while is_reading(reads):
+            assert time.monotonic() < deadline_s, "units are still being converted"
+            time.sleep(0.05)
+        for trace in reads.glob("ID_*"):
+            trace.unlink()
+        (reads / "wait").touch()
+        with (
+            when_reading(reads, process.kill),
+            pytest.raises(StoreError, match=r"^the Dask scheduler at .* is gone; "),
+        ):
+            run([source], store, scheduler=address)
+    (reads / "wait").unlink()
+    run([source], store)
+    run([source], tmp_path / "local")
+    assert contents(store) == contents(tmp_path / "local")
 
 
 def test_no_scheduler_is_an_error_of_one_line(

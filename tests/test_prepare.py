@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -240,8 +240,8 @@ def slow_read(content):
 if __name__ == "__main__":
     prepare.UNIT_ENTRIES = 8
     prepare.read_slices = slow_read
-    source, store, ids, workers = sys.argv[1:]
-    options = {"labels": None, "workers": int(workers), "keep_ids": ids == "keep"}
+    source, store = sys.argv[1:]
+    options = {"labels": None, "workers": 2, "keep_ids": True}
     try:
         prepare.prepare_store([Path(source)], Path(store), **options)
     except IchfastError as error:
@@ -253,8 +253,6 @@ def start(
     source: Path,
     store: Path,
     *,
-    ids: str = "keep",
-    workers: int = 2,
     file_limit: int | None = None,
 ) -> subprocess.Popen[str]:
     """Run the same prepare in a process of its own, slowly."""
@@ -267,7 +265,7 @@ def start(
     script = store.with_name("script.py")
     script.write_text(SCRIPT)
     return subprocess.Popen(
-        [sys.executable, str(script), str(source), str(store), ids, str(workers)],
+        [sys.executable, str(script), str(source), str(store)],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         | {"ICHFAST_TEST_STORE": str(store)},
@@ -298,10 +296,6 @@ def processes_of(store: Path) -> list[str]:
     return found
 
 
-def is_left_alone(store: Path) -> bool:
-    return not processes_of(store)
-
-
 def num_pages(store: Path) -> int:
     return len(list((store / "journal").glob("[0-9]*.parquet")))
 
@@ -328,31 +322,6 @@ def test_a_killed_run_ends_in_the_same_bytes_and_leaves_no_process(
             Store(store)
     run([source], store)
     assert contents(store) == contents(tmp_path / "calm")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 4])
-def test_a_run_killed_at_ten_random_moments_ends_in_the_same_bytes(
-    source: Path, tmp_path: Path, workers: int
-) -> None:
-    run([source], tmp_path / "calm")
-    rng = np.random.default_rng(workers)
-    stores = [tmp_path / str(k) / "store" for k in range(10)]
-    for pair in zip(stores[::2], stores[1::2], strict=True):
-        processes = []
-        for store in pair:
-            store.parent.mkdir()
-            processes.append(start(source, store, workers=workers))
-        for store, process in zip(pair, processes, strict=True):
-            wait_until(store.exists)
-            # 23 files at 0.04 s take a second with one worker, and starting them.
-            time.sleep(rng.uniform(0, 1.5 if workers == 1 else 1.0))
-            process.kill()
-            process.communicate(timeout=10)
-        for store in pair:
-            wait_until(partial(is_left_alone, store), timeout_s=5)
-            run([source], store, workers=workers)
-            assert contents(store) == contents(tmp_path / "calm")
 
 
 @pytest.mark.parametrize("name", ["slices.parquet", "rejected.csv", "store.json"])
@@ -405,6 +374,52 @@ def test_a_full_disk_says_how_far_it_came_and_the_rest_follows(
     assert "files done; make room" in errors
     assert not list(store.glob("level-*/.*.tmp"))
     assert run([source], store).slices == 23
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, in memory."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "ichfast-test", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, timeout=10)
+    except OSError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=10)
+
+
+def resize(disk: Path, kib: int) -> None:
+    options = f"remount,size={kib}k"
+    subprocess.run(["mount", "-o", options, str(disk)], check=True, timeout=10)
+
+
+def test_a_disk_that_is_full_time_and_again_ends_in_the_same_bytes(
+    source: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    run([source], tmp_path / "calm")
+    store, errors = small_disk / "store", []
+    for kib in range(300, 20_000, 500):
+        resize(small_disk, kib)
+        try:
+            run([source], store)
+        except StoreError as error:
+            errors.append(str(error))
+        else:
+            break
+        assert not list(store.glob("**/.*.tmp"))
+    for message in errors:
+        assert re.search("No space left on device.* files done; make room", message)
+    shares = {
+        share for message in errors for share in re.findall(r"\d+ of 23", message)
+    }
+    assert len(shares) >= 2
+    assert contents(store) == contents(tmp_path / "calm")
 
 
 # The same command, and another

@@ -1,0 +1,263 @@
+"""Runs of prepare that are killed at a chosen event of a chosen stage.
+
+A server process has imported everything and forks each run, so a run costs tens of
+milliseconds. An event is any call of, or return from, a function in Python or C, as
+`sys.setprofile` sees them: so a run dies where it is told to, on any machine, between
+any two operations on files. With a delay it dies a moment later, inside of one.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+from ichfast import prepare
+from ichfast.dicom import Slice, read_slices
+from ichfast.journal import Journal, Page
+from ichfast.plan import Unit
+
+STAGES = (
+    *("listing", "waiting", "decoding", "page"),
+    *("merging", "finishing", "publishing"),
+)
+"""`decoding` and `page` (of the journal) are those of a worker, whose parent is then
+killed; `waiting` is what the parent does meanwhile."""
+
+RUN_S = 60.0
+"""The server is killed when a run takes longer."""
+
+_events: Counter[str] = Counter()
+"""Of this process, by stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """Where a run is to die. Goes to its workers with every unit."""
+
+    stage: str
+    """One of `STAGES`; any other text: nowhere."""
+
+    event: int
+    """Of that stage, in one process; from 1."""
+
+    delay_s: float
+    """How long after that event; heeded in the parent only."""
+
+    main_pid: int
+    """The process to kill."""
+
+    traces: Path
+    """A folder. ``sprung``: the trap has sprung; STAGE.PID: events of a process."""
+
+    def enter(self, stage: str) -> None:
+        """Count this process's events for `stage` from now on."""
+        self.leave()
+
+        def count(_frame: object, _kind: str, _argument: object) -> None:
+            _events[stage] += 1
+            if stage == self.stage and _events[stage] == self.event:
+                self._spring()
+
+        sys.setprofile(count)
+
+    def leave(self) -> None:
+        """Count no more, and leave a trace of how many events there were."""
+        sys.setprofile(None)
+        for stage, count in _events.items():
+            (self.traces / f"{stage}.{os.getpid()}").write_text(str(count))
+
+    def _spring(self) -> None:
+        sys.setprofile(None)
+        (self.traces / "sprung").touch()
+        if self.delay_s and os.getpid() == self.main_pid:
+            # The kernel's default for this signal ends a process as SIGKILL does.
+            signal.setitimer(signal.ITIMER_REAL, self.delay_s)
+        else:
+            os.kill(self.main_pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class TrappedJournal(Journal):
+    """A journal whose pages are written, and that is published, inside of a trap."""
+
+    trap: Trap
+
+    def write(self, unit: Unit, page: Page) -> None:
+        self.trap.enter("page")
+        Journal.write(self, unit, page)
+        self.trap.leave()
+
+    def publish(self) -> bool:
+        if (self.next / "store.json").exists():
+            self.trap.enter("publishing")
+        return Journal.publish(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TrappedRead:
+    """`read_slices` inside of a trap."""
+
+    trap: Trap
+
+    def __call__(self, content: bytes) -> list[Slice]:
+        self.trap.enter("decoding")
+        slices = read_slices(content)
+        self.trap.leave()
+        return slices
+
+
+def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
+    """A run of prepare; the stages of this process are told apart by its steps."""
+
+    def entering(stage: str, name: str) -> Callable[..., Any]:
+        step: Callable[..., Any] = vars(prepare)[name]
+
+        def enter_and_run(*arguments: Any) -> Any:
+            trap.enter(stage)
+            return step(*arguments)
+
+        return enter_and_run
+
+    replaced: dict[str, object] = {
+        "UNIT_ENTRIES": unit_entries,
+        "read_slices": TrappedRead(trap),
+        "Journal": lambda store, levels: TrappedJournal(store, levels, trap),
+        "convert_units": entering("waiting", "convert_units"),
+        "merge": entering("merging", "merge"),
+        "finish": entering("finishing", "finish"),
+    }
+    vars(prepare).update(replaced)
+    trap.enter("listing")
+    prepare.prepare_store(labels=None, **options)
+    trap.leave()
+
+
+def serve() -> None:
+    """Fork a run for each line of stdin; answer with how it ended."""
+    multiprocessing.set_forkserver_preload([__name__, "ichfast.lanes"])
+    for line in sys.stdin:
+        order = json.loads(line)
+        _wake_fork_server()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                _run(order)
+                status = 0
+            finally:
+                if status:
+                    traceback.print_exc()
+                os._exit(status)
+        print(os.waitpid(pid, 0)[1], flush=True)  # noqa: T201  the answer
+
+
+def _wake_fork_server() -> None:
+    """Make sure that workers can be forked; a run killed asking for one ends it."""
+    while True:
+        probe = multiprocessing.get_context("forkserver").Process(target=_nothing)
+        try:
+            probe.start()
+            probe.join()
+        except (OSError, EOFError):
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _nothing() -> None:
+    pass
+
+
+def _run(order: dict[str, Any]) -> None:
+    # A forked run is not the parent of the fork server; it uses it all the same.
+    vars(forkserver._forkserver)["ensure_running"] = _nothing
+    stage, event, delay_s = order.pop("trap")
+    trap = Trap(stage, event, delay_s, os.getpid(), Path(order.pop("traces")))
+    order["store"] = Path(order["store"])
+    _prepare(trap, order.pop("unit_entries"), order)
+
+
+@dataclass(frozen=True, slots=True)
+class Killer:
+    """Runs prepare in processes that may be killed."""
+
+    server: subprocess.Popen[str]
+
+    def count(self, traces: Path, **options: Any) -> dict[str, int]:
+        """Run undisturbed; return events of each stage, of the process with fewest."""
+        assert self.run(traces, **options) == 0
+        counts: dict[str, int] = {}
+        for trace in traces.iterdir():
+            number = int(trace.read_text())
+            counts[trace.stem] = min(number, counts.get(trace.stem, number))
+        assert set(counts) == set(STAGES)
+        return counts
+
+    def run(
+        self,
+        traces: Path,
+        *,
+        stage: str = "none",
+        event: int = 0,
+        delay_s: float = 0,
+        **options: Any,
+    ) -> int:
+        """Run, until the trap springs if it is one.
+
+        Args:
+            traces: an unused path; made.
+            stage: one of `STAGES`, where to die.
+            event: of the stage, from 1.
+            delay_s: how much later.
+            **options: of `prepare_store`, and `unit_entries`.
+
+        Returns:
+            The status of the process as `os.waitpid` gives it. Workers may still be
+            there.
+        """
+        traces.mkdir()
+        order = options | {"trap": [stage, event, delay_s], "traces": str(traces)}
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        watchdog = threading.Timer(RUN_S, self.server.kill)
+        watchdog.start()
+        try:
+            self.server.stdin.write(json.dumps(order, default=str) + "\n")
+            self.server.stdin.flush()
+            return int(self.server.stdout.readline())
+        finally:
+            watchdog.cancel()
+
+
+@contextmanager
+def killer() -> Iterator[Killer]:
+    """Start the server, and end it with the block."""
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        # Who is killed leaves semaphores behind; they are removed with the server.
+        | {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            yield Killer(server)
+        finally:
+            server.kill()

@@ -1,0 +1,114 @@
+"""A run of prepare, killed in any stage, ends in the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ichfast.store import Store, verify_store
+from tests.conftest import contents, random_hu, write_dicom
+from tests.killing import STAGES, Killer, killer
+
+UNIT_ENTRIES = 8
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Killer]:
+    with killer() as started:
+        yield started
+
+
+def options_for(source: Path, workers: int) -> partial[dict[str, Any]]:
+    """Options of a run; the store is to be added."""
+    return partial(
+        dict[str, Any],
+        sources=[source],
+        workers=workers,
+        keep_ids=True,
+        unit_entries=UNIT_ENTRIES,
+    )
+
+
+def kill(
+    runs: Killer,
+    traces: Path,
+    counts: Mapping[str, int],
+    moment: tuple[str, int],
+    **options: Any,
+) -> None:
+    """Kill a run in a stage, at or, every other time, soon after a random event."""
+    stage, number = moment
+    rng = np.random.default_rng(number)
+    # A run that has less to import than the one that was counted has fewer events.
+    event = int(rng.integers(1, 9 * counts[stage] // 10 + 1))
+    delay_s = rng.uniform(0.0001, 0.003) if number % 2 else 0.0
+    status = runs.run(traces, stage=stage, event=event, delay_s=delay_s, **options)
+    assert (traces / "sprung").exists(), f"it did not come to event {event} of {stage}"
+    assert os.WIFSIGNALED(status) or delay_s, "it was not killed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_run_killed_in_any_stage_ends_in_the_same_bytes(
+    runs: Killer, source: Path, tmp_path: Path, workers: int
+) -> None:
+    run = options_for(source, workers=workers)
+    counts = runs.count(tmp_path / "counts", **run(store=tmp_path / "calm"))
+    expected = contents(tmp_path / "calm")
+    for number, stage in enumerate(STAGES * 3):
+        store = tmp_path / f"store-{number}"
+        kill(
+            runs,
+            tmp_path / f"kill-{number}",
+            counts,
+            (stage, number),
+            **run(store=store),
+        )
+        # At once: workers of the killed run may still be at work.
+        assert runs.run(tmp_path / f"again-{number}", **run(store=store)) == 0
+        assert contents(store) == expected
+
+
+@pytest.mark.slow
+def test_an_append_killed_in_any_stage_leaves_the_old_store_or_the_new_one(
+    runs: Killer, source: Path, tmp_path: Path
+) -> None:
+    run = options_for(source, workers=2)
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert runs.run(tmp_path / "make", **run(store=old)) == 0
+    for number in range(30, 42):
+        write_dicom(source / f"a{number}", f"ID_{number}", hu_HW=random_hu(number))
+    append = partial(run, append=True)
+    shutil.copytree(old, new)
+    counts = runs.count(tmp_path / "counts", **append(store=new))
+    expected = contents(new)
+    tables = [read(old), read(new)]
+    was_new = []
+    # The store changes while it is published, and at no other time.
+    for number, stage in enumerate((*STAGES, *("publishing",) * 14)):
+        store = Path(shutil.copytree(old, tmp_path / f"store-{number}"))
+        kill(
+            runs,
+            tmp_path / f"kill-{number}",
+            counts,
+            (stage, number),
+            **append(store=store),
+        )
+        assert verify_store(store) == []
+        was_new.append([read(store).equals(table) for table in tables].index(True))
+        assert runs.run(tmp_path / f"again-{number}", **append(store=store)) == 0
+        assert contents(store) == expected
+    assert set(was_new) == {0, 1}
+
+
+def read(path: Path) -> pd.DataFrame:
+    with Store(path) as store:
+        return store.table
