@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ichfast.errors import LoaderError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampler:
@@ -38,6 +40,18 @@ class Sampler:
 
     rank: int = 0
     world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.slices_N.ndim != 1 or len(self.slices_N) == 0:
+            raise LoaderError(
+                "expected the store positions of one slice or more, got an array of "
+                f"shape {self.slices_N.shape}"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise LoaderError(
+                f"rank is from 0 to world_size - 1, got rank {self.rank} of "
+                f"{self.world_size}"
+            )
 
     @property
     def num_slices(self) -> int:

@@ -22,6 +22,7 @@ LAYERS = (
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures", "reading"},
     {"dataconfig", "resident"},
+    {"supply"},
     {"feeds"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipes", "normalization"},
