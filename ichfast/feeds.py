@@ -34,9 +34,9 @@ from ichfast.pipeline import (
     wrap_device_slices,
     wrap_host_slices,
 )
-from ichfast.reading import SliceSupply
 from ichfast.sampler import Sampler
 from ichfast.store import Store
+from ichfast.supply import SliceSupply
 
 
 class Schedule:
@@ -219,14 +219,3 @@ class SliceFeeds:
         if isinstance(slices, torch.Tensor):
             return wrap_device_slices(slices)
         return wrap_host_slices(slices, pinned=self._pinned)
-
-
-def slices_needed(
-    store: Store, sampler: Sampler, config: DataConfig
-) -> npt.NDArray[np.int64]:
-    """Store positions of all slices that epochs on this rank may need, sorted."""
-    picked_N = sampler.slices_N if sampler.shuffle else sampler.order(0)
-    others = neighbours(store) if config.neighbours else ()
-    return np.unique(
-        np.concatenate([picked_N, *(other_N[picked_N] for other_N in others)])
-    )

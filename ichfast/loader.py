@@ -33,13 +33,14 @@ from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError
-from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds, slices_needed
+from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds
 from ichfast.pipeline import Normalization, slice_graph
-from ichfast.reading import ReadAhead, SliceSupply, batches_ahead
-from ichfast.resident import DeviceSlices, HostSlices
+from ichfast.reading import batches_ahead
+from ichfast.resident import DeviceSlices
 from ichfast.sampler import Sampler
 from ichfast.sampling import make_sampler
 from ichfast.store import Store
+from ichfast.supply import make_supply
 
 PREFETCH = 2
 """Batches DALI prepares ahead."""
@@ -88,7 +89,6 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     """
     store.check_open()
     slices_N = np.asarray(slices_N, dtype=np.int64)
-    _check_split(store, slices_N, rank=rank, world_size=world_size)
     _check_device(device)
     num_windows = len(config.windows)
     normalization = normalization or Normalization(
@@ -109,6 +109,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         rank=rank,
         world_size=world_size,
     )
+    _check_positions(store, slices_N)
     if len(sampler) == 0:
         raise LoaderError(
             f"{len(slices_N)} slice(s) do not fill one batch of {config.batch_size} "
@@ -124,22 +125,11 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     )
 
 
-def _check_split(
-    store: Store, slices_N: npt.NDArray[np.int64], *, rank: int, world_size: int
-) -> None:
-    if slices_N.ndim != 1 or len(slices_N) == 0:
-        raise LoaderError(
-            "expected the store positions of one slice or more, got an array of shape "
-            f"{slices_N.shape}"
-        )
+def _check_positions(store: Store, slices_N: npt.NDArray[np.int64]) -> None:
     if slices_N.min() < 0 or slices_N.max() >= len(store):
         raise LoaderError(
             f"{store.path} holds slices 0 to {len(store) - 1}, asked for "
             f"{slices_N.min()} to {slices_N.max()}"
-        )
-    if not 0 <= rank < world_size:
-        raise LoaderError(
-            f"rank is from 0 to world_size - 1, got rank {rank} of {world_size}"
         )
 
 
@@ -148,25 +138,6 @@ def _check_device(device: str) -> None:
         raise LoaderError(f"device is cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise LoaderError("device is cuda, but torch finds no GPU; take cpu")
-
-
-def _make_supply(
-    store: Store,
-    sampler: Sampler,
-    config: DataConfig,
-    shape_N2: npt.NDArray[np.int64],
-    *,
-    level: int,
-    on_gpu: bool,
-) -> SliceSupply:
-    """What `config.cache` asks for. On the CPU the device's memory is the host's."""
-    if config.cache == "none":
-        return ReadAhead(store, level, shape_N2, pinned=on_gpu)
-    kept_R = slices_needed(store, sampler, config)
-    if config.cache == "device" and on_gpu:
-        device = torch.device("cuda", torch.cuda.current_device())
-        return DeviceSlices(store, level, shape_N2, kept_R, device=device)
-    return HostSlices(store, level, shape_N2, kept_R, pinned=on_gpu)
 
 
 class DaliLoader:
@@ -198,7 +169,7 @@ class DaliLoader:
         self._columns = ColumnFeeds(
             store, sampler, self._schedule, augment, config, shape_N2=shape_N2
         )
-        self._supply = _make_supply(
+        self._supply = make_supply(
             store, sampler, config, shape_N2, level=self.level, on_gpu=on_gpu
         )
         self._slices = SliceFeeds(

@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,40 +48,8 @@ def batches_ahead(batch_size: int) -> int:
     return max(1, min(AHEAD_BATCHES, AHEAD_SLICES // batch_size))
 
 
-class SliceSupply(Protocol):
-    """Where a loader's slices come from: the disk, or memory."""
-
-    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
-        """Name a batch that will be taken, behind those named before.
-
-        Args:
-            wanted: store positions, one array for each feed of slices.
-        """
-
-    def take(self) -> tuple[Any, ...]:
-        """The slices of the oldest batch asked for, one value for each feed.
-
-        Returns:
-            For each feed (H, W) uint16 arrays in host memory, or a (B, H, W) int16
-            tensor on the device. They stay as they are until given back.
-
-        Raises:
-            StoreError: a shard is damaged, gone, or cannot be read.
-            LoaderError: the disk does not answer.
-        """
-
-    def give_back(self) -> None:
-        """Whatever reads the oldest batch taken has been queued, or is done."""
-
-    def forget(self) -> None:
-        """Give back what was taken, and drop what was asked for."""
-
-    def close(self) -> None:
-        """Let go of memory and threads."""
-
-
 class ReadAhead:
-    """Reads slices from the disk. A `SliceSupply`.
+    """Reads slices from the disk. A `supply.SliceSupply`.
 
     Args:
         store: open for reading; must outlive this.

@@ -38,7 +38,7 @@ GIB = 2**30
 
 
 class HostSlices:
-    """Slices in this process's memory. A `SliceSupply`.
+    """Slices in this process's memory. A `supply.SliceSupply`.
 
     Args:
         store: open for reading; only needed to build this.
@@ -108,7 +108,7 @@ class HostSlices:
 
 
 class DeviceSlices:
-    """Slices in a device's memory, all of one shape. A `SliceSupply`.
+    """Slices in a device's memory, all of one shape. A `supply.SliceSupply`.
 
     Args:
         store: open for reading; only needed to build this.

@@ -46,6 +46,18 @@ class Sampler:
     rank: int = 0
     world_size: int = 1
 
+    def __post_init__(self) -> None:
+        if self.slices_N.ndim != 1 or len(self.slices_N) == 0:
+            raise LoaderError(
+                "expected the store positions of one slice or more, got an array of "
+                f"shape {self.slices_N.shape}"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise LoaderError(
+                f"rank is from 0 to world_size - 1, got rank {self.rank} of "
+                f"{self.world_size}"
+            )
+
     @property
     def num_slices(self) -> int:
         """Slices in one epoch on this rank."""

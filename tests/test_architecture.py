@@ -23,6 +23,7 @@ LAYERS = (
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures", "reading", "sampling"},
     {"dataconfig", "resident"},
+    {"supply"},
     {"feeds"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipe", "normalization"},

@@ -359,6 +359,22 @@ def test_kept_slices_are_read_once(
         assert "cpu, kept: host)" in repr(loader)
 
 
+# What is computed
+
+
+def test_only_what_the_graph_uses_is_computed(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ichfast.feeds.window_columns", None)
+    monkeypatch.setattr("ichfast.feeds.neighbours", None)
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        always = ("target", "index", "matrix", "size")
+        halving = [f"{name}.{k}" for k in range(3) for name in ("halves", "halved")]
+        assert loader._columns.feeds == (*always, *halving)
+        assert loader._slices.feeds == ("stored",)
+        assert len(list(loader)) == 5
+
+
 # Sizes that change
 
 

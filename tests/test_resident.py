@@ -12,9 +12,9 @@ from ichfast import resident
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
-from ichfast.reading import SliceSupply
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.store import Store
+from ichfast.supply import SliceSupply
 
 KEPT_R = np.array([1, 4, 9, 20, 28])
 CPU = torch.device("cpu")
