@@ -38,7 +38,8 @@ SET = click.option(
     "assignments",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a setting, such as train.epochs=2; may be repeated.",
+    help="Change a setting, such as train.epochs=2, or take another augmentation: "
+    "augment=none|light|fastai|exp-10-mixup|exp-30; may be repeated.",
 )
 
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ichfast.augment import EXP_10_MIXUP, EXP_30, FASTAI, AugmentConfig
+from ichfast.augment import EXP_10_MIXUP, EXP_30, FASTAI, PRESETS, AugmentConfig
 from ichfast.errors import RecipeError
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.loader import DataConfig
@@ -365,7 +365,7 @@ def resolve_recipe(
         raise RecipeError(unknown("recipe", name, RECIPES))
     if name == "fast":
         recipe = fast(arch or "resnext50", size or 224, device_type)
-        return override(recipe, assignments)
+        return _override(recipe, assignments)
     recipe = RECIPES[name]()
     if arch not in (None, recipe.model.arch):
         recipe = replace(recipe, model=ModelConfig(arch=arch))
@@ -375,4 +375,8 @@ def resolve_recipe(
         data.batch_size, made_for=data.size, size=size, device_type=device_type
     )
     data = replace(data, size=size, batch_size=batch_size)
-    return override(replace(recipe, data=data), assignments)
+    return _override(replace(recipe, data=data), assignments)
+
+
+def _override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    return override(recipe, assignments, presets={"augment": PRESETS})

@@ -12,13 +12,14 @@ LAYERS = (
     {"errors"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock"},
-    {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
+    {"labels", "sampler", "laws", "geometry", "losses", "mixup", "signals", "published"}
     | {"shards", "pseudonyms", "remote"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
-    | {"writer", "manifest"},
+    | {"writer", "manifest", "draws"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
-    | {"slicetable", "series"},
-    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
+    | {"slicetable", "series", "twin"},
+    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
+    | {"augment"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures"},
     {"journal", "loader", "train", "report", "device", "overview"},

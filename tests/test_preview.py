@@ -17,7 +17,7 @@ from ichfast.recipes import resolve_recipe
 def caption(**laws: float | tuple[float, float]) -> str:
     """What is written beneath slice 0 of 96x96, shown at 48x48."""
     parameters = draw(
-        AugmentConfig(affine_probability=1.0, **laws),  # type: ignore[arg-type]
+        AugmentConfig(affine_probability=1.0, zoom_probability=1.0, **laws),  # type: ignore[arg-type]
         seed=1,
         epoch=0,
         slices_B=np.array([0]),

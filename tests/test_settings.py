@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from ichfast.augment import PRESETS
 from ichfast.errors import IchfastError, RecipeError
 from ichfast.recipes import (
     RECIPES,
@@ -88,6 +89,28 @@ def test_settings_from_a_file_are_not_trusted(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         from_dict(Recipe, found)
+
+
+@pytest.mark.parametrize("name", ["none", "light", "fastai", "exp-10-mixup", "exp-30"])
+def test_an_augmentation_is_chosen_by_name_and_changed_from_there(name: str) -> None:
+    recipe = resolve_recipe(
+        "fast", assignments=[f"augment={name}", "augment.max_shift=0.1"]
+    )
+    assert recipe.augment == replace(PRESETS[name], max_shift=0.1)
+
+
+def test_the_reference_recipes_augment_as_the_preset_of_their_name_does() -> None:
+    for recipe, name in (
+        ("exp-00", "fastai"),
+        ("exp-10-mixup", "exp-10-mixup"),
+        ("exp-30", "exp-30"),
+    ):
+        assert resolve_recipe(recipe).augment == PRESETS[name]
+
+
+def test_an_unknown_augmentation_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are none, "):
+        resolve_recipe("fast", assignments=["augment=exp-3"])
 
 
 def test_unknown_recipes_list_the_known() -> None:
