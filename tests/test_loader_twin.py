@@ -272,7 +272,8 @@ def add(field: str, amount: float, *place: object) -> Callable[[Parameters], obj
     """A change of parameters: `amount` more at some place of a field."""
 
     def change(parameters: Parameters) -> None:
-        getattr(parameters, field)[(slice(None), *place)] += amount
+        where = (slice(None), *place)
+        getattr(parameters, field)[where] += amount
 
     return change
 
