@@ -212,8 +212,9 @@ def preview(
 ) -> None:
     """Draw slices of STORE before and after augmentation, to OUT.png.
 
-    The very same graph and parameters as in training; what was drawn stands
-    beneath each slice.
+    The very same graph and parameters as in training. What was drawn stands
+    beneath each slice; an outline shows which part of it is seen, its thick side
+    being the top.
     """
     from ichfast.preview import write_preview
     from ichfast.recipes import resolve_recipe
