@@ -38,7 +38,8 @@ SET = click.option(
     "assignments",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a setting, such as train.epochs=2; may be repeated.",
+    help="Change a setting, such as train.epochs=2, or take another augmentation: "
+    "augment=none|light|fastai|exp-10-mixup|exp-30; may be repeated.",
 )
 
 
@@ -222,8 +223,9 @@ def preview(
 ) -> None:
     """Draw slices of STORE before and after augmentation, to OUT.png.
 
-    The very same graph and parameters as in training; what was drawn stands
-    beneath each slice.
+    The very same graph and parameters as in training. What was drawn stands
+    beneath each slice; an outline shows which part of it is seen, its thick side
+    being the top.
     """
     from ichfast.preview import write_preview
     from ichfast.recipes import resolve_recipe

@@ -16,15 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.augment import (
-    MIN_WIDTH_HU,
-    AugmentConfig,
-    Parameters,
-    count_halvings,
-    draw,
-)
+from ichfast.augment import AugmentConfig
 from ichfast.channels import OWN, neighbours, window_columns
 from ichfast.dataconfig import MIN_SIZE, DataConfig
+from ichfast.draws import Parameters, draw
+from ichfast.geometry import count_halvings
 from ichfast.pipeline import (
     FEEDS,
     HALVING_FEEDS,
@@ -37,6 +33,7 @@ from ichfast.pipeline import (
 from ichfast.sampler import Sampler
 from ichfast.store import Store
 from ichfast.supply import SliceSupply
+from ichfast.twin import MIN_WIDTH_HU
 
 
 class Schedule:

@@ -114,14 +114,20 @@ def contact_sheet(
 def augmentation_sheet(
     before_BSSC: npt.NDArray[np.floating],
     after_BSSC: npt.NDArray[np.floating],
+    outlines_B42: npt.NDArray[np.floating],
     captions: Sequence[str],
+    *,
+    title: str,
 ) -> Figure:
     """A batch as the model would see it without and with augmentation.
 
     Args:
         before_BSSC: values in [0, 1], 1 channel (grey) or 3 (red, green, blue).
         after_BSSC: the same slices, augmented.
+        outlines_B42: where in each slice before lie the corners of that after: upper
+            left, upper right, lower right, lower left, x and y in pixels.
         captions: one a slice, drawn below it; may have several lines.
+        title: drawn above all.
     """
     num_slices = len(captions)
     figure = Figure(figsize=(num_slices * 1.7, 4.4), facecolor="black")
@@ -129,23 +135,36 @@ def augmentation_sheet(
         2,
         num_slices,
         squeeze=False,
-        gridspec_kw={"left": 0.005, "right": 0.995, "bottom": 0.18, "top": 0.95,
+        gridspec_kw={"left": 0.005, "right": 0.995, "bottom": 0.195, "top": 0.94,
                      "wspace": 0.03, "hspace": 0.03},
     )  # fmt: skip
-    figure.suptitle(
-        "above: as stored, below: augmented", color="#c0c6cc", fontsize=8, y=0.995
-    )
+    figure.suptitle(title, color="#e4e8ec", fontsize=8, y=0.99)
     for column, caption in enumerate(captions):
-        for axes, images in zip(
-            cells[:, column], (before_BSSC, after_BSSC), strict=True
-        ):
-            _draw_channels(axes, images[column])
-        _caption(cells[1, column], caption)
+        before, after = cells[:, column]
+        _draw_channels(before, before_BSSC[column])
+        _draw_channels(after, after_BSSC[column])
+        _draw_outline(before, outlines_B42[column])
+        _caption(after, caption)
     return figure
 
 
+OUTLINE_COLOR = "#00e5ff"
+"""Seen on grey, and on bone, which three windows make yellow."""
+
+
+def _draw_outline(axes: Axes, corners_42: npt.NDArray[np.floating]) -> None:
+    """The edge of what is seen afterwards; its top is the thick side."""
+    x_5, y_5 = np.append(corners_42, corners_42[:1], axis=0).T - 0.5
+    axes.autoscale(enable=False)
+    axes.plot(x_5, y_5, color=OUTLINE_COLOR, linewidth=0.7)
+    axes.plot(x_5[:2], y_5[:2], color=OUTLINE_COLOR, linewidth=2.0)
+
+
 def _draw_channels(axes: Axes, image_SSC: npt.NDArray[np.floating]) -> None:
-    axes.set_axis_off()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#40464c")
     if image_SSC.shape[2] == 1:
         axes.imshow(image_SSC[..., 0], "gray", vmin=0, vmax=1)
     else:

@@ -31,7 +31,7 @@ from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 from nvidia.dali.tensors import TensorCPU
 
-from ichfast.augment import LOGIT_EPSILON
+from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET, Window, window_table
 
 

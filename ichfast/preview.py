@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.augment import AugmentConfig, Parameters, count_halvings, draw
+from ichfast.augment import AugmentConfig
 from ichfast.dataconfig import choose_level, source_shapes
+from ichfast.draws import Parameters, draw
+from ichfast.geometry import count_halvings
 from ichfast.loader import make_loader
 from ichfast.pictures import augmentation_sheet, write_figure
 from ichfast.recipe import Recipe
@@ -61,15 +63,53 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
             source_shape_B2=shape_B2,
             size=config.size,
         )
-    fit_B = shape_B2.max(axis=1) / config.size
-    captions = [_describe(parameters, row, fit_B[row]) for row in range(count)]
-    write_figure(out, augmentation_sheet(images[0], images[1], captions))
+        plain = draw(
+            AugmentConfig(),
+            seed=recipe.train.seed,
+            epoch=epoch,
+            slices_B=positions_B,
+            source_shape_B2=shape_B2,
+            size=config.size,
+        )
+    to_before_B33 = np.linalg.inv(plain.matrix_B33.astype(np.float64))
+    seen_B33 = to_before_B33 @ parameters.matrix_B33
+    title = (
+        f"{recipe.name}, epoch {epoch}, {'+'.join(config.windows)}, {config.size} px: "
+        "above as stored, below augmented; the outline is what is seen below, "
+        "its thick side is the top"
+    )
+    sheet = augmentation_sheet(
+        images[0],
+        images[1],
+        np.stack([_corners(seen_33, config.size) for seen_33 in seen_B33]),
+        [
+            _describe(parameters, row, seen_B33[row], config.size)
+            for row in range(count)
+        ],
+        title=title,
+    )
+    write_figure(out, sheet)
 
 
-def _describe(parameters: Parameters, row: int, fit: float) -> str:
-    """What was drawn for a slice, a line each; `fit` is its side over the output's."""
-    matrix_33 = parameters.matrix_B33[row].astype(np.float64)
-    lines = [_describe_geometry(matrix_33, fit)]
+def _corners(seen_33: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Where the corners of the output are read, clockwise from the upper left."""
+    corner_34 = np.array([[0, size, size, 0], [0, 0, size, size], [1, 1, 1, 1]])
+    read_34 = seen_33 @ corner_34
+    return (read_34[:2] / read_34[2]).T
+
+
+def _describe(
+    parameters: Parameters, row: int, seen_33: npt.NDArray[np.float64], size: int
+) -> str:
+    """What was drawn for a slice, a line each.
+
+    Args:
+        parameters: what was drawn.
+        row: of the slice.
+        seen_33: augmented pixel to pixel of the slice as it is fitted otherwise.
+        size: side of the output, pixels.
+    """
+    lines = [_describe_geometry(seen_33, size)]
     contrast, brightness = parameters.contrast_B[row], parameters.brightness_B[row]
     if contrast != 1.0 or brightness != 0.0:
         lines.append(f"light {brightness:+.2f}, contrast x{contrast:.2f}")
@@ -82,13 +122,16 @@ def _describe(parameters: Parameters, row: int, fit: float) -> str:
     return "\n".join(lines)
 
 
-def _describe_geometry(matrix_33: npt.NDArray[np.float64], fit: float) -> str:
-    """Rotation, zoom, flip and warp, read back from the matrix at its centre."""
-    area = np.linalg.det(matrix_33[:2, :2])
-    turned_22 = matrix_33[:2, :2] * ([[-1], [1]] if area < 0 else [[1], [1]])
+def _describe_geometry(seen_33: npt.NDArray[np.float64], size: int) -> str:
+    """Rotation, zoom, flip, warp and how far the middle has moved, from the matrix."""
+    area = np.linalg.det(seen_33[:2, :2])
+    turned_22 = seen_33[:2, :2] * ([[-1], [1]] if area < 0 else [[1], [1]])
     angle_deg = np.rad2deg(np.arctan2(turned_22[0, 1], turned_22[0, 0]))
-    zoom = fit / np.sqrt(abs(area))
-    warps = abs(matrix_33[2, :2]).max() > 1e-9
-    words = [f"turned {round(angle_deg)} deg, zoom {zoom:.2f}"]
-    words += ["flipped"] * bool(area < 0) + ["warped"] * bool(warps)
-    return "\n".join([words[0], ", ".join(words[1:])]).strip()
+    x, y, scale = np.linalg.solve(seen_33, [size / 2, size / 2, 1.0])
+    right, down = round(x / scale - size / 2), round(y / scale - size / 2)
+    traits = ["mirrored"] * bool(area < 0)
+    traits += ["warped"] * bool(abs(seen_33[2, :2]).max() > 1e-9)
+    lines = [f"turned {round(angle_deg)} deg, zoom {1 / np.sqrt(abs(area)):.2f}"]
+    lines += [", ".join(traits)] * bool(traits)
+    lines += [f"moved {right:+d}, {down:+d} px"] * bool(right or down)
+    return "\n".join(lines)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ichfast.augment import EXP_30
+from ichfast.augment import EXP_30, PRESETS
 from ichfast.dataconfig import DataConfig
 from ichfast.errors import RecipeError
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
@@ -131,7 +131,7 @@ def resolve_recipe(
         raise RecipeError(unknown("recipe", name, RECIPES))
     if name == "fast":
         recipe = fast(arch or "resnext50", size or 224, device_type)
-        return override(recipe, assignments)
+        return _override(recipe, assignments)
     recipe = RECIPES[name]()
     if arch is not None and arch != recipe.model.arch:
         model = _model(arch, pretrained=recipe.model.pretrained)
@@ -142,4 +142,8 @@ def resolve_recipe(
         data.batch_size, made_for=data.size, size=size, device_type=device_type
     )
     data = replace(data, size=size, batch_size=batch_size)
-    return override(replace(recipe, data=data), assignments)
+    return _override(replace(recipe, data=data), assignments)
+
+
+def _override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    return override(recipe, assignments, presets={"augment": PRESETS})

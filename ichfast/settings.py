@@ -40,16 +40,23 @@ def _leaves(settings: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield name, json.dumps(value)
 
 
-def override(settings: Settings, assignments: Sequence[str]) -> Settings:
+Presets = Mapping[str, Mapping[str, Any]]
+"""Values by name, of those settings that can be chosen as a whole."""
+
+
+def override(
+    settings: Settings, assignments: Sequence[str], *, presets: Presets | None = None
+) -> Settings:
     """Change settings by name.
 
     Args:
         settings: not changed.
         assignments: such as ``train.epochs=2`` or ``train.phases.0.lr=1e-3``;
             values are JSON, or plain text for a text setting.
+        presets: what may be chosen as a whole, as ``augment=light``.
 
     Raises:
-        RecipeError: no such setting, or a value of another type.
+        RecipeError: no such setting or preset, or a value of another type.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -62,8 +69,14 @@ def override(settings: Settings, assignments: Sequence[str]) -> Settings:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise RecipeError(f"--set takes NAME=VALUE, got {assignment!r}")
-        _check_name(path, [name for name, _ in _leaves(settings, "")])
-        settings = _assign(settings, path.split("."), text, path)
+        if presets and path in presets:
+            if text not in presets[path]:
+                raise RecipeError(f"--set {path}: {unknown(path, text, presets[path])}")
+            chosen = {path: presets[path][text]}
+            settings = dataclasses.replace(cast(Any, settings), **chosen)
+        else:
+            _check_name(path, [name for name, _ in _leaves(settings, "")])
+            settings = _assign(settings, path.split("."), text, path)
     return settings
 
 

@@ -128,7 +128,8 @@ def apply_windows(
         np.subtract(hu_BHW, window.center, out=out_BHW, casting="unsafe")
         out_BHW /= window.width
         if window.shape == "sigmoid":
-            out_BHW[...] = 1.0 / (1.0 + np.exp(-4.0 * out_BHW))
+            with np.errstate(over="ignore"):  # far below it: 1 / inf is 0
+                out_BHW[...] = 1.0 / (1.0 + np.exp(-4.0 * out_BHW))
         else:
             out_BHW += 0.5
     return np.clip(out_BHWC, 0.0, 1.0, out=out_BHWC)

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ichfast.labels import CLASSES
-from ichfast.manifest import StoreHeader
-from ichfast.store import Store, finish_store
-from ichfast.writer import UnitWriter
+from ichfast.store import Store
+from tests.slice_store import write_slices
 
 # patient, study, series, slices, (rows, columns), labelled
 SERIES = (
@@ -58,7 +56,6 @@ def write_store(
         The slices at level 512, in the order of the table.
     """
     rng = np.random.default_rng(7)
-    path.mkdir()
     rows: list[dict[str, Any]] = [
         {"patient": patient, "study": study, "series": series, "instance_number": k}
         | {"position_mm": 5.0 * k, "slice_id": f"ID_{series}_{k}"}
@@ -66,56 +63,19 @@ def write_store(
         for patient, study, series, num_slices, shape, labelled in SERIES
         for k in range(num_slices)
     ]
-    slices, shards = [], []
-    for unit in range(2):
-        with UnitWriter(path, unit, levels) as writer:
-            for row in rows[unit * SLICES_A_UNIT : (unit + 1) * SLICES_A_UNIT]:
-                stored_HW = draw_slice(rng, row["rows"], row["columns"])
-                name, row_in_shard, sums = writer.add(stored_HW)
-                row |= {"shard": name, "row_in_shard": row_in_shard}
-                row |= {"crc32c": sums[512], "crc32c_256": sums.get(256)}
-                slices.append(stored_HW)
-        shards += writer.shards
-    shards.sort(key=lambda shard: shard.name)
-    table = pd.DataFrame(rows)
-    table["shard"] = [[s.name for s in shards].index(name) for name in table["shard"]]
-    for name, value in OTHER_COLUMNS.items():
-        table[name] = value
-    labels_NK = rng.integers(0, 2, (len(table), len(CLASSES)))
+    slices = [draw_slice(rng, row["rows"], row["columns"]) for row in rows]
+    labels_NK = rng.integers(0, 2, (len(rows), len(CLASSES)))
     labels_NK[:, 0] = labels_NK[:, 1:].max(axis=1)
-    for k, name in enumerate(CLASSES):
-        table[name] = pd.array(labels_NK[:, k], dtype="Int8")
-        table.loc[~table["labelled"], name] = pd.NA
-    header = StoreHeader(
+    write_slices(
+        path,
+        slices,
+        rows,
+        labels_NK,
         levels=levels,
-        shards=tuple(shards),
-        counts=dict.fromkeys(("duplicates", "labels_without_slice"), 0)
-        | {"entries": len(table), "slices": len(table), "series": len(SERIES)}
-        | {"patients": 5, "labelled": int(table["labelled"].sum())},
-        rejected={},
-        keep_ids=True,
-        plan=plan or {},
-        versions={},
+        slices_a_unit=SLICES_A_UNIT,
+        plan=plan,
     )
-    rejected = pd.DataFrame(columns=["path", "reason", "detail"])
-    finish_store(path, header, table, rejected)
     return slices
-
-
-OTHER_COLUMNS: dict[str, object] = {
-    "row_spacing_mm": 0.5,
-    "column_spacing_mm": 0.5,
-    "thickness_mm": 5.0,
-    "tilt_deg": 0.0,
-    "rescale_slope": 1.0,
-    "rescale_intercept": -1024.0,
-    "bits_stored": 12,
-    "is_signed": False,
-    "window_center": 40.0,
-    "window_width": 80.0,
-    "transfer_syntax_uid": "1.2.840.10008.1.2.1",
-    "quirks": "",
-}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
-"""What every loader promises, as one function to call on any of them."""
+"""What every loader promises, as functions to call on any of them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,44 +11,102 @@ from ichfast.batch import Batch, Loader
 
 
 def check_loader(
-    loader: Loader, slices: list[int], *, batch_size: int, shuffle: bool
+    loader: Loader,
+    slices: Sequence[int],
+    *,
+    batch_size: int,
+    shuffle: bool,
+    repeats_images: bool = True,
 ) -> None:
-    """Hold a loader to the promises of `ichfast.batch`, for slices on one rank."""
-    num_full, left_over = divmod(len(slices), batch_size)
-    first = list(loader.epoch(0))
-    assert len(first) == len(loader)
-    lengths = [len(batch) for batch in first]
-    if shuffle:
-        assert lengths == [batch_size] * num_full
-    else:
-        assert lengths == [batch_size] * num_full + [left_over] * bool(left_over)
-    assert sum(lengths) == loader.num_slices
+    """Hold a loader to the promises of `ichfast.batch`, for slices on one rank.
 
-    seen = order_of(first)
+    Args:
+        loader: whose epochs are looked at; still usable afterwards.
+        slices: store positions it was given, in order.
+        batch_size: of a full batch.
+        shuffle: whether it trains, so that epochs differ and batches are full.
+        repeats_images: False for what draws from a random state of its own: then only
+            order and targets are held to be the same again.
+    """
+    first = list(loader.epoch(0))
+    _check_epoch(loader, first, slices, batch_size=batch_size, shuffle=shuffle)
+
+    def check_same(found: list[Batch], expected: list[Batch]) -> None:
+        assert order_of(found) == order_of(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert _same_targets(one, other)
+            assert not repeats_images or torch.equal(one.images_BCHW, other.images_BCHW)
+
+    second = list(loader.epoch(1))
+    _check_epoch(loader, second, slices, batch_size=batch_size, shuffle=shuffle)
+    assert (order_of(second) != order_of(first)) == shuffle
+    check_same(list(loader.epoch(0)), first)
+
+    for first_batch in range(1, len(loader) + 1):
+        check_same(list(loader.epoch(0, first_batch=first_batch)), first[first_batch:])
+
+    for num_taken in range(1, min(3, len(loader)) + 1):
+        left_early = loader.epoch(1)
+        for _ in range(num_taken):
+            next(left_early)
+        check_same(list(loader.epoch(0)), first)
+    for abandoned in (loader.epoch(1), loader.epoch(0)):  # two in a row
+        next(abandoned)
+    check_same(list(loader.epoch(1)), second)
+
+
+def _check_epoch(
+    loader: Loader,
+    batches: list[Batch],
+    slices: Sequence[int],
+    *,
+    batch_size: int,
+    shuffle: bool,
+) -> None:
+    """Each slice at most once, the last batch short or dropped, the types as said."""
+    num_full, left_over = divmod(len(slices), batch_size)
+    lengths = [len(batch) for batch in batches]
+    short = [left_over] * bool(left_over and not shuffle)
+    assert lengths == [batch_size] * num_full + short
+    assert len(batches) == len(loader)
+    assert sum(lengths) == loader.num_slices
+    seen = order_of(batches)
     assert len(set(seen)) == len(seen)
     assert set(seen) <= set(slices)
     if not shuffle:
-        assert seen == slices
-
-    second = order_of(list(loader.epoch(1)))
-    assert (second != seen) == shuffle
-    again = list(loader.epoch(0))
-    assert order_of(again) == seen
-    assert all(same_images(a, b) for a, b in zip(first, again, strict=True))
-
-    resumed = list(loader.epoch(0, first_batch=1))
-    assert order_of(resumed) == order_of(first[1:])
-    assert all(same_images(a, b) for a, b in zip(first[1:], resumed, strict=True))
-
-    next(loader.epoch(0))  # left early
-    assert order_of(list(loader.epoch(0))) == seen
-
-    for batch in first:
+        assert seen == list(slices)
+    for batch in batches:
+        assert len(batch.images_BCHW) == len(batch.targets_BK) == len(batch)
         assert batch.images_BCHW.dtype == torch.float16
         assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
         assert batch.targets_BK.dtype == torch.float32
         assert batch.indices_B.dtype == torch.int64
         assert batch.indices_B.device.type == "cpu"
+
+
+def check_ranks(
+    orders: Sequence[list[int]],
+    slices: Sequence[int],
+    *,
+    batch_size: int,
+    shuffle: bool,
+) -> None:
+    """Hold the ranks of one epoch together: disjoint, and complete.
+
+    Args:
+        orders: what each rank saw.
+        slices: store positions they shared.
+        batch_size: on one rank.
+        shuffle: in training less than one batch a rank may wait for another epoch.
+    """
+    seen = [position for order in orders for position in order]
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(slices)
+    if shuffle:
+        assert len({len(order) for order in orders}) == 1
+        assert len(slices) - len(seen) < batch_size * len(orders)
+    else:
+        assert sorted(seen) == sorted(slices)
 
 
 def order_of(batches: list[Batch]) -> list[int]:
@@ -58,5 +118,10 @@ def order_of(batches: list[Batch]) -> list[int]:
 
 def same_images(first: Batch, second: Batch) -> bool:
     """Whether two batches are equal to the bit."""
+    same = torch.equal(first.images_BCHW, second.images_BCHW)
+    return same and _same_targets(first, second)
+
+
+def _same_targets(first: Batch, second: Batch) -> bool:
     targets = [batch.targets_BK.nan_to_num(-1.0) for batch in (first, second)]
-    return torch.equal(first.images_BCHW, second.images_BCHW) and torch.equal(*targets)
+    return torch.equal(*targets)

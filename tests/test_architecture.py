@@ -12,13 +12,22 @@ LAYERS = (
     {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock", "gather"},
-    {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
+    {
+        "labels",
+        "sampler",
+        "augment",
+        "geometry",
+        "losses",
+        "mixup",
+        "signals",
+        "published",
+    }
     | {"shards", "pseudonyms", "remote", "schedules", "ema", "ranger", "lamb"}
     | {"fastai_keys", "pretrained"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
-    | {"writer", "manifest", "xresnet"},
+    | {"writer", "manifest", "xresnet", "draws"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"slicetable", "series", "summary", "damage"},
+    | {"slicetable", "series", "summary", "damage", "twin"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures", "reading", "sampling"},

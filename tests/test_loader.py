@@ -17,13 +17,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast.augment import AugmentConfig, apply_parameters, draw, halve
+from ichfast.augment import AugmentConfig
 from ichfast.channels import parse_windows
 from ichfast.dataconfig import DataConfig, choose_level
+from ichfast.draws import draw
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.loader import make_loader
 from ichfast.pipeline import Normalization
 from ichfast.store import Store
+from ichfast.twin import apply_parameters, halve
 from tests.contracts import check_loader, order_of, same_images
 
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ichfast.augment import AugmentConfig, draw
+from ichfast import geometry
+from ichfast.augment import AugmentConfig
+from ichfast.draws import draw
 from ichfast.errors import IchfastError
-from ichfast.preview import _describe, write_preview
+from ichfast.preview import _corners, _describe, write_preview
 from ichfast.recipes import resolve_recipe
 
 
 def caption(**laws: float | tuple[float, float]) -> str:
     """What is written beneath slice 0 of 96x96, shown at 48x48."""
     parameters = draw(
-        AugmentConfig(affine_probability=1.0, **laws),  # type: ignore[arg-type]
+        AugmentConfig(affine_probability=1.0, zoom_probability=1.0, **laws),  # type: ignore[arg-type]
         seed=1,
         epoch=0,
         slices_B=np.array([0]),
         source_shape_B2=np.array([[96, 96]]),
         size=48,
     )
-    return _describe(parameters, 0, 2.0)
+    seen_33 = np.diag([0.5, 0.5, 1.0]) @ parameters.matrix_B33[0].astype(np.float64)
+    return _describe(parameters, 0, seen_33, 48)
 
 
 def test_the_caption_says_what_was_drawn() -> None:
     assert caption() == "turned 0 deg, zoom 1.00"
-    assert caption(min_zoom=1.3, max_zoom=1.3) == "turned 0 deg, zoom 1.30"
-    assert caption(flip_probability=1.0).endswith("\nflipped")
+    assert caption(min_zoom=1.3, max_zoom=1.3).startswith("turned 0 deg, zoom 1.30\n")
+    centred = caption(min_zoom=1.3, max_zoom=1.3, zoom_focus=(0.5, 0.5))
+    assert centred == "turned 0 deg, zoom 1.30"
+    assert caption(flip_probability=1.0).endswith("\nmirrored")
     assert "warped" in caption(max_warp=0.2)
+    assert "moved" in caption(max_shift=0.5)
+    assert re.match("turned (0|-?90|-?180) deg", caption(dihedral_probability=1.0))
     assert "light" in caption(max_lighting=0.2, lighting_probability=1.0)
     assert "HU" in caption(window_jitter=(7.0, 15.0))
     assert "holes of" in caption(cutout_probability=1.0)
@@ -50,9 +58,16 @@ def test_a_preview_is_a_picture_that_changes_with_the_epoch(
     )
     assert first.shape == second.shape
     assert first.shape[1] == 8 * 272
-    half = first.shape[0] // 2 - 40
-    np.testing.assert_array_equal(first[:half], second[:half])  # as stored
-    assert (first != second).any()
+    row_height = int(first.shape[0] * 0.375)
+    below = slice(int(first.shape[0] * 0.06) + row_height + 5, None)
+    assert (first[below] != second[below]).any()
+
+
+def test_the_outline_marks_what_is_seen_below() -> None:
+    zoom = geometry.zoom(np.array([2.0]), np.array([[1.0, 1.0]]))
+    seen_33 = geometry.to_pixels([zoom], np.array([[48, 48]]), 48)[0]
+    found = _corners(seen_33.astype(np.float64), 48)
+    np.testing.assert_allclose(found, [(24, 24), (48, 24), (48, 48), (24, 48)])
 
 
 def test_a_picture_that_cannot_be_written_says_so(

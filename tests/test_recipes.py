@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from ichfast.augment import PRESETS
 from ichfast.errors import RecipeError
 from ichfast.recipes import fast, fitting_batch_size, resolve_recipe
 
@@ -56,3 +59,25 @@ def test_epochs_altogether_keep_the_proportion_of_the_phases() -> None:
     assert epochs("exp-00", 5) == [1, 4]
     assert epochs("exp-00", 1) == [1]
     assert epochs("exp-10-mixup", 11) == [5, 6]
+
+
+@pytest.mark.parametrize("name", ["none", "light", "fastai", "exp-10-mixup", "exp-30"])
+def test_an_augmentation_is_chosen_by_name_and_changed_from_there(name: str) -> None:
+    recipe = resolve_recipe(
+        "fast", assignments=[f"augment={name}", "augment.max_shift=0.1"]
+    )
+    assert recipe.augment == replace(PRESETS[name], max_shift=0.1)
+
+
+def test_the_reference_recipes_augment_as_the_preset_of_their_name_does() -> None:
+    for recipe, name in (
+        ("exp-00", "fastai"),
+        ("exp-10-mixup", "exp-10-mixup"),
+        ("exp-30", "exp-30"),
+    ):
+        assert resolve_recipe(recipe).augment == PRESETS[name]
+
+
+def test_an_unknown_augmentation_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are none, "):
+        resolve_recipe("fast", assignments=["augment=exp-3"])

@@ -23,6 +23,12 @@ def test_a_sigmoid_window_is_one_half_at_its_center_and_never_clips() -> None:
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+def test_a_narrow_sigmoid_window_is_black_far_below_and_white_far_above() -> None:
+    window = Window(center=32, width=1, shape="sigmoid")
+    value = apply_windows(np.array([[[-1024, 31_743]]]), [window])[0, 0, :, 0]
+    assert value.tolist() == [0.0, 1.0]
+
+
 def test_windows_keep_their_order_as_channels() -> None:
     hu_1HW = np.full((1, 2, 3), 60)
     windows = [PRESETS["brain"], PRESETS["bone"]]

@@ -23,7 +23,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from bench.peers.task import DataLoaderPeer, LoaderTask, cut_holes, normalize, relight
+from bench.peers.task import (
+    DataLoaderPeer,
+    LoaderTask,
+    Sample,
+    cut_holes,
+    normalize,
+    relight,
+)
 from ichfast.augment import AugmentConfig
 from ichfast.store import Store
 from ichfast.windows import HU_OFFSET
@@ -31,34 +38,34 @@ from ichfast.windows import HU_OFFSET
 
 def make(task: LoaderTask) -> DataLoaderPeer:
     """Build the peer, and its PNG files."""
-    files = [task.png_dir / f"{k}.png" for k in task.positions_N.tolist()]
-    _write_missing(task, files)
-    return DataLoaderPeer(task, _PngSlices(task, files))
+    _write_missing(task)
+    return DataLoaderPeer(task, _PngSlices(task))
 
 
-def _write_missing(task: LoaderTask, files: list[Path]) -> None:
+def _file(task: LoaderTask, position: int) -> Path:
+    return task.png_dir / f"{position}.png"
+
+
+def _write_missing(task: LoaderTask) -> None:
     """The reference's files of the slices: clamped HU as 8 bits, unscaled."""
     task.png_dir.mkdir(parents=True, exist_ok=True)
     low, high = (task.window.center + k * task.window.width / 2 for k in (-1, 1))
     with Store(task.store_path) as store:
-        for file, position in zip(files, task.positions_N, strict=True):
+        for position in task.positions_N.tolist():
+            file = _file(task, position)
             if not file.exists():
-                stored_HW = store.slice_HW(int(position)).astype(np.float32)
+                stored_HW = store.slice_HW(position).astype(np.float32)
                 hu_HW = np.clip(stored_HW - HU_OFFSET, max(low, 0), min(high, 255))
                 Image.fromarray(hu_HW.astype(np.uint8)).save(file, compress_level=1)
 
 
-class _PngSlices(Dataset[Tensor]):
-    def __init__(self, task: LoaderTask, files: list[Path]) -> None:
+class _PngSlices(Dataset[Sample]):
+    def __init__(self, task: LoaderTask) -> None:
         self._task = task
-        self._files = files
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, position: int) -> Sample:
         task, size = self._task, self._task.size
-        with Image.open(self._files[index]) as image:
+        with Image.open(_file(task, position)) as image:
             small = image.resize((size, size), Image.Resampling.BICUBIC)
         value_1SS = torch.from_numpy(np.array(small, dtype=np.float32))[None] / 255.0
         grid_1SS2 = functional.affine_grid(
@@ -72,7 +79,7 @@ class _PngSlices(Dataset[Tensor]):
             align_corners=True,
         )[0]
         value_1SS = cut_holes(relight(value_1SS, task.augment), task.augment)
-        return normalize(value_1SS, task.normalization)
+        return normalize(value_1SS, task.normalization), position
 
 
 def _theta(augment: AugmentConfig) -> Tensor:

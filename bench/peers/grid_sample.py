@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.peers.task import LoaderTask, normalize, window_values
-from ichfast.augment import LOGIT_EPSILON, Parameters, count_halvings, draw
-from ichfast.sampler import Sampler
+from ichfast.batch import Batch
+from ichfast.draws import Parameters, draw
+from ichfast.geometry import count_halvings
 from ichfast.store import Store
+from ichfast.twin import LOGIT_EPSILON
 
 
 def make(task: LoaderTask) -> GridSamplePeer:
@@ -28,23 +30,33 @@ def make(task: LoaderTask) -> GridSamplePeer:
 
 
 class GridSamplePeer:
-    """Reads in this thread, computes on the task's device. Close it after use."""
+    """Reads in this thread, computes on the task's device: a `batch.Loader`."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._task = task
         self._store = Store(task.store_path)
-        self._sampler = Sampler(
-            slices_N=task.positions_N, batch_size=task.batch_size, shuffle=True
-        )
-        self._epoch = 0
+        self._sampler = task.sampler
+        self._labels_NK = torch.from_numpy(self._store.labels_NK())
 
-    def epoch(self) -> Iterator[Tensor]:
-        """Batches (B, 1, S, S) float16 on the task's device."""
-        order_N = self._sampler.order(self._epoch)
-        for iteration in range(len(self._sampler)):
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        return len(self._sampler)
+
+    @property
+    def num_slices(self) -> int:
+        """Slices in one epoch."""
+        return self._sampler.num_slices
+
+    def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from `first_batch` on, on the task's device."""
+        order_N = self._sampler.order(epoch)
+        for iteration in range(first_batch, len(self._sampler)):
             picked_B = self._sampler.batch(order_N, iteration)
-            yield self.images(picked_B, self._epoch)
-        self._epoch += 1
+            yield Batch(
+                images_BCHW=self.images(picked_B, epoch),
+                targets_BK=self._labels_NK[picked_B].to(self._task.device),
+                indices_B=torch.from_numpy(picked_B),
+            )
 
     def images(self, picked_B: npt.NDArray[np.int64], epoch: int) -> Tensor:
         """The images of some slices of one shape, (B, 1, S, S) float16."""

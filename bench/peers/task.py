@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ichfast.augment import LOGIT_EPSILON, AugmentConfig
+from ichfast.augment import AugmentConfig
+from ichfast.batch import Batch
 from ichfast.pipeline import Normalization
+from ichfast.sampler import Sampler
 from ichfast.store import Store
+from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET, Window
 
 Transform = Callable[[Any], Tensor]
@@ -47,36 +50,62 @@ class LoaderTask:
     png_dir: Path
     """Where `bench.peers.fastai_png` keeps the files it reads."""
 
+    shuffle: bool = True
+    """False gives the slices in order, and the last batch too if it is short."""
 
-class StoredSlices(Dataset[Tensor]):
-    """Slices of a store as uint16, transformed one by one."""
+    @property
+    def sampler(self) -> Sampler:
+        """The order that ichfast's own loader has."""
+        return Sampler(
+            slices_N=self.positions_N, batch_size=self.batch_size, shuffle=self.shuffle
+        )
+
+
+Sample = tuple[Tensor, int]
+"""A slice, (1, S, S) float16, and its store position."""
+
+
+class StoredSlices(Dataset[Sample]):
+    """Slices of a store as uint16, by position, transformed one by one."""
 
     def __init__(self, task: LoaderTask, transform: Transform) -> None:
         self._task = task
         self._transform = transform
         self._store: Store | None = None
 
-    def __len__(self) -> int:
-        return len(self._task.positions_N)
-
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, position: int) -> Sample:
         if self._store is None:  # a worker opens its own
             self._store = Store(self._task.store_path)
-        position = int(self._task.positions_N[index])
-        return self._transform(self._store.slice_HW(position, self._task.level))
+        stored_HW = self._store.slice_HW(position, self._task.level)
+        return self._transform(stored_HW), position
+
+
+class _Positions:
+    """The batches of an epoch as lists of store positions: a batch sampler."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self.epoch = self.first_batch = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order_N = self._sampler.order(self.epoch)
+        for iteration in range(self.first_batch, len(self._sampler)):
+            yield self._sampler.batch(order_N, iteration).tolist()
 
 
 class DataLoaderPeer:
-    """A PyTorch DataLoader as its documentation advises. Close it after use.
+    """A PyTorch DataLoader as its documentation advises: a `batch.Loader`.
 
-    Workers persist over epochs, prefetch, and start before the clock.
+    Workers persist over epochs, prefetch, and start before the clock. The order is a
+    function of the epoch; what is drawn for a slice is not, it comes from the random
+    state of the library that draws it. Close it after use.
 
     Source:
         PyTorch's tuning guide: several workers, pinned memory for a GPU,
         persistent workers; one thread in each.
     """
 
-    def __init__(self, task: LoaderTask, dataset: Dataset[Tensor]) -> None:
+    def __init__(self, task: LoaderTask, dataset: Dataset[Sample]) -> None:
         workers: dict[str, Any] = {}
         if task.workers:
             workers = {
@@ -85,20 +114,36 @@ class DataLoaderPeer:
                 "multiprocessing_context": "forkserver",
             }
         self._device = task.device
+        self._sampler = task.sampler
+        self._positions = _Positions(self._sampler)
+        with Store(task.store_path) as store:
+            self._labels_NK = torch.from_numpy(store.labels_NK())
         self._loader = DataLoader(
             dataset,
-            batch_size=task.batch_size,
-            shuffle=True,
-            drop_last=True,
+            batch_sampler=self._positions,
             num_workers=task.workers,
             pin_memory=task.device != "cpu",
             **workers,
         )
 
-    def epoch(self) -> Iterator[Tensor]:
-        """Batches (B, 1, S, S) float16 on the task's device."""
-        for images_BCHW in self._loader:
-            yield images_BCHW.to(self._device, non_blocking=True)
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        return len(self._sampler)
+
+    @property
+    def num_slices(self) -> int:
+        """Slices in one epoch."""
+        return self._sampler.num_slices
+
+    def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from `first_batch` on, on the task's device."""
+        self._positions.epoch, self._positions.first_batch = epoch, first_batch
+        for images_BCHW, indices_B in self._loader:
+            yield Batch(
+                images_BCHW=images_BCHW.to(self._device, non_blocking=True),
+                targets_BK=self._labels_NK[indices_B].to(self._device),
+                indices_B=indices_B,
+            )
 
     def close(self) -> None:
         """End the workers."""

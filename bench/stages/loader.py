@@ -11,6 +11,7 @@ Shape letters: N slices of an epoch, B slices of a batch.
 
 from __future__ import annotations
 
+import itertools
 import os
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,7 +27,8 @@ from bench.measure import Contender, Meter, Record
 from bench.peers import PEERS, peers_of, reason_to_skip
 from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
-from ichfast.augment import draw
+from ichfast.batch import Loader
+from ichfast.draws import draw
 from ichfast.experiments import exp_30
 from ichfast.loader import PREFETCH, DaliLoader, make_loader
 from ichfast.normalization import measure_normalization
@@ -142,11 +144,12 @@ def _run_epoch(loader: DaliLoader) -> int:
     return sum(len(batch) for batch in loader)
 
 
-def _peer_contender(name: str, peer: Any, task: LoaderTask) -> Contender:
+def _peer_contender(name: str, peer: Loader, task: LoaderTask) -> Contender:
+    epochs = itertools.count()
     return Contender(
         name=name,
         role="peer",
-        run=lambda: sum(len(images) for images in peer.epoch()),
+        run=lambda: sum(len(batch) for batch in peer.epoch(next(epochs))),
         settings={"slices": len(task.positions_N), "workers": task.workers},
     )
 

@@ -1,0 +1,147 @@
+"""The NumPy twin of the DALI graph: what was drawn, applied slowly and readably.
+
+The chain: halve while the source is at least twice the output (`halve`), one
+perspective resample (`resample`), then one window a channel, lighting, holes and
+normalisation (`shade`). Halving takes exact 2x2 means, as the store's small level
+does; the resample reads 2x2 pixels, so below twice the output it skips none.
+
+Shape letters: H rows, W columns, C windows, S output size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ichfast.draws import Parameters
+from ichfast.windows import HU_OFFSET, Window, apply_windows
+
+MIN_WIDTH_HU = 1.0
+"""Jitter leaves a window at least this wide."""
+
+LOGIT_EPSILON = 1e-7
+"""Lighting keeps values this far from 0 and 1, as fastai v1 does."""
+
+
+def apply_parameters(
+    stored_HW: npt.NDArray[np.uint16],
+    parameters: Parameters,
+    row: int,
+    *,
+    size: int,
+    windows: Sequence[Window],
+    mean_C: Sequence[float],
+    std_C: Sequence[float],
+) -> npt.NDArray[np.float32]:
+    """Apply what was drawn for one slice.
+
+    Args:
+        stored_HW: the slice, halved already. Not changed.
+        parameters: what was drawn.
+        row: which row of `parameters` belongs to the slice.
+        size: side of the output, pixels.
+        windows: C windows.
+        mean_C: subtracted from each windowed channel.
+        std_C: divides each.
+
+    Returns:
+        Shape (size, size, C), float32, normalised.
+    """
+    x_SS, y_SS = source_places(parameters.matrix_B33[row], size)
+    warped_SS = np.rint(resample(stored_HW, x_SS, y_SS))
+    return shade(
+        warped_SS, parameters, row, windows=windows, mean_C=mean_C, std_C=std_C
+    )
+
+
+def halve(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    """Half the rows and columns, each pixel the mean of four; air beyond an edge."""
+    rows, columns = stored_HW.shape
+    padded_HW = np.pad(stored_HW, ((0, rows % 2), (0, columns % 2))).astype(np.float64)
+    quarters = [padded_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    return np.rint(np.mean(quarters, axis=0)).astype(np.uint16)
+
+
+def source_places(
+    matrix_33: npt.NDArray[np.float32], size: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Where each output pixel is read: x and y of the source, (size, size) each.
+
+    In pixels, and the middle of the first one is 0, as `resample` counts.
+    """
+    middle_S = np.arange(size) + 0.5
+    x_SS, y_SS = np.meshgrid(middle_S, middle_S)
+    place_3SS = np.tensordot(
+        matrix_33.astype(np.float64), np.stack([x_SS, y_SS, np.ones_like(x_SS)]), 1
+    )
+    return place_3SS[0] / place_3SS[2] - 0.5, place_3SS[1] / place_3SS[2] - 0.5
+
+
+def resample(
+    stored_HW: npt.NDArray[np.uint16],
+    x_SS: npt.NDArray[np.float64],
+    y_SS: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Read the source bilinearly at some places; outside is air, 0."""
+    padded_HW = np.pad(stored_HW.astype(np.float64), 1)
+    rows, columns = padded_HW.shape
+    x_SS = np.clip(x_SS + 1, 0, columns - 1 - 1e-9)
+    y_SS = np.clip(y_SS + 1, 0, rows - 1 - 1e-9)
+    left_SS, top_SS = x_SS.astype(int), y_SS.astype(int)
+    across_SS, down_SS = x_SS - left_SS, y_SS - top_SS
+    upper_SS = (
+        padded_HW[top_SS, left_SS] * (1 - across_SS)
+        + padded_HW[top_SS, left_SS + 1] * across_SS
+    )
+    lower_SS = (
+        padded_HW[top_SS + 1, left_SS] * (1 - across_SS)
+        + padded_HW[top_SS + 1, left_SS + 1] * across_SS
+    )
+    return upper_SS * (1 - down_SS) + lower_SS * down_SS
+
+
+def shade(
+    stored_SS: npt.NDArray[np.floating],
+    parameters: Parameters,
+    row: int,
+    *,
+    windows: Sequence[Window],
+    mean_C: Sequence[float],
+    std_C: Sequence[float],
+) -> npt.NDArray[np.float32]:
+    """Window, light, cut holes and normalise a resampled slice.
+
+    Each value depends on its own pixel alone, and rises with it: `apply_parameters`
+    says what the arguments are.
+    """
+    shifts = parameters.center_shift_B[row], parameters.width_shift_B[row]
+    jittered = [jitter(window, *map(float, shifts)) for window in windows]
+    image_SSC = apply_windows(stored_SS[None] - HU_OFFSET, jittered)[0]
+    contrast, brightness = parameters.contrast_B[row], parameters.brightness_B[row]
+    if contrast != 1.0 or brightness != 0.0:
+        image_SSC = np.clip(image_SSC, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+        logit_SSC = np.log(image_SSC / (1.0 - image_SSC)) * contrast + brightness
+        image_SSC = 1.0 / (1.0 + np.exp(-logit_SSC))
+    air_C = apply_windows(np.full((1, 1, 1), -HU_OFFSET), windows)[0, 0, 0]
+    for (top, left), (rows, columns) in zip(
+        parameters.hole_corner_BM2[row].astype(int),
+        parameters.hole_side_BM2[row].astype(int),
+        strict=True,
+    ):
+        if rows:
+            image_SSC[
+                max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)
+            ] = air_C
+    return (image_SSC - np.asarray(mean_C, np.float32)) / np.asarray(std_C, np.float32)
+
+
+def jitter(window: Window, center_shift: float, width_shift: float) -> Window:
+    """A window moved and stretched; it stays at least `MIN_WIDTH_HU` wide."""
+    return replace(
+        window,
+        center=window.center + center_shift,
+        width=max(window.width + width_shift, MIN_WIDTH_HU),
+    )

@@ -1,0 +1,65 @@
+"""What ichfast is measured against keeps the promises that ichfast keeps."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.peers import PEERS, reason_to_skip
+from bench.peers.task import LoaderTask
+from ichfast.augment import EXP_30
+from ichfast.pipeline import Normalization
+from ichfast.windows import PRESETS
+from tests.contracts import check_loader
+from tests.slice_store import simple_rows, write_slices
+
+NUM_SLICES, BATCH_SIZE = 23, 5
+
+
+@pytest.fixture(scope="module")
+def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 slices of 48x40, labelled at random."""
+    path = tmp_path_factory.mktemp("peers") / "store"
+    rng = np.random.default_rng(3)
+    slices = list(rng.integers(1000, 1150, (NUM_SLICES, 48, 40)).astype(np.uint16))
+    labels_NK = rng.integers(0, 2, (NUM_SLICES, 6))
+    write_slices(path, slices, simple_rows(NUM_SLICES), labels_NK)
+    return path
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("name", [n for n in PEERS if PEERS[n].stage == "loader"])
+def test_a_peer_is_a_loader_like_any_other(
+    store_path: Path, tmp_path: Path, name: str, *, shuffle: bool
+) -> None:
+    if reason := reason_to_skip(name):
+        pytest.skip(f"{name}: {reason}")
+    slices_N = np.arange(NUM_SLICES)[1:]  # so that positions are not 0, 1, 2
+    task = LoaderTask(
+        store_path=store_path,
+        level=512,
+        positions_N=slices_N,
+        size=32,
+        batch_size=BATCH_SIZE,
+        window=PRESETS["brain"],
+        normalization=Normalization(mean=(0.2,), std=(0.5,)),
+        augment=EXP_30,
+        workers=0,
+        device="cpu",
+        png_dir=tmp_path,
+        shuffle=shuffle,
+    )
+    peer = import_module(PEERS[name].module).make(task)
+    try:
+        check_loader(
+            peer,
+            slices_N.tolist(),
+            batch_size=BATCH_SIZE,
+            shuffle=shuffle,
+            repeats_images=name == "grid-sample",
+        )
+    finally:
+        peer.close()
