@@ -20,9 +20,9 @@ from ichfast.errors import RecipeError
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.loader import DataConfig
 from ichfast.models import ARCHS
+from ichfast.phases import Phase, TrainConfig
 from ichfast.published import PUBLISHED, Published
 from ichfast.settings import override, unknown
-from ichfast.train import Phase, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

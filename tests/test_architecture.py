@@ -11,23 +11,24 @@ import ichfast
 LAYERS = (
     {"errors"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock"},
+    | {"levels", "lock", "phases", "ranks", "relaunch", "waiting", "compiler"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
-    | {"shards", "pseudonyms", "remote"},
+    | {"shards", "pseudonyms", "remote", "history", "profiler"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
     | {"slicetable", "series"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures"},
+    | {"pictures", "stepper", "runlog"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipes", "normalization"},
     {"lanes", "splits", "preview", "appending"},
     {"cluster"},
     {"workers"},
-    {"prepare", "runs"},
-    {"results", "repair"},
+    {"prepare", "runrecord"},
+    {"runs"},
+    {"results", "repair", "crossvalidation"},
     {"demo"},
     {"cli"},
     {"__main__"},

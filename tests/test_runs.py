@@ -18,13 +18,15 @@ from ichfast.errors import (
     InterruptionError,
     RecipeError,
 )
+from ichfast.history import read_history
 from ichfast.loader import DataConfig, make_loader
 from ichfast.metrics import evaluate
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
 from ichfast.predictions import COLUMNS
 from ichfast.recipes import RECIPES, FoldConfig, Recipe, resolve_recipe
 from ichfast.results import predict_run, report_run
-from ichfast.runs import default_run_dir, read_history, read_record, train_run
+from ichfast.runrecord import read_record
+from ichfast.runs import default_run_dir, train_run
 from ichfast.splits import split_slices
 from ichfast.store import Store
 
@@ -121,7 +123,8 @@ def test_a_run_leaves_settings_metrics_and_checkpoints(
     assert history["epoch"].tolist() == [0, 1]
     assert np.isfinite(history["valid_loss"]).all()
     assert {path.name for path in run_dir.iterdir()} == {
-        "run.json", "metrics.csv", "last.pt", "best.pt", "tensorboard",
+        "run.json", "metrics.csv", "last.pt", "last.previous.pt", "best.pt",
+        "tensorboard",
     }  # fmt: skip
     assert record.store == str(tiny_store.path)
 
@@ -167,7 +170,7 @@ def test_a_stopped_run_resumes_with_the_same_options_only(
 ) -> None:
     out = tmp_path / "run"
     steps = iter(range(100))
-    with pytest.raises(InterruptionError, match="continue with --resume"):
+    with pytest.raises(InterruptionError, match="holds the place"):
         train_run(
             tiny_store_path,
             small_recipe(),

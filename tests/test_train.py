@@ -18,8 +18,10 @@ from ichfast.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from ichfast.errors import CheckpointError, InterruptionError, RecipeError, TrainError
 from ichfast.losses import READ_INTERVAL, LossTrace
 from ichfast.mixup import mix_up
+from ichfast.phases import Phase, TrainConfig
 from ichfast.sampler import Sampler
-from ichfast.train import Phase, TrainConfig, Trainer
+from ichfast.stepper import Stepper
+from ichfast.train import Trainer
 
 CPU = Amp("cpu", torch.float32)
 NUM_SLICES, BATCH_SIZE = 23, 4
@@ -78,7 +80,7 @@ def _split_of_the_tiny_net(monkeypatch: pytest.MonkeyPatch) -> None:
             *model.fc.parameters(),
         ]
 
-    monkeypatch.setattr("ichfast.train.body_and_head", body_and_head)
+    monkeypatch.setattr("ichfast.stepper.body_and_head", body_and_head)
 
 
 CONFIG = TrainConfig(
@@ -101,9 +103,7 @@ def make_trainer(
     torch.manual_seed(config.seed)
     run_dir.mkdir(exist_ok=True)
     return Trainer(
-        TinyNet(),
-        config,
-        amp=CPU,
+        Stepper(TinyNet(), config, amp=CPU),
         run_dir=run_dir,
         name_slices=lambda indices: [f"ID_{int(k)}" for k in indices],
         should_stop=should_stop,
@@ -141,9 +141,9 @@ def test_a_frozen_body_keeps_its_weights_while_batch_norm_trains(
     tmp_path: Path,
 ) -> None:
     trainer = make_trainer(tmp_path, TrainConfig(phases=CONFIG.phases[:1]))
-    before = weights_of(trainer.model)
+    before = weights_of(trainer.stepper.model)
     fit(trainer)
-    after = weights_of(trainer.model)
+    after = weights_of(trainer.stepper.model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {
         "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
@@ -162,15 +162,15 @@ def test_stopping_anywhere_and_resuming_changes_nothing(
     first = make_trainer(
         tmp_path / "stopped", should_stop=lambda: next(steps) == stop_after
     )
-    with pytest.raises(InterruptionError, match="continue with --resume"):
+    with pytest.raises(InterruptionError, match="holds the place"):
         fit(first)
     torch.manual_seed(999)  # another process: nothing is left of the first
     second = make_trainer(tmp_path / "stopped")
     second.restore(load_checkpoint(tmp_path / "stopped" / LAST))
     assert without_clock(fit(second)) == without_clock(history)
     for mine, theirs in (
-        (second.model, undisturbed.model),
-        (second.averaged_model, undisturbed.averaged_model),
+        (second.stepper.model, undisturbed.stepper.model),
+        (second.stepper.averaged_model, undisturbed.stepper.averaged_model),
     ):
         for name, tensor in mine.state_dict().items():
             assert torch.equal(tensor, theirs.state_dict()[name]), name
@@ -194,8 +194,8 @@ def test_an_epoch_lost_to_a_crash_is_trained_again_the_same(tmp_path: Path) -> N
     second = make_trainer(tmp_path / "crashed")
     second.restore(load_checkpoint(tmp_path / "crashed" / LAST))
     fit(second)
-    for name, tensor in second.model.state_dict().items():
-        assert torch.equal(tensor, undisturbed.model.state_dict()[name]), name
+    for name, tensor in second.stepper.model.state_dict().items():
+        assert torch.equal(tensor, undisturbed.stepper.model.state_dict()[name]), name
 
 
 def test_a_loss_that_is_not_finite_names_the_slices_of_its_batch(
@@ -216,7 +216,7 @@ def test_any_can_count_twice_in_the_loss(tmp_path: Path) -> None:
         logits_BK, targets_BK, reduction="none"
     )[0]
     expected = (2 * per_class[0] + per_class[1:].sum()) / 7
-    torch.testing.assert_close(trainer._loss(logits_BK, targets_BK), expected)
+    torch.testing.assert_close(trainer.stepper.loss(logits_BK, targets_BK), expected)
 
 
 def test_mixup_mixes_images_and_targets_alike_and_keeps_the_larger_part() -> None:
@@ -266,7 +266,7 @@ def test_the_number_format_is_the_best_the_device_has() -> None:
 
 def test_bf16_trains_through_the_same_path(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, TrainConfig(phases=CONFIG.phases[1:]))
-    trainer.amp = Amp("cpu", torch.bfloat16)
+    trainer.stepper.amp = Amp("cpu", torch.bfloat16)
     exact = make_trainer(tmp_path / "fp32", TrainConfig(phases=CONFIG.phases[1:]))
     assert abs(fit(trainer)[-1]["train_loss"] - fit(exact)[-1]["train_loss"]) < 0.02
 
@@ -284,7 +284,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint that ichfast wrote"):
         load_checkpoint(path)
     torch.save({"format": 99}, path)
-    with pytest.raises(CheckpointError, match="format 99, this ichfast reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this ichfast reads 2"):
         load_checkpoint(path)
 
 
@@ -300,7 +300,7 @@ class Hostile:
 
 def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
     torch.save(
-        {"format": 1, "model": Hostile(tmp_path / "owned")}, tmp_path / "last.pt"
+        {"format": 2, "model": Hostile(tmp_path / "owned")}, tmp_path / "last.pt"
     )
     with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
         load_checkpoint(tmp_path / "last.pt")
