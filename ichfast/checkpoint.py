@@ -76,6 +76,12 @@ def has_last(run_dir: Path) -> bool:
     return any((run_dir / name).is_file() for name in (LAST, PREVIOUS))
 
 
+def clear_leftovers(run_dir: Path) -> None:
+    """Remove checkpoints that were not finished when their process was killed."""
+    for path in run_dir.glob(".*.pt.*.tmp"):
+        path.unlink()
+
+
 def load_last(run_dir: Path) -> dict[str, Any]:
     """Read where training stands; if that is damaged, where it stood before.
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ichfast.amp import choose_amp
 from ichfast.augment import AugmentConfig
-from ichfast.checkpoint import LAST, has_last, load_last
+from ichfast.checkpoint import LAST, clear_leftovers, has_last, load_last
 from ichfast.environment import describe_environment
 from ichfast.errors import CheckpointError, ModelError, RecipeError, TrainError
 from ichfast.history import History, best_row, write_history
@@ -135,6 +135,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
             model = _join_batch_norm(model, device)
         if ranks.writes:
             run_dir.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(run_dir)
             write_record(run_dir, record)
         trainer = Trainer(
             Stepper(
