@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,12 +97,16 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         _take_gpu(int(os.environ["LOCAL_RANK"]))
     try:
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=TIMEOUT,
+            store=_meeting_place(),
+            rank=rank,
+            world_size=world_size,
         )
     except (RuntimeError, ValueError) as error:
         raise TrainError(
             f"rank {rank} cannot reach the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']}: {_first_line(error)}; check the rendezvous "
+            f"{os.environ['MASTER_PORT']}: {_reason(error)}; check the rendezvous "
             "options of torchrun and the network between the machines"
         ) from error
     # After an error nothing is waited for: the end of the process tells the others.
@@ -114,9 +119,21 @@ def join_ranks(device: str) -> Iterator[Ranks]:
             raise
         raise TrainError(
             f"rank {rank} lost another rank, whose own message says why "
-            f"({_first_line(error)}); start again with --resume"
+            f"({_reason(error)}); start again with --resume"
         ) from error
     distributed.destroy_process_group()
+
+
+def _meeting_place() -> distributed.Store:
+    """Where ranks leave their addresses for each other."""
+    store, _, _ = next(distributed.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    # On one machine torchrun keeps the store when it starts the ranks again, with
+    # the addresses of the dead: pytorch/pytorch#135712. (On several the count is
+    # not the same everywhere, pytorch/pytorch#108158; see docs/training.md.)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return distributed.PrefixStore(f"attempt-{attempt}", store)
 
 
 def _take_gpu(local_rank: int) -> None:
@@ -135,5 +152,7 @@ def _lost_a_rank(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in text or "nccl" in text
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+def _reason(error: Exception) -> str:
+    """What torch says, without the place in its source and its advice."""
+    first_line = str(error).strip().splitlines()[0]
+    return re.sub(r"^\[\S+\] ", "", first_line).split(". ")[0]

@@ -115,7 +115,8 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     Raises:
         IchfastError: whatever the parts refuse; see their modules.
     """
-    resume = resume or (was_restarted() and has_last(run_dir))
+    (restarted,) = ranks.agree([was_restarted()])
+    resume = resume or (restarted and has_last(run_dir))
     _check_run_dir(run_dir, resume=resume)
     with Store(store_path) as store:
         split = split_slices(store, recipe.folds, limit=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from ichfast.amp import Amp, choose_amp
 from ichfast.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.errors import RecipeError, TrainError
+from ichfast.history import History
 from ichfast.losses import READ_INTERVAL, LossTrace
 from ichfast.mixup import mix_up
 from ichfast.phases import TrainConfig
@@ -122,3 +124,55 @@ def test_bf16_trains_through_the_same_path(tmp_path: Path) -> None:
     trainer.stepper.amp = Amp("cpu", torch.bfloat16)
     exact = make_trainer(tmp_path / "fp32", TrainConfig(phases=CONFIG.phases[1:]))
     assert abs(fit(trainer)[-1]["train_loss"] - fit(exact)[-1]["train_loss"]) < 0.02
+
+
+def test_a_run_ends_when_it_gets_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = iter([0.5, 0.4, 0.45, 0.41, 0.3])
+    trainer = make_trainer(tmp_path, replace(CONFIG, epochs=8, patience=2))
+    monkeypatch.setattr(
+        trainer,
+        "_validate",
+        lambda _: dict.fromkeys(("valid_loss", "valid_accuracy"), next(losses)),
+    )
+    with caplog.at_level("INFO"):
+        history = fit(trainer)
+    assert [row["valid_loss"] for row in history] == [0.5, 0.4, 0.45, 0.41]
+    assert "no better valid_loss for 2 epoch(s): the run ends after 4 of 8" in (
+        caplog.text
+    )
+    assert load_checkpoint(tmp_path / BEST)["epoch"] == 2
+    assert load_checkpoint(tmp_path / LAST)["epoch"] == 4
+
+
+def test_the_best_epoch_is_the_best_by_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, weighted = iter([0.2, 0.1, 0.3, 0.4]), iter([0.4, 0.3, 0.1, 0.2])
+    config = replace(CONFIG, best_by="valid_weighted_log_loss")
+    trainer = make_trainer(tmp_path, config)
+    monkeypatch.setattr(
+        trainer,
+        "_validate",
+        lambda _: {
+            "valid_loss": next(plain),
+            "valid_weighted_log_loss": next(weighted),
+        },
+    )
+    fit(trainer)
+    assert load_checkpoint(tmp_path / BEST)["epoch"] == 3
+
+
+def test_an_epoch_is_reported_before_it_is_saved(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def die(_: History) -> None:
+        raise KilledError
+
+    trainer = make_trainer(tmp_path)
+    loaders = FakeLoader(shuffle=True), FakeLoader(shuffle=False)
+    with pytest.raises(KilledError):
+        trainer.fit(*loaders, on_epoch=die)
+    assert not (tmp_path / LAST).exists()

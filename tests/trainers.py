@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,14 @@ class TinyNet(nn.Module):
 
     def __init__(self, *, looks_at_batch: bool = True) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.ones(1))
         self.conv = nn.Conv2d(1, 4, 3, stride=2)
         self.norm = nn.BatchNorm2d(4) if looks_at_batch else nn.GroupNorm(2, 4)
         self.dropout = nn.Dropout(0.2 if looks_at_batch else 0.0)
         self.fc = nn.Linear(4, 6)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        features = self.norm(self.conv(images_BCHW)).relu().mean(dim=(2, 3))
+        features = self.norm(self.conv(images_BCHW - self.mean)).relu().mean(dim=(2, 3))
         logits: Tensor = self.fc(self.dropout(features))
         return logits
 
@@ -164,16 +166,22 @@ FORKSERVER.set_forkserver_preload(["tests.trainers"])
 
 def run_ranks(
     world_size: int, target: Callable[..., None], *arguments: Any
-) -> list[int | None]:
-    """Run `target(ranks, *arguments)` on ranks of their own; their exit codes."""
+) -> list[str | None]:
+    """Run `target(ranks, *arguments)` on ranks of their own.
+
+    Returns:
+        For each rank the error it ended with, ``""`` for none, None if it was killed.
+    """
+    ends = [FORKSERVER.Pipe(duplex=False) for _ in range(world_size)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     processes = [
         FORKSERVER.Process(
-            target=_as_rank, args=(rank, world_size, port, target, arguments)
+            target=_as_rank,
+            args=(rank, world_size, port, said, target, arguments),
         )
-        for rank in range(world_size)
+        for rank, (_, said) in enumerate(ends)
     ]
     for process in processes:
         process.start()
@@ -181,13 +189,14 @@ def run_ranks(
         process.join(timeout=60)
         process.kill()
         process.join()
-    return [process.exitcode for process in processes]
+    return [heard.recv() if heard.poll() else None for heard, _ in ends]
 
 
 def _as_rank(
     rank: int,
     world_size: int,
     port: str,
+    said: Connection,
     target: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -199,5 +208,10 @@ def _as_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    with join_ranks("cpu") as ranks:
-        target(ranks, *arguments)
+    error = ""
+    try:
+        with join_ranks("cpu") as ranks:
+            target(ranks, *arguments)
+    except Exception as caught:  # noqa: BLE001 - reported, whatever it is
+        error = f"{type(caught).__name__}: {caught}"
+    said.send(error)
