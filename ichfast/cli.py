@@ -351,7 +351,8 @@ def train(
                 else train_fold(resolved, out, resume=resume)
             )
     if ranks.writes:
-        click.echo(f"next: ichfast report {report.run}", err=True)
+        first = out / "fold-0" if trains_all else out
+        click.echo(f"next: ichfast report {first}", err=True)
         _print(asdict(report))
 
 

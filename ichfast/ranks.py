@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ichfast.errors import DeviceError, IchfastError, TrainError
 
@@ -124,16 +126,16 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     distributed.destroy_process_group()
 
 
-def _meeting_place() -> distributed.Store:
+def _meeting_place() -> Store:
     """Where ranks leave their addresses for each other."""
-    store, _, _ = next(distributed.rendezvous("env://", timeout=TIMEOUT))
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store
     # On one machine torchrun keeps the store when it starts the ranks again, with
     # the addresses of the dead: pytorch/pytorch#135712. (On several the count is
     # not the same everywhere, pytorch/pytorch#108158; see docs/training.md.)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return distributed.PrefixStore(f"attempt-{attempt}", store)
+    return PrefixStore(f"attempt-{attempt}", store)
 
 
 def _take_gpu(local_rank: int) -> None:

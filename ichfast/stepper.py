@@ -14,6 +14,7 @@ Shape letters: B slices of the batch, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,6 +30,14 @@ from ichfast.optim import Ema, Schedule, decay_groups, make_optimizer
 from ichfast.phases import Phase, TrainConfig
 from ichfast.profiler import Spans
 from ichfast.ranks import Ranks
+
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
+"""Buffers are shared before validation only. The option has two names: the second is
+torch's before it deprecated it."""
 
 
 class Stepper:
@@ -113,8 +122,8 @@ class Stepper:
             wrapped = self._exchange = DistributedDataParallel(
                 self.model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **_KEEP_BUFFERS,
             )
         self._forward: Any = wrapped
         if self.config.compile or self.config.cuda_graphs:

@@ -21,17 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ichfast.batch import Loader
 from ichfast.checkpoint import BEST, LAST, save_checkpoint, save_last
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
 from ichfast.history import History, epochs_since_best
 from ichfast.losses import LossTrace
-from ichfast.metrics import accuracy, weighted_log_loss
-from ichfast.predict import predict_logits
 from ichfast.progress import progress
 from ichfast.stepper import Stepper
+from ichfast.validation import validate
 from ichfast.waiting import LoaderWatch, WaitMeter
 
 logger = logging.getLogger(__name__)
@@ -115,9 +114,8 @@ class Trainer:
                 self._start_phase(index, first_epoch, num_steps)
             while self._position.epoch < last_epoch and not self._has_stalled():
                 row = self.train_epoch(train_loader, first_epoch)
-                self.history.append(
-                    row | {"phase": index, **self._validate(valid_loader)}
-                )
+                row |= {"phase": index, **validate(self.stepper, valid_loader)}
+                self.history.append(row)
                 self._finish_epoch(on_epoch)
             first_epoch = last_epoch
         if self._has_stalled():
@@ -215,7 +213,10 @@ class Trainer:
 
     def _remark(self, meter: WaitMeter, began: float) -> str:
         share = meter.seconds() / max(time.perf_counter() - began, 1e-9)
-        return f"loss {self._losses.mean():.4f}, {100 * share:.0f} % waiting for data"
+        waiting = f"{100 * share:.0f} % waiting for data"
+        if not self._losses.values:  # none has arrived yet
+            return waiting
+        return f"loss {self._losses.mean():.4f}, {waiting}"
 
     def _note_wait(self, meter: WaitMeter, elapsed_s: float) -> None:
         self._watch.note(
@@ -245,31 +246,6 @@ class Trainer:
                 f"stopped in epoch {position.epoch + 1} after batch "
                 f"{position.iteration}; {self._run_dir / LAST} holds the place"
             )
-
-    def _validate(self, loader: Loader) -> dict[str, float]:
-        model = self.stepper.averaged_model
-        self.ranks.share_buffers(model)
-        parts = self.ranks.gather(
-            predict_logits(
-                model,
-                loader,
-                self.stepper.amp,
-                label="  validate" if self.ranks.writes else "",
-            )
-        )
-        # By position, so that the sums do not depend on who predicted what.
-        order = np.argsort(np.concatenate([positions_N for positions_N, _, _ in parts]))
-        logits_NK = torch.cat([logits for _, logits, _ in parts])[order].double()
-        targets_NK = torch.cat([targets for _, _, targets in parts])[order].double()
-        valid_loss = nn.functional.binary_cross_entropy_with_logits(
-            logits_NK, targets_NK
-        )
-        probs_NK, labels_NK = logits_NK.sigmoid().numpy(), targets_NK.numpy()
-        return {
-            "valid_loss": valid_loss.item(),
-            "valid_weighted_log_loss": weighted_log_loss(probs_NK, labels_NK),
-            "valid_accuracy": accuracy(probs_NK, labels_NK),
-        }
 
     def _raise_bad_losses(self, bad_B: Tensor | None) -> None:
         (is_bad,) = self.ranks.agree([bad_B is not None])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 from ichfast.cli import main
 from ichfast.stepper import Stepper
@@ -16,12 +15,12 @@ def die_once() -> None:
     steps = iter(range(1, 1000))
     update = Stepper.update
 
-    def update_or_die(stepper: Stepper, step: int) -> Any:
+    def update_or_die(stepper: Stepper, step: int) -> None:
         if next(steps) == LAST_STEP:
             os.kill(os.getpid(), signal.SIGKILL)
-        return update(stepper, step)
+        update(stepper, step)
 
-    Stepper.update = update_or_die  # type: ignore[method-assign]
+    Stepper.update = update_or_die  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

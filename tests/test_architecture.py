@@ -21,7 +21,8 @@ LAYERS = (
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
     | {"pictures", "stepper", "runlog"},
-    {"journal", "loader", "train", "report", "device", "overview"},
+    {"journal", "loader", "validation", "report", "device", "overview"},
+    {"train"},
     {"convert", "merge", "recipes", "normalization"},
     {"lanes", "splits", "preview", "appending"},
     {"cluster"},

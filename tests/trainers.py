@@ -90,6 +90,7 @@ class TinyNet(nn.Module):
 
     def __init__(self, *, looks_at_batch: bool = True) -> None:
         super().__init__()
+        self.mean: Tensor
         self.register_buffer("mean", torch.ones(1))
         self.conv = nn.Conv2d(1, 4, 3, stride=2)
         self.norm = nn.BatchNorm2d(4) if looks_at_batch else nn.GroupNorm(2, 4)
