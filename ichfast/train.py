@@ -27,7 +27,7 @@ from ichfast.batch import Loader
 from ichfast.checkpoint import BEST, LAST, save_checkpoint, save_last
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
 from ichfast.history import History, epochs_since_best
-from ichfast.losses import LossTrace
+from ichfast.losses import READ_INTERVAL, LossTrace
 from ichfast.progress import progress
 from ichfast.stepper import Stepper
 from ichfast.validation import validate
@@ -188,7 +188,8 @@ class Trainer:
                     step = (epoch - first_epoch) * num_steps
                     stepper.update(step + iteration // self.config.accumulate)
                     self._follow_step(Position(epoch, iteration + 1))
-                bar.set_postfix_str(self._remark(meter, began), refresh=False)
+                if iteration % READ_INTERVAL == 0:
+                    bar.set_postfix_str(self._remark(meter, began), refresh=False)
                 bar.update(len(batch))
         self._raise_bad_losses(self._losses.read_all())
         seconds = time.perf_counter() - began

@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ichfast.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
+from ichfast.models import (
+    ARCHS,
+    body_and_head,
+    build_model,
+    synchronize_batch_norm,
+)
 from ichfast.phases import Phase, TrainConfig
 from ichfast.ranks import Ranks, join_ranks, was_restarted
 from tests.trainers import (
@@ -164,3 +171,23 @@ def test_a_job_that_was_started_again_is_known(
     assert not was_restarted()
     monkeypatch.setenv(name, "1")
     assert was_restarted()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_shared_batch_norm_is_the_same_network(arch: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(arch).eval()
+    images_BCHW = torch.randn(2, 1, 64, 64)
+    names = set(model.state_dict())
+    with torch.inference_mode():
+        expected = model(images_BCHW)
+        shared = synchronize_batch_norm(model)
+        assert torch.equal(shared(images_BCHW), expected)
+    norms = [
+        m for m in shared.modules() if isinstance(m, nn.modules.batchnorm._NormBase)
+    ]
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert set(shared.state_dict()) == names
+    body, trained = body_and_head(shared)
+    assert len(trained) > 2 * len(norms)
+    assert len(body) + len(trained) == len(list(shared.parameters()))

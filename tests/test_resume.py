@@ -74,6 +74,8 @@ def test_the_scaler_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> No
     resumed = resumed_trainer(tmp_path / "stopped", amp=FP16)
     fit(resumed)
     assert_same_run(resumed, whole)
+    scalers = [trainer.stepper.state()["scaler"] for trainer in (resumed, whole)]
+    assert scalers[0] == scalers[1]
 
 
 def test_a_finished_run_that_is_resumed_stays_as_it_is(
