@@ -155,6 +155,7 @@ def test_interrupted_training_resumes(store: Path, tmp_path: Path) -> None:
 
 
 def test_all_folds_are_trained_and_summed_up(store: Path, tmp_path: Path) -> None:
+    command: tuple[str | Path, ...]
     command = ("train", "--store", store, "--out", tmp_path / "folds", *TINY,
                "--fold", "all", "--set", "folds.num_folds=2",
                "--limit", "24")  # fmt: skip

@@ -67,7 +67,7 @@ def test_waiting_is_read_from_the_devices_clock() -> None:
         time.sleep(0.05)  # the device idles
     torch.cuda.synchronize()
     assert 0.04 < meter.seconds() < 0.2
-    torch.cuda._sleep(200_000_000)
+    torch.cuda._sleep(200_000_000)  # type: ignore[no-untyped-call]
     with meter.waiting():
         time.sleep(0.001)  # the device is busy all the while
     torch.cuda.synchronize()
