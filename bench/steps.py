@@ -24,6 +24,7 @@ from ichfast.normalization import measure_normalization
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import build_run_model
+from ichfast.stepper import Stepper
 from ichfast.store import Store
 from ichfast.train import Trainer
 
@@ -59,12 +60,13 @@ class SteppedTrainer(Trainer):
 
     def begin(self, num_batches: int) -> None:
         """Make the optimizer and the schedule of the first phase."""
-        self._start_phase(self.phases[0], num_batches, 0)
+        phase = self.phases[0]
+        self.stepper.start_phase(phase, phase.epochs * num_batches)
 
     def run_epoch(self, loader: Loader) -> int:
         """Train on all that a loader gives; returns the slices."""
         with contextlib.redirect_stderr(io.StringIO()):  # its progress, beside ours
-            self._run_epoch(loader, 0)
+            self.train_epoch(loader, 0)
         return loader.num_slices
 
 
@@ -88,9 +90,11 @@ def make_trainer(recipe: Recipe, num_batches: int, device: str) -> SteppedTraine
     """A trainer of a recipe's model, ready to step."""
     torch_device = torch.device(device)
     trainer = SteppedTrainer(
-        build_run_model(recipe, torch_device),
-        recipe.train,
-        amp=choose_amp(recipe.train.amp, torch_device),
+        Stepper(
+            build_run_model(recipe, torch_device),
+            recipe.train,
+            amp=choose_amp(recipe.train.amp, torch_device),
+        ),
         run_dir=Path(),  # nothing is saved
         name_slices=lambda indices_B: list(map(str, indices_B.tolist())),
     )

@@ -1,13 +1,17 @@
 """Checkpoints: what survives a crash.
 
 1. A checkpoint is written whole or not at all; the one before stays until then.
-2. Reading one never runs code: tensors, numbers, texts and plain containers only.
-3. A checkpoint that is damaged, foreign or of another format is an error that says
+2. The place where training stands is kept twice, the newest and the one before:
+   when the disk spoils the newest, the one before is taken, and it is said.
+3. Reading one never runs code: tensors, numbers, texts and plain containers only.
+4. A checkpoint that is damaged, foreign or of another format is an error that says
    so, not a surprise later.
 """
 
 from __future__ import annotations
 
+import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,21 @@ import torch
 from ichfast.errors import CheckpointError
 from ichfast.files import atomic_path
 
-FORMAT_VERSION = 1
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
 
 LAST = "last.pt"
 """Where training stands, in a run's folder."""
 
+PREVIOUS = "last.previous.pt"
+"""Where it stood when the checkpoint before was written."""
+
 BEST = "best.pt"
-"""The epoch with the lowest validation loss, in a run's folder."""
+"""The best epoch (`TrainConfig.best_by`), in a run's folder."""
+
+_NEWEST = "last.newest.pt"
+"""On its way to be `LAST`."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -46,6 +58,46 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         ) from error
 
 
+def save_last(run_dir: Path, content: dict[str, Any]) -> None:
+    """Write where training stands, and keep the place before.
+
+    Raises:
+        CheckpointError: as `save_checkpoint`; both places are as they were.
+    """
+    # The newest is on the disk, flushed, before either of the others is touched.
+    save_checkpoint(run_dir / _NEWEST, content)
+    if (run_dir / LAST).exists():
+        (run_dir / LAST).replace(run_dir / PREVIOUS)
+    (run_dir / _NEWEST).replace(run_dir / LAST)
+
+
+def has_last(run_dir: Path) -> bool:
+    """Whether a run's folder holds a place to continue from, whole or damaged."""
+    return any((run_dir / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def clear_leftovers(run_dir: Path) -> None:
+    """Remove checkpoints that were not finished when their process was killed."""
+    for path in run_dir.glob(".*.pt.*.tmp"):
+        path.unlink()
+
+
+def load_last(run_dir: Path) -> dict[str, Any]:
+    """Read where training stands; if that is damaged, where it stood before.
+
+    Raises:
+        CheckpointError: neither can be read.
+    """
+    try:
+        return load_checkpoint(run_dir / LAST)
+    except CheckpointError as error:
+        if not (run_dir / PREVIOUS).is_file():
+            raise
+        content = load_checkpoint(run_dir / PREVIOUS)
+        logger.warning("%s; continuing from the one before, %s", error, PREVIOUS)
+        return content
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
@@ -58,6 +110,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"no checkpoint at {path}; train first, or name the run's folder"
         )
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything here
         raise CheckpointError(
@@ -71,6 +124,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}; train again"
         )
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the sums in the file, which `torch.load` does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"the checksum of {damaged} in it is wrong")
 
 
 def _first_line(error: Exception) -> str:

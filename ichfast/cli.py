@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -239,7 +241,11 @@ def preview(
 @click.option("--arch", help="Backbone; `ichfast recipes` lists them.")
 @click.option("--size", type=click.IntRange(min=32), help="Side of the input, pixels.")
 @click.option("--recipe", help="Named settings.  [default: fast]")
-@click.option("--fold", type=click.IntRange(min=0), help="The fold that validates.")
+@click.option(
+    "--fold",
+    metavar="N|all",
+    help="The fold that validates; all trains one run a fold, into OUT/fold-N.",
+)
 @STORE
 @click.option(
     "--out",
@@ -261,6 +267,17 @@ def preview(
     type=click.Choice(["none", "host", "device"]),
     help="Read each slice once and keep it in host or GPU memory.  [default: none]",
 )
+@click.option("--compile", is_flag=True, help="torch.compile the network.")
+@click.option(
+    "--cuda-graphs",
+    is_flag=True,
+    help="Replay steps as CUDA graphs (torch.compile's reduce-overhead); GPU only.",
+)
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Write trace.json and profile.txt: where a step's time goes.",
+)
 @SET
 @LIMIT
 @DEVICE
@@ -268,13 +285,16 @@ def train(
     arch: str | None,
     size: int | None,
     recipe: str | None,
-    fold: int | None,
+    fold: str | None,
     store: Path,
     out: Path | None,
     resume: bool,
     pretrained: bool,
     weights: Path | None,
     cache: str | None,
+    compile: bool,
+    cuda_graphs: bool,
+    profile: bool,
     assignments: tuple[str, ...],
     limit: int | None,
     device: str,
@@ -282,48 +302,79 @@ def train(
     """Train a backbone on a store.
 
     Without --recipe it takes `fast`, whose settings fit the arch, the size and the
-    device. Ctrl-C saves and ends; the same command with --resume continues.
+    device. Ctrl-C and SIGTERM save, end, and print the command that continues;
+    a run that was killed continues from its last checkpoint with --resume.
+
+    \b
+    Many GPUs; data.batch_size is that of one GPU:
+      torchrun --nproc-per-node gpu -m ichfast train --arch resnext50 --size 224
+
+    \b
+    Settings for --set, among others:
+      train.accumulate=4           a step of four batches
+      train.patience=3             end after three epochs without a better one
+      train.best_by=valid_weighted_log_loss
+      train.checkpoint_minutes=10  between checkpoints within an epoch
     """
+    from functools import partial
+
+    from ichfast.crossvalidation import train_folds
     from ichfast.device import choose_device
+    from ichfast.ranks import join_ranks
     from ichfast.recipes import resolve_recipe
     from ichfast.runs import default_run_dir, train_run
     from ichfast.settings import describe
     from ichfast.signals import stop_on_signal
 
+    trains_all = fold == "all"
     options = {
-        "folds.fold": fold,
+        "folds.fold": None if trains_all else fold,
         "model.weights": weights,
         "model.pretrained": "yes" if pretrained else None,
         "data.cache": cache,
+        "train.compile": "true" if compile else None,
+        "train.cuda_graphs": "true" if cuda_graphs else None,
     }
-    chosen = choose_device(device)
-    resolved = resolve_recipe(
-        recipe,
-        arch=arch,
-        size=size,
-        device_type=chosen.type,
-        assignments=[
-            *(
-                f"{name}={value}"
-                for name, value in options.items()
-                if value is not None
-            ),
-            *assignments,
-        ],
-    )
-    click.echo(describe(resolved), err=True)
-    with stop_on_signal() as should_stop:
-        report = train_run(
+    with join_ranks(device) as ranks, stop_on_signal() as should_stop:
+        if not ranks.writes:
+            logging.getLogger().setLevel(logging.ERROR)
+        chosen = choose_device(device)
+        resolved = resolve_recipe(
+            recipe,
+            arch=arch,
+            size=size,
+            device_type=chosen.type,
+            assignments=[
+                *(
+                    f"{name}={value}"
+                    for name, value in options.items()
+                    if value is not None
+                ),
+                *assignments,
+            ],
+        )
+        if ranks.writes:
+            click.echo(describe(resolved), err=True)
+        train_fold = partial(
+            train_run,
             store,
-            resolved,
-            out or default_run_dir(resolved),
             device=chosen,
-            resume=resume,
+            ranks=ranks,
+            profile=profile,
             limit=limit,
             should_stop=should_stop,
         )
-    click.echo(f"next: ichfast report {report.run}", err=True)
-    _print(asdict(report))
+        out = out or default_run_dir(resolved, all_folds=trains_all)
+        with _saying_how_to_resume(speaks=ranks.writes):
+            report = (
+                train_folds(resolved, out, train_fold, resume=resume)
+                if trains_all
+                else train_fold(resolved, out, resume=resume)
+            )
+    if ranks.writes:
+        first = out / "fold-0" if trains_all else out
+        click.echo(f"next: ichfast report {first}", err=True)
+        _print(asdict(report))
 
 
 @cli.command()
@@ -517,6 +568,22 @@ def recipes(name: str | None) -> None:
 def main() -> None:
     """Run the command line."""
     cli()
+
+
+@contextmanager
+def _saying_how_to_resume(*, speaks: bool) -> Iterator[None]:
+    import os
+
+    from ichfast.errors import InterruptionError
+    from ichfast.relaunch import resume_command
+
+    try:
+        yield
+    except InterruptionError as error:
+        if not speaks:
+            raise SystemExit(1) from error
+        command = resume_command(sys.argv, os.environ)
+        raise InterruptionError(f"{error}; continue with: {command}") from error
 
 
 def _integers(text: str, option: str) -> tuple[int, ...]:

@@ -18,8 +18,8 @@ from dataclasses import replace
 
 from ichfast.augment import EXP_10_MIXUP, EXP_30, FASTAI
 from ichfast.dataconfig import DataConfig
+from ichfast.phases import Phase, TrainConfig
 from ichfast.recipe import FoldConfig, ModelConfig, Recipe
-from ichfast.train import Phase, TrainConfig
 
 ONE_CYCLE = Phase(
     epochs=1,
@@ -119,8 +119,8 @@ def exp_10_mixup() -> Recipe:
     The reference reports, after the second phase, train loss .086897 (of mixed
     slices), valid loss .057901, accuracy .979283, leaderboard .084, with TTA .074.
     After the first they were .092150, .060023, .978396, .082 and .073. The optimizer
-    of its one-cycle phase is not stated: Adam, as in its others. Three of four slices
-    are zoomed, by 1.05 to 1.4; there it was all, over a zoom of up to 1.1.
+    of its one-cycle phase is not stated: Adam, as in its others. Every slice is zoomed
+    by 1.05 to 1.4; there this came on top of a zoom of up to 1.1.
     """
     return replace(
         exp_10(),

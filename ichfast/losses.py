@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 READ_INTERVAL = 20
-"""Steps between two looks at the losses."""
+"""Batches between two looks at the losses."""
 
 
 class LossTrace:
-    """Losses of the steps of an epoch, in order."""
+    """Losses of the batches of an epoch, in order."""
 
     def __init__(self, device: torch.device) -> None:
         self.values: list[float] = []
@@ -33,10 +33,10 @@ class LossTrace:
     @property
     def due(self) -> bool:
         """Whether it is time to look."""
-        return len(self._fresh) == READ_INTERVAL
+        return len(self._fresh) >= READ_INTERVAL
 
     def add(self, loss: Tensor, indices_B: Tensor) -> None:
-        """Note a step.
+        """Note a batch.
 
         Args:
             loss: scalar on the device.

@@ -132,6 +132,19 @@ def body_and_head(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
     return body, [p for p in model.parameters() if id(p) in trained_ids]
 
 
+def synchronize_batch_norm(model: nn.Module) -> nn.Module:
+    """Let batch norm take its statistics over all ranks; on GPUs only.
+
+    Args:
+        model: what `build_model` returned; not to be used any more.
+
+    Returns:
+        The same network; names and weights stay.
+    """
+    synchronized: nn.Module = timm.layers.convert_sync_batchnorm(model)
+    return synchronized
+
+
 class ConcatPool(nn.Module):
     """The maximum and the mean over the positions, one behind the other."""
 

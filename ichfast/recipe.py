@@ -14,8 +14,8 @@ from ichfast.dataconfig import DataConfig
 from ichfast.errors import RecipeError
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.models import ARCHS
+from ichfast.phases import TrainConfig
 from ichfast.settings import unknown
-from ichfast.train import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,9 @@ from ichfast.dataconfig import DataConfig
 from ichfast.errors import RecipeError
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
 from ichfast.models import ARCHS
+from ichfast.phases import TrainConfig
 from ichfast.recipe import ModelConfig, Recipe
 from ichfast.settings import override, unknown
-from ichfast.train import TrainConfig
 
 
 def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") -> Recipe:

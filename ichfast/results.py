@@ -17,6 +17,7 @@ from torch import nn
 from ichfast.amp import choose_amp
 from ichfast.checkpoint import BEST, load_checkpoint
 from ichfast.errors import CheckpointError
+from ichfast.history import read_history
 from ichfast.labels import CLASSES
 from ichfast.loader import make_loader
 from ichfast.models import build_model
@@ -24,7 +25,7 @@ from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.predictions import LABEL_COLUMNS
 from ichfast.recipe import Recipe
 from ichfast.report import ReportData, write_report
-from ichfast.runs import RunRecord, read_history, read_record
+from ichfast.runrecord import RunRecord, read_record
 from ichfast.settings import to_dict
 from ichfast.splits import split_slices
 from ichfast.store import Store

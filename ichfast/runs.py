@@ -4,7 +4,9 @@
       run.json             settings, normalisation, store, counts, environment
       metrics.csv          one row an epoch
       last.pt, best.pt     checkpoints: where it stands, the best epoch
-      tensorboard/         the same scalars for TensorBoard
+      last.previous.pt     where it stood before, should last.pt be damaged
+      tensorboard/         the same scalars, and augmented slices, for TensorBoard
+      trace.json, profile.txt    with --profile: where a step's time goes
       report.html          made by `ichfast report`
 
 This module wires the others together; it decides nothing by itself.
@@ -14,59 +16,39 @@ Shape letters: N slices, K classes.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from ichfast.amp import choose_amp
 from ichfast.augment import AugmentConfig
-from ichfast.checkpoint import LAST, load_checkpoint
+from ichfast.checkpoint import LAST, clear_leftovers, has_last, load_last
 from ichfast.environment import describe_environment
-from ichfast.errors import CheckpointError, ModelError, RecipeError
-from ichfast.files import atomic_path, write_text_atomically
+from ichfast.errors import CheckpointError, ModelError, RecipeError, TrainError
+from ichfast.history import History, best_row, write_history
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.metrics import prevalence_loss
-from ichfast.models import build_model
+from ichfast.models import build_model, synchronize_batch_norm
 from ichfast.normalization import measure_normalization
-from ichfast.pipeline import Normalization
+from ichfast.profiler import Profile, Spans
+from ichfast.ranks import Ranks, was_restarted
 from ichfast.recipe import ModelConfig, Recipe
 from ichfast.recipes import RECIPES
-from ichfast.settings import from_dict, to_dict
+from ichfast.runlog import RunLog
+from ichfast.runrecord import RunRecord, read_record, write_record
 from ichfast.splits import Split, split_slices
+from ichfast.stepper import Stepper
 from ichfast.store import Store
-from ichfast.train import History, Trainer
+from ichfast.train import Trainer
 
 logger = logging.getLogger(__name__)
-
-RECORD = "run.json"
-METRICS = "metrics.csv"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecord:
-    """What `run.json` says."""
-
-    recipe: Recipe
-    normalization: Normalization
-    store: str
-    """The store's folder, as it was given."""
-
-    store_plan: dict[str, str]
-    """What the store was made from, as digests: to know it again."""
-
-    counts: dict[str, int]
-    """Slices and patients that trained and validated."""
-
-    environment: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,25 +68,34 @@ class TrainReport:
     device: str
 
 
-def default_run_dir(recipe: Recipe) -> Path:
-    """Where a run goes unless told otherwise: runs/RECIPE, and what is not its own."""
+def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:
+    """Where a run goes unless told otherwise: runs/RECIPE, and what is not its own.
+
+    Args:
+        recipe: what is trained.
+        all_folds: the folder is to hold a run of each fold.
+    """
     own = RECIPES[recipe.name]()
     size, arch = recipe.data.size, recipe.model.arch
     name = recipe.name
     if (arch, size) != (own.model.arch, own.data.size) or recipe.name == "fast":
         name += f"-{arch}-{size}"
-    if recipe.folds.fold:
+    if all_folds:
+        name += "-folds"
+    elif recipe.folds.fold:
         name += f"-fold{recipe.folds.fold}"
     return Path("runs") / name
 
 
-def train_run(
+def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     store_path: Path,
     recipe: Recipe,
     run_dir: Path,
     *,
     device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     resume: bool = False,
+    profile: bool = False,
     limit: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainReport:
@@ -113,23 +104,27 @@ def train_run(
     Args:
         store_path: a prepared store with labels.
         recipe: the settings.
-        run_dir: the run's folder; made here.
+        run_dir: the run's folder; made here. All ranks see the same one.
         device: where to compute.
-        resume: continue the run in `run_dir`.
+        ranks: who trains together.
+        resume: continue the run in `run_dir`. A job that torchrun or Slurm had to
+            start again continues in any case.
+        profile: look at where a step's time goes.
         limit: train on so many slices only, and validate on a quarter as many.
         should_stop: asked after each step.
 
     Raises:
         IchfastError: whatever the parts refuse; see their modules.
     """
+    (restarted,) = ranks.agree([was_restarted()])
+    resume = resume or (restarted and has_last(run_dir))
     _check_run_dir(run_dir, resume=resume)
     with Store(store_path) as store:
         split = split_slices(store, recipe.folds, limit=limit)
-        recipe = _fit_batch(recipe, len(split.train_N))
-        normalization = measure_normalization(store, split.train_N, recipe.data)
+        recipe = _fit_batch(recipe, len(split.train_N), ranks)
         record = RunRecord(
             recipe=recipe,
-            normalization=normalization,
+            normalization=measure_normalization(store, split.train_N, recipe.data),
             store=str(store_path),
             store_plan=dict(store.header.plan),
             counts=split.counts(store),
@@ -138,21 +133,31 @@ def train_run(
         if resume:
             _check_same_run(read_record(run_dir), record, run_dir)
         model = build_run_model(recipe, device)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_record(run_dir, record)
+        if ranks.world_size > 1 and recipe.train.sync_batch_norm:
+            model = _join_batch_norm(model, device)
+        if ranks.writes:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(run_dir)
+            write_record(run_dir, record)
         trainer = Trainer(
-            model,
-            recipe.train,
-            amp=choose_amp(recipe.train.amp, device),
+            Stepper(
+                model,
+                recipe.train,
+                amp=choose_amp(recipe.train.amp, device),
+                ranks=ranks,
+                spans=Profile(device, run_dir)
+                if profile and ranks.writes
+                else Spans(device),
+            ),
             run_dir=run_dir,
             name_slices=_names_from(store),
             should_stop=should_stop,
         )
         if resume:
-            trainer.restore(load_checkpoint(run_dir / LAST))
-        history = _fit(trainer, store, split, record, run_dir, device)
+            trainer.restore(load_last(run_dir))
+        history = _fit(trainer, store, split, record, run_dir)
         labels_NK = store.labels_NK()[split.valid_N].astype(np.float64)
-    best = min(history, key=lambda row: row["valid_loss"])
+    best = best_row(history, recipe.train.best_by)
     return TrainReport(
         run=str(run_dir),
         epochs=len(history),
@@ -167,27 +172,45 @@ def train_run(
 
 
 def _check_run_dir(run_dir: Path, *, resume: bool) -> None:
-    if resume and not (run_dir / LAST).is_file():
+    if resume and not has_last(run_dir):
         raise CheckpointError(
             f"nothing to resume in {run_dir}: it has no {LAST}; leave out --resume"
         )
-    if not resume and (run_dir / LAST).exists():
+    if not resume and has_last(run_dir):
         raise CheckpointError(
             f"{run_dir} holds a run already; continue it with --resume, "
             "or name another folder with --out"
         )
 
 
-def _fit_batch(recipe: Recipe, num_train: int) -> Recipe:
-    if num_train >= recipe.data.batch_size:
+def _fit_batch(recipe: Recipe, num_train: int, ranks: Ranks) -> Recipe:
+    """Shrink the batch if there are not slices enough for one step."""
+    num_parts = ranks.world_size * recipe.train.accumulate
+    batch_size = min(recipe.data.batch_size, num_train // num_parts)
+    if batch_size == recipe.data.batch_size:
         return recipe
+    if batch_size == 0:
+        raise TrainError(
+            f"{num_train} slice(s) to train on are less than the {num_parts} batches "
+            "of one step; start fewer ranks, or lower --set train.accumulate=N"
+        )
     logger.warning(
         "only %d slices to train on: batch size %d becomes %d",
         num_train,
         recipe.data.batch_size,
-        num_train,
+        batch_size,
     )
-    return replace(recipe, data=replace(recipe.data, batch_size=num_train))
+    return replace(recipe, data=replace(recipe.data, batch_size=batch_size))
+
+
+def _join_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        return synchronize_batch_norm(model)
+    logger.warning(
+        "batch norm takes its statistics on each rank alone: torch can join them on "
+        "GPUs only, so that this run differs from one with a single rank"
+    )
+    return model
 
 
 def _check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
@@ -247,16 +270,13 @@ def _names_from(store: Store) -> Callable[[Tensor], list[str]]:
 
 
 def _fit(
-    trainer: Trainer,
-    store: Store,
-    split: Split,
-    record: RunRecord,
-    run_dir: Path,
-    device: torch.device,
+    trainer: Trainer, store: Store, split: Split, record: RunRecord, run_dir: Path
 ) -> History:
-    recipe = record.recipe
+    recipe, ranks = record.recipe, trainer.ranks
 
-    def loader(slices_N: Any, augment: AugmentConfig | None) -> DaliLoader:
+    def loader(
+        slices_N: npt.NDArray[np.int64], augment: AugmentConfig | None
+    ) -> DaliLoader:
         return make_loader(
             store,
             slices_N,
@@ -265,76 +285,24 @@ def _fit(
             augment=augment,
             shuffle=augment is not None,
             seed=recipe.train.seed,
-            device=device.type,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            device=trainer.stepper.device.type,
         )
 
     with (
         loader(split.train_N, recipe.augment) as train_loader,
         loader(split.valid_N, None) as valid_loader,
-        SummaryWriter(run_dir / "tensorboard") as board,
+        ExitStack() as stack,
     ):
         logger.info("train: %r", train_loader)
         logger.info("valid: %r", valid_loader)
-
-        def note(history: History) -> None:
-            with atomic_path(run_dir / METRICS) as temporary:
-                pd.DataFrame(history).to_csv(temporary, index=False)
-            row = history[-1]
-            for name, value in row.items():
-                board.add_scalar(name, value, row["epoch"])
-            logger.info(
-                "epoch %d: train loss %.5f, valid loss %.5f, weighted log loss %.5f, "
-                "accuracy %.4f, %.0f slices/s, %.0f %% waiting for data",
-                row["epoch"] + 1,
-                row["train_loss"],
-                row["valid_loss"],
-                row["valid_weighted_log_loss"],
-                row["valid_accuracy"],
-                row["slices_per_s"],
-                100 * row["wait_share"],
-            )
-
-        return trainer.fit(train_loader, valid_loader, on_epoch=note)
-
-
-def read_history(run_dir: Path) -> pd.DataFrame:
-    """Read a run's `metrics.csv`: one row an epoch.
-
-    Raises:
-        CheckpointError: no epoch is finished yet, or the file is damaged.
-    """
-    path = run_dir / METRICS
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: no epoch finished, or it is damaged; "
-            "train at least one epoch"
-        ) from error
-
-
-def write_record(run_dir: Path, record: RunRecord) -> None:
-    """Write a run's `run.json`, atomically."""
-    text = json.dumps({**asdict(record), "recipe": to_dict(record.recipe)}, indent=2)
-    write_text_atomically(run_dir / RECORD, text + "\n")
-
-
-def read_record(run_dir: Path) -> RunRecord:
-    """Read a run's `run.json`.
-
-    Raises:
-        CheckpointError: no run there.
-        RecipeError: it was damaged or written by another version.
-    """
-    path = run_dir / RECORD
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"no run in {run_dir} (no {RECORD}); make one with `ichfast train`"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path} is damaged: expected settings, found {found!r:.40}")
-    return from_dict(RunRecord, found)
+        stack.callback(trainer.stepper.spans.close)
+        if not ranks.writes:
+            return trainer.fit(train_loader, valid_loader)
+        log = stack.enter_context(RunLog(run_dir))
+        if trainer.history:
+            write_history(run_dir, trainer.history)
+        else:
+            log.picture(train_loader, sum(p.epochs for p in trainer.phases))
+        return trainer.fit(train_loader, valid_loader, on_epoch=log.note)

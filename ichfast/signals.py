@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ECHO_S = 1.0
+"""Signals that follow the first one sooner are the same one: a terminal and torchrun,
+or Slurm and torchrun, both pass it on."""
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a flag while the block runs.
 
-    A second signal has its usual effect at once. Must be entered in the main
-    thread.
+    A second signal, `ECHO_S` later or more, has its usual effect at once. Must be
+    entered in the main thread.
 
     Yields:
         A function that tells whether a signal came.
     """
-    came = False
+    came_at: float | None = None
     before = {
         number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
     }
 
-    def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        restore()
+    def note(number: int, _frame: FrameType | None) -> None:
+        nonlocal came_at
+        if came_at is None:
+            came_at = time.monotonic()
+        elif time.monotonic() - came_at >= ECHO_S:
+            restore()
+            signal.raise_signal(number)
 
     def restore() -> None:
         for number, handler in before.items():
@@ -35,6 +43,6 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield lambda: came
+        yield lambda: came_at is not None
     finally:
         restore()

@@ -12,37 +12,31 @@ LAYERS = (
     {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock", "gather"},
-    {
-        "labels",
-        "sampler",
-        "augment",
-        "geometry",
-        "losses",
-        "mixup",
-        "signals",
-        "published",
-    }
-    | {"shards", "pseudonyms", "remote", "schedules", "ema", "ranger", "lamb"}
-    | {"fastai_keys", "pretrained"},
+    {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
+    | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
+    | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
+    | {"relaunch", "waiting", "compiler", "history", "profiler"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"slicetable", "series", "summary", "damage", "twin"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures", "reading", "sampling"},
+    | {"pictures", "reading", "sampling", "stepper", "runlog"},
     {"dataconfig", "resident"},
     {"supply"},
     {"feeds"},
-    {"journal", "loader", "train", "report", "device", "overview"},
+    {"journal", "loader", "validation", "report", "device", "overview"},
+    {"train"},
     {"convert", "merge", "recipe", "normalization"},
     {"experiments"},
     {"recipes"},
     {"lanes", "splits", "preview", "appending", "catalogue"},
     {"cluster"},
     {"workers"},
-    {"prepare", "runs"},
-    {"results", "repair"},
+    {"prepare", "runrecord"},
+    {"runs"},
+    {"results", "repair", "crossvalidation"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -149,9 +150,25 @@ def test_interrupted_training_resumes(store: Path, tmp_path: Path) -> None:
                 break
         rest = process.stderr.read()
         assert process.wait(timeout=60) == 1
-    assert "continue with --resume" in rest.splitlines()[-1]
-    more = [*command[3:], "--resume"]
-    assert ok(*more)["epochs"] == 4
+    _, printed = rest.splitlines()[-1].split("continue with: python -m ichfast ")
+    assert ok(*shlex.split(printed))["epochs"] == 4
+
+
+def test_all_folds_are_trained_and_summed_up(store: Path, tmp_path: Path) -> None:
+    command: tuple[str | Path, ...]
+    command = ("train", "--store", store, "--out", tmp_path / "folds", *TINY,
+               "--fold", "all", "--set", "folds.num_folds=2",
+               "--limit", "24")  # fmt: skip
+    report = ok(*command)
+    assert [Path(fold["run"]).name for fold in report["folds"]] == ["fold-0", "fold-1"]
+    assert "holds a run already" in refused(*command)
+    assert ok(*command, "--resume") == report
+
+
+def test_cuda_graphs_without_a_gpu_are_one_line(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    message = refused("train", "--store", store, "--out", out, *TINY, "--cuda-graphs")
+    assert message.endswith("is on the CPU; leave out --cuda-graphs")
 
 
 def test_mistakes_get_one_line_that_says_what_to_do(

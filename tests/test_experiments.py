@@ -13,10 +13,10 @@ from ichfast.augment import AugmentConfig
 from ichfast.experiments import EXPERIMENTS
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.models import body_and_head, build_model
+from ichfast.phases import Phase
 from ichfast.runs import default_run_dir
 from ichfast.schedules import Schedule
 from ichfast.settings import to_dict
-from ichfast.train import Phase
 
 BATCHES = 7
 """In an epoch of the curves below: an odd number, so that turns fall unevenly."""
@@ -66,7 +66,12 @@ DEFAULTS = {
 }
 """fastai v1's `get_transforms()`."""
 AUGMENTATION: dict[str, dict[str, Any]] = {
-    "exp-10-mixup": {"max_rotation_deg": 30.0, "min_zoom": 1.05, "max_zoom": 1.4},
+    "exp-10-mixup": {
+        "max_rotation_deg": 30.0,
+        "zoom_probability": 1.0,
+        "min_zoom": 1.05,
+        "max_zoom": 1.4,
+    },
     "exp-30": {
         "max_rotation_deg": 30.0,
         "max_zoom": 1.4,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ichfast.checkpoint import BEST
 from ichfast.dataconfig import DataConfig
@@ -18,7 +19,9 @@ from ichfast.errors import (
     FoldError,
     InterruptionError,
     RecipeError,
+    TrainError,
 )
+from ichfast.history import read_history
 from ichfast.loader import make_loader
 from ichfast.metrics import evaluate
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
@@ -26,7 +29,8 @@ from ichfast.predictions import COLUMNS
 from ichfast.recipe import FoldConfig, Recipe
 from ichfast.recipes import RECIPES, resolve_recipe
 from ichfast.results import predict_run, report_run
-from ichfast.runs import default_run_dir, read_history, read_record, train_run
+from ichfast.runrecord import read_record
+from ichfast.runs import default_run_dir, train_run
 from ichfast.splits import split_slices
 from ichfast.store import Store
 
@@ -123,9 +127,51 @@ def test_a_run_leaves_settings_metrics_and_checkpoints(
     assert history["epoch"].tolist() == [0, 1]
     assert np.isfinite(history["valid_loss"]).all()
     assert {path.name for path in run_dir.iterdir()} == {
-        "run.json", "metrics.csv", "last.pt", "best.pt", "tensorboard",
+        "run.json", "metrics.csv", "last.pt", "last.previous.pt", "best.pt",
+        "tensorboard",
     }  # fmt: skip
     assert record.store == str(tiny_store.path)
+
+
+def test_tensorboard_shows_the_scalars_and_augmented_slices(run_dir: Path) -> None:
+    board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    losses = [event.value for event in board.Scalars("valid_loss")]
+    history = read_history(run_dir)
+    assert losses == pytest.approx(history["valid_loss"].tolist())
+    assert [event.step for event in board.Images("augmented")] == [0, 1]
+
+
+def test_a_profiled_run_leaves_a_trace(tiny_store_path: Path, tmp_path: Path) -> None:
+    recipe = small_recipe("data.batch_size=2", "train.epochs=2")
+    train_run(tiny_store_path, recipe, tmp_path, device=CPU, profile=True)
+    assert (tmp_path / "trace.json").stat().st_size > 1000
+
+
+def test_metrics_are_whole_again_when_a_finished_run_is_resumed(
+    run_dir: Path, tiny_store_path: Path
+) -> None:
+    whole = (run_dir / "metrics.csv").read_bytes()
+    (run_dir / "metrics.csv").unlink()
+    recipe = small_recipe("train.epochs=2")
+    train_run(tiny_store_path, recipe, run_dir, device=CPU, resume=True)
+    assert (run_dir / "metrics.csv").read_bytes() == whole
+
+
+def test_a_job_that_was_started_again_goes_on(
+    tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for _ in range(2):  # from the start where nothing is, else from there
+        report = train_run(tiny_store_path, small_recipe(), tmp_path, device=CPU)
+        assert report.epochs == 1
+
+
+def test_less_slices_than_a_step_takes_is_refused(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe("train.accumulate=64")
+    with pytest.raises(TrainError, match="the 64 batches of one step; start fewer"):
+        train_run(tiny_store_path, recipe, tmp_path, device=CPU)
 
 
 def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
@@ -169,7 +215,7 @@ def test_a_stopped_run_resumes_with_the_same_options_only(
 ) -> None:
     out = tmp_path / "run"
     steps = iter(range(100))
-    with pytest.raises(InterruptionError, match="continue with --resume"):
+    with pytest.raises(InterruptionError, match="holds the place"):
         train_run(
             tiny_store_path,
             small_recipe(),
@@ -291,5 +337,7 @@ def test_a_run_goes_where_its_name_says() -> None:
     assert default("fast", arch="xresnet50-attn", size=512) == (
         "runs/fast-xresnet50-attn-512"
     )
+    folds = default_run_dir(resolve_recipe("exp-30"), all_folds=True)
+    assert str(folds) == "runs/exp-30-folds"
     folded = resolve_recipe("exp-30", assignments=["folds.fold=3"])
     assert str(default_run_dir(folded)) == "runs/exp-30-fold3"

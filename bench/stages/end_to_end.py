@@ -58,7 +58,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 
     def compute() -> int:
         trainer.run_epoch(training)
-        predict_logits(trainer.averaged_model, validation, trainer.amp)
+        predict_logits(trainer.stepper.averaged_model, validation, trainer.stepper.amp)
         return num_slices
 
     return meter.compare(
@@ -82,6 +82,6 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
             "batch_size": workload.batch_size,
             "train_slices": training.num_slices,
             "valid_slices": validation.num_slices,
-            "amp": str(trainer.amp.dtype).removeprefix("torch."),
+            "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
         },
     )

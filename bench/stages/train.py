@@ -61,6 +61,6 @@ def _measure_arch(
                 "batch_size": workload.batch_size,
                 "steps": workload.num_steps,
                 "windows": list(recipe.data.windows),
-                "amp": str(trainer.amp.dtype).removeprefix("torch."),
+                "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
             },
         )

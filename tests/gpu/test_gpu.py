@@ -164,27 +164,29 @@ def test_a_run_trains_and_predicts_on_the_gpu(
     assert len(predict_run(tmp_path / "run", device=device)) > 0
 
 
-def test_a_step_never_waits_for_the_gpu(tmp_path: Path) -> None:
+def test_a_step_never_waits_for_the_gpu() -> None:
     from ichfast.amp import choose_amp
     from ichfast.batch import Batch
     from ichfast.models import build_model
-    from ichfast.train import Phase, TrainConfig, Trainer
+    from ichfast.phases import Phase, TrainConfig
+    from ichfast.stepper import Stepper
 
     device = choose_device("cuda")
-    trainer = Trainer(
+    phase = Phase(epochs=1, lr=1e-3, optimizer="adam")
+    stepper = Stepper(
         build_model("resnext50").to(device),
-        TrainConfig(phases=(Phase(epochs=1, lr=1e-3, optimizer="adam"),)),
+        TrainConfig(phases=(phase,)),
         amp=choose_amp("auto", device),
-        run_dir=tmp_path,
-        name_slices=lambda indices_B: [str(k) for k in indices_B],
     )
-    trainer._start_phase(trainer.phases[0], 10, 0)
+    stepper.start_phase(phase, 10)
     images = torch.randn(8, 1, 64, 64, device=device, dtype=torch.float16)
     batch = Batch(images, torch.zeros(8, 6, device=device), torch.arange(8))
-    trainer.step(batch, 0)
+    stepper.add(batch, epoch=0, iteration=0)
+    stepper.update(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(1, 4):
-            trainer.step(batch, step)
+            stepper.add(batch, epoch=0, iteration=step)
+            stepper.update(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")

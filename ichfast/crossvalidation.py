@@ -1,0 +1,93 @@
+"""Cross-validation: the folds of a recipe, trained one after another."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ichfast.checkpoint import has_last
+from ichfast.recipe import Recipe
+from ichfast.runs import TrainReport
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossValidationReport:
+    """What all folds came to: means over the folds, each fold's best epoch."""
+
+    run: str
+    folds: tuple[TrainReport, ...]
+    valid_loss: float
+    valid_weighted_log_loss: float
+    deviation_weighted_log_loss: float
+    """Standard deviation between folds."""
+
+    prevalence_weighted_log_loss: float
+    valid_accuracy: float
+
+
+class TrainFold(Protocol):
+    """Trains one fold; `train_run` with a store and a device is one."""
+
+    def __call__(self, recipe: Recipe, run_dir: Path, *, resume: bool) -> TrainReport:
+        """Train the fold that a recipe names into a folder."""
+
+
+def train_folds(
+    recipe: Recipe, out_dir: Path, train_fold: TrainFold, *, resume: bool = False
+) -> CrossValidationReport:
+    """Train every fold of a recipe, into `out_dir`/fold-0 and so on.
+
+    Args:
+        recipe: the settings; its own choice of fold does not matter.
+        out_dir: where the runs' folders go.
+        train_fold: trains one of them.
+        resume: continue the fold that was interrupted; a fold that is finished
+            stays as it is.
+
+    Raises:
+        IchfastError: whatever a run raises.
+    """
+    reports = []
+    for fold in range(recipe.folds.num_folds):
+        run_dir = out_dir / f"fold-{fold}"
+        logger.info("fold %d of %d: %s", fold, recipe.folds.num_folds, run_dir)
+        reports.append(
+            train_fold(
+                replace(recipe, folds=replace(recipe.folds, fold=fold)),
+                run_dir,
+                resume=resume and has_last(run_dir),
+            )
+        )
+    report = _summarize(out_dir, reports)
+    logger.info(
+        "%d folds: weighted log loss %.5f +- %.5f (prevalence alone %.5f), accuracy "
+        "%.4f",
+        len(reports),
+        report.valid_weighted_log_loss,
+        report.deviation_weighted_log_loss,
+        report.prevalence_weighted_log_loss,
+        report.valid_accuracy,
+    )
+    return report
+
+
+def _summarize(out_dir: Path, reports: list[TrainReport]) -> CrossValidationReport:
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(report, name) for report in reports]))
+
+    losses = [report.valid_weighted_log_loss for report in reports]
+    return CrossValidationReport(
+        run=str(out_dir),
+        folds=tuple(reports),
+        valid_loss=mean("valid_loss"),
+        valid_weighted_log_loss=mean("valid_weighted_log_loss"),
+        deviation_weighted_log_loss=float(np.std(losses, ddof=1)),
+        prevalence_weighted_log_loss=mean("prevalence_weighted_log_loss"),
+        valid_accuracy=mean("valid_accuracy"),
+    )

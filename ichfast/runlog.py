@@ -1,0 +1,84 @@
+"""What a run says while it goes: metrics.csv, TensorBoard and a line an epoch.
+
+Shape letters: B slices of the batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ichfast.batch import Loader
+from ichfast.history import History, write_history
+
+logger = logging.getLogger(__name__)
+
+NUM_PICTURED = 8
+"""Slices of a batch that TensorBoard shows."""
+
+PICTURED_EPOCHS = 3
+"""Epochs whose first batch TensorBoard shows, as the network will see it."""
+
+
+class RunLog:
+    """Notes a run's epochs in its folder. A context manager; closes TensorBoard.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._board = SummaryWriter(run_dir / "tensorboard")
+
+    def picture(self, loader: Loader, num_epochs: int) -> None:
+        """Show augmented slices, the very ones the first epochs begin with.
+
+        Args:
+            loader: gives the training slices.
+            num_epochs: of the run.
+        """
+        for epoch in range(min(num_epochs, PICTURED_EPOCHS)):
+            images_BCHW = next(iter(loader.epoch(epoch))).images_BCHW[:NUM_PICTURED]
+            self._board.add_images("augmented", _to_display(images_BCHW), epoch)
+
+    def note(self, history: History) -> None:
+        """Note the newest epoch; what stands in `metrics.csv` is the whole history."""
+        write_history(self._run_dir, history)
+        row = history[-1]
+        for name, value in row.items():
+            self._board.add_scalar(name, value, row["epoch"])
+        logger.info(
+            "epoch %d: train loss %.5f, valid loss %.5f, weighted log loss %.5f, "
+            "accuracy %.4f, %.0f slices/s, %.0f %% waiting for data",
+            row["epoch"] + 1,
+            row["train_loss"],
+            row["valid_loss"],
+            row["valid_weighted_log_loss"],
+            row["valid_accuracy"],
+            row["slices_per_s"],
+            100 * row["wait_share"],
+        )
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._board.close()
+
+
+def _to_display(images_BCHW: Tensor) -> Tensor:
+    """Each slice stretched from its darkest to its brightest value; on the CPU."""
+    values_BCHW = images_BCHW.float().cpu()
+    low = values_BCHW.amin(dim=(1, 2, 3), keepdim=True)
+    high = values_BCHW.amax(dim=(1, 2, 3), keepdim=True)
+    return (values_BCHW - low) / (high - low).clamp(min=1e-6)

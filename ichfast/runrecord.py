@@ -1,0 +1,61 @@
+"""The record of a run, `run.json`: what was trained, on what, where."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ichfast.errors import CheckpointError, RecipeError
+from ichfast.files import write_text_atomically
+from ichfast.pipeline import Normalization
+from ichfast.recipe import Recipe
+from ichfast.settings import from_dict, to_dict
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What `run.json` says."""
+
+    recipe: Recipe
+    normalization: Normalization
+    store: str
+    """The store's folder, as it was given."""
+
+    store_plan: dict[str, str]
+    """What the store was made from, as digests: to know it again."""
+
+    counts: dict[str, int]
+    """Slices and patients that trained and validated."""
+
+    environment: dict[str, Any]
+
+
+def write_record(run_dir: Path, record: RunRecord) -> None:
+    """Write a run's `run.json`, atomically."""
+    text = json.dumps({**asdict(record), "recipe": to_dict(record.recipe)}, indent=2)
+    write_text_atomically(run_dir / RECORD, text + "\n")
+
+
+def read_record(run_dir: Path) -> RunRecord:
+    """Read a run's `run.json`.
+
+    Raises:
+        CheckpointError: no run there.
+        RecipeError: it was damaged or written by another version.
+    """
+    path = run_dir / RECORD
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no run in {run_dir} (no {RECORD}); make one with `ichfast train`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path} is damaged: expected settings, found {found!r:.40}")
+    return from_dict(RunRecord, found)

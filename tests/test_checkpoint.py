@@ -1,0 +1,137 @@
+"""Checkpoints: damaged, cut short, hostile, and a disk that is full."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ichfast.checkpoint import (
+    LAST,
+    PREVIOUS,
+    clear_leftovers,
+    has_last,
+    load_checkpoint,
+    load_last,
+    save_checkpoint,
+    save_last,
+)
+from ichfast.errors import CheckpointError
+
+
+def content(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "weights": torch.arange(50_000)}
+
+
+@contextmanager
+def files_no_larger_than(num_bytes: int) -> Iterator[None]:
+    """A disk on which a larger file cannot be finished."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_checkpoint(path)
+    save_checkpoint(path, {"epoch": 1, "weights": torch.ones(1000)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+    torch.save({"epoch": 1}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint that ichfast wrote"):
+        load_checkpoint(path)
+    torch.save({"format": 99}, path)
+    with pytest.raises(CheckpointError, match="format 99, this ichfast reads 2"):
+        load_checkpoint(path)
+
+
+class Hostile:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    torch.save(
+        {"format": 2, "model": Hostile(tmp_path / "owned")}, tmp_path / "last.pt"
+    )
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_checkpoint(tmp_path / "last.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_bit_that_the_disk_lost_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content(1))
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"the checksum of .* in it is wrong"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99, None])
+def test_the_one_before_is_taken_when_the_last_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: float | None
+) -> None:
+    for epoch in (1, 2, 3):
+        save_last(tmp_path, content(epoch))
+    assert load_last(tmp_path)["epoch"] == 3
+    assert caplog.text == ""
+    if kept is None:
+        (tmp_path / LAST).unlink()
+    else:
+        whole = (tmp_path / LAST).read_bytes()
+        (tmp_path / LAST).write_bytes(whole[: int(kept * len(whole))])
+    assert has_last(tmp_path)
+    assert load_last(tmp_path)["epoch"] == 2
+    assert "continuing from the one before, last.previous.pt" in caplog.text
+
+
+def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save_last(tmp_path, content(epoch))
+    (tmp_path / LAST).write_bytes(b"")
+    (tmp_path / PREVIOUS).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"last.previous.pt is damaged"):
+        load_last(tmp_path)
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save_last(tmp_path, content(epoch))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with (
+        files_no_larger_than(100_000),
+        pytest.raises(CheckpointError, match="free some space, then continue"),
+    ):
+        save_last(tmp_path, content(3))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_last(tmp_path, content(3))
+    assert load_last(tmp_path)["epoch"] == 3
+
+
+def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
+    save_last(tmp_path, content(1))
+    (tmp_path / ".last.newest.pt.0123456789ab.tmp").write_bytes(b"half")
+    (tmp_path / ".last.newest.pt.notours").write_bytes(b"kept")
+    clear_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        LAST,
+        ".last.newest.pt.notours",
+    }

@@ -1,0 +1,60 @@
+"""All folds, one after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ichfast.checkpoint import save_last
+from ichfast.crossvalidation import train_folds
+from ichfast.recipe import Recipe
+from ichfast.recipes import resolve_recipe
+from ichfast.runs import TrainReport
+
+RECIPE = resolve_recipe("fast", assignments=["folds.num_folds=3", "folds.fold=2"])
+
+
+class FakeRun:
+    """Trains nothing; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, str, bool]] = []
+
+    def __call__(self, recipe: Recipe, run_dir: Path, *, resume: bool) -> TrainReport:
+        fold = recipe.folds.fold
+        self.asked.append((fold, run_dir.name, resume))
+        return TrainReport(
+            run=str(run_dir),
+            epochs=1,
+            best_epoch=0,
+            valid_loss=0.1 * (fold + 1),
+            valid_weighted_log_loss=0.2 * (fold + 1),
+            prevalence_weighted_log_loss=0.5,
+            valid_accuracy=0.9,
+            slices_per_s=1.0,
+            device="cpu",
+        )
+
+
+def test_each_fold_gets_a_run_and_all_get_a_summary(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = FakeRun()
+    with caplog.at_level("INFO"):
+        report = train_folds(RECIPE, tmp_path, run)
+    assert run.asked == [(k, f"fold-{k}", False) for k in range(3)]
+    assert report.valid_loss == pytest.approx(0.2)
+    assert report.valid_weighted_log_loss == pytest.approx(0.4)
+    assert report.deviation_weighted_log_loss == pytest.approx(0.2)
+    assert [fold.valid_loss for fold in report.folds] == pytest.approx([0.1, 0.2, 0.3])
+    assert "3 folds: weighted log loss 0.40000 +- 0.20000" in caplog.text
+
+
+def test_resuming_continues_what_was_begun_and_begins_the_rest(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        (tmp_path / f"fold-{fold}").mkdir()
+        save_last(tmp_path / f"fold-{fold}", {})
+    run = FakeRun()
+    train_folds(RECIPE, tmp_path, run, resume=True)
+    assert [resume for _, _, resume in run.asked] == [True, True, False]

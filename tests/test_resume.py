@@ -1,0 +1,152 @@
+"""Stopped, killed or crashed anywhere, a run goes on to the same end, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ichfast import checkpoint
+from ichfast.amp import Amp
+from ichfast.errors import InterruptionError
+from ichfast.train import Trainer
+from tests.trainers import (
+    CONFIG,
+    FORKSERVER,
+    assert_same_run,
+    fit,
+    make_trainer,
+    resumed_trainer,
+)
+
+FP16 = Amp("cpu", torch.float16)
+NUM_STEPS = 20
+RANDOM_STEPS = random.Random(20191101).sample(range(1, NUM_STEPS), 4)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A finished run of `CONFIG`."""
+    trainer = make_trainer(tmp_path_factory.mktemp("runs") / "undisturbed")
+    fit(trainer)
+    return trainer
+
+
+def stop(run_dir: Path, after: int, **how: Any) -> None:
+    """Train until so many steps are done, then stop in good order."""
+    steps = iter(range(1, 1000))
+    trainer = make_trainer(run_dir, should_stop=lambda: next(steps) == after, **how)
+    with pytest.raises(InterruptionError, match="holds the place"):
+        fit(trainer)
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 9, 10, 13, 19])
+def test_stopping_anywhere_and_resuming_changes_nothing(
+    undisturbed: Trainer, tmp_path: Path, after: int
+) -> None:
+    stop(tmp_path, after)
+    resumed = resumed_trainer(tmp_path)
+    fit(resumed)
+    assert_same_run(resumed, undisturbed)
+
+
+def test_stopping_twice_changes_nothing(undisturbed: Trainer, tmp_path: Path) -> None:
+    stop(tmp_path, 7)
+    steps = iter(range(1, 1000))
+    with pytest.raises(InterruptionError):
+        fit(resumed_trainer(tmp_path, should_stop=lambda: next(steps) == 1))
+    resumed = resumed_trainer(tmp_path)
+    fit(resumed)
+    assert_same_run(resumed, undisturbed)
+
+
+def test_the_scaler_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole", amp=FP16)
+    fit(whole)
+    stop(tmp_path / "stopped", 8, amp=FP16)
+    assert checkpoint.load_last(tmp_path / "stopped")["scaler"]["_growth_tracker"] == 8
+    resumed = resumed_trainer(tmp_path / "stopped", amp=FP16)
+    fit(resumed)
+    assert_same_run(resumed, whole)
+    scalers = [trainer.stepper.state()["scaler"] for trainer in (resumed, whole)]
+    assert scalers[0] == scalers[1]
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(
+    undisturbed: Trainer, tmp_path: Path
+) -> None:
+    fit(make_trainer(tmp_path))
+    before = (tmp_path / checkpoint.LAST).read_bytes()
+    resumed = resumed_trainer(tmp_path)
+    fit(resumed)
+    assert_same_run(resumed, undisturbed)
+    assert (tmp_path / checkpoint.LAST).read_bytes() == before
+
+
+def train_until_killed(run_dir: Path, step: int, minutes: float) -> None:
+    """Train and die, as by kill -9, at the end of a step, before anything is saved."""
+    torch.set_num_threads(1)
+    steps = iter(range(1, 1000))
+
+    def die() -> bool:
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    config = replace(CONFIG, checkpoint_minutes=minutes)
+    fit(make_trainer(run_dir, config, should_stop=die))
+
+
+def train_until_killed_saving(run_dir: Path, step: int) -> None:
+    """Train and die in the middle of writing the checkpoint of a step."""
+    torch.set_num_threads(1)
+    saves = iter(range(1, 1000))
+    save = torch.save
+
+    def die_half_way(content: dict[str, Any], path: Path) -> None:
+        save(content, path)
+        if next(saves) == step:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = die_half_way  # type: ignore[assignment]
+    fit(make_trainer(run_dir, replace(CONFIG, checkpoint_minutes=0.0)))
+
+
+def killed(target: Any, *arguments: Any) -> None:
+    process = FORKSERVER.Process(target=target, args=arguments)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("step", RANDOM_STEPS)
+@pytest.mark.parametrize("minutes", [0.0, 10.0])
+def test_killed_at_any_step_it_ends_as_if_undisturbed(
+    undisturbed: Trainer, tmp_path: Path, step: int, minutes: float
+) -> None:
+    killed(train_until_killed, tmp_path, step, minutes)
+    if minutes and step <= 5:  # before the first epoch's end: it starts anew
+        assert not checkpoint.has_last(tmp_path)
+        return
+    content = checkpoint.load_last(tmp_path)
+    done = 5 * content["epoch"] + content["iteration"]
+    assert done == (5 * ((step - 1) // 5) if minutes else step - 1)
+    resumed = resumed_trainer(tmp_path)
+    fit(resumed)
+    assert_same_run(resumed, undisturbed)
+
+
+def test_killed_while_saving_it_goes_on_from_the_checkpoint_before(
+    undisturbed: Trainer, tmp_path: Path
+) -> None:
+    killed(train_until_killed_saving, tmp_path, 9)
+    resumed = resumed_trainer(tmp_path)
+    fit(resumed)
+    assert_same_run(resumed, undisturbed)

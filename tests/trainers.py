@@ -1,0 +1,218 @@
+"""A tiny network on a loader of blobs, trained in this process or by several ranks."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ichfast.amp import Amp
+from ichfast.batch import Batch
+from ichfast.checkpoint import load_last
+from ichfast.history import History
+from ichfast.phases import Phase, TrainConfig
+from ichfast.ranks import Ranks, join_ranks
+from ichfast.sampler import Sampler
+from ichfast.stepper import Stepper
+from ichfast.train import Trainer
+
+CPU = Amp("cpu", torch.float32)
+NUM_SLICES, BATCH_SIZE = 23, 4
+
+CONFIG = TrainConfig(
+    phases=(
+        Phase(epochs=2, lr=1e-2, schedule="one-cycle", start=0.3, optimizer="adam",
+              freeze_body=True),
+        Phase(epochs=2, lr=1e-2, optimizer="ranger", mixup_alpha=0.4),
+    ),
+    any_weight=2.0,
+    ema_decay=0.9,
+)  # fmt: skip
+"""With all that a run can have: phases, mixup, Lookahead, averaged weights."""
+
+
+class FakeLoader:
+    """Blobs whose brightness is the label: a loader in ten lines."""
+
+    def __init__(
+        self,
+        *,
+        shuffle: bool,
+        poison: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    ) -> None:
+        self.sampler = Sampler(
+            slices_N=np.arange(NUM_SLICES),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        draws = torch.Generator().manual_seed(1)
+        self.labels_NK = (torch.rand(NUM_SLICES, 6, generator=draws) < 0.4).float()
+        noise = torch.randn(NUM_SLICES, 1, 32, 32, generator=draws)
+        self.images = (noise + 2 * self.labels_NK[:, :1, None, None]).half()
+        if poison is not None:
+            self.images[poison] = math.nan
+        self.num_slices = self.sampler.num_slices
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
+        order = self.sampler.order(epoch)
+        for iteration in range(first_batch, len(self)):
+            picked = torch.from_numpy(self.sampler.batch(order, iteration))
+            images = self.images[picked].contiguous(memory_format=torch.channels_last)
+            yield Batch(images, self.labels_NK[picked], picked)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class TinyNet(nn.Module):
+    """With what a real one has: a body, batch norm, dropout and a head.
+
+    Args:
+        looks_at_batch: False for neither batch norm nor dropout: a slice's logits
+            then do not depend on the others of its batch.
+    """
+
+    def __init__(self, *, looks_at_batch: bool = True) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.register_buffer("mean", torch.ones(1))
+        self.conv = nn.Conv2d(1, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4) if looks_at_batch else nn.GroupNorm(2, 4)
+        self.dropout = nn.Dropout(0.2 if looks_at_batch else 0.0)
+        self.fc = nn.Linear(4, 6)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        features = self.norm(self.conv(images_BCHW - self.mean)).relu().mean(dim=(2, 3))
+        logits: Tensor = self.fc(self.dropout(features))
+        return logits
+
+
+def make_trainer(
+    run_dir: Path,
+    config: TrainConfig = CONFIG,
+    *,
+    looks_at_batch: bool = True,
+    amp: Amp = CPU,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    torch.manual_seed(config.seed)
+    run_dir.mkdir(exist_ok=True)
+    net = TinyNet(looks_at_batch=looks_at_batch)
+    return Trainer(
+        Stepper(net, config, amp=amp, ranks=ranks),
+        run_dir=run_dir,
+        name_slices=lambda indices: [f"ID_{int(k)}" for k in indices],
+        should_stop=should_stop,
+    )
+
+
+def fit(
+    trainer: Trainer, *, poison: int | None = None, batch_size: int = BATCH_SIZE
+) -> History:
+    ranks = trainer.ranks
+    return trainer.fit(
+        FakeLoader(shuffle=True, poison=poison, batch_size=batch_size, ranks=ranks),
+        FakeLoader(shuffle=False, batch_size=batch_size, ranks=ranks),
+    )
+
+
+def without_clock(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = {"seconds", "slices_per_s", "wait_share"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in history]
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_run(first: Trainer, second: Trainer) -> None:
+    """Equal to the bit: history, weights, averaged weights."""
+    assert without_clock(first.history) == without_clock(second.history)
+    for mine, theirs in (
+        (first.stepper.model, second.stepper.model),
+        (first.stepper.averaged_model, second.stepper.averaged_model),
+    ):
+        for name, tensor in mine.state_dict().items():
+            assert torch.equal(tensor, theirs.state_dict()[name]), name
+
+
+def resumed_trainer(run_dir: Path, config: TrainConfig = CONFIG, **how: Any) -> Trainer:
+    """A trainer that stands where a run's last checkpoint does."""
+    trainer = make_trainer(run_dir, config, **how)
+    torch.manual_seed(999)  # another process: nothing is left of the first
+    trainer.restore(load_last(run_dir))
+    return trainer
+
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["tests.trainers"])
+
+
+def run_ranks(
+    world_size: int, target: Callable[..., None], *arguments: Any
+) -> list[str | None]:
+    """Run `target(ranks, *arguments)` on ranks of their own.
+
+    Returns:
+        For each rank the error it ended with, ``""`` for none, None if it was killed.
+    """
+    ends = [FORKSERVER.Pipe(duplex=False) for _ in range(world_size)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        FORKSERVER.Process(
+            target=_as_rank,
+            args=(rank, world_size, port, said, target, arguments),
+        )
+        for rank, (_, said) in enumerate(ends)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        process.kill()
+        process.join()
+    return [heard.recv() if heard.poll() else None for heard, _ in ends]
+
+
+def _as_rank(
+    rank: int,
+    world_size: int,
+    port: str,
+    said: Connection,
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    error = ""
+    try:
+        with join_ranks("cpu") as ranks:
+            target(ranks, *arguments)
+    except Exception as caught:  # noqa: BLE001 - reported, whatever it is
+        error = f"{type(caught).__name__}: {caught}"
+    said.send(error)
