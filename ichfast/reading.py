@@ -30,6 +30,7 @@ import numpy.typing as npt
 import torch
 
 from ichfast.errors import LoaderError
+from ichfast.shards import DIRECT_BYTES
 from ichfast.store import Store
 
 PATIENCE_S = 60.0
@@ -160,9 +161,11 @@ class _Slot:
         num_bytes = 2 * int(ends[-1])
         if num_bytes > len(self._bytes):
             self.wait()
-            self._bytes = torch.empty(
-                num_bytes, dtype=torch.uint8, pin_memory=self._pinned
+            memory = torch.empty(
+                num_bytes + DIRECT_BYTES, dtype=torch.uint8, pin_memory=self._pinned
             )
+            # On a page, as reads past the page cache want it.
+            self._bytes = memory[-memory.data_ptr() % DIRECT_BYTES :][:num_bytes]
         flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
         parts = np.split(flat, ends[:-1])
         return [

@@ -26,6 +26,8 @@ from ichfast.errors import StoreError
 from ichfast.levels import SOURCE_LEVEL
 
 NPY_HEADER_BYTES = 4096
+DIRECT_BYTES = 4096
+"""What reads past the page cache are a multiple of, in place and length."""
 PIXEL_DTYPE = np.dtype("<u2")
 MAX_PIXELS = 4096 * 4096
 """Largest slice, rows times columns."""
@@ -143,12 +145,16 @@ class OpenShard:
         store: the store's folder.
         shard: what the store's header says of it.
         level: one of the store's.
+        past_cache: read from the disk to the caller's memory (O_DIRECT), without a
+            place in the page cache, where slice, memory and file system allow it.
 
     Raises:
         StoreError: the file cannot be opened, or is not this shard's.
     """
 
-    def __init__(self, store: Path, shard: Shard, level: int) -> None:
+    def __init__(
+        self, store: Path, shard: Shard, level: int, *, past_cache: bool = False
+    ) -> None:
         self._path = shard_path(store, shard.name, level)
         shape = shard.shape(level)
         self.slice_shape = shape[1:]
@@ -161,6 +167,7 @@ class OpenShard:
                 "back; if too many files are open, raise the limit (`ulimit -n`)"
             ) from error
         weakref.finalize(self, os.close, self._descriptor)
+        self._direct = self._open_direct() if past_cache else None
         header = np.empty(NPY_HEADER_BYTES, np.uint8)
         self._read(0, header)
         if header.tobytes() != npy_header(shape):
@@ -168,6 +175,15 @@ class OpenShard:
                 f"{self._path} is damaged: its header is not that of uint16 {shape}; "
                 "delete the store and run `ichfast prepare` again"
             )
+
+    def _open_direct(self) -> int | None:
+        """A second descriptor that reads past the page cache, where that is known."""
+        try:
+            direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError:
+            return None
+        weakref.finalize(self, os.close, direct)
+        return direct
 
     def read_into(self, row: int, out_HW: npt.NDArray[np.uint16]) -> None:
         """Read a slice; waits for the disk, without the interpreter's lock.
@@ -184,10 +200,15 @@ class OpenShard:
     def _read(self, start: int, out: npt.NDArray[Any]) -> None:
         """Read bytes from `start` on until `out` is full."""
         view = out.data.cast("B")
+        descriptor = self._descriptor
+        # O_DIRECT wants whole pages, in the file and in memory.
+        places = start | len(view) | out.ctypes.data
+        if self._direct is not None and places % DIRECT_BYTES == 0:
+            descriptor = self._direct
         num_read = 0
         while num_read < len(view):
             try:
-                found = os.preadv(self._descriptor, [view[num_read:]], start + num_read)
+                found = os.preadv(descriptor, [view[num_read:]], start + num_read)
             except OSError as error:
                 raise StoreError(
                     f"cannot read {self._path}: {error.strerror}; check the disk, then "
@@ -200,3 +221,4 @@ class OpenShard:
                     "it was opened; mend it with `ichfast verify STORE --repair SOURCE`"
                 )
             num_read += found
+            descriptor = self._descriptor  # for a rest, which is no whole page

@@ -37,6 +37,7 @@ K classes.
 
 from __future__ import annotations
 
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -94,12 +95,15 @@ class Store:
 
     Args:
         path: the store's folder.
+        past_cache: read from the disk without filling the page cache. None: where a
+            level is larger than this machine's memory, so that the cache would lose
+            each slice before it is read again.
 
     Raises:
         StoreError: no store, an unfinished or damaged one, or another version.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, past_cache: bool | None = None) -> None:
         self.path = Path(path)
         self.header = read_header(self.path)
         self.levels = self.header.levels
@@ -111,6 +115,12 @@ class Store:
         self._shard_N = self.table["shard"].to_numpy()
         self._row_N = self.table["row_in_shard"].to_numpy()
         self._open: dict[tuple[int, int], OpenShard] | None = {}
+        self._past_cache = {
+            level: self._num_bytes(level) > _memory_bytes()
+            if past_cache is None
+            else past_cache
+            for level in self.levels
+        }
 
     def __len__(self) -> int:
         return len(self.table)
@@ -191,7 +201,19 @@ class Store:
                 f"for {level}; prepare a store with --levels 512,{SMALL_LEVEL} or read "
                 "512"
             )
-        return OpenShard(self.path, self.header.shards[number], level)
+        return OpenShard(
+            self.path,
+            self.header.shards[number],
+            level,
+            past_cache=self._past_cache[level],
+        )
+
+    def _num_bytes(self, level: int) -> int:
+        return sum(shard.num_bytes(level) for shard in self.header.shards)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _allow_open_files(num_files: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -15,9 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ichfast import store as store_module
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.levels import reduce_to_256
+from ichfast.shards import OpenShard
 from ichfast.store import Store, verify_store
 from ichfast.writer import UnitWriter
 from tests.conftest import write_store
@@ -99,10 +103,11 @@ def test_a_slice_is_read_into_memory_of_the_callers(tiny_store: Store) -> None:
         np.testing.assert_array_equal(out_HW, expected_HW)
 
 
+@pytest.mark.parametrize("past_cache", [False, True])
 def test_a_shard_cut_short_while_open_is_an_error_and_not_the_end(
-    copied: Path,
+    copied: Path, past_cache: bool
 ) -> None:
-    with Store(copied) as store:
+    with Store(copied, past_cache=past_cache) as store:
         store.slice_HW(0)
         os.truncate(copied / "level-512" / "00000.npy", 4096 + 512 * 512 * 2 + 1000)
         store.slice_HW(0)
@@ -336,3 +341,66 @@ def test_a_header_that_is_no_header_is_damage(copied: Path, text: str) -> None:
     (copied / "store.json").write_text(text, encoding="latin-1")
     with pytest.raises(StoreError, match=r"store.json is damaged"):
         Store(copied)
+
+
+def test_a_store_read_past_the_page_cache_is_the_same(tiny_store_path: Path) -> None:
+    with (
+        Store(tiny_store_path) as cached,
+        Store(tiny_store_path, past_cache=True) as direct,
+    ):
+        for level in direct.levels:
+            for index in range(len(direct)):
+                np.testing.assert_array_equal(
+                    direct.slice_HW(index, level), cached.slice_HW(index, level)
+                )
+
+
+def test_reads_pass_the_page_cache_where_memory_and_slice_are_whole_pages(
+    tiny_store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct: list[bool] = []
+    preadv = os.preadv
+
+    def watched(descriptor: int, buffers: list[memoryview], start: int) -> int:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        direct.append(bool(flags & os.O_DIRECT))
+        return preadv(descriptor, buffers, start)
+
+    memory = mmap.mmap(-1, 512 * 512 * 2 + mmap.PAGESIZE)
+    on_a_page = np.frombuffer(memory, np.uint16)[: 512 * 512].reshape(512, 512)
+    off_a_page = np.frombuffer(memory, np.uint16)[1 : 1 + 512 * 512].reshape(512, 512)
+    with Store(tiny_store_path, past_cache=True) as store:
+        sides_N = store.table["rows"].to_numpy()
+        whole, odd = int(np.argmax(sides_N == 512)), int(np.argmin(sides_N))
+        expected_HW = store.slice_HW(whole)
+        store.slice_HW(odd)  # opens its shard
+        monkeypatch.setattr(os, "preadv", watched)
+        for out_HW in (on_a_page, off_a_page):
+            store.read_into(whole, 512, out_HW)
+            np.testing.assert_array_equal(out_HW, expected_HW)
+        store.slice_HW(odd)
+    if direct == [False] * 3:
+        pytest.skip("the file system of the temporary folder has no O_DIRECT")
+    assert direct == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "past_cache"), [(10**6, True), (10**9, False)]
+)
+def test_a_level_larger_than_the_memory_is_read_past_the_page_cache(
+    tiny_store_path: Path,
+    memory_bytes: int,
+    past_cache: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "_memory_bytes", lambda: memory_bytes)
+    asked: list[bool] = []
+
+    def watched(*_: object, past_cache: bool) -> OpenShard:
+        asked.append(past_cache)
+        raise StoreError("seen enough")
+
+    monkeypatch.setattr(store_module, "OpenShard", watched)
+    with Store(tiny_store_path) as store, pytest.raises(StoreError, match="enough"):
+        store.slice_HW(0)
+    assert asked == [past_cache]

@@ -1,17 +1,26 @@
 """Slices out of a store into memory, hot against memcpy, cold against the disk.
 
-Hot, the pages are in the kernel's cache and a slice costs one copy. Cold, the cache
-is emptied before each turn (``posix_fadvise(DONTNEED)``, which takes no
-privilege; what the disk or a hypervisor keeps is beyond it), and slices in random
-order are compared with the same number of bytes in sequence.
+Hot, the pages are in the kernel's cache and a slice costs one copy: the limit is that
+copy alone, out of a memory map into as much memory as the reader fills. (A reader
+cannot do that: a shard cut short would end the process.)
+
+Cold, the cache is emptied before each turn (``posix_fadvise(DONTNEED)``, which takes
+no privilege; what the disk or a hypervisor keeps is beyond it), and the store is read
+past the cache, as one larger than the memory is. The limit asks the disk
+for the same slices in the same order as ``fio --direct=1 --ioengine=psync`` would, in
+as many threads as the reader has; the same bytes in sequence are shown beside it.
 
 Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +29,8 @@ import numpy.typing as npt
 from bench.measure import Contender, Meter, Record
 from bench.workload import Workload, common_slices
 from ichfast.dataconfig import source_shapes
-from ichfast.reading import ReadAhead, batches_ahead
+from ichfast.reading import NUM_READERS, ReadAhead, batches_ahead
+from ichfast.shards import NPY_HEADER_BYTES, PIXEL_DTYPE, shard_path
 from ichfast.store import Store
 
 STAGE = "read"
@@ -32,121 +42,194 @@ BLOCK_BYTES = 4 * 2**20
 def measure(workload: Workload, meter: Meter) -> list[Record]:
     """Measure reading, slices a second."""
     with workload.open_store() as store:
-        path = store.path
         picked_N = np.random.default_rng(0).permutation(common_slices(store))
-    reader = _Reader(path, picked_N[:MAX_SLICES], workload.batch_size)
-    settings = {
-        "slices": reader.num_slices,
-        "unit_bytes": reader.slice_bytes,
-        "batch_size": workload.batch_size,
-        "order": "random",
-    }
-    try:
-        records = meter.compare(
+        picked_N = picked_N[:MAX_SLICES]
+        with closing(_Reader(store, picked_N, workload.batch_size)) as reader:
+            records = _measure_hot(reader, meter)
+    with Store(store.path, past_cache=True) as larger_than_memory:
+        reader = _Reader(larger_than_memory, picked_N, workload.batch_size)
+        with closing(reader):
+            return records + _measure_cold(reader, meter)
+
+
+def _measure_hot(reader: _Reader, meter: Meter) -> list[Record]:
+    page_cache = _PageCache(reader)
+    return meter.compare(
+        [
+            Contender(name="ichfast", role="ichfast", run=reader.read),
+            Contender(name="memcpy, page cache", role="limit", run=page_cache.copy),
+        ],
+        stage=STAGE,
+        case="hot",
+        unit="slices",
+        cache="hot",
+        settings=reader.settings,
+    )
+
+
+def _measure_cold(reader: _Reader, meter: Meter) -> list[Record]:
+    reason = drop_cache(reader.files)
+    if reason:
+        return [
+            meter.left_out(
+                stage=STAGE, case="cold", name="ichfast", role="ichfast", reason=reason
+            )
+        ]
+    with _Disk(reader) as disk:
+
+        def contender(
+            name: str, role: str, run: Callable[[], int], **settings: object
+        ) -> Contender:
+            return Contender(
+                name=name,
+                role=role,
+                run=run,
+                before=lambda: drop_cache(reader.files),
+                settings=settings,
+            )
+
+        return meter.compare(
             [
-                Contender(name="ichfast", role="ichfast", run=reader.read),
-                Contender(name="memcpy", role="limit", run=reader.memcpy),
-            ],
-            stage=STAGE,
-            case="hot",
-            unit="slices",
-            cache="hot",
-            settings=settings,
-        )
-        reason = reader.empty_cache()
-        if reason:
-            return [
-                *records,
-                meter.left_out(
-                    stage=STAGE,
-                    case="cold",
-                    name="ichfast",
-                    role="ichfast",
-                    reason=reason,
+                contender("ichfast", "ichfast", reader.read),
+                contender(
+                    "random read",
+                    "limit",
+                    disk.read_at_random,
+                    direct=disk.is_direct,
+                    threads=NUM_READERS,
                 ),
-            ]
-        return records + meter.compare(
-            [
-                Contender(
-                    name="ichfast",
-                    role="ichfast",
-                    run=reader.read,
-                    before=reader.empty_cache,
-                ),
-                Contender(
-                    name="sequential read",
-                    role="limit",
-                    run=reader.read_in_sequence,
-                    before=reader.empty_cache,
-                    settings={"order": "sequential", "block_bytes": BLOCK_BYTES},
+                contender(
+                    "sequential read",
+                    "limit",
+                    disk.read_in_sequence,
+                    order="sequential",
+                    block_bytes=BLOCK_BYTES,
                 ),
             ],
             stage=STAGE,
             case="cold",
             unit="slices",
             cache="cold",
-            settings=settings,
+            settings=reader.settings,
         )
-    finally:
-        reader.close()
 
 
 class _Reader:
     """Reads slices of a store as the loader does: into a ring of batches, ahead."""
 
     def __init__(
-        self, path: Path, picked_N: npt.NDArray[np.int64], batch_size: int
+        self, store: Store, picked_N: npt.NDArray[np.int64], batch_size: int
     ) -> None:
-        self._store = Store(path)
+        self.level = max(store.levels)
+        self.files = [
+            shard_path(store.path, shard.name, self.level)
+            for shard in store.header.shards
+        ]
+        table = store.table.iloc[picked_N]
+        self.places = list(zip(table["shard"], table["row_in_shard"], strict=True))
+        """Of each slice: the number of its shard, its row there."""
+        self.batch_size = batch_size
+        self.num_ahead = batches_ahead(batch_size)
+        shape_N2 = source_shapes(store, self.level)
+        self.slice_shape = tuple(shape_N2[picked_N[0]].tolist())
         self._picked_N = picked_N
-        self._batch_size = batch_size
-        level = max(self._store.levels)
-        self._files = sorted((path / f"level-{level}").glob("*.npy"))
-        self._resident_NHW = np.stack(
-            [self._store.slice_HW(int(position), level) for position in picked_N]
-        )
-        self._batch_BHW = np.empty_like(self._resident_NHW[:batch_size])
-        self._reading = ReadAhead(
-            self._store, level, source_shapes(self._store, level), pinned=False
-        )
-        self.slice_bytes = self._resident_NHW[0].nbytes
-        self.num_slices = len(picked_N)
+        self._reading = ReadAhead(store, self.level, shape_N2, pinned=False)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a record says of it."""
+        return {
+            "slices": len(self.places),
+            "unit_bytes": self.slice_bytes,
+            "batch_size": self.batch_size,
+            "order": "random",
+        }
+
+    @property
+    def slice_bytes(self) -> int:
+        """Of one slice."""
+        return math.prod(self.slice_shape) * PIXEL_DTYPE.itemsize
 
     def read(self) -> int:
         """Read every slice, a batch at a time."""
-        num_ahead = batches_ahead(self._batch_size)
         batches = [
-            self._picked_N[first : first + self._batch_size]
-            for first in range(0, self.num_slices, self._batch_size)
+            self._picked_N[first : first + self.batch_size]
+            for first in range(0, len(self._picked_N), self.batch_size)
         ]
-        for batch in batches[:num_ahead]:
+        for batch in batches[: self.num_ahead]:
             self._reading.ask([batch])
         for number in range(len(batches)):
-            for batch in batches[number + num_ahead :][:1]:
+            for batch in batches[number + self.num_ahead :][:1]:
                 self._reading.ask([batch])
             self._reading.take()
             self._reading.give_back()
-        return self.num_slices
-
-    def memcpy(self) -> int:
-        """Copy as many bytes, from memory of this process."""
-        for first in range(0, self.num_slices, self._batch_size):
-            source_BHW = self._resident_NHW[first : first + self._batch_size]
-            self._batch_BHW[: len(source_BHW)] = source_BHW
-        return self.num_slices
-
-    def read_in_sequence(self) -> int:
-        """Read as many bytes from the shards, front to back."""
-        read_bytes(self._files, self.num_slices * self.slice_bytes)
-        return self.num_slices
-
-    def empty_cache(self) -> str:
-        """Take the shards out of the page cache; says why if that did not work."""
-        return drop_cache(self._files)
+        return len(self._picked_N)
 
     def close(self) -> None:
         self._reading.close()
-        self._store.close()
+
+
+class _PageCache:
+    """Copies the reader's slices out of a memory map, into a ring as large as its."""
+
+    def __init__(self, reader: _Reader) -> None:
+        maps = [np.load(file, mmap_mode="r") for file in reader.files]
+        self._mapped = [maps[shard][row] for shard, row in reader.places]
+        num_slots = (reader.num_ahead + 1) * reader.batch_size
+        self._ring_SHW = np.empty((num_slots, *reader.slice_shape), PIXEL_DTYPE)
+
+    def copy(self) -> int:
+        """Copy every slice."""
+        for number, stored_HW in enumerate(self._mapped):
+            self._ring_SHW[number % len(self._ring_SHW)] = stored_HW
+        return len(self._mapped)
+
+
+class _Disk:
+    """Asks the disk for the reader's slices and does nothing else with them."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._files = reader.files
+        self._places = reader.places
+        self._slice_bytes = reader.slice_bytes
+        self.is_direct = reader.slice_bytes % mmap.PAGESIZE == 0
+        """Whether random reads go past the page cache."""
+        self._descriptors = self._open()
+        # Memory of its own for each thread, on a page as O_DIRECT wants it.
+        self._buffers = [mmap.mmap(-1, reader.slice_bytes) for _ in range(NUM_READERS)]
+        self._pool = ThreadPoolExecutor(NUM_READERS)
+
+    def __enter__(self) -> _Disk:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _open(self) -> list[int]:
+        direct = os.O_DIRECT if self.is_direct else 0
+        try:
+            return [os.open(file, os.O_RDONLY | direct) for file in self._files]
+        except OSError:  # a file system without it
+            self.is_direct = False
+            return [os.open(file, os.O_RDONLY) for file in self._files]
+
+    def read_at_random(self) -> int:
+        """Read every slice, in several threads."""
+        return sum(self._pool.map(self._read_share, range(NUM_READERS)))
+
+    def _read_share(self, thread: int) -> int:
+        share = self._places[thread::NUM_READERS]
+        for shard, row in share:
+            start = NPY_HEADER_BYTES + row * self._slice_bytes
+            os.preadv(self._descriptors[shard], [self._buffers[thread]], start)
+        return len(share)
+
+    def read_in_sequence(self) -> int:
+        """Read as many bytes from the shards, front to back."""
+        read_bytes(self._files, len(self._places) * self._slice_bytes)
+        return len(self._places)
 
 
 def drop_cache(files: Sequence[Path]) -> str:
