@@ -18,6 +18,11 @@ from ichfast.store import Store
 MIN_SIZE = 32
 """Smallest side of an input, pixels."""
 
+GROWING_SHARE = 2 / 3
+SIZE_STEP = 32
+"""Of growing sizes. The backbones halve an image five times: 32 pixels make one more
+of their smallest map."""
+
 CACHES = ("none", "host", "device")
 """Where a loader may keep its slices."""
 
@@ -28,6 +33,9 @@ class DataConfig:
 
     size: int = 224
     """Side of the square the model sees, pixels."""
+
+    grow_from: int | None = None
+    """Side in the first epoch of training, which grows to `size`; None: one size."""
 
     batch_size: int = 64
     """Slices in a batch, per device."""
@@ -56,6 +64,11 @@ class DataConfig:
             raise LoaderError(
                 f"data.size must be at least {MIN_SIZE} pixels, got {self.size}"
             )
+        if self.grow_from is not None and not MIN_SIZE <= self.grow_from <= self.size:
+            raise LoaderError(
+                f"data.grow_from is from {MIN_SIZE} to data.size ({self.size}) pixels, "
+                f"got {self.grow_from}"
+            )
         if self.batch_size < 1:
             raise LoaderError(
                 f"data.batch_size must be at least 1, got {self.batch_size}"
@@ -81,6 +94,22 @@ class DataConfig:
             )
         parse_windows(self.windows)
         check_sampling(self.sampling)
+
+    def size_in_epoch(self, epoch: int, num_epochs: int) -> int:
+        """Side of the training images in an epoch, pixels.
+
+        It grows evenly over the first `GROWING_SHARE` of the epochs, in steps of
+        `SIZE_STEP`; the rest is trained at `size`.
+
+        Args:
+            epoch: from 0.
+            num_epochs: of the whole run.
+        """
+        if self.grow_from is None:
+            return self.size
+        share = min(1.0, epoch / (GROWING_SHARE * num_epochs))
+        grown = int(share * (self.size - self.grow_from)) // SIZE_STEP * SIZE_STEP
+        return self.size if share == 1.0 else self.grow_from + grown
 
     @property
     def num_channels(self) -> int:

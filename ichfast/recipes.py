@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ichfast.augment import EXP_30, PRESETS
-from ichfast.dataconfig import DataConfig
+from ichfast.dataconfig import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.errors import RecipeError
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
 from ichfast.models import ARCHS
@@ -37,7 +37,9 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
     - `any` counts twice in the loss as it does in the competition's metric.
     - Averaged weights validate, which steadies the last epochs.
     - The store's small level for sizes up to 256: a quarter of the bytes.
-    - One size throughout.
+    - On a GPU the first epochs see smaller images, two thirds of the side, and the
+      last third the whole: ImageNet trainers save a third of the time so (FFCV's and
+      Mosaic's recipes), and a step costs what its pixels do.
 
     Batch size and learning rate follow the size and the device. On a CPU it is a trial
     run of two epochs from random weights. Folds are of patients, so its valid loss is
@@ -48,11 +50,13 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
     batch_size = fitting_batch_size(
         128, made_for=224, size=size, device_type=device_type
     )
+    two_thirds = round(size * 2 / 3 / SIZE_STEP) * SIZE_STEP
     return Recipe(
         name="fast",
         model=_model(arch, pretrained="try" if on_gpu else "no"),
         data=DataConfig(
             size=size,
+            grow_from=max(MIN_SIZE, two_thirds) if on_gpu else None,
             batch_size=batch_size,
             level="auto",
             windows=("brain", "subdural", "bone"),

@@ -298,11 +298,18 @@ def _fit(
         logger.info("train: %r", train_loader)
         logger.info("valid: %r", valid_loader)
         stack.callback(trainer.stepper.spans.close)
+        num_epochs = sum(phase.epochs for phase in trainer.phases)
+
+        def grow(epoch: int) -> None:
+            train_loader.set_size(recipe.data.size_in_epoch(epoch, num_epochs))
+
         if not ranks.writes:
-            return trainer.fit(train_loader, valid_loader)
+            return trainer.fit(train_loader, valid_loader, before_epoch=grow)
         log = stack.enter_context(RunLog(run_dir))
         if trainer.history:
             write_history(run_dir, trainer.history)
         else:
-            log.picture(train_loader, sum(p.epochs for p in trainer.phases))
-        return trainer.fit(train_loader, valid_loader, on_epoch=log.note)
+            log.picture(train_loader, num_epochs)
+        return trainer.fit(
+            train_loader, valid_loader, before_epoch=grow, on_epoch=log.note
+        )

@@ -85,6 +85,7 @@ class Trainer:
         train_loader: Loader,
         valid_loader: Loader,
         *,
+        before_epoch: Callable[[int], None] = lambda _: None,
         on_epoch: Callable[[History], None] = lambda _: None,
     ) -> History:
         """Train through all phases, from where the run stands.
@@ -93,6 +94,8 @@ class Trainer:
             train_loader: gives full batches, shuffled; this rank's part.
             valid_loader: gives this rank's part of the validation fold; together
                 the ranks give every slice once.
+            before_epoch: called with the number of each epoch before it is trained,
+                or trained on.
             on_epoch: called with the history after each epoch.
 
         Returns:
@@ -113,6 +116,7 @@ class Trainer:
             if self._position.epoch < last_epoch and not self._has_stalled():
                 self._start_phase(index, first_epoch, num_steps)
             while self._position.epoch < last_epoch and not self._has_stalled():
+                before_epoch(self._position.epoch)
                 row = self.train_epoch(train_loader, first_epoch)
                 row |= {"phase": index, **validate(self.stepper, valid_loader)}
                 self.history.append(row)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+from ichfast import validation
+from ichfast.batch import Batch
 from ichfast.checkpoint import BEST
 from ichfast.dataconfig import DataConfig
 from ichfast.errors import (
@@ -22,9 +27,10 @@ from ichfast.errors import (
     TrainError,
 )
 from ichfast.history import read_history
-from ichfast.loader import make_loader
+from ichfast.loader import DaliLoader, make_loader
 from ichfast.metrics import evaluate
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
+from ichfast.predict import predict_logits
 from ichfast.predictions import COLUMNS
 from ichfast.recipe import FoldConfig, Recipe
 from ichfast.recipes import RECIPES, resolve_recipe
@@ -32,6 +38,7 @@ from ichfast.results import predict_run, report_run
 from ichfast.runrecord import read_record
 from ichfast.runs import default_run_dir, train_run
 from ichfast.splits import split_slices
+from ichfast.stepper import Stepper
 from ichfast.store import Store
 
 CPU = torch.device("cpu")
@@ -172,6 +179,31 @@ def test_less_slices_than_a_step_takes_is_refused(
     recipe = small_recipe("train.accumulate=64")
     with pytest.raises(TrainError, match="the 64 batches of one step; start fewer"):
         train_run(tiny_store_path, recipe, tmp_path, device=CPU)
+
+
+def test_a_run_trains_on_growing_images_and_validates_on_whole_ones(
+    tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+    add, predict = Stepper.add, predict_logits
+
+    def watched_add(self: Stepper, batch: Batch, **place: int) -> torch.Tensor:
+        seen.append((True, batch.images_BCHW.shape[-1]))
+        return add(self, batch, **place)
+
+    def watched_predict(
+        model: nn.Module, loader: DaliLoader, *rest: Any, **options: Any
+    ) -> Any:
+        seen.append((False, loader.config.size))
+        return predict(model, loader, *rest, **options)
+
+    monkeypatch.setattr(Stepper, "add", watched_add)
+    monkeypatch.setattr(validation, "predict_logits", watched_predict)
+    recipe = small_recipe("train.epochs=3", "data.size=96", "data.grow_from=32")
+    train_run(tiny_store_path, recipe, tmp_path / "run", device=CPU)
+    epochs = [size for (is_training, size), _ in itertools.groupby(seen) if is_training]
+    assert epochs == [32, 64, 96]
+    assert {size for is_training, size in seen if not is_training} == {96}
 
 
 def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
