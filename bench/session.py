@@ -18,9 +18,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bench.measure import BenchError, Meter, Record, read_records, write_records
+from bench.measure import BenchError, Meter, Record
 from bench.peers import parse_peers
 from bench.plot import write_figure
+from bench.records import read_records, write_records
 from bench.table import format_table, summarize
 from bench.workload import Workload, choose_scratch, default_cache_dir
 from ichfast.device import choose_device

@@ -17,18 +17,11 @@ from click.testing import CliRunner
 
 from bench.compare import compare
 from bench.compare import main as compare_main
-from bench.measure import (
-    BenchError,
-    Contender,
-    Meter,
-    Record,
-    estimate,
-    ratio_of,
-    read_records,
-    write_records,
-)
+from bench.estimates import estimate, ratio_of
+from bench.measure import BenchError, Contender, Meter, Record
 from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.plot import main as plot_main
+from bench.records import read_records, write_records
 from bench.session import SIZED_STAGES, make_workload, run_stage
 from bench.stages import STAGES
 from bench.stages.loader import make_task
@@ -93,10 +86,10 @@ def compare_two(durations: list[float], *, repeats: int, warmup: int) -> list[Re
 
 def test_a_rate_is_the_units_over_the_seconds_of_its_own_turns() -> None:
     ours, theirs = compare_two([1, 1, 2, 3, 4, 6], repeats=2, warmup=1)
-    assert ours.rates == (6.0, 3.0)
-    assert theirs.rates == (2.0, 1.0)
-    assert ours.rate is not None
-    assert ours.rate.median == 4.5
+    assert ours.values == (6.0, 3.0)
+    assert theirs.values == (2.0, 1.0)
+    assert ours.estimate is not None
+    assert ours.estimate.median == 4.5
 
 
 def test_a_ratio_is_taken_turn_by_turn_so_a_slow_machine_cancels_out() -> None:
@@ -135,7 +128,7 @@ def test_contenders_take_turns_and_what_comes_before_a_turn_is_not_timed() -> No
         settings={},
     )
     assert log == ["before A", "A", "before B", "B"] * 2
-    assert [record.rates for record in records] == [(1.0, 1.0)] * 2
+    assert [record.values for record in records] == [(1.0, 1.0)] * 2
 
 
 def test_the_interval_of_six_turns_reaches_from_the_least_to_the_most() -> None:
@@ -202,11 +195,11 @@ def test_every_stage_runs_and_compares_with_its_limit(
     meter = Meter(device="cpu", repeats=2, warmup=0)
     records = run_stage(stage, toy, meter, (toy.size,))
     assert {record.stage for record in records} == {stage}
-    roles = {record.role for record in records if record.rate}
+    roles = {record.role for record in records if record.estimate}
     assert {"ichfast", "limit"} <= roles
     for record in records:
-        assert (record.rate is None) == bool(record.reason)
-        assert record.role == "ichfast" or record.rate is None or record.ratio
+        assert (record.estimate is None) == bool(record.reason)
+        assert record.role == "ichfast" or record.estimate is None or record.ratio
     if stage == "loader":
         named = {record.name for record in records}
         assert {"torchvision", "grid-sample", "fastai-png", "ffcv"} <= named
@@ -298,8 +291,8 @@ def record_of(name: str, rates: list[float], *, role: str = "ichfast") -> Record
         device="cpu",
         cache="hot",
         settings={},
-        rates=tuple(rates),
-        rate=estimate(rates),
+        values=tuple(rates),
+        estimate=estimate(rates),
         environment={"processor": "P", "cores": 2, "gpus": []},
     )
 
@@ -313,6 +306,30 @@ def test_slower_is_what_lies_below_all_that_was_there_before() -> None:
     ]
     verdicts = [change.verdict for change in compare(before, after)]
     assert verdicts == ["slower", "same", "faster"]
+
+
+def test_of_seconds_and_mebibytes_more_is_slower() -> None:
+    before = replace(record_of("a", [10.0, 11.0]), unit="MiB")
+    after = replace(record_of("a", [14.0, 15.0]), unit="MiB")
+    assert [change.verdict for change in compare([before], [after])] == ["slower"]
+    assert [change.verdict for change in compare([after], [before])] == ["faster"]
+
+
+def test_a_noted_cost_has_its_own_unit_and_says_how_few_turns_it_had() -> None:
+    record = Meter(device="cpu", repeats=6).note(
+        [300.0, 310.0, 305.0],
+        stage="scale",
+        case="memory",
+        name="worker",
+        unit="MiB",
+        settings={"aim": 1024.0},
+    )
+    assert record.estimate is not None
+    assert (record.estimate.median, record.unit) == (305.0, "MiB")
+    assert not record.more_is_better
+    table = format_table([record])
+    assert "305 MiB" in table
+    assert "3 turns, fewer than 95 % takes, aim: under 1,024 MiB" in table
 
 
 def test_compare_fails_if_ours_became_slower_and_not_if_a_peer_did(
@@ -353,7 +370,7 @@ def test_the_figure_shows_what_was_measured(
     assert plot_main([str(tmp_path / "a.jsonl")]) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
-    nothing = replace(record_of("x", [1.0]), rate=None, reason="no GPU")
+    nothing = replace(record_of("x", [1.0]), estimate=None, reason="no GPU")
     write_records(tmp_path / "b.jsonl", [nothing])
     assert plot_main([str(tmp_path / "b.jsonl")]) == 1
     assert "nothing was measured" in capsys.readouterr().err
