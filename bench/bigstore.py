@@ -1,0 +1,135 @@
+"""A store as large as the competition's, without its pixels: what opening it costs.
+
+Its tables are full size; its shards are links to two files that are holes. So it
+takes some 60 MB of disk, opens as a real one does, and holds black slices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ichfast.intake import Intake, write_intake
+from ichfast.labels import CLASSES
+from ichfast.manifest import ENTRIES_FILE, StoreHeader
+from ichfast.prepare import UNIT_ENTRIES
+from ichfast.shards import Shard, npy_header, shard_name, shard_path
+from ichfast.store import finish_store
+
+NUM_SLICES = 752_803
+"""Training slices of the RSNA 2019 competition."""
+
+SLICES_A_SERIES = 34
+LEVELS = (512, 256)
+
+
+def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
+    """Write a finished store of `num_slices` slices of 512x512 to `path`.
+
+    `ichfast.store.verify_store` finds its checksums wrong; nothing else does.
+
+    Args:
+        path: does not exist.
+        num_slices: 1 or more.
+    """
+    (path / "journal").mkdir(parents=True)
+    shards = [
+        Shard(
+            name=shard_name(unit, 512, 512),
+            rows=512,
+            columns=512,
+            count=min(UNIT_ENTRIES, num_slices - first),
+            crc32c=dict.fromkeys(LEVELS, 0),
+        )
+        for unit, first in enumerate(range(0, num_slices, UNIT_ENTRIES))
+    ]
+    for level in LEVELS:
+        (path / f"level-{level}").mkdir()
+        for shard in shards:
+            _write_hole(path, shard, level, shards[0])
+    intake = _intake(num_slices)
+    header = StoreHeader(
+        levels=LEVELS,
+        shards=tuple(shards),
+        counts={
+            "entries": num_slices,
+            "slices": num_slices,
+            "series": -(-num_slices // SLICES_A_SERIES),
+            "patients": -(-num_slices // SLICES_A_SERIES),
+            "duplicates": 0,
+            "labelled": num_slices,
+            "labels_without_slice": 0,
+        },
+        rejected={},
+        keep_ids=False,
+        plan={},
+        versions={},
+        entries_crc32c=write_intake(path / "journal" / ENTRIES_FILE, intake),
+    )
+    rejected = pd.DataFrame(columns=["path", "reason", "detail"])
+    finish_store(path, header, _table(num_slices), rejected)
+
+
+def _write_hole(path: Path, shard: Shard, level: int, first: Shard) -> None:
+    """A shard's file: a link to the first shard's where that is as long."""
+    file = shard_path(path, shard.name, level)
+    if shard is not first and shard.count == first.count:
+        file.hardlink_to(shard_path(path, first.name, level))
+        return
+    with file.open("wb") as opened:
+        opened.write(npy_header(shard.shape(level)))
+        opened.truncate(shard.num_bytes(level))
+
+
+def _intake(num_entries: int) -> Intake:
+    rng = np.random.default_rng(0)
+    name_E, place_E = rng.integers(0, 2**64, (2, num_entries), np.uint64)
+    unit_E = np.arange(num_entries, dtype=np.int32) // UNIT_ENTRIES
+    return Intake(unit_E=unit_E, name_E=name_E, place_E=place_E)
+
+
+def _table(num_slices: int) -> pd.DataFrame:
+    """A table as prepare sorts it, of ids that are hashes."""
+    number_N = np.arange(num_slices)
+    series_N = number_N // SLICES_A_SERIES
+    rng = np.random.default_rng(1)
+    order_N = rng.permutation(num_slices)
+    table = pd.DataFrame(
+        {
+            "slice_id": _hashes(number_N, 1),
+            "patient": [f"{series:016x}" for series in series_N],
+            "study": _hashes(series_N, 2),
+            "series": _hashes(series_N, 3),
+            "position_mm": 5.0 * (number_N % SLICES_A_SERIES),
+            "rows": 512,
+            "columns": 512,
+            "row_spacing_mm": 0.488281,
+            "column_spacing_mm": 0.488281,
+            "thickness_mm": 5.0,
+            "instance_number": -1,
+            "tilt_deg": rng.integers(-30, 1, num_slices) / 2,
+            "shard": order_N // UNIT_ENTRIES,
+            "row_in_shard": order_N % UNIT_ENTRIES,
+            "crc32c": rng.integers(0, 2**32, num_slices),
+            "crc32c_256": rng.integers(0, 2**32, num_slices),
+            "rescale_slope": 1.0,
+            "rescale_intercept": -1024.0,
+            "bits_stored": 16,
+            "is_signed": True,
+            "window_center": 30.0,
+            "window_width": 80.0,
+            "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+            "quirks": "",
+        }
+    )
+    for name in CLASSES:
+        table[name] = pd.array(rng.integers(0, 2, num_slices), dtype="Int8")
+    return table
+
+
+def _hashes(number_N: np.ndarray, seed: int) -> list[str]:
+    """Distinct texts of 16 hexadecimal digits that no compression shortens."""
+    factor = 0x9E3779B97F4A7C15 + 2 * seed
+    return [f"{int(k) * factor + seed & 2**64 - 1:016x}" for k in number_N]
