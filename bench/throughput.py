@@ -57,7 +57,7 @@ from ichfast.errors import IchfastError
 def main(*, stages: Sequence[str], more_stages: Sequence[str], **options: Any) -> None:
     """Measure every stage of ichfast against its limit and its peers.
 
-    Stages: prepare, read, loader, train, end_to_end. All without STAGE.
+    Stages: prepare, read, loader, train, end_to_end, scale. All without STAGE.
     """
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     try:

@@ -17,8 +17,10 @@ from click.testing import CliRunner
 
 from bench.compare import compare
 from bench.compare import main as compare_main
+from bench.copies import write_copies
 from bench.estimates import estimate, ratio_of
 from bench.measure import BenchError, Contender, Meter, Record
+from bench.peak import watch_command
 from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.plot import main as plot_main
 from bench.records import read_records, write_records
@@ -50,6 +52,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Workload:
         peers=tuple(name for name in PEERS if PEERS[name].stage == "loader"),
         num_loaded=16,
         num_steps=1,
+        memory_files=(11,),
+        store_slices=(7, 1100),
+        opened_slices=1500,
     )
 
 
@@ -206,6 +211,36 @@ def test_every_stage_runs_and_compares_with_its_limit(
     table = format_table(records)
     assert all(record.name in table for record in records)
     assert summarize(records)["stages"].keys() == {stage}
+
+
+def test_copies_differ_in_their_ids_only_and_all_become_slices(tmp_path: Path) -> None:
+    write_copies(tmp_path / "copies", 1003)
+    files = sorted((tmp_path / "copies").rglob("*.dcm"))
+    assert len(files) == 1003
+    assert {file.parent.name for file in files} == {"00000", "00001"}
+    read = [read_slices(file.read_bytes())[0] for file in (files[0], files[-1])]
+    assert read[0].slice_id != read[1].slice_id
+    np.testing.assert_array_equal(read[0].stored_HW, read[1].stored_HW)
+
+
+def test_the_memory_of_a_command_is_that_of_its_largest_processes() -> None:
+    nothing = "import time; time.sleep(0.2)"
+    child = "import time; held = bytearray(60 << 20); time.sleep(0.3)"
+    run = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{child}'])"
+    small = watch_command([sys.executable, "-c", nothing], timeout_s=60)
+    large = watch_command([sys.executable, "-c", run], timeout_s=60)
+    assert small.worker_mib == 0.0
+    assert 0.0 < small.parent_mib < 60.0 < large.worker_mib
+    assert large.parent_mib < 60.0
+
+
+def test_a_command_that_fails_or_never_ends_is_an_error_that_says_so() -> None:
+    fails = [sys.executable, "-c", "raise SystemExit('no disk')"]
+    with pytest.raises(BenchError, match="failed: no disk"):
+        watch_command(fails, timeout_s=60)
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(BenchError, match=r"did not end in 0\.2 s"):
+        watch_command(hangs, timeout_s=0.2)
 
 
 def test_peers_of_prepare_convert_every_file_they_are_given(

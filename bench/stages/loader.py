@@ -62,11 +62,11 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
     return LoaderTask(
         store_path=store.path,
         level=level,
-        positions_N=_pick(store, num_slices),
+        positions_N=pick_slices(store, num_slices),
         size=workload.size,
         batch_size=workload.batch_size,
         window=parse_window(data.windows[0]),
-        normalization=measure_normalization(store, _pick(store, 1), data),
+        normalization=measure_normalization(store, pick_slices(store, 1), data),
         augment=recipe.augment,
         workers=workload.processes if workload.processes > 1 else 0,
         device=workload.device,
@@ -74,7 +74,28 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
     )
 
 
-def _pick(store: Store, count: int) -> npt.NDArray[np.int64]:
+def open_loader(
+    store: Store, task: LoaderTask, *, rank: int = 0, world_size: int = 1
+) -> DaliLoader:
+    """The loader of ichfast that does a task. Close it after use."""
+    config = replace(
+        exp_30().data, size=task.size, level=task.level, batch_size=task.batch_size
+    )
+    return make_loader(
+        store,
+        task.positions_N,
+        config,
+        normalization=task.normalization,
+        augment=task.augment,
+        shuffle=True,
+        rank=rank,
+        world_size=world_size,
+        device=task.device,
+    )
+
+
+def pick_slices(store: Store, count: int) -> npt.NDArray[np.int64]:
+    """So many slices of one shape, from all over the store, or all there are."""
     slices_N = common_slices(store)
     return slices_N[
         np.linspace(0, len(slices_N) - 1, min(count, len(slices_N))).astype(int)
@@ -84,33 +105,19 @@ def _pick(store: Store, count: int) -> npt.NDArray[np.int64]:
 def _measure_level(
     store: Store, level: int, workload: Workload, meter: Meter
 ) -> list[Record]:
-    positions_N = _pick(store, workload.num_loaded)
+    positions_N = pick_slices(store, workload.num_loaded)
     task = make_task(store, level, workload)
+    whole = replace(task, positions_N=positions_N)
     with ExitStack() as stack:
-        loader = stack.enter_context(
-            make_loader(
-                store,
-                positions_N,
-                replace(
-                    exp_30().data,
-                    size=workload.size,
-                    level=level,
-                    batch_size=workload.batch_size,
-                ),
-                normalization=task.normalization,
-                augment=task.augment,
-                shuffle=True,
-                device=workload.device,
-            )
-        )
-        warp = _WarpAlone(store, replace(task, positions_N=positions_N))
+        loader = stack.enter_context(open_loader(store, whole))
+        warp = _WarpAlone(store, whole)
         stack.callback(warp.close)
         contenders = [
             Contender(name="ichfast", role="ichfast", run=lambda: _run_epoch(loader)),
             Contender(name="warp alone", role="limit", run=warp.run),
         ]
         if workload.device != "cpu":
-            copy = _UploadAlone(store, replace(task, positions_N=positions_N))
+            copy = _UploadAlone(store, whole)
             contenders.append(Contender(name="upload", role="limit", run=copy.run))
         for name in peers_of(STAGE, workload.peers):
             # What skips pixels is no peer; a PNG has the source's resolution.
