@@ -11,6 +11,9 @@ from typing import Any
 from bench.estimates import Estimate
 from bench.measure import BenchError, Record
 
+RESULTS_DIR = Path(__file__).parent / "results"
+"""Files that are committed."""
+
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Append records to a results file, one JSON object a line."""
@@ -54,3 +57,29 @@ def _from_json(found: dict[str, Any]) -> Record:
         estimate=Estimate(**found["estimate"]) if found["estimate"] else None,
         ratio=Estimate(**found["ratio"]) if found["ratio"] else None,
     )
+
+
+def read_newest(folder: Path) -> list[Record]:
+    """The newest record of each thing on each kind of hardware, the oldest first.
+
+    Args:
+        folder: holds results files, or none.
+
+    Raises:
+        BenchError: a line of a file is no record.
+    """
+    found: list[Record] = []
+    for file in sorted(folder.glob("*.jsonl")):
+        found += read_records(file)
+    found.sort(key=lambda record: record.date)
+    newest = {(record.key, hardware_of(record)): record for record in found}
+    return list(newest.values())
+
+
+def hardware_of(record: Record) -> str:
+    """What a record was measured on, for people."""
+    environment = record.environment
+    processor = f"{environment['cores']} cores of {environment['processor']}"
+    if record.device == "cpu":
+        return f"{processor}, no GPU used"
+    return f"{', '.join(environment['gpus'])}; {processor}"

@@ -21,7 +21,7 @@ from typing import Any
 from bench.measure import BenchError, Meter, Record
 from bench.peers import parse_peers
 from bench.plot import write_figure
-from bench.records import read_records, write_records
+from bench.records import RESULTS_DIR, read_records, write_records
 from bench.table import format_table, summarize
 from bench.workload import Workload, choose_scratch, default_cache_dir
 from ichfast.device import choose_device
@@ -44,8 +44,6 @@ MOST_PROCESSES = {False: 2, True: 16}
 
 SCRATCH_SHARE = 3
 """What prepare and its peers write, over the bytes of the files."""
-
-RESULTS_DIR = Path(__file__).parent / "results"
 
 
 def run_session(  # noqa: PLR0913 - the options of the command

@@ -13,15 +13,21 @@ HEADER = ("stage", "case", "what", "median", "MB/s", "95 %", "ichfast is", "")
 
 def format_table(records: Sequence[Record]) -> str:
     """The records as lines: each stage, its limit and its peers."""
-    rows = [HEADER, *(_row(record) for record in records)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
-    left = (0, 1, 2, 7)
+    return align(HEADER, [_row(record) for record in records], right=(3, 4, 5, 6))
+
+
+def align(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
+) -> str:
+    """Lines of columns as wide as their widest cell; those in `right` end together."""
+    cells = [header, *rows]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
     lines = [
         "  ".join(
-            cell.ljust(width) if k in left else cell.rjust(width)
+            cell.rjust(width) if k in right else cell.ljust(width)
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths).rstrip())
     return "\n".join(lines)
