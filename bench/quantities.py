@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from bench.fleet import Node, Storage
 from bench.measure import BenchError, Record
 from bench.records import hardware_of
+from ichfast.loader import MOST_THREADS
 
 MB = 1e6
 
@@ -158,9 +159,10 @@ def loader_record(records: Sequence[Record], level: int, size: int) -> Record | 
 
 
 def per_core(record: Record) -> float:
-    """A loader's rate a core, slices a second."""
+    """A loader's rate a core that it uses, slices a second."""
     assert record.estimate is not None
-    return float(record.estimate.median / record.environment["cores"])
+    cores = min(MOST_THREADS, record.environment["cores"])
+    return float(record.estimate.median / cores)
 
 
 def _measured_loader(

@@ -47,6 +47,9 @@ from ichfast.store import Store
 PREFETCH = 2
 """Batches DALI prepares ahead."""
 
+MOST_THREADS = 8
+"""Of a DALI pipeline, at most."""
+
 READ_AHEAD = 4
 """Batches whose pages the kernel is asked for before they are needed."""
 
@@ -186,6 +189,23 @@ def source_shapes(store: Store, level: int) -> npt.NDArray[np.int64]:
     return np.full((len(store), 2), level, dtype=np.int64)
 
 
+def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
+    """How a DALI pipeline runs here: keywords of `nvidia.dali.Pipeline`.
+
+    Args:
+        batch_size: slices in a batch.
+        on_gpu: on the current CUDA device; else without one.
+    """
+    return {
+        "batch_size": batch_size,
+        "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
+        "device_id": torch.cuda.current_device() if on_gpu else None,
+        "prefetch_queue_depth": PREFETCH,
+        "exec_dynamic": True,
+        "seed": 0,
+    }
+
+
 class DaliLoader:
     """Batches of a store through DALI. Made by `make_loader`.
 
@@ -216,12 +236,7 @@ class DaliLoader:
             windows=parse_windows(config.windows),
             normalization=normalization,
             on_gpu=on_gpu,
-            batch_size=config.batch_size,
-            num_threads=min(8, os.cpu_count() or 1),
-            device_id=torch.cuda.current_device() if on_gpu else None,
-            prefetch_queue_depth=PREFETCH,
-            exec_dynamic=True,
-            seed=0,
+            **pipeline_options(config.batch_size, on_gpu=on_gpu),
         )
         self._pipeline.build()
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +34,12 @@ from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
+from ichfast.augment import AugmentConfig
 from ichfast.dicom import read_slices
 from ichfast.loader import make_loader
+from ichfast.models import ARCHS
 from ichfast.recipes import exp_30
+from ichfast.windows import parse_window
 
 ROOT = Path(__file__).parents[1]
 
@@ -290,6 +295,38 @@ def test_a_loader_peer_gives_the_same_shape_type_and_number(
     peer.close()
 
 
+def test_dali_numpy_shows_the_slice_and_mirrors_and_cuts_when_told(
+    toy: Workload,
+) -> None:
+    with toy.open_store() as store:
+        task = make_task(store, 512, replace(toy, size=64))
+        stored_BHW = np.stack([store.slice_HW(k) for k in task.positions_N.tolist()])
+    value_BHW = ((stored_BHW.astype(float) - 1024) / 80).clip(0, 1)
+    (mean,), (std,) = task.normalization.mean, task.normalization.std
+    plain_BHW = (value_BHW - mean) / std
+    # It shuffles, so slices are put in order by how much there is to see.
+    plain_BHW = plain_BHW[np.argsort(plain_BHW.std(axis=(1, 2)))]
+
+    def first_batch(augment: AugmentConfig) -> np.ndarray:
+        peer = import_module("bench.peers.dali_numpy").make(
+            replace(task, augment=augment)
+        )
+        images_BSS = next(iter(peer.epoch()))[:, 0].numpy().astype(np.float64)
+        peer.close()
+        return np.asarray(images_BSS[np.argsort(images_BSS.std(axis=(1, 2)))])
+
+    assert task.window == parse_window("brain")
+    np.testing.assert_allclose(first_batch(AugmentConfig()), plain_BHW, atol=4e-3)
+    mirrored_BHW = first_batch(AugmentConfig(flip_probability=1.0))
+    np.testing.assert_allclose(mirrored_BHW, plain_BHW[..., ::-1], atol=4e-3)
+    black = float(np.float16(-mean / std))
+    num_black = [
+        (first_batch(AugmentConfig(cutout_probability=chance)) == black).sum()
+        for chance in (0.0, 1.0)
+    ]
+    assert num_black[1] > num_black[0] + 4 * 4 * 2 * 2
+
+
 @pytest.mark.parametrize("level", [512, 256])
 def test_grid_sample_gives_the_very_images_ichfast_gives(
     level: int, toy: Workload
@@ -462,25 +499,107 @@ def test_the_short_form_fits_the_cores_and_full_does_not_need_more_disk_than_the
     ("arguments", "message"),
     [
         (["reed"], "unknown stage 'reed'; choose of prepare, read"),
-        (["--peers", "tensorflow"], "unknown peer 'tensorflow'"),
+        (["--stage", "reed"], "unknown stage 'reed'; choose of prepare, read"),
+        (["--peers", "tensorflow"], "unknown peer 'tensorflow'; --peers takes all"),
+        (["--peers", "ffcv,"], "unknown peer ''"),
         (["--arch", "vgg"], "vgg"),
         (["read", "--store", "nowhere"], "nowhere is not a slice store"),
+        (["read", "--store", "TINY", "--batch-size", "16"], "is too small: it has 23"),
+        (["read", "--json", "nowhere/out.json"], "nowhere is no folder"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(
     arguments: list[str],
     message: str,
     tmp_path: Path,
+    tiny_store_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    done = CliRunner().invoke(throughput_main, arguments)
+    typed = [str(tiny_store_path) if word == "TINY" else word for word in arguments]
+    done = CliRunner().invoke(throughput_main, typed)
     assert done.exit_code in (1, 2)
     error = [line for line in done.stderr.splitlines() if "device: cpu" not in line]
     assert len(error) == 1, done.stderr
     assert error[0].startswith("Error: ")
     assert message in error[0]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("resource", "message"),
+    [
+        ("shutil.disk_usage", "GiB left, the benchmark needs 3"),
+        ("bench.workload.available_memory", "GiB of memory are free, making the"),
+    ],
+)
+def test_a_set_that_does_not_fit_is_refused_before_it_is_made(
+    resource: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    free = {"shutil.disk_usage": lambda _: SimpleNamespace(free=1 << 20)}
+    monkeypatch.setattr(resource, free.get(resource, lambda: 1 << 20))
+    monkeypatch.setattr("bench.workload.synthesize", None)
+    done = CliRunner().invoke(throughput_main, ["prepare", "--device", "cpu"])
+    assert done.exit_code == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
+@pytest.fixture
+def noted_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Stages record without measuring; gives what each was asked for."""
+    asked: list[Any] = []
+
+    def run(stage: str, workload: Workload, meter: Meter, sizes: Any) -> list[Record]:
+        asked.append((stage, workload, meter, tuple(sizes)))
+        return [replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage)]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("bench.session.run_stage", run)
+    monkeypatch.setattr("bench.session.RESULTS_DIR", tmp_path / "results")
+    return asked
+
+
+def test_make_bench_measures_every_stage_in_its_short_form_and_records_nothing(
+    noted_stages: list[Any], tmp_path: Path
+) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\t$(BIN)/python bench/throughput.py\n" in makefile
+    done = CliRunner().invoke(throughput_main, ["--device", "cpu"])
+    assert done.exit_code == 0, done.stderr
+    assert [stage for stage, *_ in noted_stages] == list(STAGES)
+    _, workload, meter, sizes = noted_stages[0]
+    assert (meter.repeats, sizes, workload.archs) == (6, (224,), ("efficientnet-b0",))
+    assert not (tmp_path / "results").exists()
+    assert all(f"my {stage}" in done.stdout for stage in STAGES)
+
+
+def test_full_takes_all_networks_both_sizes_and_more_turns(
+    noted_stages: list[Any], tmp_path: Path
+) -> None:
+    arguments = ["--stage", "train", "--full", "--record", "--device", "cpu"]
+    arguments += ["--json", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(throughput_main, arguments)
+    assert done.exit_code == 0, done.stderr
+    ((stage, workload, meter, sizes),) = noted_stages
+    assert (stage, meter.repeats, sizes) == ("train", 11, (224, 512))
+    assert workload.archs == tuple(ARCHS)
+    assert workload.memory_files == (1_000, 100_000)
+    (recorded,) = (tmp_path / "results").glob("*.jsonl")
+    assert [record.name for record in read_records(recorded)] == ["my train"]
+    assert (tmp_path / "results" / "throughput.png").is_file()
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [record["name"] for record in document["all"]] == ["my train"]
+
+
+def test_a_sized_stage_runs_at_each_size(toy: Workload) -> None:
+    meter = Meter(device="cpu", repeats=1, warmup=0)
+    records = run_stage("loader", replace(toy, peers=()), meter, (32, 48))
+    cases = {record.case for record in records}
+    assert {"level 512 to 32", "level 512 to 48"} <= cases
 
 
 def test_peers_are_chosen_by_name() -> None:

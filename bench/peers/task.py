@@ -47,6 +47,9 @@ class LoaderTask:
     png_dir: Path
     """Where `bench.peers.fastai_png` keeps the files it reads."""
 
+    npy_dir: Path
+    """Where `bench.peers.dali_numpy` keeps the files it reads."""
+
 
 class StoredSlices(Dataset[Tensor]):
     """Slices of a store as uint16, transformed one by one."""

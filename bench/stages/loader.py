@@ -11,7 +11,6 @@ Shape letters: N slices of an epoch, B slices of a batch.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
@@ -27,7 +26,7 @@ from bench.peers import PEERS, peers_of, reason_to_skip
 from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
 from ichfast.augment import draw
-from ichfast.loader import PREFETCH, DaliLoader, make_loader
+from ichfast.loader import DaliLoader, make_loader, pipeline_options
 from ichfast.normalization import measure_normalization
 from ichfast.recipes import exp_30
 from ichfast.store import Store
@@ -71,6 +70,7 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
         workers=workload.processes if workload.processes > 1 else 0,
         device=workload.device,
         png_dir=workload.scratch_dir / "png",
+        npy_dir=workload.scratch_dir / "npy",
     )
 
 
@@ -193,12 +193,7 @@ class _WarpAlone:
             self._give,
             size=task.size,
             on_gpu=on_gpu,
-            batch_size=task.batch_size,
-            num_threads=min(8, os.cpu_count() or 1),
-            device_id=torch.cuda.current_device() if on_gpu else None,
-            prefetch_queue_depth=PREFETCH,
-            exec_dynamic=True,
-            seed=0,
+            **pipeline_options(task.batch_size, on_gpu=on_gpu),
         )
         self._pipeline.build()
 

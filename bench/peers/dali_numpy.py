@@ -1,0 +1,163 @@
+"""DALI alone: its own .npy reader, one file a slice, and its own random operators.
+
+The files are int16, since `fn.rotate` takes no uint16. Resize, crop and flip are one
+antialiased `fn.resize` of a random region; only slices that drew a change of light pay
+for it. The same graph runs on a GPU, behind a reader that stays on the CPU.
+
+Source:
+    NVIDIA DALI 2.4, operators `readers.numpy`, `resize`, `rotate`, `erase`, and
+    "Conditional execution".
+
+Shape letters: B slices of a batch, S side of the output, M holes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import (  # noqa: TID251 - a peer
+    fn,
+    pipeline_def,
+    types,
+)
+from nvidia.dali import math as dali_math  # noqa: TID251 - a peer
+from torch import Tensor
+
+from bench.peers.task import LoaderTask
+from ichfast.augment import LOGIT_EPSILON, AugmentConfig
+from ichfast.loader import pipeline_options
+from ichfast.store import Store
+from ichfast.windows import HU_OFFSET
+
+
+def make(task: LoaderTask) -> DaliNumpyPeer:
+    """Build the peer, and its files."""
+    return DaliNumpyPeer(task)
+
+
+class DaliNumpyPeer:
+    """A DALI pipeline that reads, draws and computes. Close it after use."""
+
+    def __init__(self, task: LoaderTask) -> None:
+        self._num_batches = len(task.positions_N) // task.batch_size
+        on_gpu = task.device != "cpu"
+        self._pipeline = _graph(
+            _write_missing(task),
+            task,
+            on_gpu=on_gpu,
+            **pipeline_options(task.batch_size, on_gpu=on_gpu),
+        )
+        self._pipeline.build()
+
+    def epoch(self) -> Iterator[Tensor]:
+        """Batches (B, 1, S, S) float16 on the task's device."""
+        for _ in range(self._num_batches):
+            (images,) = self._pipeline.run()
+            yield torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        """Stop DALI's threads."""
+        self._pipeline._shutdown()
+
+
+def _write_missing(task: LoaderTask) -> list[str]:
+    """The files of the slices, each (H, W, 1) int16: HU + 1024."""
+    task.npy_dir.mkdir(parents=True, exist_ok=True)
+    files = []
+    with Store(task.store_path) as store:
+        for position in task.positions_N.tolist():
+            file = Path(task.npy_dir, f"{task.level}-{position}.npy")
+            if not file.exists():
+                stored_HW = store.slice_HW(position, task.level)
+                np.save(file, stored_HW.view(np.int16)[..., np.newaxis])
+            files.append(str(file))
+    return files
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+def _graph(files: Sequence[str], task: LoaderTask, *, on_gpu: bool) -> Any:
+    stored = fn.readers.numpy(
+        files=files, shuffle_after_epoch=True, cache_header_information=True
+    )
+    stored = fn.reshape(stored, layout="HWC")
+    if on_gpu:
+        stored = stored.gpu()
+    augment = task.augment
+    start, end = _random_region(augment)
+    small = fn.resize(
+        stored,
+        size=[task.size, task.size],
+        roi_start=start,
+        roi_end=end,
+        roi_relative=True,
+        antialias=True,
+    )
+    turned = fn.rotate(
+        small,
+        angle=_coin(augment.affine_probability, 3)
+        * _uniform(-augment.max_rotation_deg, augment.max_rotation_deg, 4),
+        keep_size=True,
+        fill_value=0,
+    )
+    low = task.window.center - task.window.width / 2 + HU_OFFSET
+    hu = fn.cast(turned, dtype=types.FLOAT) - low
+    value = dali_math.clamp(hu / task.window.width, 0.0, 1.0)
+    darkens = _coin(augment.lighting_probability, 5)
+    stretches = _coin(augment.lighting_probability, 6)
+    if darkens + stretches > 0:
+        value = _relight(value, augment, darkens, stretches)
+    value = _cut_holes(value, augment, task.size)
+    (mean,), (std,) = task.normalization.mean, task.normalization.std
+    return fn.cast((value - mean) / std, dtype=types.FLOAT16)
+
+
+def _coin(probability: float, seed: int) -> Any:
+    return fn.random.coin_flip(probability=probability, seed=seed)
+
+
+def _uniform(low: float, high: float, seed: int, **more: Any) -> Any:
+    # DALI refuses a range of one number.
+    return low + (high - low) * fn.random.uniform(range=[0.0, 1.0], seed=seed, **more)
+
+
+def _random_region(augment: AugmentConfig) -> tuple[Any, Any]:
+    """Corners of what is shown, relative; swapped columns mirror it."""
+    zoom = _uniform(augment.min_zoom, augment.max_zoom, 7)
+    zooms = _coin(augment.affine_probability, 8)
+    side = 1.0 - zooms * (1.0 - 1.0 / zoom)
+    top = _uniform(0.0, 1.0, 9) * (1.0 - side)
+    left = _uniform(0.0, 1.0, 10) * (1.0 - side)
+    mirrors = _coin(augment.flip_probability, 11)
+    start = fn.stack(top, left + mirrors * side)
+    return start, fn.stack(top + side, left + side - mirrors * side)
+
+
+def _relight(value: Any, augment: AugmentConfig, darkens: Any, stretches: Any) -> Any:
+    """Brightness and contrast in logit space, as `bench.peers.task.relight`."""
+    amount = augment.max_lighting
+    change = 0.5 + 0.5 * darkens * _uniform(-amount, amount, 12)
+    brightness = dali_math.log(change / (1.0 - change))
+    contrast = dali_math.exp(-math.log1p(-amount) * stretches * _uniform(-1.0, 1.0, 13))
+    value = dali_math.clamp(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+    logit = dali_math.log(value / (1.0 - value)) * contrast + brightness
+    return 1.0 / (1.0 + dali_math.exp(-logit))
+
+
+def _cut_holes(value: Any, augment: AugmentConfig, size: int) -> Any:
+    """As many holes as there may be; those that were not drawn have no size."""
+    fewest, most = augment.cutout_holes
+    number_M2 = np.repeat(np.arange(most, dtype=np.int32), 2)
+    count = fn.random.uniform(values=list(range(fewest, most + 1)), seed=14)
+    smallest, largest = augment.cutout_side
+    side = fn.random.uniform(values=list(range(smallest, largest + 1)), seed=15)
+    side = side * _coin(augment.cutout_probability, 16)
+    corner = _uniform(0.0, float(size), 17, shape=[2 * most]) - side / 2.0
+    is_cut = types.Constant(number_M2) < count
+    return fn.erase(
+        value, anchor=corner, shape=side * is_cut, axis_names="HW", fill_value=0.0
+    )
