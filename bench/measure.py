@@ -170,6 +170,7 @@ class Meter:
         case: str,
         name: str,
         unit: str,
+        cache: str,
         settings: Mapping[str, Any],
     ) -> Record:
         """The record of a cost of ours that another process measured.
@@ -180,6 +181,7 @@ class Meter:
             case: what is measured within it.
             name: whose cost it is.
             unit: ``s`` or ``MiB``: less is better.
+            cache: ``hot``, ``cold`` or ``none``.
             settings: what it depends on.
         """
         return self._record(
@@ -188,7 +190,7 @@ class Meter:
             name=name,
             role="ichfast",
             unit=unit,
-            cache="none",
+            cache=cache,
             settings=dict(settings),
             values=tuple(values),
             load_before=os.getloadavg()[0],

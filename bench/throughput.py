@@ -46,7 +46,9 @@ from ichfast.errors import IchfastError
     "--full", is_flag=True, help="All backbones at 224 and 512, 11 turns: hours on CPU."
 )
 @click.option(
-    "--record", is_flag=True, help="Write to bench/results/, to be committed."
+    "--record",
+    is_flag=True,
+    help="Write to bench/results/, to be committed; `python bench/readme.py` shows it.",
 )
 @click.option(
     "--json",

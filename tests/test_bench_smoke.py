@@ -319,6 +319,12 @@ def test_dali_numpy_shows_the_slice_and_mirrors_and_cuts_when_told(
     np.testing.assert_allclose(first_batch(AugmentConfig()), plain_BHW, atol=4e-3)
     mirrored_BHW = first_batch(AugmentConfig(flip_probability=1.0))
     np.testing.assert_allclose(mirrored_BHW, plain_BHW[..., ::-1], atol=4e-3)
+    turned_BHW = first_batch(
+        AugmentConfig(affine_probability=1.0, max_rotation_deg=30.0)
+    )
+    middle = np.s_[:, 31:33, 31:33]
+    gap_BHW = abs(turned_BHW - plain_BHW)
+    assert gap_BHW[middle].mean() < gap_BHW.mean()  # it turns about the centre
     black = float(np.float16(-mean / std))
     num_black = [
         (first_batch(AugmentConfig(cutout_probability=chance)) == black).sum()
@@ -394,6 +400,7 @@ def test_a_noted_cost_has_its_own_unit_and_says_how_few_turns_it_had() -> None:
         case="memory",
         name="worker",
         unit="MiB",
+        cache="hot",
         settings={"aim": 1024.0},
     )
     assert record.estimate is not None

@@ -1,12 +1,13 @@
 """DALI alone: its own .npy reader, one file a slice, and its own random operators.
 
-The files are int16, since `fn.rotate` takes no uint16. Resize, crop and flip are one
-antialiased `fn.resize` of a random region; only slices that drew a change of light pay
-for it. The same graph runs on a GPU, behind a reader that stays on the CPU.
+Resize, crop and flip are one antialiased `fn.resize` of a random region. The rotation
+is a `warp_perspective`, which takes uint16, as `fn.rotate` does not. Only slices that
+drew a change of light pay for it. The same graph runs on a GPU, behind a reader that
+stays on the CPU.
 
 Source:
-    NVIDIA DALI 2.4, operators `readers.numpy`, `resize`, `rotate`, `erase`, and
-    "Conditional execution".
+    NVIDIA DALI 2.4, operators `readers.numpy`, `resize`, `erase` and
+    `experimental.warp_perspective`, and "Conditional execution".
 
 Shape letters: B slices of a batch, S side of the output, M holes.
 """
@@ -66,7 +67,7 @@ class DaliNumpyPeer:
 
 
 def _write_missing(task: LoaderTask) -> list[str]:
-    """The files of the slices, each (H, W, 1) int16: HU + 1024."""
+    """The files of the slices, each (H, W, 1) uint16: HU + 1024."""
     task.npy_dir.mkdir(parents=True, exist_ok=True)
     files = []
     with Store(task.store_path) as store:
@@ -74,7 +75,7 @@ def _write_missing(task: LoaderTask) -> list[str]:
             file = Path(task.npy_dir, f"{task.level}-{position}.npy")
             if not file.exists():
                 stored_HW = store.slice_HW(position, task.level)
-                np.save(file, stored_HW.view(np.int16)[..., np.newaxis])
+                np.save(file, stored_HW[..., np.newaxis])
             files.append(str(file))
     return files
 
@@ -97,12 +98,8 @@ def _graph(files: Sequence[str], task: LoaderTask, *, on_gpu: bool) -> Any:
         roi_relative=True,
         antialias=True,
     )
-    turned = fn.rotate(
-        small,
-        angle=_coin(augment.affine_probability, 3)
-        * _uniform(-augment.max_rotation_deg, augment.max_rotation_deg, 4),
-        keep_size=True,
-        fill_value=0,
+    turned = fn.experimental.warp_perspective(
+        small, matrix=_random_rotation(augment, task.size), fill_value=0
     )
     low = task.window.center - task.window.width / 2 + HU_OFFSET
     hu = fn.cast(turned, dtype=types.FLOAT) - low
@@ -135,6 +132,19 @@ def _random_region(augment: AugmentConfig) -> tuple[Any, Any]:
     mirrors = _coin(augment.flip_probability, 11)
     start = fn.stack(top, left + mirrors * side)
     return start, fn.stack(top + side, left + side - mirrors * side)
+
+
+def _random_rotation(augment: AugmentConfig, size: int) -> Any:
+    """From the output to what is turned about its centre, (3, 3)."""
+    most, middle = math.radians(augment.max_rotation_deg), size / 2.0
+    angle = _coin(augment.affine_probability, 3) * _uniform(-most, most, 4)
+    cos, sin = dali_math.cos(angle), dali_math.sin(angle)
+    matrix = fn.stack(
+        *(cos, -sin, middle * (1.0 - cos + sin)),
+        *(sin, cos, middle * (1.0 - sin - cos)),
+        *(0.0 * cos, 0.0 * cos, 0.0 * cos + 1.0),
+    )
+    return fn.reshape(matrix, shape=[3, 3])
 
 
 def _relight(value: Any, augment: AugmentConfig, darkens: Any, stretches: Any) -> Any:

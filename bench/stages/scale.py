@@ -83,6 +83,7 @@ def _measure_prepare(workload: Workload, meter: Meter) -> list[Record]:
                     case=case,
                     name=name,
                     unit="MiB",
+                    cache="hot",
                     settings=settings,
                 )
             )
@@ -107,6 +108,7 @@ def _measure_opening(workload: Workload, meter: Meter) -> list[Record]:
             case=case,
             name=name,
             unit=unit,
+            cache="hot",
             settings={**settings, "aim": aim},
         )
         for column, (name, unit, aim) in enumerate(
