@@ -59,8 +59,11 @@ class Ranks:
         Raises:
             BenchError: a rank failed, or took longer than `TIMEOUT_S`.
         """
-        for connection in self._connections[:world_size]:
-            connection.send(world_size)
+        for rank, connection in enumerate(self._connections[:world_size]):
+            try:
+                connection.send(world_size)
+            except OSError as error:
+                raise BenchError(f"rank {rank} died") from error
         return self._collect(world_size)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from bench.measure import BenchError, Contender, Meter, Record
 from bench.peak import watch_command
 from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.plot import main as plot_main
+from bench.ranks import Ranks
 from bench.records import read_records, write_records
 from bench.session import SIZED_STAGES, make_workload, run_stage
 from bench.stages import STAGES
@@ -200,8 +201,9 @@ def test_a_file_that_holds_no_records_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_runs_and_compares_with_its_limit(
-    stage: str, toy: Workload
+    stage: str, toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bench.stages.scale.PREPARE_TURNS", 1)
     meter = Meter(device="cpu", repeats=2, warmup=0)
     records = run_stage(stage, toy, meter, (toy.size,))
     assert {record.stage for record in records} == {stage}
@@ -246,6 +248,15 @@ def test_a_command_that_fails_or_never_ends_is_an_error_that_says_so() -> None:
     hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
     with pytest.raises(BenchError, match=r"did not end in 0\.2 s"):
         watch_command(hangs, timeout_s=0.2)
+
+
+def test_what_goes_wrong_in_a_rank_is_raised_by_who_asked(
+    toy: Workload, tmp_path: Path
+) -> None:
+    with toy.open_store() as store:
+        task = make_task(store, 512, toy)
+    with pytest.raises(BenchError, match=r"rank 0 failed: .* is not a slice store"):
+        Ranks(replace(task, store_path=tmp_path), [[0]])
 
 
 def test_peers_of_prepare_convert_every_file_they_are_given(
