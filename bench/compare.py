@@ -2,10 +2,10 @@
 
     python bench/compare.py A.jsonl B.jsonl
 
-Two rates differ when their intervals do not overlap: each holds its true median
-with 95 %. Files of different hardware are compared, with a warning. Status 1 if
-something of ours became slower; a limit or a peer that did is only shown, since
-it says that the machine did.
+Two figures differ when their intervals do not overlap: each holds its true median
+with 95 %. Of seconds and MiB, more counts as slower. Files of different hardware are
+compared, with a warning. Status 1 if something of ours became slower; a limit or a
+peer that did is only shown, since it says that the machine did.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench.measure import BenchError, Estimate, Record, read_records
+from bench.estimates import Estimate
+from bench.measure import BenchError, Record
+from bench.records import read_records
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of one rate."""
+    """What became of one figure."""
 
     record: Record
     """The later one."""
@@ -34,19 +36,22 @@ class Change:
     @property
     def verdict(self) -> str:
         """``slower``, ``faster`` or ``same`` within noise."""
+        less, more = "slower", "faster"
+        if not self.record.more_is_better:
+            less, more = more, less
         if self.after.high < self.before.low:
-            return "slower"
-        return "faster" if self.after.low > self.before.high else "same"
+            return less
+        return more if self.after.low > self.before.high else "same"
 
 
 def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
     """Compare what both hold; of a thing measured twice, the last counts."""
-    earlier = {record.key: record.rate for record in before if record.rate}
+    earlier = {record.key: record.estimate for record in before if record.estimate}
     later = {record.key: record for record in after}
     return [
-        Change(record, earlier[key], record.rate)
+        Change(record, earlier[key], record.estimate)
         for key, record in later.items()
-        if record.rate is not None and key in earlier
+        if record.estimate is not None and key in earlier
     ]
 
 

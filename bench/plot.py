@@ -1,4 +1,4 @@
-"""Results as a picture: bars of rates, one panel a case.
+"""Results as a picture: bars of medians, one panel a case.
 
 python bench/plot.py RESULTS.jsonl [OUT.png]
 """
@@ -15,7 +15,9 @@ if __name__ == "__main__":
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.measure import BenchError, Record, read_records
+from bench.measure import BenchError, Record
+from bench.records import read_records
+from bench.table import format_number
 from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
 from ichfast.files import atomic_path
 
@@ -32,7 +34,7 @@ def draw(records: Sequence[Record]) -> Figure:
     """
     panels: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
-        if record.rate is not None:
+        if record.estimate is not None:
             panel = panels.setdefault((record.stage, record.case), {})
             panel[record.name] = record
     if not panels:
@@ -47,11 +49,11 @@ def draw(records: Sequence[Record]) -> Figure:
 
 
 def _draw_panel(ax: Axes, title: str, records: Sequence[Record]) -> None:
-    rates = [record.rate for record in records if record.rate is not None]
-    medians = [rate.median for rate in rates]
+    found = [record.estimate for record in records if record.estimate is not None]
+    medians = [each.median for each in found]
     errors = [
-        [rate.median - rate.low for rate in rates],
-        [rate.high - rate.median for rate in rates],
+        [each.median - each.low for each in found],
+        [each.high - each.median for each in found],
     ]
     ax.barh(
         [record.name for record in records],
@@ -60,11 +62,11 @@ def _draw_panel(ax: Axes, title: str, records: Sequence[Record]) -> None:
         color=[COLORS[record.role] for record in records],
         error_kw={"ecolor": LIGHT.ink, "elinewidth": 1, "capsize": 2},
     )
-    for row, rate in enumerate(rates):
-        text = f"  {rate.median:,.0f}" if rate.median >= 100 else f"  {rate.median:.3g}"
-        ax.text(rate.high, row, text, va="center", fontsize=8)
+    for row, each in enumerate(found):
+        text = f"  {format_number(each.median)}"
+        ax.text(each.high, row, text, va="center", fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.18 * max(rate.high for rate in rates))
+    ax.set_xlim(0, 1.18 * max(each.high for each in found))
     ax.set_title(f"{title}, {records[0].unit}", loc="left", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)

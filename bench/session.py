@@ -18,9 +18,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bench.measure import BenchError, Meter, Record, read_records, write_records
+from bench.measure import BenchError, Meter, Record
 from bench.peers import parse_peers
 from bench.plot import write_figure
+from bench.records import RESULTS_DIR, read_records, write_records
 from bench.table import format_table, summarize
 from bench.workload import Workload, choose_scratch, default_cache_dir
 from ichfast.device import choose_device
@@ -36,6 +37,9 @@ FULL_SIZES = (224, 512)
 SHORT_REPEATS, FULL_REPEATS = 6, 11
 """6 turns make an interval of 95 %, 11 one that leaves out the extremes."""
 
+SHORT_MEMORY_FILES, FULL_MEMORY_FILES = (1_000, 10_000), (1_000, 100_000)
+"""Tiny files whose preparation is watched."""
+
 SIZED_STAGES = ("loader", "train", "end_to_end")
 """Stages that the size of the model's input matters to."""
 
@@ -44,8 +48,6 @@ MOST_PROCESSES = {False: 2, True: 16}
 
 SCRATCH_SHARE = 3
 """What prepare and its peers write, over the bytes of the files."""
-
-RESULTS_DIR = Path(__file__).parent / "results"
 
 
 def run_session(  # noqa: PLR0913 - the options of the command
@@ -69,6 +71,8 @@ def run_session(  # noqa: PLR0913 - the options of the command
     Raises:
         IchfastError: an option that cannot be followed, or a stage that failed.
     """
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise BenchError(f"{json_path.parent} is no folder; make it, or name another")
     workload = make_workload(
         store=store,
         archs=archs or (tuple(ARCHS) if full else ("efficientnet-b0",)),
@@ -135,6 +139,7 @@ def make_workload(
         processes=cores,
         num_loaded=512 if device == "cpu" else 16_384,
         num_steps=2 if device == "cpu" else 50,
+        memory_files=FULL_MEMORY_FILES if full else SHORT_MEMORY_FILES,
     )
     if store is not None:
         workload.open_store().close()

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.estimates import WANTED_COVERAGE
 from bench.measure import Record
 
-HEADER = ("stage", "case", "what", "rate", "MB/s", "95 %", "ichfast is", "")
+HEADER = ("stage", "case", "what", "median", "MB/s", "95 %", "ichfast is", "")
 
 
 def format_table(records: Sequence[Record]) -> str:
     """The records as lines: each stage, its limit and its peers."""
-    rows = [HEADER, *(_row(record) for record in records)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
-    left = (0, 1, 2, 7)
+    return align(HEADER, [_row(record) for record in records], right=(3, 4, 5, 6))
+
+
+def align(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
+) -> str:
+    """Lines of columns as wide as their widest cell; those in `right` end together."""
+    cells = [header, *rows]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
     lines = [
         "  ".join(
-            cell.ljust(width) if k in left else cell.rjust(width)
+            cell.rjust(width) if k in right else cell.ljust(width)
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths).rstrip())
     return "\n".join(lines)
@@ -28,18 +35,25 @@ def format_table(records: Sequence[Record]) -> str:
 
 def _row(record: Record) -> tuple[str, ...]:
     start = (record.stage.replace("_", " "), record.case, record.name)
-    if record.rate is None:
+    if record.estimate is None:
         return (*start, "", "", "", "", f"not measured: {record.reason}")
     notes = [record.role] if record.role != "ichfast" else []
     if record.cache == "cold":
         notes.append("cold cache")
     if record.is_noisy:
         notes.append("noisy")
+    if record.estimate.coverage < WANTED_COVERAGE:
+        notes.append(f"{len(record.values)} turns, fewer than 95 % takes")
+    if "aim" in record.settings:
+        notes.append(
+            f"aim: under {format_number(record.settings['aim'])} {record.unit}"
+        )
+    low, high = map(format_number, (record.estimate.low, record.estimate.high))
     return (
         *start,
-        f"{_number(record.rate.median)} {record.unit}",
+        f"{format_number(record.estimate.median)} {record.unit}",
         _megabytes(record),
-        f"{_number(record.rate.low)} to {_number(record.rate.high)}",
+        f"{low} to {high}",
         _ratio(record),
         ", ".join(notes),
     )
@@ -55,12 +69,13 @@ def _ratio(record: Record) -> str:
 
 def _megabytes(record: Record) -> str:
     """The rate in 10^6 bytes a second, where what is counted has a size."""
-    if record.rate is None or "unit_bytes" not in record.settings:
+    if record.estimate is None or "unit_bytes" not in record.settings:
         return ""
-    return _number(record.rate.median * record.settings["unit_bytes"] / 1e6)
+    return format_number(record.estimate.median * record.settings["unit_bytes"] / 1e6)
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """Three figures, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -68,21 +83,21 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     """The medians and ratios by stage, case and name, for JSON."""
     stages: dict[str, Any] = {}
     for record in records:
-        if record.rate is None:
+        if record.estimate is None:
             continue
         case = stages.setdefault(record.stage, {}).setdefault(record.case, {})
         case[record.name] = {
             "role": record.role,
             "unit": record.unit,
-            "median": record.rate.median,
-            "low": record.rate.low,
-            "high": record.rate.high,
+            "median": record.estimate.median,
+            "low": record.estimate.low,
+            "high": record.estimate.high,
             "ichfast_over_this": record.ratio and record.ratio.median,
             "noisy": record.is_noisy,
         }
     left_out = [
         {"stage": record.stage, "name": record.name, "reason": record.reason}
         for record in records
-        if record.rate is None
+        if record.estimate is None
     ]
     return {"stages": stages, "left_out": left_out}

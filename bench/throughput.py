@@ -46,7 +46,9 @@ from ichfast.errors import IchfastError
     "--full", is_flag=True, help="All backbones at 224 and 512, 11 turns: hours on CPU."
 )
 @click.option(
-    "--record", is_flag=True, help="Write to bench/results/, to be committed."
+    "--record",
+    is_flag=True,
+    help="Write to bench/results/, to be committed; `python bench/readme.py` shows it.",
 )
 @click.option(
     "--json",
@@ -57,7 +59,7 @@ from ichfast.errors import IchfastError
 def main(*, stages: Sequence[str], more_stages: Sequence[str], **options: Any) -> None:
     """Measure every stage of ichfast against its limit and its peers.
 
-    Stages: prepare, read, loader, train, end_to_end. All without STAGE.
+    Stages: prepare, read, loader, train, end_to_end, scale. All without STAGE.
     """
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     try:

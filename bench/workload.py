@@ -4,9 +4,11 @@ Without ``--store`` the slices are synthetic heads, made once into a cache folde
 
     <cache>/heads-2048x512/     dicom/ and labels.csv (`ichfast.synth`)
     <cache>/store-2048x512/     the store prepared from them
+    <cache>/holes-1000/         1,000 slices without pixels (`bench.bigstore`)
 
 1. A cached set is complete or not there: it is renamed into place.
-2. Before anything is made, the free disk space is compared with what it takes.
+2. Before anything is made, free disk space and memory are compared with what it
+   takes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bench.bigstore import write_big_store
 from bench.measure import BenchError
 from ichfast.labels import read_labels
 from ichfast.prepare import prepare_store
@@ -32,8 +35,14 @@ logger = logging.getLogger(__name__)
 HEADER_BYTES = 4096
 """More than what a synthetic file has besides its pixels."""
 
+TABLE_BYTES_A_SLICE = 100
+"""More than what a slice takes in the tables of a store."""
+
 STORE_SHARE = 1.25
 """Bytes of a store of both levels, over the bytes of its pixels."""
+
+MAKING_BYTES, MAKING_BYTES_A_PROCESS = 512 * 2**20, 256 * 2**20
+"""More than what making the synthetic set takes of memory (see bench/LOG.md)."""
 
 MEMORY_DIR = Path("/dev/shm")
 """A folder in memory, where Linux has one."""
@@ -76,6 +85,15 @@ class Workload:
     num_steps: int = 2
     """Training steps in a turn."""
 
+    memory_files: tuple[int, ...] = (1_000, 10_000)
+    """Numbers of tiny files between which the memory of prepare should not grow."""
+
+    store_slices: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    """Sizes of stores between which the cost of a slice should not grow."""
+
+    opened_slices: int = 752_803
+    """Slices of the store that is opened: as many as the competition's."""
+
     @property
     def heads_dir(self) -> Path:
         """The synthetic DICOM files and their labels; made if need be."""
@@ -101,6 +119,19 @@ class Workload:
             )
         return store
 
+    def store_of_holes(self, num_slices: int) -> Path:
+        """A store of so many slices that have no pixels; made if need be."""
+        path = self.cache_dir / f"holes-{num_slices}"
+        if not path.is_dir():
+            check_space(self.cache_dir, num_slices * TABLE_BYTES_A_SLICE)
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                write_big_store(unfinished, num_slices)
+                unfinished.rename(path)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return path
+
     def scratch(self, name: str) -> Path:
         """An unused path in the scratch folder; what was there is removed."""
         path = self.scratch_dir / name
@@ -110,6 +141,7 @@ class Workload:
     def _make_heads(self, heads: Path) -> None:
         num_bytes = self.num_files * (2 * self.file_size**2 + HEADER_BYTES)
         check_space(self.cache_dir, int(num_bytes * (1 + STORE_SHARE)))
+        check_memory(MAKING_BYTES + self.processes * MAKING_BYTES_A_PROCESS)
         unfinished = heads.with_name(f".{heads.name}.{os.getpid()}.tmp")
         logger.info("making %d synthetic slices, once", self.num_files)
         try:
@@ -157,8 +189,10 @@ def choose_scratch(cache_dir: Path, num_bytes: int) -> Path:
         BenchError: too little space in the cache folder, too.
     """
     name = f"ichfast-bench-{os.getpid()}"
-    if MEMORY_DIR.is_dir() and shutil.disk_usage(MEMORY_DIR).free > 2 * num_bytes:
-        return MEMORY_DIR / name
+    if MEMORY_DIR.is_dir():
+        free = min(shutil.disk_usage(MEMORY_DIR).free, available_memory())
+        if free > 2 * num_bytes:
+            return MEMORY_DIR / name
     check_space(cache_dir, num_bytes)
     return cache_dir / name
 
@@ -183,3 +217,29 @@ def check_space(folder: Path, num_bytes: int) -> None:
             f"{num_bytes / 2**30:.1f}; make room, or name another cache folder with "
             "XDG_CACHE_HOME"
         )
+
+
+def check_memory(num_bytes: int) -> None:
+    """Refuse if less than `num_bytes` of memory can be had.
+
+    Raises:
+        BenchError: too little.
+    """
+    available = available_memory()
+    if available < num_bytes:
+        raise BenchError(
+            f"{available / 2**30:.1f} GiB of memory are free, making the synthetic set "
+            f"takes {num_bytes / 2**30:.1f}; close other programs, or measure on a "
+            "store of yours with --store"
+        )
+
+
+def available_memory() -> int:
+    """What programs can have without swapping, bytes.
+
+    Source:
+        proc_meminfo(5), MemAvailable.
+    """
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kib) * 1024

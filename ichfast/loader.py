@@ -45,6 +45,9 @@ from ichfast.supply import make_supply
 PREFETCH = 2
 """Batches DALI prepares ahead."""
 
+MOST_THREADS = 8
+"""Of a DALI pipeline, at most."""
+
 
 def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     store: Store,
@@ -140,6 +143,23 @@ def _check_device(device: str) -> None:
         raise LoaderError("device is cuda, but torch finds no GPU; take cpu")
 
 
+def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
+    """How a DALI pipeline runs here: keywords of `nvidia.dali.Pipeline`.
+
+    Args:
+        batch_size: slices in a batch.
+        on_gpu: on the current CUDA device; else without one.
+    """
+    return {
+        "batch_size": batch_size,
+        "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
+        "device_id": torch.cuda.current_device() if on_gpu else None,
+        "prefetch_queue_depth": PREFETCH,
+        "exec_dynamic": True,
+        "seed": 0,
+    }
+
+
 class DaliLoader:
     """Batches of a store through DALI. Made by `make_loader`.
 
@@ -187,12 +207,7 @@ class DaliLoader:
             normalization=normalization,
             on_gpu=on_gpu,
             uploaded=isinstance(self._supply, DeviceSlices),
-            batch_size=config.batch_size,
-            num_threads=min(8, os.cpu_count() or 1),
-            device_id=torch.cuda.current_device() if on_gpu else None,
-            prefetch_queue_depth=PREFETCH,
-            exec_dynamic=True,
-            seed=0,
+            **pipeline_options(config.batch_size, on_gpu=on_gpu),
         )
         self._pipeline.build()
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +19,14 @@ from click.testing import CliRunner
 
 from bench.compare import compare
 from bench.compare import main as compare_main
-from bench.measure import (
-    BenchError,
-    Contender,
-    Meter,
-    Record,
-    estimate,
-    ratio_of,
-    read_records,
-    write_records,
-)
+from bench.copies import write_copies
+from bench.estimates import estimate, ratio_of
+from bench.measure import BenchError, Contender, Meter, Record
+from bench.peak import watch_command
 from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.plot import main as plot_main
+from bench.ranks import Ranks
+from bench.records import read_records, write_records
 from bench.session import SIZED_STAGES, make_workload, run_stage
 from bench.stages import STAGES
 from bench.stages.loader import make_task
@@ -37,9 +35,12 @@ from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
+from ichfast.augment import AugmentConfig
 from ichfast.dicom import read_slices
 from ichfast.experiments import exp_30
 from ichfast.loader import make_loader
+from ichfast.models import ARCHS
+from ichfast.windows import parse_window
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +58,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Workload:
         peers=tuple(name for name in PEERS if PEERS[name].stage == "loader"),
         num_loaded=16,
         num_steps=1,
+        memory_files=(11,),
+        store_slices=(7, 1100),
+        opened_slices=1500,
     )
 
 
@@ -93,10 +97,10 @@ def compare_two(durations: list[float], *, repeats: int, warmup: int) -> list[Re
 
 def test_a_rate_is_the_units_over_the_seconds_of_its_own_turns() -> None:
     ours, theirs = compare_two([1, 1, 2, 3, 4, 6], repeats=2, warmup=1)
-    assert ours.rates == (6.0, 3.0)
-    assert theirs.rates == (2.0, 1.0)
-    assert ours.rate is not None
-    assert ours.rate.median == 4.5
+    assert ours.values == (6.0, 3.0)
+    assert theirs.values == (2.0, 1.0)
+    assert ours.estimate is not None
+    assert ours.estimate.median == 4.5
 
 
 def test_a_ratio_is_taken_turn_by_turn_so_a_slow_machine_cancels_out() -> None:
@@ -135,7 +139,7 @@ def test_contenders_take_turns_and_what_comes_before_a_turn_is_not_timed() -> No
         settings={},
     )
     assert log == ["before A", "A", "before B", "B"] * 2
-    assert [record.rates for record in records] == [(1.0, 1.0)] * 2
+    assert [record.values for record in records] == [(1.0, 1.0)] * 2
 
 
 def test_the_interval_of_six_turns_reaches_from_the_least_to_the_most() -> None:
@@ -197,22 +201,62 @@ def test_a_file_that_holds_no_records_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_runs_and_compares_with_its_limit(
-    stage: str, toy: Workload
+    stage: str, toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bench.stages.scale.PREPARE_TURNS", 1)
     meter = Meter(device="cpu", repeats=2, warmup=0)
     records = run_stage(stage, toy, meter, (toy.size,))
     assert {record.stage for record in records} == {stage}
-    roles = {record.role for record in records if record.rate}
+    roles = {record.role for record in records if record.estimate}
     assert {"ichfast", "limit"} <= roles
     for record in records:
-        assert (record.rate is None) == bool(record.reason)
-        assert record.role == "ichfast" or record.rate is None or record.ratio
+        assert (record.estimate is None) == bool(record.reason)
+        assert record.role == "ichfast" or record.estimate is None or record.ratio
     if stage == "loader":
         named = {record.name for record in records}
         assert {"torchvision", "grid-sample", "fastai-png", "ffcv"} <= named
     table = format_table(records)
     assert all(record.name in table for record in records)
     assert summarize(records)["stages"].keys() == {stage}
+
+
+def test_copies_differ_in_their_ids_only_and_all_become_slices(tmp_path: Path) -> None:
+    write_copies(tmp_path / "copies", 1003)
+    files = sorted((tmp_path / "copies").rglob("*.dcm"))
+    assert len(files) == 1003
+    assert {file.parent.name for file in files} == {"00000", "00001"}
+    read = [read_slices(file.read_bytes())[0] for file in (files[0], files[-1])]
+    assert read[0].slice_id != read[1].slice_id
+    np.testing.assert_array_equal(read[0].stored_HW, read[1].stored_HW)
+
+
+def test_the_memory_of_a_command_is_that_of_its_largest_processes() -> None:
+    nothing = "import time; time.sleep(0.2)"
+    child = "import time; held = bytearray(60 << 20); time.sleep(0.3)"
+    run = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{child}'])"
+    small = watch_command([sys.executable, "-c", nothing], timeout_s=60)
+    large = watch_command([sys.executable, "-c", run], timeout_s=60)
+    assert small.worker_mib == 0.0
+    assert 0.0 < small.parent_mib < 60.0 < large.worker_mib
+    assert large.parent_mib < 60.0
+
+
+def test_a_command_that_fails_or_never_ends_is_an_error_that_says_so() -> None:
+    fails = [sys.executable, "-c", "raise SystemExit('no disk')"]
+    with pytest.raises(BenchError, match="failed: no disk"):
+        watch_command(fails, timeout_s=60)
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with pytest.raises(BenchError, match=r"did not end in 0\.2 s"):
+        watch_command(hangs, timeout_s=0.2)
+
+
+def test_what_goes_wrong_in_a_rank_is_raised_by_who_asked(
+    toy: Workload, tmp_path: Path
+) -> None:
+    with toy.open_store() as store:
+        task = make_task(store, 512, toy)
+    with pytest.raises(BenchError, match=r"rank 0 failed: .* is not a slice store"):
+        Ranks(replace(task, store_path=tmp_path), [[0]])
 
 
 def test_peers_of_prepare_convert_every_file_they_are_given(
@@ -261,6 +305,46 @@ def test_a_loader_peer_gives_the_same_shape_type_and_number(
     peer.close()
 
 
+def test_dali_numpy_shows_the_slice_and_mirrors_and_cuts_when_told(
+    toy: Workload,
+) -> None:
+    with toy.open_store() as store:
+        task = make_task(store, 512, replace(toy, size=64))
+        stored_BHW = np.stack([store.slice_HW(k) for k in task.positions_N.tolist()])
+    value_BHW = ((stored_BHW.astype(float) - 1024) / 80).clip(0, 1)
+    (mean,), (std,) = task.normalization.mean, task.normalization.std
+    plain_BHW = (value_BHW - mean) / std
+    # It shuffles, so slices are put in order by how much there is to see.
+    plain_BHW = plain_BHW[np.argsort(plain_BHW.std(axis=(1, 2)))]
+
+    def first_batch(augment: AugmentConfig) -> np.ndarray:
+        peer = import_module("bench.peers.dali_numpy").make(
+            replace(task, augment=augment)
+        )
+        images_BSS = (
+            next(iter(peer.epoch(0))).images_BCHW[:, 0].numpy().astype(np.float64)
+        )
+        peer.close()
+        return np.asarray(images_BSS[np.argsort(images_BSS.std(axis=(1, 2)))])
+
+    assert task.window == parse_window("brain")
+    np.testing.assert_allclose(first_batch(AugmentConfig()), plain_BHW, atol=4e-3)
+    mirrored_BHW = first_batch(AugmentConfig(flip_probability=1.0))
+    np.testing.assert_allclose(mirrored_BHW, plain_BHW[..., ::-1], atol=4e-3)
+    turned_BHW = first_batch(
+        AugmentConfig(affine_probability=1.0, max_rotation_deg=30.0)
+    )
+    middle = np.s_[:, 31:33, 31:33]
+    gap_BHW = abs(turned_BHW - plain_BHW)
+    assert gap_BHW[middle].mean() < gap_BHW.mean()  # it turns about the centre
+    black = float(np.float16(-mean / std))
+    num_black = [
+        (first_batch(AugmentConfig(cutout_probability=chance)) == black).sum()
+        for chance in (0.0, 1.0)
+    ]
+    assert num_black[1] > num_black[0] + 4 * 4 * 2 * 2
+
+
 @pytest.mark.parametrize("level", [512, 256])
 def test_grid_sample_gives_the_very_images_ichfast_gives(
     level: int, toy: Workload
@@ -297,8 +381,8 @@ def record_of(name: str, rates: list[float], *, role: str = "ichfast") -> Record
         device="cpu",
         cache="hot",
         settings={},
-        rates=tuple(rates),
-        rate=estimate(rates),
+        values=tuple(rates),
+        estimate=estimate(rates),
         environment={"processor": "P", "cores": 2, "gpus": []},
     )
 
@@ -312,6 +396,31 @@ def test_slower_is_what_lies_below_all_that_was_there_before() -> None:
     ]
     verdicts = [change.verdict for change in compare(before, after)]
     assert verdicts == ["slower", "same", "faster"]
+
+
+def test_of_seconds_and_mebibytes_more_is_slower() -> None:
+    before = replace(record_of("a", [10.0, 11.0]), unit="MiB")
+    after = replace(record_of("a", [14.0, 15.0]), unit="MiB")
+    assert [change.verdict for change in compare([before], [after])] == ["slower"]
+    assert [change.verdict for change in compare([after], [before])] == ["faster"]
+
+
+def test_a_noted_cost_has_its_own_unit_and_says_how_few_turns_it_had() -> None:
+    record = Meter(device="cpu", repeats=6).note(
+        [300.0, 310.0, 305.0],
+        stage="scale",
+        case="memory",
+        name="worker",
+        unit="MiB",
+        cache="hot",
+        settings={"aim": 1024.0},
+    )
+    assert record.estimate is not None
+    assert (record.estimate.median, record.unit) == (305.0, "MiB")
+    assert not record.more_is_better
+    table = format_table([record])
+    assert "305 MiB" in table
+    assert "3 turns, fewer than 95 % takes, aim: under 1,024 MiB" in table
 
 
 def test_compare_fails_if_ours_became_slower_and_not_if_a_peer_did(
@@ -352,7 +461,7 @@ def test_the_figure_shows_what_was_measured(
     assert plot_main([str(tmp_path / "a.jsonl")]) == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
-    nothing = replace(record_of("x", [1.0]), rate=None, reason="no GPU")
+    nothing = replace(record_of("x", [1.0]), estimate=None, reason="no GPU")
     write_records(tmp_path / "b.jsonl", [nothing])
     assert plot_main([str(tmp_path / "b.jsonl")]) == 1
     assert "nothing was measured" in capsys.readouterr().err
@@ -409,25 +518,107 @@ def test_the_short_form_fits_the_cores_and_full_does_not_need_more_disk_than_the
     ("arguments", "message"),
     [
         (["reed"], "unknown stage 'reed'; choose of prepare, read"),
-        (["--peers", "tensorflow"], "unknown peer 'tensorflow'"),
+        (["--stage", "reed"], "unknown stage 'reed'; choose of prepare, read"),
+        (["--peers", "tensorflow"], "unknown peer 'tensorflow'; --peers takes all"),
+        (["--peers", "ffcv,"], "unknown peer ''"),
         (["--arch", "vgg"], "vgg"),
         (["read", "--store", "nowhere"], "nowhere is not a slice store"),
+        (["read", "--store", "TINY", "--batch-size", "16"], "is too small: it has 23"),
+        (["read", "--json", "nowhere/out.json"], "nowhere is no folder"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(
     arguments: list[str],
     message: str,
     tmp_path: Path,
+    tiny_store_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    done = CliRunner().invoke(throughput_main, arguments)
+    typed = [str(tiny_store_path) if word == "TINY" else word for word in arguments]
+    done = CliRunner().invoke(throughput_main, typed)
     assert done.exit_code in (1, 2)
     error = [line for line in done.stderr.splitlines() if "device: cpu" not in line]
     assert len(error) == 1, done.stderr
     assert error[0].startswith("Error: ")
     assert message in error[0]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("resource", "message"),
+    [
+        ("shutil.disk_usage", "GiB left, the benchmark needs 3"),
+        ("bench.workload.available_memory", "GiB of memory are free, making the"),
+    ],
+)
+def test_a_set_that_does_not_fit_is_refused_before_it_is_made(
+    resource: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    free = {"shutil.disk_usage": lambda _: SimpleNamespace(free=1 << 20)}
+    monkeypatch.setattr(resource, free.get(resource, lambda: 1 << 20))
+    monkeypatch.setattr("bench.workload.synthesize", None)
+    done = CliRunner().invoke(throughput_main, ["prepare", "--device", "cpu"])
+    assert done.exit_code == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
+@pytest.fixture
+def noted_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Stages record without measuring; gives what each was asked for."""
+    asked: list[Any] = []
+
+    def run(stage: str, workload: Workload, meter: Meter, sizes: Any) -> list[Record]:
+        asked.append((stage, workload, meter, tuple(sizes)))
+        return [replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage)]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("bench.session.run_stage", run)
+    monkeypatch.setattr("bench.session.RESULTS_DIR", tmp_path / "results")
+    return asked
+
+
+def test_make_bench_measures_every_stage_in_its_short_form_and_records_nothing(
+    noted_stages: list[Any], tmp_path: Path
+) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\t$(BIN)/python bench/throughput.py\n" in makefile
+    done = CliRunner().invoke(throughput_main, ["--device", "cpu"])
+    assert done.exit_code == 0, done.stderr
+    assert [stage for stage, *_ in noted_stages] == list(STAGES)
+    _, workload, meter, sizes = noted_stages[0]
+    assert (meter.repeats, sizes, workload.archs) == (6, (224,), ("efficientnet-b0",))
+    assert not (tmp_path / "results").exists()
+    assert all(f"my {stage}" in done.stdout for stage in STAGES)
+
+
+def test_full_takes_all_networks_both_sizes_and_more_turns(
+    noted_stages: list[Any], tmp_path: Path
+) -> None:
+    arguments = ["--stage", "train", "--full", "--record", "--device", "cpu"]
+    arguments += ["--json", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(throughput_main, arguments)
+    assert done.exit_code == 0, done.stderr
+    ((stage, workload, meter, sizes),) = noted_stages
+    assert (stage, meter.repeats, sizes) == ("train", 11, (224, 512))
+    assert workload.archs == tuple(ARCHS)
+    assert workload.memory_files == (1_000, 100_000)
+    (recorded,) = (tmp_path / "results").glob("*.jsonl")
+    assert [record.name for record in read_records(recorded)] == ["my train"]
+    assert (tmp_path / "results" / "throughput.png").is_file()
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [record["name"] for record in document["all"]] == ["my train"]
+
+
+def test_a_sized_stage_runs_at_each_size(toy: Workload) -> None:
+    meter = Meter(device="cpu", repeats=1, warmup=0)
+    records = run_stage("loader", replace(toy, peers=()), meter, (32, 48))
+    cases = {record.case for record in records}
+    assert {"level 512 to 32", "level 512 to 48"} <= cases
 
 
 def test_peers_are_chosen_by_name() -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from bench.peers import PEERS, reason_to_skip
@@ -13,7 +14,7 @@ from bench.peers.task import LoaderTask
 from ichfast.augment import EXP_30
 from ichfast.pipeline import Normalization
 from ichfast.windows import PRESETS
-from tests.contracts import check_loader
+from tests.contracts import check_loader, order_of
 from tests.slice_store import simple_rows, write_slices
 
 NUM_SLICES, BATCH_SIZE = 23, 5
@@ -30,15 +31,10 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("name", [n for n in PEERS if PEERS[n].stage == "loader"])
-def test_a_peer_is_a_loader_like_any_other(
-    store_path: Path, tmp_path: Path, name: str, *, shuffle: bool
-) -> None:
-    if reason := reason_to_skip(name):
-        pytest.skip(f"{name}: {reason}")
-    slices_N = np.arange(NUM_SLICES)[1:]  # so that positions are not 0, 1, 2
-    task = LoaderTask(
+def make_task(
+    store_path: Path, files: Path, slices_N: npt.NDArray[np.int64], *, shuffle: bool
+) -> LoaderTask:
+    return LoaderTask(
         store_path=store_path,
         level=512,
         positions_N=slices_N,
@@ -49,9 +45,23 @@ def test_a_peer_is_a_loader_like_any_other(
         augment=EXP_30,
         workers=0,
         device="cpu",
-        png_dir=tmp_path,
+        png_dir=files / "png",
+        npy_dir=files / "npy",
         shuffle=shuffle,
     )
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("name", [n for n in PEERS if PEERS[n].stage == "loader"])
+def test_a_peer_is_a_loader_like_any_other(
+    store_path: Path, tmp_path: Path, name: str, *, shuffle: bool
+) -> None:
+    if reason := reason_to_skip(name):
+        pytest.skip(f"{name}: {reason}")
+    if name == "dali-numpy":
+        pytest.skip("dali-numpy: its reader has no epoch to ask for, nor a batch")
+    slices_N = np.arange(NUM_SLICES)[1:]  # so that positions are not 0, 1, 2
+    task = make_task(store_path, tmp_path, slices_N, shuffle=shuffle)
     peer = import_module(PEERS[name].module).make(task)
     try:
         check_loader(
@@ -61,5 +71,18 @@ def test_a_peer_is_a_loader_like_any_other(
             shuffle=shuffle,
             repeats_images=name == "grid-sample",
         )
+    finally:
+        peer.close()
+
+
+def test_dalis_own_reader_gives_each_slice_once_where_batches_come_out_even(
+    store_path: Path, tmp_path: Path
+) -> None:
+    slices_N = np.arange(2, 2 + 3 * BATCH_SIZE)
+    task = make_task(store_path, tmp_path, slices_N, shuffle=True)
+    peer = import_module(PEERS["dali-numpy"].module).make(task)
+    try:
+        for epoch in range(2):
+            assert sorted(order_of(list(peer.epoch(epoch)))) == slices_N.tolist()
     finally:
         peer.close()

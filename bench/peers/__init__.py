@@ -49,6 +49,9 @@ PEERS: dict[str, Peer] = {
     "fastai-png": Peer(
         stage="loader", packages=("PIL",), module="bench.peers.fastai_png"
     ),
+    "dali-numpy": Peer(
+        stage="loader", packages=("nvidia.dali",), module="bench.peers.dali_numpy"
+    ),
     "ffcv": Peer(
         stage="loader",
         packages=(),
@@ -56,7 +59,9 @@ PEERS: dict[str, Peer] = {
         "and reads 8-bit images only",
     ),
     "monai": Peer(
-        stage="loader", packages=(), missing="there is no code for it here yet"
+        stage="loader",
+        packages=(),
+        missing="no code for it could be tried: MONAI is not in any environment here",
     ),
 }
 

@@ -50,6 +50,9 @@ class LoaderTask:
     png_dir: Path
     """Where `bench.peers.fastai_png` keeps the files it reads."""
 
+    npy_dir: Path
+    """Where `bench.peers.dali_numpy` keeps the files it reads."""
+
     shuffle: bool = True
     """False gives the slices in order, and the last batch too if it is short."""
 

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-STAGES = ("prepare", "read", "loader", "train", "end_to_end")
-"""In the order of the data's way."""
+STAGES = ("prepare", "read", "loader", "train", "end_to_end", "scale")
+"""In the order of the data's way; then what grows with its amount."""

@@ -12,7 +12,6 @@ Shape letters: N slices of an epoch, B slices of a batch.
 from __future__ import annotations
 
 import itertools
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
@@ -27,10 +26,9 @@ from bench.measure import Contender, Meter, Record
 from bench.peers import PEERS, peers_of, reason_to_skip
 from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
-from ichfast.batch import Loader
 from ichfast.draws import draw
 from ichfast.experiments import exp_30
-from ichfast.loader import PREFETCH, DaliLoader, make_loader
+from ichfast.loader import DaliLoader, make_loader, pipeline_options
 from ichfast.normalization import measure_normalization
 from ichfast.store import Store
 from ichfast.windows import parse_window
@@ -64,19 +62,41 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
     return LoaderTask(
         store_path=store.path,
         level=level,
-        positions_N=_pick(store, num_slices),
+        positions_N=pick_slices(store, num_slices),
         size=workload.size,
         batch_size=workload.batch_size,
         window=parse_window(data.windows[0]),
-        normalization=measure_normalization(store, _pick(store, 1), data),
+        normalization=measure_normalization(store, pick_slices(store, 1), data),
         augment=recipe.augment,
         workers=workload.processes if workload.processes > 1 else 0,
         device=workload.device,
         png_dir=workload.scratch_dir / "png",
+        npy_dir=workload.scratch_dir / "npy",
     )
 
 
-def _pick(store: Store, count: int) -> npt.NDArray[np.int64]:
+def open_loader(
+    store: Store, task: LoaderTask, *, rank: int = 0, world_size: int = 1
+) -> DaliLoader:
+    """The loader of ichfast that does a task. Close it after use."""
+    config = replace(
+        exp_30().data, size=task.size, level=task.level, batch_size=task.batch_size
+    )
+    return make_loader(
+        store,
+        task.positions_N,
+        config,
+        normalization=task.normalization,
+        augment=task.augment,
+        shuffle=True,
+        rank=rank,
+        world_size=world_size,
+        device=task.device,
+    )
+
+
+def pick_slices(store: Store, count: int) -> npt.NDArray[np.int64]:
+    """So many slices of one shape, from all over the store, or all there are."""
     slices_N = common_slices(store)
     return slices_N[
         np.linspace(0, len(slices_N) - 1, min(count, len(slices_N))).astype(int)
@@ -86,33 +106,19 @@ def _pick(store: Store, count: int) -> npt.NDArray[np.int64]:
 def _measure_level(
     store: Store, level: int, workload: Workload, meter: Meter
 ) -> list[Record]:
-    positions_N = _pick(store, workload.num_loaded)
+    positions_N = pick_slices(store, workload.num_loaded)
     task = make_task(store, level, workload)
+    whole = replace(task, positions_N=positions_N)
     with ExitStack() as stack:
-        loader = stack.enter_context(
-            make_loader(
-                store,
-                positions_N,
-                replace(
-                    exp_30().data,
-                    size=workload.size,
-                    level=level,
-                    batch_size=workload.batch_size,
-                ),
-                normalization=task.normalization,
-                augment=task.augment,
-                shuffle=True,
-                device=workload.device,
-            )
-        )
-        warp = _WarpAlone(store, replace(task, positions_N=positions_N))
+        loader = stack.enter_context(open_loader(store, whole))
+        warp = _WarpAlone(store, whole)
         stack.callback(warp.close)
         contenders = [
             Contender(name="ichfast", role="ichfast", run=lambda: _run_epoch(loader)),
             Contender(name="warp alone", role="limit", run=warp.run),
         ]
         if workload.device != "cpu":
-            copy = _UploadAlone(store, replace(task, positions_N=positions_N))
+            copy = _UploadAlone(store, whole)
             contenders.append(Contender(name="upload", role="limit", run=copy.run))
         for name in peers_of(STAGE, workload.peers):
             # What skips pixels is no peer; a PNG has the source's resolution.
@@ -144,7 +150,7 @@ def _run_epoch(loader: DaliLoader) -> int:
     return sum(len(batch) for batch in loader)
 
 
-def _peer_contender(name: str, peer: Loader, task: LoaderTask) -> Contender:
+def _peer_contender(name: str, peer: Any, task: LoaderTask) -> Contender:
     epochs = itertools.count()
     return Contender(
         name=name,
@@ -189,12 +195,7 @@ class _WarpAlone:
             self._give,
             size=task.size,
             on_gpu=on_gpu,
-            batch_size=task.batch_size,
-            num_threads=min(8, os.cpu_count() or 1),
-            device_id=torch.cuda.current_device() if on_gpu else None,
-            prefetch_queue_depth=PREFETCH,
-            exec_dynamic=True,
-            seed=0,
+            **pipeline_options(task.batch_size, on_gpu=on_gpu),
         )
         self._pipeline.build()
 

@@ -1,0 +1,55 @@
+"""Very many DICOM files that differ in nothing but their ids, made from one.
+
+<folder>/00000/ID_000000000.dcm     1,000 files of one series in each folder
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.workload import check_space
+from ichfast.synth import synthesize
+
+FILES_A_FOLDER = 1000
+SIDE = 64
+"""Rows and columns of a file."""
+
+BYTES_ON_DISK = 12 * 1024
+"""What a file takes, in blocks of 4 KiB."""
+
+
+def write_copies(folder: Path, num_files: int) -> None:
+    """Write synthetic slices that are all alike.
+
+    Args:
+        folder: does not exist.
+        num_files: 1 or more.
+
+    Raises:
+        BenchError: too little space on the disk.
+    """
+    check_space(folder.parent, num_files * BYTES_ON_DISK)
+    content, slice_id, series_uid = _one_file(folder.parent)
+    for number in range(num_files):
+        group, rest = divmod(number, FILES_A_FOLDER)
+        series_dir = folder / f"{group:05d}"
+        if rest == 0:
+            series_dir.mkdir(parents=True)
+        name = _numbered(slice_id, number)
+        own = content.replace(slice_id.encode(), name.encode())
+        own = own.replace(series_uid.encode(), _numbered(series_uid, group).encode())
+        (series_dir / f"{name}.dcm").write_bytes(own)
+
+
+def _one_file(folder: Path) -> tuple[bytes, str, str]:
+    """A synthetic file, its SOPInstanceUID and its SeriesInstanceUID."""
+    with TemporaryDirectory(dir=folder) as heads:
+        synthesize(Path(heads) / "heads", num_slices=1, quirks=False, size=SIDE)
+        (file,) = Path(heads).rglob("*.dcm")
+        return file.read_bytes(), file.stem, file.parent.name
+
+
+def _numbered(uid: str, number: int) -> str:
+    """An id as long as `uid` that holds a number."""
+    return f"ID_{number:0{len(uid) - 3}d}"

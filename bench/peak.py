@@ -1,0 +1,98 @@
+"""Peak memory of a command: of its first process, and of the largest of the others.
+
+The command runs in a session of its own, whose processes are asked every `POLL_S` for
+their high-water marks until it ends. What one gains in its last moment is not seen.
+
+Source:
+    proc_pid_status(5), VmHWM: peak resident set size; proc_pid_stat(5), session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure import BenchError
+
+POLL_S = 0.02
+KIB_IN_MIB = 1024
+PROC_DIR = Path("/proc")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peak:
+    """The highest resident set sizes of a command's processes."""
+
+    parent_mib: float
+    """Of the process that was started."""
+
+    worker_mib: float
+    """Of the largest process that it started; 0 without any."""
+
+
+def watch_command(command: Sequence[str], *, timeout_s: float) -> Peak:
+    """Run a command to its end and watch the memory of its processes.
+
+    Raises:
+        BenchError: it failed, or did not end in time and was killed.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    peak_mib: dict[int, float] = {}
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        while process.poll() is None and time.monotonic() < deadline_s:
+            for pid in processes_of(process.pid):
+                peak_mib[pid] = max(peak_mib.get(pid, 0.0), peak_of(pid))
+            time.sleep(POLL_S)
+        ended = process.poll() is not None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+    if not ended or process.returncode:
+        last = (errors.decode(errors="replace").strip().splitlines() or ["no message"])[
+            -1
+        ]
+        problem = f"failed: {last}" if ended else f"did not end in {timeout_s:g} s"
+        raise BenchError(f"`{' '.join(command[1:4])} ...` {problem}")
+    parent_mib = peak_mib.pop(process.pid, 0.0)
+    return Peak(parent_mib=parent_mib, worker_mib=max(peak_mib.values(), default=0.0))
+
+
+def peak_of(pid: int | str) -> float:
+    """Peak resident set size of a process, MiB; 0 if it has ended.
+
+    Args:
+        pid: its number, or ``self``.
+    """
+    try:
+        lines = (PROC_DIR / str(pid) / "status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(found[0]) / KIB_IN_MIB if found else 0.0
+
+
+def processes_of(session: int) -> list[int]:
+    """The numbers of the processes in a session."""
+    found = []
+    for folder in PROC_DIR.glob("[0-9]*"):
+        try:
+            # The name before the last parenthesis may hold anything.
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session:
+            found.append(int(folder.name))
+    return found

@@ -1,0 +1,191 @@
+"""DALI alone: its own .npy reader, one file a slice, and its own random operators.
+
+Resize, crop and flip are one antialiased `fn.resize` of a random region. The rotation
+is a `warp_perspective`, which takes uint16, as `fn.rotate` does not. Only slices that
+drew a change of light pay for it. The same graph runs on a GPU, behind a reader that
+stays on the CPU.
+
+The reader has an order of its own: it begins no epoch anew and resumes nowhere, and
+slices that fill no batch begin the next epoch. So this peer is no `batch.Loader`.
+
+Source:
+    NVIDIA DALI 2.4, operators `readers.numpy`, `resize`, `erase` and
+    `experimental.warp_perspective`, and "Conditional execution".
+
+Shape letters: B slices of a batch, C characters, S side of the output, M holes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nvidia.dali import (  # noqa: TID251 - a peer
+    fn,
+    pipeline_def,
+    types,
+)
+from nvidia.dali import math as dali_math  # noqa: TID251 - a peer
+
+from bench.peers.task import LoaderTask
+from ichfast.augment import AugmentConfig
+from ichfast.batch import Batch
+from ichfast.labels import CLASSES
+from ichfast.loader import pipeline_options
+from ichfast.store import Store
+from ichfast.twin import LOGIT_EPSILON
+from ichfast.windows import HU_OFFSET
+
+
+def make(task: LoaderTask) -> DaliNumpyPeer:
+    """Build the peer, and its files."""
+    return DaliNumpyPeer(task)
+
+
+class DaliNumpyPeer:
+    """A DALI pipeline that reads, draws and computes. Close it after use."""
+
+    def __init__(self, task: LoaderTask) -> None:
+        self._num_batches = len(task.positions_N) // task.batch_size
+        on_gpu = task.device != "cpu"
+        self._pipeline = _graph(
+            _write_missing(task),
+            task,
+            on_gpu=on_gpu,
+            **pipeline_options(task.batch_size, on_gpu=on_gpu),
+        )
+        self._pipeline.build()
+
+    def epoch(self, _epoch: int) -> Iterator[Batch]:
+        """The next batches, on the task's device; unlabelled."""
+        for _ in range(self._num_batches):
+            images, names = self._pipeline.run()
+            images_BHWC = torch.utils.dlpack.from_dlpack(images.as_tensor())
+            positions = [_position_of(names.at(k)) for k in range(len(names))]
+            yield Batch(
+                images_BCHW=images_BHWC.permute(0, 3, 1, 2),
+                targets_BK=torch.full((len(positions), len(CLASSES)), torch.nan),
+                indices_B=torch.tensor(positions),
+            )
+
+    def close(self) -> None:
+        """Stop DALI's threads."""
+        self._pipeline._shutdown()
+
+
+def _position_of(name_C: npt.NDArray[np.uint8]) -> int:
+    """The store position of a slice whose file `_write_missing` named."""
+    return int(Path(name_C.tobytes().decode()).stem.split("-")[1])
+
+
+def _write_missing(task: LoaderTask) -> list[str]:
+    """The files of the slices, each (H, W, 1) uint16: HU + 1024."""
+    task.npy_dir.mkdir(parents=True, exist_ok=True)
+    files = []
+    with Store(task.store_path) as store:
+        for position in task.positions_N.tolist():
+            file = Path(task.npy_dir, f"{task.level}-{position}.npy")
+            if not file.exists():
+                stored_HW = store.slice_HW(position, task.level)
+                np.save(file, stored_HW[..., np.newaxis])
+            files.append(str(file))
+    return files
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+def _graph(files: Sequence[str], task: LoaderTask, *, on_gpu: bool) -> Any:
+    stored = fn.readers.numpy(
+        files=files, shuffle_after_epoch=True, cache_header_information=True
+    )
+    name = fn.get_property(stored, key="source_info")
+    stored = fn.reshape(stored, layout="HWC")
+    if on_gpu:
+        stored = stored.gpu()
+    augment = task.augment
+    start, end = _random_region(augment)
+    small = fn.resize(
+        stored,
+        size=[task.size, task.size],
+        roi_start=start,
+        roi_end=end,
+        roi_relative=True,
+        antialias=True,
+    )
+    turned = fn.experimental.warp_perspective(
+        small, matrix=_random_rotation(augment, task.size), fill_value=0
+    )
+    low = task.window.center - task.window.width / 2 + HU_OFFSET
+    hu = fn.cast(turned, dtype=types.FLOAT) - low
+    value = dali_math.clamp(hu / task.window.width, 0.0, 1.0)
+    darkens = _coin(augment.lighting_probability, 5)
+    stretches = _coin(augment.lighting_probability, 6)
+    if darkens + stretches > 0:
+        value = _relight(value, augment, darkens, stretches)
+    value = _cut_holes(value, augment, task.size)
+    (mean,), (std,) = task.normalization.mean, task.normalization.std
+    return fn.cast((value - mean) / std, dtype=types.FLOAT16), name
+
+
+def _coin(probability: float, seed: int) -> Any:
+    return fn.random.coin_flip(probability=probability, seed=seed)
+
+
+def _uniform(low: float, high: float, seed: int, **more: Any) -> Any:
+    # DALI refuses a range of one number.
+    return low + (high - low) * fn.random.uniform(range=[0.0, 1.0], seed=seed, **more)
+
+
+def _random_region(augment: AugmentConfig) -> tuple[Any, Any]:
+    """Corners of what is shown, relative; swapped columns mirror it."""
+    zoom = _uniform(augment.min_zoom, augment.max_zoom, 7)
+    zooms = _coin(augment.affine_probability, 8)
+    side = 1.0 - zooms * (1.0 - 1.0 / zoom)
+    top = _uniform(0.0, 1.0, 9) * (1.0 - side)
+    left = _uniform(0.0, 1.0, 10) * (1.0 - side)
+    mirrors = _coin(augment.flip_probability, 11)
+    start = fn.stack(top, left + mirrors * side)
+    return start, fn.stack(top + side, left + side - mirrors * side)
+
+
+def _random_rotation(augment: AugmentConfig, size: int) -> Any:
+    """From the output to what is turned about its centre, (3, 3)."""
+    most, middle = math.radians(augment.max_rotation_deg), size / 2.0
+    angle = _coin(augment.affine_probability, 3) * _uniform(-most, most, 4)
+    cos, sin = dali_math.cos(angle), dali_math.sin(angle)
+    matrix = fn.stack(
+        *(cos, -sin, middle * (1.0 - cos + sin)),
+        *(sin, cos, middle * (1.0 - sin - cos)),
+        *(0.0 * cos, 0.0 * cos, 0.0 * cos + 1.0),
+    )
+    return fn.reshape(matrix, shape=[3, 3])
+
+
+def _relight(value: Any, augment: AugmentConfig, darkens: Any, stretches: Any) -> Any:
+    """Brightness and contrast in logit space, as `bench.peers.task.relight`."""
+    amount = augment.max_lighting
+    change = 0.5 + 0.5 * darkens * _uniform(-amount, amount, 12)
+    brightness = dali_math.log(change / (1.0 - change))
+    contrast = dali_math.exp(-math.log1p(-amount) * stretches * _uniform(-1.0, 1.0, 13))
+    value = dali_math.clamp(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+    logit = dali_math.log(value / (1.0 - value)) * contrast + brightness
+    return 1.0 / (1.0 + dali_math.exp(-logit))
+
+
+def _cut_holes(value: Any, augment: AugmentConfig, size: int) -> Any:
+    """As many holes as there may be; those that were not drawn have no size."""
+    fewest, most = augment.cutout_holes
+    number_M2 = np.repeat(np.arange(most, dtype=np.int32), 2)
+    count = fn.random.uniform(values=list(range(fewest, most + 1)), seed=14)
+    smallest, largest = augment.cutout_side
+    side = fn.random.uniform(values=list(range(smallest, largest + 1)), seed=15)
+    side = side * _coin(augment.cutout_probability, 16)
+    corner = _uniform(0.0, float(size), 17, shape=[2 * most]) - side / 2.0
+    is_cut = types.Constant(number_M2) < count
+    return fn.erase(
+        value, anchor=corner, shape=side * is_cut, axis_names="HW", fill_value=0.0
+    )

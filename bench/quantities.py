@@ -1,0 +1,195 @@
+"""The figures that go into the model of many GPUs, each with where it is from.
+
+Measured ones come out of results files; what nobody measured is given on the command
+line, or assumed and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.fleet import Node, Storage
+from bench.measure import BenchError, Record
+from bench.records import hardware_of
+from ichfast.loader import MOST_THREADS
+
+MB = 1e6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantity:
+    """One number, its unit and its source."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+    """Begins with ``measured``, ``given`` or ``assumed``."""
+
+
+ASSUMED = {
+    quantity.name: quantity
+    for quantity in (
+        Quantity(
+            name="disk",
+            value=6000.0,
+            unit="MB/s a machine",
+            source="assumed: one NVMe drive behind PCIe 4.0 x4, which carries 7,877 "
+            "(PCI-SIG: 16 GT/s, 4 lanes, 128b/130b)",
+        ),
+        Quantity(
+            name="link",
+            value=12_500.0,
+            unit="MB/s a machine",
+            source="assumed: 100 Gb/s Ethernet, filled",
+        ),
+        Quantity(
+            name="server",
+            value=12_500.0,
+            unit="MB/s for all",
+            source="assumed: one NFS server behind 100 Gb/s Ethernet, filled",
+        ),
+        Quantity(
+            name="requests",
+            value=5500.0,
+            unit="slices/s for all",
+            source="assumed: one GET a slice, one prefix (Amazon S3 User Guide, "
+            "'Optimizing performance': at least 5,500 GET/s a partitioned prefix)",
+        ),
+        Quantity(
+            name="upload",
+            value=25_000.0,
+            unit="MB/s a GPU",
+            source="assumed: PCIe 4.0 x16, which carries 31,508 (PCI-SIG, as above)",
+        ),
+        Quantity(
+            name="cores",
+            value=14.0,
+            unit="cores a GPU",
+            source="assumed: 112 cores and 8 GPUs a machine",
+        ),
+        Quantity(
+            name="gpus", value=8.0, unit="GPUs a machine", source="assumed: as above"
+        ),
+    )
+}
+"""What is taken where nothing was measured or given."""
+
+
+def find_quantities(
+    records: Sequence[Record], *, level: int, size: int, given: dict[str, float | None]
+) -> dict[str, Quantity]:
+    """All that the model needs, by name.
+
+    Args:
+        records: the newest last.
+        level: of the store that is read.
+        size: of the model's input.
+        given: by name of the quantity; None was not given.
+
+    Raises:
+        BenchError: the loader's rate was neither measured nor given.
+    """
+    found = dict(ASSUMED)
+    disk = _measured_disk(records)
+    if disk is not None:
+        found["disk"] = disk
+    loader = _measured_loader(records, level, size)
+    if loader is not None:
+        found["loader"] = loader
+    for name, value in given.items():
+        if value is not None:
+            unit = found[name].unit if name in found else "slices/s a core"
+            found[name] = Quantity(name=name, value=value, unit=unit, source="given")
+    if "loader" not in found:
+        raise BenchError(
+            f"no results hold the loader's rate from level {level} to {size}; measure "
+            "it with `python bench/throughput.py loader`, or give it with --loader"
+        )
+    return found
+
+
+def storages(quantities: dict[str, Quantity]) -> list[Storage]:
+    """The three kinds of storage."""
+    value = {name: quantity.value for name, quantity in quantities.items()}
+    return [
+        Storage(name="local NVMe", node_bytes_per_s=value["disk"] * MB),
+        Storage(
+            name="NFS",
+            node_bytes_per_s=value["link"] * MB,
+            shared_bytes_per_s=value["server"] * MB,
+        ),
+        Storage(
+            name="object store",
+            node_bytes_per_s=value["link"] * MB,
+            shared_slices_per_s=value["requests"],
+        ),
+    ]
+
+
+def make_node(
+    quantities: dict[str, Quantity], *, slice_bytes: int, gpu_per_s: float | None
+) -> Node:
+    """A machine; `gpu_per_s` is what one GPU trains, if that is known."""
+    value = {name: quantity.value for name, quantity in quantities.items()}
+    return Node(
+        gpus=math.floor(value["gpus"]),
+        slice_bytes=slice_bytes,
+        loader_per_gpu=value["loader"] * value["cores"],
+        upload_bytes_per_s=value["upload"] * MB,
+        gpu_per_s=gpu_per_s,
+    )
+
+
+def find_record(
+    records: Sequence[Record], stage: str, case: str, name: str
+) -> Record | None:
+    """The last measured record of something, or None."""
+    key = (stage, case, name)
+    found = [record for record in records if record.key == key and record.estimate]
+    return found[-1] if found else None
+
+
+def loader_record(records: Sequence[Record], level: int, size: int) -> Record | None:
+    """The last record of the loader on a CPU, or None."""
+    on_cpu = [record for record in records if record.device == "cpu"]
+    return find_record(on_cpu, "loader", f"level {level} to {size}", "ichfast")
+
+
+def per_core(record: Record) -> float:
+    """A loader's rate a core that it uses, slices a second."""
+    assert record.estimate is not None
+    cores = min(MOST_THREADS, record.environment["cores"])
+    return float(record.estimate.median / cores)
+
+
+def _measured_loader(
+    records: Sequence[Record], level: int, size: int
+) -> Quantity | None:
+    record = loader_record(records, level, size)
+    if record is None:
+        return None
+    return Quantity(
+        name="loader",
+        value=per_core(record),
+        unit="slices/s a core",
+        source=f"measured: {_origin(record)}; the whole graph on the CPU",
+    )
+
+
+def _measured_disk(records: Sequence[Record]) -> Quantity | None:
+    record = find_record(records, "read", "cold", "sequential read")
+    if record is None or record.estimate is None:
+        return None
+    return Quantity(
+        name="disk",
+        value=record.estimate.median * record.settings["unit_bytes"] / MB,
+        unit="MB/s a machine",
+        source=f"measured: {_origin(record)}; cold, in sequence",
+    )
+
+
+def _origin(record: Record) -> str:
+    return f"{hardware_of(record)}; {record.commit}, {record.date[:10]}"

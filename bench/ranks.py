@@ -1,0 +1,139 @@
+"""Loaders of several ranks on one machine, each in a process on cores of its own.
+
+1. A rank has its loaders open, and waits, between two epochs.
+2. Whatever happens in a rank is raised in the process that asked, and no wait is longer
+   than `TIMEOUT_S`.
+3. `close` ends every process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from types import TracebackType
+
+from bench.measure import BenchError
+from bench.peers.task import LoaderTask
+
+TIMEOUT_S = 120.0
+
+
+class Ranks:
+    """Processes that load as the ranks of worlds of any size. Close it after use.
+
+    Args:
+        task: what the ranks of the largest world share. In a smaller one each has as
+            many slices.
+        cores: those of each rank.
+
+    Raises:
+        BenchError: a rank could not start.
+    """
+
+    def __init__(self, task: LoaderTask, cores: Sequence[Sequence[int]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._processes = []
+        self._connections: list[Connection] = []
+        for rank, own in enumerate(cores):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_run_rank, args=(theirs, task, rank, len(cores), tuple(own))
+            )
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+        try:
+            self._collect(len(cores))
+        except BenchError:
+            self.close()
+            raise
+
+    def run_epoch(self, world_size: int) -> int:
+        """Let each rank of a world load its next epoch; returns the slices of all.
+
+        Raises:
+            BenchError: a rank failed, or took longer than `TIMEOUT_S`.
+        """
+        for rank, connection in enumerate(self._connections[:world_size]):
+            try:
+                connection.send(world_size)
+            except OSError as error:
+                raise BenchError(f"rank {rank} died") from error
+        return self._collect(world_size)
+
+    def close(self) -> None:
+        """End the processes."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(timeout=10.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _collect(self, num_ranks: int) -> int:
+        total = 0
+        for rank, connection in enumerate(self._connections[:num_ranks]):
+            if not connection.poll(TIMEOUT_S):
+                raise BenchError(f"rank {rank} gave no answer in {TIMEOUT_S:g} s")
+            try:
+                answer = connection.recv()
+            except EOFError as error:
+                raise BenchError(f"rank {rank} died") from error
+            if isinstance(answer, str):
+                raise BenchError(f"rank {rank} failed: {answer}")
+            total += answer
+        return total
+
+
+def _run_rank(
+    connection: Connection,
+    task: LoaderTask,
+    rank: int,
+    num_ranks: int,
+    cores: tuple[int, ...],
+) -> None:
+    """Load an epoch of each world that is asked for, until the pipe closes."""
+    import torch
+
+    from bench.stages.loader import open_loader
+    from ichfast.errors import IchfastError
+    from ichfast.store import Store
+
+    os.sched_setaffinity(0, cores)
+    if task.device != "cpu":
+        torch.cuda.set_device(rank)
+    share = len(task.positions_N) // num_ranks
+    try:
+        with ExitStack() as stack:
+            store = stack.enter_context(Store(task.store_path))
+            loaders = {}
+            for world_size in range(rank + 1, num_ranks + 1):
+                own = replace(task, positions_N=task.positions_N[: world_size * share])
+                loaders[world_size] = stack.enter_context(
+                    open_loader(store, own, rank=rank, world_size=world_size)
+                )
+            connection.send(0)
+            while True:
+                loader = loaders[connection.recv()]
+                connection.send(sum(len(batch) for batch in loader))
+    except EOFError:
+        pass  # nobody asks any more
+    except IchfastError as error:
+        connection.send(str(error))

@@ -1,0 +1,244 @@
+"""Where the bottleneck lies with 1 to 1,024 GPUs: a model, checked where it can be.
+
+    python bench/scale.py [--level 256] [--size 224] [--gpu resnext50=RATE]
+
+It takes measured rates out of results files and says of each other figure that it was
+given or assumed. What a GPU trains is never assumed: without ``--gpu`` the table shows
+what the rest can feed. Tables go to stdout, and one JSON line, last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import click
+from matplotlib.figure import Figure
+
+from bench.fleet import Node, Storage, bottleneck, part_rates
+from bench.measure import Record
+from bench.quantities import (
+    ASSUMED,
+    Quantity,
+    find_quantities,
+    loader_record,
+    make_node,
+    per_core,
+    storages,
+)
+from bench.records import RESULTS_DIR, hardware_of, read_newest, read_records
+from bench.table import align, format_number
+from bench.workload import default_cache_dir
+from ichfast.errors import IchfastError
+from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
+from ichfast.files import atomic_path
+
+NUM_GPUS = tuple(2**k for k in range(11))
+SLICE_BYTES = {512: 512 * 512 * 2, 256: 256 * 256 * 2}
+LINE_STYLES = ("-", "--", ":")
+DPI = 160
+
+
+def predict(
+    kinds: Sequence[Storage], node: Node, num_gpus: Sequence[int] = NUM_GPUS
+) -> dict[str, list[tuple[int, str, float]]]:
+    """GPUs, bottleneck and slices a second of the job, for each kind of storage."""
+    return {
+        storage.name: [
+            (count, *bottleneck(part_rates(storage, node, count))) for count in num_gpus
+        ]
+        for storage in kinds
+    }
+
+
+def check_ranks(records: Sequence[Record], *, level: int, size: int) -> list[str]:
+    """The model's rates of 1 and 2 ranks beside the measured ones, as lines."""
+    loader = loader_record(records, level, size)
+    lines = []
+    for ranks, name in ((1, "alone"), (2, "each of 2 ranks")):
+        found = [
+            record
+            for record in records
+            if record.stage == "scale"
+            and record.name == name
+            and record.estimate
+            and (record.settings["level"], record.settings["size"]) == (level, size)
+            and loader is not None
+            and hardware_of(record) == hardware_of(loader)
+        ]
+        if loader is None or not found or found[-1].estimate is None:
+            lines.append(
+                f"{ranks} rank(s): not measured; `python bench/throughput.py loader "
+                "scale` does"
+            )
+            continue
+        measured = ranks * found[-1].estimate.median
+        predicted = ranks * found[-1].settings["cores"] * per_core(loader)
+        lines.append(
+            f"{ranks} rank(s): predicted {format_number(predicted)} slices/s, measured "
+            f"{format_number(measured)}: {predicted / measured - 1:+.0%}"
+        )
+    return lines
+
+
+def draw(predicted: dict[str, dict[str, list[tuple[int, str, float]]]]) -> Figure:
+    """Slices a second over GPUs: a colour for each network, a line for each storage."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    ax = figure.subplots()
+    colors = (MODEL_COLOR, SECOND_COLOR, LIGHT.ink, LIGHT.faint)
+    for number, (network, kinds) in enumerate(predicted.items()):
+        for style, (storage, rows) in zip(LINE_STYLES, kinds.items(), strict=True):
+            ax.plot(
+                [row[0] for row in rows],
+                [row[2] for row in rows],
+                style,
+                color=colors[number % len(colors)],
+                label=f"{storage}, {network}",
+            )
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(NUM_GPUS, [f"{count:,}" for count in NUM_GPUS])
+    ax.set_xlabel("GPUs")
+    ax.set_ylabel("slices/s of the whole job")
+    ax.set_title("A model, not a measurement: see its assumptions", fontsize=9)
+    ax.grid(color=LIGHT.faint, alpha=0.4)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def format_quantities(quantities: dict[str, Quantity]) -> str:
+    """What went in, and where each figure is from."""
+    return align(
+        ("input", "value", "unit", "source"),
+        [
+            (each.name, format_number(each.value), each.unit, each.source)
+            for each in quantities.values()
+        ],
+        right=(1,),
+    )
+
+
+def format_prediction(
+    predicted: dict[str, dict[str, list[tuple[int, str, float]]]],
+) -> str:
+    """Rate and bottleneck for each network and number of GPUs."""
+    return align(
+        ("network", "GPUs", *next(iter(predicted.values()))),
+        [
+            (
+                network if row == 0 else "",
+                f"{count:,}",
+                *(
+                    f"{format_number(rows[row][2])} {rows[row][1]}"
+                    for rows in kinds.values()
+                ),
+            )
+            for network, kinds in predicted.items()
+            for row, count in enumerate(NUM_GPUS)
+        ],
+        right=(1,),
+    )
+
+
+def parse_gpu_rates(texts: Sequence[str]) -> dict[str, float | None]:
+    """Read ``NETWORK=RATE``; without any, one network whose rate nobody knows.
+
+    Raises:
+        IchfastError: not of that form, or not above zero.
+    """
+    rates: dict[str, float | None] = {}
+    for text in texts:
+        found = re.fullmatch(r"([\w-]+)=(\d+(?:\.\d+)?)", text)
+        if found is None or float(found[2]) == 0.0:
+            raise IchfastError(
+                f"--gpu takes NETWORK=RATE, such as resnext50=900, got {text!r}"
+            )
+        rates[found[1]] = float(found[2])
+    return rates or {"any network (GPU: not measured)": None}
+
+
+def _number_options(command: Any) -> Any:
+    for name, quantity in reversed(ASSUMED.items()):
+        command = click.option(
+            f"--{name}",
+            type=click.FloatRange(min=1),
+            help=f"{quantity.unit}, {quantity.value:,.0f} if not measured.",
+        )(command)
+    return command
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--level", default="256", type=click.Choice(["512", "256"]))
+@click.option("--size", default=224, help="Input side, pixels.")
+@click.option(
+    "--gpu",
+    "gpus_rates",
+    multiple=True,
+    metavar="NETWORK=RATE",
+    help="What one GPU trains at that size, slices/s; may be repeated.",
+)
+@click.option("--loader", type=click.FloatRange(min=1), help="slices/s a core.")
+@_number_options
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A results file; without it the newest figures of bench/results/.",
+)
+@click.option("--record", is_flag=True, help="Draw to bench/results/, to be committed.")
+def main(
+    *,
+    level: str,
+    size: int,
+    gpus_rates: Sequence[str],
+    results: Path | None,
+    record: bool,
+    **given: float | None,
+) -> None:
+    """Model training on 1 to 1,024 GPUs from local disks, NFS and an object store."""
+    try:
+        records = read_records(results) if results else read_newest(RESULTS_DIR)
+        quantities = find_quantities(records, level=int(level), size=size, given=given)
+        predicted = {
+            f"{network} at {size}": predict(
+                storages(quantities),
+                make_node(
+                    quantities, slice_bytes=SLICE_BYTES[int(level)], gpu_per_s=rate
+                ),
+            )
+            for network, rate in parse_gpu_rates(gpus_rates).items()
+        }
+        check = check_ranks(records, level=int(level), size=size)
+        folder = RESULTS_DIR if record else default_cache_dir() / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure = folder / "scale.png"
+        with atomic_path(figure) as temporary:
+            draw(predicted).savefig(
+                temporary, format="png", dpi=DPI, metadata={"Software": None}
+            )
+    except IchfastError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from error
+    click.echo(format_quantities(quantities))
+    click.echo(f"\nslices/s of the whole job from level {level}, and what limits it\n")
+    click.echo(format_prediction(predicted))
+    click.echo("\n" + "\n".join(check))
+    document = {
+        "inputs": {name: asdict(each) for name, each in quantities.items()},
+        "predicted": predicted,
+        "check": check,
+        "figure": str(figure),
+    }
+    click.echo(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
