@@ -28,8 +28,6 @@ import logging
 import math
 import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +47,7 @@ from ichfast.manifest import StoreHeader, read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, label_plan, shard_plan
 from ichfast.pseudonyms import read_or_make_key
+from ichfast.signals import sigterm_interrupts
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
 from ichfast.workers import convert_units
@@ -130,7 +129,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     entries = _list_entries(sources, store, limit)
     journal = Journal(store, levels)
     units: list[Unit] = []
-    with only_writer(store), _sigterm_interrupts(), _resumable(journal, units):
+    with only_writer(store), sigterm_interrupts(), _resumable(journal, units):
         was_finished = (store / "store.json").exists()
         is_finished = journal.publish() or was_finished
         key = None
@@ -203,19 +202,6 @@ def _list_entries(
             "DICOM files, and as --store a folder that holds none"
         )
     return entries
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does. Only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -11,24 +11,28 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock"},
+    | {"levels", "lock", "logit", "options"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
-    | {"shards", "pseudonyms", "remote"},
+    | {"shards", "pseudonyms", "remote", "smoothing", "bootstrap"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "xresnet"}
     | {"slicetable", "series"},
-    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
+    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
+    | {"evaluation"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures"},
+    | {"pictures", "scoretable", "batchsize"},
     {"journal", "loader", "train", "report", "device", "overview"},
-    {"convert", "merge", "recipes", "normalization"},
+    {"convert", "merge", "recipes", "normalization", "hugraph"},
     {"lanes", "splits", "preview", "appending"},
     {"cluster"},
     {"workers"},
     {"prepare", "runs"},
-    {"results", "repair"},
-    {"demo"},
+    {"trained", "repair", "comparison"},
+    {"leaks", "modelcard", "comparisonchart"},
+    {"ensemble", "export", "results"},
+    {"fromdicom", "demo"},
+    {"judging"},
     {"cli"},
     {"__main__"},
 )

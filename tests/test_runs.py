@@ -12,18 +12,19 @@ import pytest
 import torch
 
 from ichfast.checkpoint import BEST
+from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import (
     CheckpointError,
     FoldError,
     InterruptionError,
     RecipeError,
 )
+from ichfast.evaluation import evaluate
 from ichfast.loader import DataConfig, make_loader
-from ichfast.metrics import evaluate
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
 from ichfast.predictions import COLUMNS
 from ichfast.recipes import RECIPES, FoldConfig, Recipe, resolve_recipe
-from ichfast.results import predict_run, report_run
+from ichfast.results import report_run
 from ichfast.runs import default_run_dir, read_history, read_record, train_run
 from ichfast.splits import split_slices
 from ichfast.store import Store
@@ -129,7 +130,7 @@ def test_a_run_leaves_settings_metrics_and_checkpoints(
 def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
     run_dir: Path, tiny_store: Store
 ) -> None:
-    table = predict_run(run_dir, device=CPU)
+    table = predict_runs([run_dir], device=CPU)
     split = split_slices(tiny_store, read_record(run_dir).recipe.folds)
     expected = tiny_store.table["slice_id"].iloc[split.valid_N]
     assert table["slice_id"].tolist() == expected.tolist()
@@ -145,15 +146,20 @@ def test_another_store_is_predicted_whole(run_dir: Path, tmp_path: Path) -> None
     from tests.conftest import write_store
 
     write_store(tmp_path / "other", plan={"listing": "another"})
-    table = predict_run(run_dir, device=CPU, store_path=tmp_path / "other")
+    table = predict_runs([run_dir], device=CPU, store_path=tmp_path / "other")
     assert len(table) == 29
     assert (table["fold"] == -1).all()
-    some = predict_run(run_dir, device=CPU, store_path=tmp_path / "other", limit=4)
+    some = predict_runs(
+        [run_dir],
+        device=CPU,
+        store_path=tmp_path / "other",
+        config=PredictConfig(limit=4),
+    )
     assert len(some) == 4
 
 
 def test_the_report_shows_no_id_unless_asked(run_dir: Path, tmp_path: Path) -> None:
-    table = predict_run(run_dir, device=CPU)
+    table = predict_runs([run_dir], device=CPU)
     report_run(run_dir, table, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "weighted log loss" in page.lower()
