@@ -106,6 +106,8 @@ def hu_graph(run: TrainedRun) -> HuToProbs:
             "model is not told; export a run with fixed windows, such as brain"
         )
     model = run.load_model(torch.device("cpu"))
+    # torch.export packages plain tensors only.
+    model = model.to(memory_format=torch.contiguous_format)
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
