@@ -40,8 +40,10 @@ class HuToProbs(nn.Module):
         neighbours: the channels are three slices through one window.
     """
 
-    source_S: Tensor
-    share_S: Tensor
+    row_S: Tensor
+    row_share_S1: Tensor
+    column_S: Tensor
+    column_share_S: Tensor
 
     def __init__(
         self,
@@ -62,9 +64,14 @@ class HuToProbs(nn.Module):
             zip(windows, normalization.mean, normalization.std, strict=True)
         )
         self.neighbours = neighbours
-        lower_S, share_S = _places(level >> self.num_halvings, size)
-        self.register_buffer("source_S", lower_S, persistent=False)
-        self.register_buffer("share_S", share_S, persistent=False)
+        row_S, column_S = _places(level >> self.num_halvings, size)
+        for name, places_S in (
+            ("row_S", (row_S.floor() + 1).long()),
+            ("row_share_S1", (row_S - row_S.floor())[:, None]),
+            ("column_S", (column_S.floor() + 1).long()),
+            ("column_share_S", column_S - column_S.floor()),
+        ):
+            self.register_buffer(name, places_S, persistent=False)
 
     def forward(self, hu: Tensor) -> Tensor:
         """Six probabilities a slice.
@@ -97,28 +104,27 @@ class HuToProbs(nn.Module):
     def _resample(self, stored_BDHW: Tensor) -> Tensor:
         """Bilinear, along the columns and then along the rows; air around."""
         padded_BDHW = nn.functional.pad(stored_BDHW, (1, 1, 1, 1))
-        left = padded_BDHW.index_select(3, self.source_S)
-        right = padded_BDHW.index_select(3, self.source_S + 1)
-        columns_BDHS = left + (right - left) * self.share_S
-        upper = columns_BDHS.index_select(2, self.source_S)
-        lower = columns_BDHS.index_select(2, self.source_S + 1)
-        return upper + (lower - upper) * self.share_S[:, None]
+        left = padded_BDHW.index_select(3, self.column_S)
+        right = padded_BDHW.index_select(3, self.column_S + 1)
+        columns_BDHS = left + (right - left) * self.column_share_S
+        upper = columns_BDHS.index_select(2, self.row_S)
+        lower = columns_BDHS.index_select(2, self.row_S + 1)
+        return upper + (lower - upper) * self.row_share_S1
 
 
 def _places(side: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where the pixels of the output lie in a source with one pixel of air around.
+    """Where in the source the rows and the columns of the output are read.
 
-    Returns:
-        The source pixel before each, and how far behind it each lies, in pixels.
+    Corner-based matrix, centre-based places, in float32 and in the two orders of
+    arithmetic that DALI's warp has on a CPU: so ties of the rounding behind it fall
+    alike.
     """
-    # In float32, like the graph: ties of the rounding behind it then fall alike.
-    centre_S = np.arange(size, dtype=np.float32) + np.float32(0.5)
-    place_S = np.float32(side / size) * centre_S - np.float32(0.5)
-    lower_S = np.floor(place_S)
-    return (
-        torch.from_numpy(lower_S.astype(np.int64) + 1),
-        torch.from_numpy(place_S - lower_S),
-    )
+    scale = np.float32(side / size)
+    output_S = np.arange(size, dtype=np.float32)
+    half = np.float32(0.5)
+    row_S = scale * output_S + (half * scale - half)
+    column_S = scale * (output_S + half) - half
+    return torch.from_numpy(row_S), torch.from_numpy(column_S)
 
 
 def _mean_of_2x2(values_BDHW: Tensor) -> Tensor:

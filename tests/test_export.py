@@ -74,7 +74,7 @@ def test_the_graph_says_what_predict_says(
 
 
 @pytest.mark.parametrize(("level", "size"), [(512, 96), (512, 256), (256, 224)])
-def test_the_images_are_those_of_the_loader_but_for_ties(
+def test_the_images_are_those_of_the_loader(
     level: int, size: int, tiny_store: Store
 ) -> None:
     positions = whole_slices(tiny_store)[:5]
@@ -93,7 +93,7 @@ def test_the_images_are_those_of_the_loader_but_for_ties(
     found = graph(stack_hu(tiny_store, positions)).double().logit()
     difference_hu = (found - batch.images_BCHW.double()).abs() * window.width
     assert difference_hu.max() < 2.5  # one HU, and the steps of float16
-    assert (difference_hu > 0.5).double().mean() < 0.01
+    assert (difference_hu > 0.5).double().mean() < 1e-3  # ties of a rounding
 
 
 def test_a_written_model_runs_for_any_number_of_slices(
