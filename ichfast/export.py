@@ -55,10 +55,10 @@ def export_run(path: Path, out: Path) -> ExportReport:
     """
     _check_form(out)
     run = open_run(path)
-    program = trace(run)
     card = format_card(run, out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        program = trace(run)
         with atomic_path(out) as temporary:
             if out.suffix == ".onnx":
                 _write_onnx(program, temporary)

@@ -27,7 +27,8 @@ def answers(num_slices: int) -> tuple[Floats, Floats]:
     """Probabilities with many ties, and labels they tell something of."""
     rng = np.random.default_rng(1)
     labels_N = (rng.random(num_slices) < 0.3).astype(np.float64)
-    probs_N = np.round(np.clip(rng.normal(0.3 + 0.2 * labels_N, 0.2), 0, 1), 1)
+    noise_N = rng.normal(0.3 + 0.2 * labels_N, 0.2)
+    probs_N: Floats = np.round(noise_N.clip(0.0, 1.0), 1)
     return probs_N, labels_N
 
 
@@ -61,7 +62,9 @@ def test_ranking_intervals_are_those_of_repeated_slices(
     expected = np.percentile(np.array(figures), PERCENTILES, axis=0).T
     found = ranking_intervals(probs_N, labels_N, drawn)
     assert tuple(found) == RANKING_FIGURES
-    np.testing.assert_allclose([*found.values()], expected, atol=1e-12)
+    np.testing.assert_allclose(
+        np.array([*found.values()], dtype=np.float64), expected, atol=1e-12
+    )
 
 
 def test_the_interval_of_a_mean_is_that_of_repeated_slices(
@@ -72,9 +75,9 @@ def test_the_interval_of_a_mean_is_that_of_repeated_slices(
     means = [
         np.repeat(values_N, count_P[patient_N]).mean() for count_P in drawn.counts_RP
     ]
-    np.testing.assert_allclose(
-        mean_interval(values_N, drawn), np.percentile(means, PERCENTILES), atol=1e-12
-    )
+    found = mean_interval(values_N, drawn)
+    assert found is not None
+    np.testing.assert_allclose(found, np.percentile(means, PERCENTILES), atol=1e-12)
 
 
 def test_slices_of_one_patient_make_an_interval_wider_than_slices_alone() -> None:

@@ -50,9 +50,7 @@ def test_the_probabilities_are_those_of_the_two_steps(
     direct = predict_dicom([run_dir], [source], device=CPU, config=config, workers=1)
     assert list(temporary.glob("ichfast-*")) == []
     assert direct.rejected == {"not-dicom": 1}
-    prepare_store(
-        [source], tmp_path / "store", labels=None, workers=1, keep_ids=True
-    )
+    prepare_store([source], tmp_path / "store", labels=None, workers=1, keep_ids=True)
     steps = predict_runs(
         [run_dir], device=CPU, store_path=tmp_path / "store", config=config
     )

@@ -70,7 +70,7 @@ def test_where_nobody_knows_a_warning_says_why(
     assert reason in caplog.text
 
 
-def with_trained_on(*values: object) -> pd.DataFrame:
+def with_trained_on(values: list[object]) -> pd.DataFrame:
     """Seven slices a study, two studies a patient; a value a patient."""
     table = make_table(14 * len(values))
     trained_N = pd.array(np.repeat(np.array(values, dtype=object), 14), dtype="boolean")
@@ -78,7 +78,7 @@ def with_trained_on(*values: object) -> pd.DataFrame:
 
 
 def test_leaks_are_counted_and_refused() -> None:
-    table = with_trained_on(True, False, pd.NA, True)
+    table = with_trained_on([True, False, pd.NA, True])
     with pytest.raises(PredictionError, match=r"28 of 56 slices are of 2 .*allow-leak"):
         check_leaks(table, allow=False)
     found = check_leaks(table, allow=True)
@@ -87,6 +87,6 @@ def test_leaks_are_counted_and_refused() -> None:
 
 def test_what_nobody_knows_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        found = check_leaks(with_trained_on(False, pd.NA), allow=False)
+        found = check_leaks(with_trained_on([False, pd.NA]), allow=False)
     assert found == {"slices": 0, "patients": 0, "unknown": 14}
     assert "not known of 14 slices" in caplog.text

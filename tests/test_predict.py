@@ -74,16 +74,12 @@ def test_the_nine_looks_are_where_the_reference_looks_and_are_mixed_as_there(
     passes = tta_passes("reference", AugmentConfig())
     probs = []
     for number, look in enumerate(passes):
-        with make_loader(
-            tiny_store, slices_N, config, augment=look.augment
-        ) as loader:
+        with make_loader(tiny_store, slices_N, config, augment=look.augment) as loader:
             _, logits_NK, _ = predict_logits(Revealing(), loader, CPU, epoch=number)
         probs.append(logits_NK.double().sigmoid().numpy())
 
     looks = [(1.0, 0, 0, False)]
-    looks += [
-        (1.35, x, y, flipped) for flipped in (False, True) for x, y in CORNERS
-    ]
+    looks += [(1.35, x, y, flipped) for flipped in (False, True) for x, y in CORNERS]
     expected = [
         np.stack([revealed(stored_HW, *look, size) for stored_HW in plain_HW])
         for look in looks

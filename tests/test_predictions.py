@@ -79,6 +79,6 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) 
 
 
 def test_a_slice_without_a_patient_counts_as_one_of_its_study() -> None:
-    table = a_table().assign(patient=["", None], study=["s1", "s2"])
+    table = a_table().assign(patient=["", np.nan], study=["s1", "s2"])
     assert patients_N(table).tolist() == ["s1", "s2"]
     assert patients_N(a_table()).tolist() == ["p", "p"]
