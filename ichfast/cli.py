@@ -5,7 +5,6 @@ Results go to stdout as one JSON line; progress and warnings go to stderr.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,24 +15,9 @@ from typing import Any
 
 import click
 
+from ichfast import judging
 from ichfast.errors import IchfastError
-
-DEVICE = click.option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    help="auto takes a GPU if torch and DALI can both use it.",
-)
-STORE = click.option(
-    "--store",
-    default="ichfast-store",
-    type=click.Path(path_type=Path),
-    help="The store's folder.",
-)
-LIMIT = click.option(
-    "--limit", type=click.IntRange(min=1), help="A trial run on so many slices."
-)
-
+from ichfast.options import DEVICE, LIMIT, STORE, print_result, say
 
 SET = click.option(
     "--set",
@@ -179,7 +163,7 @@ def prepare(
         max_rejected=max_rejected,
         limit=limit,
     )
-    _print(asdict(report))
+    print_result(asdict(report))
 
 
 @cli.command()
@@ -205,7 +189,7 @@ def inspect(store: Path, sheet: Path | None) -> None:
         overview = describe_store(opened)
         write_contact_sheet(opened, sheet)
     click.echo(format_overview(overview), err=True)
-    _print({**asdict(overview), "sheet": str(sheet)})
+    print_result({**asdict(overview), "sheet": str(sheet)})
 
 
 @cli.command()
@@ -234,7 +218,7 @@ def preview(
 
     resolved = resolve_recipe(recipe, size=size, assignments=assignments)
     write_preview(store, resolved, out, epoch=epoch)
-    _print({"preview": str(out)})
+    print_result({"preview": str(out)})
 
 
 @cli.command()
@@ -374,83 +358,11 @@ def train(
     if ranks.writes:
         first = out / "fold-0" if trains_all else out
         click.echo(f"next: ichfast report {first}", err=True)
-        _print(asdict(report))
+        print_result(asdict(report))
 
 
-@cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    help="Another store, all of whose slices are predicted.",
-)
-@click.option(
-    "--tta",
-    is_flag=False,
-    flag_value="reference",
-    default="none",
-    type=click.Choice(["reference", "flips", "none"]),
-    help="Test-time augmentation; --tta alone is the reference's nine passes.",
-)
-@LIMIT
-@DEVICE
-def predict(
-    run: Path,
-    out: Path,
-    store: Path | None,
-    tta: str,
-    limit: int | None,
-    device: str,
-) -> None:
-    """Write the probabilities of RUN's best epoch to OUT (.parquet or .csv).
-
-    On the store that RUN was trained on, the slices of its validation fold are
-    predicted; with --store, every slice of that store.
-    """
-    from ichfast.device import choose_device
-    from ichfast.predictions import check_suffix, write_predictions
-    from ichfast.results import predict_run
-
-    check_suffix(out)
-    table = predict_run(
-        run, device=choose_device(device), store_path=store, tta=tta, limit=limit
-    )
-    write_predictions(out, table)
-    _print({"predictions": str(out), "slices": len(table), "tta": tta})
-
-
-@cli.command()
-@click.argument("predictions", type=click.Path(path_type=Path))
-def evaluate(predictions: Path) -> None:
-    """Judge PREDICTIONS against the labels in them.
-
-    Prints a table, with what prevalence alone would score beside it, and one JSON
-    line on stdout.
-    """
-    from ichfast import metrics
-    from ichfast.predictions import read_predictions
-
-    evaluation = metrics.evaluate(read_predictions(predictions))
-    click.echo(metrics.format_evaluation(evaluation), err=True)
-    _print(evaluation.to_json())
-
-
-@cli.command()
-@click.argument("predictions", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--sample",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The competition's sample file, whose ids and order are kept.",
-)
-def submit(predictions: Path, out: Path, sample: Path | None) -> None:
-    """Write PREDICTIONS as a Kaggle submission to OUT, or refuse to."""
-    from ichfast.predictions import read_predictions
-    from ichfast.submit import write_submission
-
-    report = write_submission(read_predictions(predictions), out, sample=sample)
-    _print(asdict(report))
+for _command in (judging.predict, judging.evaluate, judging.submit):
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -474,16 +386,21 @@ def report(
 ) -> None:
     """Write RUN's page: curves, ROC, calibration, worst and best slices."""
     from ichfast.device import choose_device
+    from ichfast.ensemble import predict_runs
     from ichfast.predictions import read_predictions
-    from ichfast.results import predict_run, report_run
+    from ichfast.results import report_run
 
     out = out or run / "report.html"
     if predictions:
         table = read_predictions(predictions)
     else:
-        table = predict_run(run, device=choose_device(device))
+        table = predict_runs([run], device=choose_device(device))
     report_run(run, table, out, show_ids=keep_ids)
-    _print({"report": str(out)})
+    print_result({"report": str(out)})
+
+
+for _command in (judging.compare, judging.export):
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -511,14 +428,14 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     from ichfast.store import verify_store
 
     if repair:
-        _print(asdict(repair_store(store, repair, id_key=id_key)))
+        print_result(asdict(repair_store(store, repair, id_key=id_key)))
         return
     if id_key:
         raise click.UsageError("--id-key is for --repair; a check needs no key")
     problems = verify_store(store)
     for problem in problems:
         click.echo(problem, err=True)
-    _print({"store": str(store), "problems": len(problems)})
+    print_result({"store": str(store), "problems": len(problems)})
     if problems:
         raise StoreError(
             f"{store} is damaged in {len(problems)} place(s); mend it with "
@@ -537,7 +454,7 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     """Write synthetic head CT as DICOM files, and their label csv, to OUT."""
     from ichfast.synth import synthesize
 
-    _print(asdict(synthesize(out, num_slices=slices, seed=seed, size=size)))
+    print_result(asdict(synthesize(out, num_slices=slices, seed=seed, size=size)))
 
 
 @cli.command()
@@ -553,7 +470,7 @@ def demo(out: Path, device: str) -> None:
     from ichfast.demo import run_demo
     from ichfast.device import choose_device
 
-    _print(run_demo(out, device=choose_device(device), say=_say))
+    print_result(run_demo(out, device=choose_device(device), say=say))
 
 
 @cli.command()
@@ -593,11 +510,3 @@ def _integers(text: str, option: str) -> tuple[int, ...]:
         raise click.BadParameter(
             f"expected numbers such as 512,256, found {text!r}", param_hint=option
         ) from error
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _print(result: Any) -> None:
-    click.echo(json.dumps(result, default=str))

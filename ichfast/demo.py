@@ -6,7 +6,6 @@ it says nothing about patients.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +14,16 @@ from typing import Any
 import torch
 
 from ichfast.augment import LIGHT
+from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import IchfastError
-from ichfast.files import write_text_atomically
 from ichfast.labels import read_labels
-from ichfast.metrics import evaluate, format_evaluation
 from ichfast.predictions import write_predictions
 from ichfast.prepare import prepare_store
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
-from ichfast.results import predict_run, report_run
+from ichfast.results import judge_file, report_run
 from ichfast.runs import train_run
+from ichfast.scoretable import format_evaluation
 from ichfast.submit import write_submission
 from ichfast.synth import synthesize
 
@@ -103,14 +102,14 @@ def run_demo(
     say(f"3 of 6  train: {recipe.model.arch} at {recipe.data.size} px")
     train_run(store, recipe, run_dir, device=device, should_stop=should_stop)
     say("4 of 6  predict: the held-out patients, plain and mirrored")
-    table = predict_run(run_dir, device=device, tta="flips")
+    table = predict_runs([run_dir], device=device, config=PredictConfig(tta="flips"))
     write_predictions(out / "predictions.parquet", table)
     say("5 of 6  evaluate and submit")
-    evaluation = evaluate(table)
-    say(format_evaluation(evaluation))
-    write_text_atomically(
-        out / "metrics.json", json.dumps(evaluation.to_json(), indent=2) + "\n"
+    judgement = judge_file(
+        out / "predictions.parquet", replicates=200, allow_leak=False
     )
+    evaluation = judgement.evaluation
+    say(format_evaluation(evaluation))
     write_submission(table, out / "submission.csv", sample=None)
     say("6 of 6  report: a page with curves and pictures")
     report_run(run_dir, table, out / "report.html", show_ids=True)

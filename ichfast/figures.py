@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from ichfast.evaluation import Evaluation, LevelScores
 from ichfast.labels import CLASSES
-from ichfast.metrics import Evaluation, LevelScores, calibration_bins
+from ichfast.metrics import calibration_bins
 
 Floats = npt.NDArray[np.float64]
 

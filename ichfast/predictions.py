@@ -5,16 +5,23 @@ Columns, in this order:
     slice_id, series, study, patient   as in the store
     position_mm                        along the series' normal
     fold                               the slice's fold, -1 where it has none
+    run                                name of the run that predicted it; several
+                                       names, joined by +, for an ensemble
+    trained_on                         whether such a run trained on this patient;
+                                       missing where that is not known
     any ... subdural                   six probabilities in `labels.CLASSES` order
     label_any ... label_subdural       six labels, 0 or 1; missing where unlabelled
 
-The file's suffix decides its form: ``.parquet`` or ``.csv``.
+The file's suffix decides its form: ``.parquet``, ``.csv`` or ``.npz`` (an array a
+column, texts as unicode, no pickles; what is missing is NaN, or -1 in trained_on).
 
 Shape letters: N slices, K classes.
 """
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -25,29 +32,35 @@ from ichfast.errors import PredictionError
 from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
 
-KEY_COLUMNS = ("slice_id", "series", "study", "patient", "position_mm", "fold")
+TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
+KEY_COLUMNS = (
+    *("slice_id", "series", "study", "patient", "position_mm", "fold"),
+    *("run", "trained_on"),
+)
 LABEL_COLUMNS = tuple(f"label_{name}" for name in CLASSES)
 COLUMNS = (*KEY_COLUMNS, *CLASSES, *LABEL_COLUMNS)
+SUFFIXES = (".parquet", ".csv", ".npz")
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
     """Write a predictions table, atomically.
 
     Args:
-        path: ends in ``.parquet`` or ``.csv``. Replaced if it exists.
+        path: ends in one of `SUFFIXES`. Replaced if it exists.
         table: has the columns of this module's docstring.
 
     Raises:
         PredictionError: another suffix, or a folder that cannot be written.
     """
-    check_suffix(path)
+    check_destination(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             if path.suffix == ".parquet":
                 table.to_parquet(temporary, index=False)
-            else:
+            elif path.suffix == ".csv":
                 table.to_csv(temporary, index=False, float_format="%.9g")
+            else:
+                _write_npz(temporary, table)
     except OSError as error:
         raise PredictionError(f"cannot write {path}: {error.strerror}") from error
 
@@ -58,26 +71,23 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises:
         PredictionError: no such file, not a table, or columns missing.
     """
-    check_suffix(path)
+    _check_suffix(path)
     if not path.is_file():
         raise PredictionError(
             f"no predictions at {path}; make them with `ichfast predict RUN {path}`"
         )
-    table: pd.DataFrame
     try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            table = pd.read_csv(path, dtype=dict.fromkeys(KEY_COLUMNS[:4], str))
-    except (OSError, ValueError) as error:
-        raise PredictionError(f"{path} is damaged or not a table: {error}") from error
+        table = _read(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0]
+        raise PredictionError(f"{path} is damaged or not a table: {reason}") from error
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise PredictionError(
             f"{path} lacks the columns {', '.join(missing)}; "
             "write it with `ichfast predict`"
         )
-    known: pd.DataFrame = table[list(COLUMNS)]
+    known: pd.DataFrame = table[list(COLUMNS)].astype({"trained_on": "boolean"})
     return known
 
 
@@ -94,13 +104,69 @@ def labels_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
     return labels
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a predictions path whose suffix names no form.
+def patients_N(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """The patient of each slice, shape (N,); its study where no patient is known.
+
+    Args:
+        table: a predictions table, or a store's.
+    """
+    patient = table["patient"].fillna("").to_numpy(dtype=object)
+    study = table["study"].fillna("").to_numpy(dtype=object)
+    return np.where(patient == "", study, patient)
+
+
+def check_destination(path: Path) -> None:
+    """Refuse a path that predictions could not be written to; make its folder.
+
+    Asked before the work begins, which may take hours.
 
     Raises:
-        PredictionError: the suffix is not ``.parquet`` or ``.csv``.
+        PredictionError: the suffix names no form, or the folder cannot be written.
     """
-    if path.suffix not in (".parquet", ".csv"):
+    _check_suffix(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise PredictionError(
-            f"predictions are written as .parquet or .csv, got {path.name!r}"
+            f"cannot write {path}: {error.strerror}; name another file"
+        ) from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else "its folder is read-only"
+        raise PredictionError(f"cannot write {path}: {reason}; name another file")
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise PredictionError(
+            f"predictions are {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} files, "
+            f"got {path.name!r}"
         )
+
+
+def _write_npz(path: Path, table: pd.DataFrame) -> None:
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
+    for name in table.columns:
+        column = table[name]
+        if name in TEXT_COLUMNS:
+            arrays[name] = column.fillna("").to_numpy(dtype=str)
+        elif name == "trained_on":
+            arrays[name] = column.astype("Int8").fillna(-1).to_numpy(np.int8)
+        elif name in LABEL_COLUMNS:
+            arrays[name] = column.to_numpy(np.float32, na_value=np.nan)
+        else:
+            arrays[name] = column.to_numpy()
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    if path.suffix == ".csv":
+        kinds = {**dict.fromkeys(TEXT_COLUMNS, "str"), "trained_on": "boolean"}
+        return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+    with np.load(path, allow_pickle=False) as arrays:
+        table = pd.DataFrame({name: arrays[name] for name in arrays.files})
+    if "trained_on" in table:
+        table["trained_on"] = table["trained_on"].astype("Int8").replace(-1, pd.NA)
+    return table

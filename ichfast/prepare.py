@@ -28,8 +28,6 @@ import logging
 import math
 import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,6 +53,7 @@ from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, label_plan, shard_plan
 from ichfast.pseudonyms import default_key_path, read_or_make_key
 from ichfast.remote import check_reachable
+from ichfast.signals import sigterm_interrupts
 from ichfast.slicetable import write_rejected
 from ichfast.sources import Entry, list_entries
 from ichfast.summary import PrepareReport, format_report, summarize
@@ -120,7 +119,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     entries = _list_entries(sources, store, key_path, limit)
     journal = Journal(store, levels)
     units: list[Unit] = []
-    with only_writer(store), _sigterm_interrupts(), _resumable(journal, units):
+    with only_writer(store), sigterm_interrupts(), _resumable(journal, units):
         was_finished = (store / "store.json").exists()
         is_finished = journal.publish() or was_finished
         key, num_files = None, 0
@@ -218,19 +217,6 @@ def _list_entries(
             "DICOM files, and as --store a folder that holds none"
         )
     return entries
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does. Only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

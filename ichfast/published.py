@@ -14,6 +14,10 @@ class Published:
     accuracy: float
     leaderboard: float
     leaderboard_tta: float
+    images_per_s: float | None
+    """Training and validation slices over the time of an epoch; None: not given."""
+    gpu_minutes: float
+    """Epochs times the time its notebooks show for one, validation included."""
 
 
 PUBLISHED = {
@@ -23,6 +27,8 @@ PUBLISHED = {
         accuracy=0.978539,
         leaderboard=0.086,
         leaderboard_tta=0.078,
+        images_per_s=835.0,
+        gpu_minutes=336.0,
     ),
     "exp-10": Published(
         train_loss=0.041329,
@@ -30,6 +36,8 @@ PUBLISHED = {
         accuracy=0.980156,
         leaderboard=0.090,
         leaderboard_tta=0.079,
+        images_per_s=544.0,
+        gpu_minutes=413.0,
     ),
     "exp-10-tfl": Published(
         train_loss=0.050205,
@@ -37,6 +45,8 @@ PUBLISHED = {
         accuracy=0.979957,
         leaderboard=0.076,
         leaderboard_tta=0.074,
+        images_per_s=100.0,
+        gpu_minutes=568.0,
     ),
     "exp-10-mixup": Published(
         train_loss=0.086897,
@@ -44,6 +54,8 @@ PUBLISHED = {
         accuracy=0.979283,
         leaderboard=0.084,
         leaderboard_tta=0.074,
+        images_per_s=None,
+        gpu_minutes=1151.0,
     ),
     "exp-20": Published(
         train_loss=0.053704,
@@ -51,6 +63,8 @@ PUBLISHED = {
         accuracy=0.978431,
         leaderboard=0.084,
         leaderboard_tta=0.079,
+        images_per_s=443.0,
+        gpu_minutes=508.0,
     ),
     "exp-30": Published(
         train_loss=0.045051,
@@ -58,6 +72,8 @@ PUBLISHED = {
         accuracy=0.980641,
         leaderboard=0.095,
         leaderboard_tta=0.079,
+        images_per_s=627.0,
+        gpu_minutes=681.0,
     ),
 }
 """The reference's results, from its notebooks' output."""

@@ -26,17 +26,13 @@ from matplotlib.figure import Figure
 
 from ichfast import figures, pictures
 from ichfast.errors import IchfastError
+from ichfast.evaluation import Evaluation, evaluate, labelled_rows
 from ichfast.files import write_text_atomically
 from ichfast.labels import CLASSES
-from ichfast.metrics import (
-    Evaluation,
-    evaluate,
-    format_score,
-    labelled_rows,
-    slice_log_loss_N,
-)
+from ichfast.metrics import slice_log_loss_N
 from ichfast.predictions import labels_NK as labels_of
 from ichfast.predictions import probs_NK as probs_of
+from ichfast.scoretable import format_score
 from ichfast.windows import PRESETS
 
 CASES_A_GROUP = 6
@@ -102,7 +98,7 @@ def write_report(out: Path, report: ReportData) -> None:
         report: what to tell.
 
     Raises:
-        PredictionError: the predictions cannot be judged, as in `metrics.evaluate`.
+        PredictionError: the predictions cannot be judged, as in `evaluation.evaluate`.
         StoreError: a slice cannot be fetched.
         IchfastError: the page cannot be written.
     """

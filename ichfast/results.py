@@ -1,156 +1,77 @@
-"""What a trained run says: its predictions, and its page.
-
-Shape letters: N slices, K classes.
-"""
+"""What a trained run comes to: figures of its predictions, and its page."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-from torch import nn
 
-from ichfast.amp import choose_amp
-from ichfast.checkpoint import BEST, load_checkpoint
-from ichfast.errors import CheckpointError
+from ichfast.errors import PredictionError
+from ichfast.evaluation import Evaluation, evaluate
+from ichfast.files import write_text_atomically
 from ichfast.history import read_history
-from ichfast.labels import CLASSES
-from ichfast.loader import make_loader
-from ichfast.models import build_model
-from ichfast.predict import mix_passes, predict_logits, tta_passes
-from ichfast.predictions import LABEL_COLUMNS
-from ichfast.recipe import Recipe
+from ichfast.leaks import check_leaks
+from ichfast.predictions import read_predictions
 from ichfast.report import ReportData, write_report
-from ichfast.runrecord import RunRecord, read_record
+from ichfast.runrecord import read_record
 from ichfast.settings import to_dict
-from ichfast.splits import split_slices
 from ichfast.store import Store
 
+METRICS_FILE = "metrics.json"
+"""Beside the predictions: every figure."""
 
-def predict_run(
-    run_dir: Path,
-    *,
-    device: torch.device,
-    store_path: Path | None = None,
-    tta: str = "none",
-    limit: int | None = None,
-) -> pd.DataFrame:
-    """Predict with the best epoch of a run.
 
-    On the store the run trained on, the slices of its validation fold are
-    predicted: those it has not seen. On any other, all slices are.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """What a predictions file is worth."""
+
+    predictions: str
+    """Name of the file."""
+    leaks: dict[str, int]
+    """As `leaks.check_leaks` counts them."""
+    evaluation: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, strings, None and dicts; the headline figures first."""
+        return {
+            **self.evaluation.to_json(),
+            "leaks": self.leaks,
+            "predictions": self.predictions,
+        }
+
+
+def judge_file(path: Path, *, replicates: int, allow_leak: bool) -> Judgement:
+    """Judge a predictions file, and write every figure beside it, atomically.
 
     Args:
-        run_dir: a run's folder.
-        device: where to compute.
-        store_path: another store than the one the run trained on.
-        tta: test-time augmentation, a name of `predict.tta_passes`.
-        limit: predict so many slices only, spread evenly.
-
-    Returns:
-        A table with the columns of `ichfast.predictions`, in store order.
+        path: as `predictions.read_predictions` takes it.
+        replicates: of the bootstrap behind each interval; 0 for no intervals.
+        allow_leak: judge patients, too, that the run trained on.
 
     Raises:
-        IchfastError: no run, no good checkpoint, no store.
+        PredictionError: no such file, nothing to judge in it, patients that the run
+            trained on and are not allowed, or a folder that cannot be written.
     """
-    record = read_record(run_dir)
-    model = load_run_model(run_dir, record.recipe, device)
-    with Store(store_path or Path(record.store)) as store:
-        positions_N, fold_N = _slices_to_predict(store, record)
-        if limit is not None and limit < len(positions_N):
-            spread = np.linspace(0, len(positions_N) - 1, limit).astype(int)
-            positions_N = positions_N[spread]
-        probs_NK = _predict(model, store, positions_N, record, tta, device)
-        return _as_table(store, positions_N, fold_N, probs_NK)
-
-
-def load_run_model(run_dir: Path, recipe: Recipe, device: torch.device) -> nn.Module:
-    """Build a run's model with the weights of its best epoch.
-
-    Raises:
-        CheckpointError: no checkpoint, or one that does not fit the settings.
-    """
-    state = load_checkpoint(run_dir / BEST)
-    model = build_model(
-        recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
+    table = read_predictions(path)
+    judgement = Judgement(
+        predictions=path.name,
+        leaks=check_leaks(table, allow=allow_leak),
+        evaluation=evaluate(table, replicates=replicates),
     )
+    out = path.with_name(METRICS_FILE)
     try:
-        model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointError(
-            f"{run_dir / BEST} does not fit the settings beside it: "
-            f"{str(error).splitlines()[0]}; train again"
+        write_text_atomically(out, json.dumps(judgement.to_json(), indent=2) + "\n")
+    except OSError as error:
+        raise PredictionError(
+            f"cannot write {out}: {error.strerror}; copy the predictions to a folder "
+            "that can be written"
         ) from error
-    return model.to(device)
-
-
-def _slices_to_predict(
-    store: Store, record: RunRecord
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
-    if dict(store.header.plan) == record.store_plan:
-        split = split_slices(store, record.recipe.folds)
-        return split.valid_N, split.fold_N
-    everything_N = np.arange(len(store), dtype=np.int64)
-    return everything_N, np.full(len(store), -1, dtype=np.int8)
-
-
-def _predict(
-    model: nn.Module,
-    store: Store,
-    positions_N: npt.NDArray[np.int64],
-    record: RunRecord,
-    tta: str,
-    device: torch.device,
-) -> npt.NDArray[np.float64]:
-    recipe = record.recipe
-    amp = choose_amp(recipe.train.amp, device)
-    # A pass reads each slice once: nothing is gained by keeping it.
-    config = replace(
-        recipe.data,
-        batch_size=min(recipe.data.batch_size, len(positions_N)),
-        cache="none",
-    )
-    passes = tta_passes(tta, recipe.augment)
-    probs = []
-    for number, look in enumerate(passes):
-        with make_loader(
-            store,
-            positions_N,
-            config,
-            normalization=record.normalization,
-            augment=look.augment,
-            seed=recipe.train.seed,
-            device=device.type,
-        ) as loader:
-            found_N, logits_NK, _ = predict_logits(
-                model,
-                loader,
-                amp,
-                epoch=number,
-                label=f"predict {number + 1}/{len(passes)}",
-            )
-        assert np.array_equal(found_N, positions_N), "the loader changed the order"
-        probs.append(logits_NK.double().sigmoid().numpy())
-    return mix_passes(passes, probs)
-
-
-def _as_table(
-    store: Store,
-    positions_N: npt.NDArray[np.int64],
-    fold_N: npt.NDArray[np.int8],
-    probs_NK: npt.NDArray[np.float64],
-) -> pd.DataFrame:
-    rows = store.table.iloc[positions_N]
-    keys = ["slice_id", "series", "study", "patient", "position_mm"]
-    table = rows[keys].reset_index(drop=True)
-    table["fold"] = fold_N[positions_N]
-    table[list(CLASSES)] = probs_NK
-    table[list(LABEL_COLUMNS)] = rows[list(CLASSES)].to_numpy()
-    return table
+    return judgement
 
 
 def report_run(
@@ -165,11 +86,13 @@ def report_run(
         show_ids: write slice, study and patient ids into the page.
 
     Raises:
-        IchfastError: no run, no store, predictions without labels.
+        IchfastError: no run, no store, predictions without labels or of slices that
+            the store does not hold.
     """
     record = read_record(run_dir)
     with Store(record.store) as store:
         position_of = pd.Index(store.table["slice_id"].astype(str))
+        _check_same_slices(table, position_of, store)
 
         def slice_of(slice_id: str) -> npt.NDArray[np.uint16]:
             return store.slice_HW(int(position_of.get_loc(slice_id)))
@@ -187,4 +110,16 @@ def report_run(
                 data={**store.header.counts, **record.counts},
                 show_ids=show_ids,
             ),
+        )
+
+
+def _check_same_slices(
+    table: pd.DataFrame, position_of: pd.Index[str], store: Store
+) -> None:
+    num_other = int((~table["slice_id"].astype(str).isin(position_of)).sum())
+    if num_other:
+        raise PredictionError(
+            f"{num_other:,} of {len(table):,} predicted slices are not in "
+            f"{store.path}, which the run trained on; a page shows predictions of "
+            "that store"
         )

@@ -1,8 +1,9 @@
-"""Asking for the end: Ctrl-C and SIGTERM as a question a loop can ask."""
+"""Ctrl-C and SIGTERM: as a question a loop can ask, or as one interruption."""
 
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,3 +47,19 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         yield lambda: came_at is not None
     finally:
         restore()
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: with a KeyboardInterrupt.
+
+    Does nothing outside the main thread, where no signal arrives.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

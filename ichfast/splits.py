@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ichfast.errors import FoldError
 from ichfast.folds import patient_folds, slice_folds
+from ichfast.predictions import patients_N
 from ichfast.recipe import FoldConfig
 from ichfast.store import Store
 
@@ -61,7 +62,7 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
         )
     if folds.kind == "patient":
         dealt_N = patient_folds(
-            _patients(store)[labelled_N],
+            patients_N(store.table)[labelled_N],
             labels_NK[labelled_N],
             num_folds=folds.num_folds,
             seed=folds.seed,
@@ -84,12 +85,6 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
                 "choose another --fold, or fewer with --set folds.num_folds=2"
             )
     return Split(fold_N=fold_N, train_N=train_N, valid_N=valid_N)
-
-
-def _patients(store: Store) -> npt.NDArray[np.object_]:
-    patients_N = store.table["patient"].to_numpy(dtype=object)
-    studies_N = store.table["study"].to_numpy(dtype=object)
-    return np.where(patients_N == "", studies_N, patients_N)
 
 
 def _evenly(slices_N: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

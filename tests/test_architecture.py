@@ -11,24 +11,27 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock", "gather"},
+    | {"levels", "lock", "gather", "logit", "options"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
-    | {"relaunch", "waiting", "compiler", "history", "profiler"},
+    | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
+    | {"bootstrap"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"slicetable", "series", "summary", "damage", "twin"},
-    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
+    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
+    | {"evaluation"},
     {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures", "reading", "sampling", "stepper", "runlog"},
+    | {"pictures", "reading", "sampling", "stepper", "runlog", "scoretable"}
+    | {"batchsize"},
     {"dataconfig", "resident"},
     {"supply"},
     {"feeds"},
     {"journal", "loader", "validation", "report", "device", "overview"},
     {"train"},
-    {"convert", "merge", "recipe", "normalization"},
+    {"convert", "merge", "recipe", "normalization", "hugraph"},
     {"experiments"},
     {"recipes"},
     {"lanes", "splits", "preview", "appending", "catalogue"},
@@ -36,8 +39,11 @@ LAYERS = (
     {"workers"},
     {"prepare", "runrecord"},
     {"runs"},
-    {"results", "repair", "crossvalidation"},
-    {"demo"},
+    {"trained", "repair", "comparison", "crossvalidation"},
+    {"leaks", "modelcard", "comparisonchart"},
+    {"ensemble", "export", "results"},
+    {"fromdicom", "demo"},
+    {"judging"},
     {"cli"},
     {"__main__"},
 )

@@ -97,8 +97,11 @@ def test_from_dicom_to_submission_on_synthetic_heads(
     trained = ok("train", "--store", store, "--out", out, "--cache", "host", *TINY)
     assert trained["epochs"] == 1
     predicted = ok("predict", out, predictions, "--device", "cpu", "--tta", "flips")
-    judged = ok("evaluate", predictions)
+    judged = ok("evaluate", predictions, "--bootstrap", "20")
     assert judged["slice"]["count"] == predicted["slices"] > 0
+    assert judged["bootstrap"]["replicates"] == 20
+    assert judged["leaks"] == {"slices": 0, "patients": 0, "unknown": 0}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == judged
     submitted = ok("submit", predictions, tmp_path / "submission.csv")
     assert submitted["rows"] == 6 * predicted["slices"]
     page = ok("report", out, "--predictions", predictions, "--device", "cpu")
@@ -189,7 +192,7 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     message = refused("train", "--recipe", "exp-10-tfl", "--store", store)
     assert "exp-10-tfl starts from runs/exp-10/best.pt, which is not there" in message
     assert "no run in" in refused("predict", none, tmp_path / "p.csv")
-    assert ".parquet or .csv" in refused("predict", none, tmp_path / "p.txt")
+    assert ".csv or .npz" in refused("predict", none, tmp_path / "p.txt")
     assert "ichfast predict" in refused("evaluate", tmp_path / "p.csv")
     assert "cannot read the label csv" in refused(
         "prepare", nothing, "--labels", Path(__file__), "--store", none

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ichfast import figures, pictures
-from ichfast.metrics import evaluate
+from ichfast.evaluation import evaluate
 from ichfast.predictions import labels_NK, probs_NK
 from ichfast.windows import HU_OFFSET, PRESETS
-from tests.test_metrics import make_table
+from tests.test_evaluation import make_table
 
 BRAIN, BONE = PRESETS["brain"], PRESETS["bone"]
 Stored = npt.NDArray[np.uint16]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
 from ichfast.amp import Amp
@@ -15,6 +17,7 @@ from ichfast.dataconfig import DataConfig
 from ichfast.loader import make_loader
 from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.store import Store
+from ichfast.twin import halve
 
 CPU = Amp("cpu", torch.float32)
 
@@ -61,6 +64,63 @@ def test_a_mirrored_pass_sees_the_mirror_image(tiny_store: Store) -> None:
             seen.append(torch.cat([batch.images_BCHW for batch in loader]))
     assert torch.equal(seen[0].flip(3), seen[1])
     assert not torch.equal(seen[0], seen[1])
+
+
+def test_the_nine_looks_are_where_the_reference_looks_and_are_mixed_as_there(
+    tiny_store: Store,
+) -> None:
+    """A model that gives three places of what it is shown reveals each pass."""
+    slices_N, size = np.arange(3), 64
+    config = DataConfig(size=size, batch_size=2, level=256)
+    plain_HW = [tiny_store.slice_HW(int(index), 256) for index in slices_N]
+    passes = tta_passes("reference", AugmentConfig())
+    probs = []
+    for number, look in enumerate(passes):
+        with make_loader(tiny_store, slices_N, config, augment=look.augment) as loader:
+            _, logits_NK, _ = predict_logits(Revealing(), loader, CPU, epoch=number)
+        probs.append(logits_NK.double().sigmoid().numpy())
+
+    looks = [(1.0, 0, 0, False)]
+    looks += [(1.35, x, y, flipped) for flipped in (False, True) for x, y in CORNERS]
+    expected = [
+        np.stack([revealed(stored_HW, *look, size) for stored_HW in plain_HW])
+        for look in looks
+    ]
+    for found_NK, expected_NK in zip(probs, expected, strict=True):
+        np.testing.assert_allclose(found_NK, expected_NK, atol=0.02)
+    mixed = 0.4 * expected[0] + 0.6 * np.mean(expected[1:], axis=0)
+    np.testing.assert_allclose(mix_passes(passes, probs), mixed, atol=0.02)
+
+
+CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
+"""Right, and down."""
+
+
+def revealed(
+    stored_HW: npt.NDArray[np.uint16],
+    scale: float,
+    right: int,
+    down: int,
+    flipped: bool,
+    size: int,
+) -> npt.NDArray[np.float64]:
+    """What `Revealing` answers to a crop of one corner, from plain indexing."""
+    while len(stored_HW) >= 2 * size:
+        stored_HW = halve(stored_HW)
+    if flipped:
+        stored_HW = stored_HW[:, ::-1]
+    side = size / scale
+    rows = (np.arange(size) + 0.5) / scale + down * (size - side) - 0.5
+    columns = (np.arange(size) + 0.5) / scale + right * (size - side) - 0.5
+    sampled_HW = map_coordinates(
+        stored_HW.astype(np.float64),
+        np.meshgrid(rows, columns, indexing="ij"),
+        order=1,
+        mode="constant",
+    )
+    brain_HW = np.clip((sampled_HW - 1024) / 80, 0, 1)
+    places = brain_HW[:: size // 3, 3][:3]
+    return 1 / (1 + np.exp(-np.tile(places, 2)))
 
 
 def test_logits_come_back_with_their_positions_in_order(tiny_store: Store) -> None:

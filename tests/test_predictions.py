@@ -13,7 +13,9 @@ from ichfast.labels import CLASSES
 from ichfast.predictions import (
     COLUMNS,
     LABEL_COLUMNS,
+    check_destination,
     labels_NK,
+    patients_N,
     probs_NK,
     read_predictions,
     write_predictions,
@@ -29,6 +31,8 @@ def a_table() -> pd.DataFrame:
             "patient": ["p", "p"],
             "position_mm": [1.5, np.nan],
             "fold": [0, -1],
+            "run": ["exp-00+exp-10", "exp-10"],
+            "trained_on": pd.array([False, pd.NA], dtype="boolean"),
         }
     )
     table[list(CLASSES)] = np.linspace(0.1, 0.9, 12).reshape(2, 6)
@@ -36,7 +40,7 @@ def a_table() -> pd.DataFrame:
     return table
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
 def test_a_table_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "new" / f"predictions{suffix}"
     write_predictions(path, a_table())
@@ -45,16 +49,36 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
     assert found["slice_id"].tolist() == ["0012", "b"]
     np.testing.assert_allclose(probs_NK(found), probs_NK(a_table()), rtol=1e-8)
     np.testing.assert_array_equal(labels_NK(found), labels_NK(a_table()))
+    assert found["run"].tolist() == ["exp-00+exp-10", "exp-10"]
+    assert found["trained_on"].tolist() == [False, pd.NA]
+    np.testing.assert_array_equal(found["position_mm"], [1.5, np.nan])
 
 
 def test_what_is_no_predictions_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PredictionError, match=r"\.parquet or \.csv, got 'p.txt'"):
+    with pytest.raises(PredictionError, match=r"\.csv or \.npz files, got 'p.txt'"):
         write_predictions(tmp_path / "p.txt", a_table())
     with pytest.raises(PredictionError, match=r"no predictions at .*ichfast predict"):
         read_predictions(tmp_path / "none.csv")
     (tmp_path / "p.csv").write_text("slice_id,any\na,0.5\n")
     with pytest.raises(PredictionError, match="lacks the columns series, study"):
         read_predictions(tmp_path / "p.csv")
-    (tmp_path / "p.parquet").write_bytes(b"not parquet")
-    with pytest.raises(PredictionError, match="damaged or not a table"):
-        read_predictions(tmp_path / "p.parquet")
+    for suffix in ("parquet", "npz"):
+        path = tmp_path / f"p.{suffix}"
+        path.write_bytes(b"not a table")
+        with pytest.raises(PredictionError, match="damaged or not a table"):
+            read_predictions(path)
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PredictionError, match=r"cannot write .*name another file"):
+        check_destination(tmp_path / "file" / "p.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(PredictionError, match="it is a folder"):
+        check_destination(tmp_path / "folder.csv")
+
+
+def test_a_slice_without_a_patient_counts_as_one_of_its_study() -> None:
+    table = a_table().assign(patient=["", np.nan], study=["s1", "s2"])
+    assert patients_N(table).tolist() == ["s1", "s2"]
+    assert patients_N(a_table()).tolist() == ["p", "p"]

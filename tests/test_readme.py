@@ -11,6 +11,9 @@ from click.testing import CliRunner
 
 import ichfast
 from ichfast.cli import cli
+from ichfast.export import export_run
+from ichfast.labels import CLASSES
+from tests.trainedruns import write_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -30,9 +33,23 @@ def test_the_python_example_runs_as_it_stands(
     ):
         result = CliRunner().invoke(cli, shlex.split(command))
         assert result.exit_code == 0, result.stderr
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     assert "torch.Size([32, 3, 224, 224])" in capsys.readouterr().out
+
+
+def test_the_export_example_runs_as_it_stands(
+    tiny_store_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_run(write_run(tmp_path / "run", tiny_store_path), Path("model.pt2"))
+    _, example = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == list(CLASSES)
 
 
 def test_the_map_lists_every_module_and_nothing_that_is_gone() -> None:

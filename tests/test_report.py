@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import IchfastError, PredictionError
-from ichfast.metrics import evaluate
+from ichfast.evaluation import evaluate
 from ichfast.predictions import LABEL_COLUMNS
 from ichfast.report import CASES_A_GROUP, ReportData, write_report
+from tests.test_evaluation import make_table
 from tests.test_figures import make_history
-from tests.test_metrics import make_table
 
 HOSTILE = "<script>alert('x')</script>\"&"
 

@@ -19,6 +19,7 @@ from ichfast import validation
 from ichfast.batch import Batch
 from ichfast.checkpoint import BEST
 from ichfast.dataconfig import DataConfig
+from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import (
     CheckpointError,
     FoldError,
@@ -26,15 +27,15 @@ from ichfast.errors import (
     RecipeError,
     TrainError,
 )
+from ichfast.evaluation import evaluate
 from ichfast.history import read_history
 from ichfast.loader import DaliLoader, make_loader
-from ichfast.metrics import evaluate
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
 from ichfast.predict import predict_logits
 from ichfast.predictions import COLUMNS
 from ichfast.recipe import FoldConfig, Recipe
 from ichfast.recipes import RECIPES, resolve_recipe
-from ichfast.results import predict_run, report_run
+from ichfast.results import report_run
 from ichfast.runrecord import read_record
 from ichfast.runs import default_run_dir, train_run
 from ichfast.splits import split_slices
@@ -209,7 +210,7 @@ def test_a_run_trains_on_growing_images_and_validates_on_whole_ones(
 def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
     run_dir: Path, tiny_store: Store
 ) -> None:
-    table = predict_run(run_dir, device=CPU)
+    table = predict_runs([run_dir], device=CPU)
     split = split_slices(tiny_store, read_record(run_dir).recipe.folds)
     expected = tiny_store.table["slice_id"].iloc[split.valid_N]
     assert table["slice_id"].tolist() == expected.tolist()
@@ -225,15 +226,20 @@ def test_another_store_is_predicted_whole(run_dir: Path, tmp_path: Path) -> None
     from tests.conftest import write_store
 
     write_store(tmp_path / "other", plan={"listing": "another"})
-    table = predict_run(run_dir, device=CPU, store_path=tmp_path / "other")
+    table = predict_runs([run_dir], device=CPU, store_path=tmp_path / "other")
     assert len(table) == 29
     assert (table["fold"] == -1).all()
-    some = predict_run(run_dir, device=CPU, store_path=tmp_path / "other", limit=4)
+    some = predict_runs(
+        [run_dir],
+        device=CPU,
+        store_path=tmp_path / "other",
+        config=PredictConfig(limit=4),
+    )
     assert len(some) == 4
 
 
 def test_the_report_shows_no_id_unless_asked(run_dir: Path, tmp_path: Path) -> None:
-    table = predict_run(run_dir, device=CPU)
+    table = predict_runs([run_dir], device=CPU)
     report_run(run_dir, table, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "weighted log loss" in page.lower()

@@ -12,11 +12,11 @@ import torch
 from ichfast.augment import AugmentConfig
 from ichfast.dataconfig import DataConfig
 from ichfast.device import choose_device
+from ichfast.ensemble import predict_runs
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
 from ichfast.loader import make_loader
 from ichfast.recipes import resolve_recipe
-from ichfast.results import predict_run
 from ichfast.runs import train_run
 from ichfast.store import Store
 from tests.contracts import check_loader, same_images
@@ -161,7 +161,7 @@ def test_a_run_trains_and_predicts_on_the_gpu(
     report = train_run(tiny_store_path, recipe, tmp_path / "run", device=device)
     assert report.device == "cuda"
     assert np.isfinite(report.valid_loss)
-    assert len(predict_run(tmp_path / "run", device=device)) > 0
+    assert len(predict_runs([tmp_path / "run"], device=device)) > 0
 
 
 def test_a_step_never_waits_for_the_gpu() -> None:

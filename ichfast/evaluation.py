@@ -1,0 +1,246 @@
+"""What a predictions table is worth, by slice, by study and by patient.
+
+1. Only labelled slices count: those with all six labels. The rest are counted
+   and said, and without a single labelled slice there is no result but an error.
+2. Beside each figure stands what the best constant reaches on the same slices: each
+   class's prevalence. Most slices are negative, so an accuracy of 0.943 says nothing.
+3. A study or a patient scores, and is labelled, the maximum over its slices. A slice
+   without a patient id counts as a patient of its own study.
+4. What is undefined (the AUC of a class with no positive) is None, never NaN.
+5. Intervals come from resampled patients (`ichfast.bootstrap`), on every level.
+
+Shape letters: N slices, studies or patients, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ichfast.bootstrap import (
+    SEED,
+    Interval,
+    Resampling,
+    mean_interval,
+    ranking_intervals,
+    resample_patients,
+)
+from ichfast.errors import PredictionError
+from ichfast.labels import CLASSES
+from ichfast.metrics import (
+    Floats,
+    accuracy,
+    calibration_error,
+    class_log_loss_K,
+    has_both,
+    prevalence_loss,
+    prevalence_NK,
+    sensitivity_at,
+    slice_log_loss_N,
+    weighted_log_loss,
+)
+from ichfast.predictions import LABEL_COLUMNS, patients_N
+from ichfast.predictions import labels_NK as labels_of
+from ichfast.predictions import probs_NK as probs_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassScores:
+    """One class. ``prevalence_...`` is what predicting `prevalence` scores."""
+
+    positives: int
+    prevalence: float
+    log_loss: float
+    prevalence_log_loss: float
+    auc: float | None
+    """Area under the ROC curve."""
+    prevalence_auc: float | None
+    average_precision: float | None
+    prevalence_average_precision: float | None
+    sensitivity_at_90: float | None
+    """Sensitivity at a specificity of at least 0.90."""
+    prevalence_sensitivity_at_90: float | None
+    """0: a constant calls every slice positive or none."""
+    sensitivity_at_95: float | None
+    prevalence_sensitivity_at_95: float | None
+    brier: float
+    prevalence_brier: float
+    calibration_error: float
+    prevalence_calibration_error: float
+    """0: the prevalence is calibrated, and useless."""
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """95 % intervals by name, of `bootstrap.RANKING_FIGURES`; empty without
+    bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelScores:
+    """All classes, counted by slice, by study or by patient."""
+
+    count: int
+    """Slices, studies or patients."""
+    weighted_log_loss: float
+    weighted_log_loss_interval: Interval | None
+    """95 % interval; None without bootstrap or with fewer than two patients."""
+    prevalence_loss: float
+    accuracy: float
+    prevalence_accuracy: float
+    classes: dict[str, ClassScores]
+    """By class, in `labels.CLASSES` order."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Weighted log loss over prevalence loss; None where the labels are constant.
+
+        Below 1 something was learned, 0 is perfect.
+        """
+        if all(scores.prevalence in (0.0, 1.0) for scores in self.classes.values()):
+            return None
+        return self.weighted_log_loss / self.prevalence_loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What a predictions table is worth."""
+
+    unlabelled: int
+    """Slices left out because a label is missing."""
+    bootstrap: dict[str, int]
+    """``replicates`` of resampled patients behind each interval, and their ``seed``."""
+    slice: LevelScores
+    study: LevelScores
+    patient: LevelScores
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, strings, None and dicts; the headline figures first."""
+        return {
+            "weighted_log_loss": self.slice.weighted_log_loss,
+            "prevalence_loss": self.slice.prevalence_loss,
+            "ratio": self.slice.ratio,
+            "accuracy": self.slice.accuracy,
+            "auc_any": self.slice.classes["any"].auc,
+            **asdict(self),
+        }
+
+
+def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
+    """Judge a predictions table by slice, by study and by patient.
+
+    Args:
+        table: a predictions table, columns as in `ichfast.predictions`.
+        replicates: of resampled patients behind each interval; 0 for no intervals.
+
+    Raises:
+        PredictionError: no labelled slice, a slice twice, a label other than 0 and
+            1, or a probability that is missing or outside [0, 1].
+    """
+    labelled = labelled_rows(table)
+    labelled = labelled.assign(patient=patients_N(labelled))
+    columns = [*CLASSES, *LABEL_COLUMNS]
+    by_study, by_patient = (
+        labelled.groupby(keys, dropna=False, sort=False)[columns].max().reset_index()
+        for keys in (["patient", "study"], ["patient"])
+    )
+    return Evaluation(
+        unlabelled=len(table) - len(labelled),
+        bootstrap={"replicates": replicates, "seed": SEED},
+        slice=_score_level(labelled, replicates),
+        study=_score_level(by_study, replicates),
+        patient=_score_level(by_patient, replicates),
+    )
+
+
+def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a predictions table that can be judged, checked.
+
+    Raises:
+        PredictionError: as `evaluate`.
+    """
+    is_labelled_N = ~np.isnan(labels_of(table)).any(axis=1)
+    if not is_labelled_N.any():
+        raise PredictionError(
+            f"none of the {len(table):,} predicted slices has labels, so there is "
+            "nothing to judge; predict a store made with `ichfast prepare --labels`"
+        )
+    labelled: pd.DataFrame = table.iloc[np.flatnonzero(is_labelled_N)]
+    doubled = labelled["slice_id"].duplicated()
+    if doubled.any():
+        raise PredictionError(
+            f"{doubled.sum():,} rows of the predictions repeat a slice; "
+            "expected one row a slice"
+        )
+    labels_NK, probs_NK = labels_of(labelled), probs_of(labelled)
+    odd_labels = labels_NK[(labels_NK != 0) & (labels_NK != 1)]
+    if odd_labels.size:
+        raise PredictionError(
+            f"{odd_labels.size:,} labels are neither 0 nor 1, such as "
+            f"{odd_labels[0]:g}; prepare the store again from a sound label csv"
+        )
+    odd_probs = probs_NK[~((probs_NK >= 0) & (probs_NK <= 1))]  # also catches NaN
+    if odd_probs.size:
+        raise PredictionError(
+            f"{odd_probs.size:,} predictions lie outside [0, 1], such as "
+            f"{odd_probs[0]:g}; expected probabilities, not logits"
+        )
+    return labelled
+
+
+def _score_level(rows: pd.DataFrame, replicates: int) -> LevelScores:
+    probs_NK, labels_NK = probs_of(rows), labels_of(rows)
+    resampling = None
+    if replicates:
+        patient_N: npt.NDArray[np.intp] = pd.factorize(rows["patient"])[0]
+        resampling = resample_patients(patient_N, replicates=replicates)
+    loss_N = slice_log_loss_N(probs_NK, labels_NK)
+    return LevelScores(
+        count=len(labels_NK),
+        weighted_log_loss=weighted_log_loss(probs_NK, labels_NK),
+        weighted_log_loss_interval=(
+            mean_interval(loss_N, resampling) if resampling else None
+        ),
+        prevalence_loss=prevalence_loss(labels_NK),
+        accuracy=accuracy(probs_NK, labels_NK),
+        prevalence_accuracy=accuracy(prevalence_NK(labels_NK), labels_NK),
+        classes={
+            name: _score_class(probs_NK[:, k], labels_NK[:, k], resampling)
+            for k, name in enumerate(CLASSES)
+        },
+    )
+
+
+def _score_class(
+    probs_N: Floats, labels_N: Floats, resampling: Resampling | None
+) -> ClassScores:
+    probs_N1, labels_N1 = probs_N[:, np.newaxis], labels_N[:, np.newaxis]
+    prevalence = float(labels_N.mean())
+    can_rank = has_both(labels_N)
+    return ClassScores(
+        positives=int(labels_N.sum()),
+        prevalence=prevalence,
+        log_loss=float(class_log_loss_K(probs_N1, labels_N1)[0]),
+        prevalence_log_loss=float(
+            class_log_loss_K(prevalence_NK(labels_N1), labels_N1)[0]
+        ),
+        auc=float(roc_auc_score(labels_N, probs_N)) if can_rank else None,
+        prevalence_auc=0.5 if can_rank else None,
+        average_precision=(
+            float(average_precision_score(labels_N, probs_N)) if can_rank else None
+        ),
+        prevalence_average_precision=prevalence if can_rank else None,
+        sensitivity_at_90=sensitivity_at(probs_N, labels_N, specificity=0.90),
+        prevalence_sensitivity_at_90=0.0 if can_rank else None,
+        sensitivity_at_95=sensitivity_at(probs_N, labels_N, specificity=0.95),
+        prevalence_sensitivity_at_95=0.0 if can_rank else None,
+        brier=float(((probs_N - labels_N) ** 2).mean()),
+        prevalence_brier=prevalence * (1.0 - prevalence),
+        calibration_error=calibration_error(probs_N, labels_N),
+        prevalence_calibration_error=0.0,
+        intervals=(
+            ranking_intervals(probs_N, labels_N, resampling) if resampling else {}
+        ),
+    )

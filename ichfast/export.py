@@ -1,0 +1,151 @@
+"""A run's model as one file that needs nothing of ichfast: .pt2 or .onnx.
+
+CT numbers go in, probabilities come out (`ichfast.hugraph`), in float32. A model card
+is written beside (`ichfast.modelcard`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.nn.utils import parametrize
+
+from ichfast.channels import OWN, parse_windows
+from ichfast.dataconfig import DataConfig
+from ichfast.errors import ModelError
+from ichfast.files import atomic_path, write_text_atomically
+from ichfast.hugraph import COLUMNS, ROWS, HuToProbs
+from ichfast.labels import CLASSES
+from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.modelcard import card_path, format_card
+from ichfast.trained import TrainedRun, open_run
+
+SUFFIXES = (".pt2", ".onnx")
+ONNX_PACKAGES = ("onnx", "onnxscript")
+"""What torch writes .onnx files with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """What was written."""
+
+    model: str
+    card: str
+    input_shape: tuple[str | int, ...]
+    classes: tuple[str, ...]
+    """Of the six probabilities, in order."""
+
+
+def export_run(path: Path, out: Path) -> ExportReport:
+    """Export the best epoch of a run, and write its card beside it.
+
+    Args:
+        path: the run's folder.
+        out: ends in one of `SUFFIXES`. Replaced if it exists.
+
+    Raises:
+        IchfastError: no run, or no good checkpoint.
+        ModelError: another suffix, a package that is missing, a run whose windows
+            differ by slice, or a file that cannot be written.
+    """
+    _check_form(out)
+    run = open_run(path)
+    card = format_card(run, out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        program = trace(run)
+        with atomic_path(out) as temporary:
+            if out.suffix == ".onnx":
+                _write_onnx(program, temporary)
+            else:
+                with temporary.open("wb") as file:
+                    torch.export.save(program, file)
+        write_text_atomically(card_path(out), card)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write {out}: {error.strerror}; name another file"
+        ) from error
+    return ExportReport(
+        model=str(out),
+        card=str(card_path(out)),
+        input_shape=("slices", *_input_shape(run.record.recipe.data)),
+        classes=CLASSES,
+    )
+
+
+def trace(run: TrainedRun) -> ExportedProgram:
+    """Trace a run's way from CT numbers to probabilities, for any number of slices.
+
+    Raises:
+        ModelError: its windows differ by slice.
+        CheckpointError: a damaged checkpoint.
+    """
+    graph = hu_graph(run)
+    hu = torch.full((2, *_input_shape(run.record.recipe.data)), -1000.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about itself
+        return torch.export.export(graph, (hu,), dynamic_shapes=({0: Dim("slices")},))
+
+
+def hu_graph(run: TrainedRun) -> HuToProbs:
+    """A run's way from CT numbers to probabilities, as a module on the CPU.
+
+    Raises:
+        ModelError: its windows differ by slice.
+        CheckpointError: a damaged checkpoint.
+    """
+    data = run.record.recipe.data
+    if OWN in data.windows:
+        raise ModelError(
+            f"{run.path} looks through each slice's own window, which an exported "
+            "model is not told; export a run with fixed windows, such as brain"
+        )
+    model = run.load_model(torch.device("cpu"))
+    # torch.export packages plain tensors only.
+    model = model.to(memory_format=torch.contiguous_format)
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+    return HuToProbs(
+        model,
+        size=data.size,
+        level=_level(data),
+        windows=parse_windows(data.windows),
+        normalization=run.record.normalization,
+        neighbours=data.neighbours,
+    ).eval()
+
+
+def _level(data: DataConfig) -> int:
+    """The level that the run reads in a store that has both."""
+    if data.level == "auto":
+        return SMALL_LEVEL if data.size <= SMALL_LEVEL else SOURCE_LEVEL
+    return int(data.level)
+
+
+def _input_shape(data: DataConfig) -> tuple[int, ...]:
+    return (3, ROWS, COLUMNS) if data.neighbours else (ROWS, COLUMNS)
+
+
+def _check_form(out: Path) -> None:
+    if out.suffix not in SUFFIXES:
+        raise ModelError(f"a model is a {' or '.join(SUFFIXES)} file, got {out.name!r}")
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if out.suffix == ".onnx" and missing:
+        raise ModelError(
+            f"writing .onnx needs {' and '.join(missing)}, not installed here; run "
+            "`pip install 'ichfast[export]'`, or write a .pt2 file"
+        )
+
+
+def _write_onnx(program: ExportedProgram, path: Path) -> None:
+    written = torch.onnx.export(
+        program, input_names=["hu"], output_names=["probs"], dynamo=True
+    )
+    assert written is not None, "torch.onnx.export gives its program unless told a file"
+    written.save(path)

@@ -1,0 +1,139 @@
+"""CT numbers in, probabilities out: the validation path of a run as one torch module.
+
+It does in float32 what the store, the DALI graph and the model do one after the
+other, for slices of 512x512: round to stored values, the store's small level where
+the run reads that, halve, resample, window, normalise. `tests/test_export.py` holds it
+to `ichfast predict`.
+
+Shape letters: B slices, D slices seen at once (1, or 3 with neighbours), H rows,
+W columns, C channels, S output size, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ichfast.geometry import count_halvings
+from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.pipeline import Normalization
+from ichfast.windows import HU_OFFSET, Window
+
+ROWS = COLUMNS = SOURCE_LEVEL
+"""Of the slices it takes."""
+
+LARGEST_STORED = 32_767
+
+
+class HuToProbs(nn.Module):
+    """A model behind everything that turns CT numbers into its input.
+
+    Args:
+        model: images (B, C, S, S) to logits (B, K).
+        size: S.
+        level: what the run reads, 512 or 256.
+        windows: in channel order.
+        normalization: of each window.
+        neighbours: the channels are three slices through one window.
+    """
+
+    row_S: Tensor
+    row_share_S1: Tensor
+    column_S: Tensor
+    column_share_S: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        size: int,
+        level: int,
+        windows: Sequence[Window],
+        normalization: Normalization,
+        neighbours: bool,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.reads_small_level = level == SMALL_LEVEL
+        side = np.array([level])
+        self.num_halvings = int(count_halvings(side, side, size)[0])
+        self.laws = list(
+            zip(windows, normalization.mean, normalization.std, strict=True)
+        )
+        self.neighbours = neighbours
+        row_S, column_S = _places(level >> self.num_halvings, size)
+        for name, places_S in (
+            ("row_S", (row_S.floor() + 1).long()),
+            ("row_share_S1", (row_S - row_S.floor())[:, None]),
+            ("column_S", (column_S.floor() + 1).long()),
+            ("column_share_S", column_S - column_S.floor()),
+        ):
+            self.register_buffer(name, places_S, persistent=False)
+
+    def forward(self, hu: Tensor) -> Tensor:
+        """Six probabilities a slice.
+
+        Args:
+            hu: CT numbers, float32, shape (B, 512, 512); or with neighbours
+                (B, 3, 512, 512): the slice before, the slice, the slice after.
+
+        Returns:
+            Shape (B, 6), float32, in `labels.CLASSES` order.
+        """
+        hu_BDHW = hu if self.neighbours else hu.unsqueeze(1)
+        stored_BDHW = (hu_BDHW.round() + HU_OFFSET).clamp(0, LARGEST_STORED)
+        if self.reads_small_level:
+            stored_BDHW = (_mean_of_2x2(stored_BDHW) + 0.5).floor()
+        for _ in range(self.num_halvings):
+            stored_BDHW = _mean_of_2x2(stored_BDHW).round()
+        hu_BDSS = self._resample(stored_BDHW).round() - HU_OFFSET
+        images_BCSS = torch.cat(
+            [
+                (_apply_window(hu_BDSS, window) - mean) / std
+                for window, mean, std in self.laws
+            ],
+            dim=1,
+        )
+        # What the loader hands over is float16.
+        logits_BK: Tensor = self.model(images_BCSS.half().float())
+        return logits_BK.sigmoid()
+
+    def _resample(self, stored_BDHW: Tensor) -> Tensor:
+        """Bilinear, along the columns and then along the rows; air around."""
+        padded_BDHW = nn.functional.pad(stored_BDHW, (1, 1, 1, 1))
+        left = padded_BDHW.index_select(3, self.column_S)
+        right = padded_BDHW.index_select(3, self.column_S + 1)
+        columns_BDHS = left + (right - left) * self.column_share_S
+        upper = columns_BDHS.index_select(2, self.row_S)
+        lower = columns_BDHS.index_select(2, self.row_S + 1)
+        return upper + (lower - upper) * self.row_share_S1
+
+
+def _places(side: int, size: int) -> tuple[Tensor, Tensor]:
+    """Where in the source the rows and the columns of the output are read.
+
+    Corner-based matrix, centre-based places, in float32 and in the two orders of
+    arithmetic that DALI's warp has on a CPU: so ties of the rounding behind it fall
+    alike.
+    """
+    scale = np.float32(side / size)
+    output_S = np.arange(size, dtype=np.float32)
+    half = np.float32(0.5)
+    row_S = scale * output_S + (half * scale - half)
+    column_S = scale * (output_S + half) - half
+    return torch.from_numpy(row_S), torch.from_numpy(column_S)
+
+
+def _mean_of_2x2(values_BDHW: Tensor) -> Tensor:
+    rows_BDHW = values_BDHW[:, :, 0::2] + values_BDHW[:, :, 1::2]
+    return (rows_BDHW[..., 0::2] + rows_BDHW[..., 1::2]) / 4
+
+
+def _apply_window(hu_BDSS: Tensor, window: Window) -> Tensor:
+    distance = (hu_BDSS - window.center) / window.width
+    if window.shape == "sigmoid":
+        return (4.0 * distance).sigmoid()
+    return (distance + 0.5).clamp(0.0, 1.0)

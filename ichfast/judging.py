@@ -1,0 +1,227 @@
+"""The commands from trained runs on: predict, evaluate, submit, compare, export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ichfast.options import DEVICE, LIMIT, print_result, say
+
+RUNS = click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
+)
+
+
+def _batch_size(_ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """``auto``, which becomes None, or a number."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(
+            f"expected auto or a number from 1, found {value!r}", param=param
+        )
+    return int(value)
+
+
+@click.command()
+@RUNS
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Another store, all of whose slices are predicted.",
+)
+@click.option(
+    "--dicom",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="DICOM files instead of a store, as `prepare` takes them; repeatable.",
+)
+@click.option(
+    "--keep-ids",
+    is_flag=True,
+    help="With --dicom: keep patient ids too; without it, keyed hashes.",
+)
+@click.option(
+    "--tta",
+    is_flag=False,
+    flag_value="reference",
+    default="none",
+    type=click.Choice(["reference", "flips", "none"]),
+    help="Test-time augmentation; --tta alone is the reference's nine passes.",
+)
+@click.option(
+    "--average",
+    default="probs",
+    type=click.Choice(["probs", "logits"]),
+    help="What of several runs is averaged.",
+)
+@click.option(
+    "--smooth", is_flag=True, help="Average each slice with its neighbours in z."
+)
+@click.option(
+    "--batch-size",
+    metavar="auto|N",
+    default="auto",
+    callback=_batch_size,
+    help="auto: as many as fit a GPU; the recipe's on a CPU.",
+)
+@LIMIT
+@DEVICE
+def predict(
+    runs: tuple[Path, ...],
+    out: Path,
+    store: Path | None,
+    sources: tuple[str, ...],
+    keep_ids: bool,
+    tta: str,
+    average: str,
+    smooth: bool,
+    batch_size: int | None,
+    limit: int | None,
+    device: str,
+) -> None:
+    """Write the probabilities of RUN's best epoch to OUT (.parquet, .csv or .npz).
+
+    On the store that RUN was trained on, the slices of its validation fold are
+    predicted; with --store, every slice of that store; with --dicom, every CT slice
+    in a folder, file, archive or URL.
+
+    Several RUNs are an ensemble: each slice gets the average of the runs that
+    predict it. So the runs of all folds give their store out of fold.
+
+    With --dicom the slices are decoded into a temporary store (in TMPDIR, 0.7 MB a
+    slice), which is removed at the end. Slice, series and study ids are kept as they
+    are in the files, to know which file a probability belongs to; patient ids become
+    hashes.
+    """
+    import os
+
+    from ichfast.device import choose_device
+    from ichfast.ensemble import PredictConfig, predict_runs
+    from ichfast.fromdicom import predict_dicom
+    from ichfast.predictions import check_destination, write_predictions
+
+    if sources and store:
+        raise click.UsageError("give --store or --dicom, not both")
+    if keep_ids and not sources:
+        raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
+    check_destination(out)
+    config = PredictConfig(
+        tta=tta, average=average, smooth=smooth, batch_size=batch_size, limit=limit
+    )
+    result: dict[str, Any] = {"predictions": str(out)}
+    if sources:
+        found = predict_dicom(
+            runs,
+            sources,
+            device=choose_device(device),
+            config=config,
+            workers=len(os.sched_getaffinity(0)),
+            keep_ids=keep_ids,
+        )
+        table = found.table
+        result["rejected"] = dict(found.rejected)
+    else:
+        table = predict_runs(
+            runs, device=choose_device(device), store_path=store, config=config
+        )
+    write_predictions(out, table)
+    print_result(
+        {**result, "slices": len(table), "runs": len(runs), "tta": tta}
+        | {"average": average, "smooth": smooth}
+    )
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.option(
+    "--bootstrap",
+    default=200,
+    type=click.IntRange(min=0),
+    help="Replicates of resampled patients behind the 95% intervals; 0 for none.",
+)
+@click.option(
+    "--allow-leak",
+    is_flag=True,
+    help="Judge patients, too, that the run trained on.",
+)
+def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
+    """Judge PREDICTIONS against the labels in them.
+
+    Prints a table, with what prevalence alone would score beside it, and one JSON
+    line on stdout, and writes metrics.json beside PREDICTIONS. Patients that a run
+    trained on are an error: figures of theirs say nothing about others.
+    """
+    from ichfast.results import METRICS_FILE, judge_file
+    from ichfast.scoretable import format_evaluation
+
+    judgement = judge_file(predictions, replicates=bootstrap, allow_leak=allow_leak)
+    say(format_evaluation(judgement.evaluation))
+    say(f"\nevery figure: {predictions.with_name(METRICS_FILE)}")
+    print_result(judgement.to_json())
+
+
+@click.command()
+@click.argument("predictions", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--sample",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The competition's sample file, whose ids and order are kept.",
+)
+def submit(predictions: Path, out: Path, sample: Path | None) -> None:
+    """Write PREDICTIONS as a Kaggle submission to OUT, or refuse to."""
+    from ichfast.predictions import read_predictions
+    from ichfast.submit import write_submission
+
+    report = write_submission(read_predictions(predictions), out, sample=sample)
+    print_result(asdict(report))
+
+
+@click.command()
+@RUNS
+@click.option(
+    "--csv", "csv_path", type=click.Path(path_type=Path), help="Write the table here."
+)
+@click.option(
+    "--png", "png_path", type=click.Path(path_type=Path), help="Draw it here."
+)
+def compare(
+    runs: tuple[Path, ...], csv_path: Path | None, png_path: Path | None
+) -> None:
+    """Put RUNs beside the reference's published experiments, as `runs/*` does.
+
+    Accuracy and validation loss are those of the best epoch. The reference's are of
+    slices whose patients it trained on; the column `folds` says so of ours too.
+    """
+    from ichfast.comparison import compare_runs, format_comparison, write_comparison
+    from ichfast.comparisonchart import draw_comparison
+
+    rows = compare_runs(runs)
+    if csv_path:
+        write_comparison(rows, csv_path)
+    if png_path:
+        draw_comparison(rows, png_path)
+    say(format_comparison(rows))
+    print_result({"rows": [asdict(row) for row in rows]})
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", metavar="MODEL.pt2|MODEL.onnx", type=click.Path(path_type=Path))
+def export(run: Path, out: Path) -> None:
+    """Write RUN's best epoch as a model that needs nothing of ichfast.
+
+    It takes CT numbers in HU, (slices, 512, 512) float32, and gives six probabilities
+    a slice: resizing, windows and normalisation are inside. A .pt2 file runs in torch
+    (torch.export.load), an .onnx file in ONNX Runtime; writing that needs the extra
+    `export`. A model card is written beside it.
+    """
+    from ichfast.export import export_run
+
+    print_result(asdict(export_run(run, out)))

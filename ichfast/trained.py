@@ -1,0 +1,98 @@
+"""A trained run, opened for use: what it says, and its model with the best weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ichfast.checkpoint import BEST, load_checkpoint
+from ichfast.errors import CheckpointError, PredictionError
+from ichfast.models import build_model
+from ichfast.runrecord import RunRecord, read_record
+from ichfast.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedRun:
+    """A run with a good checkpoint."""
+
+    path: Path
+    record: RunRecord
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return self.path.resolve().name
+
+    def trained_on(self, store: Store) -> bool:
+        """Whether this is the store it trained on, wherever that lies now."""
+        return dict(store.header.plan) == self.record.store_plan
+
+    def load_model(self, device: torch.device) -> nn.Module:
+        """Build the model with the weights of its best epoch, in evaluation mode.
+
+        Raises:
+            CheckpointError: a damaged checkpoint, or one that does not fit the
+                settings.
+        """
+        state = load_checkpoint(self.path / BEST)
+        recipe = self.record.recipe
+        model = build_model(
+            recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
+        )
+        try:
+            model.load_state_dict(state["model"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path / BEST} does not fit the settings beside it: "
+                f"{str(error).splitlines()[0]}; train again"
+            ) from error
+        return model.to(device).eval()
+
+
+def open_run(path: Path) -> TrainedRun:
+    """Open a run's folder.
+
+    Raises:
+        CheckpointError: no run there, or no epoch of it is finished.
+        RecipeError: its record is damaged.
+    """
+    record = read_record(path)
+    if not (path / BEST).is_file():
+        raise CheckpointError(
+            f"{path} has no {BEST}: no epoch is finished; continue it with "
+            "`ichfast train --resume`"
+        )
+    return TrainedRun(path=path, record=record)
+
+
+def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
+    """Open runs whose predictions are to be averaged.
+
+    Raises:
+        CheckpointError: as `open_run`.
+        PredictionError: the same run twice, or runs of different sizes.
+    """
+    runs = [open_run(path) for path in paths]
+    doubled = [path for path, count in _count(runs).items() if count > 1]
+    if doubled:
+        raise PredictionError(f"{doubled[0]} is named twice; name each run once")
+    sizes = {run.record.recipe.data.size for run in runs}
+    if len(sizes) > 1:
+        shown = ", ".join(
+            f"{run.path} sees {run.record.recipe.data.size}" for run in runs
+        )
+        raise PredictionError(
+            f"the runs of an ensemble see slices at one size, in pixels: {shown}; name "
+            "runs of one size, and predict the others on their own"
+        )
+    return runs
+
+
+def _count(runs: Sequence[TrainedRun]) -> Counter[Path]:
+    return Counter(run.path.resolve() for run in runs)

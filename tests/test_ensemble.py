@@ -1,0 +1,140 @@
+"""One or more runs predict a store: which slices, which average, which columns."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ichfast.checkpoint import BEST, load_checkpoint, save_checkpoint
+from ichfast.ensemble import PredictConfig, average, predict_runs
+from ichfast.errors import PredictionError
+from ichfast.logit import logit, sigmoid
+from ichfast.predictions import COLUMNS, probs_NK
+from ichfast.smoothing import smooth_over_z
+from ichfast.store import Store
+from tests.conftest import write_store
+from tests.trainedruns import write_folds, write_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folds(
+    tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Two runs, one a fold."""
+    return write_folds(tmp_path_factory.mktemp("folds"), tiny_store_path)
+
+
+@pytest.fixture(scope="module")
+def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("other") / "store"
+    write_store(path, plan={"listing": "another"})
+    return path
+
+
+def test_an_average_is_over_the_runs_that_predicted_the_slice() -> None:
+    first = np.array([2, 5]), np.array([[0.2], [0.4]])
+    second = np.array([5, 3]), np.array([[0.8], [0.9]])
+    positions, probs = average([first, second], how="probs")
+    assert positions.tolist() == [2, 3, 5]
+    np.testing.assert_allclose(probs, [[0.2], [0.9], [0.6]], atol=1e-12)
+    _, probs = average([first, second], how="logits")
+    middle = float(sigmoid(logit(np.array([0.4, 0.8])).mean(keepdims=True))[0])
+    np.testing.assert_allclose(probs[:, 0], [0.2, 0.9, middle], atol=1e-12)
+
+
+def test_all_folds_predict_their_store_out_of_fold(
+    folds: list[Path], tiny_store: Store
+) -> None:
+    table = predict_runs(folds, device=CPU)
+    labelled = tiny_store.table["any"].notna()
+    assert table["slice_id"].tolist() == tiny_store.table["slice_id"][labelled].tolist()
+    assert tuple(table.columns) == COLUMNS
+    assert table["run"].tolist() == [f"fold{fold}" for fold in table["fold"]]
+    assert not table["trained_on"].any()
+    for fold, run in enumerate(folds):
+        alone = predict_runs([run], device=CPU)
+        there = table[table["fold"] == fold]
+        np.testing.assert_allclose(probs_NK(there), probs_NK(alone), atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["probs", "logits"])
+def test_another_store_is_predicted_by_all_runs(
+    how: str, folds: list[Path], other_store: Path
+) -> None:
+    config = PredictConfig(average=how)
+    both = predict_runs(folds, device=CPU, store_path=other_store, config=config)
+    alone = [
+        probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+        for run in folds
+    ]
+    expected = (
+        np.mean(alone, axis=0)
+        if how == "probs"
+        else sigmoid(np.mean([logit(probs) for probs in alone], axis=0))
+    )
+    np.testing.assert_allclose(probs_NK(both), expected, atol=1e-6)
+    assert set(both["run"]) == {"fold0+fold1"}
+    assert (both["fold"] == -1).all()
+
+
+def test_smoothing_comes_after_the_average(
+    folds: list[Path], other_store: Path
+) -> None:
+    plain = predict_runs(folds, device=CPU, store_path=other_store)
+    smooth = predict_runs(
+        folds, device=CPU, store_path=other_store, config=PredictConfig(smooth=True)
+    )
+    expected = smooth_over_z(
+        probs_NK(plain), plain["series"].to_numpy(dtype=object), np.arange(len(plain))
+    )
+    np.testing.assert_allclose(probs_NK(smooth), expected, atol=1e-6)
+    assert np.abs(expected - probs_NK(plain)).max() > 1e-3
+
+
+def test_the_batch_size_changes_nothing(folds: list[Path]) -> None:
+    tables = [
+        predict_runs(folds, device=CPU, config=PredictConfig(batch_size=size))
+        for size in (None, 3, 1000)
+    ]
+    for table in tables[1:]:
+        np.testing.assert_allclose(probs_NK(table), probs_NK(tables[0]), atol=1e-5)
+
+
+def test_runs_that_do_not_fit_together_are_refused(
+    folds: list[Path], tiny_store_path: Path, other_store: Path, tmp_path: Path
+) -> None:
+    larger = write_run(tmp_path / "larger", tiny_store_path, size=48)
+    with pytest.raises(PredictionError, match=r"sees 32, .*larger sees 48; name runs"):
+        predict_runs([folds[0], larger], device=CPU)
+    with pytest.raises(PredictionError, match="named twice"):
+        predict_runs([folds[0], folds[0] / ".." / "fold0"], device=CPU)
+    elsewhere = write_run(tmp_path / "elsewhere", other_store)
+    with pytest.raises(PredictionError, match=r"different stores.*--store"):
+        predict_runs([folds[0], elsewhere], device=CPU)
+    with pytest.raises(PredictionError, match="probs or as logits, got 'median'"):
+        PredictConfig(average="median")
+
+
+def test_weights_that_give_no_number_are_refused(
+    folds: list[Path], tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(folds[0], tmp_path / "damaged"))
+    weights = load_checkpoint(damaged / BEST)["model"]
+    weights["classifier.bias"].fill_(torch.nan)
+    save_checkpoint(damaged / BEST, {"model": weights})
+    with pytest.raises(PredictionError, match=r"gives no number for \d+ of \d+ slices"):
+        predict_runs([damaged], device=CPU)
+
+
+def test_a_limit_spreads_over_the_slices(folds: list[Path], other_store: Path) -> None:
+    config = PredictConfig(limit=4)
+    table = predict_runs(folds, device=CPU, store_path=other_store, config=config)
+    assert isinstance(table, pd.DataFrame)
+    assert table["series"].nunique() == 4

@@ -1,0 +1,221 @@
+"""A predictions table is judged by slice, study and patient, or refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from ichfast.errors import PredictionError
+from ichfast.evaluation import evaluate
+from ichfast.labels import CLASSES
+from ichfast.metrics import weighted_log_loss
+from ichfast.predictions import COLUMNS, LABEL_COLUMNS, labels_NK, probs_NK
+from ichfast.scoretable import format_evaluation
+
+NUM_SLICES = 211
+Floats = npt.NDArray[np.float64]
+
+
+def make_table(num_slices: int = NUM_SLICES, *, seed: int = 0) -> pd.DataFrame:
+    """Predictions that are better than chance; 7 slices a study, 2 studies a patient.
+
+    Every class has both values.
+    """
+    rng = np.random.default_rng(seed)
+    subtypes = rng.random((num_slices, 5)) < 0.15
+    labels = np.column_stack([subtypes.any(axis=1), subtypes]).astype(np.float64)
+    logits = rng.normal(-1.5, 1.5, labels.shape) + 2.5 * labels
+    study = np.arange(num_slices) // 7
+    table = pd.DataFrame(
+        {
+            "slice_id": [f"ID_{n:09x}" for n in range(num_slices)],
+            "series": [f"series{n}" for n in study],
+            "study": [f"study{n}" for n in study],
+            "patient": [f"patient{n // 2}" for n in study],
+            "position_mm": np.arange(num_slices) % 7 * 5.0,
+            "fold": 0,
+            "run": "made-up",
+            "trained_on": False,
+        }
+    )
+    table[list(CLASSES)] = 1 / (1 + np.exp(-logits))
+    table[list(LABEL_COLUMNS)] = labels
+    return table[list(COLUMNS)]
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return make_table()
+
+
+@pytest.fixture(scope="module")
+def probs(table: pd.DataFrame) -> Floats:
+    return probs_NK(table)
+
+
+@pytest.fixture(scope="module")
+def labels(table: pd.DataFrame) -> Floats:
+    return labels_NK(table)
+
+
+def test_class_scores_agree_with_scikit_learn(
+    table: pd.DataFrame, probs: Floats, labels: Floats
+) -> None:
+    classes = evaluate(table).slice.classes
+    for k, name in enumerate(CLASSES):
+        y, p = labels[:, k], probs[:, k]
+        scores = classes[name]
+        near = pytest.approx
+        assert scores.positives == y.sum()
+        assert scores.auc == near(sklearn_metrics.roc_auc_score(y, p), abs=1e-12)
+        assert scores.average_precision == near(
+            sklearn_metrics.average_precision_score(y, p), abs=1e-12
+        )
+        assert scores.brier == near(sklearn_metrics.brier_score_loss(y, p), abs=1e-12)
+        constant = np.full_like(p, y.mean())
+        assert scores.prevalence_log_loss == near(
+            sklearn_metrics.log_loss(y, constant, labels=[0, 1]), abs=1e-12
+        )
+        assert scores.prevalence_brier == near(
+            sklearn_metrics.brier_score_loss(y, constant), abs=1e-12
+        )
+
+
+def test_a_class_with_one_value_has_no_auc(table: pd.DataFrame) -> None:
+    without = table.assign(label_epidural=0.0)
+    scores = evaluate(without).slice.classes["epidural"]
+    assert scores.auc is scores.average_precision is scores.sensitivity_at_90 is None
+    lines = format_evaluation(evaluate(without)).splitlines()
+    auc_line = next(line for line in lines if line.startswith("AUC"))
+    assert auc_line.split()[1:][CLASSES.index("epidural")] == "-"
+
+
+def test_a_study_scores_and_is_labelled_its_maximum(table: pd.DataFrame) -> None:
+    probs, labels = (
+        table.groupby("study")[list(names)].max().to_numpy()
+        for names in (CLASSES, LABEL_COLUMNS)
+    )
+    study = evaluate(table).study
+    assert study.count == -(-NUM_SLICES // 7)
+    assert study.weighted_log_loss == pytest.approx(
+        weighted_log_loss(probs, labels), abs=1e-12
+    )
+    assert evaluate(table).patient.count == -(-NUM_SLICES // 14)
+
+
+def test_slices_without_a_patient_count_as_one_of_their_study(
+    table: pd.DataFrame,
+) -> None:
+    evaluation = evaluate(table.assign(patient=""))
+    assert evaluation.patient == evaluation.study
+
+
+def test_intervals_come_with_replicates_and_hold_the_figure(
+    table: pd.DataFrame,
+) -> None:
+    evaluation = evaluate(table, replicates=100)
+    assert evaluation.bootstrap["replicates"] == 100
+    for level in (evaluation.slice, evaluation.study, evaluation.patient):
+        assert level.weighted_log_loss_interval is not None
+        low, high = level.weighted_log_loss_interval
+        assert low < level.weighted_log_loss < high
+        auc, interval = level.classes["any"].auc, level.classes["any"].intervals["auc"]
+        if interval is not None:
+            assert auc is not None
+            assert interval[0] <= auc <= interval[1]
+    assert evaluate(table).slice.classes["any"].intervals == {}
+    again = evaluate(table, replicates=100)
+    assert again == evaluation
+
+
+def test_one_patient_gives_no_interval(table: pd.DataFrame) -> None:
+    one = evaluate(table.assign(patient="p"), replicates=10).slice
+    assert one.weighted_log_loss_interval is None
+    assert one.classes["any"].intervals["auc"] is None
+
+
+def test_what_prevalence_scores_is_what_a_constant_scores(table: pd.DataFrame) -> None:
+    constant = table.assign(**{name: table[f"label_{name}"].mean() for name in CLASSES})
+    for found, expected in zip(
+        evaluate(constant).slice.classes.values(),
+        evaluate(table).slice.classes.values(),
+        strict=True,
+    ):
+        for field in (
+            "log_loss", "brier", "auc", "average_precision", "sensitivity_at_90",
+            "sensitivity_at_95", "calibration_error",
+        ):  # fmt: skip
+            assert getattr(found, field) == pytest.approx(
+                getattr(expected, f"prevalence_{field}"), abs=1e-12
+            )
+
+
+def test_unlabelled_slices_are_left_out_and_counted(table: pd.DataFrame) -> None:
+    partly = table.copy()
+    partly.loc[:9, "label_any"] = np.nan
+    evaluation = evaluate(partly)
+    assert evaluation.unlabelled == 10
+    assert evaluation.slice == evaluate(table.iloc[10:]).slice
+
+
+def test_labels_of_any_number_type_are_read(table: pd.DataFrame) -> None:
+    nullable = table.astype(dict.fromkeys(LABEL_COLUMNS, "Int8"))
+    nullable.loc[0, list(LABEL_COLUMNS)] = pd.NA
+    assert evaluate(nullable).unlabelled == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_any": np.nan}, "none of the 211 predicted slices has labels"),
+        ({"label_any": 0.5}, "211 labels are neither 0 nor 1, such as 0.5"),
+        ({"subdural": 1.5}, "211 predictions lie outside \\[0, 1\\], such as 1.5"),
+        ({"subdural": np.nan}, "211 predictions lie outside \\[0, 1\\], such as nan"),
+        ({"slice_id": "ID_1"}, "210 rows of the predictions repeat a slice"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(
+    table: pd.DataFrame, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PredictionError, match=message):
+        evaluate(table.assign(**change))
+
+
+def test_an_empty_table_is_refused(table: pd.DataFrame) -> None:
+    with pytest.raises(PredictionError, match="none of the 0 predicted slices"):
+        evaluate(table.iloc[:0])
+
+
+def test_all_negative_slices_can_be_judged_without_a_ratio() -> None:
+    healthy = make_table(7).assign(**dict.fromkeys(LABEL_COLUMNS, 0.0))
+    evaluation = evaluate(healthy)
+    assert evaluation.slice.ratio is None
+    assert evaluation.slice.prevalence_loss == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_table_is_left_as_it_was(table: pd.DataFrame) -> None:
+    before = table.copy(deep=True)
+    evaluate(table)
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_the_evaluation_becomes_strict_json(table: pd.DataFrame) -> None:
+    evaluation = evaluate(table.assign(label_epidural=0.0))
+    parsed = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    assert parsed["weighted_log_loss"] == evaluation.slice.weighted_log_loss
+    assert parsed["patient"]["classes"]["epidural"]["auc"] is None
+
+
+def test_the_text_shows_the_prevalence_beside_the_model(table: pd.DataFrame) -> None:
+    evaluation = evaluate(table)
+    text = format_evaluation(evaluation)
+    accuracy_line = next(line for line in text.splitlines() if "accuracy" in line)
+    assert f"{evaluation.slice.accuracy:.4f}" in accuracy_line
+    assert f"{evaluation.slice.prevalence_accuracy:.4f}" in accuracy_line
+    assert max(map(len, text.splitlines())) <= 110

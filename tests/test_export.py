@@ -1,0 +1,193 @@
+"""An exported model says what `ichfast predict` says, and its card what it is."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ichfast.dataconfig import DataConfig
+from ichfast.ensemble import predict_runs
+from ichfast.errors import CheckpointError, ModelError
+from ichfast.export import ONNX_PACKAGES, export_run, hu_graph
+from ichfast.hugraph import HuToProbs
+from ichfast.loader import make_loader
+from ichfast.pipeline import Normalization
+from ichfast.predictions import probs_NK
+from ichfast.store import Store
+from ichfast.trained import open_run
+from ichfast.windows import Window
+from tests.conftest import write_store
+from tests.trainedruns import write_run
+
+CPU = torch.device("cpu")
+
+
+def whole_slices(store: Store) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    return np.flatnonzero((store.table["rows"] == 512).to_numpy())
+
+
+def stack_hu(
+    store: Store, positions: np.ndarray[tuple[int], np.dtype[np.intp]]
+) -> torch.Tensor:
+    stored = np.stack([store.slice_HW(int(position)) for position in positions])
+    return torch.from_numpy(stored.astype(np.float32) - store.header.hu_offset)
+
+
+@pytest.fixture(scope="module")
+def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny store as another one, so that a run predicts all of its slices."""
+    path = tmp_path_factory.mktemp("other") / "store"
+    write_store(path, plan={"listing": "another"})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "assignments"),
+    [
+        (64, ()),
+        (72, ("data.level=512",)),
+        (72, ("data.level=256", "data.windows=40/80/sigmoid")),
+        (288, ("data.windows=brain", "data.normalize=imagenet")),
+    ],
+)
+def test_the_graph_says_what_predict_says(
+    size: int,
+    assignments: tuple[str, ...],
+    tiny_store_path: Path,
+    other_store: Path,
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path, *assignments, size=size)
+    predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+    with Store(other_store) as store:
+        positions = whole_slices(store)
+        hu_BHW = stack_hu(store, positions)
+    with torch.inference_mode():
+        found = hu_graph(open_run(run))(hu_BHW).numpy()
+    assert predicted[positions].std(axis=0).max() > 0.01  # not the same for all slices
+    np.testing.assert_allclose(found, predicted[positions], atol=1e-4)
+
+
+@pytest.mark.parametrize(("level", "size"), [(512, 96), (512, 256), (256, 224)])
+def test_the_images_are_those_of_the_loader(
+    level: int, size: int, tiny_store: Store
+) -> None:
+    positions = whole_slices(tiny_store)[:5]
+    window = Window(center=600, width=2800)
+    config = DataConfig(size=size, batch_size=5, level=level, windows=("600/2800",))
+    with make_loader(tiny_store, positions, config) as loader:
+        (batch,) = loader.epoch(0)
+    graph = HuToProbs(
+        nn.Identity(),
+        size=size,
+        level=level,
+        windows=[window],
+        normalization=Normalization(mean=(0.0,), std=(1.0,)),
+        neighbours=False,
+    )
+    found = graph(stack_hu(tiny_store, positions)).double().logit()
+    difference_hu = (found - batch.images_BCHW.double()).abs() * window.width
+    assert difference_hu.max() < 2.5  # one HU, and the steps of float16
+    assert (difference_hu > 0.5).double().mean() < 1e-3  # ties of a rounding
+
+
+def test_a_written_model_runs_for_any_number_of_slices(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path)
+    report = export_run(run, tmp_path / "new" / "model.pt2")
+    assert report.input_shape == ("slices", 512, 512)
+    model = torch.export.load(report.model).module()
+    with Store(tiny_store_path) as store:
+        hu_BHW = stack_hu(store, whole_slices(store)[:3])
+    expected = hu_graph(open_run(run))(hu_BHW)
+    torch.testing.assert_close(model(hu_BHW), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(hu_BHW[:1]), expected[:1], atol=1e-5, rtol=0)
+
+
+def test_neighbours_are_given_as_three_slices(
+    tiny_store_path: Path, other_store: Path, tmp_path: Path
+) -> None:
+    run = write_run(
+        tmp_path / "run", tiny_store_path, "data.windows=brain", "data.neighbours=true"
+    )
+    predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+    report = export_run(run, tmp_path / "model.pt2")
+    assert report.input_shape == ("slices", 3, 512, 512)
+    with Store(other_store) as store:
+        hu_BDHW = torch.stack([stack_hu(store, np.array([0, 1, 2]))])
+    found = torch.export.load(report.model).module()(hu_BDHW)
+    np.testing.assert_allclose(found[0].detach(), predicted[1], atol=1e-4)
+
+
+def test_attention_is_exported_too(tiny_store_path: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path, "model.arch=xresnet50-attn")
+    report = export_run(run, tmp_path / "model.pt2")
+    hu_BHW = torch.randint(-1000, 2000, (1, 512, 512)).float()
+    expected = hu_graph(open_run(run))(hu_BHW)
+    found = torch.export.load(report.model).module()(hu_BHW)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_card_says_what_the_model_is_and_is_not(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path)
+    report = export_run(run, tmp_path / "model.pt2")
+    card = Path(report.card).read_text("utf-8")
+    assert report.card.endswith("model.card.md")
+    for words in (
+        "Not a medical device", "whole patients", "0.4000",
+        "epoch 2", "efficientnet-b0", "brain, subdural, bone", "ichfast", "commit",
+    ):  # fmt: skip
+        assert re.search(words, card), words
+    assert str(tmp_path) not in card
+    leaking = write_run(tmp_path / "leaking", tiny_store_path, "folds.kind=slice")
+    card = Path(export_run(leaking, tmp_path / "leaking.pt2").card).read_text("utf-8")
+    assert "better than they are" in card.replace("\n  ", " ")
+
+
+@pytest.mark.skipif(
+    all(map(find_spec, (*ONNX_PACKAGES, "onnxruntime"))), reason="onnx is installed"
+)
+def test_onnx_names_what_to_install(tiny_store_path: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path)
+    with pytest.raises(ModelError, match=r"onnx.*pip install 'ichfast\[export\]'"):
+        export_run(run, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_onnx_runtime_says_what_predict_says(
+    tiny_store_path: Path, other_store: Path, tmp_path: Path
+) -> None:
+    for package in (*ONNX_PACKAGES, "onnxruntime"):
+        pytest.importorskip(package, reason="needs the extra `export`")
+    import onnxruntime
+
+    run = write_run(tmp_path / "run", tiny_store_path, size=64)
+    predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+    report = export_run(run, tmp_path / "model.onnx")
+    with Store(other_store) as store:
+        positions = whole_slices(store)
+        hu_BHW = stack_hu(store, positions)
+    session = onnxruntime.InferenceSession(report.model)
+    (found,) = session.run(["probs"], {"hu": hu_BHW.numpy()})
+    np.testing.assert_allclose(found, predicted[positions], atol=1e-4)
+
+
+def test_what_cannot_be_exported_is_refused(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path, "data.windows=own")
+    with pytest.raises(ModelError, match="own window"):
+        export_run(run, tmp_path / "model.pt2")
+    with pytest.raises(ModelError, match=r"\.pt2 or \.onnx file, got 'model.bin'"):
+        export_run(run, tmp_path / "model.bin")
+    with pytest.raises(CheckpointError, match="no run in"):
+        export_run(tmp_path, tmp_path / "model.pt2")

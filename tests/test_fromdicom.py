@@ -1,0 +1,117 @@
+"""Predicting DICOM files is preparing and predicting; nothing stays behind."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ichfast import fromdicom
+from ichfast.ensemble import PredictConfig, predict_runs
+from ichfast.errors import (
+    CheckpointError,
+    InterruptionError,
+    PredictionError,
+    SourceError,
+    StoreError,
+)
+from ichfast.fromdicom import predict_dicom
+from ichfast.predictions import probs_NK
+from ichfast.prepare import prepare_store
+from tests.trainedruns import write_run
+
+CPU = torch.device("cpu")
+DEFAULT = PredictConfig()
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", tiny_store_path)
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files; a test must leave no store in it."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
+
+def test_the_probabilities_are_those_of_the_two_steps(
+    run_dir: Path, source: Path, tmp_path: Path, temporary: Path
+) -> None:
+    (source / "notes.txt").write_text("not a slice")
+    config = PredictConfig(tta="flips", smooth=True)
+    direct = predict_dicom([run_dir], [source], device=CPU, config=config, workers=1)
+    assert list(temporary.glob("ichfast-*")) == []
+    assert direct.rejected == {"not-dicom": 1}
+    prepare_store([source], tmp_path / "store", labels=None, workers=1, keep_ids=True)
+    steps = predict_runs(
+        [run_dir], device=CPU, store_path=tmp_path / "store", config=config
+    )
+    same = ["slice_id", "series", "study", "position_mm"]
+    assert direct.table[same].equals(steps[same])
+    np.testing.assert_allclose(probs_NK(direct.table), probs_NK(steps), atol=1e-6)
+
+
+def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None:
+    options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}
+    hashed = predict_dicom([run_dir], [source], **options).table
+    kept = predict_dicom([run_dir], [source], keep_ids=True, **options).table
+    assert set(kept["patient"]) == {"MRN-0", "MRN-1"}
+    assert hashed["patient"].nunique() == 2
+    assert not hashed["patient"].str.contains("MRN").any()
+    assert hashed["slice_id"].str.startswith("ID_").all()
+
+
+def test_nothing_stays_after_an_interruption(
+    run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_options: object) -> None:
+        assert list(temporary.glob("ichfast-*/store/store.json"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fromdicom, "predict_store", interrupted)
+    with pytest.raises(InterruptionError, match="the same command starts again"):
+        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+    assert list(temporary.glob("ichfast-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "message"),
+    [
+        (KeyboardInterrupt(), InterruptionError, "temporary store is removed"),
+        (OSError(28, "No space left on device"), PredictionError, "set TMPDIR"),
+        (None, StoreError, "it said"),
+    ],
+)
+def test_what_stops_the_decoding_is_told_in_its_own_words(
+    cause: BaseException | None,
+    kind: type[Exception],
+    message: str,
+    run_dir: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopped(*_args: object, **_options: object) -> None:
+        raise StoreError("it said that the same command continues") from cause
+
+    monkeypatch.setattr(fromdicom, "prepare_store", stopped)
+    with pytest.raises(kind, match=message):
+        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+
+
+def test_a_missing_run_or_source_is_said(
+    run_dir: Path, source: Path, tmp_path: Path, temporary: Path
+) -> None:
+    options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}
+    with pytest.raises(CheckpointError, match="no run in"):
+        predict_dicom([tmp_path / "none"], [source], **options)
+    with pytest.raises(SourceError):
+        predict_dicom([run_dir], [tmp_path / "none"], **options)
+    assert list(temporary.glob("ichfast-*")) == []

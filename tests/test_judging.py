@@ -1,0 +1,136 @@
+"""The commands from trained runs on, and what they say to bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ichfast.checkpoint import BEST
+from ichfast.predictions import LABEL_COLUMNS, read_predictions
+from tests.conftest import write_store
+from tests.test_cli import ok, refused
+from tests.trainedruns import write_folds, write_run
+
+CPU = ("--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs, stores and predictions, good and bad."""
+    path = tmp_path_factory.mktemp("judging")
+    run, _ = write_folds(path, tiny_store_path)
+    write_run(path / "larger", tiny_store_path, size=48)
+    write_run(path / "leaking", tiny_store_path, "folds.kind=slice")
+    shutil.copytree(run, path / "begun")
+    (path / "begun" / BEST).unlink()
+    shutil.copytree(run, path / "damaged")
+    (path / "damaged" / BEST).write_bytes(b"not a checkpoint")
+    write_store(path / "other", plan={"listing": "another"})
+    (path / "file").write_text("")
+    ok("predict", run, path / "good.csv", *CPU)
+    ok("predict", path / "leaking", path / "leaking.csv", *CPU)
+    table = read_predictions(path / "good.csv")
+    unlabelled = table.copy()
+    unlabelled[list(LABEL_COLUMNS)] = pd.NA
+    unlabelled.to_csv(path / "unlabelled.csv", index=False)
+    table.assign(slice_id=table["slice_id"] + "x").to_csv(
+        path / "others.csv", index=False
+    )
+    return path
+
+
+def test_all_folds_are_judged_out_of_fold_and_the_figures_lie_beside(
+    place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all.npz"
+    made = ok("predict", place / "fold0", place / "fold1", out, "--smooth", *CPU)
+    assert (made["slices"], made["runs"], made["smooth"]) == (26, 2, True)
+    judged = ok("evaluate", out)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == judged
+    assert judged["predictions"] == "all.npz"
+    assert judged["slice"]["count"] == 26
+    assert judged["bootstrap"]["replicates"] == 200
+
+
+def test_dicom_is_predicted_in_one_command(
+    place: Path, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new.csv"
+    made = ok("predict", place / "fold0", out, "--dicom", source, *CPU)
+    assert (made["slices"], made["rejected"]) == (23, {})
+    assert read_predictions(out)["slice_id"].str.startswith("ID_").all()
+
+
+def test_a_leak_can_be_allowed_and_is_counted(place: Path) -> None:
+    judged = ok("evaluate", place / "leaking.csv", "--allow-leak", "--bootstrap", "0")
+    assert judged["leaks"]["slices"] == judged["slice"]["count"]
+
+
+def test_runs_are_compared_and_exported(place: Path, tmp_path: Path) -> None:
+    compared = ok(
+        "compare", place / "fold0", place / "larger",
+        "--csv", tmp_path / "runs.csv", "--png", tmp_path / "runs.png",
+    )  # fmt: skip
+    assert [row["name"] for row in compared["rows"]][-2:] == ["fold0", "larger"]
+    assert (tmp_path / "runs.csv").is_file()
+    assert (tmp_path / "runs.png").is_file()
+    exported = ok("export", place / "fold0", tmp_path / "model.pt2")
+    assert Path(exported["card"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict nowhere new.csv", "make one with `ichfast train`"),
+        ("predict begun new.csv", "no epoch is finished"),
+        ("predict damaged new.csv", "damaged or no checkpoint"),
+        ("predict fold0 larger new.csv", "name runs of one size"),
+        ("predict fold0 fold0 new.csv", "name each run once"),
+        ("predict fold0 new.txt", "predictions are .parquet, .csv or .npz files"),
+        ("predict fold0 file/new.csv", "name another file"),
+        ("predict fold0 new.csv --store nowhere", "ichfast prepare"),
+        ("predict fold0 new.csv --dicom nowhere", "nowhere"),
+        ("predict fold0 new.csv --dicom file", "is a CT slice"),
+        ("evaluate nowhere.csv", "make them with `ichfast predict"),
+        ("evaluate unlabelled.csv", "prepare --labels"),
+        ("evaluate leaking.csv", "add --allow-leak"),
+        ("submit nowhere.csv out.csv", "make them with `ichfast predict"),
+        ("submit good.csv file/out.csv", "cannot write"),
+        ("report fold0 --predictions others.csv", "are not in"),
+        ("compare nowhere", "make one with `ichfast train`"),
+        ("compare fold0 --csv file/runs.csv", "cannot write"),
+        ("export nowhere model.pt2", "make one with `ichfast train`"),
+        ("export begun model.pt2", "no epoch is finished"),
+        ("export fold0 model.bin", ".pt2 or .onnx"),
+        ("export fold0 file/model.pt2", "cannot write"),
+    ],
+)
+def test_bad_input_gets_one_line_that_says_what_to_do(
+    command: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    device = CPU if command.startswith(("predict", "report")) else ()
+    before = sorted(place.iterdir())
+    assert message in refused(*command.split(), *device)
+    assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--store other --dicom file", "not both"),
+        ("--keep-ids", "goes with --dicom"),
+        ("--batch-size 0", "expected auto or a number from 1"),
+        ("--batch-size many", "expected auto or a number from 1"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_a_usage_error(
+    options: str, message: str, place: Path
+) -> None:
+    out = place / "new.csv"
+    line = refused("predict", place / "fold0", out, *options.split(), status=2)
+    assert message in line

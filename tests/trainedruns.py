@@ -1,0 +1,98 @@
+"""Runs without training: the folder that a run leaves, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ichfast.checkpoint import BEST, save_checkpoint
+from ichfast.environment import describe_environment
+from ichfast.history import METRICS
+from ichfast.models import build_model
+from ichfast.normalization import measure_normalization
+from ichfast.recipe import Recipe
+from ichfast.recipes import resolve_recipe
+from ichfast.runrecord import RunRecord, write_record
+from ichfast.splits import split_slices
+from ichfast.store import Store
+
+HEAD_GAIN = 3000.0
+"""Random weights hardly tell slices apart; their head is made to."""
+
+
+def tiny_recipe(*assignments: str, size: int = 32) -> Recipe:
+    """EfficientNet-B0 on few pixels, two folds."""
+    return resolve_recipe(
+        "fast",
+        arch="efficientnet-b0",
+        size=size,
+        device_type="cpu",
+        assignments=["data.batch_size=8", "folds.num_folds=2", *assignments],
+    )
+
+
+def write_run(
+    path: Path, store_path: Path, *assignments: str, size: int = 32, seed: int = 0
+) -> Path:
+    """Write a run's folder as if it had trained two epochs on a store."""
+    recipe = tiny_recipe(*assignments, size=size)
+    with Store(store_path) as store:
+        split = split_slices(store, recipe.folds)
+        record = RunRecord(
+            recipe=recipe,
+            normalization=measure_normalization(store, split.train_N, recipe.data),
+            store=str(store_path),
+            store_plan=dict(store.header.plan),
+            counts=split.counts(store),
+            environment=describe_environment(),
+        )
+    path.mkdir(parents=True)
+    write_record(path, record)
+    history = [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))]
+    pd.DataFrame(history).to_csv(path / METRICS, index=False)
+    save_checkpoint(path / BEST, {"model": _weights(recipe, seed)})
+    return path
+
+
+def _weights(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
+    """Random weights whose answers differ from slice to slice."""
+    torch.manual_seed(seed)
+    model = build_model(
+        recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
+    )
+    *_, head = model.children()
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.mul_(HEAD_GAIN)
+    return model.state_dict()
+
+
+def write_folds(
+    folder: Path, store_path: Path, *assignments: str, folds: Sequence[int] = (0, 1)
+) -> list[Path]:
+    """Write one run a fold."""
+    return [
+        write_run(
+            folder / f"fold{k}", store_path, f"folds.fold={k}", *assignments, seed=k
+        )
+        for k in folds
+    ]
+
+
+def _epoch(epoch: int, loss: float) -> dict[str, float]:
+    return {
+        "epoch": epoch,
+        "train_loss": loss,
+        "valid_loss": loss,
+        "valid_weighted_log_loss": loss,
+        "valid_accuracy": 0.9,
+        "learning_rate": 1e-3,
+        "slices_per_s": 10.0 + epoch,
+        "seconds": 30.0,
+        "wait_share": 0.1,
+        "phase": 0,
+    }
