@@ -5,6 +5,7 @@ Shape letters: N slices, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ichfast.activations import activations_of
 from ichfast.amp import choose_amp
 from ichfast.checkpoint import BEST, load_checkpoint
+from ichfast.dataconfig import choose_level
 from ichfast.errors import CheckpointError
 from ichfast.labels import CLASSES
 from ichfast.loader import make_loader
@@ -28,6 +31,11 @@ from ichfast.runs import RunRecord, read_history, read_record
 from ichfast.settings import to_dict
 from ichfast.splits import split_slices
 from ichfast.store import Store
+
+LEAK_NOTICE = (
+    "Folds were dealt by slice: patients are on both sides, so every figure looks "
+    "better than it would on patients it has not seen."
+)
 
 
 def predict_run(
@@ -153,7 +161,13 @@ def _as_table(
 
 
 def report_run(
-    run_dir: Path, table: pd.DataFrame, out: Path, *, show_ids: bool = False
+    run_dir: Path,
+    table: pd.DataFrame,
+    out: Path,
+    *,
+    device: torch.device,
+    sensitivity: float = 0.95,
+    show_ids: bool = False,
 ) -> None:
     """Write a run's page.
 
@@ -161,26 +175,36 @@ def report_run(
         run_dir: a run's folder.
         table: its predictions, on the store it trained on.
         out: the page.
+        device: where to compute activation maps.
+        sensitivity: of the operating points, in (0, 1].
         show_ids: write slice, study and patient ids into the page.
 
     Raises:
-        IchfastError: no run, no store, predictions without labels.
+        IchfastError: no run, no good checkpoint, no store, predictions without labels.
     """
     record = read_record(run_dir)
+    recipe = record.recipe
+    model = load_run_model(run_dir, recipe, device)
     with Store(record.store) as store:
         position_of = pd.Index(store.table["slice_id"].astype(str))
+        level = choose_level(store, recipe.data)
 
         def slice_of(slice_id: str) -> npt.NDArray[np.uint16]:
-            return store.slice_HW(int(position_of.get_loc(slice_id)))
+            return store.slice_HW(int(position_of.get_loc(slice_id)), level)
 
-        recipe = record.recipe
+        def maps_of(slice_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+            return activations_of(slice_ids, model, store, record, device)
+
         write_report(
             out,
             ReportData(
                 title=f"{recipe.name}: {recipe.model.arch} at {recipe.data.size} px",
+                notices=[LEAK_NOTICE] if recipe.folds.kind == "slice" else [],
                 history=read_history(run_dir),
                 predictions=table,
                 slice_of=slice_of,
+                activations_of=maps_of,
+                sensitivity=sensitivity,
                 recipe=to_dict(recipe),
                 environment=record.environment,
                 data={**store.header.counts, **record.counts},

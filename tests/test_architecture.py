@@ -14,16 +14,16 @@ LAYERS = (
     | {"levels", "lock", "gather"},
     {"labels", "sampler", "augment", "losses", "mixup", "signals", "published"}
     | {"shards", "pseudonyms", "remote", "schedules", "ema", "ranger", "lamb"}
-    | {"fastai_keys", "pretrained"},
+    | {"fastai_keys", "pretrained", "bootstrap", "gradcam", "operating"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"slicetable", "series", "summary"},
+    | {"slicetable", "series", "summary", "curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"},
-    {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
-    | {"pictures", "reading", "sampling"},
-    {"dataconfig", "resident"},
-    {"feeds"},
+    {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit"}
+    | {"pictures", "reading", "sampling", "alongseries", "trainingcharts"},
+    {"dataconfig", "resident", "judgingcharts", "judged", "casecards"},
+    {"feeds", "reportcharts"},
     {"journal", "loader", "train", "report", "device", "overview"},
     {"convert", "merge", "recipe", "normalization"},
     {"experiments"},
@@ -32,7 +32,8 @@ LAYERS = (
     {"cluster"},
     {"workers"},
     {"prepare", "runs"},
-    {"results", "repair"},
+    {"activations", "repair"},
+    {"results"},
     {"demo"},
     {"cli"},
     {"__main__"},
