@@ -112,7 +112,7 @@ def run_demo(
     say(format_evaluation(evaluation))
     write_submission(table, out / "submission.csv", sample=None)
     say("6 of 6  report: a page with curves and pictures")
-    report_run(run_dir, table, out / "report.html", show_ids=True)
+    report_run(run_dir, table, out / "report.html", device=device, show_ids=True)
     model_loss = evaluation.slice.weighted_log_loss
     prevalence_loss = evaluation.slice.prevalence_loss
     say(_ending(out, model_loss, prevalence_loss))

@@ -5,6 +5,7 @@ Shape letters: B slices, H rows, W columns, S output size, C channels.
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ Stored = npt.NDArray[np.uint16]
 DPI = 160
 """Pixels per inch of a figure's size."""
 
+JPEG_QUALITY = 80
+
 
 def windowed_8bit(stored_HW: Stored, window: Window) -> npt.NDArray[np.uint8]:
     """A slice as a person looks at it: windowed, 0 black to 255 white.
@@ -38,15 +41,15 @@ def windowed_8bit(stored_HW: Stored, window: Window) -> npt.NDArray[np.uint8]:
     return grey_HW
 
 
-def slice_png(stored_HW: Stored, window: Window, *, max_side: int) -> bytes:
-    """A windowed slice as a grey PNG, shrunk until no side exceeds `max_side` pixels.
+def slice_jpeg(stored_HW: Stored, window: Window, *, max_side: int) -> bytes:
+    """A windowed slice as a grey JPEG, shrunk until no side exceeds `max_side` pixels.
 
-    A slice that is small enough keeps its pixels as they are.
+    A slice that is small enough keeps its size. JPEG takes a quarter of a PNG's bytes.
     """
     picture = Image.fromarray(windowed_8bit(stored_HW, window))
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     return buffer.getvalue()
 
 
@@ -55,6 +58,22 @@ def figure_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def chart_png(figure: Figure) -> bytes:
+    """A chart as PNG, as `figure_png` but in 128 colours: a third of the bytes."""
+    picture = Image.open(io.BytesIO(figure_png(figure))).convert("RGB")
+    buffer = io.BytesIO()
+    few_colors = picture.quantize(
+        128, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )
+    few_colors.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A picture as an address that holds it; `kind` is ``png`` or ``jpeg``."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def write_figure(out: Path, figure: Figure) -> None:

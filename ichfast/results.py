@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
+from ichfast.activations import activations_of
+from ichfast.dataconfig import choose_level
 from ichfast.errors import PredictionError
 from ichfast.evaluation import Evaluation, evaluate
 from ichfast.files import write_text_atomically
@@ -18,12 +22,17 @@ from ichfast.history import read_history
 from ichfast.leaks import check_leaks
 from ichfast.predictions import read_predictions
 from ichfast.report import ReportData, write_report
-from ichfast.runrecord import read_record
 from ichfast.settings import to_dict
 from ichfast.store import Store
+from ichfast.trained import open_run
 
 METRICS_FILE = "metrics.json"
 """Beside the predictions: every figure."""
+
+LEAK_NOTICE = (
+    "Folds were dealt by slice: patients are on both sides, so every figure looks "
+    "better than it would on patients it has not seen."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +84,13 @@ def judge_file(path: Path, *, replicates: int, allow_leak: bool) -> Judgement:
 
 
 def report_run(
-    run_dir: Path, table: pd.DataFrame, out: Path, *, show_ids: bool = False
+    run_dir: Path,
+    table: pd.DataFrame,
+    out: Path,
+    *,
+    device: torch.device,
+    sensitivity: float = 0.95,
+    show_ids: bool = False,
 ) -> None:
     """Write a run's page.
 
@@ -83,28 +98,38 @@ def report_run(
         run_dir: a run's folder.
         table: its predictions, on the store it trained on.
         out: the page.
+        device: where to compute activation maps.
+        sensitivity: of the operating points, in (0, 1].
         show_ids: write slice, study and patient ids into the page.
 
     Raises:
-        IchfastError: no run, no store, predictions without labels or of slices that
-            the store does not hold.
+        IchfastError: no run, no good checkpoint, no store, predictions without labels
+            or of slices that the store does not hold.
     """
-    record = read_record(run_dir)
+    run = open_run(run_dir)
+    record, recipe = run.record, run.record.recipe
+    model = run.load_model(device)
     with Store(record.store) as store:
         position_of = pd.Index(store.table["slice_id"].astype(str))
         _check_same_slices(table, position_of, store)
+        level = choose_level(store, recipe.data)
 
         def slice_of(slice_id: str) -> npt.NDArray[np.uint16]:
-            return store.slice_HW(int(position_of.get_loc(slice_id)))
+            return store.slice_HW(int(position_of.get_loc(slice_id)), level)
 
-        recipe = record.recipe
+        def maps_of(slice_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+            return activations_of(slice_ids, model, store, record, device)
+
         write_report(
             out,
             ReportData(
                 title=f"{recipe.name}: {recipe.model.arch} at {recipe.data.size} px",
+                notices=[LEAK_NOTICE] if recipe.folds.kind == "slice" else [],
                 history=read_history(run_dir),
                 predictions=table,
                 slice_of=slice_of,
+                activations_of=maps_of,
+                sensitivity=sensitivity,
                 recipe=to_dict(recipe),
                 environment=record.environment,
                 data={**store.header.counts, **record.counts},

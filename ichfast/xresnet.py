@@ -151,7 +151,15 @@ class XResNet50Attn(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits, shape (B, K)."""
-        features_BCHW = self.stages(self.stem(images_BCHW))
+        return self.forward_head(self.forward_features(images_BCHW))
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """The last feature map, shape (B, 2048, ceil(H / 32), ceil(W / 32))."""
+        features_BCHW: Tensor = self.stages(self.stem(images_BCHW))
+        return features_BCHW
+
+    def forward_head(self, features_BCHW: Tensor) -> Tensor:
+        """Logits, shape (B, K), of a feature map."""
         logits_BK: Tensor = self.fc(self.pool(features_BCHW).flatten(1))
         return logits_BK
 

@@ -16,19 +16,20 @@ LAYERS = (
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
-    | {"bootstrap"},
+    | {"bootstrap", "gradcam", "operating"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"slicetable", "series", "summary", "damage", "twin"},
+    | {"slicetable", "series", "summary", "damage", "twin"}
+    | {"curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
     | {"evaluation"},
-    {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit", "figures"}
+    {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit"}
     | {"pictures", "reading", "sampling", "stepper", "runlog", "scoretable"}
-    | {"batchsize"},
-    {"dataconfig", "resident"},
+    | {"batchsize", "alongseries", "trainingcharts"},
+    {"dataconfig", "resident", "judgingcharts", "judged", "casecards"},
     {"supply"},
-    {"feeds"},
+    {"feeds", "reportcharts"},
     {"journal", "loader", "validation", "report", "device", "overview"},
     {"train"},
     {"convert", "merge", "recipe", "normalization", "hugraph"},
@@ -40,7 +41,7 @@ LAYERS = (
     {"prepare", "runrecord"},
     {"runs"},
     {"trained", "repair", "comparison", "crossvalidation"},
-    {"leaks", "modelcard", "comparisonchart"},
+    {"activations", "leaks", "modelcard", "comparisonchart"},
     {"ensemble", "export", "results"},
     {"fromdicom", "demo"},
     {"judging"},

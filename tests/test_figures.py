@@ -13,8 +13,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ichfast import figures, pictures
-from ichfast.evaluation import evaluate
+from ichfast import figures, judgingcharts, pictures, trainingcharts
+from ichfast.alongseries import along_series
+from ichfast.judged import Judged, judge
+from ichfast.labels import CLASSES
 from ichfast.predictions import labels_NK, probs_NK
 from ichfast.windows import HU_OFFSET, PRESETS
 from tests.test_evaluation import make_table
@@ -67,29 +69,49 @@ def test_a_window_becomes_eight_bits() -> None:
     assert grey_HW[-1].tolist() == [255] * 6
 
 
-def test_a_small_slice_keeps_its_pixels() -> None:
-    picture = opened(pictures.slice_png(make_slice(), BRAIN, max_side=512))
-    expected_HW = pictures.windowed_8bit(make_slice(), BRAIN)
-    np.testing.assert_array_equal(np.asarray(picture), expected_HW)
+def test_a_small_slice_keeps_its_size_and_nearly_its_values() -> None:
+    stored_HW = make_slice(80, 48)
+    picture = opened(pictures.slice_jpeg(stored_HW, BRAIN, max_side=512))
+    expected_HW = pictures.windowed_8bit(stored_HW, BRAIN).astype(int)
+    assert picture.format == "JPEG"
+    inner = np.s_[8:-8]  # JPEG blurs the edges
+    assert np.abs(np.asarray(picture).astype(int) - expected_HW)[inner].max() <= 3
 
 
 def test_a_large_slice_is_shrunk_and_keeps_its_shape() -> None:
-    picture = opened(pictures.slice_png(make_slice(120, 60), BRAIN, max_side=40))
+    picture = opened(pictures.slice_jpeg(make_slice(120, 60), BRAIN, max_side=40))
     assert picture.size == (20, 40)  # columns, rows
     assert picture.mode == "L"
+
+
+def roc_of(judged: Judged) -> Figure:
+    return judgingcharts.roc_curves(
+        judged.evaluation.slice, judged.curves, judged.points
+    )
+
+
+def precision_of(judged: Judged) -> Figure:
+    return judgingcharts.precision_recall_curves(judged.evaluation.slice, judged.curves)
+
+
+def calibration_of(judged: Judged) -> Figure:
+    return judgingcharts.calibration_curves(judged.probs_NK, judged.labels_NK)
 
 
 TABLE = make_table()
 PROBS = probs_NK(TABLE)
 LABELS = labels_NK(TABLE)
+JUDGED = judge(TABLE, sensitivity=0.9)
+LEVEL = JUDGED.evaluation.slice
 CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
-    "loss": (figures.loss_curves, (make_history(),)),
-    "schedule": (figures.schedule_curves, (make_history(),)),
-    "speed": (figures.speed_curves, (make_history(),)),
-    "roc": (figures.roc_curves, (PROBS, LABELS)),
-    "precision": (figures.precision_recall_curves, (PROBS, LABELS)),
-    "calibration": (figures.calibration_curves, (PROBS, LABELS)),
-    "bars": (figures.loss_bars, (evaluate(TABLE),)),
+    "loss": (trainingcharts.loss_curves, (make_history(),)),
+    "schedule": (trainingcharts.schedule_curves, (make_history(),)),
+    "speed": (trainingcharts.speed_curves, (make_history(),)),
+    "roc": (judgingcharts.roc_curves, (LEVEL, JUDGED.curves, JUDGED.points)),
+    "precision": (judgingcharts.precision_recall_curves, (LEVEL, JUDGED.curves)),
+    "calibration": (judgingcharts.calibration_curves, (PROBS, LABELS)),
+    "series": (judgingcharts.series_curves, (along_series(TABLE),)),
+    "bars": (judgingcharts.loss_bars, (JUDGED.evaluation,)),
 }
 
 
@@ -99,9 +121,12 @@ def test_a_chart_is_a_picture_of_the_agreed_size(
     name: str, theme: figures.Theme
 ) -> None:
     draw, drawn = CHARTS[name]
-    grey_HW = drawn_grey(draw(*drawn, theme))
+    figure = draw(*drawn, theme)
+    grey_HW = drawn_grey(figure)
     width, height = (round(side * pictures.DPI) for side in figures.CHART_SIZE_INCH)
-    assert grey_HW.shape == (height, width)
+    is_tall = name in ("roc", "precision")
+    assert grey_HW.shape[1] == width
+    assert (grey_HW.shape[0] > width) if is_tall else (grey_HW.shape[0] == height)
     assert (grey_HW[0, 0] > 128) == (theme is figures.LIGHT)
     share_of_ink = (grey_HW != grey_HW[0, 0]).mean()
     assert 0.02 < share_of_ink < 0.6
@@ -109,46 +134,125 @@ def test_a_chart_is_a_picture_of_the_agreed_size(
 
 def test_the_same_figure_gives_the_same_bytes() -> None:
     first, second = (
-        pictures.figure_png(figures.loss_curves(make_history())) for _ in range(2)
+        pictures.figure_png(trainingcharts.loss_curves(make_history()))
+        for _ in range(2)
     )
     assert first == second
 
 
+def test_a_chart_in_few_colours_looks_the_same_in_fewer_bytes() -> None:
+    exact = pictures.figure_png(roc_of(JUDGED))
+    few = pictures.chart_png(roc_of(JUDGED))
+    assert len(few) < len(exact) / 2
+    rgb = [np.asarray(opened(png).convert("RGB")).astype(int) for png in (exact, few)]
+    assert np.abs(rgb[0] - rgb[1]).max() < 16
+
+
+def test_a_roc_panel_tells_area_interval_and_operating_point() -> None:
+    axes = roc_of(JUDGED).axes[CLASSES.index("subdural")]
+    name, area = axes.get_title(loc="left").split("\n")
+    low, high = JUDGED.curves["subdural"].intervals["auc"] or (0, 0)
+    assert name == "subdural"
+    auc = LEVEL.classes["subdural"].auc
+    assert area == f"AUC {auc:.3f} ({low:.3f} to {high:.3f})"
+    (dot,) = (line for line in axes.lines if line.get_marker() == "o")
+    point = JUDGED.points["subdural"]
+    assert point.specificity is not None
+    place = [[1 - point.specificity, point.sensitivity]]
+    np.testing.assert_array_equal(dot.get_xydata(), place)
+    assert len(axes.collections) == 1  # the band
+
+
+def test_precision_is_drawn_from_the_first_find_on() -> None:
+    for axes, curves in zip(
+        precision_of(JUDGED).axes, JUDGED.curves.values(), strict=True
+    ):
+        chance, line = axes.lines
+        assert chance.get_linestyle() == ":"
+        recall, precision = np.asarray(line.get_xydata()).T
+        np.testing.assert_array_equal(recall, curves.recall_T)
+        np.testing.assert_array_equal(precision, curves.precision_T)
+        assert recall.min() > 0
+
+
+@pytest.mark.parametrize("draw", [roc_of, precision_of])
+def test_a_class_with_one_label_has_an_empty_panel(
+    draw: Callable[[Judged], Figure],
+) -> None:
+    judged = judge(TABLE.assign(label_epidural=0.0), sensitivity=0.9)
+    by_class = dict(zip(CLASSES, draw(judged).axes, strict=True))
+    said = {name: [t.get_text() for t in axes.texts] for name, axes in by_class.items()}
+    assert said.pop("epidural") == ["one label only"]
+    assert set(map(len, said.values())) == {0}
+    assert not by_class["epidural"].collections
+
+
+@pytest.mark.parametrize("draw", [roc_of, precision_of])
+def test_one_slice_has_no_curve(draw: Callable[[Judged], Figure]) -> None:
+    axes = draw(judge(TABLE.iloc[:1], sensitivity=0.9)).axes
+    assert {text.get_text() for each in axes for text in each.texts} == {
+        "one label only"
+    }
+
+
+def test_calibration_of_a_class_that_nobody_has_lies_at_zero() -> None:
+    judged = judge(TABLE.assign(label_epidural=0.0), sensitivity=0.9)
+    lines = {line.get_label(): line for line in calibration_of(judged).axes[0].lines}
+    frequency = np.asarray(lines["epidural"].get_ydata(), dtype=float)
+    assert np.nanmax(frequency) == 0.0
+
+
+def drawn_values(figure: Figure) -> list[list[float]]:
+    """The values of every line over epochs, panel by panel."""
+    return [
+        np.asarray(line.get_ydata(), dtype=float).tolist()
+        for axes in figure.axes
+        for line in axes.lines
+        if line.get_linestyle() != ":"
+    ]
+
+
 @pytest.mark.parametrize(
-    "draw",
+    ("name", "columns"),
     [
-        figures.roc_curves,
-        figures.precision_recall_curves,
-        figures.calibration_curves,
+        ("loss", ["train_loss", "valid_loss", "valid_weighted_log_loss"]),
+        ("schedule", ["valid_accuracy", "learning_rate"]),
+        ("speed", ["slices_per_s", "wait_share"]),
     ],
 )
-def test_a_class_with_one_value_is_no_obstacle(draw: Callable[..., Figure]) -> None:
-    labels = LABELS.copy()
-    labels[:, 1] = 0.0
-    pictures.figure_png(draw(PROBS, labels))
-    pictures.figure_png(draw(PROBS[:1], labels[:1]))
-
-
-@pytest.mark.parametrize("name", ["loss", "schedule", "speed"])
-def test_one_epoch_and_missing_values_can_be_drawn(name: str) -> None:
+def test_one_epoch_and_missing_values_can_be_drawn(
+    name: str, columns: list[str]
+) -> None:
     draw, _ = CHARTS[name]
-    pictures.figure_png(draw(make_history(1)))
-    pictures.figure_png(
-        draw(make_history(3).assign(valid_loss=np.nan, wait_share=np.nan))
-    )
+    gaps = make_history(3).assign(valid_loss=np.nan, wait_share=np.nan)
+    for history in (make_history(1), gaps):
+        figure = draw(history)
+        pictures.figure_png(figure)
+        expected = [history[column].tolist() for column in columns]
+        np.testing.assert_array_equal(drawn_values(figure), expected)
+
+
+def test_a_series_is_drawn_from_its_lowest_slice_to_its_highest() -> None:
+    along = along_series(TABLE)
+    upper, lower = judgingcharts.series_curves(along).axes
+    labelled, predicted = (np.asarray(line.get_ydata()) for line in upper.lines)
+    np.testing.assert_array_equal(labelled, along.frequency_Q)
+    np.testing.assert_array_equal(predicted, along.prob_Q)
+    heights = [bar.get_height() for bar in lower.patches]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(heights, along.loss_Q)
 
 
 def test_the_phases_of_a_recipe_are_marked() -> None:
-    axes = figures.loss_curves(make_history(5)).axes[0]
+    axes = trainingcharts.loss_curves(make_history(5)).axes[0]
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in dotted] == [2.5]  # type: ignore[index]
 
 
 def test_calibration_leaves_out_bins_with_few_slices() -> None:
-    probs = np.full((figures.MIN_BIN_COUNT, 6), 0.5)
+    probs = np.full((judgingcharts.MIN_BIN_COUNT, 6), 0.5)
     probs[0] = 0.9
     labels = np.zeros_like(probs)
-    axes = figures.calibration_curves(probs, labels).axes[0]
+    axes = judgingcharts.calibration_curves(probs, labels).axes[0]
     drawn = [line.get_ydata() for line in axes.lines[1:]]
     assert all(np.isnan(np.asarray(values, dtype=float)).all() for values in drawn)
 

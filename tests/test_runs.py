@@ -240,12 +240,13 @@ def test_another_store_is_predicted_whole(run_dir: Path, tmp_path: Path) -> None
 
 def test_the_report_shows_no_id_unless_asked(run_dir: Path, tmp_path: Path) -> None:
     table = predict_runs([run_dir], device=CPU)
-    report_run(run_dir, table, tmp_path / "report.html")
+    report_run(run_dir, table, tmp_path / "report.html", device=CPU)
     page = (tmp_path / "report.html").read_text()
     assert "weighted log loss" in page.lower()
     assert "ID_R" not in page
-    report_run(run_dir, table, tmp_path / "with_ids.html", show_ids=True)
-    assert "ID_R" in (tmp_path / "with_ids.html").read_text()
+    with_ids = tmp_path / "with_ids.html"
+    report_run(run_dir, table, with_ids, device=CPU, show_ids=True)
+    assert "ID_R" in with_ids.read_text()
 
 
 def test_a_stopped_run_resumes_with_the_same_options_only(

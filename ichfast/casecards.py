@@ -1,0 +1,126 @@
+"""A slice worth a look as the page shows it: pictures, heat map, answers.
+
+Shape letters: B distinct slices, K classes, H rows, W columns, h and w rows and columns
+of the model's feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ichfast.cases import CaseGroup
+from ichfast.heatmaps import heatmap_png
+from ichfast.labels import CLASSES
+from ichfast.operating import OperatingPoint
+from ichfast.pictures import data_uri, slice_jpeg
+from ichfast.predictions import labels_NK, probs_NK
+from ichfast.windows import PRESETS
+
+CARD_WINDOWS = ("brain", "subdural")
+CARD_SIDE = 256
+"""Longest side of a card's pictures, pixels."""
+
+SliceOf = Callable[[str], npt.NDArray[np.uint16]]
+"""Gives the stored pixels (H, W) of a slice id."""
+
+ActivationsOf = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+"""Gives the activation maps (B, K, h, w) of B slice ids, each over its whole slice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaseCard:
+    """One slice in one group."""
+
+    outcome: str
+    """What the operating point makes of it, such as ``missed``."""
+    is_right: bool
+    pictures: Mapping[str, str]
+    """Data URIs by window name."""
+    heatmap: str
+    """Data URI of where the model found the group's class."""
+    answers: list[tuple[str, float, bool]]
+    """By class: its name, the probability, whether it is labelled."""
+    ids: str
+    """Slice, study and patient."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardGroup:
+    """A group of `cases.choose_cases`, ready to be shown."""
+
+    class_name: str
+    is_worst: bool
+    cards: list[CaseCard]
+
+
+def make_cards(
+    groups: Iterable[CaseGroup],
+    points: Mapping[str, OperatingPoint],
+    *,
+    slice_of: SliceOf,
+    activations_of: ActivationsOf,
+) -> list[CardGroup]:
+    """Draw the slices of each group; a slice in several groups is drawn once.
+
+    Args:
+        groups: at least one.
+        points: by class, where it has one: from which probability on it is called.
+        slice_of: asked once a slice.
+        activations_of: asked once, for all slices.
+    """
+    groups = list(groups)
+    slice_ids = sorted({n for group in groups for n in group.rows["slice_id"]})
+    maps = dict(zip(slice_ids, activations_of(slice_ids), strict=True))
+    stored = {slice_id: slice_of(slice_id) for slice_id in slice_ids}
+    pictures = {
+        slice_id: _pictures(stored_HW) for slice_id, stored_HW in stored.items()
+    }
+
+    def cards_of(group: CaseGroup) -> list[CaseCard]:
+        k = CLASSES.index(group.class_name)
+        rows = group.rows
+        probs, is_labelled = probs_NK(rows), labels_NK(rows) == 1
+        keys = rows[["slice_id", "study", "patient"]].astype(str).to_numpy()
+        cards = []
+        for n, (slice_id, study, patient) in enumerate(keys):
+            shape = stored[slice_id].shape
+            map_png = heatmap_png(maps[slice_id][k], (shape[0], shape[1]))
+            point = points.get(group.class_name)
+            is_called = point is not None and probs[n, k] >= point.threshold
+            cards.append(
+                CaseCard(
+                    outcome=_outcome(
+                        is_called=is_called, is_labelled=is_labelled[n, k]
+                    ),
+                    is_right=is_called == is_labelled[n, k],
+                    pictures=pictures[slice_id],
+                    heatmap=data_uri("png", map_png),
+                    answers=list(zip(CLASSES, probs[n], is_labelled[n], strict=True)),
+                    ids=f"slice {slice_id}, study {study}, patient {patient}",
+                )
+            )
+        return cards
+
+    return [
+        CardGroup(
+            class_name=group.class_name, is_worst=group.is_worst, cards=cards_of(group)
+        )
+        for group in groups
+    ]
+
+
+def _pictures(stored_HW: npt.NDArray[np.uint16]) -> dict[str, str]:
+    return {
+        name: data_uri("jpeg", slice_jpeg(stored_HW, PRESETS[name], max_side=CARD_SIDE))
+        for name in CARD_WINDOWS
+    }
+
+
+def _outcome(*, is_called: bool, is_labelled: bool) -> str:
+    if is_labelled:
+        return "found" if is_called else "missed"
+    return "false alarm" if is_called else "rightly left alone"

@@ -1,0 +1,75 @@
+"""A run's predictions, and all that the report computes of them.
+
+Shape letters: N labelled slices, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ichfast.bootstrap import Interval, mean_interval, resample_patients
+from ichfast.curves import ClassCurves, class_curves
+from ichfast.evaluation import Evaluation, evaluate, labelled_rows
+from ichfast.labels import CLASSES
+from ichfast.metrics import slice_log_loss_N
+from ichfast.operating import OperatingPoint, operating_point
+from ichfast.predictions import labels_NK as labels_of
+from ichfast.predictions import patients_N
+from ichfast.predictions import probs_NK as probs_of
+
+REPLICATES = 200
+"""Of the bootstrap behind the intervals and bands."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """The predictions and all that is computed of them."""
+
+    rows: pd.DataFrame
+    probs_NK: npt.NDArray[np.float64]
+    labels_NK: npt.NDArray[np.float64]
+    evaluation: Evaluation
+    loss_interval: Interval | None
+    """Of the weighted log loss by slice."""
+    curves: dict[str, ClassCurves]
+    """By class; without the classes that have one label only."""
+    points: dict[str, OperatingPoint]
+    """By class; without the classes that have no positive slice."""
+
+
+def judge(predictions: pd.DataFrame, *, sensitivity: float) -> Judged:
+    """Compute all that the page tells of the predictions.
+
+    Args:
+        predictions: a predictions table, columns as in `ichfast.predictions`.
+        sensitivity: of the operating points, in (0, 1].
+
+    Raises:
+        PredictionError: as `evaluation.evaluate` and `operating.operating_point`.
+    """
+    rows = labelled_rows(predictions)
+    probs_NK, labels_NK = probs_of(rows), labels_of(rows)
+    by_class = {
+        name: (probs_NK[:, k], labels_NK[:, k]) for k, name in enumerate(CLASSES)
+    }
+    points = {
+        name: operating_point(*each, sensitivity=sensitivity)
+        for name, each in by_class.items()
+    }
+    resampling = resample_patients(
+        pd.factorize(patients_N(rows))[0], replicates=REPLICATES
+    )
+    curves = {name: class_curves(*each, resampling) for name, each in by_class.items()}
+    return Judged(
+        rows=rows,
+        probs_NK=probs_NK,
+        labels_NK=labels_NK,
+        evaluation=evaluate(predictions),
+        loss_interval=mean_interval(slice_log_loss_N(probs_NK, labels_NK), resampling),
+        curves={name: each for name, each in curves.items() if each},
+        points={name: point for name, point in points.items() if point},
+    )

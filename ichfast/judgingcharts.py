@@ -1,0 +1,226 @@
+"""The charts of a run's predictions: loss, ROC, calibration, along the series.
+
+Shape letters: N slices, K classes, Q calibration bins or parts of a series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ichfast.alongseries import AlongSeries
+from ichfast.bootstrap import Interval
+from ichfast.curves import GRID_G, Band, ClassCurves
+from ichfast.evaluation import Evaluation, LevelScores
+from ichfast.figures import (
+    LIGHT,
+    MODEL_COLOR,
+    SECOND_COLOR,
+    Theme,
+    add_legend,
+    class_color,
+    class_style,
+    panel_a_class,
+    set_title,
+    set_unit_square,
+    stacked,
+)
+from ichfast.labels import CLASSES
+from ichfast.metrics import calibration_bins
+from ichfast.operating import OperatingPoint
+
+Floats = npt.NDArray[np.float64]
+
+MIN_BIN_COUNT = 10
+"""A calibration bin with fewer slices is not drawn: its frequency is noise."""
+
+
+def loss_bars(evaluation: Evaluation, theme: Theme = LIGHT) -> Figure:
+    """The model's log loss beside what predicting the prevalence costs."""
+    figure, (axes,) = stacked("Log loss by slice (nats)", theme)
+    level: LevelScores = evaluation.slice
+    rows = [("weighted", level.weighted_log_loss, level.prevalence_loss)]
+    rows += [
+        (name, scores.log_loss, scores.prevalence_log_loss)
+        for name, scores in level.classes.items()
+    ]
+    names, model, prevalence = zip(*rows, strict=True)
+    y = np.arange(len(rows))
+    for offset, values, color, label in (
+        (-0.19, model, MODEL_COLOR, "model"),
+        (0.19, prevalence, theme.faint, "prevalence"),
+    ):
+        bars = axes.barh(y + offset, values, 0.36, color=color, label=label)
+        axes.bar_label(bars, fmt="%.4f", padding=3, color=theme.ink, fontsize=7)
+    axes.set_yticks(y, names)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(right=1.18 * max(*model, *prevalence))
+    add_legend(axes, theme, loc="lower right")
+    return figure
+
+
+def roc_curves(
+    level: LevelScores,
+    curves: Mapping[str, ClassCurves],
+    points: Mapping[str, OperatingPoint],
+    theme: Theme = LIGHT,
+) -> Figure:
+    """The ROC curve of each class with its band, a panel a class.
+
+    Args:
+        level: gives the areas.
+        curves: by class; a class without curves has an empty panel.
+        points: the operating points, drawn as dots.
+        theme: light or dark.
+    """
+    figure, all_axes = panel_a_class(theme)
+    for k, (name, axes) in enumerate(zip(CLASSES, all_axes, strict=True)):
+        axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8, linestyle=":")
+        if name not in curves:
+            _say_empty(axes, name, theme)
+            continue
+        drawn, point = curves[name], points[name]
+        color = class_color(k, theme)
+        _draw_band(axes, drawn.roc_band, color)
+        axes.plot(drawn.false_rate_T, drawn.true_rate_T, color=color, linewidth=1.4)
+        assert point.specificity is not None, "a class with curves has both labels"
+        axes.plot(
+            1 - point.specificity, point.sensitivity, "o", color=color, markersize=5
+        )
+        area = _with_interval(level.classes[name].auc, drawn.intervals["auc"])
+        set_title(axes, f"{name}\nAUC {area}", theme)
+    _finish_squares(all_axes, "1 - specificity", "Sensitivity")
+    return figure
+
+
+def precision_recall_curves(
+    level: LevelScores, curves: Mapping[str, ClassCurves], theme: Theme = LIGHT
+) -> Figure:
+    """Precision over sensitivity of each class with its band; dotted: prevalence.
+
+    Arguments as `roc_curves`.
+    """
+    figure, all_axes = panel_a_class(theme)
+    for k, (name, axes) in enumerate(zip(CLASSES, all_axes, strict=True)):
+        if name not in curves:
+            _say_empty(axes, name, theme)
+            continue
+        drawn, scores = curves[name], level.classes[name]
+        color = class_color(k, theme)
+        axes.axhline(scores.prevalence, color=theme.faint, linewidth=0.8, linestyle=":")
+        _draw_band(axes, drawn.precision_band, color)
+        axes.plot(drawn.recall_T, drawn.precision_T, color=color, linewidth=1.4)
+        interval = drawn.intervals["average_precision"]
+        area = _with_interval(scores.average_precision, interval)
+        set_title(axes, f"{name}\nAP {area}", theme)
+    _finish_squares(all_axes, "Sensitivity (recall)", "Precision")
+    return figure
+
+
+def calibration_curves(
+    probs_NK: Floats, labels_NK: Floats, theme: Theme = LIGHT
+) -> Figure:
+    """Observed frequency over predicted probability, above where slices lie.
+
+    Bars on `any` are 95% Wilson intervals. Bins of fewer than `MIN_BIN_COUNT`
+    slices are left out.
+    """
+    figure, (upper, lower) = stacked(
+        "Calibration: observed frequency", theme, panels=2, heights=(2.4, 1)
+    )
+    upper.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8, linestyle=":")
+    for k in reversed(range(len(CLASSES))):
+        count_Q, prob_Q, frequency_Q = calibration_bins(probs_NK[:, k], labels_NK[:, k])
+        shown_Q = np.where(count_Q >= MIN_BIN_COUNT, count_Q, np.nan)
+        frequency_Q = np.where(np.isnan(shown_Q), np.nan, frequency_Q)
+        style = class_style(k, theme)
+        upper.plot(prob_Q, frequency_Q, marker="o", markersize=2.5, **style)
+        if k == 0:
+            low_Q, high_Q = _wilson_interval(frequency_Q, shown_Q)
+            upper.vlines(prob_Q, low_Q, high_Q, color=theme.ink, linewidth=1.0)
+    set_unit_square(upper, "", "")
+    add_legend(upper, theme, reverse=True)
+    edges = [n / 30 for n in range(31)]
+    for is_positive, color in ((False, theme.faint), (True, SECOND_COLOR)):
+        chosen = (labels_NK[:, 0] > 0.5) == is_positive
+        label = "any" if is_positive else "none"
+        lower.hist(
+            probs_NK[chosen, 0], edges, histtype="step", color=color, label=label
+        )
+    lower.set_yscale("symlog", linthresh=1)
+    lower.set_ylim(bottom=0)
+    lower.set_xlim(-0.02, 1.02)
+    set_title(lower, "Slices by label", theme)
+    lower.set_xlabel("Predicted probability")
+    add_legend(lower, theme, loc="upper center", ncols=2)
+    return figure
+
+
+def series_curves(along: AlongSeries, theme: Theme = LIGHT) -> Figure:
+    """Frequency, probability and loss from the lowest slice to the highest."""
+    figure, (upper, lower) = stacked("Any, by place in the series", theme, panels=2)
+    middle_Q = (np.arange(len(along.count_Q)) + 0.5) / len(along.count_Q)
+    for values_Q, color, style, label in (
+        (along.frequency_Q, theme.ink, "--", "labelled"),
+        (along.prob_Q, MODEL_COLOR, "-", "mean probability"),
+    ):
+        upper.plot(
+            middle_Q,
+            values_Q,
+            color=color,
+            linestyle=style,
+            marker="o",
+            markersize=3,
+            label=label,
+        )
+    upper.set_ylim(bottom=0)
+    upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    add_legend(upper, theme)
+    lower.bar(middle_Q, along.loss_Q, 0.8 / len(middle_Q), color=MODEL_COLOR)
+    set_title(lower, "Weighted log loss (nats)", theme)
+    for axes in (upper, lower):
+        axes.set_xlim(0, 1)
+    lower.set_xticks([0, 0.5, 1], ["lowest slice", "middle", "highest slice"])
+    upper.set_xticks([0, 0.5, 1], ["", "", ""])
+    return figure
+
+
+def _draw_band(axes: Axes, band: Band | None, color: str) -> None:
+    if band is not None:
+        axes.fill_between(
+            GRID_G, band.low_G, band.high_G, color=color, alpha=0.22, linewidth=0
+        )
+
+
+def _say_empty(axes: Axes, name: str, theme: Theme) -> None:
+    set_title(axes, f"{name}\n-", theme)
+    axes.text(0.5, 0.5, "one label only", color=theme.ink, fontsize=8, ha="center")
+
+
+def _finish_squares(all_axes: list[Axes], xlabel: str, ylabel: str) -> None:
+    """Two panels a row: names at the left and at the bottom only."""
+    for number, axes in enumerate(all_axes):
+        is_last_row = number >= len(all_axes) - 2
+        is_left = number % 2 == 0
+        set_unit_square(axes, xlabel if is_last_row else "", ylabel if is_left else "")
+
+
+def _with_interval(figure: float | None, interval: Interval | None) -> str:
+    shown = "-" if figure is None else f"{figure:.3f}"
+    return f"{shown} ({interval[0]:.3f} to {interval[1]:.3f})" if interval else shown
+
+
+def _wilson_interval(frequency_Q: Floats, count_Q: Floats) -> tuple[Floats, Floats]:
+    """The 95% interval of a frequency. Source: Wilson 1927."""
+    z = 1.96
+    middle_Q = frequency_Q + z**2 / (2 * count_Q)
+    spread = frequency_Q * (1 - frequency_Q) / count_Q + (z / (2 * count_Q)) ** 2
+    scale_Q = 1 + z**2 / count_Q
+    half_Q = z * np.sqrt(spread)
+    return (middle_Q - half_Q) / scale_Q, (middle_Q + half_Q) / scale_Q
