@@ -70,7 +70,7 @@ class Record:
     name: str
     role: str
     unit: str
-    """Of the values: rates end in ``/s``, other units are ``s`` and ``MiB``."""
+    """Of the values: rates end in ``/s``, costs are ``s``, ``MiB`` or ``%``."""
 
     device: str
     cache: str
@@ -180,7 +180,7 @@ class Meter:
             stage: what it is part of.
             case: what is measured within it.
             name: whose cost it is.
-            unit: ``s`` or ``MiB``: less is better.
+            unit: ``s``, ``MiB`` or ``%``: less is better.
             cache: ``hot``, ``cold`` or ``none``.
             settings: what it depends on.
         """

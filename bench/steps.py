@@ -58,6 +58,9 @@ class ResidentBatches:
 class SteppedTrainer(Trainer):
     """A trainer that takes the steps of one epoch whenever it is told."""
 
+    wait_share = 0.0
+    """Of the time of the last epoch, what was waiting for a batch."""
+
     def begin(self, num_batches: int) -> None:
         """Make the optimizer and the schedule of the first phase."""
         phase = self.phases[0]
@@ -66,7 +69,7 @@ class SteppedTrainer(Trainer):
     def run_epoch(self, loader: Loader) -> int:
         """Train on all that a loader gives; returns the slices."""
         with contextlib.redirect_stderr(io.StringIO()):  # its progress, beside ours
-            self.train_epoch(loader, 0)
+            self.wait_share = self.train_epoch(loader, 0)["wait_share"]
         return loader.num_slices
 
 

@@ -160,9 +160,10 @@ def read_slices(content: bytes) -> list[Slice]:
                 _make_slice(file, layout, frame_header, frame)
                 for frame_header, frame in zip(frame_headers, frames, strict=True)
             ]
-        except RejectError:
+        except (RejectError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # noqa: BLE001  # hostile bytes provoke anything
+        # Hostile bytes provoke anything; a panic of a decoder in Rust is no Exception.
+        except BaseException as error:  # noqa: BLE001
             code = "bad-header" if part == "header" else "decoder-error"
             reason = f"{type(error).__name__} while reading the {part}"
             # Without its cause, whose message may quote header values.

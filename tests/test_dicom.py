@@ -24,7 +24,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.processing import apply_rescale
 
-from ichfast import dicom, headers
+from ichfast import dicom, headers, hounsfield
 from ichfast.dicom import REJECT_CODES, Slice, read_slices
 from ichfast.errors import RejectError
 from ichfast.hounsfield import to_stored
@@ -627,6 +627,21 @@ def test_an_unforeseen_error_is_told_by_its_kind_alone(
     )
     assert error.__cause__ is None
     assert error.__suppress_context__
+
+
+def test_a_panic_in_a_decoder_is_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    def fail(*_: object) -> None:
+        raise PanicException("SECRET^NAME")
+
+    monkeypatch.setattr(hounsfield, "store_frame", fail)
+    error = rejection(ct_file(ramp()))
+    assert (error.code, error.detail) == (
+        "decoder-error",
+        "PanicException while reading the pixels",
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ichfast import export
 from ichfast.dataconfig import DataConfig
 from ichfast.ensemble import predict_runs
 from ichfast.errors import CheckpointError, ModelError
@@ -153,10 +153,10 @@ def test_the_card_says_what_the_model_is_and_is_not(
     assert "better than they are" in card.replace("\n  ", " ")
 
 
-@pytest.mark.skipif(
-    all(map(find_spec, (*ONNX_PACKAGES, "onnxruntime"))), reason="onnx is installed"
-)
-def test_onnx_names_what_to_install(tiny_store_path: Path, tmp_path: Path) -> None:
+def test_onnx_names_what_to_install(
+    tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda _: None)
     run = write_run(tmp_path / "run", tiny_store_path)
     with pytest.raises(ModelError, match=r"onnx.*pip install 'ichfast\[export\]'"):
         export_run(run, tmp_path / "model.onnx")

@@ -52,6 +52,9 @@ PEERS: dict[str, Peer] = {
     "dali-numpy": Peer(
         stage="loader", packages=("nvidia.dali",), module="bench.peers.dali_numpy"
     ),
+    "timm-step": Peer(
+        stage="train", packages=("timm",), module="bench.peers.timm_step"
+    ),
     "ffcv": Peer(
         stage="loader",
         packages=(),

@@ -1,16 +1,25 @@
 """Training from the loader, against the same steps on batches that lie ready.
 
-The ratio of the two is what the loader leaves of the model's speed. On a CPU both
-compute on the same cores, so what the loader costs cannot be hidden.
+The ratio of the two is what the loader leaves of the model's speed; the loader alone
+and the share of the time spent waiting for it stand beside them. On a CPU both
+compute on the same cores, so what the loader costs cannot be hidden. timm's step is
+shown beside it, on the same model and batches; on a GPU with the memory each takes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
+import torch
 
 from bench.measure import Contender, Meter, Record
+from bench.peers import peers_of
+from bench.peers.timm_step import TimmTrainer
 from bench.steps import load_resident, make_recipe, make_run_loader, make_trainer
 from bench.workload import Workload
+from ichfast.runs import build_run_model
 from ichfast.store import Store
 
 STAGE = "train"
@@ -36,31 +45,95 @@ def _measure_arch(
         store, slices_N, recipe, workload.device, to_train=True
     ) as loader:
         resident = load_resident(loader)
-        return meter.compare(
-            [
+        waited: list[float] = []
+
+        def train_from_loader() -> int:
+            num_slices = trainer.run_epoch(loader)
+            waited.append(100 * trainer.wait_share)
+            return num_slices
+
+        contenders = [
+            Contender(
+                name="from the loader",
+                role="ichfast",
+                run=train_from_loader,
+            ),
+            Contender(
+                name="loader alone",
+                role="limit",
+                run=lambda: sum(len(batch) for batch in loader),
+            ),
+            Contender(
+                name="resident batches",
+                role="limit",
+                run=lambda: trainer.run_epoch(resident),
+            ),
+        ]
+        for name in peers_of(STAGE, workload.peers):
+            timm = TimmTrainer(
+                build_run_model(recipe, trainer.stepper.device),
+                recipe.train.phases[0],
+                trainer.stepper.amp,
+                ema_decay=recipe.train.ema_decay,
+            )
+            contenders.append(
                 Contender(
-                    name="from the loader",
-                    role="ichfast",
-                    run=lambda: trainer.run_epoch(loader),
-                ),
-                Contender(
-                    name="resident batches",
-                    role="limit",
-                    run=lambda: trainer.run_epoch(resident),
-                ),
-            ],
+                    name=name,
+                    role="peer",
+                    run=partial(timm.run_epoch, resident.batches),
+                )
+            )
+        case = f"{arch} at {workload.size}"
+        settings = {
+            "recipe": recipe.name,
+            "arch": arch,
+            "size": workload.size,
+            "level": loader.level,
+            "batch_size": workload.batch_size,
+            "steps": workload.num_steps,
+            "windows": list(recipe.data.windows),
+            "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
+        }
+        records = meter.compare(
+            contenders,
             stage=STAGE,
-            case=f"{arch} at {workload.size}",
+            case=case,
             unit="slices",
             cache="hot",
-            settings={
-                "recipe": recipe.name,
-                "arch": arch,
-                "size": workload.size,
-                "level": loader.level,
-                "batch_size": workload.batch_size,
-                "steps": workload.num_steps,
-                "windows": list(recipe.data.windows),
-                "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
-            },
+            settings=settings,
         )
+        records.append(
+            meter.note(
+                waited[meter.warmup :],
+                stage=STAGE,
+                case=case,
+                name="waiting for the loader",
+                unit="%",
+                cache="hot",
+                settings=settings,
+            )
+        )
+        if workload.device == "cpu":
+            return records
+        return records + [
+            meter.note(
+                [_peak_mib(contender.run) for _ in range(meter.repeats)],
+                stage=STAGE,
+                case=f"{case}, GPU memory",
+                name=contender.name,
+                unit="MiB",
+                cache="none",
+                settings=settings,
+            )
+            for contender in contenders
+        ]
+
+
+def _peak_mib(run: Callable[[], int]) -> float:
+    """Most GPU memory that tensors take while a turn runs, MiB.
+
+    What other contenders keep is in it, the same for all.
+    """
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() / 2**20
