@@ -145,7 +145,11 @@ def _check_form(out: Path) -> None:
 
 def _write_onnx(program: ExportedProgram, path: Path) -> None:
     written = torch.onnx.export(
-        program, input_names=["hu"], output_names=["probs"], dynamo=True
+        program,
+        input_names=["hu"],
+        output_names=["probs"],
+        dynamo=True,
+        verbose=False,  # it would write to stdout
     )
     assert written is not None, "torch.onnx.export gives its program unless told a file"
     written.save(path)

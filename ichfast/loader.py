@@ -115,8 +115,9 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     _check_positions(store, slices_N)
     if len(sampler) == 0:
         raise LoaderError(
-            f"{len(slices_N)} slice(s) do not fill one batch of {config.batch_size} "
-            f"on {world_size} device(s); lower it with --set data.batch_size=N"
+            f"{sampler.num_drawn} slice(s) do not fill one batch of "
+            f"{config.batch_size} on {world_size} device(s); lower it with "
+            "--set data.batch_size=N"
         )
     return DaliLoader(
         store,

@@ -43,6 +43,7 @@ from ichfast.recipe import ModelConfig, Recipe
 from ichfast.recipes import RECIPES
 from ichfast.runlog import RunLog
 from ichfast.runrecord import RunRecord, read_record, write_record
+from ichfast.sampling import make_sampler
 from ichfast.splits import Split, split_slices
 from ichfast.stepper import Stepper
 from ichfast.store import Store
@@ -121,7 +122,10 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     _check_run_dir(run_dir, resume=resume)
     with Store(store_path) as store:
         split = split_slices(store, recipe.folds, limit=limit)
-        recipe = _fit_batch(recipe, len(split.train_N), ranks)
+        sampler = make_sampler(
+            recipe.data.sampling, store, split.train_N, batch_size=1, shuffle=True
+        )
+        recipe = _fit_batch(recipe, sampler.num_drawn, ranks)
         record = RunRecord(
             recipe=recipe,
             normalization=measure_normalization(store, split.train_N, recipe.data),

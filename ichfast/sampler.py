@@ -68,7 +68,7 @@ class Sampler:
     def __len__(self) -> int:
         """Batches in one epoch on this rank."""
         if self.shuffle:
-            return self._num_drawn() // (self.batch_size * self.world_size)
+            return self.num_drawn // (self.batch_size * self.world_size)
         return -(-self.num_slices // self.batch_size)
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -89,8 +89,9 @@ class Sampler:
         start = iteration * self.batch_size
         return order[start : start + self.batch_size]
 
-    def _num_drawn(self) -> int:
-        """E, the same for every epoch."""
+    @property
+    def num_drawn(self) -> int:
+        """E, slices of an epoch on all ranks together, before batches are cut."""
         return len(self.slices_N)
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -124,7 +125,9 @@ class BalancedSampler(Sampler):
         num_with = int(self.has_hemorrhage_N.sum())
         return min(num_with, len(self.slices_N) - num_with)
 
-    def _num_drawn(self) -> int:
+    @property
+    def num_drawn(self) -> int:
+        """Twice the rarer kind."""
         return 2 * self._num_each()
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -155,7 +158,9 @@ class StudySampler(Sampler):
         """Where in `slices_N` each study begins."""
         return np.flatnonzero(np.diff(self.study_N, prepend=self.study_N[0] - 1))
 
-    def _num_drawn(self) -> int:
+    @property
+    def num_drawn(self) -> int:
+        """One for each study."""
         return len(self._first_M())
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -164,7 +164,10 @@ def test_onnx_names_what_to_install(
 
 
 def test_onnx_runtime_says_what_predict_says(
-    tiny_store_path: Path, other_store: Path, tmp_path: Path
+    tiny_store_path: Path,
+    other_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for package in (*ONNX_PACKAGES, "onnxruntime"):
         pytest.importorskip(package, reason="needs the extra `export`")
@@ -173,6 +176,7 @@ def test_onnx_runtime_says_what_predict_says(
     run = write_run(tmp_path / "run", tiny_store_path, size=64)
     predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
     report = export_run(run, tmp_path / "model.onnx")
+    assert capsys.readouterr().out == ""
     with Store(other_store) as store:
         positions = whole_slices(store)
         hu_BHW = stack_hu(store, positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,20 @@ def test_a_split_smaller_than_a_batch_shrinks_the_batch_and_says_so(
             device=CPU,
         )
     assert "batch size 512 becomes" in caplog.text
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "study"])
+def test_the_batch_shrinks_to_what_the_sampling_leaves(
+    tiny_store_path: Path,
+    tmp_path: Path,
+    sampling: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = small_recipe("data.batch_size=512", f"data.sampling={sampling}")
+    with caplog.at_level(logging.WARNING):
+        train_run(tiny_store_path, recipe, tmp_path / "run", device=CPU)
+    (found,) = re.findall(r"only (\d+) slices .* 512 becomes (\d+)", caplog.text)
+    assert int(found[0]) == int(found[1]) < 12
 
 
 def test_weights_that_cannot_be_had_are_a_warning_or_an_error(
