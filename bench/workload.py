@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from bench.bigstore import write_big_store
 from bench.measure import BenchError
+from ichfast.errors import StoreError
 from ichfast.labels import read_labels
 from ichfast.prepare import prepare_store
 from ichfast.store import Store
@@ -157,7 +158,8 @@ class Workload:
 
     def _synthetic_store(self) -> Path:
         path = self.cache_dir / f"store-{self.num_files}x{self.file_size}"
-        if not (path / "store.json").exists():
+        if not _can_be_opened(path):
+            shutil.rmtree(path, ignore_errors=True)
             prepare_store(
                 [self.heads_dir / "dicom"],
                 path,
@@ -166,6 +168,15 @@ class Workload:
                 keep_ids=True,
             )
         return path
+
+
+def _can_be_opened(path: Path) -> bool:
+    """Whether a cached store is there, and not of a version before this one."""
+    try:
+        Store(path).close()
+    except StoreError:
+        return False
+    return True
 
 
 def common_slices(store: Store) -> npt.NDArray[np.int64]:

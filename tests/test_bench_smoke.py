@@ -222,6 +222,21 @@ def test_every_stage_runs_and_compares_with_its_limit(
     assert summarize(records)["stages"].keys() == {stage}
 
 
+def test_a_cached_store_of_another_version_is_made_anew(tmp_path: Path) -> None:
+    workload = Workload(
+        cache_dir=tmp_path,
+        scratch_dir=tmp_path,
+        num_files=12,
+        file_size=64,
+        batch_size=2,
+    )
+    with workload.open_store() as store:
+        header = store.path / "store.json"
+    header.write_text("{}")
+    with workload.open_store() as store:
+        assert len(store) > 0
+
+
 def test_copies_differ_in_their_ids_only_and_all_become_slices(tmp_path: Path) -> None:
     write_copies(tmp_path / "copies", 1003)
     files = sorted((tmp_path / "copies").rglob("*.dcm"))
