@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from ichfast.labels import CLASSES
 from ichfast.store import Store
 from tests.slice_store import write_slices
+
+# Jobs in the background of a script ignore Ctrl-C, and so does all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # patient, study, series, slices, (rows, columns), labelled
 SERIES = (
