@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ichfast.errors import CheckpointError
+from ichfast.errors import CheckpointError, first_line
 from ichfast.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as RuntimeError.
         raise CheckpointError(
-            f"cannot write {path}: {_first_line(error)}; free some space, then "
+            f"cannot write {path}: {first_line(error)}; free some space, then "
             "continue with --resume"
         ) from error
 
@@ -114,7 +114,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything here
         raise CheckpointError(
-            f"{path} is damaged or no checkpoint: {_first_line(error)}"
+            f"{path} is damaged or no checkpoint: {first_line(error)}"
         ) from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(f"{path} is not a checkpoint that ichfast wrote")
@@ -132,8 +132,3 @@ def _check_sums(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(f"the checksum of {damaged} in it is wrong")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

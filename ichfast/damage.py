@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ichfast.checksums import combine
 from ichfast.errors import StoreError
 from ichfast.files import file_crc32c
 from ichfast.levels import SOURCE_LEVEL
@@ -116,9 +117,10 @@ def _read_shard(
     found_N = np.zeros(count, dtype=np.int64)
     with file.open("rb") as opened:
         header = opened.read(NPY_HEADER_BYTES)
-        whole = google_crc32c.value(header)
+        whole = int(google_crc32c.value(header))
         for row in range(count):
             stored = opened.read(2 * rows * columns)
-            found_N[row] = google_crc32c.value(stored)
-            whole = google_crc32c.extend(whole, stored)
-    return header == npy_header(shard.shape(level)), found_N, int(whole)
+            crc32c = int(google_crc32c.value(stored))
+            found_N[row] = crc32c
+            whole = combine(whole, crc32c, len(stored))
+    return header == npy_header(shard.shape(level)), found_N, whole

@@ -103,4 +103,5 @@ class SubmissionError(IchfastError):
 
 def first_line(error: Exception) -> str:
     """What another library's error says, in one line; its name if nothing."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from ichfast.errors import LabelError
+from ichfast.errors import LabelError, first_line
 
 CLASSES = (
     "any",
@@ -96,7 +96,7 @@ def _read_csv(path: Path) -> pa.Table:
     except FileNotFoundError as error:
         raise LabelError(f"no label csv at {path}") from error
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise LabelError(f"cannot read the label csv {path}: {reason}") from error
 
 

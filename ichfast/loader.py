@@ -32,7 +32,7 @@ from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
-from ichfast.errors import LoaderError
+from ichfast.errors import LoaderError, first_line
 from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds
 from ichfast.pipeline import Normalization, slice_graph
 from ichfast.reading import batches_ahead
@@ -302,8 +302,8 @@ class DaliLoader:
             self.close()  # DALI cannot go on from here
             if not isinstance(error, RuntimeError):
                 raise
-            first_line = str(error).strip().splitlines()[0]
-            raise LoaderError(f"the DALI pipeline failed: {first_line}") from error
+            reason = first_line(error)
+            raise LoaderError(f"the DALI pipeline failed: {reason}") from error
         self._supply.give_back()
         return outputs
 

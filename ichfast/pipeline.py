@@ -31,6 +31,7 @@ from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 from nvidia.dali.tensors import TensorCPU
 
+from ichfast.errors import first_line
 from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET, Window, window_table
 
@@ -294,7 +295,7 @@ def gpu_problem() -> str | None:
         pipe.build()
         pipe.run()
     except RuntimeError as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.errors import PredictionError
+from ichfast.errors import PredictionError, first_line
 from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
 
@@ -79,7 +79,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     try:
         table = _read(path)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise PredictionError(f"{path} is damaged or not a table: {reason}") from error
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:

@@ -21,7 +21,7 @@ from torch import distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from ichfast.errors import DeviceError, IchfastError, TrainError
+from ichfast.errors import DeviceError, IchfastError, TrainError, first_line
 
 TIMEOUT = timedelta(minutes=5)
 """How long a rank waits for another one. Nothing that one rank does alone, such as
@@ -156,5 +156,4 @@ def _lost_a_rank(error: RuntimeError) -> bool:
 
 def _reason(error: Exception) -> str:
     """What torch says, without the place in its source and its advice."""
-    first_line = str(error).strip().splitlines()[0]
-    return re.sub(r"^\[\S+\] ", "", first_line).split(". ")[0]
+    return re.sub(r"^\[\S+\] ", "", first_line(error)).split(". ")[0]

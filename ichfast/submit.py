@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.errors import SubmissionError
+from ichfast.errors import SubmissionError, first_line
 from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
 from ichfast.predictions import probs_NK as probs_of
@@ -163,7 +163,7 @@ def _read_sample(sample: Path) -> pd.Series[str]:
     except OSError as error:
         raise SubmissionError(f"cannot read {sample}: {error.strerror}") from error
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SubmissionError(f"{sample} is not a csv file: {reason}") from error
     if list(table.columns) != ["ID", "Label"] or table.empty:
         found = ",".join(map(str, table.columns[:6]))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ichfast.checkpoint import BEST, load_checkpoint
-from ichfast.errors import CheckpointError, PredictionError
+from ichfast.errors import CheckpointError, PredictionError, first_line
 from ichfast.models import build_model
 from ichfast.runrecord import RunRecord, read_record
 from ichfast.store import Store
@@ -50,7 +50,7 @@ class TrainedRun:
         except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path / BEST} does not fit the settings beside it: "
-                f"{str(error).splitlines()[0]}; train again"
+                f"{first_line(error)}; train again"
             ) from error
         return model.to(device).eval()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from ichfast.phases import Phase
 from ichfast.runs import default_run_dir
 from ichfast.schedules import Schedule
 from ichfast.settings import to_dict
+from tests.test_augment import NOTEBOOKS
 
 BATCHES = 7
 """In an epoch of the curves below: an odd number, so that turns fall unevenly."""
@@ -65,22 +65,6 @@ DEFAULTS = {
     "lighting_probability": 0.75,
 }
 """fastai v1's `get_transforms()`."""
-AUGMENTATION: dict[str, dict[str, Any]] = {
-    "exp-10-mixup": {
-        "max_rotation_deg": 30.0,
-        "zoom_probability": 1.0,
-        "min_zoom": 1.05,
-        "max_zoom": 1.4,
-    },
-    "exp-30": {
-        "max_rotation_deg": 30.0,
-        "max_zoom": 1.4,
-        "max_warp": 0.0,
-        "cutout_probability": 0.5,
-        "cutout_holes": (4, 20),
-        "cutout_side": (2, 30),
-    },
-}
 
 every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 
@@ -115,7 +99,7 @@ def test_network_and_input_are_those_of_the_reference(name: str) -> None:
 
 @every_experiment
 def test_augmentation_is_that_of_the_reference(name: str) -> None:
-    wanted = AugmentConfig(**{**DEFAULTS, **AUGMENTATION.get(plain(name), {})})
+    wanted = AugmentConfig(**{**DEFAULTS, **NOTEBOOKS.get(plain(name), {})})
     assert EXPERIMENTS[name]().augment == wanted
 
 
