@@ -1,4 +1,4 @@
-"""The commands from trained runs on: predict, evaluate, submit, compare, export."""
+"""The commands from trained runs on: predict, evaluate, submit, report and so on."""
 
 from __future__ import annotations
 
@@ -181,6 +181,55 @@ def submit(predictions: Path, out: Path, sample: Path | None) -> None:
 
     report = write_submission(read_predictions(predictions), out, sample=sample)
     print_result(asdict(report))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    help="Show these.  [default: predict the validation fold]",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="[default: RUN/report.html]"
+)
+@click.option(
+    "--sensitivity",
+    default=0.95,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of positive slices to find; sets each class's threshold.",
+)
+@click.option("--keep-ids", is_flag=True, help="Write ids beside the pictures.")
+@DEVICE
+def report(
+    run: Path,
+    predictions: Path | None,
+    out: Path | None,
+    sensitivity: float,
+    keep_ids: bool,
+    device: str,
+) -> None:
+    """Write RUN's page: one HTML file that needs no network.
+
+    In it: a summary, training curves, ROC, calibration, what is found and missed at
+    --sensitivity, and the worst and best slices of each class with a map of where the
+    model looked. No id is in it without --keep-ids.
+    """
+    from ichfast.device import choose_device
+    from ichfast.ensemble import predict_runs
+    from ichfast.predictions import read_predictions
+    from ichfast.results import report_run
+
+    out = out or run / "report.html"
+    chosen = choose_device(device)
+    if predictions:
+        table = read_predictions(predictions)
+    else:
+        table = predict_runs([run], device=chosen)
+    report_run(
+        run, table, out, device=chosen, sensitivity=sensitivity, show_ids=keep_ids
+    )
+    print_result({"report": str(out)})
 
 
 @click.command()

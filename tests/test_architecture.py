@@ -44,7 +44,7 @@ LAYERS = (
     {"activations", "leaks", "modelcard", "comparisonchart"},
     {"ensemble", "export", "results"},
     {"fromdicom", "demo"},
-    {"judging"},
+    {"storing", "training", "judging"},
     {"cli"},
     {"__main__"},
 )

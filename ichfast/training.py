@@ -1,0 +1,213 @@
+"""The commands about training: recipes, preview, train."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import click
+
+from ichfast.errors import InterruptionError
+from ichfast.options import DEVICE, LIMIT, STORE, print_result, say
+
+RECIPE = click.option("--recipe", help="Named settings.  [default: fast]")
+SIZE = click.option(
+    "--size", type=click.IntRange(min=32), help="Side of the input, pixels."
+)
+SET = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a setting, such as train.epochs=2, or take another augmentation: "
+    "augment=none|light|fastai|exp-10-mixup|exp-30; may be repeated.",
+)
+
+
+@click.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the named settings with the reference's results, or show one in full."""
+    from ichfast.catalogue import format_recipe, format_recipes
+
+    click.echo(format_recipes() if name is None else format_recipe(name))
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@RECIPE
+@SIZE
+@click.option("--epoch", default=0, type=click.IntRange(min=0), help="Draw this one.")
+@SET
+def preview(
+    store: Path,
+    out: Path,
+    recipe: str | None,
+    size: int | None,
+    epoch: int,
+    assignments: tuple[str, ...],
+) -> None:
+    """Draw slices of STORE before and after augmentation, to OUT.png.
+
+    The very same graph and parameters as in training. What was drawn stands
+    beneath each slice; an outline shows which part of it is seen, its thick side
+    being the top.
+    """
+    from ichfast.preview import write_preview
+    from ichfast.recipes import resolve_recipe
+
+    resolved = resolve_recipe(recipe, size=size, assignments=assignments)
+    write_preview(store, resolved, out, epoch=epoch)
+    print_result({"preview": str(out)})
+
+
+@click.command()
+@click.option("--arch", help="Backbone; `ichfast recipes` lists them.")
+@SIZE
+@RECIPE
+@click.option(
+    "--fold",
+    metavar="N|all",
+    help="The fold that validates; all trains one run a fold, into OUT/fold-N.",
+)
+@STORE
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The run's folder.  [default: runs/RECIPE[-ARCH-SIZE]]",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option(
+    "--pretrained", is_flag=True, help="Start from ImageNet weights (network)."
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Start from this file: safetensors, a run's best.pt, or mxresnet50 as fastai "
+    "v1 saved it.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["none", "host", "device"]),
+    help="Read each slice once and keep it in host or GPU memory.  [default: none]",
+)
+@click.option("--compile", is_flag=True, help="torch.compile the network.")
+@click.option(
+    "--cuda-graphs",
+    is_flag=True,
+    help="Replay steps as CUDA graphs (torch.compile's reduce-overhead); GPU only.",
+)
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Write trace.json and profile.txt: where a step's time goes.",
+)
+@SET
+@LIMIT
+@DEVICE
+def train(
+    arch: str | None,
+    size: int | None,
+    recipe: str | None,
+    fold: str | None,
+    store: Path,
+    out: Path | None,
+    resume: bool,
+    pretrained: bool,
+    weights: Path | None,
+    cache: str | None,
+    compile: bool,
+    cuda_graphs: bool,
+    profile: bool,
+    assignments: tuple[str, ...],
+    limit: int | None,
+    device: str,
+) -> None:
+    """Train a backbone on a store.
+
+    Without --recipe it takes `fast`, whose settings fit the arch, the size and the
+    device. Ctrl-C and SIGTERM save, end, and print the command that continues;
+    a run that was killed continues from its last checkpoint with --resume.
+
+    \b
+    Many GPUs; data.batch_size is that of one GPU:
+      torchrun --nproc-per-node gpu -m ichfast train --arch resnext50 --size 224
+
+    \b
+    Settings for --set, among others:
+      train.accumulate=4           a step of four batches
+      train.patience=3             end after three epochs without a better one
+      train.best_by=valid_weighted_log_loss
+      train.checkpoint_minutes=10  between checkpoints within an epoch
+    """
+    from ichfast.crossvalidation import train_folds
+    from ichfast.device import choose_device
+    from ichfast.ranks import join_ranks
+    from ichfast.recipes import resolve_recipe
+    from ichfast.runs import default_run_dir, train_run
+    from ichfast.settings import describe
+    from ichfast.signals import stop_on_signal
+
+    trains_all = fold == "all"
+    options = {
+        "folds.fold": None if trains_all else fold,
+        "model.weights": weights,
+        "model.pretrained": "yes" if pretrained else None,
+        "data.cache": cache,
+        "train.compile": "true" if compile else None,
+        "train.cuda_graphs": "true" if cuda_graphs else None,
+    }
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    with join_ranks(device) as ranks, stop_on_signal() as should_stop:
+        if not ranks.writes:
+            logging.getLogger().setLevel(logging.ERROR)
+        chosen = choose_device(device)
+        resolved = resolve_recipe(
+            recipe,
+            arch=arch,
+            size=size,
+            device_type=chosen.type,
+            assignments=[*given, *assignments],
+        )
+        if ranks.writes:
+            say(describe(resolved))
+        train_fold = partial(
+            train_run,
+            store,
+            device=chosen,
+            ranks=ranks,
+            profile=profile,
+            limit=limit,
+            should_stop=should_stop,
+        )
+        out = out or default_run_dir(resolved, all_folds=trains_all)
+        with _saying_how_to_resume(speaks=ranks.writes):
+            report = (
+                train_folds(resolved, out, train_fold, resume=resume)
+                if trains_all
+                else train_fold(resolved, out, resume=resume)
+            )
+    if ranks.writes:
+        first = out / "fold-0" if trains_all else out
+        say(f"next: ichfast report {first}")
+        print_result(asdict(report))
+
+
+@contextmanager
+def _saying_how_to_resume(*, speaks: bool) -> Iterator[None]:
+    from ichfast.relaunch import resume_command
+
+    try:
+        yield
+    except InterruptionError as error:
+        if not speaks:
+            raise SystemExit(1) from error
+        command = resume_command(sys.argv, os.environ)
+        raise InterruptionError(f"{error}; continue with: {command}") from error
