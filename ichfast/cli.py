@@ -20,6 +20,7 @@ from ichfast.options import DEVICE, print_result, say
 _NOISY = (
     *("matplotlib", "PIL", "urllib3", "httpx"),
     *("fsspec", "s3fs", "botocore", "aiobotocore", "distributed"),
+    *("onnxscript", "onnx_ir"),
 )
 """Packages whose log lines below a warning are not for a user."""
 

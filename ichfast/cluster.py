@@ -103,6 +103,12 @@ def convert_on_cluster(
 
 
 def _connect(scheduler: str) -> Client:
+    if "://" not in scheduler:
+        # Client would wait for long, and speak of it again when it is collected.
+        raise StoreError(
+            f"no Dask scheduler has the address {scheduler!r}; give the one that "
+            "`dask scheduler` prints, such as tcp://HOST:8786"
+        )
     try:
         from distributed import Client
     except ImportError as error:

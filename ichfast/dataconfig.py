@@ -15,8 +15,8 @@ from ichfast.errors import LoaderError
 from ichfast.sampling import check_sampling
 from ichfast.store import Store
 
-MIN_SIZE = 32
-"""Smallest side of an input, pixels."""
+MIN_SIZE, MAX_SIZE = 32, 4096
+"""Smallest and largest side of an input, pixels."""
 
 GROWING_SHARE = 2 / 3
 SIZE_STEP = 32
@@ -60,9 +60,9 @@ class DataConfig:
     ``device``'s (on a CPU, that is the host's). Changes no batch by a bit."""
 
     def __post_init__(self) -> None:
-        if self.size < MIN_SIZE:
+        if not MIN_SIZE <= self.size <= MAX_SIZE:
             raise LoaderError(
-                f"data.size must be at least {MIN_SIZE} pixels, got {self.size}"
+                f"data.size is from {MIN_SIZE} to {MAX_SIZE} pixels, got {self.size}"
             )
         if self.grow_from is not None and not MIN_SIZE <= self.grow_from <= self.size:
             raise LoaderError(

@@ -103,5 +103,8 @@ class SubmissionError(IchfastError):
 
 def first_line(error: Exception) -> str:
     """What another library's error says, in one line; its name if nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    if not lines:
+        return name
+    # All that a lookup says is the key.
+    return f"{name}: {lines[0]}" if isinstance(error, LookupError) else lines[0]

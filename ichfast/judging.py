@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ichfast.options import DEVICE, LIMIT, print_result, say
+from ichfast.options import DEVICE, LIMIT, OutputFile, print_result, say
 
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
@@ -168,7 +168,7 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
 
 @click.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.csv", type=OutputFile(".csv"))
 @click.option(
     "--sample",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -179,6 +179,8 @@ def submit(predictions: Path, out: Path, sample: Path | None) -> None:
     from ichfast.predictions import read_predictions
     from ichfast.submit import write_submission
 
+    if out.resolve() in [each.resolve() for each in (predictions, sample) if each]:
+        raise click.UsageError(f"{out} would be replaced; name another file as OUT.csv")
     report = write_submission(read_predictions(predictions), out, sample=sample)
     print_result(asdict(report))
 
@@ -190,9 +192,7 @@ def submit(predictions: Path, out: Path, sample: Path | None) -> None:
     type=click.Path(path_type=Path),
     help="Show these.  [default: predict the validation fold]",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="[default: RUN/report.html]"
-)
+@click.option("--out", type=OutputFile(".html"), help="[default: RUN/report.html]")
 @click.option(
     "--sensitivity",
     default=0.95,
@@ -235,11 +235,9 @@ def report(
 @click.command()
 @RUNS
 @click.option(
-    "--csv", "csv_path", type=click.Path(path_type=Path), help="Write the table here."
+    "--csv", "csv_path", type=OutputFile(".csv"), help="Write the table here."
 )
-@click.option(
-    "--png", "png_path", type=click.Path(path_type=Path), help="Draw it here."
-)
+@click.option("--png", "png_path", type=OutputFile(".png"), help="Draw it here.")
 def compare(
     runs: tuple[Path, ...], csv_path: Path | None, png_path: Path | None
 ) -> None:

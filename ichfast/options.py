@@ -8,6 +8,30 @@ from typing import Any
 
 import click
 
+
+class OutputFile(click.Path):
+    """A file to write, whose name ends as what is written does.
+
+    So that a slip of the keyboard does not replace a file of another kind.
+
+    Args:
+        suffix: such as ``.png``.
+    """
+
+    def __init__(self, suffix: str) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.suffix = suffix
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """The path, or a usage error."""
+        path = Path(super().convert(value, param, ctx))
+        if path.suffix.lower() != self.suffix:
+            self.fail(f"expected a {self.suffix} file, found {path.name!r}", param, ctx)
+        return path
+
+
 DEVICE = click.option(
     "--device",
     type=click.Choice(["auto", "cuda", "cpu"]),

@@ -33,6 +33,7 @@ from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
+NUMBER_COLUMNS = ("position_mm", "fold")
 KEY_COLUMNS = (
     *("slice_id", "series", "study", "patient", "position_mm", "fold"),
     *("run", "trained_on"),
@@ -87,8 +88,21 @@ def read_predictions(path: Path) -> pd.DataFrame:
             f"{path} lacks the columns {', '.join(missing)}; "
             "write it with `ichfast predict`"
         )
-    known: pd.DataFrame = table[list(COLUMNS)].astype({"trained_on": "boolean"})
-    return known
+    known = table[list(COLUMNS)].astype({"trained_on": "boolean"})
+    return _with_numbers(known, path)
+
+
+def _with_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table, if each column that must hold numbers does."""
+    for name in (*NUMBER_COLUMNS, *CLASSES, *LABEL_COLUMNS):
+        try:
+            table[name] = pd.to_numeric(table[name])
+        except (TypeError, ValueError) as error:
+            raise PredictionError(
+                f"{path}: the column {name} holds something else than numbers: "
+                f"{first_line(error)}; write it with `ichfast predict`"
+            ) from error
+    return table
 
 
 def probs_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:

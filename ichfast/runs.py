@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from ichfast.amp import choose_amp
 from ichfast.augment import AugmentConfig
-from ichfast.checkpoint import LAST, clear_leftovers, has_last, load_last
+from ichfast.checkpoint import has_last, load_last
 from ichfast.environment import describe_environment
-from ichfast.errors import CheckpointError, ModelError, RecipeError, TrainError
+from ichfast.errors import ModelError, TrainError
 from ichfast.history import History, best_row, write_history
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.metrics import prevalence_loss
@@ -40,9 +40,9 @@ from ichfast.normalization import measure_normalization
 from ichfast.profiler import Profile, Spans
 from ichfast.ranks import Ranks, was_restarted
 from ichfast.recipe import ModelConfig, Recipe
-from ichfast.recipes import RECIPES
+from ichfast.runfolder import begin_folder, check_run_dir, check_same_run
 from ichfast.runlog import RunLog
-from ichfast.runrecord import RunRecord, read_record, write_record
+from ichfast.runrecord import RunRecord, read_record
 from ichfast.sampling import make_sampler
 from ichfast.splits import Split, split_slices
 from ichfast.stepper import Stepper
@@ -67,25 +67,6 @@ class TrainReport:
     valid_accuracy: float
     slices_per_s: float
     device: str
-
-
-def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:
-    """Where a run goes unless told otherwise: runs/RECIPE, and what is not its own.
-
-    Args:
-        recipe: what is trained.
-        all_folds: the folder is to hold a run of each fold.
-    """
-    own = RECIPES[recipe.name]()
-    size, arch = recipe.data.size, recipe.model.arch
-    name = recipe.name
-    if (arch, size) != (own.model.arch, own.data.size) or recipe.name == "fast":
-        name += f"-{arch}-{size}"
-    if all_folds:
-        name += "-folds"
-    elif recipe.folds.fold:
-        name += f"-fold{recipe.folds.fold}"
-    return Path("runs") / name
 
 
 def train_run(  # noqa: PLR0913 - all but four are keywords with a default
@@ -119,7 +100,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     """
     (restarted,) = ranks.agree([was_restarted()])
     resume = resume or (restarted and has_last(run_dir))
-    _check_run_dir(run_dir, resume=resume)
+    check_run_dir(run_dir, resume=resume)
     with Store(store_path) as store:
         split = split_slices(store, recipe.folds, limit=limit)
         sampler = make_sampler(
@@ -135,14 +116,12 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
             environment=describe_environment(),
         )
         if resume:
-            _check_same_run(read_record(run_dir), record, run_dir)
+            check_same_run(read_record(run_dir), record, run_dir)
         model = build_run_model(recipe, device)
         if ranks.world_size > 1 and recipe.train.sync_batch_norm:
             model = _join_batch_norm(model, device)
         if ranks.writes:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(run_dir)
-            write_record(run_dir, record)
+            begin_folder(run_dir, record)
         trainer = Trainer(
             Stepper(
                 model,
@@ -175,18 +154,6 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     )
 
 
-def _check_run_dir(run_dir: Path, *, resume: bool) -> None:
-    if resume and not has_last(run_dir):
-        raise CheckpointError(
-            f"nothing to resume in {run_dir}: it has no {LAST}; leave out --resume"
-        )
-    if not resume and has_last(run_dir):
-        raise CheckpointError(
-            f"{run_dir} holds a run already; continue it with --resume, "
-            "or name another folder with --out"
-        )
-
-
 def _fit_batch(recipe: Recipe, num_train: int, ranks: Ranks) -> Recipe:
     """Shrink the batch if there are not slices enough for one step."""
     num_parts = ranks.world_size * recipe.train.accumulate
@@ -215,15 +182,6 @@ def _join_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
         "GPUs only, so that this run differs from one with a single rank"
     )
     return model
-
-
-def _check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
-    for what in ("recipe", "store_plan", "counts"):
-        if getattr(begun, what) != getattr(wanted, what):
-            raise RecipeError(
-                f"{run_dir} was begun with another {what.replace('_', ' ')}; resume it "
-                "with the same options, or start anew with --out"
-            )
 
 
 def build_run_model(recipe: Recipe, device: torch.device) -> nn.Module:

@@ -97,7 +97,7 @@ def _near_misses(path: str, known: Sequence[str]) -> str:
     """The settings that may be meant: their last part is spelled alike, or all."""
     last_of = {name: name.rpartition(".")[2] for name in known}
     last = path.rpartition(".")[2]
-    alike = difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.7)
+    alike = difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.75)
     candidates = [name for name in known if last_of[name] in alike] or known
     cutoff = 0.0 if alike else 0.6
     near = difflib.get_close_matches(path, candidates, n=MOST_NAMED, cutoff=cutoff)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ichfast.options import LIMIT, STORE, print_result, say
+from ichfast.options import LIMIT, STORE, OutputFile, print_result, say
 
 
 @click.command()
@@ -113,7 +113,7 @@ def prepare(
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option(
     "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(".png"),
     help="The contact sheet.  [default: STORE.png]",
 )
 def inspect(store: Path, sheet: Path | None) -> None:
@@ -159,6 +159,8 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     from ichfast.repair import repair_store
     from ichfast.store import verify_store
 
+    if not store.is_dir():
+        raise StoreError(f"no store at {store}; name a folder that `prepare` made")
     if repair:
         print_result(asdict(repair_store(store, repair, id_key=id_key)))
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from ichfast.errors import InterruptionError
-from ichfast.options import DEVICE, LIMIT, STORE, print_result, say
+from ichfast.options import DEVICE, LIMIT, STORE, OutputFile, print_result, say
 
 RECIPE = click.option("--recipe", help="Named settings.  [default: fast]")
 SIZE = click.option(
@@ -41,7 +41,7 @@ def recipes(name: str | None) -> None:
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("out", metavar="OUT.png", type=OutputFile(".png"))
 @RECIPE
 @SIZE
 @click.option("--epoch", default=0, type=click.IntRange(min=0), help="Draw this one.")
@@ -151,7 +151,8 @@ def train(
     from ichfast.device import choose_device
     from ichfast.ranks import join_ranks
     from ichfast.recipes import resolve_recipe
-    from ichfast.runs import default_run_dir, train_run
+    from ichfast.runfolder import default_run_dir
+    from ichfast.runs import train_run
     from ichfast.settings import describe
     from ichfast.signals import stop_on_signal
 

@@ -39,6 +39,7 @@ LAYERS = (
     {"cluster"},
     {"workers"},
     {"prepare", "runrecord"},
+    {"runfolder"},
     {"runs"},
     {"trained", "repair", "comparison", "crossvalidation"},
     {"activations", "leaks", "modelcard", "comparisonchart"},

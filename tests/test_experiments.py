@@ -13,7 +13,7 @@ from ichfast.experiments import EXPERIMENTS
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.models import body_and_head, build_model
 from ichfast.phases import Phase
-from ichfast.runs import default_run_dir
+from ichfast.runfolder import default_run_dir
 from ichfast.schedules import Schedule
 from ichfast.settings import to_dict
 from tests.test_augment import NOTEBOOKS

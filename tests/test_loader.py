@@ -409,7 +409,7 @@ def test_a_size_changes_with_the_next_epoch_and_not_within_one(
         loader.set_size(64)
         assert {batch.images_BCHW.shape[-1] for batch in batches} == {48}
         assert {batch.images_BCHW.shape[-1] for batch in loader} == {64}
-        with pytest.raises(LoaderError, match="at least 32 pixels, got 31"):
+        with pytest.raises(LoaderError, match="from 32 to 4096 pixels, got 31"):
             loader.set_size(31)
 
 
@@ -419,7 +419,7 @@ def test_a_size_changes_with_the_next_epoch_and_not_within_one(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size": 0}, "data.size must be at least 32 pixels, got 0"),
+        ({"size": 0}, "data.size is from 32 to 4096 pixels, got 0"),
         ({"batch_size": 0}, "data.batch_size must be at least 1"),
         ({"windows": ("brain", "bone")}, "1 window or 3"),
         ({"normalize": "mean"}, "imagenet, data or none"),

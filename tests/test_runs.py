@@ -37,8 +37,9 @@ from ichfast.predictions import COLUMNS
 from ichfast.recipe import FoldConfig, Recipe
 from ichfast.recipes import RECIPES, resolve_recipe
 from ichfast.results import report_run
+from ichfast.runfolder import default_run_dir
 from ichfast.runrecord import read_record
-from ichfast.runs import default_run_dir, train_run
+from ichfast.runs import train_run
 from ichfast.splits import split_slices
 from ichfast.stepper import Stepper
 from ichfast.store import Store

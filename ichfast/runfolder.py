@@ -1,0 +1,102 @@
+"""A run's folder: its name, and what may begin or go on in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ichfast.checkpoint import LAST, clear_leftovers, has_last
+from ichfast.errors import CheckpointError, RecipeError, TrainError
+from ichfast.recipe import Recipe
+from ichfast.recipes import RECIPES
+from ichfast.runrecord import RunRecord, write_record
+from ichfast.settings import describe
+
+
+def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:
+    """Where a run goes unless told otherwise: runs/RECIPE, and what is not its own.
+
+    Args:
+        recipe: what is trained.
+        all_folds: the folder is to hold a run of each fold.
+    """
+    own = RECIPES[recipe.name]()
+    size, arch = recipe.data.size, recipe.model.arch
+    name = recipe.name
+    if (arch, size) != (own.model.arch, own.data.size) or recipe.name == "fast":
+        name += f"-{arch}-{size}"
+    if all_folds:
+        name += "-folds"
+    elif recipe.folds.fold:
+        name += f"-fold{recipe.folds.fold}"
+    return Path("runs") / name
+
+
+def check_run_dir(run_dir: Path, *, resume: bool) -> None:
+    """Refuse to begin where a run is already, or to go on where none is.
+
+    Args:
+        run_dir: the run's folder, which need not exist.
+        resume: whether a run is to go on.
+
+    Raises:
+        CheckpointError: nothing to resume, or a run that would be overwritten.
+    """
+    if resume and not has_last(run_dir):
+        raise CheckpointError(
+            f"nothing to resume in {run_dir}: it has no {LAST}; leave out --resume"
+        )
+    if not resume and has_last(run_dir):
+        raise CheckpointError(
+            f"{run_dir} holds a run already; continue it with --resume, "
+            "or name another folder with --out"
+        )
+
+
+def begin_folder(run_dir: Path, record: RunRecord) -> None:
+    """Make a run's folder, if it is not there, and write its record.
+
+    Raises:
+        TrainError: it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(run_dir)
+        write_record(run_dir, record)
+    except OSError as error:
+        raise TrainError(
+            f"cannot write the run's folder {run_dir}: {error.strerror}; name another "
+            "one with --out"
+        ) from error
+
+
+def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
+    """Refuse to go on with other settings, another store or other slices.
+
+    Args:
+        begun: what the folder says.
+        wanted: what was asked for now.
+        run_dir: the run's folder, for the message.
+
+    Raises:
+        RecipeError: they differ; names the first difference.
+    """
+    if begun.recipe != wanted.recipe:
+        other = "another recipe" + _first_difference(begun.recipe, wanted.recipe)
+    elif begun.store_plan != wanted.store_plan:
+        other = f"another store than {wanted.store}"
+    elif begun.counts != wanted.counts:
+        other = f"other slices ({begun.counts}, now {wanted.counts})"
+    else:
+        return
+    raise RecipeError(
+        f"{run_dir} was begun with {other}; resume it with the same options, or start "
+        "anew with --out"
+    )
+
+
+def _first_difference(begun: Recipe, wanted: Recipe) -> str:
+    """The first setting whose line differs, as `describe` gives lines."""
+    was, now = describe(begun).splitlines(), describe(wanted).splitlines()
+    return next(
+        (f" ({a}, now {b})" for a, b in zip(was, now, strict=False) if a != b), ""
+    )
