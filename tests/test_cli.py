@@ -208,6 +208,26 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     )
 
 
+def test_a_result_does_not_replace_a_file_of_another_kind(
+    store: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    for command in (
+        ("preview", store, kept),
+        ("inspect", store, "--sheet", kept),
+        ("submit", tmp_path / "p.csv", kept),
+        ("report", tmp_path, "--out", kept),
+        ("compare", tmp_path, "--png", kept),
+    ):
+        assert "found 'kept.txt'" in refused(*command, status=2)
+    table = tmp_path / "p.csv"
+    assert "would be replaced" in refused("submit", table, table, status=2)
+    message = refused("train", "--store", store, "--out", kept, *TINY)
+    assert message.endswith("File exists; name another one with --out")
+    assert kept.read_text() == "mine"
+
+
 def test_training_without_labels_says_how_to_get_them(
     heads: Path, tmp_path: Path
 ) -> None:

@@ -82,3 +82,14 @@ def test_a_slice_without_a_patient_counts_as_one_of_its_study() -> None:
     table = a_table().assign(patient=["", np.nan], study=["s1", "s2"])
     assert patients_N(table).tolist() == ["s1", "s2"]
     assert patients_N(a_table()).tolist() == ["p", "p"]
+
+
+@pytest.mark.parametrize("name", ["any", "label_subdural", "fold", "position_mm"])
+def test_a_word_where_a_number_belongs_is_an_error_that_names_the_column(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "p.csv"
+    row = dict.fromkeys(COLUMNS, "1")
+    pd.DataFrame([row, {**row, name: "high"}]).to_csv(path, index=False)
+    with pytest.raises(PredictionError, match=f"the column {name} holds something"):
+        read_predictions(path)
