@@ -122,7 +122,7 @@ def test_the_graph_equals_the_numpy_twin(
     half_step = 2.0**-10
     assert np.quantile(difference, 0.5) < half_step
     if name == "geometry":
-        # OpenCV interpolates with weights in steps of 1/32 pixel: neighbours that
+        # OpenCV may round places to 1/32 pixel (see `twin_bounds`): neighbours that
         # differ by all of the brain window (80 HU) may differ by 1/32 each way.
         assert np.quantile(difference, 0.99) < 2 / 32 / 0.5
         assert difference.mean() < 0.01
