@@ -218,6 +218,9 @@ def _join_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
+    # Where slices are kept is no part of what is trained.
+    data = replace(begun.recipe.data, cache=wanted.recipe.data.cache)
+    begun = replace(begun, recipe=replace(begun.recipe, data=data))
     for what in ("recipe", "store_plan", "counts"):
         if getattr(begun, what) != getattr(wanted, what):
             raise RecipeError(
