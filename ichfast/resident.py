@@ -16,7 +16,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ import torch
 
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
+from ichfast.memory import available_memory
 from ichfast.progress import progress
 from ichfast.reading import ReadAhead
 from ichfast.store import Store
@@ -64,7 +64,7 @@ class HostSlices:
         shape_R2 = shape_N2[kept_R]
         ends = np.cumsum(shape_R2.prod(axis=1))
         _check_fit(
-            2 * int(ends[-1]), _free_host_bytes(), "host memory can spare", "none"
+            2 * int(ends[-1]), available_memory(), "host memory can spare", "none"
         )
         self._memory = np.empty(int(ends[-1]), np.uint16)
         self._slices = [
@@ -240,16 +240,6 @@ def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> 
             f"{spare_bytes / GIB:.1f} GiB; set data.cache={instead}, or read a "
             "quarter of the bytes with data.level=256"
         )
-
-
-def _free_host_bytes() -> int:
-    """Memory that can be had without swapping, as the kernel reckons."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise LoaderError(
-        "/proc/meminfo does not tell the free memory; set data.cache=none"
-    )
 
 
 def _lock(owner: object, memory: npt.NDArray[np.uint16]) -> Callable[[], object]:

@@ -11,7 +11,7 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock", "gather", "logit", "options"},
+    | {"levels", "lock", "gather", "logit", "options", "memory"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}

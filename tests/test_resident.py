@@ -81,8 +81,7 @@ def test_the_device_keeps_slices_of_one_shape_only(tiny_store: Store) -> None:
 def test_slices_that_do_not_fit_are_refused_with_both_figures(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resident._free_host_bytes() > 2**20
-    monkeypatch.setattr(resident, "_free_host_bytes", lambda: 5 * 2**20 // 9)
+    monkeypatch.setattr(resident, "available_memory", lambda: 5 * 2**20 // 9)
     monkeypatch.setattr(resident, "GIB", 2**20)
     with pytest.raises(
         LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; set data\.c"
