@@ -35,6 +35,7 @@ from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError, first_line
 from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds
 from ichfast.pipeline import Normalization, slice_graph
+from ichfast.ranks import Ranks
 from ichfast.reading import batches_ahead
 from ichfast.resident import DeviceSlices
 from ichfast.sampler import Sampler
@@ -58,8 +59,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     augment: AugmentConfig | None = None,
     shuffle: bool = False,
     seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     device: str = "cpu",
 ) -> DaliLoader:
     """Build a loader over some slices of a store.
@@ -72,8 +72,8 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         augment: what may be drawn; None changes nothing.
         shuffle: True to train, False to validate or predict.
         seed: run seed, for the order and the augmentation.
-        rank: of this process.
-        world_size: how many processes share the split.
+        ranks: this process among those that share the split; they are in one
+            process group of torch where `config.cache` is ``host``.
         device: ``cpu``, or ``cuda`` for the current CUDA device.
 
     Returns:
@@ -109,14 +109,14 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         batch_size=config.batch_size,
         shuffle=shuffle,
         seed=seed,
-        rank=rank,
-        world_size=world_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     _check_positions(store, slices_N)
     if len(sampler) == 0:
         raise LoaderError(
             f"{sampler.num_drawn} slice(s) do not fill one batch of "
-            f"{config.batch_size} on {world_size} device(s); lower it with "
+            f"{config.batch_size} on {ranks.world_size} device(s); lower it with "
             "--set data.batch_size=N"
         )
     return DaliLoader(
@@ -125,6 +125,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         config,
         normalization=normalization,
         augment=augment or AugmentConfig(),
+        ranks=ranks,
         device=device,
     )
 
@@ -175,6 +176,7 @@ class DaliLoader:
         *,
         normalization: Normalization,
         augment: AugmentConfig,
+        ranks: Ranks,
         device: str,
     ) -> None:
         self.sampler = sampler
@@ -191,7 +193,13 @@ class DaliLoader:
             store, sampler, self._schedule, augment, config, shape_N2=shape_N2
         )
         self._supply = make_supply(
-            store, sampler, config, shape_N2, level=self.level, on_gpu=on_gpu
+            store,
+            sampler,
+            config,
+            shape_N2,
+            level=self.level,
+            on_gpu=on_gpu,
+            ranks=ranks,
         )
         self._slices = SliceFeeds(
             store,

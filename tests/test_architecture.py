@@ -18,7 +18,7 @@ LAYERS = (
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
     | {"bootstrap", "gradcam", "operating"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
-    | {"writer", "manifest", "xresnet", "draws"},
+    | {"writer", "manifest", "xresnet", "draws", "sharing"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"slicetable", "series", "summary", "damage", "twin"}
     | {"curves", "cases", "figures", "heatmaps"},

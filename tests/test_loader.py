@@ -22,6 +22,7 @@ from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.loader import make_loader
 from ichfast.pipeline import Normalization
+from ichfast.ranks import Ranks
 from ichfast.store import Store
 from tests.contracts import check_loader, order_of, same_images
 
@@ -296,14 +297,17 @@ def test_settings_that_make_no_sense_are_refused(
     [
         ({"config": replace(DATA, level=128)}, "has the levels 512, 256, not 128"),
         ({"slices_N": [0, 1, 2], "shuffle": True}, r"3 slice\(s\) do not fill one ba"),
-        ({"shuffle": True, "world_size": 9}, r"29 slice\(s\) do not fill .* on 9 dev"),
+        (
+            {"shuffle": True, "ranks": Ranks(0, 9)},
+            r"29 slice\(s\) do not fill .* on 9 dev",
+        ),
         ({"slices_N": []}, r"one slice or more, got an array of shape \(0,\)"),
         ({"slices_N": [[1, 2]]}, r"one slice or more, got an array of shape \(1, 2\)"),
         ({"slices_N": [0, 29]}, "holds slices 0 to 28, asked for 0 to 29"),
         ({"slices_N": [-1, 3]}, "holds slices 0 to 28, asked for -1 to 3"),
-        ({"rank": 2, "world_size": 2}, "from 0 to world_size - 1, got rank 2 of 2"),
-        ({"rank": -1}, "got rank -1 of 1"),
-        ({"world_size": 0}, "got rank 0 of 0"),
+        ({"ranks": Ranks(2, 2)}, "from 0 to world_size - 1, got rank 2 of 2"),
+        ({"ranks": Ranks(-1, 1)}, "got rank -1 of 1"),
+        ({"ranks": Ranks(0, 0)}, "got rank 0 of 0"),
         ({"device": "gpu"}, "device is cpu or cuda, got 'gpu'"),
         ({"normalization": NORMALIZATION}, r"each of 1 window\(s\), got 3"),
     ],
