@@ -17,7 +17,7 @@ import click
 
 from ichfast import judging
 from ichfast.errors import IchfastError
-from ichfast.options import DEVICE, LIMIT, STORE, print_result, say
+from ichfast.options import CACHE, DEVICE, LIMIT, STORE, print_result, say
 
 SET = click.option(
     "--set",
@@ -246,11 +246,7 @@ def preview(
     help="Start from this file: safetensors, a run's best.pt, or mxresnet50 as fastai "
     "v1 saved it.",
 )
-@click.option(
-    "--cache",
-    type=click.Choice(["none", "host", "device"]),
-    help="Read each slice once and keep it in host or GPU memory.  [default: none]",
-)
+@CACHE
 @click.option("--compile", is_flag=True, help="torch.compile the network.")
 @click.option(
     "--cuda-graphs",

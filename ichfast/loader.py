@@ -183,20 +183,19 @@ class DaliLoader:
         self.config = config
         self.level = choose_level(store, config)
         self.device = device
+        self._store = store
+        self._normalization = normalization
         self._num_epochs = 0
         self._num_begun = 0
         self._closed = False
         on_gpu = device != "cpu"
-        shape_N2 = source_shapes(store, self.level)
+        self._shape_N2 = source_shapes(store, self.level)
         self._schedule = Schedule(sampler)
-        self._columns = ColumnFeeds(
-            store, sampler, self._schedule, augment, config, shape_N2=shape_N2
-        )
         self._supply = make_supply(
             store,
             sampler,
             config,
-            shape_N2,
+            self._shape_N2,
             level=self.level,
             on_gpu=on_gpu,
             ranks=ranks,
@@ -209,14 +208,28 @@ class DaliLoader:
             num_ahead=batches_ahead(config.batch_size),
             pinned=on_gpu,
         )
+        self._build(augment)
+
+    def _build(self, augment: AugmentConfig) -> None:
+        """Make the graph, and what feeds it with all but slices."""
+        self._augment = augment
+        self._columns = ColumnFeeds(
+            self._store,
+            self.sampler,
+            self._schedule,
+            augment,
+            self.config,
+            shape_N2=self._shape_N2,
+        )
+        on_gpu = self.device != "cpu"
         self._pipeline = slice_graph(
             self._columns,
             self._slices,
-            windows=parse_windows(config.windows),
-            normalization=normalization,
+            windows=parse_windows(self.config.windows),
+            normalization=self._normalization,
             on_gpu=on_gpu,
             uploaded=isinstance(self._supply, DeviceSlices),
-            **pipeline_options(config.batch_size, on_gpu=on_gpu),
+            **pipeline_options(self.config.batch_size, on_gpu=on_gpu),
         )
         self._pipeline.build()
 
@@ -258,6 +271,22 @@ class DaliLoader:
         """
         self.config = replace(self.config, size=size)
 
+    def set_augment(self, augment: AugmentConfig) -> None:
+        """Change what may be drawn, and end the epoch that runs.
+
+        The graph is built anew; slices that are kept stay. Batches are those of a
+        loader made with that augmentation.
+
+        Raises:
+            LoaderError: the loader is closed.
+        """
+        self._check_open()
+        if augment != self._augment:
+            self._drain()
+            self._num_begun += 1
+            self._shut_down()
+            self._build(augment)
+
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of one epoch, from `first_batch` on.
 
@@ -280,7 +309,8 @@ class DaliLoader:
         while True:
             if own_number != self._num_begun:
                 raise LoaderError(
-                    "another epoch of this loader was begun; it gives one at a time"
+                    "another epoch of this loader was begun, or its augmentation "
+                    "changed; it gives one epoch at a time"
                 )
             outputs = self._run()
             if outputs is None:
@@ -330,8 +360,11 @@ class DaliLoader:
         """Stop all threads and free all buffers. Batches given out stay valid."""
         if not self._closed:
             self._closed = True
-            self._pipeline._shutdown()  # DALI has no public way to close
+            self._shut_down()
             self._supply.close()
+
+    def _shut_down(self) -> None:
+        self._pipeline._shutdown()  # DALI has no public way to close
 
     def __enter__(self) -> DaliLoader:
         return self

@@ -241,9 +241,9 @@ def _one_shape(shape_R2: npt.NDArray[np.int64], level: int) -> tuple[int, int]:
     if len(shapes) > 1:
         num_others = counts.sum() - counts.max()
         raise LoaderError(
-            f"data.cache=device keeps slices of one shape; at level {level} "
+            f"--cache device keeps slices of one shape; at level {level} "
             f"{counts.max()} are {rows}x{columns} and {num_others} are not: take "
-            "data.level=256, where all are 256x256, or data.cache=host"
+            "data.level=256, where all are 256x256, or --cache host"
         )
     return rows, columns
 
@@ -253,7 +253,7 @@ def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> 
     if needed_bytes > spare_bytes:
         raise LoaderError(
             f"the slices to keep take {needed_bytes / GIB:.1f} GiB, {where} "
-            f"{spare_bytes / GIB:.1f} GiB; set data.cache={instead}, or read a "
+            f"{spare_bytes / GIB:.1f} GiB; take --cache {instead}, or read a "
             "quarter of the bytes with data.level=256"
         )
 
@@ -268,6 +268,6 @@ def _lock(owner: object, memory: npt.NDArray[np.uint16]) -> Callable[[], object]
     if int(status) != 0:
         raise LoaderError(
             f"cannot lock {memory.nbytes / GIB:.1f} GiB of host memory for CUDA "
-            f"({status}); raise the limit (`ulimit -l`), or set data.cache=none"
+            f"({status}); raise the limit (`ulimit -l`), or take --cache none"
         )
     return weakref.finalize(owner, runtime.cudaHostUnregister, memory.ctypes.data)

@@ -65,7 +65,7 @@ def share_memory(num_bytes: int, ranks: Ranks) -> Iterator[SharedMemory]:
     if not distributed.is_initialized():
         raise LoaderError(
             f"{ranks.world_size} ranks share memory, but torch.distributed is not "
-            "initialized; call init_process_group before, or set data.cache=none"
+            "initialized; call init_process_group before, or take cache none"
         )
     # Each rank offers some, which takes nothing before it is written to; that of the
     # first on a machine is taken.
@@ -95,5 +95,5 @@ def _map(path: Path, num_bytes: int) -> npt.NDArray[np.uint8]:
     except OSError as error:
         raise LoaderError(
             "cannot see the memory of another rank on this machine "
-            f"({error.strerror}); set data.cache=none, or start all ranks by one user"
+            f"({error.strerror}); take --cache none, or start all ranks by one user"
         ) from error

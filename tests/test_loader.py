@@ -269,6 +269,28 @@ def test_a_size_changes_with_the_next_epoch_and_not_within_one(
             loader.set_size(31)
 
 
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_a_changed_augmentation_gives_the_batches_of_a_loader_made_with_it(
+    tiny_store: Store, cache: str
+) -> None:
+    slices_N = everything(tiny_store)
+    config = replace(DATA, cache=cache)
+    with make_loader(tiny_store, slices_N, config) as changing:
+        for augment in (GEOMETRY, AugmentConfig(max_lighting=0.2), GEOMETRY):
+            left_early = changing.epoch(0)
+            next(left_early)
+            changing.set_augment(augment)
+            with pytest.raises(LoaderError, match="or its augmentation "):
+                next(left_early)
+            found = list(changing.epoch(1))
+            with make_loader(tiny_store, slices_N, DATA, augment=augment) as fixed:
+                expected = list(fixed.epoch(1))
+            assert all(map(same_images, found, expected))
+            assert len(found) == 5
+    with pytest.raises(LoaderError, match="the loader is closed"):
+        changing.set_augment(AugmentConfig())
+
+
 # What is refused, and what goes wrong
 
 

@@ -84,7 +84,7 @@ def test_slices_that_do_not_fit_are_refused_with_both_figures(
     monkeypatch.setattr(resident, "available_memory", lambda: 5 * 2**20 // 9)
     monkeypatch.setattr(resident, "GIB", 2**20)
     with pytest.raises(
-        LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; set data\.c"
+        LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; take --c"
     ):
         keep_on_host(tiny_store, 256)
 
