@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast import resident
+from ichfast import gather, resident
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
@@ -94,3 +97,13 @@ def test_gathered_slices_are_those_asked_for() -> None:
     picked_BHW = gather_slices(set_NHW, torch.tensor([6, 0, 0]))
     assert torch.equal(picked_BHW, set_NHW[[6, 0, 0]])
     assert picked_BHW.is_contiguous()
+
+
+def test_a_cupy_that_cannot_compile_leaves_gathering_to_torch_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cupy = ModuleType("cupy")  # as where CUDA's compiler is missing
+    cupy.__spec__ = ModuleSpec("cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert gather._kernel.__wrapped__() is None
+    assert "torch gathers instead" in caplog.text
