@@ -27,6 +27,7 @@ from bench.bigstore import write_big_store
 from bench.measure import BenchError
 from ichfast.errors import StoreError
 from ichfast.labels import read_labels
+from ichfast.memory import available_memory
 from ichfast.prepare import prepare_store
 from ichfast.store import Store
 from ichfast.synth import synthesize
@@ -243,14 +244,3 @@ def check_memory(num_bytes: int) -> None:
             f"takes {num_bytes / 2**30:.1f}; close other programs, or measure on a "
             "store of yours with --store"
         )
-
-
-def available_memory() -> int:
-    """What programs can have without swapping, bytes.
-
-    Source:
-        proc_meminfo(5), MemAvailable.
-    """
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return int(kib) * 1024

@@ -56,8 +56,9 @@ class DataConfig:
     """What an epoch trains on: a name of `sampling.SAMPLINGS`."""
 
     cache: str = "none"
-    """Read each slice once and keep it, per process: in ``host`` memory or the
-    ``device``'s (on a CPU, that is the host's). Changes no batch by a bit."""
+    """Read each slice once and keep it: in ``host`` memory, one copy for all ranks of
+    a machine, or in each ``device``'s (on a CPU, the host's). Changes no batch by a
+    bit."""
 
     def __post_init__(self) -> None:
         if not MIN_SIZE <= self.size <= MAX_SIZE:

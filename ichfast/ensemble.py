@@ -57,6 +57,10 @@ class PredictConfig:
     batch_size: int | None = None
     """Slices at a time; None: as many as fit a GPU, and the recipe's on a CPU."""
 
+    cache: str = "none"
+    """Where the slices of a run are kept between its passes: a name of
+    `dataconfig.CACHES`."""
+
     limit: int | None = None
     """Each run predicts so many slices only, spread evenly."""
 
@@ -189,32 +193,31 @@ def _predict(
     recipe = run.record.recipe
     model = run.load_model(device)
     batch_size = config.batch_size or _fitting_batch(model, recipe, device)
-    # A pass reads each slice once: nothing is gained by keeping it.
     data = replace(
-        recipe.data, batch_size=min(batch_size, len(positions_M)), cache="none"
+        recipe.data, batch_size=min(batch_size, len(positions_M)), cache=config.cache
     )
     passes = tta_passes(config.tta, recipe.augment)
     probs = []
-    for number, look in enumerate(passes):
-        label = f"{run.name} pass {number + 1} of {len(passes)}"
-        with make_loader(
-            store,
-            positions_M,
-            data,
-            normalization=run.record.normalization,
-            augment=look.augment,
-            seed=recipe.train.seed,
-            device=device.type,
-        ) as loader:
+    with make_loader(
+        store,
+        positions_M,
+        data,
+        normalization=run.record.normalization,
+        augment=passes[0].augment,
+        seed=recipe.train.seed,
+        device=device.type,
+    ) as loader:
+        for number, look in enumerate(passes):
+            loader.set_augment(look.augment)
             found_M, logits_MK, _ = predict_logits(
                 model,
                 loader,
                 choose_amp(recipe.train.amp, device),
                 epoch=number,
-                label=label,
+                label=f"{run.name} pass {number + 1} of {len(passes)}",
             )
-        assert np.array_equal(found_M, positions_M), "the loader changed the order"
-        probs.append(logits_MK.double().sigmoid().numpy())
+            assert np.array_equal(found_M, positions_M), "the loader changed the order"
+            probs.append(logits_MK.double().sigmoid().numpy())
     probs_MK = mix_passes(passes, probs)
     num_odd = int(np.isnan(probs_MK).any(axis=1).sum())
     if num_odd:

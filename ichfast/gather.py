@@ -8,11 +8,16 @@ Shape letters: N slices of the set, B slices picked, H rows, W columns.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+
+from ichfast.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 WORD_BYTES = 16
 """What a thread of the kernel moves at a time."""
@@ -47,17 +52,11 @@ def gather_slices(set_NHW: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
         Shape (B, H, W), int16, contiguous, new.
     """
     slice_bytes = set_NHW[0].numel() * set_NHW.element_size()
-    if not set_NHW.is_cuda or slice_bytes % WORD_BYTES or not has_cupy():
+    if not set_NHW.is_cuda or slice_bytes % WORD_BYTES or _kernel() is None:
         return torch.index_select(set_NHW, 0, rows_B)
     picked_BHW = set_NHW.new_empty((len(rows_B), *set_NHW.shape[1:]))
     _launch(set_NHW, rows_B, picked_BHW, slice_bytes // WORD_BYTES)
     return picked_BHW
-
-
-@cache
-def has_cupy() -> bool:
-    """Whether CuPy, which compiles and launches the kernel, is installed."""
-    return find_spec("cupy") is not None
 
 
 def _launch(
@@ -79,6 +78,18 @@ def _launch(
 
 @cache
 def _kernel() -> Any:
-    import cupy
+    """The kernel, compiled by CuPy; None where CuPy is not, or cannot."""
+    if find_spec("cupy") is None:
+        return None
+    try:
+        import cupy
 
-    return cupy.RawKernel(_KERNEL, "gather")
+        kernel = cupy.RawKernel(_KERNEL, "gather")
+        kernel.compile()
+    except Exception as error:  # noqa: BLE001 - of CuPy, CUDA's compiler or its driver
+        logger.warning(
+            "CuPy cannot compile a kernel (%s); torch gathers instead",
+            first_line(error),
+        )
+        return None
+    return kernel

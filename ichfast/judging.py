@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from ichfast.options import DEVICE, LIMIT, OutputFile, print_result, say
+from ichfast.options import (
+    CACHE,
+    DEVICE,
+    LIMIT,
+    OutputFile,
+    print_result,
+    say,
+)
 
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
@@ -70,6 +77,7 @@ def _batch_size(_ctx: click.Context, param: click.Parameter, value: str) -> int 
     callback=_batch_size,
     help="auto: as many as fit a GPU; the recipe's on a CPU.",
 )
+@CACHE
 @LIMIT
 @DEVICE
 def predict(
@@ -82,6 +90,7 @@ def predict(
     average: str,
     smooth: bool,
     batch_size: int | None,
+    cache: str | None,
     limit: int | None,
     device: str,
 ) -> None:
@@ -93,6 +102,8 @@ def predict(
 
     Several RUNs are an ensemble: each slice gets the average of the runs that
     predict it. So the runs of all folds give their store out of fold.
+
+    Each pass of --tta reads all slices again, unless --cache keeps them.
 
     With --dicom the slices are decoded into a temporary store (in TMPDIR, 0.7 MB a
     slice), which is removed at the end. Slice, series and study ids are kept as they
@@ -112,7 +123,12 @@ def predict(
         raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
     check_destination(out)
     config = PredictConfig(
-        tta=tta, average=average, smooth=smooth, batch_size=batch_size, limit=limit
+        tta=tta,
+        average=average,
+        smooth=smooth,
+        batch_size=batch_size,
+        cache=cache or "none",
+        limit=limit,
     )
     result: dict[str, Any] = {"predictions": str(out)}
     if sources:

@@ -35,6 +35,7 @@ from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError, first_line
 from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds
 from ichfast.pipeline import Normalization, slice_graph
+from ichfast.ranks import Ranks
 from ichfast.reading import batches_ahead
 from ichfast.resident import DeviceSlices
 from ichfast.sampler import Sampler
@@ -58,8 +59,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     augment: AugmentConfig | None = None,
     shuffle: bool = False,
     seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     device: str = "cpu",
 ) -> DaliLoader:
     """Build a loader over some slices of a store.
@@ -72,8 +72,8 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         augment: what may be drawn; None changes nothing.
         shuffle: True to train, False to validate or predict.
         seed: run seed, for the order and the augmentation.
-        rank: of this process.
-        world_size: how many processes share the split.
+        ranks: this process among those that share the split; they are in one
+            process group of torch where `config.cache` is ``host``.
         device: ``cpu``, or ``cuda`` for the current CUDA device.
 
     Returns:
@@ -109,14 +109,14 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         batch_size=config.batch_size,
         shuffle=shuffle,
         seed=seed,
-        rank=rank,
-        world_size=world_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     _check_positions(store, slices_N)
     if len(sampler) == 0:
         raise LoaderError(
             f"{sampler.num_drawn} slice(s) do not fill one batch of "
-            f"{config.batch_size} on {world_size} device(s); lower it with "
+            f"{config.batch_size} on {ranks.world_size} device(s); lower it with "
             "--set data.batch_size=N"
         )
     return DaliLoader(
@@ -125,6 +125,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         config,
         normalization=normalization,
         augment=augment or AugmentConfig(),
+        ranks=ranks,
         device=device,
     )
 
@@ -175,23 +176,29 @@ class DaliLoader:
         *,
         normalization: Normalization,
         augment: AugmentConfig,
+        ranks: Ranks,
         device: str,
     ) -> None:
         self.sampler = sampler
         self.config = config
         self.level = choose_level(store, config)
         self.device = device
+        self._store = store
+        self._normalization = normalization
         self._num_epochs = 0
         self._num_begun = 0
         self._closed = False
         on_gpu = device != "cpu"
-        shape_N2 = source_shapes(store, self.level)
+        self._shape_N2 = source_shapes(store, self.level)
         self._schedule = Schedule(sampler)
-        self._columns = ColumnFeeds(
-            store, sampler, self._schedule, augment, config, shape_N2=shape_N2
-        )
         self._supply = make_supply(
-            store, sampler, config, shape_N2, level=self.level, on_gpu=on_gpu
+            store,
+            sampler,
+            config,
+            self._shape_N2,
+            level=self.level,
+            on_gpu=on_gpu,
+            ranks=ranks,
         )
         self._slices = SliceFeeds(
             store,
@@ -201,14 +208,28 @@ class DaliLoader:
             num_ahead=batches_ahead(config.batch_size),
             pinned=on_gpu,
         )
+        self._build(augment)
+
+    def _build(self, augment: AugmentConfig) -> None:
+        """Make the graph, and what feeds it with all but slices."""
+        self._augment = augment
+        self._columns = ColumnFeeds(
+            self._store,
+            self.sampler,
+            self._schedule,
+            augment,
+            self.config,
+            shape_N2=self._shape_N2,
+        )
+        on_gpu = self.device != "cpu"
         self._pipeline = slice_graph(
             self._columns,
             self._slices,
-            windows=parse_windows(config.windows),
-            normalization=normalization,
+            windows=parse_windows(self.config.windows),
+            normalization=self._normalization,
             on_gpu=on_gpu,
             uploaded=isinstance(self._supply, DeviceSlices),
-            **pipeline_options(config.batch_size, on_gpu=on_gpu),
+            **pipeline_options(self.config.batch_size, on_gpu=on_gpu),
         )
         self._pipeline.build()
 
@@ -250,6 +271,22 @@ class DaliLoader:
         """
         self.config = replace(self.config, size=size)
 
+    def set_augment(self, augment: AugmentConfig) -> None:
+        """Change what may be drawn, and end the epoch that runs.
+
+        The graph is built anew; slices that are kept stay. Batches are those of a
+        loader made with that augmentation.
+
+        Raises:
+            LoaderError: the loader is closed.
+        """
+        self._check_open()
+        if augment != self._augment:
+            self._drain()
+            self._num_begun += 1
+            self._shut_down()
+            self._build(augment)
+
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of one epoch, from `first_batch` on.
 
@@ -272,7 +309,8 @@ class DaliLoader:
         while True:
             if own_number != self._num_begun:
                 raise LoaderError(
-                    "another epoch of this loader was begun; it gives one at a time"
+                    "another epoch of this loader was begun, or its augmentation "
+                    "changed; it gives one epoch at a time"
                 )
             outputs = self._run()
             if outputs is None:
@@ -322,8 +360,11 @@ class DaliLoader:
         """Stop all threads and free all buffers. Batches given out stay valid."""
         if not self._closed:
             self._closed = True
-            self._pipeline._shutdown()  # DALI has no public way to close
+            self._shut_down()
             self._supply.close()
+
+    def _shut_down(self) -> None:
+        self._pipeline._shutdown()  # DALI has no public way to close
 
     def __enter__(self) -> DaliLoader:
         return self

@@ -49,6 +49,12 @@ LIMIT = click.option(
     "--limit", type=click.IntRange(min=1), help="A trial run on so many slices."
 )
 
+CACHE = click.option(
+    "--cache",
+    type=click.Choice(["none", "host", "device"]),
+    help="Read each slice once and keep it in host or GPU memory.  [default: none]",
+)
+
 
 def say(text: str) -> None:
     """Show a line that is no result."""

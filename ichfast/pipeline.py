@@ -291,7 +291,9 @@ def gpu_problem() -> str | None:
     Builds and runs the smallest graph that uses the GPU.
     """
     try:
-        pipe = _gpu_probe(batch_size=1, num_threads=1, device_id=0)
+        # Not 0: each rank would take memory of the first GPU.
+        device_id = torch.cuda.current_device()
+        pipe = _gpu_probe(batch_size=1, num_threads=1, device_id=device_id)
         pipe.build()
         pipe.run()
     except RuntimeError as error:

@@ -3,8 +3,8 @@
 `HostSlices` hands DALI views, without a copy. `DeviceSlices` gathers each batch on the
 device. Both give, bit for bit, what `ichfast.reading` reads from the disk.
 
-Each process keeps all slices that its epochs may need: a training split whole,
-whatever the number of processes.
+Host memory holds one copy for all ranks of a machine. A device's holds all slices that
+its rank's epochs may need: a training split whole, whatever the number of ranks.
 
 Shape letters: N slices of the store, R slices kept, B slices of a batch, H rows,
 W columns.
@@ -16,7 +16,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,11 @@ import torch
 
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
+from ichfast.memory import available_memory
 from ichfast.progress import progress
+from ichfast.ranks import Ranks
 from ichfast.reading import ReadAhead
+from ichfast.sharing import share_memory
 from ichfast.store import Store
 
 CHUNK_SLICES = 64
@@ -38,14 +40,17 @@ GIB = 2**30
 
 
 class HostSlices:
-    """Slices in this process's memory. A `supply.SliceSupply`.
+    """Slices in this machine's memory. A `supply.SliceSupply`.
+
+    All ranks are to build it alike: each of a machine reads a part.
 
     Args:
         store: open for reading; only needed to build this.
         level: the store's level to read.
         shape_N2: rows and columns of every slice at that level.
-        kept_R: store positions that may be asked for, each once.
+        kept_R: store positions that may be asked for on any rank, each once.
         pinned: lock the memory, so that it can be uploaded without a copy.
+        ranks: who builds it.
 
     Raises:
         LoaderError: the slices do not fit.
@@ -60,24 +65,28 @@ class HostSlices:
         kept_R: npt.NDArray[np.int64],
         *,
         pinned: bool,
+        ranks: Ranks,
     ) -> None:
         shape_R2 = shape_N2[kept_R]
         ends = np.cumsum(shape_R2.prod(axis=1))
-        _check_fit(
-            2 * int(ends[-1]), _free_host_bytes(), "host memory can spare", "none"
-        )
-        self._memory = np.empty(int(ends[-1]), np.uint16)
-        self._slices = [
-            part.reshape(shape)
-            for part, shape in zip(
-                np.split(self._memory, ends[:-1]), shape_R2.tolist(), strict=True
-            )
-        ]
+        num_bytes = 2 * int(ends[-1])
+        _check_fit(num_bytes, available_memory(), "host memory can spare", "none")
         self._row_N = _rows(len(store), kept_R)
         self._asked: deque[Sequence[npt.NDArray[np.int64]]] = deque()
-        for first, slices in _read_all(store, level, shape_N2, kept_R, pinned=False):
-            for row, stored_HW in enumerate(slices, first):
-                self._slices[row][...] = stored_HW
+        with share_memory(num_bytes, ranks) as shared:
+            self._memory = shared.memory.view(np.uint16)
+            self._slices = [
+                part.reshape(shape)
+                for part, shape in zip(
+                    np.split(self._memory, ends[:-1]), shape_R2.tolist(), strict=True
+                )
+            ]
+            own = shared.own_part(len(kept_R))
+            for first, slices in _read_all(
+                store, level, shape_N2, kept_R[own], pinned=False, ranks=ranks
+            ):
+                for row, stored_HW in enumerate(slices, own.start + first):
+                    self._slices[row][...] = stored_HW
         self._unlock = _lock(self, self._memory) if pinned else None
 
     def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
@@ -116,6 +125,7 @@ class DeviceSlices:
         shape_N2: rows and columns of every slice at that level.
         kept_R: store positions that may be asked for, each once.
         device: where they are kept.
+        ranks: who builds it; the one that writes shows the progress.
 
     Raises:
         LoaderError: the slices do not fit, or differ in shape.
@@ -130,6 +140,7 @@ class DeviceSlices:
         kept_R: npt.NDArray[np.int64],
         *,
         device: torch.device,
+        ranks: Ranks,
     ) -> None:
         shape = _one_shape(shape_N2[kept_R], level)
         if device.type == "cuda":
@@ -144,7 +155,9 @@ class DeviceSlices:
         self._asked: deque[Sequence[npt.NDArray[np.int64]]] = deque()
         self._taken: deque[tuple[torch.Tensor, ...]] = deque()
         pinned = device.type == "cuda"
-        for first, slices in _read_all(store, level, shape_N2, kept_R, pinned=pinned):
+        for first, slices in _read_all(
+            store, level, shape_N2, kept_R, pinned=pinned, ranks=ranks
+        ):
             for row, stored_HW in enumerate(slices, first):
                 self._set_RHW[row].copy_(
                     torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
@@ -198,13 +211,16 @@ def _read_all(
     kept_R: npt.NDArray[np.int64],
     *,
     pinned: bool,
+    ranks: Ranks,
 ) -> Iterator[tuple[int, Sequence[npt.NDArray[np.uint16]]]]:
     """Read slices some at a time: the first one's row, and the slices."""
     firsts = range(0, len(kept_R), CHUNK_SLICES)
     chunks = [kept_R[first : first + CHUNK_SLICES] for first in firsts]
     reader = ReadAhead(store, level, shape_N2, pinned=pinned)
-    with closing(reader), progress("cache", len(kept_R), "slice") as bar:
-        reader.ask(chunks[:1])
+    label = "cache" if ranks.writes else ""
+    with closing(reader), progress(label, len(kept_R), "slice") as bar:
+        for chunk in chunks[:1]:
+            reader.ask([chunk])
         for number, first in enumerate(firsts):
             if number + 1 < len(chunks):
                 reader.ask([chunks[number + 1]])
@@ -225,9 +241,9 @@ def _one_shape(shape_R2: npt.NDArray[np.int64], level: int) -> tuple[int, int]:
     if len(shapes) > 1:
         num_others = counts.sum() - counts.max()
         raise LoaderError(
-            f"data.cache=device keeps slices of one shape; at level {level} "
+            f"--cache device keeps slices of one shape; at level {level} "
             f"{counts.max()} are {rows}x{columns} and {num_others} are not: take "
-            "data.level=256, where all are 256x256, or data.cache=host"
+            "data.level=256, where all are 256x256, or --cache host"
         )
     return rows, columns
 
@@ -237,19 +253,9 @@ def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> 
     if needed_bytes > spare_bytes:
         raise LoaderError(
             f"the slices to keep take {needed_bytes / GIB:.1f} GiB, {where} "
-            f"{spare_bytes / GIB:.1f} GiB; set data.cache={instead}, or read a "
+            f"{spare_bytes / GIB:.1f} GiB; take --cache {instead}, or read a "
             "quarter of the bytes with data.level=256"
         )
-
-
-def _free_host_bytes() -> int:
-    """Memory that can be had without swapping, as the kernel reckons."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise LoaderError(
-        "/proc/meminfo does not tell the free memory; set data.cache=none"
-    )
 
 
 def _lock(owner: object, memory: npt.NDArray[np.uint16]) -> Callable[[], object]:
@@ -262,6 +268,6 @@ def _lock(owner: object, memory: npt.NDArray[np.uint16]) -> Callable[[], object]
     if int(status) != 0:
         raise LoaderError(
             f"cannot lock {memory.nbytes / GIB:.1f} GiB of host memory for CUDA "
-            f"({status}); raise the limit (`ulimit -l`), or set data.cache=none"
+            f"({status}); raise the limit (`ulimit -l`), or take --cache none"
         )
     return weakref.finalize(owner, runtime.cudaHostUnregister, memory.ctypes.data)

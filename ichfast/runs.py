@@ -247,8 +247,7 @@ def _fit(
             augment=augment,
             shuffle=augment is not None,
             seed=recipe.train.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            ranks=ranks,
             device=trainer.stepper.device.type,
         )
 

@@ -37,7 +37,6 @@ K classes.
 
 from __future__ import annotations
 
-import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +57,7 @@ from ichfast.manifest import (
     tables_dir,
     write_header,
 )
+from ichfast.memory import total_memory
 from ichfast.progress import progress
 from ichfast.shards import PIXEL_DTYPE, OpenShard
 from ichfast.slicetable import read_table, write_rejected, write_table
@@ -96,8 +96,8 @@ class Store:
     Args:
         path: the store's folder.
         past_cache: read from the disk without filling the page cache. None: where a
-            level is larger than this machine's memory, so that the cache would lose
-            each slice before it is read again.
+            level is larger than the memory that this process may take, so that the
+            cache would lose each slice before it is read again.
 
     Raises:
         StoreError: no store, an unfinished or damaged one, or another version.
@@ -116,7 +116,7 @@ class Store:
         self._row_N = self.table["row_in_shard"].to_numpy()
         self._open: dict[tuple[int, int], OpenShard] | None = {}
         self._past_cache = {
-            level: self._num_bytes(level) > _memory_bytes()
+            level: self._num_bytes(level) > total_memory()
             if past_cache is None
             else past_cache
             for level in self.levels
@@ -210,10 +210,6 @@ class Store:
 
     def _num_bytes(self, level: int) -> int:
         return sum(shard.num_bytes(level) for shard in self.header.shards)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _allow_open_files(num_files: int) -> None:

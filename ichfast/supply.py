@@ -15,6 +15,7 @@ import torch
 
 from ichfast.channels import neighbours
 from ichfast.dataconfig import DataConfig
+from ichfast.ranks import Ranks
 from ichfast.reading import ReadAhead
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.sampler import Sampler
@@ -61,6 +62,7 @@ def make_supply(
     *,
     level: int,
     on_gpu: bool,
+    ranks: Ranks,
 ) -> SliceSupply:
     """Make what `config.cache` asks for. On the CPU the device's memory is the host's.
 
@@ -71,6 +73,7 @@ def make_supply(
         shape_N2: rows and columns of every slice at that level.
         level: the store's level to read.
         on_gpu: slices are wanted by the current CUDA device.
+        ranks: who makes one; those of a machine keep slices in host memory together.
 
     Raises:
         LoaderError: slices that do not fit where they are to be kept.
@@ -78,18 +81,19 @@ def make_supply(
     """
     if config.cache == "none":
         return ReadAhead(store, level, shape_N2, pinned=on_gpu)
-    kept_R = _slices_needed(store, sampler, config)
     if config.cache == "device" and on_gpu:
+        picked_N = sampler.slices_N if sampler.shuffle else sampler.order(0)
+        kept_R = _with_neighbours(picked_N, store, config)
         device = torch.device("cuda", torch.cuda.current_device())
-        return DeviceSlices(store, level, shape_N2, kept_R, device=device)
-    return HostSlices(store, level, shape_N2, kept_R, pinned=on_gpu)
+        return DeviceSlices(store, level, shape_N2, kept_R, device=device, ranks=ranks)
+    kept_R = _with_neighbours(sampler.slices_N, store, config)
+    return HostSlices(store, level, shape_N2, kept_R, pinned=on_gpu, ranks=ranks)
 
 
-def _slices_needed(
-    store: Store, sampler: Sampler, config: DataConfig
+def _with_neighbours(
+    picked_N: npt.NDArray[np.int64], store: Store, config: DataConfig
 ) -> npt.NDArray[np.int64]:
-    """Store positions of all slices that epochs on this rank may need, sorted."""
-    picked_N = sampler.slices_N if sampler.shuffle else sampler.order(0)
+    """Store positions of slices and of whatever else is seen with them, sorted."""
     others = neighbours(store) if config.neighbours else ()
     return np.unique(
         np.concatenate([picked_N, *(other_N[picked_N] for other_N in others)])

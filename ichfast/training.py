@@ -14,7 +14,15 @@ from pathlib import Path
 import click
 
 from ichfast.errors import InterruptionError
-from ichfast.options import DEVICE, LIMIT, STORE, OutputFile, print_result, say
+from ichfast.options import (
+    CACHE,
+    DEVICE,
+    LIMIT,
+    STORE,
+    OutputFile,
+    print_result,
+    say,
+)
 
 RECIPE = click.option("--recipe", help="Named settings.  [default: fast]")
 SIZE = click.option(
@@ -93,11 +101,7 @@ def preview(
     help="Start from this file: safetensors, a run's best.pt, or mxresnet50 as fastai "
     "v1 saved it.",
 )
-@click.option(
-    "--cache",
-    type=click.Choice(["none", "host", "device"]),
-    help="Read each slice once and keep it in host or GPU memory.  [default: none]",
-)
+@CACHE
 @click.option("--compile", is_flag=True, help="torch.compile the network.")
 @click.option(
     "--cuda-graphs",

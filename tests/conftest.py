@@ -1,4 +1,4 @@
-"""What several test files share: a small finished store, a folder of DICOM files."""
+"""What several test files share: a small store, a folder of DICOM files, backbones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from ichfast.labels import CLASSES
 from ichfast.store import Store
 from tests.slice_store import write_slices
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Jobs in the background of a script ignore Ctrl-C, and so does all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -170,3 +173,29 @@ def contents(store: Path) -> dict[str, bytes]:
     """Every file of a store, by name."""
     files = (path for path in store.rglob("*") if path.is_file())
     return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+# Torch is imported by the tests that need it only.
+
+
+@pytest.fixture
+def one_thread_and_seed() -> Iterator[None]:
+    """Torch computes by one thread, and draws the same numbers each time."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, nn.Module]:
+    """One untouched model of each arch, in evaluation mode; not to be changed."""
+    import torch
+
+    from ichfast.models import ARCHS, build_model
+
+    torch.manual_seed(0)
+    return {arch: build_model(arch).eval() for arch in ARCHS}

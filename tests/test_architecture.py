@@ -11,14 +11,14 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock", "gather", "logit", "options"},
+    | {"levels", "lock", "gather", "logit", "options", "memory"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
     | {"bootstrap", "gradcam", "operating"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
-    | {"writer", "manifest", "xresnet", "draws"},
+    | {"writer", "manifest", "xresnet", "draws", "sharing"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"slicetable", "series", "summary", "damage", "twin"}
     | {"curves", "cases", "figures", "heatmaps"},

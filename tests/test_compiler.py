@@ -12,7 +12,7 @@ import torch
 
 from ichfast.compiler import compile_forward
 from ichfast.errors import RecipeError
-from tests.trainers import CONFIG, TinyNet, fit, make_trainer, without_clock
+from tests.tiny_trainer import CONFIG, TinyNet, fit, make_trainer, without_clock
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from bench.steps import ResidentBatches
 from ichfast.batch import Batch
 from ichfast.sampler import Sampler
 from tests.contracts import check_loader, check_ranks
-from tests.trainers import BATCH_SIZE, NUM_SLICES, FakeLoader
+from tests.tiny_trainer import BATCH_SIZE, NUM_SLICES, FakeLoader
 
 SLICES = list(range(13))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,26 @@ def test_the_batch_size_changes_nothing(folds: list[Path]) -> None:
     ]
     for table in tables[1:]:
         np.testing.assert_allclose(probs_NK(table), probs_NK(tables[0]), atol=1e-5)
+
+
+def test_kept_slices_are_read_once_for_all_passes_and_change_no_bit(
+    folds: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read_into = Store.read_into
+
+    def count_and_read(self: Store, position: int, *rest: Any) -> None:
+        reads.append(position)
+        read_into(self, position, *rest)
+
+    monkeypatch.setattr(Store, "read_into", count_and_read)
+    tables = []
+    for kept, num_reads in (("none", 9), ("host", 1)):
+        reads.clear()
+        config = PredictConfig(tta="reference", cache=kept)
+        tables.append(predict_runs(folds[:1], device=CPU, config=config))
+        assert len(reads) == num_reads * len(tables[0])
+    np.testing.assert_array_equal(probs_NK(tables[0]), probs_NK(tables[1]))
 
 
 def test_runs_that_do_not_fit_together_are_refused(

@@ -16,6 +16,7 @@ import torch
 from ichfast.augment import EXP_30
 from ichfast.dataconfig import DataConfig
 from ichfast.loader import DaliLoader, make_loader
+from ichfast.ranks import Ranks
 from ichfast.store import Store
 from tests.contracts import check_loader, check_ranks, order_of
 from tests.slice_store import simple_rows, write_slices
@@ -80,7 +81,7 @@ def test_ranks_share_the_slices_and_augment_each_as_one_rank_does(
     orders = []
     for rank in range(world_size):
         with loader_of(
-            many, batch_size=32, shuffle=shuffle, rank=rank, world_size=world_size
+            many, batch_size=32, shuffle=shuffle, ranks=Ranks(rank, world_size)
         ) as loader:
             found = images_by_slice(loader)
             assert len(found) == loader.num_slices

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ichfast.profiler import PARTS, SUMMARY, TRACE, Profile, format_summary
-from tests.trainers import CONFIG, assert_same_run, fit, make_trainer
+from tests.tiny_trainer import CONFIG, assert_same_run, fit, make_trainer
 
 DEVICE = torch.device("cpu")
 

@@ -22,12 +22,12 @@ from ichfast.models import (
 )
 from ichfast.phases import Phase, TrainConfig
 from ichfast.ranks import Ranks, join_ranks, was_restarted
-from tests.trainers import (
+from tests.rank_processes import run_ranks
+from tests.tiny_trainer import (
     FakeLoader,
     fit,
     make_trainer,
     resumed_trainer,
-    run_ranks,
     without_clock,
 )
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast import resident
+from ichfast import gather, resident
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
+from ichfast.ranks import Ranks
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.store import Store
 from ichfast.supply import SliceSupply
@@ -20,12 +25,18 @@ KEPT_R = np.array([1, 4, 9, 20, 28])
 CPU = torch.device("cpu")
 
 
-def keep_on_host(store: Store, level: int) -> SliceSupply:
-    return HostSlices(store, level, source_shapes(store, level), KEPT_R, pinned=False)
+def keep_on_host(
+    store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
+) -> SliceSupply:
+    shape_N2 = source_shapes(store, level)
+    return HostSlices(store, level, shape_N2, kept_R, pinned=False, ranks=Ranks())
 
 
-def keep_on_device(store: Store, level: int) -> SliceSupply:
-    return DeviceSlices(store, level, source_shapes(store, level), KEPT_R, device=CPU)
+def keep_on_device(
+    store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
+) -> SliceSupply:
+    shape_N2 = source_shapes(store, level)
+    return DeviceSlices(store, level, shape_N2, kept_R, device=CPU, ranks=Ranks())
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
@@ -54,9 +65,7 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
 
 def test_host_memory_keeps_slices_of_all_shapes(tiny_store: Store) -> None:
     kept_R = np.arange(29)
-    supply = HostSlices(
-        tiny_store, 512, source_shapes(tiny_store, 512), kept_R, pinned=False
-    )
+    supply = keep_on_host(tiny_store, 512, kept_R)
     supply.ask([kept_R])
     (slices,) = supply.take()
     for position, stored_HW in enumerate(slices):
@@ -69,23 +78,16 @@ def test_the_device_keeps_slices_of_one_shape_only(tiny_store: Store) -> None:
         LoaderError,
         match=r"at level 512 23 are 512x512 and 6 are not: take data\.level=256",
     ):
-        DeviceSlices(
-            tiny_store,
-            512,
-            source_shapes(tiny_store, 512),
-            np.arange(29),
-            device=CPU,
-        )
+        keep_on_device(tiny_store, 512, np.arange(29))
 
 
 def test_slices_that_do_not_fit_are_refused_with_both_figures(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resident._free_host_bytes() > 2**20
-    monkeypatch.setattr(resident, "_free_host_bytes", lambda: 5 * 2**20 // 9)
+    monkeypatch.setattr(resident, "available_memory", lambda: 5 * 2**20 // 9)
     monkeypatch.setattr(resident, "GIB", 2**20)
     with pytest.raises(
-        LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; set data\.c"
+        LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; take --c"
     ):
         keep_on_host(tiny_store, 256)
 
@@ -95,3 +97,13 @@ def test_gathered_slices_are_those_asked_for() -> None:
     picked_BHW = gather_slices(set_NHW, torch.tensor([6, 0, 0]))
     assert torch.equal(picked_BHW, set_NHW[[6, 0, 0]])
     assert picked_BHW.is_contiguous()
+
+
+def test_a_cupy_that_cannot_compile_leaves_gathering_to_torch_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cupy = ModuleType("cupy")  # as where CUDA's compiler is missing
+    cupy.__spec__ = ModuleSpec("cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert gather._kernel.__wrapped__() is None
+    assert "torch gathers instead" in caplog.text

@@ -16,9 +16,9 @@ from ichfast import checkpoint
 from ichfast.amp import Amp
 from ichfast.errors import InterruptionError
 from ichfast.train import Trainer
-from tests.trainers import (
+from tests.rank_processes import FORKSERVER
+from tests.tiny_trainer import (
     CONFIG,
-    FORKSERVER,
     assert_same_run,
     fit,
     make_trainer,

@@ -274,6 +274,28 @@ def test_a_stopped_run_resumes_with_the_same_options_only(
     assert report.epochs == 1
 
 
+def test_a_run_resumes_with_another_cache_to_the_same_end(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    histories = []
+    for name, cache in (("as_before", "none"), ("kept", "host")):
+        out, steps = tmp_path / name, iter(range(100))
+        with pytest.raises(InterruptionError, match="holds the place"):
+            train_run(
+                tiny_store_path,
+                small_recipe(),
+                out,
+                device=CPU,
+                should_stop=lambda steps=steps: next(steps) == 1,  # type: ignore[misc]
+            )
+        recipe = small_recipe(f"data.cache={cache}")
+        train_run(tiny_store_path, recipe, out, device=CPU, resume=True)
+        assert read_record(out).recipe.data.cache == cache
+        losses = read_history(out)[["train_loss", "valid_loss"]]
+        histories.append(losses.to_numpy().tolist())
+    assert histories[0] == histories[1]
+
+
 def test_there_is_nothing_to_resume_in_an_empty_folder(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:

@@ -393,7 +393,7 @@ def test_a_level_larger_than_the_memory_is_read_past_the_page_cache(
     past_cache: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store_module, "_memory_bytes", lambda: memory_bytes)
+    monkeypatch.setattr(store_module, "total_memory", lambda: memory_bytes)
     asked: list[bool] = []
 
     def watched(*_: object, past_cache: bool) -> OpenShard:

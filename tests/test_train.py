@@ -18,7 +18,7 @@ from ichfast.history import History
 from ichfast.losses import READ_INTERVAL, LossTrace
 from ichfast.mixup import mix_up
 from ichfast.phases import TrainConfig
-from tests.trainers import (
+from tests.tiny_trainer import (
     CONFIG,
     FakeLoader,
     fit,

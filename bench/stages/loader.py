@@ -30,6 +30,7 @@ from ichfast.draws import draw
 from ichfast.experiments import exp_30
 from ichfast.loader import DaliLoader, make_loader, pipeline_options
 from ichfast.normalization import measure_normalization
+from ichfast.ranks import Ranks
 from ichfast.store import Store
 from ichfast.windows import parse_window
 
@@ -89,8 +90,7 @@ def open_loader(
         normalization=task.normalization,
         augment=task.augment,
         shuffle=True,
-        rank=rank,
-        world_size=world_size,
+        ranks=Ranks(rank, world_size),
         device=task.device,
     )
 

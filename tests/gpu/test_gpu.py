@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ichfast import gather
 from ichfast.augment import AugmentConfig
 from ichfast.dataconfig import DataConfig
 from ichfast.device import choose_device
@@ -16,10 +17,12 @@ from ichfast.ensemble import predict_runs
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
 from ichfast.loader import make_loader
+from ichfast.ranks import Ranks
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import train_run
 from ichfast.store import Store
 from tests.contracts import check_loader, same_images
+from tests.rank_processes import run_ranks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -106,7 +109,51 @@ def test_memory_is_not_reused_before_the_gpu_has_read_it(
         assert torch.equal(hurried[0], hurried[3])  # the same slices again
 
 
+def load_kept_together(ranks: Ranks, store_path: Path) -> None:
+    config = DataConfig(size=64, batch_size=3, level=256)
+    batches = []
+    for cache in ("none", "host"):
+        with (
+            Store(store_path) as store,
+            make_loader(
+                store,
+                np.arange(len(store)),
+                replace(config, cache=cache),
+                augment=AUGMENT,
+                shuffle=True,
+                ranks=ranks,
+                device="cuda",
+            ) as loader,
+        ):
+            batches.append(list(loader.epoch(0)))
+    assert all(map(same_images, *batches))
+
+
+def test_memory_that_ranks_share_can_be_locked_by_each(tiny_store_path: Path) -> None:
+    # Both use the first GPU.
+    assert run_ranks(2, load_kept_together, tiny_store_path) == ["", ""]
+
+
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+def test_the_augmentation_changes_on_the_gpu(tiny_store: Store, cache: str) -> None:
+    config = DataConfig(size=64, batch_size=6, level=256, cache=cache)
+    slices_N = np.arange(29)
+    with make_loader(tiny_store, slices_N, config, device="cuda") as loader:
+        before = list(loader.epoch(0))
+        copies = [batch.images_BCHW.clone() for batch in before]
+        loader.set_augment(AUGMENT)
+        found = list(loader.epoch(0))
+    with make_loader(
+        tiny_store, slices_N, config, augment=AUGMENT, device="cuda"
+    ) as fixed:
+        assert all(map(same_images, found, fixed.epoch(0)))
+    for batch, copy in zip(before, copies, strict=True):
+        assert torch.equal(batch.images_BCHW, copy)
+
+
 def test_gathered_slices_are_those_of_the_twin() -> None:
+    pytest.importorskip("cupy")
+    assert gather._kernel() is not None
     set_NHW = torch.randint(0, 3000, (37, 64, 48), dtype=torch.int16, device="cuda")
     rows_B = torch.tensor([36, 0, 0, 5, 17], device="cuda")
     expected_BHW = torch.index_select(set_NHW, 0, rows_B)

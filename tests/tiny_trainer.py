@@ -1,13 +1,9 @@
-"""A tiny network on a loader of blobs, trained in this process or by several ranks."""
+"""A tiny network and a loader of blobs to train it on, in seconds."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ from ichfast.batch import Batch
 from ichfast.checkpoint import load_last
 from ichfast.history import History
 from ichfast.phases import Phase, TrainConfig
-from ichfast.ranks import Ranks, join_ranks
+from ichfast.ranks import Ranks
 from ichfast.sampler import Sampler
 from ichfast.stepper import Stepper
 from ichfast.train import Trainer
@@ -159,60 +155,3 @@ def resumed_trainer(run_dir: Path, config: TrainConfig = CONFIG, **how: Any) -> 
     torch.manual_seed(999)  # another process: nothing is left of the first
     trainer.restore(load_last(run_dir))
     return trainer
-
-
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["tests.trainers"])
-
-
-def run_ranks(
-    world_size: int, target: Callable[..., None], *arguments: Any
-) -> list[str | None]:
-    """Run `target(ranks, *arguments)` on ranks of their own.
-
-    Returns:
-        For each rank the error it ended with, ``""`` for none, None if it was killed.
-    """
-    ends = [FORKSERVER.Pipe(duplex=False) for _ in range(world_size)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        FORKSERVER.Process(
-            target=_as_rank,
-            args=(rank, world_size, port, said, target, arguments),
-        )
-        for rank, (_, said) in enumerate(ends)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=60)
-        process.kill()
-        process.join()
-    return [heard.recv() if heard.poll() else None for heard, _ in ends]
-
-
-def _as_rank(
-    rank: int,
-    world_size: int,
-    port: str,
-    said: Connection,
-    target: Callable[..., None],
-    arguments: tuple[Any, ...],
-) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    error = ""
-    try:
-        with join_ranks("cpu") as ranks:
-            target(ranks, *arguments)
-    except Exception as caught:  # noqa: BLE001 - reported, whatever it is
-        error = f"{type(caught).__name__}: {caught}"
-    said.send(error)

@@ -1,0 +1,70 @@
+"""Ranks that train together on this machine, each a process of its own, over gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ichfast.ranks import join_ranks
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload([__name__, "tests.tiny_trainer"])
+
+
+def run_ranks(
+    world_size: int, target: Callable[..., None], *arguments: Any
+) -> list[str | None]:
+    """Run `target(ranks, *arguments)` on ranks of their own.
+
+    Returns:
+        For each rank the error it ended with, ``""`` for none, None if it was killed.
+    """
+    ends = [FORKSERVER.Pipe(duplex=False) for _ in range(world_size)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        FORKSERVER.Process(
+            target=_as_rank,
+            args=(rank, world_size, port, said, target, arguments),
+        )
+        for rank, (_, said) in enumerate(ends)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        process.kill()
+        process.join()
+    return [heard.recv() if heard.poll() else None for heard, _ in ends]
+
+
+def _as_rank(
+    rank: int,
+    world_size: int,
+    port: str,
+    said: Connection,
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    error = ""
+    try:
+        with join_ranks("cpu") as ranks:
+            target(ranks, *arguments)
+    except Exception as caught:  # noqa: BLE001 - reported, whatever it is
+        error = f"{type(caught).__name__}: {caught}"
+    said.send(error)
