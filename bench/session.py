@@ -46,8 +46,8 @@ SIZED_STAGES = ("loader", "train", "end_to_end")
 MOST_PROCESSES = {False: 2, True: 16}
 """So many units of work are made for prepare at most, in short and in full."""
 
-SCRATCH_SHARE = 3
-"""What prepare and its peers write, over the bytes of the files."""
+SCRATCH_SHARE = 4
+"""What prepare, its limits and its peers write, over the bytes of the files."""
 
 
 def run_session(  # noqa: PLR0913 - the options of the command

@@ -13,10 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from bench.barest import BarestCopiers, copy_slices
 from bench.compare import compare
 from bench.compare import main as compare_main
 from bench.copies import write_copies
@@ -214,6 +216,9 @@ def test_every_stage_runs_and_compares_with_its_limit(
         assert record.role == "ichfast" or record.estimate is None or record.ratio
     if stage == "train":
         assert "timm-step" in {record.name for record in records}
+    if stage == "prepare":
+        limits = {record.name for record in records if record.role == "limit"}
+        assert {"cp -r, sync", "barest copy, fsync"} <= limits
     if stage == "loader":
         named = {record.name for record in records}
         assert {"torchvision", "grid-sample", "fastai-png", "ffcv"} <= named
@@ -274,6 +279,28 @@ def test_what_goes_wrong_in_a_rank_is_raised_by_who_asked(
         task = make_task(store, 512, toy)
     with pytest.raises(BenchError, match=r"rank 0 failed: .* is not a slice store"):
         Ranks(replace(task, store_path=tmp_path), [[0]])
+
+
+def test_the_barest_copy_holds_the_very_pixels_that_prepare_stores(
+    toy: Workload, tmp_path: Path
+) -> None:
+    files = sorted((toy.heads_dir / "dicom").rglob("*.dcm"))
+    slices = [read_slices(file.read_bytes())[0] for file in files]
+    # The barest copy knows one intercept only.
+    known = [k for k, one in enumerate(slices) if one.rescale_intercept == -1024]
+    assert len(known) > len(files) / 2
+    with BarestCopiers(2) as copiers:
+        asked = [files[k] for k in known]
+        out_dir = tmp_path / "copy"
+        num_pixels = toy.file_size**2
+        count = copiers.copy(asked, out_dir, num_pixels=num_pixels, flush=True)
+    assert count == len(known)
+    for process in range(2):
+        stored = np.stack([slices[k].stored_HW for k in known[process::2]])
+        assert (out_dir / str(process)).read_bytes() == stored.tobytes()
+    assert copy_slices(asked, tmp_path / "all", num_pixels, flush=False) == int(
+        google_crc32c.value(slices[known[-1]].stored_HW.tobytes())
+    )
 
 
 def test_peers_of_prepare_convert_every_file_they_are_given(
@@ -565,7 +592,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
 @pytest.mark.parametrize(
     ("resource", "message"),
     [
-        ("shutil.disk_usage", "GiB left, the benchmark needs 3"),
+        ("shutil.disk_usage", "GiB left, the benchmark needs 4"),
         ("bench.workload.available_memory", "GiB of memory are free, making the"),
     ],
 )
