@@ -39,6 +39,7 @@ from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
 from ichfast.augment import AugmentConfig
 from ichfast.dicom import read_slices
+from ichfast.draws import draw
 from ichfast.experiments import exp_30
 from ichfast.loader import make_loader
 from ichfast.models import ARCHS
@@ -411,6 +412,37 @@ def test_grid_sample_gives_the_very_images_ichfast_gives(
                 # Windowed values span 4.4; noise makes single pixels differ more.
                 assert gap_BCHW.mean() < 0.05
         peer.close()
+
+
+@pytest.mark.parametrize("level", [512, 256])
+def test_monai_gives_the_very_images_that_grid_sample_gives(
+    level: int, toy: Workload
+) -> None:
+    if reason := reason_to_skip("monai"):
+        pytest.skip(reason)
+    with toy.open_store() as store:
+        task = make_task(store, level, replace(toy, size=64))
+        stored_BHW = np.stack(
+            [store.slice_HW(k, level) for k in task.positions_N.tolist()]
+        )
+    transform = import_module("bench.peers.monai_arrays").MonaiTransform(task)
+    peer = import_module("bench.peers.grid_sample").make(task)
+    expected_B1SS = peer.images(task.positions_N, 0).float()
+    peer.close()
+    for stored_HW, position, expected_1SS in zip(
+        stored_BHW, task.positions_N, expected_B1SS, strict=True
+    ):
+        drawn = draw(
+            task.augment,
+            seed=0,
+            epoch=0,
+            slices_B=np.array([position]),
+            source_shape_B2=np.array([[64.0, 64.0]]),
+            size=64,
+        )
+        gap_1SS = (transform.show(stored_HW, drawn).float() - expected_1SS).abs()
+        # Windowed values span 4.4; float32 sees a place between pixels in two ways.
+        assert gap_1SS.max() < 0.02
 
 
 def record_of(name: str, rates: list[float], *, role: str = "ichfast") -> Record:
