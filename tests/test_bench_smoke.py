@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,14 @@ from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.plot import main as plot_main
 from bench.ranks import Ranks
 from bench.records import read_records, write_records
-from bench.session import SIZED_STAGES, make_workload, run_stage
+from bench.scale import check_ranks
+from bench.session import (
+    SIZED_STAGES,
+    STAGE_S,
+    guess_time_left,
+    make_workload,
+    run_stage,
+)
 from bench.stages import STAGES
 from bench.stages.loader import make_task
 from bench.stages.read import drop_cache
@@ -208,7 +216,7 @@ def test_every_stage_runs_and_compares_with_its_limit(
 ) -> None:
     monkeypatch.setattr("bench.stages.scale.PREPARE_TURNS", 1)
     meter = Meter(device="cpu", repeats=2, warmup=0)
-    records = run_stage(stage, toy, meter, (toy.size,))
+    records = run_stage(stage, [toy], meter)
     assert {record.stage for record in records} == {stage}
     roles = {record.role for record in records if record.estimate}
     assert {"ichfast", "limit"} <= roles
@@ -279,7 +287,7 @@ def test_what_goes_wrong_in_a_rank_is_raised_by_who_asked(
     with toy.open_store() as store:
         task = make_task(store, 512, toy)
     with pytest.raises(BenchError, match=r"rank 0 failed: .* is not a slice store"):
-        Ranks(replace(task, store_path=tmp_path), [[0]])
+        Ranks(replace(task, store_path=tmp_path), [[0]], [1])
 
 
 def test_the_barest_copy_holds_the_very_pixels_that_prepare_stores(
@@ -648,9 +656,9 @@ def noted_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Stages record without measuring; gives what each was asked for."""
     asked: list[Any] = []
 
-    def run(stage: str, workload: Workload, meter: Meter, sizes: Any) -> list[Record]:
-        asked.append((stage, workload, meter, tuple(sizes)))
-        return [replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage)]
+    def run(stage: str, workloads: list[Workload], meter: Meter) -> None:
+        asked.append((stage, workloads[0], meter, tuple(w.size for w in workloads)))
+        meter.on_record(replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("bench.session.run_stage", run)
@@ -680,7 +688,8 @@ def test_full_takes_all_networks_both_sizes_and_more_turns(
     done = CliRunner().invoke(throughput_main, arguments)
     assert done.exit_code == 0, done.stderr
     ((stage, workload, meter, sizes),) = noted_stages
-    assert (stage, meter.repeats, sizes) == ("train", 11, (224, 512))
+    assert (stage, meter.repeats, sizes) == ("train", 6, (224, 512))
+    assert workload.ranks == (1, 2, 4, 8)
     assert workload.archs == tuple(ARCHS)
     assert workload.memory_files == (1_000, 100_000)
     (recorded,) = (tmp_path / "results").glob("*.jsonl")
@@ -690,9 +699,60 @@ def test_full_takes_all_networks_both_sizes_and_more_turns(
     assert [record["name"] for record in document["all"]] == ["my train"]
 
 
+def test_an_interrupted_benchmark_keeps_what_it_measured_and_says_where(
+    noted_stages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(stage: str, _: list[Workload], meter: Meter) -> None:
+        meter.on_record(replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage))
+        if stage == "loader":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.session.run_stage", run)
+    done = CliRunner().invoke(throughput_main, ["--device", "cpu"])
+    assert done.exit_code == 1
+    (kept,) = (tmp_path / "cache").rglob("*.jsonl")
+    assert [record.stage for record in read_records(kept)] == [
+        *("prepare", "read", "loader")
+    ]
+    assert f"interrupted; 3 records are in {kept}" in done.stderr
+    assert noted_stages == []
+
+
+def test_the_time_left_follows_the_pace_of_the_stages_before(toy: Workload) -> None:
+    stages = ("prepare", "read", "scale")
+    expected_s = [STAGE_S[stage] for stage in stages]
+    assert guess_time_left(stages, 0, [toy], 0.0) == sum(expected_s)
+    twice_as_slow = guess_time_left(stages, 2, [toy], 2 * sum(expected_s[:2]))
+    assert twice_as_slow == 2 * expected_s[2]
+    assert guess_time_left(("train",), 0, [toy, toy], 0.0) == 2 * STAGE_S["train"]
+
+
+def test_ranks_that_share_a_core_say_so_and_the_model_is_held_against_them(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("prepare", "opening", "slices"):
+        monkeypatch.setattr(f"bench.stages.scale._measure_{part}", lambda *_: [])
+    cores = set(sorted(os.sched_getaffinity(0))[:1])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cores)
+    meter = Meter(device="cpu", repeats=2, warmup=0)
+    alone = replace(toy, peers=())
+    records = run_stage("scale", [alone], meter)
+    rates = {record.name: record.estimate for record in records}
+    each, together = (rates[f"{n} of 2 ranks, 1 at a time"] for n in ("each", "all"))
+    assert each is not None
+    assert together is not None
+    assert together.median == pytest.approx(2 * each.median)
+    records += run_stage("loader", [alone], meter)
+    lines = check_ranks(records, level=256, size=alone.size)
+    assert [line.split(" predicted")[0] for line in lines] == [
+        *("1 rank(s):", "2 rank(s):")
+    ]
+
+
 def test_a_sized_stage_runs_at_each_size(toy: Workload) -> None:
     meter = Meter(device="cpu", repeats=1, warmup=0)
-    records = run_stage("loader", replace(toy, peers=()), meter, (32, 48))
+    alone = replace(toy, peers=())
+    records = run_stage("loader", [alone, replace(alone, size=48)], meter)
     cases = {record.case for record in records}
     assert {"level 512 to 32", "level 512 to 48"} <= cases
 

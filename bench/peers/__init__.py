@@ -61,8 +61,8 @@ PEERS: dict[str, Peer] = {
     "ffcv": Peer(
         stage="loader",
         packages=(),
-        missing="its 1.0.2 needs OpenCV and TurboJPEG headers to build, has no wheel, "
-        "and reads 8-bit images only",
+        missing="no code for it yet; its 1.0.2 has no wheel and builds with "
+        "libopencv-dev and libturbojpeg0-dev; its NDArrayField takes slices as int16",
     ),
 }
 
