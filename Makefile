@@ -1,7 +1,7 @@
 # What a person types and what CI runs.
 VENV := .venv
 PYTHON ?= python3
-EXTRAS := cuda12,decoders,test
+EXTRAS := bench,cuda12,decoders,test
 BIN := $(VENV)/bin
 FUZZ_S ?= 600
 # Two cores serve a test suite better when each process keeps to one of them.

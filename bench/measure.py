@@ -123,6 +123,9 @@ class Meter:
     on_turn: Callable[[str], None] = lambda _: None
     """Told before each turn what runs."""
 
+    on_record: Callable[[Record], None] = lambda _: None
+    """Given each record as soon as it is made."""
+
     def compare(
         self,
         contenders: Sequence[Contender],
@@ -173,14 +176,14 @@ class Meter:
         cache: str,
         settings: Mapping[str, Any],
     ) -> Record:
-        """The record of a cost of ours that another process measured.
+        """The record of a figure of ours that is not timed here.
 
         Args:
             values: one a turn, in order.
             stage: what it is part of.
             case: what is measured within it.
             name: whose cost it is.
-            unit: ``s``, ``MiB`` or ``%``: less is better.
+            unit: ``s``, ``MiB`` or ``%`` if less is better, a rate if more is.
             cache: ``hot``, ``cold`` or ``none``.
             settings: what it depends on.
         """
@@ -213,7 +216,7 @@ class Meter:
 
     def _record(self, *, values: tuple[float, ...] = (), **fields: Any) -> Record:
         found = estimate(values) if values else None
-        return Record(
+        record = Record(
             date=_now(),
             commit=_commit(),
             device=self.device,
@@ -223,6 +226,8 @@ class Meter:
             environment=describe_environment(),
             **fields,
         )
+        self.on_record(record)
+        return record
 
     def _take_turns(
         self, contenders: Sequence[Contender], label: str

@@ -28,20 +28,27 @@ class Ranks:
     Args:
         task: what the ranks of the largest world share. In a smaller one each has as
             many slices.
-        cores: those of each rank.
+        cores: those of each rank of the largest world.
+        world_sizes: those that `run_epoch` is asked for.
 
     Raises:
         BenchError: a rank could not start.
     """
 
-    def __init__(self, task: LoaderTask, cores: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        task: LoaderTask,
+        cores: Sequence[Sequence[int]],
+        world_sizes: Sequence[int],
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._processes = []
         self._connections: list[Connection] = []
         for rank, own in enumerate(cores):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_run_rank, args=(theirs, task, rank, len(cores), tuple(own))
+                target=_run_rank,
+                args=(theirs, task, rank, len(cores), tuple(own), tuple(world_sizes)),
             )
             process.start()
             theirs.close()
@@ -108,6 +115,7 @@ def _run_rank(
     rank: int,
     num_ranks: int,
     cores: tuple[int, ...],
+    world_sizes: tuple[int, ...],
 ) -> None:
     """Load an epoch of each world that is asked for, until the pipe closes."""
     import torch
@@ -124,7 +132,7 @@ def _run_rank(
         with ExitStack() as stack:
             store = stack.enter_context(Store(task.store_path))
             loaders = {}
-            for world_size in range(rank + 1, num_ranks + 1):
+            for world_size in (size for size in world_sizes if size > rank):
                 own = replace(task, positions_N=task.positions_N[: world_size * share])
                 loaders[world_size] = stack.enter_context(
                     open_loader(store, own, rank=rank, world_size=world_size)

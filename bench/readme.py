@@ -59,7 +59,17 @@ def _make_table(group: Sequence[Record]) -> str:
         f"{turns} turns or more, `~` where they spread over more than a quarter:"
     )
     ours = [record for record in group if record.role == "ichfast"]
-    rows = [_make_row(record, _compared_with(record, group)) for record in ours]
+    first = {(each.stage, each.case): each for each in reversed(ours)}
+    rows = [
+        # Limits and peers are compared with the first of a case.
+        _make_row(
+            record,
+            _compared_with(record, group)
+            if first[record.stage, record.case] is record
+            else [],
+        )
+        for record in ours
+    ]
     return "\n".join([caption, "", HEADER, RULE, *rows])
 
 

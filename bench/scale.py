@@ -60,28 +60,34 @@ def predict(
 
 
 def check_ranks(records: Sequence[Record], *, level: int, size: int) -> list[str]:
-    """The model's rates of 1 and 2 ranks beside the measured ones, as lines."""
+    """The model's rates of 1, 2 and more ranks beside the measured ones, as lines.
+
+    Ranks that share cores are predicted to be as fast as the cores are.
+    """
     loader = loader_record(records, level, size)
+    measured_ranks = {
+        record.settings["ranks"]: record
+        for record in records
+        if record.stage == "scale"
+        and record.estimate
+        and "ranks" in record.settings
+        and not record.name.startswith("all of")
+        and (record.settings["level"], record.settings["size"]) == (level, size)
+        and loader is not None
+        and hardware_of(record) == hardware_of(loader)
+    }
     lines = []
-    for ranks, name in ((1, "alone"), (2, "each of 2 ranks")):
-        found = [
-            record
-            for record in records
-            if record.stage == "scale"
-            and record.name == name
-            and record.estimate
-            and (record.settings["level"], record.settings["size"]) == (level, size)
-            and loader is not None
-            and hardware_of(record) == hardware_of(loader)
-        ]
-        if loader is None or not found or found[-1].estimate is None:
+    for ranks in sorted({1, 2, *measured_ranks}):
+        found = measured_ranks.get(ranks)
+        if loader is None or found is None or found.estimate is None:
             lines.append(
                 f"{ranks} rank(s): not measured; `python bench/throughput.py loader "
                 "scale` does"
             )
             continue
-        measured = ranks * found[-1].estimate.median
-        predicted = ranks * found[-1].settings["cores"] * per_core(loader)
+        measured = ranks * found.estimate.median
+        cores = min(ranks * found.settings["cores"], found.environment["cores"])
+        predicted = cores * per_core(loader)
         lines.append(
             f"{ranks} rank(s): predicted {format_number(predicted)} slices/s, measured "
             f"{format_number(measured)}: {predicted / measured - 1:+.0%}"

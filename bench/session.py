@@ -1,6 +1,7 @@
 """One benchmark: options to a workload, stages to records, records to files.
 
-1. Records are on the disk after each stage; a stage that fails costs itself.
+1. A record is on the disk as soon as it is made; Ctrl-C and a stage that fails leave
+   those before.
 2. The scratch folder is gone at the end, however it ends.
 3. Without `record`, nothing in the checkout changes.
 """
@@ -8,10 +9,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -35,7 +38,21 @@ FULL_SIZES = (224, 512)
 """With ``--full``."""
 
 SHORT_REPEATS, FULL_REPEATS = 6, 11
-"""6 turns make an interval of 95 %, 11 one that leaves out the extremes."""
+"""6 turns make an interval of 95 %, 11 one that leaves out the extremes. A CPU, on
+which a turn of training takes seconds, always has 6."""
+
+SHORT_RANKS, FULL_RANKS = (1, 2), (1, 2, 4, 8)
+"""Ranks of the stage scale."""
+
+STAGE_S = {
+    "prepare": 60.0,
+    "read": 5.0,
+    "loader": 25.0,
+    "train": 15.0,
+    "end_to_end": 15.0,
+    "scale": 60.0,
+}
+"""About what a stage takes in its short form on two cores; guesses the time left."""
 
 SHORT_MEMORY_FILES, FULL_MEMORY_FILES = (1_000, 10_000), (1_000, 100_000)
 """Tiny files whose preparation is watched."""
@@ -46,8 +63,8 @@ SIZED_STAGES = ("loader", "train", "end_to_end")
 MOST_PROCESSES = {False: 2, True: 16}
 """So many units of work are made for prepare at most, in short and in full."""
 
-SCRATCH_SHARE = 3
-"""What prepare and its peers write, over the bytes of the files."""
+SCRATCH_SHARE = 4
+"""What prepare, its limits and its peers write, over the bytes of the files."""
 
 
 def run_session(  # noqa: PLR0913 - the options of the command
@@ -82,27 +99,84 @@ def run_session(  # noqa: PLR0913 - the options of the command
         peers=parse_peers(peers),
         full=full,
     )
-    if workload.device == "cpu":
+    on_cpu = workload.device == "cpu"
+    if on_cpu:
         _say("device: cpu; nothing on a GPU is measured")
-    sizes = FULL_SIZES if full and size is None else (workload.size,)
+    workloads = [
+        replace(
+            workload,
+            size=each,
+            batch_size=batch_size or default_batch_size(each, workload.device),
+        )
+        for each in (FULL_SIZES if full and size is None else (workload.size,))
+    ]
+    results = _Results(RESULTS_DIR if record else workload.cache_dir / "results")
     meter = Meter(
         device=workload.device,
-        repeats=FULL_REPEATS if full else SHORT_REPEATS,
+        repeats=FULL_REPEATS if full and not on_cpu else SHORT_REPEATS,
         on_turn=_show_turn,
+        on_record=results.append,
     )
-    records: list[Record] = []
-    path: Path | None = None
+    started_s = time.monotonic()
     try:
-        for number, stage in enumerate(stages, start=1):
-            _say(f"[{number} of {len(stages)}] {stage}")
-            measured = run_stage(stage, workload, meter, sizes)
-            path = path or _results_path(workload, measured[0], to_commit=record)
-            write_records(path, measured)
-            records += measured
+        for number, stage in enumerate(stages):
+            left_s = guess_time_left(
+                stages, number, workloads, time.monotonic() - started_s
+            )
+            _say(
+                f"[{number + 1} of {len(stages)}] {stage}, "
+                f"about {math.ceil(left_s / 60)} min left"
+            )
+            run_stage(stage, workloads, meter)
+    except KeyboardInterrupt:
+        _say(f"interrupted; {len(results.records)} records are in {results.path}")
+        raise
     finally:
         shutil.rmtree(workload.scratch_dir, ignore_errors=True)
-    assert path is not None
-    return _report(records, path, json_path)
+    assert results.path is not None
+    return _report(results.records, results.path, json_path)
+
+
+class _Results:
+    """A results file that grows record by record."""
+
+    def __init__(self, folder: Path) -> None:
+        self.records: list[Record] = []
+        self.path: Path | None = None
+        """Named after the first record; None before it."""
+        self._folder = folder
+
+    def append(self, record: Record) -> None:
+        """Write a record to the end."""
+        self.path = self.path or self._folder / _results_name(record)
+        write_records(self.path, [record])
+        self.records.append(record)
+
+
+def guess_time_left(
+    stages: Sequence[str],
+    number: int,
+    workloads: Sequence[Workload],
+    elapsed_s: float,
+) -> float:
+    """Seconds until the end, from `STAGE_S` and how fast the machine was so far.
+
+    Args:
+        stages: all that run.
+        number: of the one that begins, from 0.
+        workloads: one for each size.
+        elapsed_s: since the first stage began.
+    """
+    costs = [_guess_cost(stage, workloads) for stage in stages]
+    done = sum(costs[:number])
+    pace = elapsed_s / done if done else 1.0
+    return pace * sum(costs[number:])
+
+
+def _guess_cost(stage: str, workloads: Sequence[Workload]) -> float:
+    cost = STAGE_S[stage] * (len(workloads) if stage in SIZED_STAGES else 1)
+    # The other networks take three times as long as the first; so does 512.
+    return cost * (3 * len(workloads[0].archs) - 2 if stage == "train" else 1)
 
 
 def make_workload(
@@ -140,6 +214,7 @@ def make_workload(
         num_loaded=512 if device == "cpu" else 16_384,
         num_steps=2 if device == "cpu" else 50,
         memory_files=FULL_MEMORY_FILES if full else SHORT_MEMORY_FILES,
+        ranks=FULL_RANKS if full else SHORT_RANKS,
     )
     if store is not None:
         workload.open_store().close()
@@ -154,14 +229,12 @@ def default_batch_size(size: int, device: str) -> int:
     return fitting if device != "cpu" else max(2, fitting // 2)
 
 
-def run_stage(
-    stage: str, workload: Workload, meter: Meter, sizes: Sequence[int]
-) -> list[Record]:
-    """Measure one stage, at each size if size matters to it."""
+def run_stage(stage: str, workloads: Sequence[Workload], meter: Meter) -> list[Record]:
+    """Measure one stage, with each workload if the size of the input matters to it."""
     measure = import_module(f"bench.stages.{stage}").measure
     records: list[Record] = []
-    for size in sizes if stage in SIZED_STAGES else sizes[:1]:
-        records += measure(replace(workload, size=size), meter)
+    for workload in workloads if stage in SIZED_STAGES else workloads[:1]:
+        records += measure(workload, meter)
     return records
 
 
@@ -171,9 +244,9 @@ def _report(
     print(format_table(records))
     noisy = [record for record in records if record.is_noisy]
     if noisy:
-        names = ", ".join(f"{record.stage} {record.name}" for record in noisy)
         _say(
-            f"Warning: too noisy to say much: {names}; load average was "
+            f"Warning: {len(noisy)} of {len(records)} figures are too noisy to say "
+            "much (marked in the table); load average was "
             f"{max(record.load_before for record in noisy):.1f}; close other programs "
             "and measure again"
         )
@@ -190,8 +263,8 @@ def _report(
     return summary
 
 
-def _results_path(workload: Workload, record: Record, *, to_commit: bool) -> Path:
-    """<year-month>_<hardware>_<commit>.jsonl, in the checkout or in the cache."""
+def _results_name(record: Record) -> str:
+    """<year-month>_<hardware>_<commit>.jsonl."""
     environment = record.environment
     gpus = environment["gpus"] if record.device != "cpu" else []
     hardware = (
@@ -199,8 +272,7 @@ def _results_path(workload: Workload, record: Record, *, to_commit: bool) -> Pat
     )
     slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     commit = record.commit.replace("+", "-")
-    folder = RESULTS_DIR if to_commit else workload.cache_dir / "results"
-    return folder / f"{record.date[:7]}_{slug}_{commit}.jsonl"
+    return f"{record.date[:7]}_{slug}_{commit}.jsonl"
 
 
 def _show_turn(text: str) -> None:

@@ -87,6 +87,9 @@ class Workload:
     num_steps: int = 2
     """Training steps in a turn."""
 
+    ranks: tuple[int, ...] = (1, 2)
+    """Ranks that load side by side on this machine."""
+
     memory_files: tuple[int, ...] = (1_000, 10_000)
     """Numbers of tiny files between which the memory of prepare should not grow."""
 

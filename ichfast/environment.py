@@ -20,6 +20,7 @@ PACKAGES = (
     "timm",
     "scikit-learn",
     "albumentations",
+    "monai",
     "nvidia-dali-cuda120",
     "nvidia-dali-cuda130",
     "cupy-cuda12x",

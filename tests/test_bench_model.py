@@ -50,8 +50,10 @@ def record_of(
 LOADER = record_of("loader", "level 256 to 224", "ichfast", [2000.0])
 RANK = {"level": 256, "size": 224, "cores": 1}
 RANKS = [
-    record_of("scale", "loader", "each of 2 ranks", [800.0], settings=RANK),
-    record_of("scale", "loader", "alone", [1000.0], settings=RANK),
+    record_of(
+        "scale", "loader", "each of 2 ranks", [800.0], settings={**RANK, "ranks": 2}
+    ),
+    record_of("scale", "loader", "alone", [1000.0], settings={**RANK, "ranks": 1}),
 ]
 DISK = record_of(
     "read", "cold", "sequential read", [4000.0], settings={"unit_bytes": 500_000}
@@ -118,6 +120,22 @@ def test_predictions_for_ranks_stand_beside_what_was_measured() -> None:
         "1 rank(s): predicted 1,000 slices/s, measured 1,000: +0%",
         "2 rank(s): predicted 2,000 slices/s, measured 1,600: +25%",
     ]
+
+
+def test_ranks_that_share_cores_are_predicted_by_the_cores() -> None:
+    eight = replace(
+        RANKS[0], name="each of 8 ranks, 2 at a time", settings={**RANK, "ranks": 8}
+    )
+    together = replace(eight, name="all of 8 ranks, 2 at a time")
+    (*_, line) = check_ranks([LOADER, eight, together], level=256, size=224)
+    assert line == "8 rank(s): predicted 2,000 slices/s, measured 6,400: -69%"
+
+
+def test_limits_stand_beside_what_they_were_compared_with_only() -> None:
+    limit = replace(LOADER, name="warp", role="limit", ratio=estimate([0.25]))
+    waiting = replace(LOADER, name="waiting", unit="%")
+    rows = make_block([LOADER, waiting, limit]).splitlines()
+    assert [row.count("warp 2,000") for row in rows if "| loader |" in row] == [1, 0]
 
 
 def test_ranks_of_another_machine_or_size_are_not_compared() -> None:

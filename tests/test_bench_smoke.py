@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from bench.barest import BarestCopiers, copy_slices
 from bench.compare import compare
 from bench.compare import main as compare_main
 from bench.copies import write_copies
@@ -27,7 +30,14 @@ from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.plot import main as plot_main
 from bench.ranks import Ranks
 from bench.records import read_records, write_records
-from bench.session import SIZED_STAGES, make_workload, run_stage
+from bench.scale import check_ranks
+from bench.session import (
+    SIZED_STAGES,
+    STAGE_S,
+    guess_time_left,
+    make_workload,
+    run_stage,
+)
 from bench.stages import STAGES
 from bench.stages.loader import make_task
 from bench.stages.read import drop_cache
@@ -37,6 +47,7 @@ from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
 from ichfast.augment import AugmentConfig
 from ichfast.dicom import read_slices
+from ichfast.draws import draw
 from ichfast.experiments import exp_30
 from ichfast.loader import make_loader
 from ichfast.models import ARCHS
@@ -205,7 +216,7 @@ def test_every_stage_runs_and_compares_with_its_limit(
 ) -> None:
     monkeypatch.setattr("bench.stages.scale.PREPARE_TURNS", 1)
     meter = Meter(device="cpu", repeats=2, warmup=0)
-    records = run_stage(stage, toy, meter, (toy.size,))
+    records = run_stage(stage, [toy], meter)
     assert {record.stage for record in records} == {stage}
     roles = {record.role for record in records if record.estimate}
     assert {"ichfast", "limit"} <= roles
@@ -214,6 +225,9 @@ def test_every_stage_runs_and_compares_with_its_limit(
         assert record.role == "ichfast" or record.estimate is None or record.ratio
     if stage == "train":
         assert "timm-step" in {record.name for record in records}
+    if stage == "prepare":
+        limits = {record.name for record in records if record.role == "limit"}
+        assert {"cp -r, sync", "barest copy, fsync"} <= limits
     if stage == "loader":
         named = {record.name for record in records}
         assert {"torchvision", "grid-sample", "fastai-png", "ffcv"} <= named
@@ -273,7 +287,29 @@ def test_what_goes_wrong_in_a_rank_is_raised_by_who_asked(
     with toy.open_store() as store:
         task = make_task(store, 512, toy)
     with pytest.raises(BenchError, match=r"rank 0 failed: .* is not a slice store"):
-        Ranks(replace(task, store_path=tmp_path), [[0]])
+        Ranks(replace(task, store_path=tmp_path), [[0]], [1])
+
+
+def test_the_barest_copy_holds_the_very_pixels_that_prepare_stores(
+    toy: Workload, tmp_path: Path
+) -> None:
+    files = sorted((toy.heads_dir / "dicom").rglob("*.dcm"))
+    slices = [read_slices(file.read_bytes())[0] for file in files]
+    # The barest copy knows one intercept only.
+    known = [k for k, one in enumerate(slices) if one.rescale_intercept == -1024]
+    assert len(known) > len(files) / 2
+    with BarestCopiers(2) as copiers:
+        asked = [files[k] for k in known]
+        out_dir = tmp_path / "copy"
+        num_pixels = toy.file_size**2
+        count = copiers.copy(asked, out_dir, num_pixels=num_pixels, flush=True)
+    assert count == len(known)
+    for process in range(2):
+        stored = np.stack([slices[k].stored_HW for k in known[process::2]])
+        assert (out_dir / str(process)).read_bytes() == stored.tobytes()
+    assert copy_slices(asked, tmp_path / "all", num_pixels, flush=False) == int(
+        google_crc32c.value(slices[known[-1]].stored_HW.tobytes())
+    )
 
 
 def test_peers_of_prepare_convert_every_file_they_are_given(
@@ -384,6 +420,37 @@ def test_grid_sample_gives_the_very_images_ichfast_gives(
                 # Windowed values span 4.4; noise makes single pixels differ more.
                 assert gap_BCHW.mean() < 0.05
         peer.close()
+
+
+@pytest.mark.parametrize("level", [512, 256])
+def test_monai_gives_the_very_images_that_grid_sample_gives(
+    level: int, toy: Workload
+) -> None:
+    if reason := reason_to_skip("monai"):
+        pytest.skip(reason)
+    with toy.open_store() as store:
+        task = make_task(store, level, replace(toy, size=64))
+        stored_BHW = np.stack(
+            [store.slice_HW(k, level) for k in task.positions_N.tolist()]
+        )
+    transform = import_module("bench.peers.monai_arrays").MonaiTransform(task)
+    peer = import_module("bench.peers.grid_sample").make(task)
+    expected_B1SS = peer.images(task.positions_N, 0).float()
+    peer.close()
+    for stored_HW, position, expected_1SS in zip(
+        stored_BHW, task.positions_N, expected_B1SS, strict=True
+    ):
+        drawn = draw(
+            task.augment,
+            seed=0,
+            epoch=0,
+            slices_B=np.array([position]),
+            source_shape_B2=np.array([[64.0, 64.0]]),
+            size=64,
+        )
+        gap_1SS = (transform.show(stored_HW, drawn).float() - expected_1SS).abs()
+        # Windowed values span 4.4; float32 sees a place between pixels in two ways.
+        assert gap_1SS.max() < 0.02
 
 
 def record_of(name: str, rates: list[float], *, role: str = "ichfast") -> Record:
@@ -565,7 +632,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
 @pytest.mark.parametrize(
     ("resource", "message"),
     [
-        ("shutil.disk_usage", "GiB left, the benchmark needs 3"),
+        ("shutil.disk_usage", "GiB left, the benchmark needs 4"),
         ("bench.workload.available_memory", "GiB of memory are free, making the"),
     ],
 )
@@ -589,9 +656,9 @@ def noted_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Stages record without measuring; gives what each was asked for."""
     asked: list[Any] = []
 
-    def run(stage: str, workload: Workload, meter: Meter, sizes: Any) -> list[Record]:
-        asked.append((stage, workload, meter, tuple(sizes)))
-        return [replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage)]
+    def run(stage: str, workloads: list[Workload], meter: Meter) -> None:
+        asked.append((stage, workloads[0], meter, tuple(w.size for w in workloads)))
+        meter.on_record(replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("bench.session.run_stage", run)
@@ -621,7 +688,8 @@ def test_full_takes_all_networks_both_sizes_and_more_turns(
     done = CliRunner().invoke(throughput_main, arguments)
     assert done.exit_code == 0, done.stderr
     ((stage, workload, meter, sizes),) = noted_stages
-    assert (stage, meter.repeats, sizes) == ("train", 11, (224, 512))
+    assert (stage, meter.repeats, sizes) == ("train", 6, (224, 512))
+    assert workload.ranks == (1, 2, 4, 8)
     assert workload.archs == tuple(ARCHS)
     assert workload.memory_files == (1_000, 100_000)
     (recorded,) = (tmp_path / "results").glob("*.jsonl")
@@ -631,9 +699,60 @@ def test_full_takes_all_networks_both_sizes_and_more_turns(
     assert [record["name"] for record in document["all"]] == ["my train"]
 
 
+def test_an_interrupted_benchmark_keeps_what_it_measured_and_says_where(
+    noted_stages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(stage: str, _: list[Workload], meter: Meter) -> None:
+        meter.on_record(replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage))
+        if stage == "loader":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.session.run_stage", run)
+    done = CliRunner().invoke(throughput_main, ["--device", "cpu"])
+    assert done.exit_code == 1
+    (kept,) = (tmp_path / "cache").rglob("*.jsonl")
+    assert [record.stage for record in read_records(kept)] == [
+        *("prepare", "read", "loader")
+    ]
+    assert f"interrupted; 3 records are in {kept}" in done.stderr
+    assert noted_stages == []
+
+
+def test_the_time_left_follows_the_pace_of_the_stages_before(toy: Workload) -> None:
+    stages = ("prepare", "read", "scale")
+    expected_s = [STAGE_S[stage] for stage in stages]
+    assert guess_time_left(stages, 0, [toy], 0.0) == sum(expected_s)
+    twice_as_slow = guess_time_left(stages, 2, [toy], 2 * sum(expected_s[:2]))
+    assert twice_as_slow == 2 * expected_s[2]
+    assert guess_time_left(("train",), 0, [toy, toy], 0.0) == 2 * STAGE_S["train"]
+
+
+def test_ranks_that_share_a_core_say_so_and_the_model_is_held_against_them(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("prepare", "opening", "slices"):
+        monkeypatch.setattr(f"bench.stages.scale._measure_{part}", lambda *_: [])
+    cores = set(sorted(os.sched_getaffinity(0))[:1])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cores)
+    meter = Meter(device="cpu", repeats=2, warmup=0)
+    alone = replace(toy, peers=())
+    records = run_stage("scale", [alone], meter)
+    rates = {record.name: record.estimate for record in records}
+    each, together = (rates[f"{n} of 2 ranks, 1 at a time"] for n in ("each", "all"))
+    assert each is not None
+    assert together is not None
+    assert together.median == pytest.approx(2 * each.median)
+    records += run_stage("loader", [alone], meter)
+    lines = check_ranks(records, level=256, size=alone.size)
+    assert [line.split(" predicted")[0] for line in lines] == [
+        *("1 rank(s):", "2 rank(s):")
+    ]
+
+
 def test_a_sized_stage_runs_at_each_size(toy: Workload) -> None:
     meter = Meter(device="cpu", repeats=1, warmup=0)
-    records = run_stage("loader", replace(toy, peers=()), meter, (32, 48))
+    alone = replace(toy, peers=())
+    records = run_stage("loader", [alone, replace(alone, size=48)], meter)
     cases = {record.case for record in records}
     assert {"level 512 to 32", "level 512 to 48"} <= cases
 

@@ -43,6 +43,9 @@ PEERS: dict[str, Peer] = {
         packages=("albumentations",),
         module="bench.peers.albumentations_compose",
     ),
+    "monai": Peer(
+        stage="loader", packages=("monai",), module="bench.peers.monai_arrays"
+    ),
     "grid-sample": Peer(
         stage="loader", packages=("torch",), module="bench.peers.grid_sample"
     ),
@@ -58,13 +61,8 @@ PEERS: dict[str, Peer] = {
     "ffcv": Peer(
         stage="loader",
         packages=(),
-        missing="its 1.0.2 needs OpenCV and TurboJPEG headers to build, has no wheel, "
-        "and reads 8-bit images only",
-    ),
-    "monai": Peer(
-        stage="loader",
-        packages=(),
-        missing="no code for it could be tried: MONAI is not in any environment here",
+        missing="no code for it yet; its 1.0.2 has no wheel and builds with "
+        "libopencv-dev and libturbojpeg0-dev; its NDArrayField takes slices as int16",
     ),
 }
 

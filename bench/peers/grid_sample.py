@@ -89,8 +89,8 @@ class GridSamplePeer:
         warped_B1SS = functional.grid_sample(
             stored_B1HW, grid_BSS2, mode="bilinear", align_corners=False
         )
-        value_B1SS = _light(window_values(warped_B1SS, task.window), drawn)
-        value_B1SS[_hole_mask(drawn, task.size).to(task.device)] = 0.0
+        value_B1SS = light(window_values(warped_B1SS, task.window), drawn)
+        value_B1SS[hole_mask(drawn, task.size).to(task.device)] = 0.0
         return normalize(value_B1SS, task.normalization)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ def _theta(
     return torch.from_numpy(theta_B33[:, :2].astype(np.float32))
 
 
-def _light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
+def light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
     """Contrast and brightness in logit space, where there is any."""
     if (drawn.contrast_B == 1.0).all() and (drawn.brightness_B == 0.0).all():
         return value_B1SS
@@ -122,7 +122,7 @@ def _light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
     return logit_B1SS.add_(brightness_B111.to(value_B1SS.device)).sigmoid_()
 
 
-def _hole_mask(drawn: Parameters, size: int) -> Tensor:
+def hole_mask(drawn: Parameters, size: int) -> Tensor:
     """Where holes are, (B, 1, S, S), bool."""
     mask_B1SS = np.zeros((len(drawn.hole_side_BM2), 1, size, size), dtype=bool)
     for row, hole in np.argwhere(drawn.hole_side_BM2[..., 0] > 0):

@@ -1,13 +1,13 @@
-"""DICOM files to a store, against ``cp -r`` of the same files.
+"""DICOM files to a store, against ``cp -r`` and the barest checked copy of them.
 
 The page cache is hot: every turn reads the same files. What is compared writes to
 the same place:
 
 * in memory, where the machine has room for it: processors are compared. ``cp``
-  copies twice there and does nothing else, so nothing that also decodes, checks and
-  sums up what it copies can come close.
-* on disk, where both end with what they wrote being there after a power cut:
-  prepare always does, ``cp`` is followed by ``sync``.
+  copies twice there and does nothing else; `bench.barest` also clips and sums up what
+  it copies, so it shows how far from ``cp`` that alone is.
+* on disk, where all end with what they wrote being there after a power cut: prepare
+  always does, ``cp`` is followed by ``sync``, the barest copy by ``fsync``.
 
 Compressed files are another matter, their decoders are others' work: a case of its
 own gives the rates of each transfer syntax.
@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.barest import BarestCopiers
 from bench.measure import BenchError, Contender, Meter, Record
 from bench.peers import peers_of, reason_to_skip
 from bench.peers.converters import ConverterPool
@@ -118,6 +119,12 @@ def _compare(
         contenders = [
             _ichfast(setup, dicom_dir),
             _copy(setup, dicom_dir, len(files)),
+            _barest(
+                setup,
+                files,
+                workload.file_size**2,
+                stack.enter_context(BarestCopiers(setup.processes)),
+            ),
         ]
         if peers:
             pool = stack.enter_context(ConverterPool(setup.processes))
@@ -176,6 +183,20 @@ def _copy(setup: _Setup, dicom_dir: Path, num_files: int) -> Contender:
         role="limit",
         run=run,
         before=lambda: setup.fresh("copy").mkdir(),
+    )
+
+
+def _barest(
+    setup: _Setup, files: Sequence[Path], num_pixels: int, copiers: BarestCopiers
+) -> Contender:
+    on_disk = setup.place == "disk"
+    return Contender(
+        name="barest copy, fsync" if on_disk else "barest copy",
+        role="limit",
+        run=lambda: copiers.copy(
+            files, setup.out_dir / "barest", num_pixels=num_pixels, flush=on_disk
+        ),
+        before=lambda: setup.fresh("barest"),
     )
 
 

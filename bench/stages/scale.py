@@ -5,13 +5,14 @@
 * Opening a store as large as the competition's, in a process that does nothing else.
 * The order of an epoch, and slices read in it: a slice costs the same in a store of
   any size. The stores' shards are holes, so the pages are in memory.
-* The loader, a rank on cores of its own beside another one: as fast as alone.
+* The loader, a rank beside others: as fast as alone, while there are cores for all.
 
 Shape letters: N slices of the store.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,8 +43,6 @@ PREPARE_TURNS = 2
 PREPARE_TIMEOUT_S = 900.0
 READ_SLICES = 2048
 """Slices that are read in a turn."""
-
-NUM_RANKS = 2
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
@@ -188,41 +187,38 @@ def _read_in_order(store: Store, sampler: Sampler) -> Callable[[], int]:
 
 
 def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
-    """The loader of a rank beside another one and alone, slices a second of one."""
+    """The loader of a rank beside others and alone, and that of all together."""
     cores = sorted(os.sched_getaffinity(0))
-    share = len(cores) // NUM_RANKS
-    reason = _reason_against_ranks(workload, share)
-    case = f"loader, {max(share, 1)} core(s) a rank"
-    if reason:
-        return [
-            meter.left_out(
-                stage=STAGE,
-                case=case,
-                name=f"each of {NUM_RANKS} ranks",
-                role="ichfast",
-                reason=reason,
-            )
-        ]
-    own = [cores[rank * share : (rank + 1) * share] for rank in range(NUM_RANKS)]
+    share = max(len(cores) // max(workload.ranks), 1)
+    case = f"loader, {share} core(s) a rank"
+    num_devices = _num_devices(workload.device)
+    world_sizes = sorted({1, *(n for n in workload.ranks if n <= num_devices)})
+    left_out = [
+        meter.left_out(
+            stage=STAGE,
+            case=case,
+            name=f"each of {num_ranks} ranks",
+            role="ichfast",
+            reason=f"it takes a GPU a rank, there is {num_devices}",
+        )
+        for num_ranks in workload.ranks
+        if num_ranks > num_devices
+    ]
+    if len(world_sizes) < 2:
+        return left_out
+    most = world_sizes[-1]
+    own = [
+        [cores[(rank * share + k) % len(cores)] for k in range(share)]
+        for rank in range(most)
+    ]
     with workload.open_store() as store:
         task = make_task(store, min(store.levels), workload)
-        positions_N = pick_slices(store, workload.num_loaded)
-    with Ranks(replace(task, positions_N=positions_N), own) as ranks:
-        return meter.compare(
-            [
-                Contender(
-                    name=f"each of {NUM_RANKS} ranks",
-                    role="ichfast",
-                    run=lambda: ranks.run_epoch(NUM_RANKS) // NUM_RANKS,
-                    settings={"ranks": NUM_RANKS},
-                ),
-                Contender(
-                    name="alone",
-                    role="limit",
-                    run=lambda: ranks.run_epoch(1),
-                    settings={"ranks": 1},
-                ),
-            ],
+        # Every rank needs its whole batches.
+        num_slices = max(workload.num_loaded, most * workload.batch_size)
+        positions_N = np.resize(pick_slices(store, num_slices), num_slices)
+    with Ranks(replace(task, positions_N=positions_N), own, world_sizes) as ranks:
+        records = meter.compare(
+            [_rank_of(ranks, n, len(cores) // share) for n in reversed(world_sizes)],
             stage=STAGE,
             case=case,
             unit="slices",
@@ -232,20 +228,45 @@ def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
                 "level": task.level,
                 "size": task.size,
                 "batch_size": task.batch_size,
-                "slices": len(positions_N) // NUM_RANKS,
+                "slices": num_slices // most,
                 "cores": share,
             },
         )
+    together = [
+        _all_ranks(record, meter) for record in records if record.settings["ranks"] > 1
+    ]
+    return records + together + left_out
 
 
-def _reason_against_ranks(workload: Workload, share: int) -> str:
-    """Why ranks cannot run side by side here; empty if they can."""
-    if share == 0:
-        return f"{NUM_RANKS} ranks need a core each, there is one"
-    if workload.device != "cpu":
-        import torch
+def _num_devices(device: str) -> float:
+    """Ranks that find a device of their own; a CPU is shared by any number."""
+    if device == "cpu":
+        return math.inf
+    import torch
 
-        found = torch.cuda.device_count()
-        if found < NUM_RANKS:
-            return f"{NUM_RANKS} ranks need a GPU each, there is {found}"
-    return ""
+    return torch.cuda.device_count()
+
+
+def _rank_of(ranks: Ranks, num_ranks: int, most_apart: int) -> Contender:
+    """One rank of several; its rate is that of the slowest."""
+    shared = "" if num_ranks <= most_apart else f", {most_apart} at a time"
+    return Contender(
+        name="alone" if num_ranks == 1 else f"each of {num_ranks} ranks{shared}",
+        role="limit" if num_ranks == 1 else "ichfast",
+        run=lambda: ranks.run_epoch(num_ranks) // num_ranks,
+        settings={"ranks": num_ranks},
+    )
+
+
+def _all_ranks(record: Record, meter: Meter) -> Record:
+    """What the ranks of a record load together."""
+    num_ranks = record.settings["ranks"]
+    return meter.note(
+        [num_ranks * value for value in record.values],
+        stage=STAGE,
+        case=record.case,
+        name=record.name.replace("each of ", "all of "),
+        unit=record.unit,
+        cache=record.cache,
+        settings=record.settings,
+    )
