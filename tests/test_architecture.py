@@ -19,7 +19,7 @@ LAYERS = (
     | {"bootstrap", "gradcam", "operating"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws"},
-    {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
+    {"listing", "metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"slicetable", "series", "summary", "damage", "twin"}
     | {"curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
