@@ -70,7 +70,7 @@ def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
         entries_crc32c=write_intake(path / "journal" / ENTRIES_FILE, intake),
     )
     rejected = pd.DataFrame(columns=["path", "reason", "detail"])
-    finish_store(path, header, rows_of(_table(num_slices), LEVELS), rejected)
+    finish_store(path, header, [rows_of(_table(num_slices), LEVELS)], rejected)
 
 
 def _write_hole(path: Path, shard: Shard, level: int, first: Shard) -> None:

@@ -102,7 +102,7 @@ class Listing(Sequence[Entry]):
         homes: dict[Container, int] = {}
         tables = [_SCHEMA.empty_table()]
         tables += [_source_table(n, files, homes) for n, files in enumerate(found)]
-        return Listing(list(homes), pa.concat_tables(tables).combine_chunks())
+        return Listing(list(homes), pa.concat_tables(tables))
 
     @property
     def num_bytes(self) -> int:

@@ -19,7 +19,7 @@ Shape letters: N slices, K classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -39,8 +39,11 @@ from ichfast.manifest import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.plan import Unit, entry_at
 from ichfast.pseudonyms import stored_id
 from ichfast.shards import Shard
-from ichfast.slicetable import ORDER, read_rejected, read_rows, table_schema
+from ichfast.slicetable import ORDER, read_rejected, read_rows
 from ichfast.store import finish_store
+
+PART_ROWS = 2**15
+"""Rows of the finished table that are put into order at a time."""
 
 _SHARED = ("patient", "study", "series", "shard", "transfer_syntax_uid", "quirks")
 """Columns whose texts many rows share."""
@@ -85,8 +88,8 @@ class Merged:
     """The journal as a whole, and what the store held before."""
 
     rows: pa.Table
-    """Sorted, without duplicates, with the columns of a page and the labels that the
-    store had before."""
+    """Without duplicates, with the columns of a page and the labels that the store
+    had before; unsorted."""
 
     rejected: pd.DataFrame
     """Columns entry, path, reason, detail; in the order of the listing. Without
@@ -119,24 +122,15 @@ def merge(
         base: the store before.
         name: what `rejected.csv` calls an entry.
     """
-    tables = [] if base is None else [base.rows]
-    rejects: list[Reject] = []
-    shards: list[Shard] = []
-    for unit in units:
-        page = journal.read(unit)
-        tables.append(_shared(page.rows))
-        rejects += page.rejects
-        shards += page.shards
-    rows, conflicts, num_duplicates = _without_repeats(
-        _concatenated(tables, journal), units, name
-    )
+    rows, rejects, shards = _read_pages(journal, units, base)
+    rows, conflicts, num_duplicates = _without_repeats(rows, units, name)
     rejected = pd.DataFrame(rejects, columns=["entry", "path", "reason", "detail"])
     used = set(rows["shard"].unique().to_pylist())
     shards = [shard for shard in shards if shard.name in used]
     if base is not None:
         shards += base.header.shards
     return Merged(
-        rows=_sorted(rows),
+        rows=rows,
         rejected=pd.concat([rejected, conflicts]).sort_values(
             "entry", ignore_index=True
         ),
@@ -145,6 +139,25 @@ def merge(
         num_duplicates=num_duplicates,
         base=base,
     )
+
+
+def _read_pages(
+    journal: Journal, units: Sequence[Unit], base: Base | None
+) -> tuple[pa.Table, list[Reject], list[Shard]]:
+    """All rows as one table, labels null where there were none; rejects and shards."""
+    schema = journal.schema
+    for name in CLASSES:
+        schema = schema.append(pa.field(name, pa.int8()))
+    tables = [_shared(schema.empty_table()), *([base.rows] if base else [])]
+    rejects: list[Reject] = []
+    shards: list[Shard] = []
+    for unit in units:
+        page = journal.read(unit)
+        tables.append(_shared(page.rows))
+        rejects += page.rejects
+        shards += page.shards
+    rows = pa.concat_tables(tables, promote_options="default").select(schema.names)
+    return rows.unify_dictionaries(), rejects, shards
 
 
 def _shared(rows: pa.Table) -> pa.Table:
@@ -156,20 +169,6 @@ def _shared(rows: pa.Table) -> pa.Table:
 
 def _replaced(rows: pa.Table, name: str, values: Any) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index(name), name, values)
-
-
-def _concatenated(tables: Sequence[pa.Table], journal: Journal) -> pa.Table:
-    """All rows as one table; labels are null where a table has none."""
-    schema = journal.schema
-    for name in CLASSES:
-        schema = schema.append(pa.field(name, pa.int8()))
-    empty = _shared(schema.empty_table())
-    return (
-        pa.concat_tables([empty, *tables], promote_options="default")
-        .select(schema.names)
-        .unify_dictionaries()
-        .combine_chunks()
-    )
 
 
 def _without_repeats(
@@ -203,20 +202,21 @@ def _without_repeats(
             ],
         }
     ).drop_duplicates("entry")
-    is_first_N = np.ones(len(rows), dtype=np.bool_)
-    is_first_N[repeat_R] = False
-    return rows.filter(pa.array(is_first_N)), conflicts, int((~differs_R).sum())
+    if len(repeat_R):
+        rows = rows.take(pa.array(first_of))
+    return rows, conflicts, int((~differs_R).sum())
 
 
-def _sorted(rows: pa.Table) -> pa.Table:
-    """The rows in the store's order."""
+def _sorted(rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows in the store's order, in parts, so that they are not there twice."""
     keys = {
         name: _ranks(rows[name]) if name in _SHARED else rows[name] for name in ORDER
     }
     order = pc.sort_indices(
         pa.table(keys), sort_keys=[(name, "ascending") for name in ORDER]
     )
-    return rows.take(order)
+    for first in range(0, len(order), PART_ROWS):
+        yield rows.take(order[first : first + PART_ROWS])
 
 
 def _ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -288,11 +288,10 @@ def finish(
         versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},
         entries_crc32c=write_intake(journal.next / ENTRIES_FILE, intake),
     )
-    schema = table_schema(journal.levels)
     number_of = pc.index_in(rows["shard"].combine_chunks().dictionary, pa.array(names))
     shard = number_of.take(rows["shard"].combine_chunks().indices)
-    rows = _replaced(rows, "shard", shard).select(schema.names).cast(schema)
-    finish_store(journal.next, header, rows, rejected)
+    rows = _replaced(rows, "shard", shard)
+    finish_store(journal.next, header, _sorted(rows), rejected)
     journal.publish()
 
 

@@ -9,7 +9,7 @@ Shape letters: N slices in the store, S shards.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,18 +58,24 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
     return pa.schema(columns)
 
 
-def write_rows(path: Path, rows: pa.Table) -> int:
+def write_rows(path: Path, parts: Iterable[pa.Table], levels: Sequence[int]) -> int:
     """Write `slices.parquet` to the store at `path`.
 
     Args:
         path: the store's folder.
-        rows: one a slice, sorted, with the columns of `table_schema`.
+        parts: of the rows, one a slice, sorted, with the columns of `table_schema`.
+        levels: the store's.
 
     Returns:
         The file's checksum, CRC-32C.
     """
-    with atomic_path(path / "slices.parquet") as temporary:
-        pq.write_table(rows, temporary)
+    schema = table_schema(levels)
+    with (
+        atomic_path(path / "slices.parquet") as temporary,
+        pq.ParquetWriter(temporary, schema) as writer,
+    ):
+        for part in parts:
+            writer.write_table(part.select(schema.names).cast(schema))
     return file_crc32c(path / "slices.parquet")
 
 

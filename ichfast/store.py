@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,14 +66,17 @@ from ichfast.slicetable import read_table, write_rejected, write_rows
 
 
 def finish_store(
-    path: Path, header: StoreHeader, rows: pa.Table, rejected: pd.DataFrame
+    path: Path,
+    header: StoreHeader,
+    parts: Iterable[pa.Table],
+    rejected: pd.DataFrame,
 ) -> StoreHeader:
     """Write what makes a folder of shards a store; `store.json` comes last.
 
     Args:
         path: the store's folder, or one whose files are then put there.
         header: everything but `table_crc32c` and `rejected_crc32c`.
-        rows: have the columns of `table_schema`, sorted, one row a slice.
+        parts: of the rows, one a slice, sorted, with the columns of `table_schema`.
         rejected: columns path, reason, detail.
 
     Returns:
@@ -80,7 +84,7 @@ def finish_store(
     """
     header = replace(
         header,
-        table_crc32c=write_rows(path, rows),
+        table_crc32c=write_rows(path, parts, header.levels),
         rejected_crc32c=write_rejected(path, rejected),
     )
     write_header(path, header)

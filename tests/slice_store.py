@@ -93,7 +93,7 @@ def write_slices(
         versions={},
     )
     rejected = pd.DataFrame(columns=["path", "reason", "detail"])
-    finish_store(path, header, rows_of(table, levels), rejected)
+    finish_store(path, header, [rows_of(table, levels)], rejected)
 
 
 def simple_rows(
