@@ -19,7 +19,7 @@ from ichfast.listing import Found, Listing
 from ichfast.manifest import read_header
 from ichfast.merge import finish, merge
 from ichfast.plan import cut_units, entry_name
-from ichfast.shards import Shard
+from ichfast.shards import Shard, shard_name
 from ichfast.slicetable import ORDER, read_table
 
 NUM_ROWS, UNIT_ENTRIES = 500, 64
@@ -54,7 +54,7 @@ def test_rows_are_sorted_as_pandas_sorts_them(
     for unit in units:
         part = frame.iloc[unit.first : unit.first + len(unit.entries)]
         shard = Shard(
-            name=f"{unit.number:05}.npy",
+            name=shard_name(unit.number, 1, 1),
             rows=1,
             columns=1,
             count=len(part),
