@@ -16,6 +16,7 @@ from ichfast.labels import CLASSES
 from ichfast.manifest import ENTRIES_FILE, StoreHeader
 from ichfast.prepare import UNIT_ENTRIES
 from ichfast.shards import Shard, npy_header, shard_name, shard_path
+from ichfast.slicetable import rows_of
 from ichfast.store import finish_store
 
 NUM_SLICES = 752_803
@@ -69,7 +70,7 @@ def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
         entries_crc32c=write_intake(path / "journal" / ENTRIES_FILE, intake),
     )
     rejected = pd.DataFrame(columns=["path", "reason", "detail"])
-    finish_store(path, header, _table(num_slices), rejected)
+    finish_store(path, header, [rows_of(_table(num_slices), LEVELS)], rejected)
 
 
 def _write_hole(path: Path, shard: Shard, level: int, first: Shard) -> None:

@@ -12,19 +12,20 @@ Shape letters: E entries of the listing.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ichfast.errors import StoreError
 from ichfast.intake import Intake
 from ichfast.journal import Journal
 from ichfast.labels import LabelTable
+from ichfast.listing import Listing
 from ichfast.manifest import read_header
 from ichfast.merge import Base, add_labels
-from ichfast.plan import Unit, check_plan, cut_units, label_plan, name_entries
-from ichfast.sources import Entry
+from ichfast.plan import Unit, check_plan, cut_units, label_plan
 
 
 def check_finished(
@@ -73,28 +74,25 @@ def check_unfinished(store: Path) -> None:
         )
 
 
-def new_units(
-    entries: Sequence[Entry], base: Base | None, unit_entries: int, key: bytes | None
-) -> list[Unit]:
-    """Cut what is new into units.
+def new_entries(entries: Listing, base: Base | None, key: bytes | None) -> Listing:
+    """What a store has not taken in.
 
     Args:
         entries: the listing.
         base: the store that is appended to; without one all is new.
-        unit_entries: how many make a unit.
         key: of the store's hashed ids, if they are hashed.
     """
-    first_unit = base.intake.num_units if base else 0
-    names = name_entries(entries, keep_ids=key is None, first_unit=first_unit)
-    if base is not None:
-        is_new_E = ~base.intake.knows(entries, key)
-        entries = list(itertools.compress(entries, is_new_E))
-        names = list(itertools.compress(names, is_new_E))
+    if base is None:
+        return entries
+    return entries.select(~base.intake.knows(entries, key))
+
+
+def new_units(entries: Listing, base: Base | None, unit_entries: int) -> list[Unit]:
+    """Cut new entries into units, numbered behind those of `base`."""
     return cut_units(
         entries,
-        names,
         unit_entries,
-        first_unit=first_unit,
+        first_unit=base.intake.num_units if base else 0,
         first_entry=len(base.intake) if base else 0,
     )
 
@@ -107,15 +105,15 @@ def adds_labels(base: Base, labels: LabelTable | None, key: bytes | None) -> boo
     """
     if labels is None:
         return False
-    add_labels(base.rows.copy(), labels, key)
+    add_labels(base.rows, labels, key)
     return base.header.plan.get("labels") != label_plan(labels)["labels"]
 
 
-def grown_intake(units: Sequence[Unit], base: Base | None, key: bytes | None) -> Intake:
-    """The intake of the store when `units` are in it."""
-    intake = Intake.of(
-        [entry for unit in units for entry in unit.entries],
-        [unit.number for unit in units for _ in unit.entries],
-        key,
-    )
+def grown_intake(
+    entries: Listing, units: Sequence[Unit], base: Base | None, key: bytes | None
+) -> Intake:
+    """The intake of the store when new `entries`, cut into `units`, are in it."""
+    numbers = np.array([unit.number for unit in units], dtype=np.int32)
+    lengths = [len(unit.entries) for unit in units]
+    intake = Intake.of(entries, np.repeat(numbers, lengths), key)
     return intake if base is None else base.intake + intake

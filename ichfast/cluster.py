@@ -153,13 +153,7 @@ def _worker_count(client: Client, scheduler: str) -> Callable[[], int]:
 
 def _everywhere(unit: Unit) -> Unit:
     """The unit with paths that are good in any folder."""
-    entries = [
-        replace(entry, container=entry.container.absolute())
-        if isinstance(entry.container, Path)
-        else entry
-        for entry in unit.entries
-    ]
-    return replace(unit, entries=entries)
+    return replace(unit, entries=unit.entries.absolute())
 
 
 def _result(future: Future[int], unit: Unit, scheduler: str) -> int:

@@ -26,6 +26,7 @@ from ichfast.dicom import Slice
 from ichfast.errors import RejectError
 from ichfast.journal import Journal, Page, Reject
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.listing import Entry
 from ichfast.plan import Unit
 from ichfast.pseudonyms import plain_text, stored_id
 from ichfast.sources import read_entries
@@ -57,6 +58,9 @@ class Job:
 
     timeout_s: float
     """A file that takes longer to decode hangs."""
+
+    name: Callable[[Entry], str]
+    """What `rejected.csv` calls an entry."""
 
 
 class Watch(ctypes.Structure):
@@ -110,27 +114,26 @@ def convert_unit(job: Job, unit: Unit) -> None:
     journal = job.journal
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = [
-        (unit.first + position, unit.names[position], code, _BAN_DETAILS[code])
-        for position, code in unit.banned.items()
+        (unit.first + at, job.name(unit.entries[at]), code, _BAN_DETAILS[code])
+        for at, code in unit.banned.items()
     ]
-    position_of = {
-        entry: position
-        for position, entry in enumerate(unit.entries)
-        if position not in unit.banned
-    }
+    entries = list(unit.entries)
+    position_of = {(e.source, e.number): at for at, e in enumerate(entries)}
+    readable = [e for at, e in enumerate(entries) if at not in unit.banned]
     with UnitWriter(journal.store, unit.number, journal.levels) as writer:
-        for entry, content in read_entries(list(position_of)):
+        for entry, content in read_entries(readable):
             if _watch.stop:
                 raise StoppedError
-            position = position_of[entry]
-            index, name = unit.first + position, unit.names[position]
+            position = position_of[entry.source, entry.number]
+            index = unit.first + position
             _watch.position = position
             try:
                 for slice_ in _decode(job, content):
                     row = _row(job, slice_, writer.add(slice_.stored_HW))
-                    rows.append({"entry": index, "path": name} | row)
+                    rows.append({"entry": index} | row)
             except RejectError as error:
-                rejects.append((index, name, error.code, plain_text(error.detail)))
+                detail = plain_text(error.detail)
+                rejects.append((index, job.name(entry), error.code, detail))
             _watch.position = -1
             _watch.num_done += 1
             _watch.num_rejected = len(rejects)

@@ -18,8 +18,7 @@ Shape letters: E entries.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +29,9 @@ import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
 from ichfast.files import atomic_path, file_crc32c
+from ichfast.listing import Listing
 from ichfast.pseudonyms import plain_text
-from ichfast.remote import Remote
 from ichfast.slicetable import NOT_PARQUET, checked_content
-from ichfast.sources import Entry
 
 DIGEST_BYTES = 8
 """Of 10^6 entries, two share a digest with a chance of 1 in 37 million."""
@@ -57,16 +55,18 @@ class Intake:
     """Shape (E,): digests of where each entry lay, and its size."""
 
     @staticmethod
-    def of(entries: Sequence[Entry], units: Sequence[int], key: bytes | None) -> Intake:
+    def of(
+        entries: Listing, unit_E: npt.NDArray[np.int32], key: bytes | None
+    ) -> Intake:
         """The intake of `entries`.
 
         Args:
             entries: in the order of reading.
-            units: for each entry, the number of its unit.
+            unit_E: shape (len(entries),), the number of each entry's unit.
             key: of the store's hashed ids, if they are hashed.
         """
         return Intake(
-            unit_E=np.array(units, dtype=np.int32),
+            unit_E=unit_E,
             name_E=name_digests(entries, key),
             place_E=place_digests(entries, key),
         )
@@ -79,9 +79,7 @@ class Intake:
         """Units that were read so far; the number of the next one."""
         return int(self.unit_E[-1]) + 1 if len(self) else 0
 
-    def knows(
-        self, entries: Sequence[Entry], key: bytes | None
-    ) -> npt.NDArray[np.bool_]:
+    def knows(self, entries: Listing, key: bytes | None) -> npt.NDArray[np.bool_]:
         """Which of `entries` were taken in already, shape (len(entries),)."""
         return np.isin(place_digests(entries, key), self.place_E)
 
@@ -121,31 +119,33 @@ def read_intake(file: Path, crc32c: int) -> Intake:
     return Intake(unit_E=unit_E, name_E=name_E, place_E=place_E)
 
 
-def name_digests(entries: Sequence[Entry], key: bytes | None) -> npt.NDArray[np.uint64]:
+def name_digests(entries: Listing, key: bytes | None) -> npt.NDArray[np.uint64]:
     """Digests of keys and sizes, shape (len(entries),)."""
-    return _digests([f"{entry.key}\0{entry.size}" for entry in entries], key)
+    rows = entries.columns("key", "size")
+    return _digests((f"{name}\0{size}" for name, size in rows), key)
 
 
-def place_digests(
-    entries: Sequence[Entry], key: bytes | None
-) -> npt.NDArray[np.uint64]:
+def place_digests(entries: Listing, key: bytes | None) -> npt.NDArray[np.uint64]:
     """Digests of where entries lie, and their sizes, shape (len(entries),)."""
-    return _digests([_place(entry) for entry in entries], key)
+    rows = entries.columns("member", "offset", "size")
+    return _digests(
+        (
+            f"{place}\0{member}\0{offset}\0{size}"
+            for place, (member, offset, size) in zip(
+                entries.places(), rows, strict=True
+            )
+        ),
+        key,
+    )
 
 
-def _place(entry: Entry) -> str:
-    if isinstance(entry.container, Remote):
-        container = f"{entry.container}\0{entry.container.path}"
-    else:
-        container = os.path.abspath(entry.container)  # noqa: PTH100  a Path: 20 us
-    return f"{container}\0{entry.member}\0{entry.offset}\0{entry.size}"
-
-
-def _digests(texts: Sequence[str], key: bytes | None) -> npt.NDArray[np.uint64]:
-    joined = b"".join(
+def _digests(texts: Iterable[str], key: bytes | None) -> npt.NDArray[np.uint64]:
+    digests = (
         hashlib.blake2b(
             plain_text(text).encode(), digest_size=DIGEST_BYTES, key=key or b""
         ).digest()
         for text in texts
     )
-    return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
+    return np.fromiter(
+        (int.from_bytes(digest, "little") for digest in digests), np.uint64
+    )

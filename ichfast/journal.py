@@ -87,7 +87,7 @@ class Journal:
     @property
     def schema(self) -> pa.Schema:
         """The table's columns without labels, plus where a row came from."""
-        fields = [pa.field("entry", pa.int64()), pa.field("path", pa.string())]
+        fields = [pa.field("entry", pa.int64())]
         for column in table_schema(self.levels):
             if column.name == "shard":
                 fields.append(pa.field("shard", pa.string()))

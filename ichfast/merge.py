@@ -10,6 +10,8 @@
    in between finishes in the same bytes.
 4. Shards that a finished store names are not touched. New shards without a slice
    that the store lacked are left out.
+5. Rows stay in columns, and texts that many rows share stand once, so that a
+   competition's table is merged in as little memory as it will be read in.
 
 Shape letters: N slices, K classes.
 """
@@ -17,24 +19,34 @@ Shape letters: N slices, K classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ichfast.errors import LabelError
 from ichfast.intake import Intake, read_intake, write_intake
-from ichfast.journal import Journal
+from ichfast.journal import Journal, Reject
 from ichfast.labels import CLASSES, LabelTable
+from ichfast.listing import Entry
 from ichfast.manifest import ENTRIES_FILE, StoreHeader, intake_path, read_header
-from ichfast.plan import Unit
+from ichfast.plan import Unit, entry_at
 from ichfast.pseudonyms import stored_id
 from ichfast.shards import Shard
-from ichfast.slicetable import ORDER, read_rejected, read_table
+from ichfast.slicetable import ORDER, read_rejected, read_rows
 from ichfast.store import finish_store
+
+PART_ROWS = 2**15
+"""Rows of the finished table that are put into order at a time."""
+
+_SHARED = ("patient", "study", "series", "shard", "transfer_syntax_uid", "quirks")
+"""Columns whose texts many rows share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +55,8 @@ class Base:
 
     header: StoreHeader
 
-    rows: pd.DataFrame
-    """One row a slice, with the columns of a page and the labels."""
+    rows: pa.Table
+    """One a slice, with the columns of a page and the labels."""
 
     rejected: pd.DataFrame
     """As `ichfast.slicetable.read_rejected` gives it."""
@@ -59,13 +71,13 @@ def read_base(journal: Journal) -> Base:
         StoreError: a part of it is missing or damaged.
     """
     header = read_header(journal.store)
-    rows = read_table(journal.store, header)
-    names = np.array([shard.name for shard in header.shards], dtype=np.object_)
-    rows["shard"] = names[rows["shard"]]
-    rows["entry"], rows["path"] = -1, "a slice stored before"
+    rows = read_rows(journal.store, header)
+    names = pa.array([shard.name for shard in header.shards])
+    rows = _replaced(rows, "shard", names.take(rows["shard"].combine_chunks()))
+    entry = pa.array(np.full(len(rows), -1))
     return Base(
         header,
-        rows,
+        _shared(rows.append_column("entry", entry)),
         read_rejected(journal.store, header),
         read_intake(intake_path(journal.store), header.entries_crc32c),
     )
@@ -75,9 +87,9 @@ def read_base(journal: Journal) -> Base:
 class Merged:
     """The journal as a whole, and what the store held before."""
 
-    table: pd.DataFrame
-    """Sorted, without duplicates, with the columns of a page and the labels that the
-    store had before."""
+    rows: pa.Table
+    """Without duplicates, with the columns of a page and the labels that the store
+    had before; unsorted."""
 
     rejected: pd.DataFrame
     """Columns entry, path, reason, detail; in the order of the listing. Without
@@ -96,27 +108,29 @@ class Merged:
     """The store before."""
 
 
-def merge(journal: Journal, units: Sequence[Unit], base: Base | None) -> Merged:
-    """Put the pages of `units`, which all have one, together, behind `base`."""
-    pages = [journal.read(unit) for unit in units]
-    rows = pa.concat_tables(
-        [journal.schema.empty_table(), *(page.rows for page in pages)]
-    ).to_pandas()
-    for name in CLASSES:
-        rows[name] = pd.array([pd.NA] * len(rows), dtype="Int8")
-    if base is not None:
-        rows = pd.concat([base.rows, rows], ignore_index=True)
-    rejected = pd.DataFrame(
-        [reject for page in pages for reject in page.rejects],
-        columns=["entry", "path", "reason", "detail"],
-    )
-    table, conflicts, num_duplicates = _without_repeats(rows)
-    used = set(table["shard"])
-    shards = [shard for page in pages for shard in page.shards if shard.name in used]
+def merge(
+    journal: Journal,
+    units: Sequence[Unit],
+    base: Base | None,
+    name: Callable[[Entry], str],
+) -> Merged:
+    """Put the pages of `units`, which all have one, together, behind `base`.
+
+    Args:
+        journal: the store's.
+        units: of the run, in order.
+        base: the store before.
+        name: what `rejected.csv` calls an entry.
+    """
+    rows, rejects, shards = _read_pages(journal, units, base)
+    rows, conflicts, num_duplicates = _without_repeats(rows, units, name)
+    rejected = pd.DataFrame(rejects, columns=["entry", "path", "reason", "detail"])
+    used = set(rows["shard"].unique().to_pylist())
+    shards = [shard for shard in shards if shard.name in used]
     if base is not None:
         shards += base.header.shards
     return Merged(
-        table=table.sort_values(list(ORDER), ignore_index=True),
+        rows=rows,
         rejected=pd.concat([rejected, conflicts]).sort_values(
             "entry", ignore_index=True
         ),
@@ -127,26 +141,95 @@ def merge(journal: Journal, units: Sequence[Unit], base: Base | None) -> Merged:
     )
 
 
-def _without_repeats(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+def _read_pages(
+    journal: Journal, units: Sequence[Unit], base: Base | None
+) -> tuple[pa.Table, list[Reject], list[Shard]]:
+    """All rows as one table, labels null where there were none; rejects and shards."""
+    schema = journal.schema
+    for name in CLASSES:
+        schema = schema.append(pa.field(name, pa.int8()))
+    tables = [_shared(schema.empty_table()), *([base.rows] if base else [])]
+    rejects: list[Reject] = []
+    shards: list[Shard] = []
+    for unit in units:
+        page = journal.read(unit)
+        tables.append(_shared(page.rows))
+        rejects += page.rejects
+        shards += page.shards
+    rows = pa.concat_tables(tables, promote_options="default").select(schema.names)
+    return rows.unify_dictionaries(), rejects, shards
+
+
+def _shared(rows: pa.Table) -> pa.Table:
+    """The same rows; texts that many of them share stand once."""
+    for name in _SHARED:
+        rows = _replaced(rows, name, rows[name].dictionary_encode())
+    return rows
+
+
+def _replaced(rows: pa.Table, name: str, values: Any) -> pa.Table:
+    return rows.set_column(rows.schema.get_field_index(name), name, values)
+
+
+def _without_repeats(
+    rows: pa.Table, units: Sequence[Unit], name: Callable[[Entry], str]
+) -> tuple[pa.Table, pd.DataFrame, int]:
     """First row of each slice id; the other files' rejections; equal rows dropped."""
-    is_repeat = rows["slice_id"].duplicated()
-    repeats = rows[is_repeat]
-    firsts = rows[~is_repeat]
-    originals = firsts.set_index("slice_id").loc[repeats["slice_id"]]
-    pixels = ["rows", "columns", "crc32c"]
-    differs = (originals[pixels].to_numpy() != repeats[pixels].to_numpy()).any(axis=1)
+    # Codes count up in the order in which ids appear.
+    code_N = _codes(rows["slice_id"].dictionary_encode())
+    _, first_of = np.unique(code_N, return_index=True)
+    original_N = first_of[code_N]
+    repeat_R = np.flatnonzero(original_N != np.arange(len(rows)))
+    original_R = original_N[repeat_R]
+    differs_R = np.zeros(len(repeat_R), dtype=np.bool_)
+    for column in ("rows", "columns", "crc32c"):
+        value_N = rows[column].to_numpy()
+        differs_R |= value_N[repeat_R] != value_N[original_R]
+    entry_N = rows["entry"].to_numpy()
+
+    def name_of(entry: int) -> str:
+        return "a slice stored before" if entry < 0 else name(entry_at(units, entry))
+
     conflicts = pd.DataFrame(
         {
-            "entry": repeats["entry"][differs],
-            "path": repeats["path"][differs],
+            "entry": entry_N[repeat_R[differs_R]],
+            "path": [name_of(entry) for entry in entry_N[repeat_R[differs_R]]],
             "reason": "duplicate-conflict",
             "detail": [
-                f"same SOPInstanceUID as {path}, other pixels; that one is kept"
-                for path in originals["path"][differs]
+                f"same SOPInstanceUID as {name_of(entry)}, other pixels; that one is "
+                "kept"
+                for entry in entry_N[original_R[differs_R]]
             ],
         }
     ).drop_duplicates("entry")
-    return firsts, conflicts, int((~differs).sum())
+    if len(repeat_R):
+        rows = rows.take(pa.array(first_of))
+    return rows, conflicts, int((~differs_R).sum())
+
+
+def _sorted(rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows in the store's order, in parts, so that they are not there twice."""
+    keys = {
+        name: _ranks(rows[name]) if name in _SHARED else rows[name] for name in ORDER
+    }
+    order = pc.sort_indices(
+        pa.table(keys), sort_keys=[(name, "ascending") for name in ORDER]
+    )
+    for first in range(0, len(order), PART_ROWS):
+        yield rows.take(order[first : first + PART_ROWS])
+
+
+def _ranks(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Numbers that sort as a column of shared texts does."""
+    texts = column.combine_chunks().dictionary
+    rank_of = np.empty(len(texts), dtype=np.int64)
+    rank_of[pc.sort_indices(texts).to_numpy()] = np.arange(len(texts))
+    return rank_of[_codes(column)]
+
+
+def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    codes: npt.NDArray[np.int32] = column.combine_chunks().indices.to_numpy()
+    return codes
 
 
 def finish(
@@ -171,8 +254,7 @@ def finish(
         LabelError: `labels` contradict those that the store had before.
     """
     names = [shard.name for shard in merged.shards]
-    table = merged.table.drop(columns=["entry", "path"])
-    table["shard"] = pd.Index(names).get_indexer(pd.Index(table["shard"]))
+    rows = merged.rows
     rejected, counts = merged.rejected, Counter[str]()
     if merged.base is not None:
         rejected = pd.concat([merged.base.rejected, rejected], ignore_index=True)
@@ -180,9 +262,8 @@ def finish(
         if labels is None and "labels" in merged.base.header.plan:
             plan = {**plan, "labels": merged.base.header.plan["labels"]}
     if labels is not None:
-        counts["labels_without_slice"] = len(labels.slice_ids) - add_labels(
-            table, labels, key
-        )
+        rows, num_named = add_labels(rows, labels, key)
+        counts["labels_without_slice"] = len(labels.slice_ids) - num_named
     for level in journal.levels:
         for file in (journal.store / f"level-{level}").iterdir():
             if file.name not in names:
@@ -194,11 +275,11 @@ def finish(
         shards=merged.shards,
         counts={
             "entries": counts["entries"] + merged.num_entries,
-            "slices": len(table),
-            "series": table["series"].nunique(),
-            "patients": table["patient"].nunique(),
+            "slices": len(rows),
+            "series": len(rows["series"].unique()),
+            "patients": len(rows["patient"].unique()),
             "duplicates": counts["duplicates"] + merged.num_duplicates,
-            "labelled": int(table[CLASSES[0]].notna().sum()),
+            "labelled": len(rows) - rows[CLASSES[0]].null_count,
             "labels_without_slice": counts["labels_without_slice"],
         },
         rejected=dict(sorted(Counter(rejected["reason"]).items())),
@@ -207,39 +288,45 @@ def finish(
         versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},
         entries_crc32c=write_intake(journal.next / ENTRIES_FILE, intake),
     )
-    finish_store(journal.next, header, table, rejected)
+    number_of = pc.index_in(rows["shard"].combine_chunks().dictionary, pa.array(names))
+    shard = number_of.take(rows["shard"].combine_chunks().indices)
+    rows = _replaced(rows, "shard", shard)
+    finish_store(journal.next, header, _sorted(rows), rejected)
     journal.publish()
 
 
-def add_labels(table: pd.DataFrame, labels: LabelTable, key: bytes | None) -> int:
-    """Label those rows of `table` that have no labels, in place.
+def add_labels(
+    rows: pa.Table, labels: LabelTable, key: bytes | None
+) -> tuple[pa.Table, int]:
+    """Label those rows that have no labels.
 
     Args:
-        table: slice_id and six label columns, which may be null.
+        rows: slice_id and six label columns, which may be null.
         labels: joined by slice id.
-        key: what the slice ids of `table` were hashed with, if they were.
+        key: what the slice ids of `rows` were hashed with, if they were.
 
     Returns:
-        How many rows `labels` speaks of.
+        The rows, and of how many `labels` speaks.
 
     Raises:
         LabelError: it says something else of a row that has labels.
     """
-    label_ids = pd.Index([stored_id(key, slice_id) for slice_id in labels.slice_ids])
-    found_N = label_ids.get_indexer(pd.Index(table["slice_id"]))
-    old_NK = table[list(CLASSES)].to_numpy(np.float32, na_value=np.nan)
-    is_named_N = found_N >= 0
+    label_ids = pa.array([stored_id(key, slice_id) for slice_id in labels.slice_ids])
+    found = pc.index_in(rows["slice_id"], label_ids).combine_chunks()
+    is_named_N = found.is_valid().to_numpy(zero_copy_only=False)
+    found_N = found.fill_null(0).to_numpy()
+    old_NK = np.column_stack([rows[name].to_numpy() for name in CLASSES])
     new_NK = np.where(is_named_N[:, np.newaxis], labels.labels_NK[found_N], old_NK)
     was_labelled_N = ~np.isnan(old_NK[:, 0])
     differs_N = was_labelled_N & (new_NK != old_NK).any(axis=1)
     if differs_N.any():
+        first = rows["slice_id"][int(differs_N.argmax())]
         raise LabelError(
             f"the labels contradict those in the store for {differs_N.sum():,} "
-            f"slice(s), first {table['slice_id'][differs_N].iloc[0]}; correct the csv, "
-            "or prepare a new store"
+            f"slice(s), first {first}; correct the csv, or prepare a new store"
         )
     is_null_N = np.isnan(new_NK[:, 0])
-    values_NK = np.nan_to_num(new_NK).astype(np.int8)
+    value_NK = np.nan_to_num(new_NK).astype(np.int8)
     for k, name in enumerate(CLASSES):
-        table[name] = pd.arrays.IntegerArray(values_NK[:, k].copy(), is_null_N.copy())
-    return int(is_named_N.sum())
+        rows = _replaced(rows, name, pa.array(value_NK[:, k], mask=is_null_N))
+    return rows, int(is_named_N.sum())

@@ -8,15 +8,15 @@ continued from another listing or with other options, nor taken for something el
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
-from ichfast.pseudonyms import plain_text, stored_id
-from ichfast.sources import Entry
+from ichfast.listing import Entry, Listing
+from ichfast.pseudonyms import stored_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,7 @@ class Unit:
     first: int
     """Index of its first entry among all that the store takes in."""
 
-    entries: Sequence[Entry]
-
-    names: Sequence[str]
-    """What `rejected.csv` calls them."""
+    entries: Listing
 
     banned: Mapping[int, str] = field(default_factory=dict)
     """Reject codes of entries that must not be decoded, by position."""
@@ -40,43 +37,40 @@ class Unit:
     """Positions at which a worker died since the last ban; -1: not in a decoder."""
 
 
-def name_entries(
-    entries: Sequence[Entry], *, keep_ids: bool, first_unit: int
-) -> list[str]:
-    """What `rejected.csv` calls the entries of a listing.
+def entry_name(entry: Entry, *, keep_ids: bool, first_unit: int) -> str:
+    """What `rejected.csv` calls an entry.
 
     Args:
-        entries: the listing, whole: an entry is numbered in its source.
-        keep_ids: name entries by their keys; else by their numbers, for a file's
+        entry: of the listing.
+        keep_ids: name it by its key; else by its number in its source, for a file's
             name may be a patient's.
         first_unit: the first that the run makes; not 0 when it appends, whose
             numbers are not those of the runs before.
     """
     if keep_ids:
-        return [plain_text(entry.key) for entry in entries]
+        return entry.key
     suffix = f", appended from unit {first_unit} on" if first_unit else ""
-    next_of: Counter[int] = Counter()
-    names = []
-    for entry in entries:
-        number = next_of[entry.source]
-        names.append(f"entry {number} of source {entry.source}{suffix}")
-        next_of[entry.source] += 1
-    return names
+    return f"entry {entry.number} of source {entry.source}{suffix}"
+
+
+def entry_at(units: Sequence[Unit], index: int) -> Entry:
+    """The entry with an index among all that the store takes in.
+
+    Args:
+        units: of the run, in order.
+        index: of an entry of theirs.
+    """
+    unit = units[bisect_right(units, index, key=lambda unit: unit.first) - 1]
+    return unit.entries[index - unit.first]
 
 
 def cut_units(
-    entries: Sequence[Entry],
-    names: Sequence[str],
-    unit_entries: int,
-    *,
-    first_unit: int,
-    first_entry: int,
+    entries: Listing, unit_entries: int, *, first_unit: int, first_entry: int
 ) -> list[Unit]:
     """Cut entries into units of work.
 
     Args:
         entries: those to read.
-        names: what `rejected.csv` calls them.
         unit_entries: how many make a unit; the last may be short.
         first_unit: number of the first unit.
         first_entry: how many entries the store has taken in before.
@@ -86,26 +80,24 @@ def cut_units(
             first_unit + number,
             first_entry + first,
             entries[first : first + unit_entries],
-            names[first : first + unit_entries],
         )
         for number, first in enumerate(range(0, len(entries), unit_entries))
     ]
 
 
 def shard_plan(
-    entries: Sequence[Entry],
+    entries: Listing,
     unit_entries: int,
     levels: tuple[int, ...],
-    key: bytes | None,
+    id_key: bytes | None,
 ) -> dict[str, str]:
     """What decides the shards and the journal."""
     listing = hashlib.sha256()
-    for entry in entries:
-        line = plain_text(f"{entry.source}\t{entry.key}\t{entry.size}\n")
-        listing.update(line.encode())
+    for source, key, size in entries.columns("source", "key", "size"):
+        listing.update(f"{source}\t{key}\t{size}\n".encode())
     return {
         "levels": ",".join(map(str, levels)),
-        "ids": ids_plan(key),
+        "ids": ids_plan(id_key),
         "unit": str(unit_entries),
         "entries": str(len(entries)),
         "listing": listing.hexdigest(),

@@ -26,12 +26,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ichfast.appending import (
@@ -39,6 +39,7 @@ from ichfast.appending import (
     check_finished,
     check_unfinished,
     grown_intake,
+    new_entries,
     new_units,
 )
 from ichfast.convert import Job
@@ -50,12 +51,12 @@ from ichfast.levels import check_levels
 from ichfast.lock import only_writer
 from ichfast.manifest import read_header
 from ichfast.merge import Merged, finish, merge, read_base
-from ichfast.plan import Unit, label_plan, shard_plan
+from ichfast.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.pseudonyms import default_key_path, read_or_make_key
 from ichfast.remote import check_reachable
 from ichfast.signals import sigterm_interrupts
 from ichfast.slicetable import write_rejected
-from ichfast.sources import Entry, list_entries
+from ichfast.sources import list_entries
 from ichfast.summary import PrepareReport, format_report, summarize
 from ichfast.workers import convert_units
 
@@ -116,7 +117,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     _check_options(levels, max_rejected)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
     check_reachable(sources)
-    entries = _list_entries(sources, store, key_path, limit)
+    entries = list_entries(sources, without=(store, key_path))[:limit]
     journal = Journal(store, levels)
     units: list[Unit] = []
     with only_writer(store), sigterm_interrupts(), _resumable(journal, units):
@@ -135,19 +136,21 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             base = read_base(journal)
             plan["base"] = str(base.header.entries_crc32c)
         if append or not is_finished:
-            units += new_units(entries, base, UNIT_ENTRIES, key)
+            entries = new_entries(entries, base, key)
+            units += new_units(entries, base, UNIT_ENTRIES)
         if units or (base is not None and adds_labels(base, labels, key)):
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
-            num_files = convert_units(
-                Job(journal, key, read_slices, DECODE_TIMEOUT_S),
-                units,
-                workers,
-                scheduler,
+            name = partial(
+                entry_name,
+                keep_ids=keep_ids,
+                first_unit=base.intake.num_units if base else 0,
             )
-            merged = merge(journal, units, base)
+            job = Job(journal, key, read_slices, DECODE_TIMEOUT_S, name)
+            num_files = convert_units(job, units, workers, scheduler)
+            merged = merge(journal, units, base, name)
             _check_rejected(journal, merged, max_rejected)
-            intake = grown_intake(units, base, key)
+            intake = grown_intake(entries, units, base, key)
             finish(journal, merged, labels, key, plan | label_plan(labels), intake)
         else:
             journal.remove()
@@ -197,28 +200,6 @@ def _num_allowed(max_rejected: str, num_entries: int) -> float:
     return value * num_entries / 100 if share else value
 
 
-def _list_entries(
-    sources: Sequence[Path | str], store: Path, key_path: Path, limit: int | None
-) -> list[Entry]:
-    """The listing without the store and its key, which may lie in a source."""
-    own_file = os.path.abspath(key_path)  # noqa: PTH100  a Path each costs 20 us
-    own_folder = f"{os.path.abspath(store)}{os.sep}"  # noqa: PTH100
-    entries = [
-        entry
-        for entry, path in (
-            (entry, os.path.abspath(str(entry.container)))  # noqa: PTH100
-            for entry in list_entries(sources)
-        )
-        if path != own_file and not path.startswith(own_folder)
-    ][:limit]
-    if not entries:
-        raise SourceError(
-            f"the sources hold no file outside the store {store}; name a folder of "
-            "DICOM files, and as --store a folder that holds none"
-        )
-    return entries
-
-
 @contextmanager
 def _resumable(journal: Journal, units: Sequence[Unit]) -> Iterator[None]:
     """When the run is cut short, say how far it came and how it goes on."""
@@ -245,7 +226,7 @@ def _check_rejected(journal: Journal, merged: Merged, max_rejected: str) -> None
     store = journal.store
     counts = Counter(merged.rejected["reason"])
     shown = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
-    if merged.table.empty:
+    if not len(merged.rows):
         shutil.rmtree(store)
         raise SourceError(
             f"none of {merged.num_entries} files is a CT slice ({shown}); name a "

@@ -55,6 +55,10 @@ class Remote:
 
     __repr__ = __str__
 
+    def __truediv__(self, file: str) -> Remote:
+        """A file below this folder."""
+        return Remote(self.url, f"{self.path.rstrip('/')}/{file}")
+
     @property
     def name(self) -> str:
         """The last part of its path, without a query."""
@@ -70,11 +74,12 @@ class Remote:
         """Bytes."""
         return _known(self._describe().get("size"))
 
-    def files(self) -> list[tuple[Remote, str, int]]:
+    def files(self) -> list[tuple[str, str, int]]:
         """List every file of this folder and those below.
 
         Returns:
-            Each with its path relative to this folder, and its bytes; unsorted.
+            Each with its path relative to this folder, as it is and as it is shown,
+            and its bytes; unsorted.
         """
         with _plain_errors():
             system = _file_system(self.url)
@@ -88,9 +93,10 @@ class Remote:
             if unknown:  # a web server's listing names files, and no sizes
                 found |= zip(unknown, system.sizes(unknown), strict=True)
         base = f"{self.path.rstrip('/')}/"
+        below = ((path.removeprefix(base), path, size) for path, size in found.items())
         return [
-            (Remote(self.url, path), _label(self, path[len(base) :]), _known(size))
-            for path, size in found.items()
+            (file, _label(self, file), _known(size))
+            for file, path, size in below
             if path.startswith(base)
         ]
 

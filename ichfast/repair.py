@@ -16,6 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ichfast.convert import Job
@@ -24,14 +25,15 @@ from ichfast.errors import StoreError
 from ichfast.files import atomic_path, file_crc32c
 from ichfast.intake import Intake, name_digests, place_digests, read_intake
 from ichfast.journal import Journal
+from ichfast.listing import Listing
 from ichfast.lock import only_writer
 from ichfast.manifest import StoreHeader, intake_path, read_header
-from ichfast.plan import Unit, check_plan, ids_plan
+from ichfast.plan import Unit, check_plan, entry_name, ids_plan
 from ichfast.prepare import DECODE_TIMEOUT_S
 from ichfast.pseudonyms import default_key_path, read_or_make_key
 from ichfast.remote import check_reachable
 from ichfast.shards import Shard, shard_path
-from ichfast.sources import Entry, list_entries
+from ichfast.sources import list_entries
 from ichfast.store import find_damage
 from ichfast.workers import convert_units
 
@@ -132,18 +134,14 @@ def _unit_of(shard_name: str) -> int:
 
 
 def _units(
-    intake: Intake,
-    entries: Sequence[Entry],
-    key: bytes | None,
-    numbers: Collection[int],
+    intake: Intake, entries: Listing, key: bytes | None, numbers: Collection[int]
 ) -> tuple[list[Unit], list[str]]:
     """The units of these numbers as they were read; a line for each that is lost."""
     units, lost = [], []
     for number, found in _find(intake, entries, key, numbers).items():
-        present = [entry for entry in found if entry is not None]
+        present = [index for index in found if index is not None]
         if len(present) == len(found):
-            # Names are for rejected.csv, which is not written here.
-            units.append(Unit(number, 0, present, [""] * len(present)))
+            units.append(Unit(number, 0, entries.take(present)))
         else:
             lost.append(
                 f"unit {number}: {len(found) - len(present)} of its {len(found)} "
@@ -153,17 +151,14 @@ def _units(
 
 
 def _find(
-    intake: Intake,
-    entries: Sequence[Entry],
-    key: bytes | None,
-    numbers: Collection[int],
-) -> dict[int, list[Entry | None]]:
-    """The entries of some units, in the order of reading; None where one is gone."""
-    at_place = dict(zip(place_digests(entries, key).tolist(), entries, strict=True))
-    by_name: defaultdict[int, deque[Entry]] = defaultdict(deque)
-    for name, entry in zip(name_digests(entries, key).tolist(), entries, strict=True):
-        by_name[name].append(entry)
-    found: dict[int, list[Entry | None]] = {number: [] for number in sorted(numbers)}
+    intake: Intake, entries: Listing, key: bytes | None, numbers: Collection[int]
+) -> dict[int, list[int | None]]:
+    """Where the entries of some units are in `entries`; None for one that is gone."""
+    at_place = {p: e for e, p in enumerate(place_digests(entries, key).tolist())}
+    by_name: defaultdict[int, deque[int]] = defaultdict(deque)
+    for index, name in enumerate(name_digests(entries, key).tolist()):
+        by_name[name].append(index)
+    found: dict[int, list[int | None]] = {number: [] for number in sorted(numbers)}
     for number, name, place in zip(
         intake.unit_E.tolist(),
         intake.name_E.tolist(),
@@ -183,7 +178,10 @@ def _convert(
     """Write the shards of `units`, as a run of prepare would."""
     journal.store.mkdir(parents=True)
     journal.begin({}, may_restart=False)
-    convert_units(Job(journal, key, read_slices, DECODE_TIMEOUT_S), units, workers)
+    # Names are for rejected.csv, which is not written here.
+    name = partial(entry_name, keep_ids=False, first_unit=0)
+    job = Job(journal, key, read_slices, DECODE_TIMEOUT_S, name)
+    convert_units(job, units, workers)
 
 
 def _put_back(path: Path, scratch: Path, shard: Shard, level: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ichfast.checkpoint import LAST, clear_leftovers, has_last
@@ -80,6 +81,9 @@ def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
     Raises:
         RecipeError: they differ; names the first difference.
     """
+    # Where slices are kept is no part of what is trained.
+    data = replace(begun.recipe.data, cache=wanted.recipe.data.cache)
+    begun = replace(begun, recipe=replace(begun.recipe, data=data))
     if begun.recipe != wanted.recipe:
         other = "another recipe" + _first_difference(begun.recipe, wanted.recipe)
     elif begun.store_plan != wanted.store_plan:

@@ -9,7 +9,7 @@ Shape letters: N slices in the store, S shards.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from ichfast.manifest import StoreHeader, tables_dir
 
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""
+
+_NEW_STORE = "delete the store and run `ichfast prepare` again"
 
 NOT_PARQUET = (pa.ArrowException, OSError, ValueError)
 """What reading bytes as a parquet table may raise."""
@@ -56,51 +58,77 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
     return pa.schema(columns)
 
 
-def write_table(path: Path, table: pd.DataFrame, levels: Sequence[int]) -> int:
+def write_rows(path: Path, parts: Iterable[pa.Table], levels: Sequence[int]) -> int:
     """Write `slices.parquet` to the store at `path`.
 
     Args:
         path: the store's folder.
-        table: has the columns of `table_schema`, one row a slice, sorted.
+        parts: of the rows, one a slice, sorted, with the columns of `table_schema`.
         levels: the store's.
 
     Returns:
         The file's checksum, CRC-32C.
     """
-    rows = pa.Table.from_pandas(
-        table, schema=table_schema(levels), preserve_index=False
-    ).replace_schema_metadata(None)
-    with atomic_path(path / "slices.parquet") as temporary:
-        pq.write_table(rows, temporary)
+    schema = table_schema(levels)
+    with (
+        atomic_path(path / "slices.parquet") as temporary,
+        pq.ParquetWriter(temporary, schema) as writer,
+    ):
+        for part in parts:
+            writer.write_table(part.select(schema.names).cast(schema))
     return file_crc32c(path / "slices.parquet")
 
 
-def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
+def rows_of(table: pd.DataFrame, levels: Sequence[int]) -> pa.Table:
+    """A table as rows that can be written.
+
+    Args:
+        table: has the columns of `table_schema`, one row a slice, sorted.
+        levels: the store's.
+    """
+    return pa.Table.from_pandas(
+        table, schema=table_schema(levels), preserve_index=False
+    ).replace_schema_metadata(None)
+
+
+def read_rows(path: Path, header: StoreHeader) -> pa.Table:
     """Read and check the `slices.parquet` of the store at `path`.
+
+    Returns:
+        The columns of `table_schema`, one row a slice.
 
     Raises:
         StoreError: it is missing, or not the one that `header` was written with.
     """
     file = tables_dir(path) / "slices.parquet"
-    advice = "delete the store and run `ichfast prepare` again"
-    content = checked_content(file, header.table_crc32c, advice)
+    content = checked_content(file, header.table_crc32c, _NEW_STORE)
     try:
         rows = pq.read_table(pa.BufferReader(content))
-        if not rows.schema.equals(table_schema(header.levels)):
-            raise StoreError(f"{file} has other columns than format 1; {advice}")
-        table: pd.DataFrame = rows.to_pandas(
-            types_mapper={pa.int8(): pd.Int8Dtype()}.get
-        )
+        rows.validate(full=True)
     except NOT_PARQUET as error:
-        raise StoreError(f"{file} is not a parquet table; {advice}") from error
-    if len(table) != header.counts["slices"] or not _points_into(table, header):
-        raise StoreError(f"{file} points outside the store's shards; {advice}")
+        raise StoreError(f"{file} is not a parquet table; {_NEW_STORE}") from error
+    if not rows.schema.equals(table_schema(header.levels)):
+        raise StoreError(f"{file} has other columns than format 1; {_NEW_STORE}")
+    if len(rows) != header.counts["slices"] or not _points_into(rows, header):
+        raise StoreError(f"{file} points outside the store's shards; {_NEW_STORE}")
+    return rows
+
+
+def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
+    """As `read_rows`, for pandas. Labels are ``Int8``, which may be null.
+
+    Raises:
+        StoreError: as `read_rows`.
+    """
+    table: pd.DataFrame = read_rows(path, header).to_pandas(
+        types_mapper={pa.int8(): pd.Int8Dtype()}.get
+    )
     return table
 
 
-def _points_into(table: pd.DataFrame, header: StoreHeader) -> bool:
+def _points_into(rows: pa.Table, header: StoreHeader) -> bool:
     counts_S = np.array([shard.count for shard in header.shards])
-    shard_N, row_N = table["shard"].to_numpy(), table["row_in_shard"].to_numpy()
+    shard_N, row_N = rows["shard"].to_numpy(), rows["row_in_shard"].to_numpy()
     if not ((shard_N >= 0) & (shard_N < len(counts_S))).all():
         return False
     return bool(((row_N >= 0) & (row_N < counts_S[shard_N])).all())

@@ -27,11 +27,11 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ichfast import archives
 from ichfast.errors import RejectError, SourceError
+from ichfast.listing import Entry, Found, Listing
 from ichfast.remote import Container, Remote, locate, read_files
 
 MAX_BYTES = 512 * 2**20
@@ -44,41 +44,15 @@ FETCH_FILES = 32
 """Files behind URLs that are fetched together, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file that may be DICOM, and where to find it."""
-
-    source: int
-    """Index of the source among those asked for."""
-
-    container: Container
-    """The file itself, or the archive that holds it."""
-
-    member: str
-    """Name inside the archive; empty for a plain file."""
-
-    key: str
-    """Name for sorting and for ``rejected.csv``: posix, relative to the source,
-    ``archive.tar.xz/member`` inside an archive. Control characters escaped."""
-
-    size: int
-    """Bytes, unpacked."""
-
-    offset: int = -1
-    """Where the member begins in the (unpacked) archive, bytes; -1 for a file."""
-
-    @property
-    def archive(self) -> Container | None:
-        """The archive that it lies in, maybe without a name there."""
-        return self.container if self.offset >= 0 else None
-
-
-def list_entries(sources: Sequence[Path | str]) -> list[Entry]:
+def list_entries(
+    sources: Sequence[Path | str], without: Sequence[Path] = ()
+) -> Listing:
     """List every file of the sources, looking into archives.
 
     Args:
         sources: folders, files and archives, in any mixture; paths, or URLs as
             texts.
+        without: files, and folders with all they hold, that are left out.
 
     Returns:
         Sorted by source, then key, then offset.
@@ -88,15 +62,15 @@ def list_entries(sources: Sequence[Path | str]) -> list[Entry]:
             read, an archive that was asked for is broken, a URL needs a package
             that is not installed, or there is no file.
     """
-    entries: list[Entry] = []
     places = [locate(source) for source in sources]
-    for index, place in enumerate(places):
-        entries += sorted(_list_source(index, place), key=lambda e: (e.key, e.offset))
+    outside = frozenset(map(_absolute, without))
+    entries = Listing.of(_list_source(place, outside) for place in places)
     if not entries:
         names = ", ".join(map(str, places)) or "an empty list of sources"
+        beside = "".join(f", outside {path}" for path in without)
         raise SourceError(
-            f"no file in {names}; give a folder, a DICOM file, a .zip or a .tar "
-            "(hidden files do not count)"
+            f"no file in {names}{beside}; give a folder, a DICOM file, a .zip or a "
+            ".tar (hidden files do not count)"
         )
     return entries
 
@@ -129,29 +103,34 @@ def read_entries(
             yield from _read_files(fitting)
 
 
-def _list_source(index: int, place: Container) -> Iterator[Entry]:
+def _list_source(place: Container, without: frozenset[str]) -> Iterator[Found]:
     with _source_errors(place):
         is_folder = place.is_dir()
-    if not is_folder:
-        yield from _list_file(index, place)
-    elif isinstance(place, Remote):
-        yield from _list_remote_folder(index, place)
+    if isinstance(place, Path):
+        if not is_folder:
+            yield from () if _lies_in(place, without) else _list_file(place)
+        else:
+            yield from _list_folder(place, without)
+    elif is_folder:
+        yield from _list_remote_folder(place)
     else:
-        yield from _list_folder(index, place)
+        yield from _list_file(place)
 
 
-def _list_remote_folder(index: int, top: Remote) -> Iterator[Entry]:
+def _list_remote_folder(top: Remote) -> Iterator[Found]:
     with _source_errors(top):
         for file, key, size in top.files():
             if not _is_hidden(key):
-                yield from _list_child(index, file, key, size)
+                yield from _list_child(top, file, key, size)
 
 
-def _list_folder(index: int, top: Path) -> Iterator[Entry]:
+def _list_folder(top: Path, without: frozenset[str]) -> Iterator[Found]:
     seen: set[tuple[int, int]] = set()
     waiting = [(top, "")]
     while waiting:
         folder, prefix = waiting.pop()
+        if _lies_in(folder, without):
+            continue
         with _source_errors(folder):
             status = folder.stat()
             if (status.st_dev, status.st_ino) in seen:
@@ -159,15 +138,34 @@ def _list_folder(index: int, top: Path) -> Iterator[Entry]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listing:
                 children = sorted(listing, key=lambda child: child.name)
+            left_out = _names_in(folder, without)
             for child in children:
                 if child.name.startswith(".") or _is_dangling(child):
                     continue
                 key = prefix + child.name
                 if child.is_dir():
                     waiting.append((Path(child.path), f"{key}/"))
-                elif child.is_file():
-                    size = child.stat().st_size
-                    yield from _list_child(index, Path(child.path), key, size)
+                elif child.is_file() and child.name not in left_out:
+                    yield from _list_child(
+                        folder, child.name, key, child.stat().st_size
+                    )
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  links stay as they are
+
+
+def _lies_in(path: Path, without: frozenset[str]) -> bool:
+    """Whether it is one of `without`, or below one."""
+    absolute = f"{_absolute(path)}{os.sep}"
+    return any(absolute.startswith(f"{other}{os.sep}") for other in without)
+
+
+def _names_in(folder: Path, without: frozenset[str]) -> set[str]:
+    """The names of those of `without` that lie in a folder."""
+    parts = (os.path.split(other) for other in without)
+    absolute = _absolute(folder)
+    return {name for parent, name in parts if parent == absolute}
 
 
 def _is_dangling(child: os.DirEntry[str]) -> bool:
@@ -181,31 +179,32 @@ def _is_dangling(child: os.DirEntry[str]) -> bool:
     return False
 
 
-def _list_child(index: int, path: Container, key: str, size: int) -> Iterator[Entry]:
+def _list_child(home: Container, file: str, key: str, size: int) -> Iterator[Found]:
     if key.lower().endswith(archives.SUFFIXES):
+        path = home / file
         try:
             if kind := archives.archive_kind(path):
-                yield from _list_members(index, path, key, kind)
+                yield from _list_members(path, key, kind)
                 return
         except archives.BROKEN:
             pass  # listed as a file; `_read_files` says that it is broken
-    yield Entry(index, path, "", _printable(key), size)
+    yield Found(home, file, "", _printable(key), size)
 
 
-def _list_file(index: int, path: Container) -> Iterator[Entry]:
+def _list_file(path: Container) -> Iterator[Found]:
     with _source_errors(path):
         if kind := archives.archive_kind(path):
-            yield from _list_members(index, path, path.name, kind)
+            yield from _list_members(path, path.name, kind)
         else:
             size = path.size() if isinstance(path, Remote) else path.stat().st_size
-            yield Entry(index, path, "", _printable(path.name), size)
+            yield Found(path, "", "", _printable(path.name), size)
 
 
-def _list_members(index: int, path: Container, key: str, kind: str) -> Iterator[Entry]:
+def _list_members(path: Container, key: str, kind: str) -> Iterator[Found]:
     for member, size, offset in archives.list_members(path, kind):
         if not _is_hidden(member):
             name = _printable(f"{key}/{member}")
-            yield Entry(index, path, member, name, size, offset)
+            yield Found(path, "", member, name, size, offset)
 
 
 def _read_files(

@@ -38,12 +38,14 @@ K classes.
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from ichfast.damage import Damage, check_size, file_damage, shard_damage
 from ichfast.errors import StoreError
@@ -60,18 +62,21 @@ from ichfast.manifest import (
 from ichfast.memory import total_memory
 from ichfast.progress import progress
 from ichfast.shards import PIXEL_DTYPE, OpenShard
-from ichfast.slicetable import read_table, write_rejected, write_table
+from ichfast.slicetable import read_table, write_rejected, write_rows
 
 
 def finish_store(
-    path: Path, header: StoreHeader, table: pd.DataFrame, rejected: pd.DataFrame
+    path: Path,
+    header: StoreHeader,
+    parts: Iterable[pa.Table],
+    rejected: pd.DataFrame,
 ) -> StoreHeader:
     """Write what makes a folder of shards a store; `store.json` comes last.
 
     Args:
         path: the store's folder, or one whose files are then put there.
         header: everything but `table_crc32c` and `rejected_crc32c`.
-        table: has the columns of `table_schema`, sorted, one row a slice.
+        parts: of the rows, one a slice, sorted, with the columns of `table_schema`.
         rejected: columns path, reason, detail.
 
     Returns:
@@ -79,7 +84,7 @@ def finish_store(
     """
     header = replace(
         header,
-        table_crc32c=write_table(path, table, header.levels),
+        table_crc32c=write_rows(path, parts, header.levels),
         rejected_crc32c=write_rejected(path, rejected),
     )
     write_header(path, header)

@@ -90,9 +90,13 @@ def prepare(
     are read too. Files that cannot be stored are listed with the reason in
     rejected.csv. Interrupted, the same command continues.
     """
+    import pyarrow as pa
+
     from ichfast.labels import read_labels
     from ichfast.prepare import prepare_store
 
+    # Arrow's own allocator keeps what it gets back, a tenth of the peak.
+    pa.set_memory_pool(pa.system_memory_pool())
     report = prepare_store(
         source,
         store,

@@ -46,14 +46,15 @@ def convert_units(
     waiting = deque(unit for unit in units if unit.number not in done_numbers)
     num_done = sum(len(unit.entries) for unit in done)
     num_rejected = sum(job.journal.num_rejected(unit) for unit in done)
-    files = [entry for unit in units for entry in unit.entries]
+    num_files = sum(len(unit.entries) for unit in units)
+    num_bytes = sum(unit.entries.num_bytes for unit in units)
     if scheduler is None or not waiting:
         conversion = convert_in_lanes(job, waiting, workers)
     else:
         conversion = convert_on_cluster(job, waiting, scheduler)
-    mean_bytes = sum(entry.size for entry in files) / max(len(files), 1)
+    mean_bytes = num_bytes / max(num_files, 1)
     with (
-        progress("prepare", len(files), "file", unit_bytes=mean_bytes) as bar,
+        progress("prepare", num_files, "file", unit_bytes=mean_bytes) as bar,
         closing(conversion) as states,
     ):
         bar.initial = bar.n = num_done
@@ -62,4 +63,4 @@ def convert_units(
                 f"{num_rejected + now_rejected} rejected", refresh=False
             )
             bar.update(num_done + now_done - bar.n)
-    return len(files) - num_done
+    return num_files - num_done

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ichfast.labels import CLASSES
 from ichfast.manifest import StoreHeader
+from ichfast.slicetable import rows_of
 from ichfast.store import finish_store
 from ichfast.writer import UnitWriter
 
@@ -92,7 +93,7 @@ def write_slices(
         versions={},
     )
     rejected = pd.DataFrame(columns=["path", "reason", "detail"])
-    finish_store(path, header, table, rejected)
+    finish_store(path, header, [rows_of(table, levels)], rejected)
 
 
 def simple_rows(

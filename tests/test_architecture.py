@@ -20,6 +20,7 @@ LAYERS = (
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws", "sharing"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
+    | {"listing"}
     | {"slicetable", "series", "summary", "damage", "twin"}
     | {"curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}

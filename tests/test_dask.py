@@ -21,7 +21,7 @@ from ichfast.convert import Job
 from ichfast.dicom import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.journal import Journal
-from ichfast.plan import Unit
+from ichfast.plan import Unit, entry_name
 from ichfast.prepare import prepare_store
 from ichfast.sources import list_entries
 from ichfast.workers import convert_units
@@ -94,7 +94,7 @@ def workers(scheduler: str, folder: Path) -> Iterator[list[subprocess.Popen[byte
 def units_of(source: Path) -> list[Unit]:
     entries = list_entries([source])
     return [
-        Unit(number, first, part, [entry.key for entry in part])
+        Unit(number, first, part)
         for number, first in enumerate(range(0, len(entries), UNIT_ENTRIES))
         if (part := entries[first : first + UNIT_ENTRIES])
     ]
@@ -103,7 +103,8 @@ def units_of(source: Path) -> list[Unit]:
 def job_for(store: Path) -> Job:
     journal = Journal(store, LEVELS)
     journal.path.mkdir(parents=True)
-    return Job(journal, b"key", read_slices, 60.0)
+    name = partial(entry_name, keep_ids=False, first_unit=0)
+    return Job(journal, b"key", read_slices, 60.0, name)
 
 
 def watched_read(folder: Path, content: bytes) -> list[Slice]:

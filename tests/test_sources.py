@@ -9,14 +9,15 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from ichfast import archives, sources
 from ichfast.errors import RejectError, SourceError
-from ichfast.sources import Entry, list_entries, read_entries
+from ichfast.listing import Entry
+from ichfast.sources import list_entries, read_entries
 
 CONTENTS = {
     "b/2.dcm": b"two",
@@ -51,7 +52,7 @@ def write_folder(path: Path, contents: dict[str, bytes]) -> Path:
     return path
 
 
-def read_all(entries: list[Entry]) -> dict[str, bytes | str]:
+def read_all(entries: Sequence[Entry]) -> dict[str, bytes | str]:
     """What each key reads as: its bytes or the code of its rejection."""
     return {
         entry.key: found.code if isinstance(found, RejectError) else found
