@@ -36,6 +36,7 @@ LAYERS = (
     {"experiments"},
     {"recipes"},
     {"lanes", "splits", "preview", "appending", "catalogue"},
+    {"besides"},
     {"cluster"},
     {"workers"},
     {"prepare", "runrecord"},
