@@ -3,7 +3,7 @@
 Only this module imports distributed, which comes with the extra ``dask``, and only
 when a scheduler's address was given.
 
-1. Each unit gets a process of its own on the machine of a Dask worker, where
+1. A Dask worker hands each unit to a process beside it (`ichfast.besides`), where
    `ichfast.lanes` converts it: so bytes, timeouts and crashes are those of a run on
    one machine, whatever threads or nannies the cluster has.
 2. A unit whose Dask worker is lost is converted by another one. What the first one
@@ -19,24 +19,19 @@ when a scheduler's address was given.
 from __future__ import annotations
 
 import os
-import pickle
-import socket
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ichfast.convert import Job, StoppedError
+from ichfast.besides import STOP_S, convert_beside, end_run
+from ichfast.convert import Job
 from ichfast.errors import IchfastError, StoreError
-from ichfast.lanes import REFRESH_S, convert_in_lanes
+from ichfast.lanes import REFRESH_S
 from ichfast.plan import Unit
 
 if TYPE_CHECKING:
@@ -48,15 +43,9 @@ CONNECT_S = 15.0
 NO_WORKER_S = 60.0
 """How long a run waits for a first worker, or for another one, seconds."""
 
-STOP_S = 20.0
-"""How long a unit may take to stop before its process is killed, seconds."""
-
 PAGES_S = 90.0
 """How long pages written elsewhere may take to be seen here, seconds. NFS keeps
 what it knows of a folder for up to 60."""
-
-_stopped: set[str] = set()
-"""In a Dask worker: the runs that are over."""
 
 
 def convert_on_cluster(
@@ -91,7 +80,7 @@ def convert_on_cluster(
                 wanted = num_wanted()
                 while waiting and len(running) < wanted:
                     unit = _everywhere(waiting.popleft())
-                    running[executor.submit(_convert_there, job, unit, run_id)] = unit
+                    running[executor.submit(convert_beside, job, unit, run_id)] = unit
                 for future in wait(running, REFRESH_S, FIRST_COMPLETED).done:
                     unit = running.pop(future)
                     num_rejected += _result(future, unit, scheduler)
@@ -187,19 +176,13 @@ def _lost(scheduler: str) -> StoreError:
 
 
 def _stop(client: Client, running: Collection[Future[int]], run_id: str) -> None:
-    if not running or client.status != "running":  # the scheduler may be gone
+    if client.status != "running":  # the scheduler may be gone
         return
     with suppress(OSError, TimeoutError):  # it may go now
-        client.run(_note_end, run_id, on_error="ignore")
+        client.run(end_run, run_id, on_error="ignore")
         wait(running, STOP_S)
     for future in running:
         future.cancel()
-
-
-def _note_end(run_id: str) -> None:
-    # A function, which is sent by its name; the set's own method would be sent with a
-    # copy of the set.
-    _stopped.add(run_id)
 
 
 def _wait_for_pages(job: Job, units: Sequence[Unit]) -> None:
@@ -212,93 +195,3 @@ def _wait_for_pages(job: Job, units: Sequence[Unit]) -> None:
             )
         os.listdir(job.journal.path)  # noqa: PTH208  makes NFS look again
         time.sleep(REFRESH_S)
-
-
-def _convert_there(job: Job, unit: Unit, run_id: str) -> int:
-    """Convert a unit in a process of this machine; runs in a Dask worker.
-
-    Returns:
-        How many of its files were rejected.
-    """
-    if run_id in _stopped:
-        raise StoppedError
-    _check_shared(job, unit)
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(pickle.dumps((job, unit)))
-            process.stdin.flush()
-            _wait_for(process, run_id)
-            outcome = pickle.load(process.stdout)
-        except (BrokenPipeError, EOFError) as error:
-            raise StoreError(
-                f"the process of unit {unit.number} on {socket.gethostname()} ended "
-                "without a word; see the worker's log; the same command continues"
-            ) from error
-        finally:
-            process.kill()
-    if isinstance(outcome, Exception):
-        raise outcome
-    return int(outcome)
-
-
-def _wait_for(process: subprocess.Popen[bytes], run_id: str) -> None:
-    while True:
-        try:
-            process.wait(REFRESH_S)
-        except subprocess.TimeoutExpired:
-            if run_id not in _stopped:
-                continue
-            assert process.stdin is not None
-            process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_S)
-            raise StoppedError from None
-        return
-
-
-def _check_shared(job: Job, unit: Unit) -> None:
-    first = unit.entries[0].container
-    missing = None
-    if not job.journal.path.is_dir():
-        missing = job.journal.store
-    elif isinstance(first, Path) and not first.parent.is_dir():
-        missing = first.parent
-    if missing is not None:
-        raise StoreError(
-            f"the worker on {socket.gethostname()} does not see {missing}; with "
-            "--scheduler, store and sources lie where all machines see them under the "
-            "same path"
-        )
-
-
-def _convert_here() -> None:
-    """The process of one unit: job and unit come in, rejects or an error go out."""
-    job, unit = pickle.load(sys.stdin.buffer)
-    parent_is_gone = threading.Event()
-
-    def watch_parent() -> None:
-        sys.stdin.buffer.read()
-        parent_is_gone.set()
-
-    threading.Thread(target=watch_parent, daemon=True).start()
-    outcome: int | Exception = 0
-    try:
-        with closing(convert_in_lanes(job, deque([unit]), 1)) as states:
-            for _, num_rejected in states:
-                outcome = num_rejected
-                if parent_is_gone.is_set():
-                    return
-    except (IchfastError, OSError) as error:
-        outcome = error
-    pickle.dump(outcome, sys.stdout.buffer)
-
-
-if __name__ == "__main__":
-    _convert_here()

@@ -1,8 +1,9 @@
 """The journal of a store in the making: a page for every unit that is done.
 
     STORE/journal/plan.json        what the run is bound to
-    STORE/journal/00000.parquet    a unit's rows; its shards and rejected files stand
-                                   in the parquet file's metadata
+    STORE/journal/00000.page       a unit's rows, as a parquet file in whose metadata
+                                   its shards and rejected files stand; behind it
+                                   the file's CRC-32C, 4 bytes, little-endian
     STORE/journal/next/            the tables and header of the store to be
     STORE/journal/entries.parquet  the intake (`ichfast.intake`); it alone stays
 
@@ -14,6 +15,8 @@
    and may be repeated: it copies, and removes the journal when all is in its place.
    Readers take the store from `next` until then (`ichfast.manifest.tables_dir`), so
    the rename of that one file is the moment at which the old store becomes the new.
+4. A page is read whole and against its checksum. One that was damaged since it was
+   written is removed when the run continues, and its unit is done again.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ichfast.errors import StoreError
 from ichfast.files import atomic_path, write_text_atomically
 from ichfast.labels import CLASSES
 from ichfast.manifest import ENTRIES_FILE
@@ -37,6 +42,8 @@ from ichfast.shards import Shard
 from ichfast.slicetable import table_schema
 
 log = logging.getLogger(__name__)
+
+_CRC32C_BYTES = 4
 
 _NOTES = b"ichfast"
 """The key in a page's metadata under which its rejects and shards stand."""
@@ -96,7 +103,7 @@ class Journal:
         return pa.schema(fields)
 
     def begin(self, plan: Mapping[str, str], *, may_restart: bool) -> None:
-        """Begin, or continue, and clear away what a crash left behind.
+        """Begin, or continue, and clear away what a crash left or the disk damaged.
 
         Args:
             plan: what decides the pages.
@@ -108,7 +115,7 @@ class Journal:
         self.path.mkdir(exist_ok=True)
         self._clear_temporaries()
         file = self.path / "plan.json"
-        begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        begun = _read_plan(file) if file.exists() else None
         if may_restart and begun is not None and begun != plan:
             log.warning("the sources have changed since the append was begun: restart")
             begun = None
@@ -117,6 +124,7 @@ class Journal:
             write_text_atomically(file, json.dumps(plan))
         else:
             check_plan(self.store, begun, plan)
+            self._clear_damaged_pages()
 
     def done(self, units: Iterable[Unit]) -> list[Unit]:
         """Those of `units` that have a page."""
@@ -129,12 +137,19 @@ class Journal:
             "shards": [shard.to_json() for shard in page.shards],
         }
         rows = page.rows.replace_schema_metadata({_NOTES: json.dumps(notes)})
+        buffer = pa.BufferOutputStream()
+        pq.write_table(rows, buffer)
+        content = buffer.getvalue().to_pybytes()
         with atomic_path(self._page_path(unit)) as temporary:
-            pq.write_table(rows, temporary)
+            temporary.write_bytes(content + _checksum(content))
 
     def read(self, unit: Unit) -> Page:
-        """Read a unit's page."""
-        rows = pq.read_table(self._page_path(unit))
+        """Read a unit's page.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        rows = pq.read_table(self._open_page(unit))
         notes = _notes(rows.schema)
         return Page(
             rows=rows.replace_schema_metadata(None),
@@ -143,8 +158,12 @@ class Journal:
         )
 
     def num_rejected(self, unit: Unit) -> int:
-        """How many of a unit's files its page rejects; reads only the metadata."""
-        return len(_notes(pq.read_schema(self._page_path(unit)))["rejects"])
+        """How many of a unit's files its page rejects.
+
+        Raises:
+            StoreError: the page is damaged.
+        """
+        return len(_notes(pq.read_schema(self._open_page(unit)))["rejects"])
 
     def publish(self) -> bool:
         """Finish the store if `next` is complete; return whether it was."""
@@ -177,8 +196,47 @@ class Journal:
             # Workers may outlive a killed parent by a moment, and rename it.
             left_by_a_crash.unlink(missing_ok=True)
 
+    def _clear_damaged_pages(self) -> None:
+        for page in self.path.glob("*.page"):
+            if not _is_sound(page.read_bytes()):
+                log.warning(
+                    "unit %s is done again: its page in the journal was damaged since "
+                    "it was written; check the disk",
+                    page.stem,
+                )
+                page.unlink()
+
+    def _open_page(self, unit: Unit) -> pa.BufferReader:
+        """A page's parquet file, in memory."""
+        page = self._page_path(unit)
+        content = page.read_bytes()
+        if not _is_sound(content):
+            raise StoreError(
+                f"{page} was damaged since it was written; check the disk, then the "
+                "same command continues and does this unit again"
+            )
+        return pa.BufferReader(content[:-_CRC32C_BYTES])
+
     def _page_path(self, unit: Unit) -> Path:
-        return self.path / f"{unit.number:05d}.parquet"
+        return self.path / f"{unit.number:05d}.page"
+
+
+def _read_plan(file: Path) -> dict[str, str]:
+    """The plan that a run was begun with; of a damaged one, that it is another."""
+    try:
+        document = json.loads(file.read_bytes())
+        return {str(name): str(value) for name, value in document.items()}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _checksum(content: bytes) -> bytes:
+    return int(google_crc32c.value(content)).to_bytes(_CRC32C_BYTES, "little")
+
+
+def _is_sound(page: bytes) -> bool:
+    content, checksum = page[:-_CRC32C_BYTES], page[-_CRC32C_BYTES:]
+    return len(content) > 0 and checksum == _checksum(content)
 
 
 def _notes(schema: pa.Schema) -> dict[str, Any]:

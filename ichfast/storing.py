@@ -86,9 +86,9 @@ def prepare(
     """Decode every CT slice in SOURCE... into a store.
 
     A SOURCE is a folder, a DICOM file, a .zip, .tar, .tar.gz or .tar.xz, or the URL
-    of one (s3://, https://; gs://, which was never tried); archives inside folders
-    are read too. Files that cannot be stored are listed with the reason in
-    rejected.csv. Interrupted, the same command continues.
+    of one (s3://, gs://, https://); archives inside folders are read too. Files that
+    cannot be stored are listed with the reason in rejected.csv. Interrupted, the same
+    command continues.
     """
     import pyarrow as pa
 

@@ -37,6 +37,7 @@ LAYERS = (
     {"experiments"},
     {"recipes"},
     {"lanes", "splits", "preview", "appending", "catalogue"},
+    {"besides"},
     {"cluster"},
     {"workers"},
     {"prepare", "runrecord"},

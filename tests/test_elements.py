@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 
 from ichfast import elements, filebytes
 from ichfast.dicom import read_slices
-from ichfast.elements import walk
 from ichfast.errors import RejectError
 from tests.test_dicom import (
     EXPLICIT,
@@ -23,6 +23,44 @@ from tests.test_dicom import (
 
 HEADER_BYTES = 1000
 """Of a small file, where its elements are; more than it has."""
+
+
+UNDEFINED = b"\xff\xff\xff\xff"
+ITEM = b"\xfe\xff\x00\xe0"
+ITEM_END = b"\xfe\xff\x0d\xe0" + bytes(4)
+SEQUENCE_END = b"\xfe\xff\xdd\xe0" + bytes(4)
+REFERENCES = 0x0008_1140
+PRIVATE = 0x0009_1010
+
+
+def tagged(tag: int, vr: bytes, length: bytes) -> bytes:
+    """The header of an element whose length takes 4 bytes."""
+    head = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+    return head + vr + bytes(2) + length
+
+
+def sequence(tag: int, *items: bytes, measured: bool) -> bytes:
+    """A sequence of undefined length; its items have a length if `measured`."""
+    packed = (
+        ITEM + len(item).to_bytes(4, "little") + item
+        if measured
+        else ITEM + UNDEFINED + item + ITEM_END
+        for item in items
+    )
+    return tagged(tag, b"SQ", UNDEFINED) + b"".join(packed) + SEQUENCE_END
+
+
+def with_sequences(*, measured: bool, depth: int = 3) -> bytes:
+    """A CT file as scanners write it: sequences of undefined length, nested."""
+    pixels = tagged(0x7FE0_0010, b"OW", b"\4\0\0\0") + b"icon"
+    make = partial(sequence, measured=measured)
+    nested = make(PRIVATE, pixels)
+    for _ in range(depth):
+        nested = make(REFERENCES, nested, b"", nested if depth < 5 else b"")
+    inserted = nested + make(PRIVATE) + make(REFERENCES, pixels)
+    whole = ct_file(ramp())
+    at = whole.index(b"\x28\x00\x02\x00")
+    return whole[:at] + inserted + whole[at:]
 
 
 def outcome(content: bytes) -> list[Any]:
@@ -44,9 +82,18 @@ def outcome_without_walk(content: bytes, monkeypatch: pytest.MonkeyPatch) -> lis
         return outcome(content)
 
 
+def plain_walk(
+    content: bytes,
+    start: int = 132,
+    wanted: frozenset[int] = frozenset(),
+    refused: frozenset[int] = frozenset(),
+) -> elements.Walk | None:
+    return elements.walk(content, start, wanted, refused)
+
+
 def is_walked(content: bytes) -> bool:
     start, _ = filebytes.find_start(content)
-    return walk(content, start, frozenset(), frozenset()) is not None
+    return plain_walk(content, start) is not None
 
 
 @needs_data
@@ -60,37 +107,79 @@ def test_real_files_read_alike_with_and_without_the_walk(
         if isinstance(with_walk[0], list):
             num_walked += is_walked(content)
             assert is_walked(content) or "rsna" not in row["container"] + row["file"]
-    assert num_walked > 200
+    assert num_walked > 230
 
 
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def mutated(whole: bytes, draw: random.Random) -> bytes:
+    content = bytearray(whole)
+    for _ in range(draw.randint(1, 3)):
+        at = draw.randrange(132, min(HEADER_BYTES, len(content)))
+        match draw.randrange(5):
+            case 0:
+                content[at] ^= 1 << draw.randrange(8)
+            case 1:
+                content[at] = draw.choice((0, 1, 2, 8, 0x20, 0x28, 0xFF))
+            case 2:
+                del content[at : at + draw.randint(1, 12)]
+            case 3:
+                content[at:at] = content[at - 8 : at]
+            case 4:
+                mark = draw.choice((ITEM, ITEM_END, SEQUENCE_END, UNDEFINED))
+                content[at : at + len(mark)] = mark
+    return bytes(content)
+
+
+PLAIN = partial(ct_file, ramp(), PixelPaddingValue=3, ImageType="AXIAL")
+
+
+@pytest.mark.parametrize(
+    ("whole", "num_inputs"),
+    [
+        (PLAIN(syntax=EXPLICIT), 1500),
+        (PLAIN(syntax=IMPLICIT), 1500),
+        (with_sequences(measured=True), 2000),
+        (with_sequences(measured=False), 2000),
+    ],
+)
 def test_damaged_headers_read_alike_with_and_without_the_walk(
-    syntax: str, monkeypatch: pytest.MonkeyPatch
+    whole: bytes, num_inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ct_file(ramp(), syntax=syntax, PixelPaddingValue=3, ImageType="AXIAL")
     assert is_walked(whole)
     draw = random.Random(7)
     num_walked = num_stored = 0
-    for number in range(1500):
-        content = bytearray(whole)
-        for _ in range(draw.randint(1, 3)):
-            at = draw.randrange(132, min(HEADER_BYTES, len(content)))
-            match draw.randrange(4):
-                case 0:
-                    content[at] ^= 1 << draw.randrange(8)
-                case 1:
-                    content[at] = draw.choice((0, 1, 2, 8, 0x20, 0x28, 0xFF))
-                case 2:
-                    del content[at : at + draw.randint(1, 12)]
-                case 3:
-                    content[at:at] = content[at - 8 : at]
-        found = outcome(bytes(content))
-        expected = outcome_without_walk(bytes(content), monkeypatch)
+    for number in range(num_inputs):
+        content = mutated(whole, draw)
+        found = outcome(content)
+        expected = outcome_without_walk(content, monkeypatch)
         assert found == expected, f"input {number}: {found[0]} and {expected[0]}"
         if isinstance(found[0], list):
             num_stored += 1
-            num_walked += is_walked(bytes(content))
-    assert num_stored > num_walked > 100
+            num_walked += is_walked(content)
+    assert num_stored >= num_walked > 100
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_sequences_are_walked_over_so_deep_and_no_deeper(
+    *, measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for depth, may_walk in ((1, True), (15, True), (16, False), (5000, False)):
+        if measured and depth > 100:
+            continue  # each item would hold a copy of all below it
+        content = with_sequences(measured=measured, depth=depth)
+        assert is_walked(content) == may_walk
+        if depth < 100:
+            found = outcome(content)
+            assert found == outcome_without_walk(content, monkeypatch)
+            assert isinstance(found[0], list)
+
+
+def test_a_sequence_that_a_file_does_not_end_is_left_to_pydicom() -> None:
+    whole = with_sequences(measured=False)
+    for length in range(whole.index(SEQUENCE_END), whole.index(ITEM), -1):
+        assert not is_walked(whole[:length])
+    for mark in (SEQUENCE_END, ITEM_END):
+        assert not is_walked(whole.replace(mark, b"", 1))
+    assert not is_walked(whole.replace(b"SQ", b"UN"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +196,7 @@ def test_damaged_headers_read_alike_with_and_without_the_walk(
 )
 def test_what_is_not_plain_is_left_to_pydicom(content: bytes, why: str) -> None:
     start = 132 if content[128:132] == b"DICM" else 0
-    walked = walk(content, start, frozenset(), frozenset())
+    walked = plain_walk(content, start)
     assert walked is None or walked.pixels_at > len(content), why
 
 
@@ -120,17 +209,17 @@ def test_explicit_elements_that_are_said_to_be_implicit_are_left_to_pydicom() ->
     # What a length would be, if the VR were a part of it, leads to pixels.
     at = meta + 8 + int.from_bytes(content[meta + 4 : meta + 8], "little")
     content[at : at + 8] = bytes.fromhex("e07f100000010000")
-    assert walk(bytes(content), 132, frozenset(), frozenset()) is None
+    assert plain_walk(bytes(content)) is None
 
 
 def test_a_refused_element_is_left_to_pydicom() -> None:
     content = ct_file(ramp())
-    assert walk(content, 132, frozenset(), frozenset((0x0028_0010,))) is None
+    assert plain_walk(content, refused=frozenset((0x0028_0010,))) is None
 
 
 def test_only_what_is_wanted_is_kept() -> None:
     content = ct_file(ramp())
-    walked = walk(content, 132, frozenset((0x0028_0010,)), frozenset())
+    walked = plain_walk(content, wanted=frozenset((0x0028_0010,)))
     assert walked is not None
     assert walked.elements == {0x0028_0010: ((7).to_bytes(2, "little"), True)}
     assert walked.syntax == EXPLICIT

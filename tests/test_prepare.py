@@ -166,7 +166,7 @@ def test_too_many_rejects_are_an_error_that_costs_no_work(
         (source / f"{k}.txt").write_text("no image")
     with pytest.raises(SourceError, match=r"3 of 26 files .*3 not-dicom.*allows 5%"):
         run([source], tmp_path / "store")
-    pages = list((tmp_path / "store" / "journal").glob("*.parquet"))
+    pages = list((tmp_path / "store" / "journal").glob("*.page"))
     assert len(pages) == 4
     assert len(pd.read_csv(tmp_path / "store" / "rejected.csv")) == 3
     before = {page: page.stat().st_mtime_ns for page in pages}
@@ -297,7 +297,7 @@ def processes_of(store: Path) -> list[str]:
 
 
 def num_pages(store: Path) -> int:
-    return len(list((store / "journal").glob("[0-9]*.parquet")))
+    return len(list((store / "journal").glob("*.page")))
 
 
 def test_a_killed_run_ends_in_the_same_bytes_and_leaves_no_process(
