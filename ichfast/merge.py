@@ -26,6 +26,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ichfast.errors import LabelError
+from ichfast.files import make_folder
 from ichfast.intake import Intake, read_intake, write_intake
 from ichfast.journal import Journal
 from ichfast.labels import CLASSES, LabelTable
@@ -188,7 +189,7 @@ def finish(
             if file.name not in names:
                 # Workers may outlive a killed parent by a moment, and rename it.
                 file.unlink(missing_ok=True)
-    journal.next.mkdir(exist_ok=True)
+    make_folder(journal.next)
     header = StoreHeader(
         levels=journal.levels,
         shards=merged.shards,
