@@ -2,6 +2,12 @@
 
 A file is written under a temporary name in the same folder, flushed to the
 disk, and renamed over its final name. Readers see the old file or the new one.
+
+1. What a function here has returned from survives a loss of power: the file is
+   flushed before its name is given, and the folder after it. That takes a disk that
+   flushes when it is told to.
+2. On NFS the same holds, for the server's disk. Other machines may see the folder as
+   it was for as long as their mounts remember it (``acdirmax``, 60 s).
 """
 
 from __future__ import annotations
@@ -36,6 +42,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder if there is none; its parent must exist."""
+    if not path.is_dir():
+        path.mkdir(exist_ok=True)
+        _flush(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if there is one, before anything that is done afterwards."""
+    if path.exists():
+        path.unlink(missing_ok=True)
+        _flush(path.parent)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

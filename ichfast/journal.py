@@ -34,7 +34,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
-from ichfast.files import atomic_path, write_text_atomically
+from ichfast.files import (
+    atomic_path,
+    make_folder,
+    remove_file,
+    write_text_atomically,
+)
 from ichfast.labels import CLASSES
 from ichfast.manifest import ENTRIES_FILE
 from ichfast.plan import Unit, check_plan
@@ -112,7 +117,7 @@ class Journal:
         Raises:
             StoreError: it was begun with another plan, and may not restart.
         """
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         self._clear_temporaries()
         file = self.path / "plan.json"
         begun = _read_plan(file) if file.exists() else None
@@ -183,8 +188,8 @@ class Journal:
 
     def remove(self) -> None:
         """Remove what a finished store does not need, and what would mislead first."""
-        (self.path / "plan.json").unlink(missing_ok=True)
-        (self.next / "store.json").unlink(missing_ok=True)
+        remove_file(self.path / "plan.json")
+        remove_file(self.next / "store.json")
         for left in self.path.glob("*"):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)

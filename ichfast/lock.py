@@ -1,6 +1,8 @@
 """The folder of a store in the making: one writer at a time, and no file of others.
 
-The lock is the kernel's, on ``STORE/.lock``: it goes however the process ends.
+The lock is the kernel's, on ``STORE/.lock``: it goes however the process ends. On NFS,
+Linux locks on the server, so it holds between machines, unless a share is mounted with
+``nolock`` or ``local_lock``; there, see to it that one machine writes at a time.
 """
 
 from __future__ import annotations

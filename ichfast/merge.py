@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.errors import LabelError
+from ichfast.files import make_folder
 from ichfast.intake import Intake, read_intake, write_intake
 from ichfast.journal import Journal, Reject
 from ichfast.labels import CLASSES, LabelTable
@@ -269,7 +270,7 @@ def finish(
             if file.name not in names:
                 # Workers may outlive a killed parent by a moment, and rename it.
                 file.unlink(missing_ok=True)
-    journal.next.mkdir(exist_ok=True)
+    make_folder(journal.next)
     header = StoreHeader(
         levels=journal.levels,
         shards=merged.shards,

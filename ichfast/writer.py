@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.checksums import combine
-from ichfast.files import atomic_path
+from ichfast.files import atomic_path, make_folder
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL, reduce_to_256
 from ichfast.shards import (
     NPY_HEADER_BYTES,
@@ -55,7 +55,7 @@ class UnitWriter:
         self._stack = ExitStack()
         self._files: dict[tuple[int, int], dict[int, _ShardFile]] = {}
         for level in levels:
-            (store / f"level-{level}").mkdir(exist_ok=True)
+            make_folder(store / f"level-{level}")
 
     def add(self, stored_HW: npt.NDArray[np.uint16]) -> tuple[str, int, dict[int, int]]:
         """Append one slice.

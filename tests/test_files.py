@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ichfast.files import atomic_path, write_private_once, write_text_atomically
+from ichfast.files import (
+    atomic_path,
+    make_folder,
+    remove_file,
+    write_private_once,
+    write_text_atomically,
+)
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -40,3 +47,31 @@ def test_a_private_file_is_written_once_and_for_its_owner(tmp_path: Path) -> Non
     assert path.read_bytes() == b"first"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    replace = Path.replace
+
+    def note_flush(descriptor: int) -> None:
+        flushed = Path(f"/proc/self/fd/{descriptor}").readlink()
+        steps.append("flush file" if flushed.suffix == ".tmp" else f"flush {flushed}")
+
+    def note_rename(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    write_text_atomically(tmp_path / "a", "text")
+    assert steps == ["flush file", "rename", f"flush {tmp_path}"]
+    steps.clear()
+    make_folder(tmp_path / "folder")
+    make_folder(tmp_path / "folder")
+    assert steps == [f"flush {tmp_path}"]
+    remove_file(tmp_path / "a")
+    remove_file(tmp_path / "a")
+    assert steps == [f"flush {tmp_path}"] * 2
+    assert not (tmp_path / "a").exists()
