@@ -1,4 +1,4 @@
-"""What several test files share: a small finished store, a folder of DICOM files."""
+"""What several test files share: stores, a folder of DICOM files, models."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from torch import nn
 
 from ichfast.labels import CLASSES
+from ichfast.models import ARCHS, build_model
 from ichfast.store import Store
 from tests.slice_store import write_slices
 
@@ -170,3 +173,20 @@ def contents(store: Path) -> dict[str, bytes]:
     """Every file of a store, by name."""
     files = (path for path in store.rglob("*") if path.is_file())
     return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def one_thread_and_seed() -> Iterator[None]:
+    """Torch on one thread, its draws from seed 0."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def built() -> dict[str, nn.Module]:
+    """One untouched model of each arch, in evaluation mode; not to be changed."""
+    torch.manual_seed(0)
+    return {arch: build_model(arch).eval() for arch in ARCHS}

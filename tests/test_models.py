@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +31,7 @@ NUM_PARAMETERS = {
 every_arch = pytest.mark.parametrize("arch", ARCHS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_seed() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def built() -> dict[str, nn.Module]:
-    """One untouched model of each arch, in evaluation mode; not to be changed."""
-    torch.manual_seed(0)
-    return {arch: build_model(arch).eval() for arch in ARCHS}
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 def as_channels_last(images_BCHW: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,7 @@ from torch import Tensor, nn
 from ichfast.errors import ModelError
 from ichfast.models import ARCHS, build_model
 
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_seed() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def built() -> dict[str, nn.Module]:
-    """One untouched model of each arch, in evaluation mode; not to be changed."""
-    torch.manual_seed(0)
-    return {arch: build_model(arch).eval() for arch in ARCHS}
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 def save(path: Path, content: Any) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,14 +9,7 @@ from torch import Tensor, nn
 from ichfast.models import build_model
 from ichfast.xresnet import ResBlock, SimpleSelfAttention, XResNet50Attn
 
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_seed() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
 
 def as_channels_last(images_BCHW: Tensor) -> Tensor:
