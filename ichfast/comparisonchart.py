@@ -15,7 +15,7 @@ from ichfast.files import atomic_path
 PANELS = (
     ("valid_loss", "Validation loss", "{:.4f}"),
     ("accuracy", "Accuracy at 0.5", "{:.4f}"),
-    ("images_per_s", "Training images/s", "{:.0f}"),
+    ("images_per_s", "Training images/s", "{:.3g}"),
 )
 """Field, title, and form of the number behind its bar."""
 

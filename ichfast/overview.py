@@ -162,7 +162,7 @@ def write_contact_sheet(store: Store, out: Path) -> None:
     figure = contact_sheet(
         [store.slice_HW(int(k)) for k in positions],
         captions,
-        [PRESETS[name] for name in SHEET_WINDOWS],
+        {name: PRESETS[name] for name in SHEET_WINDOWS},
     )
     write_figure(out, figure)
 

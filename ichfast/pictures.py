@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,19 +96,26 @@ def write_figure(out: Path, figure: Figure) -> None:
 
 
 def contact_sheet(
-    slices: Sequence[Stored], captions: Sequence[str], windows: Sequence[Window]
+    slices: Sequence[Stored], captions: Sequence[str], windows: Mapping[str, Window]
 ) -> Figure:
     """Slices side by side on black, a window a row.
 
     Args:
         slices: at least one, each (H, W) uint16 as stored. Shapes may differ.
         captions: one a slice, drawn below it; the middle of a long one is left out.
-        windows: at least one, from top to bottom.
+        windows: at least one by name, from top to bottom.
     """
     height = len(windows) * 1.6 + 0.4
     figure = Figure(figsize=(len(slices) * 1.6, height), facecolor="black")
-    names = ", ".join(f"{window.center:g}/{window.width:g}" for window in windows)
-    figure.suptitle(f"windows {names} HU", color="#c0c6cc", fontsize=8, y=0.995)
+    names = ", ".join(
+        f"{name} {window.center:g}/{window.width:g}" for name, window in windows.items()
+    )
+    figure.suptitle(
+        f"{names} (center/width, HU), from the top",
+        color="#c0c6cc",
+        fontsize=8,
+        y=0.995,
+    )
     cells = figure.subplots(
         len(windows),
         len(slices),
@@ -123,7 +130,7 @@ def contact_sheet(
         },
     )
     for column, (stored_HW, caption) in enumerate(zip(slices, captions, strict=True)):
-        for axes, window in zip(cells[:, column], windows, strict=True):
+        for axes, window in zip(cells[:, column], windows.values(), strict=True):
             axes.set_axis_off()
             axes.imshow(windowed_8bit(stored_HW, window), "gray", vmin=0, vmax=255)
         _caption(cells[-1, column], _shortened(caption))

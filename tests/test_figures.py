@@ -260,7 +260,7 @@ def test_calibration_leaves_out_bins_with_few_slices() -> None:
 def test_a_contact_sheet_shows_every_slice_in_every_window() -> None:
     slices = [make_slice(8, 6 + n) for n in range(7)]
     captions = [f"ID_{n}" for n in range(7)]
-    sheet = pictures.contact_sheet(slices, captions, [BRAIN, BONE])
+    sheet = pictures.contact_sheet(slices, captions, {"brain": BRAIN, "bone": BONE})
     shown = [image for axes in sheet.axes for image in axes.images]
     assert len(shown) == 14
     # A window a row: the second slice in the second window is the ninth picture.
@@ -274,7 +274,7 @@ def test_a_contact_sheet_shows_every_slice_in_every_window() -> None:
 
 def test_captions_are_no_formulas_and_never_run_over() -> None:
     captions = ["$\\frac{$", "1.2.840." + "9" * 56]
-    sheet = pictures.contact_sheet([make_slice()] * 2, captions, [BRAIN])
+    sheet = pictures.contact_sheet([make_slice()] * 2, captions, {"brain": BRAIN})
     pictures.figure_png(sheet)
     written = [text.get_text() for axes in sheet.axes for text in axes.texts]
     assert written[0] == captions[0]

@@ -12,6 +12,7 @@ import pytest
 from ichfast import prepare
 from ichfast.errors import SourceError, StoreError
 from ichfast.journal import Journal
+from ichfast.listing import Listing
 from ichfast.plan import Unit
 from ichfast.prepare import prepare_store
 from tests.conftest import contents, random_hu, write_dicom
@@ -73,7 +74,7 @@ def test_a_page_damaged_before_the_run_continues_is_made_again(
 
 def test_a_page_is_not_read_with_a_flipped_bit_wherever_it_is(store: Path) -> None:
     journal = Journal(store, (512, 256))
-    unit = Unit(1, 4, [], [])
+    unit = Unit(1, 4, Listing.of([]))
     page = store / "journal" / "00001.page"
     content = page.read_bytes()
     assert journal.num_rejected(unit) == 1
