@@ -1,4 +1,4 @@
-"""Results as a picture: bars of medians, one panel a case.
+"""Results as a picture: bars of medians, a panel for each case and unit.
 
 python bench/plot.py RESULTS.jsonl [OUT.png]
 """
@@ -23,7 +23,8 @@ from ichfast.files import atomic_path
 
 COLORS = {"ichfast": MODEL_COLOR, "limit": LIGHT.faint, "peer": SECOND_COLOR}
 DPI = 160
-BAR_INCH, PANEL_INCH, WIDTH_INCH = 0.28, 0.75, 7.2
+NUM_COLUMNS = 2
+BAR_INCH, PANEL_INCH, WIDTH_INCH = 0.22, 0.62, 10.0
 
 
 def draw(records: Sequence[Record]) -> Figure:
@@ -32,17 +33,25 @@ def draw(records: Sequence[Record]) -> Figure:
     Raises:
         BenchError: none was measured.
     """
-    panels: dict[tuple[str, str], dict[str, Record]] = {}
+    panels: dict[tuple[str, str, str], dict[str, Record]] = {}
     for record in records:
         if record.estimate is not None:
-            panel = panels.setdefault((record.stage, record.case), {})
+            panel = panels.setdefault((record.stage, record.case, record.unit), {})
             panel[record.name] = record
     if not panels:
         raise BenchError("nothing was measured, so there is nothing to draw")
-    heights = [len(panel) * BAR_INCH + PANEL_INCH for panel in panels.values()]
+    # Panels with as many bars stand side by side.
+    tallest_first = sorted(panels.items(), key=lambda item: -len(item[1]))
+    heights = [
+        len(panel) * BAR_INCH + PANEL_INCH for _, panel in tallest_first[::NUM_COLUMNS]
+    ]
     figure = Figure(figsize=(WIDTH_INCH, sum(heights) + 0.6), layout="constrained")
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
-    for ax, ((stage, case), panel) in zip(axes[:, 0], panels.items(), strict=True):
+    axes = figure.subplots(
+        len(heights), NUM_COLUMNS, squeeze=False, height_ratios=heights
+    ).ravel()
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    for ax, ((stage, case, _), panel) in zip(axes, tallest_first, strict=False):
         _draw_panel(ax, f"{stage.replace('_', ' ')}: {case}", list(panel.values()))
     figure.suptitle(_title(records[-1]), fontsize=8, color=LIGHT.ink)
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -225,6 +224,12 @@ def test_every_stage_runs_and_compares_with_its_limit(
         assert record.role == "ichfast" or record.estimate is None or record.ratio
     if stage == "train":
         assert "timm-step" in {record.name for record in records}
+    if stage == "scale":
+        loader = run_stage("loader", [replace(toy, peers=())], meter)
+        lines = check_ranks([*records, *loader], level=256, size=toy.size)
+        assert [line.split(" predicted ")[0] for line in lines] == [
+            *("1 rank(s):", "2 rank(s):")
+        ]
     if stage == "prepare":
         limits = {record.name for record in records if record.role == "limit"}
         assert {"cp -r, sync", "barest copy, fsync"} <= limits
@@ -727,26 +732,40 @@ def test_the_time_left_follows_the_pace_of_the_stages_before(toy: Workload) -> N
     assert guess_time_left(("train",), 0, [toy, toy], 0.0) == 2 * STAGE_S["train"]
 
 
-def test_ranks_that_share_a_core_say_so_and_the_model_is_held_against_them(
+class ReadyRanks:
+    """Ranks that load 12 slices each, at once."""
+
+    def __init__(self, *_: object) -> None:
+        """Starts nothing."""
+
+    def __enter__(self) -> ReadyRanks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends nothing."""
+
+    def run_epoch(self, world_size: int) -> int:
+        return 12 * world_size
+
+
+def test_ranks_that_share_cores_say_so_and_add_up(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part in ("prepare", "opening", "slices"):
         monkeypatch.setattr(f"bench.stages.scale._measure_{part}", lambda *_: [])
-    cores = set(sorted(os.sched_getaffinity(0))[:1])
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: cores)
-    meter = Meter(device="cpu", repeats=2, warmup=0)
-    alone = replace(toy, peers=())
-    records = run_stage("scale", [alone], meter)
-    rates = {record.name: record.estimate for record in records}
-    each, together = (rates[f"{n} of 2 ranks, 1 at a time"] for n in ("each", "all"))
-    assert each is not None
-    assert together is not None
-    assert together.median == pytest.approx(2 * each.median)
-    records += run_stage("loader", [alone], meter)
-    lines = check_ranks(records, level=256, size=alone.size)
-    assert [line.split(" predicted")[0] for line in lines] == [
-        *("1 rank(s):", "2 rank(s):")
-    ]
+    monkeypatch.setattr("bench.stages.scale.Ranks", ReadyRanks)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    meter = Meter(device="cpu", repeats=2, warmup=0, clock=fake_clock([1] * 8))
+    records = run_stage("scale", [replace(toy, ranks=(1, 2, 4, 8))], meter)
+    assert {record.name: record.values for record in records} == {
+        "alone": (12.0, 12.0),
+        "each of 2 ranks": (12.0, 12.0),
+        "each of 4 ranks, 2 at a time": (12.0, 12.0),
+        "each of 8 ranks, 2 at a time": (12.0, 12.0),
+        "all of 2 ranks": (24.0, 24.0),
+        "all of 4 ranks, 2 at a time": (48.0, 48.0),
+        "all of 8 ranks, 2 at a time": (96.0, 96.0),
+    }
 
 
 def test_a_sized_stage_runs_at_each_size(toy: Workload) -> None:
@@ -755,6 +774,32 @@ def test_a_sized_stage_runs_at_each_size(toy: Workload) -> None:
     records = run_stage("loader", [alone, replace(alone, size=48)], meter)
     cases = {record.case for record in records}
     assert {"level 512 to 32", "level 512 to 48"} <= cases
+
+
+def test_what_a_gpu_machine_runs_goes_through_at_toy_size_without_one(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "out"
+    done = subprocess.run(
+        [
+            *(ROOT / "bench" / "on_gpu.sh", out_dir),
+            *("read", "--device", "cpu", "--store", tiny_store_path),
+            *("--batch-size", "4", "--size", "32", "--peers", "none"),
+        ],
+        capture_output=True,
+        text=True,
+        env={
+            "XDG_CACHE_HOME": str(tmp_path),
+            "PATH": "/usr/bin:/bin",
+            "PYTHON": sys.executable,
+        },
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" in (out_dir / "tests.txt").read_text()
+    assert "memcpy" in (out_dir / "bench.txt").read_text()
+    assert json.loads((out_dir / "bench.json").read_text())["stages"].keys() == {"read"}
+    assert len(read_records(next(out_dir.glob("*.jsonl")))) >= 3
 
 
 def test_peers_are_chosen_by_name() -> None:
