@@ -33,7 +33,13 @@ from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError, first_line
-from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds
+from ichfast.feeds import (
+    ColumnFeeds,
+    Scale,
+    Schedule,
+    SliceFeeds,
+    halves_in_graph,
+)
 from ichfast.pipeline import Normalization, slice_graph
 from ichfast.reading import batches_ahead
 from ichfast.resident import DeviceSlices
@@ -187,8 +193,16 @@ class DaliLoader:
         on_gpu = device != "cpu"
         shape_N2 = source_shapes(store, self.level)
         self._schedule = Schedule(sampler)
+        self._scale = Scale(shape_N2, config.size)
+        in_graph = halves_in_graph(device)
         self._columns = ColumnFeeds(
-            store, sampler, self._schedule, augment, config, shape_N2=shape_N2
+            store,
+            sampler,
+            self._schedule,
+            augment,
+            config,
+            scale=self._scale,
+            halves=in_graph,
         )
         self._supply = make_supply(
             store, sampler, config, shape_N2, level=self.level, on_gpu=on_gpu
@@ -198,6 +212,7 @@ class DaliLoader:
             self._schedule,
             self._supply,
             config,
+            scale=None if in_graph else self._scale,
             num_ahead=batches_ahead(config.batch_size),
             pinned=on_gpu,
         )
@@ -266,7 +281,7 @@ class DaliLoader:
         self._drain()
         self._num_begun += 1
         own_number = self._num_begun
-        self._columns.set_size(self.config.size)
+        self._scale.set_size(self.config.size)
         self._schedule.start(epoch, first_batch)
         self._slices.start()
         while True:
