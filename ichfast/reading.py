@@ -43,6 +43,9 @@ PATIENCE_S = 60.0
 NUM_READERS = min(8, 2 * (os.cpu_count() or 1))
 """Threads that read. They mostly wait, so there may be more than cores."""
 
+LEAST_SHARE = 4
+"""Slices that a thread takes on at a time; taking on costs as much as some slices."""
+
 AHEAD_BATCHES = 4
 AHEAD_SLICES = 256
 """Read ahead: so many batches, or fewer that hold so many slices."""
@@ -104,7 +107,7 @@ class ReadAhead:
         halvings = np.concatenate([feed.halvings_B for feed in wanted])
         slices = slot.lay_out(halved_shape(self._shape_N2[positions], halvings))
         jobs = list(zip(positions.tolist(), halvings.tolist(), slices, strict=True))
-        share = -(-len(jobs) // NUM_READERS)
+        share = max(-(-len(jobs) // NUM_READERS), LEAST_SHARE)
         reads = [
             self._pool.submit(self._read, slot, jobs[first : first + share])
             for first in range(0, len(jobs), share)
@@ -193,16 +196,15 @@ class _Slot:
 
     def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint16]]:
         """Arrays of these shapes, in the order given; what they hold is undefined."""
-        ends = np.cumsum(shape_B2.prod(axis=1))
-        num_bytes = 2 * int(ends[-1])
+        ends = np.cumsum(shape_B2.prod(axis=1)).tolist()
+        num_bytes = 2 * ends[-1]
         if num_bytes > len(self._bytes):
             self.wait()
             self._bytes = _page_aligned(num_bytes, pinned=self._pinned)
         flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
-        parts = np.split(flat, ends[:-1])
         return [
-            part.reshape(shape)
-            for part, shape in zip(parts, shape_B2.tolist(), strict=True)
+            flat[end - rows * columns : end].reshape(rows, columns)
+            for end, (rows, columns) in zip(ends, shape_B2.tolist(), strict=True)
         ]
 
     def mark(self) -> None:
