@@ -36,6 +36,10 @@ from ichfast.store import Store
 from ichfast.supply import SliceSupply
 from ichfast.twin import MIN_WIDTH_HU
 
+DRAWN_SLICES = 64
+"""Small batches are drawn several at once, up to so many slices: it is the calls into
+NumPy that cost, not the numbers."""
+
 
 class Schedule:
     """The slices of each call of the epoch that runs."""
@@ -120,6 +124,9 @@ class ColumnFeeds:
         self._schedule = schedule
         self._augment = augment
         self._seed = sampler.seed
+        self._batch_size = config.batch_size
+        self._num_drawn = max(1, DRAWN_SLICES // config.batch_size)
+        self._drawn: tuple[npt.NDArray[Any], ...] = ()
         self._scale = scale
         self._labels_NK = store.labels_NK()
         windows_differ = OWN in config.windows or any(augment.window_jitter)
@@ -142,7 +149,17 @@ class ColumnFeeds:
 
     def __call__(self, info: Any) -> tuple[npt.NDArray[Any], ...]:
         """The numbers of one batch, in the order of `feeds`."""
-        picked_B = self._schedule.picked_or_stop(info.iteration)
+        self._schedule.picked_or_stop(info.iteration)
+        place = info.iteration % self._num_drawn
+        if place == 0:
+            self._drawn = self._draw(info.iteration)
+        first = place * self._batch_size
+        return tuple(column[first : first + self._batch_size] for column in self._drawn)
+
+    def _draw(self, first_call: int) -> tuple[npt.NDArray[Any], ...]:
+        """The numbers of some batches, one behind the other."""
+        calls = range(first_call, first_call + self._num_drawn)
+        picked_B = np.concatenate([self._schedule.picked(call) for call in calls])
         drawn = draw(
             self._augment,
             seed=self._seed,
