@@ -20,7 +20,7 @@ from ichfast.augment import AugmentConfig
 from ichfast.channels import OWN, neighbours, window_columns
 from ichfast.dataconfig import MIN_SIZE, DataConfig
 from ichfast.draws import Parameters, draw
-from ichfast.geometry import count_halvings
+from ichfast.geometry import count_halvings, halved_shape
 from ichfast.pipeline import (
     FEEDS,
     HALVING_FEEDS,
@@ -30,10 +30,15 @@ from ichfast.pipeline import (
     wrap_device_slices,
     wrap_host_slices,
 )
+from ichfast.reading import Wanted
 from ichfast.sampler import Sampler
 from ichfast.store import Store
 from ichfast.supply import SliceSupply
 from ichfast.twin import MIN_WIDTH_HU
+
+DRAWN_SLICES = 64
+"""Small batches are drawn several at once, up to so many slices: it is the calls into
+NumPy that cost, not the numbers."""
 
 
 class Schedule:
@@ -74,6 +79,33 @@ class Schedule:
         return picked_B
 
 
+class Scale:
+    """The size of the images, and how often slices are halved on the way to it."""
+
+    def __init__(self, shape_N2: npt.NDArray[np.int64], size: int) -> None:
+        """Begin with a size, pixels; `shape_N2` is that of the slices as read."""
+        self.shape_N2 = shape_N2
+        self.set_size(size)
+
+    def set_size(self, size: int) -> None:
+        """Change the side of the images, pixels."""
+        self.size = size
+        rows_N, columns_N = self.shape_N2.T
+        self.halvings_N = count_halvings(rows_N, columns_N, size)
+
+
+def halves_in_graph(device: str) -> bool:
+    """Whether the DALI graph halves large slices, or what supplies them does.
+
+    The same bits either way. On a CPU the threads that read do it with NumPy, in a
+    third of DALI's time or less and while the slice is in the processor's cache
+    (`ichfast.halving`). A GPU has the time, the host's cores may not: a few of them
+    read for each GPU. Whole slices are four times the bytes on the bus, 2.6 GB/s for
+    5,000 slices/s of 512x512, and slices kept on the device are halved there anyway.
+    """
+    return device != "cpu"
+
+
 class ColumnFeeds:
     """Gives DALI the numbers of a batch: targets, positions and parameters."""
 
@@ -85,20 +117,21 @@ class ColumnFeeds:
         augment: AugmentConfig,
         config: DataConfig,
         *,
-        shape_N2: npt.NDArray[np.int64],
+        scale: Scale,
+        halves: bool,
     ) -> None:
-        """Decide the feeds; `shape_N2` is that of the slices at the level read."""
+        """Decide the feeds; `halves` says whether the graph does."""
         self._schedule = schedule
         self._augment = augment
         self._seed = sampler.seed
-        self._shape_N2 = shape_N2
+        self._batch_size = config.batch_size
+        self._num_drawn = max(1, DRAWN_SLICES // config.batch_size)
+        self._drawn: tuple[npt.NDArray[Any], ...] = ()
+        self._scale = scale
         self._labels_NK = store.labels_NK()
         windows_differ = OWN in config.windows or any(augment.window_jitter)
         if windows_differ:
             self._center_NC, self._width_NC = window_columns(store, config.windows)
-        # Steps that halve: as many as the largest slice and the smallest size need.
-        longest = shape_N2[sampler.slices_N].max(axis=0)
-        steps = range(int(count_halvings(longest[:1], longest[1:], MIN_SIZE)[0]))
         unused = {
             *SLICE_FEEDS,
             *(() if windows_differ else ("center", "width")),
@@ -107,28 +140,36 @@ class ColumnFeeds:
         }
         self.feeds = (
             *(name for name in FEEDS if name not in unused),
-            *(f"{name}.{step}" for step in steps for name in HALVING_FEEDS),
+            *(
+                f"{name}.{step}"
+                for step in range(_most_halvings(scale, sampler) if halves else 0)
+                for name in HALVING_FEEDS
+            ),
         )
-        self.set_size(config.size)
-
-    def set_size(self, size: int) -> None:
-        """Change the side of the output, pixels."""
-        self._size = size
-        rows_N, columns_N = self._shape_N2.T
-        self._halvings_N = count_halvings(rows_N, columns_N, size)
 
     def __call__(self, info: Any) -> tuple[npt.NDArray[Any], ...]:
         """The numbers of one batch, in the order of `feeds`."""
-        picked_B = self._schedule.picked_or_stop(info.iteration)
+        self._schedule.picked_or_stop(info.iteration)
+        place = info.iteration % self._num_drawn
+        if place == 0:
+            self._drawn = self._draw(info.iteration)
+        first = place * self._batch_size
+        return tuple(column[first : first + self._batch_size] for column in self._drawn)
+
+    def _draw(self, first_call: int) -> tuple[npt.NDArray[Any], ...]:
+        """The numbers of some batches, one behind the other."""
+        calls = range(first_call, first_call + self._num_drawn)
+        picked_B = np.concatenate([self._schedule.picked(call) for call in calls])
         drawn = draw(
             self._augment,
             seed=self._seed,
             epoch=self._schedule.epoch,
             slices_B=picked_B,
             source_shape_B2=(
-                self._shape_N2[picked_B] / 2.0 ** self._halvings_N[picked_B, np.newaxis]
+                self._scale.shape_N2[picked_B]
+                / 2.0 ** self._scale.halvings_N[picked_B, np.newaxis]
             ),
-            size=self._size,
+            size=self._scale.size,
         )
         return tuple(self._column(name, picked_B, drawn) for name in self.feeds)
 
@@ -138,22 +179,29 @@ class ColumnFeeds:
         stem, _, step = name.partition(".")
         match stem:
             case "halves":
-                return self._halvings_N[picked_B] > int(step)
-            case "halved":  # odd sides are rounded up
-                shrink = 2.0 ** (int(step) + 1)
-                return np.ceil(self._shape_N2[picked_B] / shrink).astype(np.float32)
+                return self._scale.halvings_N[picked_B] > int(step)
+            case "halved":
+                times_B = np.full(len(picked_B), int(step) + 1)
+                shape_B2 = halved_shape(self._scale.shape_N2[picked_B], times_B)
+                return shape_B2.astype(np.float32)
             case "target":
                 return self._labels_NK[picked_B]
             case "index":
                 return picked_B[:, np.newaxis]
             case "size":
-                return np.full((len(picked_B), 2), self._size, dtype=np.float32)
+                return np.full((len(picked_B), 2), self._scale.size, dtype=np.float32)
             case "center":
                 return self._center_NC[picked_B] + drawn.center_shift_B[:, np.newaxis]
             case "width":
                 width_BC = self._width_NC[picked_B] + drawn.width_shift_B[:, np.newaxis]
                 return np.maximum(width_BC, MIN_WIDTH_HU)
         return _DRAWN[stem](drawn)
+
+
+def _most_halvings(scale: Scale, sampler: Sampler) -> int:
+    """As many as the largest slice and the smallest size need."""
+    longest = scale.shape_N2[sampler.slices_N].max(axis=0)
+    return int(count_halvings(longest[:1], longest[1:], MIN_SIZE)[0])
 
 
 _DRAWN: dict[str, Callable[[Parameters], npt.NDArray[np.float32]]] = {
@@ -184,12 +232,24 @@ class SliceFeeds:
         supply: SliceSupply,
         config: DataConfig,
         *,
+        scale: Scale | None,
         num_ahead: int,
         pinned: bool,
     ) -> None:
-        """Decide the feeds; `num_ahead` batches are asked for before their turn."""
+        """Decide the feeds.
+
+        Args:
+            store: open for reading.
+            schedule: of the epoch that runs.
+            supply: where the slices come from.
+            config: whether neighbours are seen.
+            scale: how often the supply halves slices; None: the graph does it.
+            num_ahead: batches that are asked for before their turn.
+            pinned: the supply's memory is page-locked.
+        """
         self._schedule = schedule
         self._supply = supply
+        self._scale = scale
         self._num_ahead = num_ahead
         self._pinned = pinned
         self.feeds = SLICE_FEEDS[: 3 if config.neighbours else 1]
@@ -210,7 +270,12 @@ class SliceFeeds:
         picked_B = self._schedule.picked(call)
         if len(picked_B):
             others = [other_N[picked_B] for other_N in self._neighbours_N]
-            self._supply.ask([picked_B, *others])
+            self._supply.ask([self._want(feed_B) for feed_B in (picked_B, *others)])
+
+    def _want(self, positions_B: npt.NDArray[np.int64]) -> Wanted:
+        if self._scale is None:
+            return Wanted.whole(positions_B)
+        return Wanted(positions_B, self._scale.halvings_N[positions_B])
 
     def _wrap(self, slices: Any) -> Any:
         if isinstance(slices, torch.Tensor):

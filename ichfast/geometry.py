@@ -36,6 +36,18 @@ def count_halvings(
     return np.maximum(np.floor(np.log2(longer_B / size)), 0).astype(np.int64)
 
 
+def halved_shape(
+    shape_B2: npt.NDArray[np.int64], halvings_B: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Rows and columns of slices after some halvings; odd sides are rounded up.
+
+    Args:
+        shape_B2: rows and columns before.
+        halvings_B: how often each is halved.
+    """
+    return -(-shape_B2 >> halvings_B[:, np.newaxis])
+
+
 def mirror(flipped_B: npt.NDArray[np.bool_]) -> Numbers:
     """Left to right, where flipped."""
     matrix_B33 = identity(len(flipped_B))

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ichfast.halving import sum_of_2x2
+
 SOURCE_LEVEL = 512
 """The level that holds slices as they came, whatever their shape."""
 
@@ -61,11 +63,7 @@ def reduce_to_256(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
 
 
 def _mean_of_2x2(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    # Two numbers up to 32,767 fit in a uint16; two neighbours are one uint32.
-    sum_HW = (stored_HW[0::2] + stored_HW[1::2]).view(np.uint32)
-    right_HW = sum_HW >> 16
-    sum_HW &= 0xFFFF
-    sum_HW += right_HW
+    sum_HW = sum_of_2x2(stored_HW)
     sum_HW += 2
     sum_HW >>= 2
     return sum_HW.astype(np.uint16)

@@ -33,7 +33,13 @@ from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError, first_line
-from ichfast.feeds import ColumnFeeds, Schedule, SliceFeeds
+from ichfast.feeds import (
+    ColumnFeeds,
+    Scale,
+    Schedule,
+    SliceFeeds,
+    halves_in_graph,
+)
 from ichfast.pipeline import Normalization, slice_graph
 from ichfast.ranks import Ranks
 from ichfast.reading import batches_ahead
@@ -189,13 +195,13 @@ class DaliLoader:
         self._num_begun = 0
         self._closed = False
         on_gpu = device != "cpu"
-        self._shape_N2 = source_shapes(store, self.level)
         self._schedule = Schedule(sampler)
+        self._scale = Scale(source_shapes(store, self.level), config.size)
         self._supply = make_supply(
             store,
             sampler,
             config,
-            self._shape_N2,
+            self._scale.shape_N2,
             level=self.level,
             on_gpu=on_gpu,
             ranks=ranks,
@@ -205,6 +211,7 @@ class DaliLoader:
             self._schedule,
             self._supply,
             config,
+            scale=None if halves_in_graph(device) else self._scale,
             num_ahead=batches_ahead(config.batch_size),
             pinned=on_gpu,
         )
@@ -219,7 +226,8 @@ class DaliLoader:
             self._schedule,
             augment,
             self.config,
-            shape_N2=self._shape_N2,
+            scale=self._scale,
+            halves=halves_in_graph(self.device),
         )
         on_gpu = self.device != "cpu"
         self._pipeline = slice_graph(
@@ -303,7 +311,7 @@ class DaliLoader:
         self._drain()
         self._num_begun += 1
         own_number = self._num_begun
-        self._columns.set_size(self.config.size)
+        self._scale.set_size(self.config.size)
         self._schedule.start(epoch, first_batch)
         self._slices.start()
         while True:

@@ -6,7 +6,8 @@ up as uint16, two bytes a pixel, and everything else happens there:
     stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
 The output's size comes in with each batch, and only slices that a batch wants halved
-pass through a step that halves: one graph serves every size.
+pass through a step that halves: one graph serves every size. On a CPU slices come
+halved already (`feeds.halves_in_graph` says why).
 
 A window that is the same for every slice is one look-up in a table with the
 normalisation in it. Windows that differ by slice (its own, or jittered) and

@@ -2,7 +2,8 @@
 
 Promises:
 
-1. `take` gives what was asked for, in the order of asking, as it is in the store.
+1. `take` gives what was asked for, in the order of asking, as it is in the store or
+   halved as often as asked.
 2. What was taken is not written to before it is given back, and on a GPU not before
    the work queued until then is done. So DALI needs no copy of its own.
 3. An error while reading reaches whoever takes that batch, as a `StoreError` that
@@ -20,6 +21,7 @@ Shape letters: N slices of the store, B slices of a batch, H rows, W columns.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -30,6 +32,8 @@ import numpy.typing as npt
 import torch
 
 from ichfast.errors import LoaderError
+from ichfast.geometry import halved_shape
+from ichfast.halving import halve_into
 from ichfast.shards import DIRECT_BYTES
 from ichfast.store import Store
 
@@ -39,6 +43,9 @@ PATIENCE_S = 60.0
 NUM_READERS = min(8, 2 * (os.cpu_count() or 1))
 """Threads that read. They mostly wait, so there may be more than cores."""
 
+LEAST_SHARE = 4
+"""Slices that a thread takes on at a time; taking on costs as much as some slices."""
+
 AHEAD_BATCHES = 4
 AHEAD_SLICES = 256
 """Read ahead: so many batches, or fewer that hold so many slices."""
@@ -47,6 +54,22 @@ AHEAD_SLICES = 256
 def batches_ahead(batch_size: int) -> int:
     """How many batches to ask for before the first is taken: a few, one at least."""
     return max(1, min(AHEAD_BATCHES, AHEAD_SLICES // batch_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Slices of a batch, as asked of whoever supplies them."""
+
+    positions_B: npt.NDArray[np.int64]
+    """In the store."""
+
+    halvings_B: npt.NDArray[np.int64]
+    """How often each is halved before it is given out."""
+
+    @staticmethod
+    def whole(positions_B: npt.NDArray[np.int64]) -> Wanted:
+        """Ask for slices as they are stored."""
+        return Wanted(positions_B, np.zeros_like(positions_B))
 
 
 class ReadAhead:
@@ -72,26 +95,24 @@ class ReadAhead:
         self._shape_N2 = shape_N2
         self._pinned = pinned
         self._pool = futures.ThreadPoolExecutor(NUM_READERS, "ichfast-read")
+        self._desk = _Desk()
         self._free: list[_Slot] = []
         self._asked: deque[_Filling] = deque()
         self._taken: deque[_Slot] = deque()
 
-    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+    def ask(self, wanted: Sequence[Wanted]) -> None:
         """Begin to read a batch."""
         slot = self._free.pop() if self._free else _Slot(pinned=self._pinned)
-        positions = np.concatenate(wanted)
-        slices = slot.lay_out(self._shape_N2[positions])
-        share = -(-len(positions) // NUM_READERS)
+        positions = np.concatenate([feed.positions_B for feed in wanted])
+        halvings = np.concatenate([feed.halvings_B for feed in wanted])
+        slices = slot.lay_out(halved_shape(self._shape_N2[positions], halvings))
+        jobs = list(zip(positions.tolist(), halvings.tolist(), slices, strict=True))
+        share = max(-(-len(jobs) // NUM_READERS), LEAST_SHARE)
         reads = [
-            self._pool.submit(
-                self._read,
-                slot,
-                positions[first : first + share],
-                slices[first : first + share],
-            )
-            for first in range(0, len(positions), share)
+            self._pool.submit(self._read, slot, jobs[first : first + share])
+            for first in range(0, len(jobs), share)
         ]
-        lengths = [len(positions_B) for positions_B in wanted]
+        lengths = [len(feed.positions_B) for feed in wanted]
         self._asked.append(_Filling(slot, slices, lengths, reads))
 
     def take(self) -> tuple[Sequence[npt.NDArray[np.uint16]], ...]:
@@ -132,19 +153,37 @@ class ReadAhead:
             self._free.pop().wait()
 
     def _read(
-        self,
-        slot: _Slot,
-        positions: npt.NDArray[np.int64],
-        slices: Sequence[npt.NDArray[np.uint16]],
+        self, slot: _Slot, jobs: Sequence[tuple[int, int, npt.NDArray[np.uint16]]]
     ) -> None:
+        """Fill arrays of a slot: position, halvings and array of each."""
         slot.wait()
-        for position, out_HW in zip(positions.tolist(), slices, strict=True):
-            self._store.read_into(position, self._level, out_HW)
+        for position, halvings, out_HW in jobs:
+            if halvings == 0:
+                self._store.read_into(position, self._level, out_HW)
+                continue
+            # A thread's own memory, small enough to stay in the processor's cache.
+            whole_HW = self._desk.array(self._shape_N2[position])
+            self._store.read_into(position, self._level, whole_HW)
+            halve_into(whole_HW, halvings, out_HW)
 
 
 def _end(reads: Iterator[futures.Future[None]]) -> None:
     """Cancel reads, and wait for those that run."""
     futures.wait([read for read in reads if not read.cancel()], PATIENCE_S)
+
+
+class _Desk(threading.local):
+    """Each reading thread's memory for the slice that it halves."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def array(self, shape_2: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+        """An array of that shape, on a page; what it holds is undefined."""
+        num_bytes = 2 * int(shape_2.prod())
+        if num_bytes > len(self._bytes):
+            self._bytes = _page_aligned(num_bytes, pinned=False)
+        return self._bytes.numpy()[:num_bytes].view(np.uint16).reshape(shape_2)
 
 
 class _Slot:
@@ -157,20 +196,15 @@ class _Slot:
 
     def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint16]]:
         """Arrays of these shapes, in the order given; what they hold is undefined."""
-        ends = np.cumsum(shape_B2.prod(axis=1))
-        num_bytes = 2 * int(ends[-1])
+        ends = np.cumsum(shape_B2.prod(axis=1)).tolist()
+        num_bytes = 2 * ends[-1]
         if num_bytes > len(self._bytes):
             self.wait()
-            memory = torch.empty(
-                num_bytes + DIRECT_BYTES, dtype=torch.uint8, pin_memory=self._pinned
-            )
-            # On a page, as reads past the page cache want it.
-            self._bytes = memory[-memory.data_ptr() % DIRECT_BYTES :][:num_bytes]
+            self._bytes = _page_aligned(num_bytes, pinned=self._pinned)
         flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
-        parts = np.split(flat, ends[:-1])
         return [
-            part.reshape(shape)
-            for part, shape in zip(parts, shape_B2.tolist(), strict=True)
+            flat[end - rows * columns : end].reshape(rows, columns)
+            for end, (rows, columns) in zip(ends, shape_B2.tolist(), strict=True)
         ]
 
     def mark(self) -> None:
@@ -183,6 +217,12 @@ class _Slot:
         """Wait until that work is done."""
         if self._read_by_gpu is not None:
             self._read_by_gpu.synchronize()
+
+
+def _page_aligned(num_bytes: int, *, pinned: bool) -> torch.Tensor:
+    """So many bytes that begin on a page, as reads past the page cache want it."""
+    memory = torch.empty(num_bytes + DIRECT_BYTES, dtype=torch.uint8, pin_memory=pinned)
+    return memory[-memory.data_ptr() % DIRECT_BYTES :][:num_bytes]
 
 
 @dataclass(frozen=True, slots=True)

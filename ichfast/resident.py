@@ -23,10 +23,12 @@ import torch
 
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
+from ichfast.geometry import halved_shape
+from ichfast.halving import halve_into
 from ichfast.memory import available_memory
 from ichfast.progress import progress
 from ichfast.ranks import Ranks
-from ichfast.reading import ReadAhead
+from ichfast.reading import ReadAhead, Wanted
 from ichfast.sharing import share_memory
 from ichfast.store import Store
 
@@ -72,7 +74,8 @@ class HostSlices:
         num_bytes = 2 * int(ends[-1])
         _check_fit(num_bytes, available_memory(), "host memory can spare", "none")
         self._row_N = _rows(len(store), kept_R)
-        self._asked: deque[Sequence[npt.NDArray[np.int64]]] = deque()
+        self._asked: deque[Sequence[Wanted]] = deque()
+        self._taken: deque[tuple[list[npt.NDArray[np.uint16]], ...]] = deque()
         with share_memory(num_bytes, ranks) as shared:
             self._memory = shared.memory.view(np.uint16)
             self._slices = [
@@ -89,22 +92,34 @@ class HostSlices:
                     self._slices[row][...] = stored_HW
         self._unlock = _lock(self, self._memory) if pinned else None
 
-    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+    def ask(self, wanted: Sequence[Wanted]) -> None:
         """Note a batch that will be taken."""
         self._asked.append(wanted)
 
     def take(self) -> tuple[list[npt.NDArray[np.uint16]], ...]:
-        """Views of the slices, which nothing ever overwrites."""
-        return tuple(
-            [self._slices[row] for row in self._row_N[positions_B].tolist()]
-            for positions_B in self._asked.popleft()
+        """Views of the slices, which nothing ever overwrites; or new, halved ones."""
+        self._taken.append(
+            tuple(
+                [
+                    _halved(self._slices[row], halvings)
+                    for row, halvings in zip(
+                        self._row_N[feed.positions_B].tolist(),
+                        feed.halvings_B.tolist(),
+                        strict=True,
+                    )
+                ]
+                for feed in self._asked.popleft()
+            )
         )
+        return self._taken[-1]
 
     def give_back(self) -> None:
-        """Nothing to do: what was taken is not reused."""
+        """Let go of what was halved for the oldest batch taken."""
+        self._taken.popleft()
 
     def forget(self) -> None:
-        """Drop what was asked for."""
+        """Give back what was taken, and drop what was asked for."""
+        self._taken.clear()
         self._asked.clear()
 
     def close(self) -> None:
@@ -112,6 +127,7 @@ class HostSlices:
         if self._unlock is not None:
             torch.cuda.synchronize()  # uploads may be under way
             self._unlock()
+        self.forget()
         self._slices = []
         self._memory = np.empty(0, np.uint16)
 
@@ -152,7 +168,7 @@ class DeviceSlices:
             (len(kept_R), *shape), dtype=torch.int16, device=device
         )
         self._row_N = _rows(len(store), kept_R)
-        self._asked: deque[Sequence[npt.NDArray[np.int64]]] = deque()
+        self._asked: deque[Sequence[Wanted]] = deque()
         self._taken: deque[tuple[torch.Tensor, ...]] = deque()
         pinned = device.type == "cuda"
         for first, slices in _read_all(
@@ -163,7 +179,7 @@ class DeviceSlices:
                     torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
                 )
 
-    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+    def ask(self, wanted: Sequence[Wanted]) -> None:
         """Note a batch that will be taken."""
         self._asked.append(wanted)
 
@@ -173,11 +189,11 @@ class DeviceSlices:
             tuple(
                 gather_slices(
                     self._set_RHW,
-                    torch.from_numpy(self._row_N[positions_B]).to(
+                    torch.from_numpy(self._row_N[feed.positions_B]).to(
                         self._device, non_blocking=True
                     ),
                 )
-                for positions_B in self._asked.popleft()
+                for feed in self._asked.popleft()
             )
         )
         return self._taken[-1]
@@ -195,6 +211,16 @@ class DeviceSlices:
         """Let go of the memory."""
         self.forget()
         self._set_RHW = self._set_RHW.new_empty(0)
+
+
+def _halved(stored_HW: npt.NDArray[np.uint16], times: int) -> npt.NDArray[np.uint16]:
+    """A slice halved some times; itself, if that is 0."""
+    if times == 0:
+        return stored_HW
+    shape = halved_shape(np.array([stored_HW.shape]), np.array([times]))[0]
+    out_HW = np.empty(shape, np.uint16)
+    halve_into(stored_HW, times, out_HW)
+    return out_HW
 
 
 def _rows(num_slices: int, kept_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -220,10 +246,10 @@ def _read_all(
     label = "cache" if ranks.writes else ""
     with closing(reader), progress(label, len(kept_R), "slice") as bar:
         for chunk in chunks[:1]:
-            reader.ask([chunk])
+            reader.ask([Wanted.whole(chunk)])
         for number, first in enumerate(firsts):
             if number + 1 < len(chunks):
-                reader.ask([chunks[number + 1]])
+                reader.ask([Wanted.whole(chunks[number + 1])])
             (slices,) = reader.take()
             yield first, slices
             reader.give_back()

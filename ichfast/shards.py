@@ -201,10 +201,11 @@ class OpenShard:
         """Read bytes from `start` on until `out` is full."""
         view = out.data.cast("B")
         descriptor = self._descriptor
-        # O_DIRECT wants whole pages, in the file and in memory.
-        places = start | len(view) | out.ctypes.data
-        if self._direct is not None and places % DIRECT_BYTES == 0:
-            descriptor = self._direct
+        if self._direct is not None:
+            # O_DIRECT wants whole pages, in the file and in memory.
+            places = start | len(view) | out.ctypes.data
+            if places % DIRECT_BYTES == 0:
+                descriptor = self._direct
         num_read = 0
         while num_read < len(view):
             try:

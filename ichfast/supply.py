@@ -16,7 +16,7 @@ import torch
 from ichfast.channels import neighbours
 from ichfast.dataconfig import DataConfig
 from ichfast.ranks import Ranks
-from ichfast.reading import ReadAhead
+from ichfast.reading import ReadAhead, Wanted
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.sampler import Sampler
 from ichfast.store import Store
@@ -25,11 +25,11 @@ from ichfast.store import Store
 class SliceSupply(Protocol):
     """Where a loader's slices come from: the disk, or memory."""
 
-    def ask(self, wanted: Sequence[npt.NDArray[np.int64]]) -> None:
+    def ask(self, wanted: Sequence[Wanted]) -> None:
         """Name a batch that will be taken, behind those named before.
 
         Args:
-            wanted: store positions, one array for each feed of slices.
+            wanted: slices of each feed. What stays on the device is not halved here.
         """
 
     def take(self) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import ichfast
 
 LAYERS = (
-    {"errors", "elements", "checksums"},
+    {"errors", "elements", "checksums", "halving"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "lock", "gather", "logit", "options", "memory"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from ichfast.augment import AugmentConfig
+from ichfast.batch import Batch
 from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.loader import make_loader
@@ -226,11 +227,36 @@ def test_only_what_the_graph_uses_is_computed(
     monkeypatch.setattr("ichfast.feeds.window_columns", None)
     monkeypatch.setattr("ichfast.feeds.neighbours", None)
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
-        always = ("target", "index", "matrix", "size")
-        halving = [f"{name}.{k}" for k in range(3) for name in ("halves", "halved")]
-        assert loader._columns.feeds == (*always, *halving)
+        assert loader._columns.feeds == ("target", "index", "matrix", "size")
         assert loader._slices.feeds == ("stored",)
         assert len(list(loader)) == 5
+
+
+# Who halves
+
+
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_the_graph_halves_to_the_bits_of_what_supplies_the_slices(
+    tiny_store: Store, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(
+        DATA, size=40, level=512, windows=("400/3000",), neighbours=True, cache=cache
+    )
+    batches: list[list[Batch]] = []
+    for in_graph in (False, True):
+        monkeypatch.setattr(
+            "ichfast.loader.halves_in_graph", lambda _, halves=in_graph: halves
+        )
+        with make_loader(
+            tiny_store, everything(tiny_store), config, augment=GEOMETRY
+        ) as loader:
+            assert ("halves.3" in loader._columns.feeds) is in_graph
+            batches.append(list(loader))
+            loader.set_size(160)
+            batches[-1] += list(loader)
+    assert len(batches[0]) == 10
+    for by_supply, by_graph in zip(*batches, strict=True):
+        assert same_images(by_supply, by_graph)
 
 
 # Sizes that change

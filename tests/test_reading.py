@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from ichfast import reading
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError, StoreError
-from ichfast.reading import ReadAhead, batches_ahead
+from ichfast.reading import ReadAhead, Wanted, batches_ahead
 from ichfast.store import Store
+from ichfast.twin import halve
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def ahead(tiny_store: Store) -> Iterator[ReadAhead]:
     supply.close()
 
 
-def batch(*positions: int) -> npt.NDArray[np.int64]:
-    return np.array(positions, dtype=np.int64)
+def batch(*positions: int) -> Wanted:
+    return Wanted.whole(np.array(positions, dtype=np.int64))
 
 
 def test_batches_come_in_the_order_asked_and_as_stored(
@@ -39,11 +39,26 @@ def test_batches_come_in_the_order_asked_and_as_stored(
     for feeds in wanted:
         taken = ahead.take()
         assert len(taken) == len(feeds)
-        for slices, positions_B in zip(taken, feeds, strict=True):
-            for stored_HW, position in zip(slices, positions_B, strict=True):
+        for slices, asked in zip(taken, feeds, strict=True):
+            for stored_HW, position in zip(slices, asked.positions_B, strict=True):
                 np.testing.assert_array_equal(
                     stored_HW, tiny_store.slice_HW(int(position))
                 )
+
+
+def test_slices_come_halved_as_often_as_asked_whatever_their_shape(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    positions_B = np.array([0, 13, 14, 0, 28])
+    halvings_B = np.array([1, 2, 0, 3, 1])
+    ahead.ask([Wanted(positions_B, halvings_B), Wanted(positions_B, halvings_B[::-1])])
+    first, second = ahead.take()
+    for slices, times_B in ((first, halvings_B), (second, halvings_B[::-1])):
+        for found_HW, position, times in zip(slices, positions_B, times_B, strict=True):
+            expected_HW = tiny_store.slice_HW(int(position))
+            for _ in range(times):
+                expected_HW = halve(expected_HW)
+            np.testing.assert_array_equal(found_HW, expected_HW)
 
 
 def test_memory_is_reused_once_given_back_and_not_before(
@@ -66,7 +81,7 @@ def test_what_is_forgotten_is_not_given_and_its_memory_is_reused(
 ) -> None:
     for _ in range(3):
         for first in range(0, 20, 5):
-            ahead.ask([np.arange(first, first + 5)])
+            ahead.ask([batch(*range(first, first + 5))])
         ahead.take()
         ahead.forget()
     assert len(ahead._free) == 4

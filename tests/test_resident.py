@@ -17,9 +17,11 @@ from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
 from ichfast.ranks import Ranks
+from ichfast.reading import Wanted
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.store import Store
 from ichfast.supply import SliceSupply
+from ichfast.twin import halve
 
 KEPT_R = np.array([1, 4, 9, 20, 28])
 CPU = torch.device("cpu")
@@ -47,8 +49,8 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
 ) -> None:
     monkeypatch.setattr(resident, "CHUNK_SLICES", 2)
     supply = keep(tiny_store, 256)
-    supply.ask([np.array([28, 4, 4]), np.array([1])])
-    supply.ask([np.array([9])])
+    supply.ask([Wanted.whole(np.array([28, 4, 4])), Wanted.whole(np.array([1]))])
+    supply.ask([Wanted.whole(np.array([9]))])
     for expected in ([[28, 4, 4], [1]], [[9]]):
         taken = supply.take()
         assert len(taken) == len(expected)
@@ -58,7 +60,7 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
                     np.asarray(stored_HW), tiny_store.slice_HW(position, 256)
                 )
         supply.give_back()
-    supply.ask([np.array([20])])
+    supply.ask([Wanted.whole(np.array([20]))])
     supply.forget()
     supply.close()
 
@@ -66,10 +68,22 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
 def test_host_memory_keeps_slices_of_all_shapes(tiny_store: Store) -> None:
     kept_R = np.arange(29)
     supply = keep_on_host(tiny_store, 512, kept_R)
-    supply.ask([kept_R])
+    supply.ask([Wanted.whole(kept_R)])
     (slices,) = supply.take()
     for position, stored_HW in enumerate(slices):
         np.testing.assert_array_equal(stored_HW, tiny_store.slice_HW(position))
+    supply.close()
+
+
+def test_host_memory_gives_slices_halved_as_often_as_asked(tiny_store: Store) -> None:
+    supply = keep_on_host(tiny_store, 512, np.arange(29))
+    supply.ask([Wanted(np.array([0, 13, 0]), np.array([2, 1, 0]))])
+    ((twice_HW, odd_HW, whole_HW),) = supply.take()
+    stored_HW = tiny_store.slice_HW(0)
+    np.testing.assert_array_equal(twice_HW, halve(halve(stored_HW)))
+    np.testing.assert_array_equal(odd_HW, halve(tiny_store.slice_HW(13)))
+    np.testing.assert_array_equal(whole_HW, stored_HW)
+    supply.give_back()
     supply.close()
 
 

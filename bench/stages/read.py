@@ -29,7 +29,7 @@ import numpy.typing as npt
 from bench.measure import Contender, Meter, Record
 from bench.workload import Workload, common_slices
 from ichfast.dataconfig import source_shapes
-from ichfast.reading import NUM_READERS, ReadAhead, batches_ahead
+from ichfast.reading import NUM_READERS, ReadAhead, Wanted, batches_ahead
 from ichfast.shards import NPY_HEADER_BYTES, PIXEL_DTYPE, shard_path
 from ichfast.store import Store
 
@@ -157,10 +157,10 @@ class _Reader:
             for first in range(0, len(self._picked_N), self.batch_size)
         ]
         for batch in batches[: self.num_ahead]:
-            self._reading.ask([batch])
+            self._reading.ask([Wanted.whole(batch)])
         for number in range(len(batches)):
             for batch in batches[number + self.num_ahead :][:1]:
-                self._reading.ask([batch])
+                self._reading.ask([Wanted.whole(batch)])
             self._reading.take()
             self._reading.give_back()
         return len(self._picked_N)
