@@ -54,7 +54,7 @@ class RunLog:
             self._board.add_scalar(name, value, row["epoch"])
         logger.info(
             "epoch %d: train loss %.5f, valid loss %.5f, weighted log loss %.5f, "
-            "accuracy %.4f, %.0f slices/s, %.0f %% waiting for data",
+            "accuracy %.4f, %.1f slices/s, %.0f %% waiting for data",
             row["epoch"] + 1,
             row["train_loss"],
             row["valid_loss"],
