@@ -4,7 +4,8 @@ Promises:
 
 1. Things that are compared take turns (A B A B), so that a machine that slows down
    slows all of them. What a turn needs beforehand is not timed.
-2. Warm-up turns are not counted. The device is idle before a clock is read.
+2. Warm-up turns are not counted. The device is idle before a clock is read. A program
+   that clocks itself is believed, so that its start does not count.
 3. A figure is the median of its turns, with the interval that holds the true median
    with the stated coverage (`bench.estimates`).
 4. A ratio is the median of the ratios turn by turn, with an interval of its own.
@@ -35,6 +36,15 @@ class BenchError(IchfastError):
     """A measurement that cannot be made, or results that cannot be read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Clocked:
+    """The work of a turn by a program that clocks itself."""
+
+    units: int
+    seconds: float
+    """More than 0."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
     """One of the things that are compared."""
@@ -43,8 +53,9 @@ class Contender:
     role: str
     """One of `ROLES`."""
 
-    run: Callable[[], int]
-    """Does the work of one turn; returns the units that it did."""
+    run: Callable[[], int | Clocked]
+    """Does the work of one turn; returns the units that it did, and if it clocked
+    itself the seconds."""
 
     before: Callable[[], object] = lambda: None
     """Called before each turn, not timed."""
@@ -239,11 +250,13 @@ class Meter:
                 contender.before()
                 self._wait_for_device()
                 started_s = self.clock()
-                units = contender.run()
+                done = contender.run()
                 self._wait_for_device()
                 seconds = max(self.clock() - started_s, 1e-9)
+                if not isinstance(done, Clocked):
+                    done = Clocked(done, seconds)
                 if turn >= self.warmup:
-                    own.append(units / seconds)
+                    own.append(done.units / done.seconds)
         return rates
 
     def _wait_for_device(self) -> None:

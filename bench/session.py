@@ -46,7 +46,7 @@ SHORT_RANKS, FULL_RANKS = (1, 2), (1, 2, 4, 8)
 
 STAGE_S = {
     "prepare": 60.0,
-    "read": 5.0,
+    "read": 8.0,
     "loader": 25.0,
     "train": 15.0,
     "end_to_end": 15.0,

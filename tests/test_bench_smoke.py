@@ -16,6 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from bench.barest import BarestCopiers, copy_slices
@@ -38,7 +39,7 @@ from bench.session import (
     run_stage,
 )
 from bench.stages import STAGES
-from bench.stages.loader import make_task
+from bench.stages.loader import CopyAlone, gpu_copies, make_task
 from bench.stages.read import drop_cache
 from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
@@ -236,9 +237,31 @@ def test_every_stage_runs_and_compares_with_its_limit(
     if stage == "loader":
         named = {record.name for record in records}
         assert {"torchvision", "grid-sample", "fastai-png", "ffcv"} <= named
+        without_gpu = {each.name for each in records if each.reason == "no GPU is used"}
+        assert without_gpu == {"upload", "copy on the GPU"}
     table = format_table(records)
     assert all(record.name in table for record in records)
     assert summarize(records)["stages"].keys() == {stage}
+
+
+def test_copies_move_a_batch_as_often_as_an_epoch_has_batches() -> None:
+    batch_BHW = torch.arange(4 * 3 * 2, dtype=torch.int16).reshape(4, 3, 2)
+    copied_BHW = torch.zeros_like(batch_BHW)
+    assert CopyAlone(batch_BHW, copied_BHW, num_batches=5).run() == 5 * 4
+    assert torch.equal(copied_BHW, batch_BHW)
+
+
+def test_a_gpu_is_held_to_copies_over_the_bus_and_on_the_gpu(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a GPU there is no pinned memory; what is copied where stays the same.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    with toy.open_store() as store:
+        copies = gpu_copies(store, make_task(store, 256, toy))
+    assert [copy.name for copy in copies] == ["upload", "copy on the GPU"]
+    assert {copy.role for copy in copies} == {"limit"}
+    assert [copy.run() for copy in copies] == [4, 4]
+    assert [copy.settings["unit_bytes"] for copy in copies] == [2 * 256**2] * 2
 
 
 def test_a_cached_store_of_another_version_is_made_anew(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ All give exp-30's input: one window, rotation, zoom, flip, lighting, cutout, flo
 A turn is one epoch over the same slices, its beginning included. The limit is a
 DALI pipeline with the resample and nothing else: no shrinking before it (so from
 a level much larger than the output it skips pixels, which the loader must not),
-no window, no lighting, no holes, and parameters drawn beforehand.
+no window, no lighting, no holes, and parameters drawn beforehand. A GPU is held to
+two copies of the stored bytes besides: to it, and within it.
 
 Shape letters: N slices of an epoch, B slices of a batch.
 """
@@ -38,6 +39,9 @@ STAGE = "loader"
 PEER_SHARE = 4
 """A peer loads one slice in so many."""
 
+GPU_COPIES = ("upload", "copy on the GPU")
+"""Limits that only a GPU has: stored bytes from pinned memory, and from its own."""
+
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
     """Measure the loader from each level, slices a second."""
@@ -46,6 +50,13 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
         for level in store.levels:
             records += _measure_level(store, level, workload, meter)
         case = f"level {store.levels[0]} to {workload.size}"
+    if workload.device == "cpu":
+        records += [
+            meter.left_out(
+                stage=STAGE, case=case, name=name, role="limit", reason="no GPU is used"
+            )
+            for name in GPU_COPIES
+        ]
     return records + [
         meter.left_out(
             stage=STAGE, case=case, name=name, role="peer", reason=reason_to_skip(name)
@@ -118,8 +129,7 @@ def _measure_level(
             Contender(name="warp alone", role="limit", run=warp.run),
         ]
         if workload.device != "cpu":
-            copy = _UploadAlone(store, whole)
-            contenders.append(Contender(name="upload", role="limit", run=copy.run))
+            contenders += gpu_copies(store, whole)
         for name in peers_of(STAGE, workload.peers):
             # What skips pixels is no peer; a PNG has the source's resolution.
             if reason_to_skip(name) or (
@@ -218,21 +228,48 @@ class _WarpAlone:
         return self._batches[info.iteration]
 
 
-class _UploadAlone:
-    """The limit of a GPU: the stored bytes of the same slices over the bus."""
+class CopyAlone:
+    """A limit of a GPU: as many batches of stored bytes as an epoch has, copied.
 
-    def __init__(self, store: Store, task: LoaderTask) -> None:
-        picked_B = task.positions_N[: task.batch_size]
-        stored_BHW = np.stack([store.slice_HW(int(k), task.level) for k in picked_B])
-        self._pinned_BHW = torch.from_numpy(stored_BHW.view(np.int16)).pin_memory()
-        self._resident_BHW = torch.empty_like(self._pinned_BHW, device=task.device)
-        self._num_batches = len(task.positions_N) // task.batch_size
+    Args:
+        source: a batch; copied without waiting if it is pinned or on a GPU.
+        target: as large, on the device copied to.
+        num_batches: copied in a turn.
+    """
+
+    def __init__(
+        self, source: torch.Tensor, target: torch.Tensor, num_batches: int
+    ) -> None:
+        self._source, self._target = source, target
+        self._num_batches = num_batches
 
     def run(self) -> int:
-        """Upload as many batches as an epoch has."""
+        """Copy an epoch's batches; returns slices. On a GPU, the meter waits."""
         for _ in range(self._num_batches):
-            self._resident_BHW.copy_(self._pinned_BHW, non_blocking=True)
-        return self._num_batches * len(self._pinned_BHW)
+            self._target.copy_(self._source, non_blocking=True)
+        return self._num_batches * len(self._source)
+
+
+def gpu_copies(store: Store, task: LoaderTask) -> list[Contender]:
+    """Copies of the slices' stored bytes: over the bus, and on the GPU.
+
+    It is the same batch each time, so a part may come out of the GPU's cache.
+    """
+    picked_B = task.positions_N[: task.batch_size]
+    stored_BHW = np.stack([store.slice_HW(int(k), task.level) for k in picked_B])
+    pinned_BHW = torch.from_numpy(stored_BHW.view(np.int16)).pin_memory()
+    resident_BHW = pinned_BHW.to(task.device)
+    num_batches = len(task.positions_N) // task.batch_size
+    sources = dict(zip(GPU_COPIES, (pinned_BHW, resident_BHW), strict=True))
+    return [
+        Contender(
+            name=name,
+            role="limit",
+            run=CopyAlone(source, torch.empty_like(resident_BHW), num_batches).run,
+            settings={"unit_bytes": stored_BHW[0].nbytes},
+        )
+        for name, source in sources.items()
+    ]
 
 
 def _stored_and_matrix(

@@ -6,9 +6,9 @@ cannot do that: a shard cut short would end the process.)
 
 Cold, the cache is emptied before each turn (``posix_fadvise(DONTNEED)``, which takes
 no privilege; what the disk or a hypervisor keeps is beyond it), and the store is read
-past the cache, as one larger than the memory is. The limit asks the disk
-for the same slices in the same order as ``fio --direct=1 --ioengine=psync`` would, in
-as many threads as the reader has; the same bytes in sequence are shown beside it.
+past the cache, as one larger than the memory is. The limits are bare threads that ask
+the disk for the same slices in the same order (`bench.disk`), fio where it is installed
+(`bench.fio`), and the same bytes in sequence.
 
 Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
 """
@@ -16,27 +16,25 @@ Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.measure import Contender, Meter, Record
+from bench.disk import BLOCK_BYTES, Disk
+from bench.fio import Fio
+from bench.measure import BenchError, Clocked, Contender, Meter, Record
 from bench.workload import Workload, common_slices
 from ichfast.dataconfig import source_shapes
 from ichfast.reading import NUM_READERS, ReadAhead, Wanted, batches_ahead
-from ichfast.shards import NPY_HEADER_BYTES, PIXEL_DTYPE, shard_path
+from ichfast.shards import PIXEL_DTYPE, shard_path
 from ichfast.store import Store
 
 STAGE = "read"
 MAX_SLICES = 512
-BLOCK_BYTES = 4 * 2**20
-"""What the sequential reader asks for at a time."""
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
@@ -75,43 +73,92 @@ def _measure_cold(reader: _Reader, meter: Meter) -> list[Record]:
                 stage=STAGE, case="cold", name="ichfast", role="ichfast", reason=reason
             )
         ]
-    with _Disk(reader) as disk:
-
-        def contender(
-            name: str, role: str, run: Callable[[], int], **settings: object
-        ) -> Contender:
-            return Contender(
-                name=name,
-                role=role,
-                run=run,
-                before=lambda: drop_cache(reader.files),
-                settings=settings,
+    with Disk(
+        reader.files,
+        reader.places,
+        reader.slice_bytes,
+        ring_slices=reader.ring_slices,
+    ) as disk:
+        fio = _fio_like(reader, is_direct=disk.is_direct)
+        reason = _reason_to_skip(fio)
+        records = _compare_cold(reader, disk, None if reason else fio, meter)
+    if reason:
+        records.append(
+            meter.left_out(
+                stage=STAGE, case="cold", name="fio", role="limit", reason=reason
             )
-
-        return meter.compare(
-            [
-                contender("ichfast", "ichfast", reader.read),
-                contender(
-                    "random read",
-                    "limit",
-                    disk.read_at_random,
-                    direct=disk.is_direct,
-                    threads=NUM_READERS,
-                ),
-                contender(
-                    "sequential read",
-                    "limit",
-                    disk.read_in_sequence,
-                    order="sequential",
-                    block_bytes=BLOCK_BYTES,
-                ),
-            ],
-            stage=STAGE,
-            case="cold",
-            unit="slices",
-            cache="cold",
-            settings=reader.settings,
         )
+    return records
+
+
+def _compare_cold(
+    reader: _Reader, disk: Disk, fio: Fio | None, meter: Meter
+) -> list[Record]:
+    def limit(
+        name: str, run: Callable[[], int | Clocked], **settings: object
+    ) -> Contender:
+        return Contender(
+            name=name,
+            role="limit",
+            run=run,
+            before=lambda: drop_cache(reader.files),
+            settings=settings,
+        )
+
+    threads = {"direct": disk.is_direct, "threads": NUM_READERS}
+    contenders = [
+        Contender(
+            name="ichfast",
+            role="ichfast",
+            run=reader.read,
+            before=lambda: drop_cache(reader.files),
+        ),
+        limit("random read", disk.read_at_random, **threads),
+        limit(
+            "random read, ring",
+            disk.read_into_ring,
+            ring_slices=reader.ring_slices,
+            **threads,
+        ),
+        limit(
+            "sequential read",
+            disk.read_in_sequence,
+            order="sequential",
+            block_bytes=BLOCK_BYTES,
+        ),
+    ]
+    if fio is not None:
+        contenders.append(limit("fio", fio.read, clocked_by="fio", **threads))
+    return meter.compare(
+        contenders,
+        stage=STAGE,
+        case="cold",
+        unit="slices",
+        cache="cold",
+        settings=reader.settings,
+    )
+
+
+def _fio_like(reader: _Reader, *, is_direct: bool) -> Fio:
+    """What fio reads: the shards that hold the reader's slices, all of one shape."""
+    shards = sorted({shard for shard, _ in reader.places})
+    return Fio(
+        level_dir=reader.files[0].parent,
+        shards=tuple(reader.files[shard].name for shard in shards),
+        slice_bytes=reader.slice_bytes,
+        num_slices=len(reader.places),
+        threads=NUM_READERS,
+        is_direct=is_direct,
+    )
+
+
+def _reason_to_skip(fio: Fio) -> str:
+    """Why fio cannot read here, found by trying; empty if it can."""
+    try:
+        fio.read()
+    except BenchError as error:
+        return str(error)
+    return ""
 
 
 class _Reader:
@@ -146,6 +193,11 @@ class _Reader:
         }
 
     @property
+    def ring_slices(self) -> int:
+        """Slices that its memory holds: of the batches ahead and the one taken."""
+        return (self.num_ahead + 1) * self.batch_size
+
+    @property
     def slice_bytes(self) -> int:
         """Of one slice."""
         return math.prod(self.slice_shape) * PIXEL_DTYPE.itemsize
@@ -175,61 +227,15 @@ class _PageCache:
     def __init__(self, reader: _Reader) -> None:
         maps = [np.load(file, mmap_mode="r") for file in reader.files]
         self._mapped = [maps[shard][row] for shard, row in reader.places]
-        num_slots = (reader.num_ahead + 1) * reader.batch_size
-        self._ring_SHW = np.empty((num_slots, *reader.slice_shape), PIXEL_DTYPE)
+        self._ring_SHW = np.empty(
+            (reader.ring_slices, *reader.slice_shape), PIXEL_DTYPE
+        )
 
     def copy(self) -> int:
         """Copy every slice."""
         for number, stored_HW in enumerate(self._mapped):
             self._ring_SHW[number % len(self._ring_SHW)] = stored_HW
         return len(self._mapped)
-
-
-class _Disk:
-    """Asks the disk for the reader's slices and does nothing else with them."""
-
-    def __init__(self, reader: _Reader) -> None:
-        self._files = reader.files
-        self._places = reader.places
-        self._slice_bytes = reader.slice_bytes
-        self.is_direct = reader.slice_bytes % mmap.PAGESIZE == 0
-        """Whether random reads go past the page cache."""
-        self._descriptors = self._open()
-        # Memory of its own for each thread, on a page as O_DIRECT wants it.
-        self._buffers = [mmap.mmap(-1, reader.slice_bytes) for _ in range(NUM_READERS)]
-        self._pool = ThreadPoolExecutor(NUM_READERS)
-
-    def __enter__(self) -> _Disk:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown()
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-
-    def _open(self) -> list[int]:
-        direct = os.O_DIRECT if self.is_direct else 0
-        try:
-            return [os.open(file, os.O_RDONLY | direct) for file in self._files]
-        except OSError:  # a file system without it
-            self.is_direct = False
-            return [os.open(file, os.O_RDONLY) for file in self._files]
-
-    def read_at_random(self) -> int:
-        """Read every slice, in several threads."""
-        return sum(self._pool.map(self._read_share, range(NUM_READERS)))
-
-    def _read_share(self, thread: int) -> int:
-        share = self._places[thread::NUM_READERS]
-        for shard, row in share:
-            start = NPY_HEADER_BYTES + row * self._slice_bytes
-            os.preadv(self._descriptors[shard], [self._buffers[thread]], start)
-        return len(share)
-
-    def read_in_sequence(self) -> int:
-        """Read as many bytes from the shards, front to back."""
-        read_bytes(self._files, len(self._places) * self._slice_bytes)
-        return len(self._places)
 
 
 def drop_cache(files: Sequence[Path]) -> str:
@@ -255,15 +261,3 @@ def _is_cached(descriptor: int, num_bytes: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def read_bytes(files: Sequence[Path], num_bytes: int) -> None:
-    """Read so many bytes from files, front to back, into one buffer."""
-    buffer = memoryview(bytearray(BLOCK_BYTES))
-    for file in files:
-        with file.open("rb", buffering=0) as stream:
-            while num_bytes > 0:
-                found = stream.readinto(buffer[: min(BLOCK_BYTES, num_bytes)])
-                if not found:
-                    break
-                num_bytes -= found

@@ -129,7 +129,7 @@ def _measure_arch(
         ]
 
 
-def _peak_mib(run: Callable[[], int]) -> float:
+def _peak_mib(run: Callable[[], object]) -> float:
     """Most GPU memory that tensors take while a turn runs, MiB.
 
     What other contenders keep is in it, the same for all.
