@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
-from nvidia.dali.tensors import TensorCPU
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from ichfast.errors import first_line
 from ichfast.twin import LOGIT_EPSILON
@@ -51,17 +51,16 @@ class Feed:
 
     dtype: types.DALIDataType
     num_axes: int
-    layout: str = ""
 
 
 FEEDS = {
-    "stored": Feed(types.UINT16, 3, "HWC"),
+    "stored": Feed(types.UINT16, 3),
     "target": Feed(types.FLOAT, 1),
     "index": Feed(types.INT64, 1),
     "matrix": Feed(types.FLOAT, 2),
     "size": Feed(types.FLOAT, 1),
-    "before": Feed(types.UINT16, 3, "HWC"),
-    "after": Feed(types.UINT16, 3, "HWC"),
+    "before": Feed(types.UINT16, 3),
+    "after": Feed(types.UINT16, 3),
     "center": Feed(types.FLOAT, 1),  # these two only if windows differ by slice
     "width": Feed(types.FLOAT, 1),
     "contrast": Feed(types.FLOAT, 1),  # these two only if there is lighting
@@ -72,6 +71,8 @@ FEEDS = {
 
 SLICE_FEEDS = ("stored", "before", "after")
 """Feeds that are slices; the last two only if neighbours are seen."""
+
+SLICE_LAYOUT = "HWC"
 
 _ON_GPU = {
     *SLICE_FEEDS,
@@ -139,7 +140,13 @@ def slice_graph(
     """
     fed = {
         **_read(columns),
-        **_read(slices, no_copy=True, device="gpu" if uploaded else "cpu"),
+        **_read(
+            slices,
+            no_copy=True,
+            device="gpu" if uploaded else "cpu",
+            # Slices of the host bring it along; DALI would wrap each once more.
+            layout=SLICE_LAYOUT if uploaded else None,
+        ),
     }
     if on_gpu:
         for name in _ON_GPU & fed.keys():
@@ -198,23 +205,28 @@ def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
         num_outputs=len(feeds),
         dtype=[feed.dtype for feed in feeds],
         ndim=[feed.num_axes for feed in feeds],
-        layout=[feed.layout for feed in feeds],
         **options,
     )
     return dict(zip(source.feeds, outputs, strict=True))
 
 
 def wrap_host_slices(
-    slices: Sequence[npt.NDArray[np.uint16]], *, pinned: bool
-) -> list[TensorCPU]:
+    slices: npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint16]], *, pinned: bool
+) -> TensorListCPU | list[TensorCPU]:
     """Slices in host memory as DALI takes them in place.
 
     Args:
-        slices: (H, W) each, uint16, C order.
+        slices: an array (B, H, W), or an array (H, W) each; uint16, C order.
         pinned: their memory is page-locked.
+
+    Returns:
+        One object for one array: each costs Python as much as a small calculation.
     """
+    if isinstance(slices, np.ndarray):
+        stored_BHWC = slices[..., np.newaxis]
+        return TensorListCPU(stored_BHWC, SLICE_LAYOUT, is_pinned=pinned)
     return [
-        TensorCPU(stored_HW[..., np.newaxis], "HWC", is_pinned=pinned)
+        TensorCPU(stored_HW[..., np.newaxis], SLICE_LAYOUT, is_pinned=pinned)
         for stored_HW in slices
     ]
 
