@@ -21,7 +21,7 @@ Shape letters: H rows, W columns, C windows, S output size, V stored values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -208,6 +208,15 @@ def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
         **options,
     )
     return dict(zip(source.feeds, outputs, strict=True))
+
+
+def wrap_columns(columns: Iterable[npt.NDArray[Any]]) -> tuple[TensorListCPU, ...]:
+    """Numbers of a batch as DALI takes them; what it makes of an array takes longer.
+
+    Args:
+        columns: shape (B, ...) each, C order, of the dtype of their `Feed`.
+    """
+    return tuple(TensorListCPU(column) for column in columns)
 
 
 def wrap_host_slices(
