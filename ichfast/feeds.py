@@ -37,7 +37,7 @@ from ichfast.store import Store
 from ichfast.supply import SliceSupply
 from ichfast.twin import MIN_WIDTH_HU
 
-DRAWN_SLICES = 64
+DRAWN_SLICES = 256
 """Small batches are drawn several at once, up to so many slices: it is the calls into
 NumPy that cost, not the numbers."""
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -144,16 +145,16 @@ class ReadAhead:
     def take(self) -> tuple[Slices, ...]:
         """Wait until the oldest batch asked for is there."""
         filling = self._asked[0]
-        done, waiting = futures.wait(
-            filling.reads, PATIENCE_S, return_when=futures.FIRST_EXCEPTION
-        )
-        for read in done:
-            read.result()  # raises what the reader raised
-        if waiting:
+        end_s = time.monotonic() + PATIENCE_S
+        try:
+            for read in filling.reads:
+                # Raises what the reader raised.
+                read.result(max(0.0, end_s - time.monotonic()))
+        except futures.TimeoutError as error:
             raise LoaderError(
                 f"{self._store.path} gave no batch within {PATIENCE_S:.0f} s; its disk "
                 "or network does not answer: check it, then continue with --resume"
-            )
+            ) from error
         self._taken.append(self._asked.popleft().slot)
         return tuple(filling.feeds())
 
@@ -227,7 +228,7 @@ class _Slot:
 
     def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> Slices:
         """Slices of these shapes, in the order given; what they hold is undefined."""
-        num_bytes = 2 * int(shape_B2.prod(axis=1).sum())
+        num_bytes = 2 * int(shape_B2[:, 0] @ shape_B2[:, 1])
         if num_bytes > len(self._bytes):
             self.wait()
             self._bytes = _page_aligned(num_bytes, pinned=self._pinned)
