@@ -130,9 +130,7 @@ class ReadAhead:
         halvings = np.concatenate([feed.halvings_B for feed in wanted])
         slices = slot.lay_out(halved_shape(self._shape_N2[positions], halvings))
         share = max(-(-len(slices) // NUM_READERS), LEAST_SHARE)
-        parts = [
-            slice(first, first + share) for first in range(0, len(slices), share)
-        ]
+        parts = [slice(first, first + share) for first in range(0, len(slices), share)]
         reads = [
             self._pool.submit(
                 self._read, slot, positions[part], halvings[part], slices[part]
@@ -194,7 +192,7 @@ class ReadAhead:
                 self._store.read_into(position, self._level, out_HW)
                 continue
             # A thread's own memory, small enough to stay in the processor's cache.
-            whole_HW = self._desk.array(self._shape_N2[position])
+            whole_HW = self._desk.array(*self._shape_N2[position].tolist())
             self._store.read_into(position, self._level, whole_HW)
             halve_into(whole_HW, halvings, out_HW)
 
@@ -209,13 +207,17 @@ class _Desk(threading.local):
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._whole_HW = np.empty((0, 0), np.uint16)
 
-    def array(self, shape_2: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    def array(self, rows: int, columns: int) -> npt.NDArray[np.uint16]:
         """An array of that shape, on a page; what it holds is undefined."""
-        num_bytes = 2 * int(shape_2.prod())
-        if num_bytes > len(self._bytes):
-            self._bytes = _page_aligned(num_bytes, pinned=False)
-        return self._bytes.numpy()[:num_bytes].view(np.uint16).reshape(shape_2)
+        if self._whole_HW.shape != (rows, columns):
+            num_bytes = 2 * rows * columns
+            if num_bytes > len(self._bytes):
+                self._bytes = _page_aligned(num_bytes, pinned=False)
+            flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
+            self._whole_HW = flat.reshape(rows, columns)
+        return self._whole_HW
 
 
 class _Slot:

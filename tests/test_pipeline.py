@@ -28,6 +28,7 @@ def test_an_array_of_slices_is_one_object_and_not_copied() -> None:
 def test_slices_of_several_shapes_are_an_object_each_and_not_copied() -> None:
     slices = [np.zeros((4, 5), np.uint16), np.zeros((2, 3), np.uint16)]
     wrapped = wrap_host_slices(slices, pinned=False)
+    assert isinstance(wrapped, list)
     slices[1][1, 2] = 7
     assert [tensor.shape() for tensor in wrapped] == [[4, 5, 1], [2, 3, 1]]
     assert np.asarray(wrapped[1])[1, 2, 0] == 7
