@@ -98,7 +98,7 @@ class HostSlices:
         self._asked.append(wanted)
 
     def take(self) -> tuple[Slices, ...]:
-        """Views of the slices, which nothing ever overwrites; or new, halved ones."""
+        """Views of the slices, which nothing overwrites; new ones if any is halved."""
         self._taken.append(tuple(self._give(feed) for feed in self._asked.popleft()))
         return self._taken[-1]
 
