@@ -27,6 +27,7 @@ from ichfast.pipeline import (
     LOGIT_STEPS,
     LOGIT_ZERO,
     SLICE_FEEDS,
+    wrap_columns,
     wrap_device_slices,
     wrap_host_slices,
 )
@@ -36,7 +37,7 @@ from ichfast.store import Store
 from ichfast.supply import SliceSupply
 from ichfast.twin import MIN_WIDTH_HU
 
-DRAWN_SLICES = 64
+DRAWN_SLICES = 256
 """Small batches are drawn several at once, up to so many slices: it is the calls into
 NumPy that cost, not the numbers."""
 
@@ -147,14 +148,16 @@ class ColumnFeeds:
             ),
         )
 
-    def __call__(self, info: Any) -> tuple[npt.NDArray[Any], ...]:
+    def __call__(self, info: Any) -> tuple[Any, ...]:
         """The numbers of one batch, in the order of `feeds`."""
         self._schedule.picked_or_stop(info.iteration)
         place = info.iteration % self._num_drawn
         if place == 0:
             self._drawn = self._draw(info.iteration)
         first = place * self._batch_size
-        return tuple(column[first : first + self._batch_size] for column in self._drawn)
+        return wrap_columns(
+            column[first : first + self._batch_size] for column in self._drawn
+        )
 
     def _draw(self, first_call: int) -> tuple[npt.NDArray[Any], ...]:
         """The numbers of some batches, one behind the other."""

@@ -323,7 +323,9 @@ class DaliLoader:
             outputs = self._run()
             if outputs is None:
                 return
-            image_BHWC, target_BK, index_B1 = map(_as_torch, outputs)
+            image_BHWC, target_BK, index_B1 = (
+                _as_torch(tensors, on_gpu=self.device != "cpu") for tensors in outputs
+            )
             yield Batch(
                 images_BCHW=image_BHWC.permute(0, 3, 1, 2),
                 targets_BK=target_BK,
@@ -386,5 +388,8 @@ class DaliLoader:
         self.close()
 
 
-def _as_torch(tensors: Any) -> torch.Tensor:
-    return torch.utils.dlpack.from_dlpack(tensors.as_tensor())
+def _as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
+    """An output of DALI as a tensor, without a copy."""
+    tensor = tensors.as_tensor()
+    # Given the object, torch finds out how to ask for a capsule, and on which stream.
+    return torch.utils.dlpack.from_dlpack(tensor if on_gpu else tensor.__dlpack__())

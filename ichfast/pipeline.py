@@ -21,7 +21,7 @@ Shape letters: H rows, W columns, C windows, S output size, V stored values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
-from nvidia.dali.tensors import TensorCPU
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from ichfast.errors import first_line
 from ichfast.twin import LOGIT_EPSILON
@@ -51,17 +51,16 @@ class Feed:
 
     dtype: types.DALIDataType
     num_axes: int
-    layout: str = ""
 
 
 FEEDS = {
-    "stored": Feed(types.UINT16, 3, "HWC"),
+    "stored": Feed(types.UINT16, 3),
     "target": Feed(types.FLOAT, 1),
     "index": Feed(types.INT64, 1),
     "matrix": Feed(types.FLOAT, 2),
     "size": Feed(types.FLOAT, 1),
-    "before": Feed(types.UINT16, 3, "HWC"),
-    "after": Feed(types.UINT16, 3, "HWC"),
+    "before": Feed(types.UINT16, 3),
+    "after": Feed(types.UINT16, 3),
     "center": Feed(types.FLOAT, 1),  # these two only if windows differ by slice
     "width": Feed(types.FLOAT, 1),
     "contrast": Feed(types.FLOAT, 1),  # these two only if there is lighting
@@ -72,6 +71,9 @@ FEEDS = {
 
 SLICE_FEEDS = ("stored", "before", "after")
 """Feeds that are slices; the last two only if neighbours are seen."""
+
+SLICE_LAYOUT = "HWC"
+"""Axes of such a feed, as DALI spells them."""
 
 _ON_GPU = {
     *SLICE_FEEDS,
@@ -139,7 +141,13 @@ def slice_graph(
     """
     fed = {
         **_read(columns),
-        **_read(slices, no_copy=True, device="gpu" if uploaded else "cpu"),
+        **_read(
+            slices,
+            no_copy=True,
+            device="gpu" if uploaded else "cpu",
+            # Slices of the host bring it along; DALI would wrap each once more.
+            layout=SLICE_LAYOUT if uploaded else None,
+        ),
     }
     if on_gpu:
         for name in _ON_GPU & fed.keys():
@@ -198,23 +206,37 @@ def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
         num_outputs=len(feeds),
         dtype=[feed.dtype for feed in feeds],
         ndim=[feed.num_axes for feed in feeds],
-        layout=[feed.layout for feed in feeds],
         **options,
     )
     return dict(zip(source.feeds, outputs, strict=True))
 
 
+def wrap_columns(columns: Iterable[npt.NDArray[Any]]) -> tuple[TensorListCPU, ...]:
+    """Numbers of a batch as DALI would wrap them itself, in half the time.
+
+    Args:
+        columns: shape (B, ...) each, C order, of the dtype of their `Feed`.
+    """
+    return tuple(TensorListCPU(column) for column in columns)
+
+
 def wrap_host_slices(
-    slices: Sequence[npt.NDArray[np.uint16]], *, pinned: bool
-) -> list[TensorCPU]:
+    slices: npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint16]], *, pinned: bool
+) -> TensorListCPU | list[TensorCPU]:
     """Slices in host memory as DALI takes them in place.
 
     Args:
-        slices: (H, W) each, uint16, C order.
+        slices: an array (B, H, W), or an array (H, W) each; uint16, C order.
         pinned: their memory is page-locked.
+
+    Returns:
+        One object for an array, else one a slice: making them is what costs.
     """
+    if isinstance(slices, np.ndarray):
+        stored_BHWC = slices[..., np.newaxis]
+        return TensorListCPU(stored_BHWC, SLICE_LAYOUT, is_pinned=pinned)
     return [
-        TensorCPU(stored_HW[..., np.newaxis], "HWC", is_pinned=pinned)
+        TensorCPU(stored_HW[..., np.newaxis], SLICE_LAYOUT, is_pinned=pinned)
         for stored_HW in slices
     ]
 

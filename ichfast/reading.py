@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -54,6 +55,28 @@ AHEAD_SLICES = 256
 def batches_ahead(batch_size: int) -> int:
     """How many batches to ask for before the first is taken: a few, one at least."""
     return max(1, min(AHEAD_BATCHES, AHEAD_SLICES // batch_size))
+
+
+Slices = npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint16]]
+"""Slices in host memory: one array (B, H, W) if all have one shape and lie one behind
+the other, else an array (H, W) each. Both give (H, W) arrays one by one."""
+
+
+def divide(flat: npt.NDArray[np.uint16], shape_B2: npt.NDArray[np.int64]) -> Slices:
+    """Cut memory into slices, one behind the other, without a copy.
+
+    Args:
+        flat: shape (pixels of all slices,).
+        shape_B2: rows and columns of each; one slice at least.
+    """
+    shapes = shape_B2.tolist()
+    if shapes.count(shapes[0]) == len(shapes):
+        return flat.reshape(-1, *shapes[0])
+    ends = np.cumsum(shape_B2.prod(axis=1)).tolist()
+    return [
+        flat[end - rows * columns : end].reshape(rows, columns)
+        for end, (rows, columns) in zip(ends, shapes, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +129,30 @@ class ReadAhead:
         positions = np.concatenate([feed.positions_B for feed in wanted])
         halvings = np.concatenate([feed.halvings_B for feed in wanted])
         slices = slot.lay_out(halved_shape(self._shape_N2[positions], halvings))
-        jobs = list(zip(positions.tolist(), halvings.tolist(), slices, strict=True))
-        share = max(-(-len(jobs) // NUM_READERS), LEAST_SHARE)
+        share = max(-(-len(slices) // NUM_READERS), LEAST_SHARE)
+        parts = [slice(first, first + share) for first in range(0, len(slices), share)]
         reads = [
-            self._pool.submit(self._read, slot, jobs[first : first + share])
-            for first in range(0, len(jobs), share)
+            self._pool.submit(
+                self._read, slot, positions[part], halvings[part], slices[part]
+            )
+            for part in parts
         ]
         lengths = [len(feed.positions_B) for feed in wanted]
         self._asked.append(_Filling(slot, slices, lengths, reads))
 
-    def take(self) -> tuple[Sequence[npt.NDArray[np.uint16]], ...]:
+    def take(self) -> tuple[Slices, ...]:
         """Wait until the oldest batch asked for is there."""
         filling = self._asked[0]
-        done, waiting = futures.wait(
-            filling.reads, PATIENCE_S, return_when=futures.FIRST_EXCEPTION
-        )
-        for read in done:
-            read.result()  # raises what the reader raised
-        if waiting:
+        end_s = time.monotonic() + PATIENCE_S
+        try:
+            for read in filling.reads:
+                # Raises what the reader raised.
+                read.result(max(0.0, end_s - time.monotonic()))
+        except futures.TimeoutError as error:
             raise LoaderError(
                 f"{self._store.path} gave no batch within {PATIENCE_S:.0f} s; its disk "
                 "or network does not answer: check it, then continue with --resume"
-            )
+            ) from error
         self._taken.append(self._asked.popleft().slot)
         return tuple(filling.feeds())
 
@@ -153,16 +178,21 @@ class ReadAhead:
             self._free.pop().wait()
 
     def _read(
-        self, slot: _Slot, jobs: Sequence[tuple[int, int, npt.NDArray[np.uint16]]]
+        self,
+        slot: _Slot,
+        positions_B: npt.NDArray[np.int64],
+        halvings_B: npt.NDArray[np.int64],
+        slices: Slices,
     ) -> None:
-        """Fill arrays of a slot: position, halvings and array of each."""
+        """Fill slices of a slot."""
         slot.wait()
+        jobs = zip(positions_B.tolist(), halvings_B.tolist(), slices, strict=True)
         for position, halvings, out_HW in jobs:
             if halvings == 0:
                 self._store.read_into(position, self._level, out_HW)
                 continue
             # A thread's own memory, small enough to stay in the processor's cache.
-            whole_HW = self._desk.array(self._shape_N2[position])
+            whole_HW = self._desk.array(*self._shape_N2[position].tolist())
             self._store.read_into(position, self._level, whole_HW)
             halve_into(whole_HW, halvings, out_HW)
 
@@ -177,13 +207,17 @@ class _Desk(threading.local):
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._whole_HW = np.empty((0, 0), np.uint16)
 
-    def array(self, shape_2: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    def array(self, rows: int, columns: int) -> npt.NDArray[np.uint16]:
         """An array of that shape, on a page; what it holds is undefined."""
-        num_bytes = 2 * int(shape_2.prod())
-        if num_bytes > len(self._bytes):
-            self._bytes = _page_aligned(num_bytes, pinned=False)
-        return self._bytes.numpy()[:num_bytes].view(np.uint16).reshape(shape_2)
+        if self._whole_HW.shape != (rows, columns):
+            num_bytes = 2 * rows * columns
+            if num_bytes > len(self._bytes):
+                self._bytes = _page_aligned(num_bytes, pinned=False)
+            flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
+            self._whole_HW = flat.reshape(rows, columns)
+        return self._whole_HW
 
 
 class _Slot:
@@ -194,18 +228,13 @@ class _Slot:
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._read_by_gpu: torch.cuda.Event | None = None
 
-    def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint16]]:
-        """Arrays of these shapes, in the order given; what they hold is undefined."""
-        ends = np.cumsum(shape_B2.prod(axis=1)).tolist()
-        num_bytes = 2 * ends[-1]
+    def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> Slices:
+        """Slices of these shapes, in the order given; what they hold is undefined."""
+        num_bytes = 2 * int(shape_B2[:, 0] @ shape_B2[:, 1])
         if num_bytes > len(self._bytes):
             self.wait()
             self._bytes = _page_aligned(num_bytes, pinned=self._pinned)
-        flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
-        return [
-            flat[end - rows * columns : end].reshape(rows, columns)
-            for end, (rows, columns) in zip(ends, shape_B2.tolist(), strict=True)
-        ]
+        return divide(self._bytes.numpy()[:num_bytes].view(np.uint16), shape_B2)
 
     def mark(self) -> None:
         """Note the work that the current CUDA stream has been given until now."""
@@ -230,13 +259,13 @@ class _Filling:
     """A batch being read into a slot."""
 
     slot: _Slot
-    slices: Sequence[npt.NDArray[np.uint16]]
+    slices: Slices
     lengths: Sequence[int]
     """Slices of each feed."""
 
     reads: Sequence[futures.Future[None]]
 
-    def feeds(self) -> Iterator[Sequence[npt.NDArray[np.uint16]]]:
+    def feeds(self) -> Iterator[Slices]:
         """The slices of each feed."""
         first = 0
         for length in self.lengths:

@@ -28,7 +28,7 @@ from ichfast.halving import halve_into
 from ichfast.memory import available_memory
 from ichfast.progress import progress
 from ichfast.ranks import Ranks
-from ichfast.reading import ReadAhead, Wanted
+from ichfast.reading import ReadAhead, Slices, Wanted, divide
 from ichfast.sharing import share_memory
 from ichfast.store import Store
 
@@ -75,7 +75,8 @@ class HostSlices:
         _check_fit(num_bytes, available_memory(), "host memory can spare", "none")
         self._row_N = _rows(len(store), kept_R)
         self._asked: deque[Sequence[Wanted]] = deque()
-        self._taken: deque[tuple[list[npt.NDArray[np.uint16]], ...]] = deque()
+        self._taken: deque[tuple[Slices, ...]] = deque()
+        self._shape_N2 = shape_N2
         with share_memory(num_bytes, ranks) as shared:
             self._memory = shared.memory.view(np.uint16)
             self._slices = [
@@ -96,22 +97,24 @@ class HostSlices:
         """Note a batch that will be taken."""
         self._asked.append(wanted)
 
-    def take(self) -> tuple[list[npt.NDArray[np.uint16]], ...]:
-        """Views of the slices, which nothing ever overwrites; or new, halved ones."""
-        self._taken.append(
-            tuple(
-                [
-                    _halved(self._slices[row], halvings)
-                    for row, halvings in zip(
-                        self._row_N[feed.positions_B].tolist(),
-                        feed.halvings_B.tolist(),
-                        strict=True,
-                    )
-                ]
-                for feed in self._asked.popleft()
-            )
-        )
+    def take(self) -> tuple[Slices, ...]:
+        """Views of the slices, which nothing overwrites; new ones if any is halved."""
+        self._taken.append(tuple(self._give(feed) for feed in self._asked.popleft()))
         return self._taken[-1]
+
+    def _give(self, feed: Wanted) -> Slices:
+        kept = [self._slices[row] for row in self._row_N[feed.positions_B].tolist()]
+        if not feed.halvings_B.any():
+            return kept
+        shape_B2 = halved_shape(self._shape_N2[feed.positions_B], feed.halvings_B)
+        out = divide(np.empty(shape_B2.prod(axis=1).sum(), np.uint16), shape_B2)
+        jobs = zip(kept, feed.halvings_B.tolist(), out, strict=True)
+        for stored_HW, halvings, out_HW in jobs:
+            if halvings == 0:
+                out_HW[...] = stored_HW
+            else:
+                halve_into(stored_HW, halvings, out_HW)
+        return out
 
     def give_back(self) -> None:
         """Let go of what was halved for the oldest batch taken."""
@@ -213,16 +216,6 @@ class DeviceSlices:
         self._set_RHW = self._set_RHW.new_empty(0)
 
 
-def _halved(stored_HW: npt.NDArray[np.uint16], times: int) -> npt.NDArray[np.uint16]:
-    """A slice halved some times; itself, if that is 0."""
-    if times == 0:
-        return stored_HW
-    shape = halved_shape(np.array([stored_HW.shape]), np.array([times]))[0]
-    out_HW = np.empty(shape, np.uint16)
-    halve_into(stored_HW, times, out_HW)
-    return out_HW
-
-
 def _rows(num_slices: int, kept_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Where each slice of the store is kept, shape (N,); -1: it is not."""
     row_N = np.full(num_slices, -1, dtype=np.int64)
@@ -238,7 +231,7 @@ def _read_all(
     *,
     pinned: bool,
     ranks: Ranks,
-) -> Iterator[tuple[int, Sequence[npt.NDArray[np.uint16]]]]:
+) -> Iterator[tuple[int, Slices]]:
     """Read slices some at a time: the first one's row, and the slices."""
     firsts = range(0, len(kept_R), CHUNK_SLICES)
     chunks = [kept_R[first : first + CHUNK_SLICES] for first in firsts]

@@ -36,8 +36,8 @@ class SliceSupply(Protocol):
         """The slices of the oldest batch asked for, one value for each feed.
 
         Returns:
-            For each feed (H, W) uint16 arrays in host memory, or a (B, H, W) int16
-            tensor on the device. They stay as they are until given back.
+            For each feed `reading.Slices`, or a (B, H, W) int16 tensor on the device.
+            They stay as they are until given back.
 
         Raises:
             StoreError: a shard is damaged, gone, or cannot be read.

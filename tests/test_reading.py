@@ -14,7 +14,7 @@ import pytest
 from ichfast import reading
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError, StoreError
-from ichfast.reading import ReadAhead, Wanted, batches_ahead
+from ichfast.reading import ReadAhead, Wanted, batches_ahead, divide
 from ichfast.store import Store
 from ichfast.twin import halve
 
@@ -59,6 +59,31 @@ def test_slices_come_halved_as_often_as_asked_whatever_their_shape(
             for _ in range(times):
                 expected_HW = halve(expected_HW)
             np.testing.assert_array_equal(found_HW, expected_HW)
+
+
+def test_a_batch_of_one_shape_is_one_array_for_each_feed_and_nothing_is_copied(
+    ahead: ReadAhead,
+) -> None:
+    ahead.ask([batch(0, 1, 2), batch(3, 4, 5)])
+    first_BHW, second_BHW = ahead.take()
+    assert isinstance(first_BHW, np.ndarray)
+    assert isinstance(second_BHW, np.ndarray)
+    assert first_BHW.shape == second_BHW.shape == (3, 512, 512)
+    assert first_BHW.base is second_BHW.base
+    ahead.ask([batch(0, 13)])
+    (mixed,) = ahead.take()
+    assert isinstance(mixed, list)
+
+
+def test_slices_in_one_array_are_those_that_a_list_holds() -> None:
+    flat = np.arange(3 * 4 * 5 + 2, dtype=np.uint16)
+    one_BHW = divide(flat[:60], np.array([[4, 5]] * 3))
+    several = divide(flat, np.array([[4, 5]] * 3 + [[1, 2]]))
+    assert isinstance(one_BHW, np.ndarray)
+    assert isinstance(several, list)
+    for in_one_HW, in_list_HW in zip(one_BHW, several[:3], strict=True):
+        np.testing.assert_array_equal(in_one_HW, in_list_HW)
+        assert np.shares_memory(in_one_HW, in_list_HW)
 
 
 def test_memory_is_reused_once_given_back_and_not_before(

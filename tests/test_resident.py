@@ -87,6 +87,15 @@ def test_host_memory_gives_slices_halved_as_often_as_asked(tiny_store: Store) ->
     supply.close()
 
 
+def test_slices_halved_to_one_shape_come_in_one_array(tiny_store: Store) -> None:
+    supply = keep_on_host(tiny_store, 512, np.arange(29))
+    supply.ask([Wanted(np.array([0, 3]), np.array([1, 1]))])
+    (halved_BHW,) = supply.take()
+    assert isinstance(halved_BHW, np.ndarray)
+    np.testing.assert_array_equal(halved_BHW[1], halve(tiny_store.slice_HW(3)))
+    supply.close()
+
+
 def test_the_device_keeps_slices_of_one_shape_only(tiny_store: Store) -> None:
     with pytest.raises(
         LoaderError,
