@@ -30,7 +30,6 @@ import pyarrow.parquet as pq
 from ichfast.errors import StoreError
 from ichfast.files import atomic_path, file_crc32c
 from ichfast.listing import Listing
-from ichfast.pseudonyms import plain_text
 from ichfast.slicetable import NOT_PARQUET, checked_content
 
 DIGEST_BYTES = 8
@@ -140,12 +139,13 @@ def place_digests(entries: Listing, key: bytes | None) -> npt.NDArray[np.uint64]
 
 
 def _digests(texts: Iterable[str], key: bytes | None) -> npt.NDArray[np.uint64]:
-    digests = (
+    digests = b"".join(
         hashlib.blake2b(
-            plain_text(text).encode(), digest_size=DIGEST_BYTES, key=key or b""
+            # As `plain_text`; a listing has texts by the million.
+            text.encode("utf-8", "backslashreplace"),
+            digest_size=DIGEST_BYTES,
+            key=key or b"",
         ).digest()
         for text in texts
     )
-    return np.fromiter(
-        (int.from_bytes(digest, "little") for digest in digests), np.uint64
-    )
+    return np.frombuffer(digests, "<u8").astype(np.uint64)

@@ -25,7 +25,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from ichfast import prepare
+from ichfast import lanes, prepare
 from ichfast.dicom import Slice, read_slices
 from ichfast.journal import Journal, Page
 from ichfast.plan import Unit
@@ -141,6 +141,8 @@ def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
         "finish": entering("finishing", "finish"),
     }
     vars(prepare).update(replaced)
+    # Looks at the workers would be more events the slower the machine is.
+    vars(lanes)["REFRESH_S"] = RUN_S
     trap.enter("listing")
     prepare.prepare_store(labels=None, **options)
     trap.leave()

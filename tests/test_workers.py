@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,3 +172,19 @@ def die_at_the_last(content: bytes) -> list[Slice]:
     if slices[0].slice_id == "ID_22":
         os.kill(os.getpid(), signal.SIGKILL)
     return slices
+
+
+def test_the_server_that_forks_workers_has_imported_the_command() -> None:
+    # A module that it fails to import it leaves out in silence.
+    script = (
+        "import multiprocessing\n"
+        "from ichfast.lanes import PRELOADED\n"
+        "context = multiprocessing.get_context('forkserver')\n"
+        "context.set_forkserver_preload(list(PRELOADED))\n"
+        "question = \"'ichfast.cli' in __import__('sys').modules\"\n"
+        "with context.Pool(1) as pool:\n"
+        "    print(pool.apply(eval, (question,)))\n"
+    )
+    command = [sys.executable, "-c", script]
+    answer = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert answer.stdout.split() == [b"True"]
