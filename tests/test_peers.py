@@ -47,6 +47,7 @@ def make_task(
         device="cpu",
         png_dir=files / "png",
         npy_dir=files / "npy",
+        beton_dir=files / "beton",
         shuffle=shuffle,
     )
 

@@ -21,11 +21,11 @@ class Peer:
     packages: tuple[str, ...]
     """Modules that must be importable."""
 
-    module: str = ""
+    module: str
     """Where its code is."""
 
-    missing: str = ""
-    """Why there is no code for it; such a peer is always left out."""
+    install: str = "pip install 'ichfast[bench]'"
+    """What makes them importable."""
 
 
 PEERS: dict[str, Peer] = {
@@ -60,9 +60,9 @@ PEERS: dict[str, Peer] = {
     ),
     "ffcv": Peer(
         stage="loader",
-        packages=(),
-        missing="no code for it yet; its 1.0.2 has no wheel and builds with "
-        "libopencv-dev and libturbojpeg0-dev; its NDArrayField takes slices as int16",
+        packages=("ffcv",),
+        module="bench.peers.ffcv_arrays",
+        install="it has no wheel, and bench/README.md says how to build it",
     ),
 }
 
@@ -88,11 +88,9 @@ def parse_peers(text: str) -> tuple[str, ...]:
 def reason_to_skip(name: str) -> str:
     """Why a peer cannot be measured here; empty if it can."""
     peer = PEERS[name]
-    if peer.missing:
-        return peer.missing
     absent = [p for p in peer.packages if importlib.util.find_spec(p) is None]
     if absent:
-        return f"{', '.join(absent)} is not installed; pip install 'ichfast[bench]'"
+        return f"{', '.join(absent)} is not installed; {peer.install}"
     return ""
 
 

@@ -53,6 +53,9 @@ class LoaderTask:
     npy_dir: Path
     """Where `bench.peers.dali_numpy` keeps the files it reads."""
 
+    beton_dir: Path
+    """Where `bench.peers.ffcv_arrays` keeps the file it reads."""
+
     shuffle: bool = True
     """False gives the slices in order, and the last batch too if it is short."""
 

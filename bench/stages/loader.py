@@ -84,6 +84,7 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
         device=workload.device,
         png_dir=workload.scratch_dir / "png",
         npy_dir=workload.scratch_dir / "npy",
+        beton_dir=workload.scratch_dir / "beton",
     )
 
 
