@@ -139,7 +139,7 @@ class Show(Operation):  # type: ignore[misc]  # FFCV has no types
 def _in_parallel(code: Any) -> Code:
     """Mark code for `Compiler.compile`, which then uses all threads."""
     code.is_parallel = True
-    return code  # type: ignore[no-any-return]
+    return code
 
 
 def _compile_warp() -> Code:
@@ -183,7 +183,7 @@ def _compile_warp() -> Code:
                     entry = int(np.rint(upper + (lower - upper) * down)) - first
                     bits_BSS[b, row, column] = table_T[min(max(entry, 0), last_entry)]
 
-    return Compiler.compile(_in_parallel(warp))  # type: ignore[no-any-return]
+    return Compiler.compile(_in_parallel(warp))
 
 
 def _pixel(stored_HW: Any, row: int, column: int) -> Any:
@@ -209,4 +209,4 @@ def _compile_cut() -> Code:
                     max(left, 0) : max(left + columns, 0),
                 ] = black
 
-    return Compiler.compile(_in_parallel(cut))  # type: ignore[no-any-return]
+    return Compiler.compile(_in_parallel(cut))
