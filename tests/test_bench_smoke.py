@@ -39,7 +39,7 @@ from bench.session import (
     run_stage,
 )
 from bench.stages import STAGES
-from bench.stages.loader import CopyAlone, gpu_copies, make_task
+from bench.stages.loader import CopyAlone, gpu_copies, make_task, open_loader
 from bench.stages.read import drop_cache
 from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
@@ -450,6 +450,32 @@ def test_grid_sample_gives_the_very_images_ichfast_gives(
         peer.close()
 
 
+@pytest.mark.parametrize("size", [32, 64])  # of 64: halved once, and not at all
+def test_ffcv_gives_the_very_images_that_ichfast_and_grid_sample_give(
+    size: int, toy: Workload
+) -> None:
+    if reason := reason_to_skip("ffcv"):
+        pytest.skip(reason)
+    with toy.open_store() as store:
+        task = make_task(store, 512, replace(toy, size=size))
+        peer = import_module("bench.peers.ffcv_arrays").make(task)
+        with open_loader(store, task) as loader:
+            ours, theirs = next(loader.epoch(1)), next(peer.epoch(1))
+    peer.close()
+    assert theirs.indices_B.tolist() == ours.indices_B.tolist()
+    gap_BCHW = (theirs.images_BCHW.float() - ours.images_BCHW.float()).abs()
+    # Windowed values span 4.4. A place read between two numbers may round either way.
+    assert gap_BCHW.max() < 0.1
+    assert gap_BCHW.mean() < 1e-3
+    other = import_module("bench.peers.grid_sample").make(task)
+    expected_BCHW = other.images(theirs.indices_B.numpy(), 1).float()
+    other.close()
+    gap_BCHW = (theirs.images_BCHW.float() - expected_BCHW).abs()
+    # It rounds to a stored number when it halves and when it resamples; this does not.
+    assert gap_BCHW.max() < 0.2
+    assert gap_BCHW.mean() < 0.02
+
+
 @pytest.mark.parametrize("level", [512, 256])
 def test_monai_gives_the_very_images_that_grid_sample_gives(
     level: int, toy: Workload
@@ -829,7 +855,13 @@ def test_peers_are_chosen_by_name() -> None:
     assert parse_peers("all") == tuple(PEERS)
     assert parse_peers("none") == ()
     assert parse_peers("torchvision, ffcv") == ("torchvision", "ffcv")
-    assert reason_to_skip("ffcv")
+    unheard_of = replace(PEERS["ffcv"], packages=("torch", "no_such_package"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PEERS, "ffcv", unheard_of)
+        assert reason_to_skip("ffcv") == (
+            "no_such_package is not installed; it has no wheel, and bench/README.md "
+            "says how to build it"
+        )
     assert not reason_to_skip("grid-sample")
 
 
