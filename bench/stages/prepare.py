@@ -119,13 +119,10 @@ def _compare(
         contenders = [
             _ichfast(setup, dicom_dir),
             _copy(setup, dicom_dir, len(files)),
-            _barest(
-                setup,
-                files,
-                workload.file_size**2,
-                stack.enter_context(BarestCopiers(setup.processes)),
-            ),
         ]
+        if setup.levels == (SOURCE_LEVEL,):  # which is what it writes
+            copiers = stack.enter_context(BarestCopiers(setup.processes))
+            contenders.append(_barest(setup, files, workload.file_size**2, copiers))
         if peers:
             pool = stack.enter_context(ConverterPool(setup.processes))
             contenders += [_converter(setup, files, name, pool) for name in peers]
