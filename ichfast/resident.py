@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,32 @@ SPARED_SHARE = 0.1
 
 GIB = 2**30
 
+Taken = TypeVar("Taken")
+"""The slices of a feed, as a batch has them."""
 
-class HostSlices:
+
+class _Turns(Generic[Taken]):
+    """Batches asked for and taken, in turn. What was taken is held until given back."""
+
+    def __init__(self) -> None:
+        self._asked: deque[Sequence[Wanted]] = deque()
+        self._taken: deque[tuple[Taken, ...]] = deque()
+
+    def ask(self, wanted: Sequence[Wanted]) -> None:
+        """Note a batch that will be taken."""
+        self._asked.append(wanted)
+
+    def give_back(self) -> None:
+        """Let go of the oldest batch taken; torch reuses it behind the queued work."""
+        self._taken.popleft()
+
+    def forget(self) -> None:
+        """Give back what was taken, and drop what was asked for."""
+        self._taken.clear()
+        self._asked.clear()
+
+
+class HostSlices(_Turns[Slices]):
     """Slices in this machine's memory. A `supply.SliceSupply`.
 
     All ranks are to build it alike: each of a machine reads a part.
@@ -74,8 +99,7 @@ class HostSlices:
         num_bytes = 2 * int(ends[-1])
         _check_fit(num_bytes, available_memory(), "host memory can spare", "none")
         self._row_N = _rows(len(store), kept_R)
-        self._asked: deque[Sequence[Wanted]] = deque()
-        self._taken: deque[tuple[Slices, ...]] = deque()
+        super().__init__()
         self._shape_N2 = shape_N2
         with share_memory(num_bytes, ranks) as shared:
             self._memory = shared.memory.view(np.uint16)
@@ -92,10 +116,6 @@ class HostSlices:
                 for row, stored_HW in enumerate(slices, own.start + first):
                     self._slices[row][...] = stored_HW
         self._unlock = _lock(self, self._memory) if pinned else None
-
-    def ask(self, wanted: Sequence[Wanted]) -> None:
-        """Note a batch that will be taken."""
-        self._asked.append(wanted)
 
     def take(self) -> tuple[Slices, ...]:
         """Views of the slices, which nothing overwrites; new ones if any is halved."""
@@ -116,15 +136,6 @@ class HostSlices:
                 halve_into(stored_HW, halvings, out_HW)
         return out
 
-    def give_back(self) -> None:
-        """Let go of what was halved for the oldest batch taken."""
-        self._taken.popleft()
-
-    def forget(self) -> None:
-        """Give back what was taken, and drop what was asked for."""
-        self._taken.clear()
-        self._asked.clear()
-
     def close(self) -> None:
         """Let go of the memory. What was taken must be in use no longer."""
         if self._unlock is not None:
@@ -135,7 +146,7 @@ class HostSlices:
         self._memory = np.empty(0, np.uint16)
 
 
-class DeviceSlices:
+class DeviceSlices(_Turns[torch.Tensor]):
     """Slices in a device's memory, all of one shape. A `supply.SliceSupply`.
 
     Args:
@@ -171,8 +182,7 @@ class DeviceSlices:
             (len(kept_R), *shape), dtype=torch.int16, device=device
         )
         self._row_N = _rows(len(store), kept_R)
-        self._asked: deque[Sequence[Wanted]] = deque()
-        self._taken: deque[tuple[torch.Tensor, ...]] = deque()
+        super().__init__()
         pinned = device.type == "cuda"
         for first, slices in _read_all(
             store, level, shape_N2, kept_R, pinned=pinned, ranks=ranks
@@ -181,10 +191,6 @@ class DeviceSlices:
                 self._set_RHW[row].copy_(
                     torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
                 )
-
-    def ask(self, wanted: Sequence[Wanted]) -> None:
-        """Note a batch that will be taken."""
-        self._asked.append(wanted)
 
     def take(self) -> tuple[torch.Tensor, ...]:
         """Gather the oldest batch asked for, on torch's current stream."""
@@ -200,15 +206,6 @@ class DeviceSlices:
             )
         )
         return self._taken[-1]
-
-    def give_back(self) -> None:
-        """Free the oldest batch taken; torch reuses it behind the queued work."""
-        self._taken.popleft()
-
-    def forget(self) -> None:
-        """Give back what was taken, and drop what was asked for."""
-        self._taken.clear()
-        self._asked.clear()
 
     def close(self) -> None:
         """Let go of the memory."""

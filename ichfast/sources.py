@@ -106,15 +106,14 @@ def read_entries(
 def _list_source(place: Container, without: frozenset[str]) -> Iterator[Found]:
     with _source_errors(place):
         is_folder = place.is_dir()
-    if isinstance(place, Path):
-        if not is_folder:
-            yield from () if _lies_in(place, without) else _list_file(place)
-        else:
-            yield from _list_folder(place, without)
-    elif is_folder:
+    if isinstance(place, Path) and _lies_in(place, without):
+        return
+    if not is_folder:
+        yield from _list_file(place)
+    elif isinstance(place, Remote):
         yield from _list_remote_folder(place)
     else:
-        yield from _list_file(place)
+        yield from _list_folder(place, without)
 
 
 def _list_remote_folder(top: Remote) -> Iterator[Found]:

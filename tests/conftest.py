@@ -175,6 +175,14 @@ def contents(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
+@pytest.fixture(scope="module")
+def units_of_four() -> Iterator[None]:
+    """Prepare cuts the listing into units of four entries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ichfast.prepare.UNIT_ENTRIES", 4)
+        yield
+
+
 # Torch is imported by the tests that need it only.
 
 

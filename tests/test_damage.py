@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast import prepare
 from ichfast.errors import StoreError
 from ichfast.manifest import StoreHeader, write_header
 from ichfast.prepare import prepare_store
@@ -34,14 +33,9 @@ FILES = ("store.json", *TABLES, *SHARDS)
 READ_ON_OPENING = ("store.json", "slices.parquet", *SHARDS)
 
 
+pytestmark = pytest.mark.usefixtures("units_of_four")
+
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_units() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "UNIT_ENTRIES", 4)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from ichfast import prepare
 from ichfast.errors import SourceError, StoreError
 from ichfast.journal import Journal
 from ichfast.listing import Listing
@@ -19,14 +17,9 @@ from tests.conftest import contents, random_hu, write_dicom
 
 NUM_FILES = 6
 
+pytestmark = pytest.mark.usefixtures("units_of_four")
+
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_units() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "UNIT_ENTRIES", 4)
-        yield
 
 
 @pytest.fixture(scope="module")
