@@ -10,6 +10,7 @@ Shape letters: H rows, W columns.
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import multiprocessing
 import os
@@ -88,6 +89,9 @@ _watch = Watch()
 
 def start_worker(watch: Watch) -> None:
     """Make this process a worker: it heeds `watch`, no signal, and its parent's end."""
+    # Else the first collection would write to every object that the server it is
+    # forked from has made: 5,000 pages to copy.
+    gc.freeze()
     global _watch
     _watch = watch
     # The parent gets Ctrl-C and SIGTERM too, and stops the workers through the watch.

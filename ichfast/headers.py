@@ -57,6 +57,8 @@ MAX_PIXELS = 4096**2
 MAX_FILE_PIXELS = 2**30
 """Most pixels of all frames of a file: 2 GiB as uint16."""
 
+_ABSENT = b"", True
+
 _SHORT_BYTES = 128
 """Longer values are not remembered, so that hostile ones cannot fill the memory."""
 
@@ -96,7 +98,10 @@ class Header:
     """Values by keyword. Of several mappings the first that has one counts."""
 
     def __init__(self, *elements: Elements) -> None:
-        self._elements = elements
+        merged: dict[int, tuple[bytes, bool]] = {}
+        for mapping in reversed(elements):
+            merged.update(mapping)
+        self._elements = merged
         self.quirks: set[str] = set()
         """Names of what had to be mended in the values asked for so far."""
 
@@ -114,10 +119,8 @@ class Header:
     def numbers(self, keyword: str) -> tuple[float, ...]:
         """All values of a decimal string; NaN for what is none, () where absent."""
         value, _ = self._raw(keyword)
-        if not value.strip(b" \0"):
-            return ()
-        numbers = parse_numbers(value)
-        if b"," in value or any(map(math.isnan, numbers)):
+        numbers, is_malformed = parse_numbers(value)
+        if is_malformed:
             self.quirks.add("malformed_number")
         if keyword == "WindowCenter" and len(numbers) > 1:
             self.quirks.add("two_windows")
@@ -133,17 +136,13 @@ class Header:
         return default if math.isnan(number) else int(number)
 
     def vector(self, keyword: str, length: int) -> tuple[float, ...]:
-        """So many finite numbers, or ()."""
+        """So many numbers, none of them NaN, or ()."""
         numbers = self.numbers(keyword)
-        is_whole = len(numbers) == length and all(map(math.isfinite, numbers))
+        is_whole = len(numbers) == length and not any(map(math.isnan, numbers))
         return numbers if is_whole else ()
 
     def _raw(self, keyword: str) -> tuple[bytes, bool]:
-        tag = TAGS[keyword]
-        for elements in self._elements:
-            if tag in elements:
-                return elements[tag]
-        return b"", True
+        return self._elements.get(TAGS[keyword], _ABSENT)
 
 
 def parse_text(value: bytes) -> str:
@@ -162,11 +161,11 @@ def parse_text(value: bytes) -> str:
     return text.strip(" \0\t\r\n")
 
 
-def parse_numbers(value: bytes) -> tuple[float, ...]:
-    r"""Read a decimal string, one number for each of its values.
+def parse_numbers(value: bytes) -> tuple[tuple[float, ...], bool]:
+    r"""Read a decimal string: a number for each of its values, and if it is malformed.
 
     Read as they are meant: ``00040\00040``, ``1.000000``, ``-1.024e3``, ``1,5``.
-    What is no finite number becomes NaN.
+    What is no finite number becomes NaN. One without a character has no value.
 
     Source:
         DICOM PS3.5 6.2, value representation DS.
@@ -174,8 +173,11 @@ def parse_numbers(value: bytes) -> tuple[float, ...]:
     return _parse_short(value) if len(value) <= _SHORT_BYTES else _parse_any(value)
 
 
-def _parse_any(value: bytes) -> tuple[float, ...]:
-    return tuple(_parse_number(text) for text in parse_text(value).split("\\"))
+def _parse_any(value: bytes) -> tuple[tuple[float, ...], bool]:
+    if not value.strip(b" \0"):
+        return (), False
+    numbers = tuple(_parse_number(text) for text in parse_text(value).split("\\"))
+    return numbers, b"," in value or any(map(math.isnan, numbers))
 
 
 # Slices of one series repeat nearly all their values.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,11 +115,16 @@ def to_stored(
 
 def _add_clipped(raw_HW: RawArray, shift: int) -> npt.NDArray[np.uint16]:
     """`to_stored` in 16 bits: clipped first, so that the sum cannot wrap."""
-    limits = np.iinfo(raw_HW.dtype)
-    low, high = max(limits.min, -shift), min(limits.max, MAX_STORED - shift)
-    # As NumPy scalars: a plain int at the dtype's edge is six times slower.
-    number = raw_HW.dtype.type
-    stored_HW = np.clip(raw_HW, number(low), number(high)).view(np.uint16)
+    stored_HW = np.clip(raw_HW, *_limits(raw_HW.dtype, shift)).view(np.uint16)
     if shift:
         stored_HW += np.uint16(shift % 2**16)
     return stored_HW
+
+
+@lru_cache(maxsize=256)
+def _limits(dtype: np.dtype[Any], shift: int) -> tuple[Any, Any]:
+    """The smallest and largest number that stays in range when `shift` is added."""
+    limits = np.iinfo(dtype)
+    low, high = max(limits.min, -shift), min(limits.max, MAX_STORED - shift)
+    # As NumPy scalars: a plain int at the dtype's edge is six times slower.
+    return dtype.type(low), dtype.type(high)

@@ -223,7 +223,8 @@ def _read_files(
 
 def _read_file(path: Path) -> bytes | OSError:
     try:
-        return path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            return file.read()
     except OSError as error:
         return error
 
