@@ -1,4 +1,4 @@
-"""Halving a slice in NumPy: each new pixel is the mean of 2x2, by whole numbers.
+"""Halving a slice in NumPy: each new pixel is the mean of 2x2, ties to the even number.
 
 The fast form of `ichfast.twin.halve`, equal to the bit. On a CPU it takes a third of
 what DALI needs for the same means, or less (see bench/LOG.md, 2026-11).
@@ -23,18 +23,26 @@ def halve_into(
         times: how often, once at least.
         out_HW: shape (ceil(H / 2**times), ceil(W / 2**times)), uint16; overwritten.
     """
-    for step in range(1, times + 1):
-        sum_HW = sum_of_2x2(_pad_to_even(stored_HW))
-        # (sum + 1 + odd) / 4, where odd says whether sum / 4 is, rounded down.
-        odd_HW = sum_HW >> 2
-        odd_HW &= 1
-        sum_HW += odd_HW
-        sum_HW += 1
-        sum_HW >>= 2
-        if step < times:
-            stored_HW = sum_HW.astype(np.uint16)
-        else:
-            out_HW[...] = sum_HW
+    for _ in range(times - 1):
+        stored_HW = _quarter(sum_of_2x2(_pad_to_even(stored_HW))).astype(np.uint16)
+    out_HW[...] = _quarter(sum_of_2x2(_pad_to_even(stored_HW)))
+
+
+def _quarter(sum_HW: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """A quarter of each sum in its low 16 bits; above them is rubbish. In place.
+
+    Two additions instead of the six steps of whole numbers that round ties to the even
+    number: with the bits of 2**23 a sum is a float32, 2**23 larger; and what is added
+    to reach 2**25 is rounded to steps of 4, as a processor rounds, so that the low bits
+    count the steps.
+
+    Source:
+        IEEE 754 binary32: 24 bits of precision, the highest not written.
+    """
+    sum_HW += np.float32(2**23).view(np.uint32)
+    bits_HW = sum_HW.view(np.float32)
+    bits_HW += np.float32(2**25 - 2**23)
+    return sum_HW
 
 
 def sum_of_2x2(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:

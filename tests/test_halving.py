@@ -1,4 +1,4 @@
-"""Halving by whole numbers gives what its readable twin gives, to the bit."""
+"""Halving in NumPy gives what its readable twin gives, to the bit."""
 
 from __future__ import annotations
 
