@@ -208,6 +208,22 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     )
 
 
+@pytest.mark.parametrize("option", [(), ("--repair", "source")])
+def test_verify_says_in_one_line_what_is_no_store(
+    option: tuple[str, ...], tmp_path: Path
+) -> None:
+    empty, file = tmp_path / "empty", tmp_path / "file"
+    empty.mkdir()
+    file.write_text("text")
+    for place in (empty, file, tmp_path / "none"):
+        result = run("verify", place, *option)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            f"Error: {place} is not a slice store (no readable store.json); make one "
+            f"with `ichfast prepare SOURCE --store {place}`\n"
+        )
+
+
 def test_a_result_does_not_replace_a_file_of_another_kind(
     store: Path, tmp_path: Path
 ) -> None:
