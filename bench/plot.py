@@ -1,12 +1,14 @@
 """Results as a picture: bars of medians, a panel for each case and unit.
 
+All bars of a panel are of one commit: a number in its title says which.
+
 python bench/plot.py RESULTS.jsonl [OUT.png]
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -16,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.measure import BenchError, Record
-from bench.records import read_records
+from bench.records import newest_of, read_records
 from bench.table import format_number
 from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
 from ichfast.files import atomic_path
@@ -28,22 +30,24 @@ BAR_INCH, PANEL_INCH, WIDTH_INCH = 0.22, 0.62, 10.0
 
 
 def draw(records: Sequence[Record]) -> Figure:
-    """Draw the measured records; of a name measured twice, the last.
+    """Draw the measured records, of each case those that `newest_of` chooses.
 
     Raises:
         BenchError: none was measured.
     """
-    panels: dict[tuple[str, str, str], dict[str, Record]] = {}
-    for record in records:
-        if record.estimate is not None:
-            panel = panels.setdefault((record.stage, record.case, record.unit), {})
-            panel[record.name] = record
-    if not panels:
+    measured = [each for each in newest_of(records) if each.estimate is not None]
+    if not measured:
         raise BenchError("nothing was measured, so there is nothing to draw")
+    dates = {record.commit: record.date[:10] for record in measured}
+    panels: dict[tuple[str, str, str, int], list[Record]] = {}
+    for each in measured:
+        number = list(dates).index(each.commit) + 1
+        panel = (each.stage.replace("_", " "), each.case, each.unit, number)
+        panels.setdefault(panel, []).append(each)
     # Panels with as many bars stand side by side.
     tallest_first = sorted(panels.items(), key=lambda item: -len(item[1]))
     heights = [
-        len(panel) * BAR_INCH + PANEL_INCH for _, panel in tallest_first[::NUM_COLUMNS]
+        len(bars) * BAR_INCH + PANEL_INCH for _, bars in tallest_first[::NUM_COLUMNS]
     ]
     figure = Figure(figsize=(WIDTH_INCH, sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(
@@ -51,9 +55,10 @@ def draw(records: Sequence[Record]) -> Figure:
     ).ravel()
     for ax in axes[len(panels) :]:
         ax.remove()
-    for ax, ((stage, case, _), panel) in zip(axes, tallest_first, strict=False):
-        _draw_panel(ax, f"{stage.replace('_', ' ')}: {case}", list(panel.values()))
-    figure.suptitle(_title(records[-1]), fontsize=8, color=LIGHT.ink)
+    for ax, (panel, bars) in zip(axes, tallest_first, strict=False):
+        stage, case, unit, number = panel
+        _draw_panel(ax, f"{stage}: {case}, {unit} [{number}]", bars)
+    figure.suptitle(_title(measured[-1], dates), fontsize=8, color=LIGHT.ink)
     return figure
 
 
@@ -76,17 +81,21 @@ def _draw_panel(ax: Axes, title: str, records: Sequence[Record]) -> None:
         ax.text(each.high, row, text, va="center", fontsize=8)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.18 * max(each.high for each in found))
-    ax.set_title(f"{title}, {records[0].unit}", loc="left", fontsize=9)
+    ax.set_title(title, loc="left", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _title(record: Record) -> str:
+def _title(record: Record, dates: Mapping[str, str]) -> str:
     environment = record.environment
     gpus = environment.get("gpus") or ["no GPU"]
+    commits = "; ".join(
+        f"[{number}] {commit}, {date}"
+        for number, (commit, date) in enumerate(dates.items(), start=1)
+    )
     return (
         f"{environment.get('processor')}, {environment.get('cores')} cores, {gpus[0]}; "
-        f"{record.commit}, {record.date[:10]}\n"
+        f"commits: {commits}\n"
         "blue: ichfast, grey: the limit in the same run, orange: peers; "
         "lines: 95 % of the median"
     )

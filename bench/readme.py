@@ -30,7 +30,7 @@ FIGURE = "![Medians of ichfast, its limits and its peers](bench/results/throughp
 
 
 def make_block(records: Sequence[Record]) -> str:
-    """The text between the marks: a table for each machine and commit.
+    """The text between the marks: a table for each machine and commit, newest first.
 
     Args:
         records: of `read_newest`.
@@ -39,7 +39,7 @@ def make_block(records: Sequence[Record]) -> str:
     for record in records:
         if record.estimate is not None:
             groups.setdefault((hardware_of(record), record.commit), []).append(record)
-    parts = [_make_table(group) for group in groups.values()]
+    parts = [_make_table(group) for group in reversed(groups.values())]
     measured = {record.stage for group in groups.values() for record in group}
     missing = [stage.replace("_", " ") for stage in STAGES if stage not in measured]
     if missing:

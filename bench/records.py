@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def _from_json(found: dict[str, Any]) -> Record:
 
 
 def read_newest(folder: Path) -> list[Record]:
-    """The newest record of each thing on each kind of hardware, the oldest first.
+    """The newest records of all results files, as `newest_of` chooses them.
 
     Args:
         folder: holds results files, or none.
@@ -71,9 +71,31 @@ def read_newest(folder: Path) -> list[Record]:
     found: list[Record] = []
     for file in sorted(folder.glob("*.jsonl")):
         found += read_records(file)
-    found.sort(key=lambda record: record.date)
-    newest = {(record.key, hardware_of(record)): record for record in found}
-    return list(newest.values())
+    return newest_of(found)
+
+
+def newest_of(records: Iterable[Record]) -> list[Record]:
+    """Of each case on each kind of hardware the records of one commit, oldest first.
+
+    It is the last commit at which ichfast was measured in that case, so what stands
+    side by side was measured side by side. Of a thing measured twice the last counts.
+    """
+    by_date = sorted(records, key=lambda record: record.date)
+    commit_of = {
+        _place_of(record): record.commit
+        for record in by_date
+        if record.role == "ichfast" and record.estimate is not None
+    }
+    chosen = {
+        (*_place_of(record), record.name): record
+        for record in by_date
+        if record.commit == commit_of.get(_place_of(record))
+    }
+    return list(chosen.values())
+
+
+def _place_of(record: Record) -> tuple[str, str, str]:
+    return hardware_of(record), record.stage, record.case
 
 
 def hardware_of(record: Record) -> str:

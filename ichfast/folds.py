@@ -66,7 +66,7 @@ def patient_folds(
     if num_patients < num_folds:
         raise FoldError(
             f"{num_patients} patient(s) cannot make {num_folds} patient-grouped folds; "
-            "prepare more patients or train with --set data.num_folds=2"
+            "prepare more patients or train with --set folds.num_folds=2"
         )
     counts_PC = _count_by_patient(patient_N, labels_NK, num_patients)
     tie_P = np.random.default_rng(seed).permutation(num_patients)

@@ -13,6 +13,7 @@ from ichfast.options import (
     DEVICE,
     LIMIT,
     OutputFile,
+    number_or,
     print_result,
     say,
 )
@@ -20,17 +21,6 @@ from ichfast.options import (
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
 )
-
-
-def _batch_size(_ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """``auto``, which becomes None, or a number."""
-    if value == "auto":
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(
-            f"expected auto or a number from 1, found {value!r}", param=param
-        )
-    return int(value)
 
 
 @click.command()
@@ -73,8 +63,8 @@ def _batch_size(_ctx: click.Context, param: click.Parameter, value: str) -> int 
 @click.option(
     "--batch-size",
     metavar="auto|N",
+    callback=number_or("auto", least=1),
     default="auto",
-    callback=_batch_size,
     help="auto: as many as fit a GPU; the recipe's on a CPU.",
 )
 @CACHE
@@ -89,7 +79,7 @@ def predict(
     tta: str,
     average: str,
     smooth: bool,
-    batch_size: int | None,
+    batch_size: int | str,
     cache: str | None,
     limit: int | None,
     device: str,
@@ -126,7 +116,7 @@ def predict(
         tta=tta,
         average=average,
         smooth=smooth,
-        batch_size=batch_size,
+        batch_size=None if isinstance(batch_size, str) else batch_size,
         cache=cache or "none",
         limit=limit,
     )

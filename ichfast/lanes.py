@@ -138,7 +138,8 @@ def _after_death(job: Job, unit: Unit, watch: Watch) -> Unit:
     if len(deaths) == MAX_DEATHS or deaths.count(-1) == 2:
         raise StoreError(
             f"the worker process of unit {unit.number} died {len(deaths)} times, not "
-            "because of one file; if memory ran out, use fewer --workers; the same "
-            "command continues"
+            "because of one file; if memory ran out, use fewer --workers; a script "
+            'must call this under `if __name__ == "__main__":`, for workers run it '
+            "again; the same command continues"
         )
     return replace(unit, deaths=deaths)

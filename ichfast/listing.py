@@ -164,8 +164,8 @@ class Listing(Sequence[Entry]):
             yield from zip(*map(_values, batch.columns), strict=True)
 
     def places(self) -> Iterator[str]:
-        """Where each file or archive lies: an absolute path, or a URL and path."""
-        homes = [_place(home) for home in self._homes]
+        """Where each file or archive lies, as `place_of` says it."""
+        homes = [place_of(home) for home in self._homes]
         for home, file in self.columns("home", "file"):
             yield f"{homes[home].rstrip('/')}/{file}" if file else homes[home]
 
@@ -214,9 +214,10 @@ def _values(column: pa.Array) -> list[Any]:
     return [*map(_text, values)] if pa.types.is_binary(column.type) else values
 
 
-def _place(home: Container) -> str:
+def place_of(home: Container) -> str:
+    """Where a folder, file or archive lies: an absolute path, or a URL and path."""
     if isinstance(home, Path):
-        return os.path.abspath(home)  # noqa: PTH100  the listing's are not resolved
+        return os.path.abspath(home)  # noqa: PTH100  links stay as they are
     return f"{home}\0{home.path}"
 
 

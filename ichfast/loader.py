@@ -32,7 +32,7 @@ from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
-from ichfast.errors import LoaderError, first_line
+from ichfast.errors import LoaderError
 from ichfast.feeds import (
     ColumnFeeds,
     Scale,
@@ -40,7 +40,7 @@ from ichfast.feeds import (
     SliceFeeds,
     halves_in_graph,
 )
-from ichfast.pipeline import Normalization, slice_graph
+from ichfast.pipeline import Normalization, failure_reason, slice_graph
 from ichfast.ranks import Ranks
 from ichfast.reading import batches_ahead
 from ichfast.resident import DeviceSlices
@@ -350,7 +350,7 @@ class DaliLoader:
             self.close()  # DALI cannot go on from here
             if not isinstance(error, RuntimeError):
                 raise
-            reason = first_line(error)
+            reason = failure_reason(error)
             raise LoaderError(f"the DALI pipeline failed: {reason}") from error
         self._supply.give_back()
         return outputs

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ichfast.errors import StoreError
+from ichfast.files import make_folder
 
 _OUR_NAMES = frozenset(
     {".lock", "journal", "level-512", "level-256", "slices.parquet", "rejected.csv"}
@@ -23,6 +24,8 @@ _OUR_NAMES = frozenset(
 @contextmanager
 def only_writer(store: Path) -> Iterator[None]:
     """Make the folder if there is none, and hold its lock while the block runs.
+
+    Its parents are made as well. What was made survives a loss of power.
 
     Raises:
         StoreError: the folder holds files that no store has, cannot be made, or is
@@ -35,7 +38,8 @@ def only_writer(store: Path) -> Iterator[None]:
             f"{store} holds files that no store has; name a new folder as --store"
         )
     try:
-        store.mkdir(parents=True, exist_ok=True)
+        for folder in (*reversed(store.parents), store):
+            make_folder(folder)
         lock = (store / ".lock").open("w")
     except OSError as error:
         raise StoreError(f"cannot write {store}: {error.strerror}") from error

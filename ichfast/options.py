@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,31 @@ class OutputFile(click.Path):
         if path.suffix.lower() != self.suffix:
             self.fail(f"expected a {self.suffix} file, found {path.name!r}", param, ctx)
         return path
+
+
+def number_or(
+    word: str, *, least: int
+) -> Callable[[click.Context, click.Parameter, str | None], int | str | None]:
+    """A callback for an option that takes a number, or one word in its place.
+
+    Args:
+        word: such as ``auto``.
+        least: the smallest number.
+    """
+
+    def convert(
+        _ctx: click.Context, param: click.Parameter, value: str | None
+    ) -> int | str | None:
+        if value is None or value == word:
+            return value
+        if not value.isdecimal() or int(value) < least:
+            raise click.BadParameter(
+                f"expected {word} or a number from {least}, found {value!r}",
+                param=param,
+            )
+        return int(value)
+
+    return convert
 
 
 DEVICE = click.option(

@@ -21,6 +21,7 @@ Shape letters: H rows, W columns, C windows, S output size, V stored values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -308,6 +309,25 @@ def _join(channels: Sequence[Any]) -> Any:
     return fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
 
 
+_REASON = re.compile(
+    r"(?:Critical error in pipeline:\s*)*(.*?)\s*"
+    r"(?:\n\n|\nC\+\+ context|\nStacktrace|\nCurrent pipeline object|$)",
+    re.DOTALL,
+)
+"""What went wrong, between what DALI says of every failure."""
+
+
+def failure_reason(error: Exception) -> str:
+    """What DALI's error says went wrong, in one line.
+
+    DALI names the operator and quotes the graph; behind ``encountered:`` comes the
+    reason, over a few lines at times, then where in its own source.
+    """
+    found = _REASON.match(str(error).rpartition("encountered:")[2].strip())
+    reason = " ".join(found[1].split()) if found else ""
+    return reason or first_line(error)
+
+
 def gpu_problem() -> str | None:
     """Why DALI cannot run on the current CUDA device; None if it can.
 
@@ -320,7 +340,7 @@ def gpu_problem() -> str | None:
         pipe.build()
         pipe.run()
     except RuntimeError as error:
-        return first_line(error)
+        return failure_reason(error)
     return None
 
 

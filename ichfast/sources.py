@@ -31,7 +31,7 @@ from pathlib import Path
 
 from ichfast import archives
 from ichfast.errors import RejectError, SourceError
-from ichfast.listing import Entry, Found, Listing
+from ichfast.listing import Entry, Found, Listing, place_of
 from ichfast.remote import Container, Remote, locate, read_files
 
 MAX_BYTES = 512 * 2**20
@@ -63,7 +63,7 @@ def list_entries(
             that is not installed, or there is no file.
     """
     places = [locate(source) for source in sources]
-    outside = frozenset(map(_absolute, without))
+    outside = frozenset(map(place_of, without))
     entries = Listing.of(_list_source(place, outside) for place in places)
     if not entries:
         names = ", ".join(map(str, places)) or "an empty list of sources"
@@ -150,20 +150,16 @@ def _list_folder(top: Path, without: frozenset[str]) -> Iterator[Found]:
                     )
 
 
-def _absolute(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  links stay as they are
-
-
 def _lies_in(path: Path, without: frozenset[str]) -> bool:
     """Whether it is one of `without`, or below one."""
-    absolute = f"{_absolute(path)}{os.sep}"
+    absolute = f"{place_of(path)}{os.sep}"
     return any(absolute.startswith(f"{other}{os.sep}") for other in without)
 
 
 def _names_in(folder: Path, without: frozenset[str]) -> set[str]:
     """The names of those of `without` that lie in a folder."""
     parts = (os.path.split(other) for other in without)
-    absolute = _absolute(folder)
+    absolute = place_of(folder)
     return {name for parent, name in parts if parent == absolute}
 
 

@@ -41,6 +41,7 @@ import resource
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,8 @@ class Store:
 
     Shards are opened when first read and stay open until `close`; so opening a
     store of many shards raises this process's limit of open files (RLIMIT_NOFILE)
-    as far as the hard limit allows.
+    as far as the hard limit allows. A copy, or a store pickled for another process,
+    opens its shards itself.
 
     Args:
         path: the store's folder.
@@ -116,7 +118,7 @@ class Store:
         for level in self.levels:
             for shard in self.header.shards:
                 check_size(self.path, shard, level)
-        _allow_open_files(len(self.header.shards) * len(self.levels))
+        self._allow_open_files()
         self._shard_N = self.table["shard"].to_numpy()
         self._row_N = self.table["row_in_shard"].to_numpy()
         self._open: dict[tuple[int, int], OpenShard] | None = {}
@@ -135,6 +137,14 @@ class Store:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The number of an open file is another file's in another process.
+        return {**self.__dict__, "_open": None if self._open is None else {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._allow_open_files()
 
     def close(self) -> None:
         """Close the shards, each when the last read under way has ended."""
@@ -216,14 +226,13 @@ class Store:
     def _num_bytes(self, level: int) -> int:
         return sum(shard.num_bytes(level) for shard in self.header.shards)
 
-
-def _allow_open_files(num_files: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_files + 1024
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    def _allow_open_files(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = len(self.header.shards) * len(self.levels) + 1024
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def verify_store(path: str | Path) -> list[str]:

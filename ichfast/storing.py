@@ -158,11 +158,11 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     from, and only put back if it is what it was to the bit.
     """
     from ichfast.errors import StoreError
+    from ichfast.manifest import read_header
     from ichfast.repair import repair_store
     from ichfast.store import verify_store
 
-    if not store.is_dir():
-        raise StoreError(f"no store at {store}; name a folder that `prepare` made")
+    read_header(store)  # without it there is nothing to check, nor to repair
     if repair:
         print_result(asdict(repair_store(store, repair, id_key=id_key)))
         return

@@ -20,6 +20,7 @@ from ichfast.options import (
     LIMIT,
     STORE,
     OutputFile,
+    number_or,
     print_result,
     say,
 )
@@ -83,6 +84,7 @@ def preview(
 @click.option(
     "--fold",
     metavar="N|all",
+    callback=number_or("all", least=0),
     help="The fold that validates; all trains one run a fold, into OUT/fold-N.",
 )
 @STORE
@@ -120,7 +122,7 @@ def train(
     arch: str | None,
     size: int | None,
     recipe: str | None,
-    fold: str | None,
+    fold: int | str | None,
     store: Path,
     out: Path | None,
     resume: bool,

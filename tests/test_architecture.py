@@ -11,12 +11,12 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums", "halving"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "lock", "gather", "logit", "options", "memory"},
+    | {"levels", "gather", "logit", "options", "memory"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
-    | {"bootstrap", "gradcam", "operating"},
+    | {"bootstrap", "gradcam", "operating", "lock"},
     {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws", "sharing"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from bench.estimates import estimate
 from bench.fleet import Node, Storage, bottleneck, part_rates
 from bench.measure import BenchError, Record
+from bench.plot import draw
 from bench.quantities import ASSUMED, find_quantities
 from bench.readme import README, make_block, replace_block
 from bench.readme import main as readme_main
@@ -215,6 +216,28 @@ def test_the_newest_record_of_each_thing_on_each_machine_counts(tmp_path: Path) 
         ("def", 2),
     ]
     assert read_newest(tmp_path / "absent") == []
+
+
+def test_a_case_is_shown_as_one_commit_measured_it(tmp_path: Path) -> None:
+    peer = replace(LOADER, name="ffcv", role="peer", ratio=estimate([1.5]))
+    newer = replace(LOADER, date="2026-02-01T00:00Z", commit="def")
+    newest_peer = replace(peer, date="2026-03-01T00:00Z", commit="ghi")
+    failed = replace(newer, commit="ghi", estimate=None, date=newest_peer.date)
+    older = record_of("read", "hot", "ichfast", [9.0])
+    records = [LOADER, peer, newer, newest_peer, failed, older]
+    write_records(tmp_path / "a.jsonl", records)
+    found = read_newest(tmp_path)
+    assert found == [older, newer]
+    first, second = make_block(found).split("commit `")[1:]
+    assert "| loader |" in first
+    assert "| read |" in second
+    assert "ffcv" not in first + second
+    figure = draw(records)
+    assert {ax.get_title("left"): len(ax.patches) for ax in figure.axes} == {
+        "read: hot, slices/s [1]": 1,
+        "loader: level 256 to 224, slices/s [2]": 1,
+    }
+    assert "[1] abc, 2026-01-01; [2] def, 2026-02-01" in figure.get_suptitle()
 
 
 def test_the_readme_holds_the_figures_of_the_committed_records() -> None:

@@ -189,6 +189,9 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     assert "known are exp-00" in refused("train", "--recipe", "nope")
     assert "'none', 'host', 'device'" in refused("train", "--cache", "gpu", status=2)
     assert "0 to 4" in refused("train", "--fold", "9", "--store", store)
+    for fold in ("x", "1.5", "-1", ""):
+        message = refused("train", "--fold", fold, status=2)
+        assert f"'--fold': expected all or a number from 0, found '{fold}'" in message
     message = refused("train", "--recipe", "exp-10-tfl", "--store", store)
     assert "exp-10-tfl starts from runs/exp-10/best.pt, which is not there" in message
     assert "no run in" in refused("predict", none, tmp_path / "p.csv")
@@ -206,6 +209,22 @@ def test_mistakes_get_one_line_that_says_what_to_do(
     assert "expected numbers" in refused(
         "prepare", nothing, "--levels", "big", status=2
     )
+
+
+@pytest.mark.parametrize("option", [(), ("--repair", "source")])
+def test_verify_says_in_one_line_what_is_no_store(
+    option: tuple[str, ...], tmp_path: Path
+) -> None:
+    empty, file = tmp_path / "empty", tmp_path / "file"
+    empty.mkdir()
+    file.write_text("text")
+    for place in (empty, file, tmp_path / "none"):
+        result = run("verify", place, *option)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            f"Error: {place} is not a slice store (no readable store.json); make one "
+            f"with `ichfast prepare SOURCE --store {place}`\n"
+        )
 
 
 def test_a_result_does_not_replace_a_file_of_another_kind(

@@ -21,6 +21,7 @@ from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError
+from ichfast.feeds import Scale
 from ichfast.loader import make_loader
 from ichfast.pipeline import Normalization
 from ichfast.ranks import Ranks
@@ -398,6 +399,19 @@ def test_a_store_closed_under_a_running_loader_is_an_error(
         store.close()
         with pytest.raises(StoreError, match="was closed; open it again"):
             list(loader)
+
+
+def test_a_failure_inside_dali_is_said_in_one_line(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def set_size(scale: Scale, _size: int) -> None:
+        scale.size = 10**7  # more bytes a slice than a process may address
+
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        monkeypatch.setattr(Scale, "set_size", set_size)
+        with pytest.raises(LoaderError) as caught:
+            list(loader)
+    assert str(caught.value) == "the DALI pipeline failed: std::bad_alloc"
 
 
 def test_one_epoch_at_a_time(tiny_store: Store) -> None:

@@ -10,7 +10,7 @@ from nvidia.dali.tensors import TensorListCPU
 from ichfast import reading
 from ichfast.dataconfig import DataConfig
 from ichfast.loader import make_loader
-from ichfast.pipeline import wrap_host_slices
+from ichfast.pipeline import failure_reason, wrap_host_slices
 from ichfast.reading import divide
 from ichfast.store import Store
 from tests.contracts import same_images
@@ -53,3 +53,40 @@ def test_batches_are_the_same_whether_slices_come_in_one_array_or_in_a_list(
     assert len(in_arrays) == 3
     for one, other in zip(in_arrays, in_lists, strict=True):
         assert same_images(one, other)
+
+
+def dali_report(reason: str) -> str:
+    """What DALI says when an operator fails."""
+    return (
+        "Critical error in pipeline:\nCritical error in pipeline:\n"
+        "Error in CPU operator `nvidia.dali.fn.slice`,\nwhich was used in the pipeline "
+        "definition with the following traceback:\n\n"
+        '  File "graph.py", line 10, in graph\n    return fn.slice(stored)\n\n'
+        f"encountered:\n\n{reason}\nCurrent pipeline object is no longer valid.\n"
+        "Current pipeline object is no longer valid."
+    )
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        (dali_report("std::bad_alloc"), "std::bad_alloc"),
+        (
+            dali_report("Slice out of bounds.\nC++ context: [/opt/dali/slice.h:106] "),
+            "Slice out of bounds.",
+        ),
+        (
+            dali_report("CUDA error cudaErrorMemoryAllocation (2):\nout of memory"),
+            "CUDA error cudaErrorMemoryAllocation (2): out of memory",
+        ),
+        ("Critical error in pipeline:\nno GPU\nCurrent pipeline object is", "no GPU"),
+        (
+            "Critical error in pipeline: no GPU\nStacktrace (1 entries):\n[frame 0]: x",
+            "no GPU",
+        ),
+        ("callback returned too much.", "callback returned too much."),
+        ("", "RuntimeError"),
+    ],
+)
+def test_of_what_dali_says_the_reason_is_shown(report: str, reason: str) -> None:
+    assert failure_reason(RuntimeError(report)) == reason

@@ -133,6 +133,25 @@ def test_workers_that_die_of_everything_end_the_run(
         run([source], tmp_path / "store")
 
 
+def test_a_script_that_workers_run_again_is_told_how_to_call(
+    source: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from ichfast.prepare import prepare_store\n"
+        f"prepare_store([{str(source)!r}], Path({str(tmp_path / 'store')!r}),\n"
+        "              labels=None, workers=1, keep_ids=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    message = ended.stderr.splitlines()[-1]
+    assert "unit 0 died 2 times" in message
+    assert 'under `if __name__ == "__main__":`, for workers run it again' in message
+
+
 def slow_read(content: bytes) -> list[Slice]:
     time.sleep(0.02)
     return read_slices(content)
