@@ -299,8 +299,9 @@ def _value_of_step() -> npt.NDArray[np.float32]:
 
 def _logit_table(window: Window) -> npt.NDArray[np.float32]:
     """Every stored value's windowed value, in logit space."""
-    value_V = window_table(window, mean=0.0, std=1.0).astype(np.float64)
-    value_V = np.clip(value_V, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+    value_V = window_table(window, mean=0.0, std=1.0)
+    # In float32, as the twin does: the greatest number below 1 has a logit of 15.9.
+    value_V = np.clip(value_V, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON).astype(np.float64)
     return np.log(value_V / (1.0 - value_V)).astype(np.float32)
 
 
