@@ -391,12 +391,8 @@ class DaliLoader:
 
 
 def as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
-    """An output of a pipeline with `pipeline_options` as a tensor that stays valid.
-
-    On a GPU without a copy; on a CPU DALI fills its buffer again at the next `run`.
-    """
+    """An output of DALI that stays valid: on a CPU a copy, for DALI fills its own."""
     tensor = tensors.as_tensor()
-    if on_gpu:
-        return torch.utils.dlpack.from_dlpack(tensor)
     # Given the object, torch finds out how to ask for a capsule, and on which stream.
-    return torch.utils.dlpack.from_dlpack(tensor.__dlpack__()).clone()
+    shared = torch.utils.dlpack.from_dlpack(tensor if on_gpu else tensor.__dlpack__())
+    return shared if on_gpu else shared.clone()
