@@ -58,7 +58,8 @@ class AugmentConfig:
     uniform numbers between minus and plus this one."""
 
     max_lighting: float = 0.0
-    """Brightness and contrast in logit space, 0 to 1; 0.2 is fastai's default."""
+    """Brightness and contrast in logit space, 0 to 0.99; 0.2 is fastai's default.
+    0.99 is a contrast of 1/100 to 100; the graph's arithmetic holds up to 250."""
 
     lighting_probability: float = 0.75
     """Chance of a change of brightness, and of contrast, each on its own."""
@@ -128,7 +129,7 @@ _LIMITS = {
     "max_rotation_deg": 361.0,
     "max_warp": 0.5,
     "max_shift": 1.0,
-    "max_lighting": 1.0,
+    "max_lighting": 0.99,
 }
 """What each must lie below."""
 

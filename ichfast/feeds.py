@@ -209,7 +209,8 @@ def _most_halvings(scale: Scale, sampler: Sampler) -> int:
 
 _DRAWN: dict[str, Callable[[Parameters], npt.NDArray[np.float32]]] = {
     "matrix": lambda drawn: drawn.matrix_B33,
-    # These two in steps of the graph's logit grid.
+    # These two in steps of the graph's logit grid. float32 has room for whole steps
+    # only where the grid begins, so brightness is rounded here.
     "contrast": lambda drawn: drawn.contrast_B[:, np.newaxis] * np.float32(LOGIT_STEPS),
     "brightness": lambda drawn: (
         drawn.brightness_B[:, np.newaxis] * np.float32(LOGIT_STEPS)

@@ -163,7 +163,9 @@ def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
         "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
         "device_id": torch.cuda.current_device() if on_gpu else None,
         "prefetch_queue_depth": PREFETCH,
-        "exec_dynamic": True,
+        # On a CPU it frees its buffers after each batch, and touching fresh pages costs
+        # more than copying the batch out of kept ones (bench/LOG.md, 2026-11).
+        "exec_dynamic": on_gpu,
         "seed": 0,
     }
 
@@ -324,7 +326,7 @@ class DaliLoader:
             if outputs is None:
                 return
             image_BHWC, target_BK, index_B1 = (
-                _as_torch(tensors, on_gpu=self.device != "cpu") for tensors in outputs
+                as_torch(tensors, on_gpu=self.device != "cpu") for tensors in outputs
             )
             yield Batch(
                 images_BCHW=image_BHWC.permute(0, 3, 1, 2),
@@ -388,8 +390,9 @@ class DaliLoader:
         self.close()
 
 
-def _as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
-    """An output of DALI as a tensor, without a copy."""
+def as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
+    """An output of DALI that stays valid: on a CPU a copy, for DALI fills its own."""
     tensor = tensors.as_tensor()
     # Given the object, torch finds out how to ask for a capsule, and on which stream.
-    return torch.utils.dlpack.from_dlpack(tensor if on_gpu else tensor.__dlpack__())
+    shared = torch.utils.dlpack.from_dlpack(tensor if on_gpu else tensor.__dlpack__())
+    return shared if on_gpu else shared.clone()

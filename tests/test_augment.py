@@ -71,7 +71,7 @@ def test_no_augmentation_is_the_default() -> None:
         {"max_warp": 0.5},
         {"max_shift": 1.0},
         {"max_shift": -0.1},
-        {"max_lighting": 1.0},
+        {"max_lighting": 0.99},
         {"window_jitter": (7.0, -1.0)},
         {"cutout_holes": (4, 21)},
         {"cutout_holes": (0, 4)},

@@ -37,6 +37,7 @@ MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
 AUGMENTS = {
     **PRESETS,
     "jittered": AugmentConfig(window_jitter=(7.0, 15.0)),
+    "extreme lighting": AugmentConfig(max_lighting=0.8, lighting_probability=1.0),
     "everything": AugmentConfig(
         flip_probability=0.5,
         dihedral_probability=1.0,

@@ -1,4 +1,4 @@
-"""What DALI is handed is one object where it can be, and never a copy."""
+"""The graph's parts: what it is handed is not copied, what is lit ends on a grid."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import pytest
 from nvidia.dali.tensors import TensorListCPU
 
 from ichfast import reading
+from ichfast.augment import AugmentConfig
 from ichfast.dataconfig import DataConfig
+from ichfast.draws import draw
 from ichfast.loader import make_loader
-from ichfast.pipeline import failure_reason, wrap_host_slices
+from ichfast.pipeline import LOGIT_STEPS, failure_reason, wrap_host_slices
 from ichfast.reading import divide
 from ichfast.store import Store
+from ichfast.twin import LOGIT_EPSILON
 from tests.contracts import same_images
+from tests.lighting_graph import lit_steps
 
 
 def test_an_array_of_slices_is_one_object_and_not_copied() -> None:
@@ -90,3 +94,65 @@ def dali_report(reason: str) -> str:
 )
 def test_of_what_dali_says_the_reason_is_shown(report: str, reason: str) -> None:
     assert failure_reason(RuntimeError(report)) == reason
+
+
+LAST_STEP = 65_535
+MIDDLE = 32_768
+"""The step of logit 0."""
+
+HIGHEST = float(np.log((1.0 - LOGIT_EPSILON) / LOGIT_EPSILON))
+LOGIT_V = np.linspace(-HIGHEST, HIGHEST, 9_973, dtype=np.float32)
+"""As far as logits go."""
+
+SINGLE = 1 / 128
+"""What float32 may add to that, in products of up to 2**16 steps."""
+
+
+def places(
+    contrast_B: npt.NDArray[np.float32], brightness_B: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """Where the twin's logits lie on the grid, between steps too, (B, V)."""
+    lit_BV = LOGIT_V * contrast_B[:, np.newaxis].astype(float)
+    return (lit_BV + brightness_B[:, np.newaxis]) * LOGIT_STEPS + MIDDLE
+
+
+def lighting_at_the_limit() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Contrast and brightness, as strong and as weak as may be drawn, all pairs."""
+    drawn = draw(
+        AugmentConfig(max_lighting=np.nextafter(0.99, 0), lighting_probability=1.0),
+        seed=0,
+        epoch=0,
+        slices_B=np.arange(10_000),
+        source_shape_B2=np.full((10_000, 2), 64.0),
+        size=64,
+    )
+    contrasts = [drawn.contrast_B.min(), drawn.contrast_B.max()]
+    assert contrasts[1] > 99
+    brightnesses = [drawn.brightness_B.min(), drawn.brightness_B.max()]
+    return np.repeat(contrasts, 2), np.tile(brightnesses, 2)
+
+
+def test_contrast_alone_gives_the_step_nearest_to_the_twins_logit() -> None:
+    contrast_B = np.array([0.8, 0.9371, 1.0, 1.2499], np.float32)
+    zero_B = np.zeros_like(contrast_B)
+    place_BV = places(contrast_B, zero_B).clip(0, LAST_STEP)
+    step_BV = lit_steps(LOGIT_V, contrast_B, zero_B)
+    assert abs(step_BV - place_BV).max() <= 0.5 + SINGLE
+
+
+def test_brightness_puts_it_off_by_half_a_step_more_at_most() -> None:
+    brightness_B = np.linspace(-0.41, 0.41, 31, dtype=np.float32)
+    contrast_B = np.linspace(1.25, 0.8, 31, dtype=np.float32)
+    place_BV = places(contrast_B, brightness_B).clip(0, LAST_STEP)
+    step_BV = lit_steps(LOGIT_V, contrast_B, brightness_B)
+    assert abs(step_BV - place_BV).max() <= 1.0 + SINGLE
+
+
+def test_what_is_lit_beyond_the_grid_lands_at_its_ends() -> None:
+    contrast_B, brightness_B = lighting_at_the_limit()
+    place_BV = places(contrast_B, brightness_B)
+    assert place_BV.min() < -3_000_000
+    assert place_BV.max() > 3_000_000
+    step_BV = lit_steps(LOGIT_V, contrast_B, brightness_B)
+    assert (step_BV[place_BV < -1] == 0).all()
+    assert (step_BV[place_BV > LAST_STEP + 1] == LAST_STEP).all()

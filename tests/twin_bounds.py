@@ -17,8 +17,9 @@ bounded where it arises, and carried through the twin:
 3. Windows and lighting rise with the stored number, so bounds of it are bounds of the
    value. Where a window is full, no error is left.
 4. Tables. A window that is the same for every slice is tabulated at every stored
-   number: no error. Lighting goes through a grid of 1,024 steps a logit; half a step
-   is at most 1 / (4 x 2,048) of the value (`LIT`), divided by the deviation.
+   number: no error. Lighting goes through a grid of 2,048 steps a logit. Brightness is
+   rounded to one, and so is the sum: a step at most, 1 / (4 x 2,048) of the value
+   (`LIT`), divided by the deviation.
 5. float16. The result is rounded to 11 bits: 2**-11 of its size (`HALF`).
 6. float32 in windows that differ by slice: `SINGLE`, of a value in [0, 1].
 

@@ -36,7 +36,7 @@ from bench.peers.task import LoaderTask
 from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.labels import CLASSES
-from ichfast.loader import pipeline_options
+from ichfast.loader import as_torch, pipeline_options
 from ichfast.store import Store
 from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET
@@ -52,12 +52,12 @@ class DaliNumpyPeer:
 
     def __init__(self, task: LoaderTask) -> None:
         self._num_batches = len(task.positions_N) // task.batch_size
-        on_gpu = task.device != "cpu"
+        self._on_gpu = task.device != "cpu"
         self._pipeline = _graph(
             _write_missing(task),
             task,
-            on_gpu=on_gpu,
-            **pipeline_options(task.batch_size, on_gpu=on_gpu),
+            on_gpu=self._on_gpu,
+            **pipeline_options(task.batch_size, on_gpu=self._on_gpu),
         )
         self._pipeline.build()
 
@@ -65,7 +65,7 @@ class DaliNumpyPeer:
         """The next batches, on the task's device; unlabelled."""
         for _ in range(self._num_batches):
             images, names = self._pipeline.run()
-            images_BHWC = torch.utils.dlpack.from_dlpack(images.as_tensor())
+            images_BHWC = as_torch(images, on_gpu=self._on_gpu)
             positions = [_position_of(names.at(k)) for k in range(len(names))]
             yield Batch(
                 images_BCHW=images_BHWC.permute(0, 3, 1, 2),

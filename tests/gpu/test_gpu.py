@@ -22,6 +22,7 @@ from ichfast.recipes import resolve_recipe
 from ichfast.runs import train_run
 from ichfast.store import Store
 from tests.contracts import check_loader, same_images
+from tests.lighting_graph import lit_steps
 from tests.rank_processes import run_ranks
 
 pytestmark = [
@@ -71,6 +72,18 @@ def test_gpu_and_cpu_draw_and_apply_the_same(tiny_store: Store, level: int) -> N
     # The CPU may round places to 1/32 pixel (see `twin_bounds`), the GPU does not.
     assert difference.mean() < 0.01
     assert difference.quantile(0.99) < 2 / 32
+
+
+def test_gpu_and_cpu_light_to_the_same_step_or_the_next() -> None:
+    """The GPU may round a product and a sum at once, the CPU rounds each."""
+    logit_V = np.linspace(-16.1, 16.1, 9_973, dtype=np.float32)
+    contrast_B = np.array([0.8, 1.0, 1.25, 99.0], np.float32)
+    brightness_B = np.array([0.4, 0.0, -0.3, 5.0], np.float32)
+    on_cpu, on_gpu = (
+        lit_steps(logit_V, contrast_B, brightness_B, device=device).astype(int)
+        for device in ("cpu", "cuda")
+    )
+    assert abs(on_cpu - on_gpu).max() <= 1
 
 
 @pytest.mark.parametrize("cache", ["host", "device"])
