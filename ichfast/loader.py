@@ -393,6 +393,7 @@ class DaliLoader:
 def as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
     """An output of DALI that stays valid: on a CPU a copy, for DALI fills its own."""
     tensor = tensors.as_tensor()
-    # Given the object, torch finds out how to ask for a capsule, and on which stream.
-    shared = torch.utils.dlpack.from_dlpack(tensor if on_gpu else tensor.__dlpack__())
-    return shared if on_gpu else shared.clone()
+    if on_gpu:
+        return torch.utils.dlpack.from_dlpack(tensor)
+    # By NumPy: torch wakes a thread for every core, which then spin for a while.
+    return torch.from_numpy(np.array(tensor))
