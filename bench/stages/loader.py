@@ -36,8 +36,8 @@ from ichfast.store import Store
 from ichfast.windows import parse_window
 
 STAGE = "loader"
-PEER_SHARE = 4
-"""A peer loads one slice in so many."""
+PEER_SLICES = 4096
+"""Most slices that a peer loads in a turn: its start counts for nothing then."""
 
 GPU_COPIES = ("upload", "copy on the GPU")
 """Limits that only a GPU has: stored bytes from pinned memory, and from its own."""
@@ -67,10 +67,10 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 
 
 def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
-    """What a peer loads: as `_measure_level` has ichfast do, fewer slices."""
+    """What a peer loads: as `_measure_level` has ichfast do, `PEER_SLICES` at most."""
     recipe = exp_30()
     data = replace(recipe.data, level=level, size=workload.size)
-    num_slices = max(workload.num_loaded // PEER_SHARE, workload.batch_size)
+    num_slices = min(workload.num_loaded, PEER_SLICES)
     return LoaderTask(
         store_path=store.path,
         level=level,
