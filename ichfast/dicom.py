@@ -16,7 +16,6 @@ Shape letters: H rows, W columns.
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
 from ichfast import elements, filebytes, headers, hounsfield
+from ichfast.common import Common, read_common
 from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements
 from ichfast.errors import RejectError
 from ichfast.headers import Header, Layout
@@ -149,15 +149,14 @@ def read_slices(content: bytes) -> list[Slice]:
         warnings.simplefilter("ignore")
         try:
             file = _parse(content)
-            header = Header(file.elements)
-            headers.check_kind(header)
-            layout = headers.read_layout(header)
-            file.quirks.update(header.quirks)
-            frame_headers = _frame_headers(file, layout.num_frames)
+            header, common = Header(file.elements), read_common(file.elements)
+            if not header.text("SOPInstanceUID"):
+                raise RejectError("bad-header", "SOPInstanceUID is missing")
+            frame_headers = _frame_headers(file, header, common)
             part = "pixels"
-            frames = enumerate(_read_frames(file, layout), start=1)
+            frames = enumerate(_read_frames(file, common.layout), start=1)
             return [
-                _make_slice(file, layout, frame_header, frame)
+                _make_slice(file, common.layout, frame_header, frame)
                 for frame_header, frame in zip(frame_headers, frames, strict=True)
             ]
         except (RejectError, KeyboardInterrupt, SystemExit):
@@ -250,14 +249,17 @@ def _elements(dataset: Dataset) -> Elements:
     }
 
 
-def _frame_headers(file: _File, num_frames: int) -> list[Header]:
-    """The header of each frame: its own values first, then the shared ones.
+def _frame_headers(
+    file: _File, header: Header, common: Common
+) -> list[tuple[Header, Common]]:
+    """Those of each frame: its own values first, then the shared ones.
 
     Source:
         DICOM PS3.3 C.7.6.16, multi-frame functional groups.
     """
+    num_frames = common.layout.num_frames
     if num_frames == 1 and _FRAME_GROUPS not in file.sequences:
-        return [Header(file.elements)]
+        return [(header, common)]
     whole = dict(file.elements)
     if num_frames > 1:  # a position of the whole is no frame's
         whole.pop(headers.TAGS["ImagePositionPatient"], None)
@@ -266,7 +268,16 @@ def _frame_headers(file: _File, num_frames: int) -> list[Header]:
     ]
     own = _macros(file.sequences, _FRAME_GROUPS)[:num_frames]
     own += [[] for _ in range(num_frames - len(own))]
-    return [Header(*frame, *shared, whole) for frame in own]
+    merged = [_merged(*frame, *shared, whole) for frame in own]
+    return [(Header(found), read_common(found)) for found in merged]
+
+
+def _merged(*mappings: Elements) -> Elements:
+    """One mapping of several; the first that has a tag counts."""
+    merged: dict[int, tuple[bytes, bool]] = {}
+    for mapping in reversed(mappings):
+        merged.update(mapping)
+    return merged
 
 
 def _macros(dataset: Dataset, groups_tag: int) -> list[list[Elements]]:
@@ -365,32 +376,38 @@ def _find_decoder(syntax: str) -> Decoder:
 
 
 def _make_slice(
-    file: _File, layout: Layout, header: Header, frame: tuple[int, RawArray]
+    file: _File,
+    layout: Layout,
+    frame_header: tuple[Header, Common],
+    frame: tuple[int, RawArray],
 ) -> Slice:
-    number, raw_HW = frame
+    (header, common), (number, raw_HW) = frame_header, frame
     has_lut = _LUT in file.sequences and file.sequences[_LUT].value
     lut = partial(apply_modality_lut, ds=file.sequences) if has_lut else None
-    stored = hounsfield.store_frame(raw_HW, layout, header, lut)
+    stored = hounsfield.store_frame(raw_HW, layout, common, lut)
     is_single = layout.num_frames == 1
-    row_spacing, column_spacing = header.vector("PixelSpacing", 2) or (math.nan,) * 2
+    position_mm = headers.read_position(header, common.orientation)
+    instance_number = header.integer("InstanceNumber", -1) if is_single else number
     return Slice(
         stored_HW=stored.stored_HW,
         slice_id=header.text("SOPInstanceUID") + ("" if is_single else f".{number}"),
-        patient_id=header.text("PatientID"),
-        study_uid=header.text("StudyInstanceUID"),
-        series_uid=header.text("SeriesInstanceUID"),
-        position_mm=headers.read_position(header),
-        orientation=header.vector("ImageOrientationPatient", 6),
-        instance_number=header.integer("InstanceNumber", -1) if is_single else number,
-        row_spacing_mm=row_spacing,
-        column_spacing_mm=column_spacing,
-        thickness_mm=header.number("SliceThickness"),
+        patient_id=common.patient_id,
+        study_uid=common.study_uid,
+        series_uid=common.series_uid,
+        position_mm=position_mm,
+        orientation=common.orientation,
+        instance_number=instance_number,
+        row_spacing_mm=common.row_spacing_mm,
+        column_spacing_mm=common.column_spacing_mm,
+        thickness_mm=common.thickness_mm,
         rescale_slope=stored.slope,
         rescale_intercept=stored.intercept,
         bits_stored=layout.bits_stored,
         is_signed=layout.is_signed,
-        window_center=header.number("WindowCenter"),
-        window_width=header.number("WindowWidth"),
+        window_center=common.window_center,
+        window_width=common.window_width,
         transfer_syntax_uid=file.syntax,
-        quirks=tuple(sorted(file.quirks | header.quirks)),  # last: reading finds some
+        quirks=tuple(
+            sorted(file.quirks | header.quirks | common.quirks | stored.quirks)
+        ),
     )

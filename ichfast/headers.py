@@ -95,13 +95,10 @@ Source:
 
 
 class Header:
-    """Values by keyword. Of several mappings the first that has one counts."""
+    """Values by keyword."""
 
-    def __init__(self, *elements: Elements) -> None:
-        merged: dict[int, tuple[bytes, bool]] = {}
-        for mapping in reversed(elements):
-            merged.update(mapping)
-        self._elements = merged
+    def __init__(self, elements: Elements) -> None:
+        self._elements = elements
         self.quirks: set[str] = set()
         """Names of what had to be mended in the values asked for so far."""
 
@@ -253,8 +250,6 @@ def read_layout(header: Header) -> Layout:
         RejectError: ``bad-header``, an element is missing or impossible;
             ``too-large``, more pixels than `MAX_PIXELS` or `MAX_FILE_PIXELS`.
     """
-    if not header.text("SOPInstanceUID"):
-        raise RejectError("bad-header", "SOPInstanceUID is missing")
     rows, columns = _required(header, "Rows"), _required(header, "Columns")
     bits_allocated = _required(header, "BitsAllocated")
     is_signed = _required(header, "PixelRepresentation") == 1
@@ -329,13 +324,16 @@ def read_padding(header: Header, *, is_signed: bool) -> tuple[int, int] | None:
     return min(first, last), max(first, last)
 
 
-def read_position(header: Header) -> float:
+def read_position(header: Header, cosines: tuple[float, ...]) -> float:
     """Position along the slice normal, mm; NaN where it is not known.
+
+    Args:
+        header: of the slice.
+        cosines: its orientation, six numbers or none.
 
     Source:
         DICOM PS3.3 C.7.6.2.1.1: the normal is rows x columns of the orientation.
     """
-    cosines = header.vector("ImageOrientationPatient", 6)
     corner = header.vector("ImagePositionPatient", 3)
     if not cosines or not corner:
         return math.nan

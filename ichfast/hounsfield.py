@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ichfast import headers, quirks
-from ichfast.headers import Header, Layout
+from ichfast import quirks
+from ichfast.common import Common
+from ichfast.headers import Layout
 from ichfast.quirks import RawArray
 from ichfast.windows import HU_OFFSET
 
@@ -24,17 +25,19 @@ MAX_STORED = 32_767
 
 @dataclass(frozen=True, slots=True)
 class StoredFrame:
-    """A frame as the store keeps it, and the rescale that was applied to it."""
+    """A frame as the store keeps it, and what was done to it."""
 
     stored_HW: npt.NDArray[np.uint16]
     slope: float
     intercept: float
+    quirks: set[str]
+    """Names of what was mended in it."""
 
 
 def store_frame(
     raw_HW: RawArray,
     layout: Layout,
-    header: Header,
+    common: Common,
     modality_lut: Callable[[RawArray], RawArray] | None,
 ) -> StoredFrame:
     """Mend a frame and apply its modality transform; padding becomes air.
@@ -42,23 +45,21 @@ def store_frame(
     Args:
         raw_HW: pixels as decoded, in native byte order, shape (H, W).
         layout: of the file.
-        header: of the frame; the names of what was mended go into its `quirks`.
+        common: of the frame.
         modality_lut: the table that replaces the rescale, where the file has one.
-
-    Raises:
-        RejectError: ``bad-header``, the rescale is unusable.
 
     Source:
         DICOM PS3.3 C.11.1, Modality LUT module.
     """
-    raw_HW = _clean_bits(raw_HW, layout, header)
-    slope, intercept, is_complete = headers.read_rescale(header)
+    mended: set[str] = set()
+    raw_HW = _clean_bits(raw_HW, layout, mended)
+    slope, intercept, is_complete = common.rescale
     values_HW = raw_HW
     if modality_lut is not None:
         values_HW, slope, intercept = modality_lut(raw_HW), 1.0, 0.0
-        header.quirks.add("modality_lut")
+        mended.add("modality_lut")
     elif not is_complete:
-        header.quirks.add("missing_rescale")
+        mended.add("missing_rescale")
     if modality_lut is None and quirks.is_wrapped_12bit(
         is_signed=layout.is_signed,
         bits_stored=layout.bits_stored,
@@ -66,26 +67,26 @@ def store_frame(
         intercept=intercept,
     ):
         values_HW, intercept = quirks.unwrap_12bit(raw_HW), 0.0
-        header.quirks.add("wrapped_12bit")
+        mended.add("wrapped_12bit")
     stored_HW = to_stored(values_HW, slope, intercept)
 
-    padding = headers.read_padding(header, is_signed=layout.is_signed)
+    padding = common.padding
     if padding and max(p * slope + intercept for p in padding) > -HU_OFFSET:
         is_padding_HW = quirks.is_padding(raw_HW, padding)
         if is_padding_HW.any():
             stored_HW[is_padding_HW] = 0
-            header.quirks.add("padding")
-    return StoredFrame(stored_HW, slope, intercept)
+            mended.add("padding")
+    return StoredFrame(stored_HW, slope, intercept, mended)
 
 
-def _clean_bits(raw_HW: RawArray, layout: Layout, header: Header) -> RawArray:
+def _clean_bits(raw_HW: RawArray, layout: Layout, mended: set[str]) -> RawArray:
     bits_stored, high_bit = layout.bits_stored, layout.high_bit
     if quirks.has_high_bit_offset(raw_HW, bits_stored, high_bit):
         raw_HW = quirks.drop_high_bit_offset(raw_HW, bits_stored, high_bit)
-        header.quirks.add("high_bit")
+        mended.add("high_bit")
     if quirks.has_unused_bits(raw_HW, bits_stored):
         raw_HW = quirks.mask_unused_bits(raw_HW, bits_stored)
-        header.quirks.add("unused_bits")
+        mended.add("unused_bits")
     return raw_HW
 
 

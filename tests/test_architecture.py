@@ -16,8 +16,8 @@ LAYERS = (
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
-    | {"bootstrap", "gradcam", "operating", "lock"},
-    {"predictions", "folds", "quirks", "headers", "filebytes", "archives", "canvas"}
+    | {"bootstrap", "gradcam", "operating", "lock", "headers"},
+    {"predictions", "folds", "quirks", "common", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws", "sharing"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"listing"}

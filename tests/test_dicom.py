@@ -24,7 +24,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.processing import apply_rescale
 
-from ichfast import dicom, headers, hounsfield
+from ichfast import common, dicom, headers, hounsfield
 from ichfast.dicom import REJECT_CODES, Slice, read_slices
 from ichfast.errors import RejectError
 from ichfast.hounsfield import to_stored
@@ -613,13 +613,32 @@ def test_a_header_written_in_another_way_than_it_says_is_read_without_warning() 
     assert caught == []
 
 
+def test_what_is_remembered_of_a_series_is_not_taken_for_another() -> None:
+    first = read_one(ct_file(ramp(), SOPInstanceUID="1.1", InstanceNumber="7"))
+    second = read_one(ct_file(ramp(), SOPInstanceUID="1.2", InstanceNumber="8"))
+    assert (first.slice_id, first.instance_number) == ("1.1", 7)
+    assert (second.slice_id, second.instance_number) == ("1.2", 8)
+    steeper = read_one(ct_file(ramp(), RescaleSlope="2"))
+    assert (first.rescale_slope, steeper.rescale_slope) == (1.0, 2.0)
+    assert read_one(ct_file(ramp(), PatientID="other")).patient_id == "other"
+    assert rejection(ct_file(ramp(), Modality="MR")).code == "not-ct"
+
+
+def test_long_headers_are_not_remembered() -> None:
+    common._remember_common.cache_clear()
+    assert read_one(ct_file(ramp(), PatientID="x" * 5000)).patient_id == "x" * 5000
+    assert common._remember_common.cache_info().currsize == 0
+    read_one(ct_file(ramp()))
+    assert common._remember_common.cache_info().currsize == 1
+
+
 def test_an_unforeseen_error_is_told_by_its_kind_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise LookupError("SECRET^NAME")
 
-    monkeypatch.setattr(headers, "check_kind", fail)
+    monkeypatch.setattr(dicom, "read_common", fail)
     error = rejection(ct_file(ramp()))
     assert (error.code, error.detail) == (
         "bad-header",
@@ -836,4 +855,5 @@ def test_the_limit_on_pixels_is_inclusive(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(headers, "MAX_PIXELS", ROWS * COLUMNS)
     assert len(read_slices(ct_file(ramp()))) == 1
     monkeypatch.setattr(headers, "MAX_PIXELS", ROWS * COLUMNS - 1)
+    common._remember_common.cache_clear()
     assert rejection(ct_file(ramp())).code == "too-large"

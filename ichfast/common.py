@@ -1,0 +1,98 @@
+"""What a header has in common with those of the same series, interpreted once.
+
+A series is written by one program, so its slices repeat most values to the byte.
+What was read from the same bytes before is remembered, which saves a third of a
+header's time (bench/LOG.md, 2026-11).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ichfast.elements import Elements
+from ichfast.headers import (
+    TAGS,
+    Header,
+    Layout,
+    check_kind,
+    read_layout,
+    read_padding,
+    read_rescale,
+)
+
+_OWN = ("TransferSyntaxUID", "SOPInstanceUID", "InstanceNumber", "ImagePositionPatient")
+"""Elements that are each slice's own, or the file's."""
+
+_COMMON_TAGS = tuple(tag for keyword, tag in TAGS.items() if keyword not in _OWN)
+
+_MAX_REMEMBERED_BYTES = 4096
+"""Of a header's values; longer ones are read each time, so that hostile files cannot
+fill the memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Common:
+    """What the slices of a series have in common, nearly always."""
+
+    layout: Layout
+
+    rescale: tuple[float, float, bool]
+    """As `headers.read_rescale` gives it."""
+
+    padding: tuple[int, int] | None
+    """As `headers.read_padding` gives it."""
+
+    patient_id: str
+    study_uid: str
+    series_uid: str
+    orientation: tuple[float, ...]
+    row_spacing_mm: float
+    column_spacing_mm: float
+    thickness_mm: float
+    window_center: float
+    window_width: float
+    """As in `dicom.Slice`."""
+
+    quirks: frozenset[str]
+    """Names of what had to be mended in these."""
+
+
+def read_common(elements: Elements) -> Common:
+    """Read what a slice has in common with its series, or remember it.
+
+    Raises:
+        RejectError: as `check_kind`, `read_layout` and `read_rescale` of `headers`.
+    """
+    values = tuple(map(elements.get, _COMMON_TAGS))
+    num_bytes = sum(len(value[0]) for value in values if value)
+    read = _remember_common if num_bytes <= _MAX_REMEMBERED_BYTES else _read_common
+    return read(values)
+
+
+def _read_common(values: tuple[tuple[bytes, bool] | None, ...]) -> Common:
+    found = zip(_COMMON_TAGS, values, strict=True)
+    header = Header({tag: value for tag, value in found if value})
+    check_kind(header)
+    layout = read_layout(header)
+    rescale = read_rescale(header)
+    row_spacing, column_spacing = header.vector("PixelSpacing", 2) or (math.nan,) * 2
+    return Common(
+        layout=layout,
+        rescale=rescale,
+        padding=read_padding(header, is_signed=layout.is_signed),
+        patient_id=header.text("PatientID"),
+        study_uid=header.text("StudyInstanceUID"),
+        series_uid=header.text("SeriesInstanceUID"),
+        orientation=header.vector("ImageOrientationPatient", 6),
+        row_spacing_mm=row_spacing,
+        column_spacing_mm=column_spacing,
+        thickness_mm=header.number("SliceThickness"),
+        window_center=header.number("WindowCenter"),
+        window_width=header.number("WindowWidth"),
+        quirks=frozenset(header.quirks),
+    )
+
+
+_remember_common = lru_cache(maxsize=64)(_read_common)
