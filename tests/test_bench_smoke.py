@@ -251,13 +251,18 @@ def test_copies_move_a_batch_as_often_as_an_epoch_has_batches() -> None:
     assert torch.equal(copied_BHW, batch_BHW)
 
 
+def one_batch(workload: Workload) -> Workload:
+    """The same, with no more slices to load than a batch has."""
+    return replace(workload, num_loaded=workload.batch_size)
+
+
 def test_a_gpu_is_held_to_copies_over_the_bus_and_on_the_gpu(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without a GPU there is no pinned memory; what is copied where stays the same.
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     with toy.open_store() as store:
-        copies = gpu_copies(store, make_task(store, 256, toy))
+        copies = gpu_copies(store, make_task(store, 256, one_batch(toy)))
     assert [copy.name for copy in copies] == ["upload", "copy on the GPU"]
     assert {copy.role for copy in copies} == {"limit"}
     assert [copy.run() for copy in copies] == [4, 4]
@@ -377,7 +382,7 @@ def test_a_loader_peer_gives_the_same_shape_type_and_number(
     name: str, toy: Workload
 ) -> None:
     with toy.open_store() as store:
-        task = make_task(store, store.levels[0], toy)
+        task = make_task(store, store.levels[0], one_batch(toy))
     peer = import_module(PEERS[name].module).make(task)
     for epoch in range(2):
         images = [batch.images_BCHW for batch in peer.epoch(epoch)]
@@ -390,7 +395,7 @@ def test_dali_numpy_shows_the_slice_and_mirrors_and_cuts_when_told(
     toy: Workload,
 ) -> None:
     with toy.open_store() as store:
-        task = make_task(store, 512, replace(toy, size=64))
+        task = make_task(store, 512, one_batch(replace(toy, size=64)))
         stored_BHW = np.stack([store.slice_HW(k) for k in task.positions_N.tolist()])
     value_BHW = ((stored_BHW.astype(float) - 1024) / 80).clip(0, 1)
     (mean,), (std,) = task.normalization.mean, task.normalization.std
