@@ -44,10 +44,13 @@ which a turn of training takes seconds, always has 6."""
 SHORT_RANKS, FULL_RANKS = (1, 2), (1, 2, 4, 8)
 """Ranks of the stage scale."""
 
+LOADED_BATCH = {False: 128, True: 32}
+"""Slices that a loader gives at once, on a GPU and on a CPU."""
+
 STAGE_S = {
-    "prepare": 60.0,
+    "prepare": 75.0,
     "read": 8.0,
-    "loader": 25.0,
+    "loader": 60.0,
     "train": 15.0,
     "end_to_end": 15.0,
     "scale": 60.0,
@@ -106,7 +109,7 @@ def run_session(  # noqa: PLR0913 - the options of the command
         replace(
             workload,
             size=each,
-            batch_size=batch_size or default_batch_size(each, workload.device),
+            train_batch_size=batch_size or train_batch_size(each, workload.device),
         )
         for each in (FULL_SIZES if full and size is None else (workload.size,))
     ]
@@ -206,7 +209,8 @@ def make_workload(
         store=store,
         num_files=num_units * UNIT_ENTRIES,
         size=size,
-        batch_size=batch_size or default_batch_size(size, device),
+        batch_size=batch_size or LOADED_BATCH[device == "cpu"],
+        train_batch_size=batch_size or train_batch_size(size, device),
         archs=tuple(archs),
         device=device,
         peers=peers,
@@ -223,7 +227,7 @@ def make_workload(
     return replace(workload, scratch_dir=scratch_dir)
 
 
-def default_batch_size(size: int, device: str) -> int:
+def train_batch_size(size: int, device: str) -> int:
     """What `fast` takes; on a CPU half of it, to stay under five minutes."""
     fitting = fitting_batch_size(128, made_for=224, size=size, device_type=device)
     return fitting if device != "cpu" else max(2, fitting // 2)

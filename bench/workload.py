@@ -72,7 +72,12 @@ class Workload:
     size: int = 224
     """Side of the model's input, pixels."""
 
-    batch_size: int = 16
+    batch_size: int = 32
+    """Slices that a loader gives at once."""
+
+    train_batch_size: int = 8
+    """Slices of a training step."""
+
     archs: tuple[str, ...] = ("efficientnet-b0",)
     device: str = "cpu"
     peers: tuple[str, ...] = ()
@@ -82,7 +87,7 @@ class Workload:
     """Of whatever runs in several: prepare, cp, converters, data loaders."""
 
     num_loaded: int = 512
-    """Slices that a loader gives in a turn; a quarter for a peer."""
+    """Slices that a loader gives in a turn."""
 
     num_steps: int = 2
     """Training steps in a turn."""

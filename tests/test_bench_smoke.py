@@ -66,6 +66,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Workload:
         file_size=64,
         size=32,
         batch_size=4,
+        train_batch_size=4,
         peers=tuple(name for name in PEERS if PEERS[name].stage != "prepare"),
         num_loaded=16,
         num_steps=1,

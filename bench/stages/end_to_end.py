@@ -28,9 +28,9 @@ STAGE = "end_to_end"
 def measure(workload: Workload, meter: Meter) -> list[Record]:
     """Measure one whole run of the first arch, slices a second."""
     arch, device = workload.archs[0], workload.device
-    recipe = make_recipe(arch, workload.size, workload.batch_size, device)
+    recipe = make_recipe(arch, workload.size, workload.train_batch_size, device)
     one_epoch = replace(recipe, train=replace(recipe.train, epochs=1))
-    num_train = workload.num_steps * workload.batch_size
+    num_train = workload.num_steps * workload.train_batch_size
     with workload.open_store() as store:
         path = store.path
         split = split_slices(store, recipe.folds, limit=num_train)
@@ -79,7 +79,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
             "recipe": recipe.name,
             "arch": arch,
             "size": workload.size,
-            "batch_size": workload.batch_size,
+            "batch_size": workload.train_batch_size,
             "train_slices": training.num_slices,
             "valid_slices": validation.num_slices,
             "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),

@@ -37,9 +37,10 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 def _measure_arch(
     store: Store, arch: str, workload: Workload, meter: Meter
 ) -> list[Record]:
-    recipe = make_recipe(arch, workload.size, workload.batch_size, workload.device)
+    batch_size = workload.train_batch_size
+    recipe = make_recipe(arch, workload.size, batch_size, workload.device)
     labelled_N = np.flatnonzero(~np.isnan(store.labels_NK()).any(axis=1))
-    slices_N = np.resize(labelled_N, workload.num_steps * workload.batch_size)
+    slices_N = np.resize(labelled_N, workload.num_steps * batch_size)
     trainer = make_trainer(recipe, workload.num_steps, workload.device)
     with make_run_loader(
         store, slices_N, recipe, workload.device, to_train=True
@@ -89,7 +90,7 @@ def _measure_arch(
             "arch": arch,
             "size": workload.size,
             "level": loader.level,
-            "batch_size": workload.batch_size,
+            "batch_size": batch_size,
             "steps": workload.num_steps,
             "windows": list(recipe.data.windows),
             "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
