@@ -44,8 +44,8 @@ which a turn of training takes seconds, always has 6."""
 SHORT_RANKS, FULL_RANKS = (1, 2), (1, 2, 4, 8)
 """Ranks of the stage scale."""
 
-LOADED_BATCH = {False: 128, True: 32}
-"""Slices that a loader gives at once, on a GPU and on a CPU."""
+LOADED_BATCH = {"cuda": 128, "cpu": 32}
+"""Slices that a loader gives at once, by device."""
 
 STAGE_S = {
     "prepare": 75.0,
@@ -209,7 +209,7 @@ def make_workload(
         store=store,
         num_files=num_units * UNIT_ENTRIES,
         size=size,
-        batch_size=batch_size or LOADED_BATCH[device == "cpu"],
+        batch_size=batch_size or LOADED_BATCH[device],
         train_batch_size=batch_size or train_batch_size(size, device),
         archs=tuple(archs),
         device=device,

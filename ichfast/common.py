@@ -1,8 +1,8 @@
 """What a header has in common with those of the same series, interpreted once.
 
 A series is written by one program, so its slices repeat most values to the byte.
-What was read from the same bytes before is remembered, which saves a third of a
-header's time (bench/LOG.md, 2026-11).
+What was read from the same bytes before is remembered (what that saves: bench/LOG.md,
+2026-11).
 """
 
 from __future__ import annotations

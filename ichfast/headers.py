@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 from ichfast.elements import Elements
 from ichfast.errors import RejectError
@@ -58,9 +57,6 @@ MAX_FILE_PIXELS = 2**30
 """Most pixels of all frames of a file: 2 GiB as uint16."""
 
 _ABSENT = b"", True
-
-_SHORT_BYTES = 128
-"""Longer values are not remembered, so that hostile ones cannot fill the memory."""
 
 CT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
@@ -167,18 +163,10 @@ def parse_numbers(value: bytes) -> tuple[tuple[float, ...], bool]:
     Source:
         DICOM PS3.5 6.2, value representation DS.
     """
-    return _parse_short(value) if len(value) <= _SHORT_BYTES else _parse_any(value)
-
-
-def _parse_any(value: bytes) -> tuple[tuple[float, ...], bool]:
     if not value.strip(b" \0"):
         return (), False
     numbers = tuple(_parse_number(text) for text in parse_text(value).split("\\"))
     return numbers, b"," in value or any(map(math.isnan, numbers))
-
-
-# Slices of one series repeat nearly all their values.
-_parse_short = lru_cache(maxsize=1024)(_parse_any)
 
 
 def _parse_number(text: str) -> float:
