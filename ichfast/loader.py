@@ -31,6 +31,7 @@ import torch
 from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.channels import parse_windows
+from ichfast.dalifailure import failure_reason
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError
 from ichfast.feeds import (
@@ -40,7 +41,7 @@ from ichfast.feeds import (
     SliceFeeds,
     halves_in_graph,
 )
-from ichfast.pipeline import Normalization, failure_reason, slice_graph
+from ichfast.pipeline import Normalization, slice_graph
 from ichfast.ranks import Ranks
 from ichfast.reading import batches_ahead
 from ichfast.resident import DeviceSlices

@@ -21,7 +21,6 @@ Shape letters: H rows, W columns, C windows, S output size, V stored values.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,7 +32,7 @@ from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
-from ichfast.errors import first_line
+from ichfast.dalifailure import failure_reason
 from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET, Window, window_table
 
@@ -335,25 +334,6 @@ def _logit_table(window: Window) -> npt.NDArray[np.float32]:
 
 def _join(channels: Sequence[Any]) -> Any:
     return fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
-
-
-_REASON = re.compile(
-    r"(?:Critical error in pipeline:\s*)*(.*?)\s*"
-    r"(?:\n\n|\nC\+\+ context|\nStacktrace|\nCurrent pipeline object|$)",
-    re.DOTALL,
-)
-"""What went wrong, between what DALI says of every failure."""
-
-
-def failure_reason(error: Exception) -> str:
-    """What DALI's error says went wrong, in one line.
-
-    DALI names the operator and quotes the graph; behind ``encountered:`` comes the
-    reason, over a few lines at times, then where in its own source.
-    """
-    found = _REASON.match(str(error).rpartition("encountered:")[2].strip())
-    reason = " ".join(found[1].split()) if found else ""
-    return reason or first_line(error)
 
 
 def gpu_problem() -> str | None:

@@ -11,7 +11,7 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums", "halving"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "gather", "logit", "options", "memory"},
+    | {"levels", "gather", "logit", "options", "memory", "dalifailure"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}

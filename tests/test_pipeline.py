@@ -9,10 +9,11 @@ from nvidia.dali.tensors import TensorListCPU
 
 from ichfast import reading
 from ichfast.augment import AugmentConfig
+from ichfast.dalifailure import failure_reason
 from ichfast.dataconfig import DataConfig
 from ichfast.draws import draw
 from ichfast.loader import make_loader
-from ichfast.pipeline import LOGIT_STEPS, failure_reason, wrap_host_slices
+from ichfast.pipeline import LOGIT_STEPS, wrap_host_slices
 from ichfast.reading import divide
 from ichfast.store import Store
 from ichfast.twin import LOGIT_EPSILON
