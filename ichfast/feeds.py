@@ -9,6 +9,7 @@ Shape letters: N slices of the store, B slices of the batch, C windows, K classe
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,16 +22,8 @@ from ichfast.channels import OWN, neighbours, window_columns
 from ichfast.dataconfig import MIN_SIZE, DataConfig
 from ichfast.draws import Parameters, draw
 from ichfast.geometry import count_halvings, halved_shape
-from ichfast.pipeline import (
-    FEEDS,
-    HALVING_FEEDS,
-    LOGIT_STEPS,
-    LOGIT_ZERO,
-    SLICE_FEEDS,
-    wrap_columns,
-    wrap_device_slices,
-    wrap_host_slices,
-)
+from ichfast.handover import wrap_columns, wrap_device_slices, wrap_host_slices
+from ichfast.pipeline import FEEDS, HALVING_FEEDS, RESAMPLE_FEEDS, SLICE_FEEDS
 from ichfast.reading import Wanted
 from ichfast.sampler import Sampler
 from ichfast.store import Store
@@ -95,20 +88,11 @@ class Scale:
         self.halvings_N = count_halvings(rows_N, columns_N, size)
 
 
-def halves_in_graph(device: str) -> bool:
-    """Whether the DALI graph halves large slices, or what supplies them does.
-
-    The same bits either way. On a CPU the threads that read do it with NumPy, in a
-    third of DALI's time or less and while the slice is in the processor's cache
-    (`ichfast.halving`). A GPU has the time, the host's cores may not: a few of them
-    read for each GPU. Whole slices are four times the bytes on the bus, 2.6 GB/s for
-    5,000 slices/s of 512x512, and slices kept on the device are halved there anyway.
-    """
-    return device != "cpu"
-
-
 class ColumnFeeds:
-    """Gives DALI the numbers of a batch: targets, positions and parameters."""
+    """Gives DALI the numbers of a batch: targets, positions and parameters.
+
+    What a graph that is not whole has no use for is kept until its batch comes out.
+    """
 
     def __init__(
         self,
@@ -119,15 +103,16 @@ class ColumnFeeds:
         config: DataConfig,
         *,
         scale: Scale,
-        halves: bool,
+        whole: bool,
     ) -> None:
-        """Decide the feeds; `halves` says whether the graph does."""
+        """Decide the feeds; `whole` says whether the graph is."""
         self._schedule = schedule
         self._augment = augment
         self._seed = sampler.seed
         self._batch_size = config.batch_size
         self._num_drawn = max(1, DRAWN_SLICES // config.batch_size)
-        self._drawn: tuple[npt.NDArray[Any], ...] = ()
+        self._drawn: dict[str, npt.NDArray[Any]] = {}
+        self._kept: deque[dict[str, npt.NDArray[Any]]] = deque()
         self._scale = scale
         self._labels_NK = store.labels_NK()
         windows_differ = OWN in config.windows or any(augment.window_jitter)
@@ -139,14 +124,18 @@ class ColumnFeeds:
             *(() if augment.max_lighting > 0 else ("contrast", "brightness")),
             *(() if augment.cutout_probability > 0 else ("corners", "sides")),
         }
-        self.feeds = (
-            *(name for name in FEEDS if name not in unused),
-            *(
-                f"{name}.{step}"
-                for step in range(_most_halvings(scale, sampler) if halves else 0)
-                for name in HALVING_FEEDS
-            ),
-        )
+        used = [name for name in FEEDS if name not in unused]
+        halvings = [
+            f"{name}.{step}"
+            for step in range(_most_halvings(scale, sampler))
+            for name in HALVING_FEEDS
+        ]
+        self.feeds = (*used, *halvings) if whole else RESAMPLE_FEEDS
+        self._kept_names = [name for name in used if name not in self.feeds]
+
+    def start(self) -> None:
+        """Forget what was kept for an epoch that has ended."""
+        self._kept.clear()
 
     def __call__(self, info: Any) -> tuple[Any, ...]:
         """The numbers of one batch, in the order of `feeds`."""
@@ -154,12 +143,15 @@ class ColumnFeeds:
         place = info.iteration % self._num_drawn
         if place == 0:
             self._drawn = self._draw(info.iteration)
-        first = place * self._batch_size
-        return wrap_columns(
-            column[first : first + self._batch_size] for column in self._drawn
-        )
+        rows = slice(place * self._batch_size, (place + 1) * self._batch_size)
+        self._kept.append({name: self._drawn[name][rows] for name in self._kept_names})
+        return wrap_columns(self._drawn[name][rows] for name in self.feeds)
 
-    def _draw(self, first_call: int) -> tuple[npt.NDArray[Any], ...]:
+    def take_kept(self) -> dict[str, npt.NDArray[Any]]:
+        """What was kept of the oldest batch that was not taken, by name of its feed."""
+        return self._kept.popleft()
+
+    def _draw(self, first_call: int) -> dict[str, npt.NDArray[Any]]:
         """The numbers of some batches, one behind the other."""
         calls = range(first_call, first_call + self._num_drawn)
         picked_B = np.concatenate([self._schedule.picked(call) for call in calls])
@@ -174,7 +166,8 @@ class ColumnFeeds:
             ),
             size=self._scale.size,
         )
-        return tuple(self._column(name, picked_B, drawn) for name in self.feeds)
+        names = (*self.feeds, *self._kept_names)
+        return {name: self._column(name, picked_B, drawn) for name in names}
 
     def _column(
         self, name: str, picked_B: npt.NDArray[np.int64], drawn: Parameters
@@ -209,13 +202,8 @@ def _most_halvings(scale: Scale, sampler: Sampler) -> int:
 
 _DRAWN: dict[str, Callable[[Parameters], npt.NDArray[np.float32]]] = {
     "matrix": lambda drawn: drawn.matrix_B33,
-    # These two in steps of the graph's logit grid. float32 has room for whole steps
-    # only where the grid begins, so brightness is rounded here.
-    "contrast": lambda drawn: drawn.contrast_B[:, np.newaxis] * np.float32(LOGIT_STEPS),
-    "brightness": lambda drawn: (
-        drawn.brightness_B[:, np.newaxis] * np.float32(LOGIT_STEPS)
-        + np.float32(LOGIT_ZERO)
-    ),
+    "contrast": lambda drawn: drawn.contrast_B[:, np.newaxis],
+    "brightness": lambda drawn: drawn.brightness_B[:, np.newaxis],
     "corners": lambda drawn: _flat(drawn.hole_corner_BM2),
     "sides": lambda drawn: _flat(drawn.hole_side_BM2),
 }

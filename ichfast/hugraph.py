@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ichfast.geometry import count_halvings
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
-from ichfast.pipeline import Normalization
-from ichfast.windows import HU_OFFSET, Window
+from ichfast.windows import HU_OFFSET, Normalization, Window
 
 ROWS = COLUMNS = SOURCE_LEVEL
 """Of the slices it takes."""

@@ -18,7 +18,6 @@ C windows, K classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -34,27 +33,18 @@ from ichfast.channels import parse_windows
 from ichfast.dalifailure import failure_reason
 from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError
-from ichfast.feeds import (
-    ColumnFeeds,
-    Scale,
-    Schedule,
-    SliceFeeds,
-    halves_in_graph,
-)
-from ichfast.pipeline import Normalization, slice_graph
+from ichfast.feeds import ColumnFeeds, Scale, Schedule, SliceFeeds
+from ichfast.handover import as_array, as_torch
+from ichfast.pipeline import graph_is_whole, pipeline_options, slice_graph
 from ichfast.ranks import Ranks
 from ichfast.reading import batches_ahead
 from ichfast.resident import DeviceSlices
 from ichfast.sampler import Sampler
 from ichfast.sampling import make_sampler
+from ichfast.shading import Shader
 from ichfast.store import Store
 from ichfast.supply import make_supply
-
-PREFETCH = 2
-"""Batches DALI prepares ahead."""
-
-MOST_THREADS = 8
-"""Of a DALI pipeline, at most."""
+from ichfast.windows import Normalization
 
 
 def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
@@ -152,25 +142,6 @@ def _check_device(device: str) -> None:
         raise LoaderError("device is cuda, but torch finds no GPU; take cpu")
 
 
-def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
-    """How a DALI pipeline runs here: keywords of `nvidia.dali.Pipeline`.
-
-    Args:
-        batch_size: slices in a batch.
-        on_gpu: on the current CUDA device; else without one.
-    """
-    return {
-        "batch_size": batch_size,
-        "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
-        "device_id": torch.cuda.current_device() if on_gpu else None,
-        "prefetch_queue_depth": PREFETCH,
-        # On a CPU it frees its buffers after each batch, and touching fresh pages costs
-        # more than copying the batch out of kept ones (bench/LOG.md, 2026-11).
-        "exec_dynamic": on_gpu,
-        "seed": 0,
-    }
-
-
 class DaliLoader:
     """Batches of a store through DALI. Made by `make_loader`.
 
@@ -197,6 +168,8 @@ class DaliLoader:
         self._num_epochs = 0
         self._num_begun = 0
         self._closed = False
+        self._is_whole = graph_is_whole(device)
+        self._shader = Shader(parse_windows(config.windows), normalization)
         on_gpu = device != "cpu"
         self._schedule = Schedule(sampler)
         self._scale = Scale(source_shapes(store, self.level), config.size)
@@ -214,7 +187,7 @@ class DaliLoader:
             self._schedule,
             self._supply,
             config,
-            scale=None if halves_in_graph(device) else self._scale,
+            scale=None if self._is_whole else self._scale,
             num_ahead=batches_ahead(config.batch_size),
             pinned=on_gpu,
         )
@@ -230,7 +203,7 @@ class DaliLoader:
             augment,
             self.config,
             scale=self._scale,
-            halves=halves_in_graph(self.device),
+            whole=self._is_whole,
         )
         on_gpu = self.device != "cpu"
         self._pipeline = slice_graph(
@@ -316,6 +289,7 @@ class DaliLoader:
         own_number = self._num_begun
         self._scale.set_size(self.config.size)
         self._schedule.start(epoch, first_batch)
+        self._columns.start()
         self._slices.start()
         while True:
             if own_number != self._num_begun:
@@ -326,14 +300,24 @@ class DaliLoader:
             outputs = self._run()
             if outputs is None:
                 return
+            yield self._batch(outputs)
+
+    def _batch(self, outputs: Sequence[Any]) -> Batch:
+        """A batch of what the graph gave."""
+        if self._is_whole:
             image_BHWC, target_BK, index_B1 = (
                 as_torch(tensors, on_gpu=self.device != "cpu") for tensors in outputs
             )
-            yield Batch(
-                images_BCHW=image_BHWC.permute(0, 3, 1, 2),
-                targets_BK=target_BK,
-                indices_B=index_B1[:, 0],
-            )
+        else:
+            numbers = self._columns.take_kept()
+            image_BHWC = torch.from_numpy(self._shader(as_array(*outputs), numbers))
+            target_BK = torch.from_numpy(numbers["target"])
+            index_B1 = torch.from_numpy(numbers["index"])
+        return Batch(
+            images_BCHW=image_BHWC.permute(0, 3, 1, 2),
+            targets_BK=target_BK,
+            indices_B=index_B1[:, 0],
+        )
 
     def _run(self) -> Sequence[Any] | None:
         """The next outputs; None, and ready for another epoch, behind the last."""
@@ -389,12 +373,3 @@ class DaliLoader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
-    """An output of DALI that stays valid: on a CPU a copy, for DALI fills its own."""
-    tensor = tensors.as_tensor()
-    if on_gpu:
-        return torch.utils.dlpack.from_dlpack(tensor)
-    # By NumPy: torch wakes a thread for every core, which then spin for a while.
-    return torch.from_numpy(np.array(tensor))

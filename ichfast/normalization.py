@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from ichfast.channels import parse_windows, window_columns
 from ichfast.dataconfig import DataConfig, choose_level
-from ichfast.pipeline import Normalization
 from ichfast.store import Store
-from ichfast.windows import NUM_STORED_VALUES, window_table
+from ichfast.windows import NUM_STORED_VALUES, Normalization, window_table
 
 NUM_MEASURED = 256
 """Slices that the data's own figures are measured on, spread over the split."""

@@ -1,13 +1,14 @@
 """The DALI graph: stored uint16 slices in, windowed float16 images out.
 
-One function describes the graph for the CPU and the GPU. On the GPU the slices go
-up as uint16, two bytes a pixel, and everything else happens there:
+On a GPU the slices go up as uint16, two bytes a pixel, and everything else happens
+there:
 
     stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
 The output's size comes in with each batch, and only slices that a batch wants halved
-pass through a step that halves: one graph serves every size. On a CPU slices come
-halved already (`feeds.halves_in_graph` says why).
+pass through a step that halves: one graph serves every size. On a CPU the graph is the
+resample alone, and NumPy does what comes before and after (`graph_is_whole` says why);
+the whole graph runs there too, which is how tests hold it to its twin.
 
 A window that is the same for every slice is one look-up in a table with the
 normalisation in it. Windows that differ by slice (its own, or jittered) and
@@ -21,7 +22,8 @@ Shape letters: H rows, W columns, C windows, S output size, V stored values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,19 +32,11 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
-from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from ichfast.dalifailure import failure_reason
+from ichfast.handover import SLICE_LAYOUT
 from ichfast.twin import LOGIT_EPSILON
-from ichfast.windows import HU_OFFSET, Window, window_table
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Normalization:
-    """What turns a windowed value in [0, 1] into a model's input, per channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+from ichfast.windows import HU_OFFSET, Normalization, Window, window_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +66,8 @@ FEEDS = {
 SLICE_FEEDS = ("stored", "before", "after")
 """Feeds that are slices; the last two only if neighbours are seen."""
 
-SLICE_LAYOUT = "HWC"
-"""Axes of such a feed, as DALI spells them."""
+RESAMPLE_FEEDS = ("matrix", "size")
+"""Feeds of numbers that a graph needs which is not whole."""
 
 _ON_GPU = {
     *SLICE_FEEDS,
@@ -102,6 +96,45 @@ _DOUBLE = [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0]
 """From a pixel of a halved slice to the corner where its four pixels meet."""
 
 
+PREFETCH = 2
+"""Batches DALI prepares ahead."""
+
+MOST_THREADS = 8
+"""Of a DALI pipeline, at most."""
+
+
+def graph_is_whole(device: str) -> bool:
+    """Whether the graph does all there is to do, or only resamples.
+
+    The same images but for the last bits either way. On a CPU NumPy halves slices in
+    the threads that read them (`ichfast.halving`), and windows, lights and cuts what
+    comes out (`ichfast.shading`): each in a third of DALI's time. A GPU has the time,
+    the host's cores may not: a few of them read for each GPU. Whole slices are four
+    times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512, and slices kept
+    on the device are halved there anyway.
+    """
+    return device != "cpu"
+
+
+def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
+    """How a DALI pipeline runs here: keywords of `nvidia.dali.Pipeline`.
+
+    Args:
+        batch_size: slices in a batch.
+        on_gpu: on the current CUDA device; else without one.
+    """
+    return {
+        "batch_size": batch_size,
+        "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
+        "device_id": torch.cuda.current_device() if on_gpu else None,
+        "prefetch_queue_depth": PREFETCH,
+        # On a CPU it frees its buffers after each batch, and touching fresh pages costs
+        # more than copying the batch out of kept ones (bench/LOG.md, 2026-11).
+        "exec_dynamic": on_gpu,
+        "seed": 0,
+    }
+
+
 def _feed_of(name: str) -> Feed:
     stem, _, step = name.partition(".")
     return HALVING_FEEDS[stem] if step else FEEDS[stem]
@@ -127,11 +160,12 @@ def slice_graph(
     normalization: Normalization,
     on_gpu: bool,
     uploaded: bool,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
     """Describe the graph.
 
     Args:
         columns: gives numbers for each slice; its `feeds` decide which steps there are.
+            Without a target the graph ends with the resample.
         slices: gives the slices, in memory that DALI reads in place: it must stay as it
             is until the batch has come out.
         windows: C windows, in channel order.
@@ -140,7 +174,8 @@ def slice_graph(
         uploaded: the slices come from the GPU's memory.
 
     Returns:
-        images float16 (S, S, C) a slice; targets; store positions.
+        images float16 (S, S, C) a slice; targets; store positions. Or the resampled
+        slices alone, uint16 (S, S, 1 or 3).
     """
     fed = {
         **_read(columns),
@@ -158,6 +193,10 @@ def slice_graph(
     stored = fed["stored"]
     if "before" in fed:
         stored = fn.cat(fed["before"], stored, fed["after"], axis=2)
+    elif not on_gpu:
+        # Copied in sequence, slices are in the cache when the resample reads them in
+        # any direction: 187 -> 114 us a slice, both together (bench/LOG.md, 2026-11).
+        stored = fn.copy(stored)
     for step in range(sum(name.startswith("halves.") for name in fed)):
         if fed[f"halves.{step}"]:
             # Bilinear, read where four pixels meet: their mean. Six times the rate
@@ -168,12 +207,16 @@ def slice_graph(
     warped = fn.experimental.warp_perspective(
         stored, matrix=fed["matrix"], size=fed["size"], fill_value=0
     )
-    image = _finish(warped, windows, normalization, fed)
-    return image, fed["target"], fed["index"]
+    if "target" in fed:
+        image = _shade(warped, windows, normalization, fed)
+        outputs = [image, fed["target"], fed["index"]]
+    else:
+        outputs = [warped]
+    return tuple(outputs)
 
 
 @do_not_convert
-def _finish(
+def _shade(
     warped: Any,
     windows: Sequence[Window],
     normalization: Normalization,
@@ -212,41 +255,6 @@ def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
         **options,
     )
     return dict(zip(source.feeds, outputs, strict=True))
-
-
-def wrap_columns(columns: Iterable[npt.NDArray[Any]]) -> tuple[TensorListCPU, ...]:
-    """Numbers of a batch as DALI would wrap them itself, in half the time.
-
-    Args:
-        columns: shape (B, ...) each, C order, of the dtype of their `Feed`.
-    """
-    return tuple(TensorListCPU(column) for column in columns)
-
-
-def wrap_host_slices(
-    slices: npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint16]], *, pinned: bool
-) -> TensorListCPU | list[TensorCPU]:
-    """Slices in host memory as DALI takes them in place.
-
-    Args:
-        slices: an array (B, H, W), or an array (H, W) each; uint16, C order.
-        pinned: their memory is page-locked.
-
-    Returns:
-        One object for an array, else one a slice: making them is what costs.
-    """
-    if isinstance(slices, np.ndarray):
-        stored_BHWC = slices[..., np.newaxis]
-        return TensorListCPU(stored_BHWC, SLICE_LAYOUT, is_pinned=pinned)
-    return [
-        TensorCPU(stored_HW[..., np.newaxis], SLICE_LAYOUT, is_pinned=pinned)
-        for stored_HW in slices
-    ]
-
-
-def wrap_device_slices(stored_BHW: torch.Tensor) -> torch.Tensor:
-    """Slices in the GPU's memory, int16, as DALI takes them in place."""
-    return stored_BHW.view(torch.uint16).unsqueeze(-1)
 
 
 def _look_up(
@@ -295,11 +303,13 @@ def _step_of(logit: Any, fed: Mapping[str, Any]) -> Any:
         IEEE 754-2019, 3.4, binary32. On the CPU DALI takes two to four times as long
         to cast float32 to uint16 as it takes for int32 (bench/LOG.md, 2026-11).
     """
+    # float32 has room for whole steps only where the grid begins, so brightness is
+    # rounded to one here, and then the sum is.
     lit = fn.brightness_contrast(
         logit,
-        contrast=fed["contrast"],
+        contrast=fed["contrast"] * float(LOGIT_STEPS),
         contrast_center=0.0,
-        brightness_shift=fed["brightness"],
+        brightness_shift=fed["brightness"] * float(LOGIT_STEPS) + float(LOGIT_ZERO),
         dtype=types.FLOAT,  # of this type, a shift is added as it is
     )
     bits = fn.reinterpret(lit, dtype=types.INT32)

@@ -122,9 +122,7 @@ def shade(
     image_SSC = apply_windows(stored_SS[None] - HU_OFFSET, jittered)[0]
     contrast, brightness = parameters.contrast_B[row], parameters.brightness_B[row]
     if contrast != 1.0 or brightness != 0.0:
-        image_SSC = np.clip(image_SSC, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
-        logit_SSC = np.log(image_SSC / (1.0 - image_SSC)) * contrast + brightness
-        image_SSC = 1.0 / (1.0 + np.exp(-logit_SSC))
+        image_SSC = light(image_SSC, contrast, brightness)
     air_C = apply_windows(np.full((1, 1, 1), -HU_OFFSET), windows)[0, 0, 0]
     for (top, left), (rows, columns) in zip(
         parameters.hole_corner_BM2[row].astype(int),
@@ -136,6 +134,27 @@ def shade(
                 max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)
             ] = air_C
     return (image_SSC - np.asarray(mean_C, np.float32)) / np.asarray(std_C, np.float32)
+
+
+def light(
+    value: npt.NDArray[np.float32],
+    contrast: np.float32 | npt.NDArray[np.float32],
+    brightness: np.float32 | npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]:
+    """Change brightness and contrast in logit space, as fastai v1 does.
+
+    Args:
+        value: in [0, 1], any shape.
+        contrast: factor; it and the next broadcast with `value`.
+        brightness: summand.
+
+    Returns:
+        Values above 0 and below 1, float32.
+    """
+    clipped = np.clip(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
+    logit = np.log(clipped / (1.0 - clipped)) * contrast + brightness
+    with np.errstate(over="ignore"):  # 1 / inf is 0
+        return 1.0 / (1.0 + np.exp(-logit))
 
 
 def jitter(window: Window, center_shift: float, width_shift: float) -> Window:

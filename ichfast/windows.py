@@ -2,7 +2,7 @@
 
 A window is applied in two ways that tests hold equal: `apply_windows` is the
 readable definition on HU, `window_table` is the same function tabulated over
-every number the store can hold, which is what the DALI graph looks up.
+every number the store can hold, which is what the DALI graph looks up on a GPU.
 
 Shape letters in this file:
     B  slices in the batch    H  rows    W  columns    C  windows (channels)
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,14 @@ class Window:
             raise WindowError(
                 f"window shape is 'linear' or 'sigmoid', got {self.shape!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normalization:
+    """What turns a windowed value in [0, 1] into a model's input, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 PRESETS: dict[str, Window] = {
@@ -124,15 +133,34 @@ def apply_windows(
 
     out_BHWC = np.empty((*hu_BHW.shape, len(windows)), dtype=np.float32)
     for channel, window in enumerate(windows):
-        out_BHW = out_BHWC[..., channel]
-        np.subtract(hu_BHW, window.center, out=out_BHW, casting="unsafe")
-        out_BHW /= window.width
-        if window.shape == "sigmoid":
-            with np.errstate(over="ignore"):  # far below it: 1 / inf is 0
-                out_BHW[...] = 1.0 / (1.0 + np.exp(-4.0 * out_BHW))
-        else:
-            out_BHW += 0.5
-    return np.clip(out_BHWC, 0.0, 1.0, out=out_BHWC)
+        out_BHWC[..., channel] = window_values(
+            hu_BHW, window.center, window.width, window.shape
+        )
+    return out_BHWC
+
+
+def window_values(
+    hu: npt.NDArray[Any],
+    center: float | npt.NDArray[np.float32],
+    width: float | npt.NDArray[np.float32],
+    shape: str,
+) -> npt.NDArray[np.float32]:
+    """Values in [0, 1] of CT numbers through one window, or through several.
+
+    Args:
+        hu: CT numbers in HU, any shape.
+        center: HU; it and the next broadcast with `hu`.
+        width: HU, greater than zero.
+        shape: ``linear`` or ``sigmoid``.
+
+    Returns:
+        float32, of the shape they broadcast to.
+    """
+    distance = (hu - center).astype(np.float32) / width
+    if shape == "sigmoid":
+        with np.errstate(over="ignore"):  # far below it: 1 / inf is 0
+            return 1.0 / (1.0 + np.exp(-4.0 * distance))
+    return np.clip(distance + 0.5, 0.0, 1.0)
 
 
 def window_table(window: Window, *, mean: float, std: float) -> npt.NDArray[np.float32]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.activations import activations_of
-from ichfast.pipeline import Normalization
 from ichfast.recipes import resolve_recipe
 from ichfast.runrecord import RunRecord
 from ichfast.store import Store
+from ichfast.windows import Normalization
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import ichfast
 LAYERS = (
     {"errors", "elements", "checksums", "halving"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "gather", "logit", "options", "memory", "dalifailure"},
+    | {"levels", "gather", "logit", "options", "memory", "dalifailure", "handover"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
@@ -25,7 +25,7 @@ LAYERS = (
     | {"curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
     | {"evaluation"},
-    {"plan", "intake", "synth", "pipeline", "predict", "channels", "submit"}
+    {"plan", "intake", "synth", "shading", "pipeline", "predict", "channels", "submit"}
     | {"pictures", "reading", "sampling", "stepper", "runlog", "scoretable"}
     | {"batchsize", "alongseries", "trainingcharts"},
     {"dataconfig", "resident", "judgingcharts", "judged", "casecards"},

@@ -17,11 +17,10 @@ from ichfast.errors import CheckpointError, ModelError
 from ichfast.export import ONNX_PACKAGES, export_run, hu_graph
 from ichfast.hugraph import HuToProbs
 from ichfast.loader import make_loader
-from ichfast.pipeline import Normalization
 from ichfast.predictions import probs_NK
 from ichfast.store import Store
 from ichfast.trained import open_run
-from ichfast.windows import Window
+from ichfast.windows import Normalization, Window
 from tests.conftest import write_store
 from tests.trainedruns import write_run
 

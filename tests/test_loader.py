@@ -23,9 +23,9 @@ from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.feeds import Scale
 from ichfast.loader import make_loader
-from ichfast.pipeline import Normalization
 from ichfast.ranks import Ranks
 from ichfast.store import Store
+from ichfast.windows import Normalization
 from tests.contracts import check_loader, order_of, same_images
 
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))
@@ -228,36 +228,40 @@ def test_only_what_the_graph_uses_is_computed(
     monkeypatch.setattr("ichfast.feeds.window_columns", None)
     monkeypatch.setattr("ichfast.feeds.neighbours", None)
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
-        assert loader._columns.feeds == ("target", "index", "matrix", "size")
+        assert loader._columns.feeds == ("matrix", "size")
         assert loader._slices.feeds == ("stored",)
         assert len(list(loader)) == 5
+        assert set(loader._columns._drawn) == {"target", "index", "matrix", "size"}
 
 
-# Who halves
+# Who halves and shades
 
 
 @pytest.mark.parametrize("cache", ["none", "host"])
-def test_the_graph_halves_to_the_bits_of_what_supplies_the_slices(
+def test_a_whole_graph_gives_the_bits_of_numpy_before_and_after_it(
     tiny_store: Store, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With holes, and without lighting: that goes through a grid in the graph."""
     config = replace(
         DATA, size=40, level=512, windows=("400/3000",), neighbours=True, cache=cache
     )
+    augment = replace(GEOMETRY, cutout_probability=0.8)
     batches: list[list[Batch]] = []
-    for in_graph in (False, True):
+    for whole in (False, True):
         monkeypatch.setattr(
-            "ichfast.loader.halves_in_graph", lambda _, halves=in_graph: halves
+            "ichfast.loader.graph_is_whole", lambda _, whole=whole: whole
         )
         with make_loader(
-            tiny_store, everything(tiny_store), config, augment=GEOMETRY
+            tiny_store, everything(tiny_store), config, augment=augment
         ) as loader:
-            assert ("halves.3" in loader._columns.feeds) is in_graph
+            assert ("halves.3" in loader._columns.feeds) is whole
+            assert ("corners" in loader._columns.feeds) is whole
             batches.append(list(loader))
             loader.set_size(160)
             batches[-1] += list(loader)
     assert len(batches[0]) == 10
-    for by_supply, by_graph in zip(*batches, strict=True):
-        assert same_images(by_supply, by_graph)
+    for by_numpy, by_graph in zip(*batches, strict=True):
+        assert same_images(by_numpy, by_graph)
 
 
 # Sizes that change

@@ -1,4 +1,7 @@
-"""The DALI graph equals its NumPy twin, pixel by pixel, on slices that try it hardest.
+"""The loader equals its NumPy twin, pixel by pixel, on slices that try it hardest.
+
+All is tried with both graphs: the one of a CPU, which resamples alone, and the whole
+one of a GPU, which runs on a CPU here.
 
 `tests.twin_bounds` says how far the two may differ, and why.
 """
@@ -22,13 +25,13 @@ from ichfast.dicom import read_slices
 from ichfast.draws import Parameters, draw
 from ichfast.geometry import count_halvings
 from ichfast.loader import make_loader
-from ichfast.pipeline import Normalization
 from ichfast.store import Store
 from ichfast.twin import halve
-from ichfast.windows import window_table
+from ichfast.windows import Normalization, window_table
 from tests.slice_store import simple_rows, write_slices
 from tests.twin_bounds import check_within, stored_bounds
 
+pytestmark = pytest.mark.usefixtures("_either_graph")
 REAL = Path(__file__).parents[2] / "shared" / "data" / "rsna_slices"
 SIZE = 72  # 512 is halved twice before it, 638 three times, 256 once
 SEED, EPOCH = 9, 3
@@ -126,6 +129,14 @@ def write_adversaries(
         window_width=widths,
     )
     write_slices(path, slices, rows, np.zeros((count, 6), int))
+
+
+@pytest.fixture(params=[False, True], ids=["resample", "whole"])
+def _either_graph(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph of a CPU, with NumPy before and after it; and that of a GPU."""
+    monkeypatch.setattr("ichfast.loader.graph_is_whole", lambda _: request.param)
 
 
 @pytest.fixture(scope="module")

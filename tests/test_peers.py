@@ -12,8 +12,7 @@ import pytest
 from bench.peers import PEERS, reason_to_skip
 from bench.peers.task import LoaderTask
 from ichfast.augment import EXP_30
-from ichfast.pipeline import Normalization
-from ichfast.windows import PRESETS
+from ichfast.windows import PRESETS, Normalization
 from tests.contracts import check_loader, order_of
 from tests.slice_store import simple_rows, write_slices
 

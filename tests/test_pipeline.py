@@ -12,8 +12,9 @@ from ichfast.augment import AugmentConfig
 from ichfast.dalifailure import failure_reason
 from ichfast.dataconfig import DataConfig
 from ichfast.draws import draw
+from ichfast.handover import wrap_host_slices
 from ichfast.loader import make_loader
-from ichfast.pipeline import LOGIT_STEPS, wrap_host_slices
+from ichfast.pipeline import LOGIT_STEPS
 from ichfast.reading import divide
 from ichfast.store import Store
 from ichfast.twin import LOGIT_EPSILON

@@ -21,11 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ichfast.augment import AugmentConfig
 from ichfast.batch import Batch
-from ichfast.pipeline import Normalization
 from ichfast.sampler import Sampler
 from ichfast.store import Store
 from ichfast.twin import LOGIT_EPSILON
-from ichfast.windows import HU_OFFSET, Window
+from ichfast.windows import HU_OFFSET, Normalization, Window
 
 Transform = Callable[[Any], Tensor]
 """One sample as read, to (1, S, S) float16."""

@@ -29,8 +29,9 @@ from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
 from ichfast.draws import draw
 from ichfast.experiments import exp_30
-from ichfast.loader import DaliLoader, make_loader, pipeline_options
+from ichfast.loader import DaliLoader, make_loader
 from ichfast.normalization import measure_normalization
+from ichfast.pipeline import pipeline_options
 from ichfast.ranks import Ranks
 from ichfast.store import Store
 from ichfast.windows import parse_window
@@ -183,7 +184,7 @@ def _warp_graph(source: Any, *, size: int, on_gpu: bool) -> Any:
         layout=["HWC", ""],
     )
     return fn.experimental.warp_perspective(
-        stored.gpu() if on_gpu else stored,
+        stored.gpu() if on_gpu else fn.copy(stored),  # copied, it is in the cache
         matrix=matrix,
         size=[size, size],
         fill_value=0,

@@ -1,0 +1,67 @@
+"""Arrays handed to DALI, which reads them in place, and what is taken from it.
+
+Shape letters: B slices of the batch, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
+
+SLICE_LAYOUT = "HWC"
+"""Axes of a slice, as DALI spells them."""
+
+
+def wrap_columns(columns: Iterable[npt.NDArray[Any]]) -> tuple[TensorListCPU, ...]:
+    """Numbers of a batch as DALI would wrap them itself, in half the time.
+
+    Args:
+        columns: shape (B, ...) each, C order, of the dtype of their `Feed`.
+    """
+    return tuple(TensorListCPU(column) for column in columns)
+
+
+def wrap_host_slices(
+    slices: npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint16]], *, pinned: bool
+) -> TensorListCPU | list[TensorCPU]:
+    """Slices in host memory as DALI takes them in place.
+
+    Args:
+        slices: an array (B, H, W), or an array (H, W) each; uint16, C order.
+        pinned: their memory is page-locked.
+
+    Returns:
+        One object for an array, else one a slice: making them is what costs.
+    """
+    if isinstance(slices, np.ndarray):
+        stored_BHWC = slices[..., np.newaxis]
+        return TensorListCPU(stored_BHWC, SLICE_LAYOUT, is_pinned=pinned)
+    return [
+        TensorCPU(stored_HW[..., np.newaxis], SLICE_LAYOUT, is_pinned=pinned)
+        for stored_HW in slices
+    ]
+
+
+def wrap_device_slices(stored_BHW: torch.Tensor) -> torch.Tensor:
+    """Slices in the GPU's memory, int16, as DALI takes them in place."""
+    return stored_BHW.view(torch.uint16).unsqueeze(-1)
+
+
+def as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
+    """An output of DALI that stays valid: on a CPU a copy, for DALI fills its own."""
+    tensor = tensors.as_tensor()
+    if on_gpu:
+        return torch.utils.dlpack.from_dlpack(tensor)
+    # By NumPy: torch wakes a thread for every core, which then spin for a while.
+    return torch.from_numpy(np.array(tensor))
+
+
+def as_array(tensors: Any) -> npt.NDArray[Any]:
+    """An output of DALI on a CPU, valid until DALI runs again."""
+    array: npt.NDArray[Any] = np.asarray(tensors.as_tensor())
+    return array
