@@ -4,7 +4,8 @@ Promises:
 
 1. Things that are compared take turns (A B A B), so that a machine that slows down
    slows all of them. What a turn needs beforehand is not timed.
-2. Warm-up turns are not counted. The device is idle before a clock is read. A program
+2. Warm-up turns are not counted. The device is idle before a clock is read, and this
+   process before a turn: what reads ahead does not slow whoever comes next. A program
    that clocks itself is believed, so that its start does not count.
 3. A figure is the median of its turns, with the interval that holds the true median
    with the stated coverage (`bench.estimates`).
@@ -30,6 +31,10 @@ from ichfast.errors import IchfastError
 
 ROLES = ("ichfast", "limit", "peer")
 """What is measured: our code, what no code can beat, and what others would use."""
+
+
+IDLE_POLL_S, IDLE_SHARE = 0.01, 0.1
+"""A process that uses less than this share of so many seconds counts as idle."""
 
 
 class BenchError(IchfastError):
@@ -248,6 +253,7 @@ class Meter:
             for contender, own in zip(contenders, rates, strict=True):
                 self.on_turn(f"{label}: {contender.name}")
                 contender.before()
+                _wait_until_idle()
                 self._wait_for_device()
                 started_s = self.clock()
                 done = contender.run()
@@ -264,6 +270,15 @@ class Meter:
             import torch
 
             torch.cuda.synchronize()
+
+
+def _wait_until_idle() -> None:
+    """Wait until no thread of this process does anything, one second at most."""
+    for _ in range(int(1.0 / IDLE_POLL_S)):
+        used_s = time.process_time()
+        time.sleep(IDLE_POLL_S)
+        if time.process_time() - used_s < IDLE_SHARE * IDLE_POLL_S:
+            return
 
 
 def _now() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -152,6 +154,38 @@ def test_contenders_take_turns_and_what_comes_before_a_turn_is_not_timed() -> No
     )
     assert log == ["before A", "A", "before B", "B"] * 2
     assert [record.values for record in records] == [(1.0, 1.0)] * 2
+
+
+def test_what_a_contender_does_behind_its_turn_is_over_before_the_next() -> None:
+    still_working: list[bool] = []
+    threads: list[threading.Thread] = []
+
+    def read_ahead() -> None:
+        end_s = time.thread_time() + 0.2
+        while time.thread_time() < end_s:
+            pass
+
+    def run_and_read_ahead() -> int:
+        threads.append(threading.Thread(target=read_ahead))
+        threads[-1].start()
+        return 1
+
+    def run() -> int:
+        still_working.append(threads[-1].is_alive())
+        return 1
+
+    Meter(device="cpu", repeats=2, warmup=0).compare(
+        [
+            Contender(name="reads ahead", role="peer", run=run_and_read_ahead),
+            Contender(name="next", role="ichfast", run=run),
+        ],
+        stage="read",
+        case="hot",
+        unit="slices",
+        cache="hot",
+        settings={},
+    )
+    assert still_working == [False, False]
 
 
 def test_the_interval_of_six_turns_reaches_from_the_least_to_the_most() -> None:
