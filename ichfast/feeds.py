@@ -91,7 +91,7 @@ class Scale:
 class ColumnFeeds:
     """Gives DALI the numbers of a batch: targets, positions and parameters.
 
-    What a graph that is not whole has no use for is kept until its batch comes out.
+    What a graph that is not whole has no use for is withheld, until its batch comes out.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ColumnFeeds:
         self._batch_size = config.batch_size
         self._num_drawn = max(1, DRAWN_SLICES // config.batch_size)
         self._drawn: dict[str, npt.NDArray[Any]] = {}
-        self._kept: deque[dict[str, npt.NDArray[Any]]] = deque()
+        self._withheld: deque[dict[str, npt.NDArray[Any]]] = deque()
         self._scale = scale
         self._labels_NK = store.labels_NK()
         windows_differ = OWN in config.windows or any(augment.window_jitter)
@@ -131,11 +131,11 @@ class ColumnFeeds:
             for name in HALVING_FEEDS
         ]
         self.feeds = (*used, *halvings) if whole else RESAMPLE_FEEDS
-        self._kept_names = [name for name in used if name not in self.feeds]
+        self._withheld_names = [name for name in used if name not in self.feeds]
 
     def start(self) -> None:
-        """Forget what was kept for an epoch that has ended."""
-        self._kept.clear()
+        """Forget what was withheld in an epoch that has ended."""
+        self._withheld.clear()
 
     def __call__(self, info: Any) -> tuple[Any, ...]:
         """The numbers of one batch, in the order of `feeds`."""
@@ -144,12 +144,15 @@ class ColumnFeeds:
         if place == 0:
             self._drawn = self._draw(info.iteration)
         rows = slice(place * self._batch_size, (place + 1) * self._batch_size)
-        self._kept.append({name: self._drawn[name][rows] for name in self._kept_names})
+        if self._withheld_names:
+            self._withheld.append(
+                {name: self._drawn[name][rows] for name in self._withheld_names}
+            )
         return wrap_columns(self._drawn[name][rows] for name in self.feeds)
 
-    def take_kept(self) -> dict[str, npt.NDArray[Any]]:
-        """What was kept of the oldest batch that was not taken, by name of its feed."""
-        return self._kept.popleft()
+    def take_withheld(self) -> dict[str, npt.NDArray[Any]]:
+        """What was withheld of the next batch that comes out, by name of its feed."""
+        return self._withheld.popleft()
 
     def _draw(self, first_call: int) -> dict[str, npt.NDArray[Any]]:
         """The numbers of some batches, one behind the other."""
@@ -166,7 +169,7 @@ class ColumnFeeds:
             ),
             size=self._scale.size,
         )
-        names = (*self.feeds, *self._kept_names)
+        names = (*self.feeds, *self._withheld_names)
         return {name: self._column(name, picked_B, drawn) for name in names}
 
     def _column(

@@ -309,7 +309,7 @@ class DaliLoader:
                 as_torch(tensors, on_gpu=self.device != "cpu") for tensors in outputs
             )
         else:
-            numbers = self._columns.take_kept()
+            numbers = self._columns.take_withheld()
             image_BHWC = torch.from_numpy(self._shader(as_array(*outputs), numbers))
             target_BK = torch.from_numpy(numbers["target"])
             index_B1 = torch.from_numpy(numbers["index"])
