@@ -91,7 +91,7 @@ class Scale:
 class ColumnFeeds:
     """Gives DALI the numbers of a batch: targets, positions and parameters.
 
-    What a graph that is not whole has no use for is withheld, until its batch comes out.
+    What a graph that is not whole cannot use is withheld until its batch comes out.
     """
 
     def __init__(
