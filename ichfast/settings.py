@@ -12,6 +12,7 @@ import json
 import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import UnionType
 from typing import Any, TypeVar, cast
 
@@ -121,18 +122,18 @@ def _assign(settings: Any, names: list[str], text: str, path: str) -> Any:
 
 
 def _parse(text: str, wanted: Any, path: str) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    if not _fits(value, wanted):
-        value = text
-    try:
-        return _convert(value, wanted)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"--set {path}: expected {_type_name(wanted)}, found {text!r}"
-        ) from error
+    for value in _readings(text):
+        if _fits(value, wanted):
+            return _convert(value, wanted)
+    raise RecipeError(f"--set {path}: expected {_type_name(wanted)}, found {text!r}")
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What a setting's text may mean: JSON, several of it with commas, or words."""
+    for document in (text, f"[{text}]"):
+        with suppress(json.JSONDecodeError):
+            yield json.loads(document)
+    yield text
 
 
 def _type_name(wanted: Any) -> str:

@@ -28,12 +28,14 @@ def test_settings_change_by_name_and_nothing_else_does() -> None:
             "data.windows=brain",
             "data.level=512",
             "augment.zoom_focus=[0.5, 1]",
+            "augment.window_jitter=7,15",
             "model.weights=12",
         ],
     )
     assert recipe.train.phases == (replace(fast().train.phases[0], lr=1e-4),)
     assert recipe.data == replace(fast().data, windows=("brain",), level=512)
     assert recipe.augment.zoom_focus == (0.5, 1.0)
+    assert recipe.augment.window_jitter == (7.0, 15.0)
     assert recipe.model.weights == "12"
     assert override(recipe, ["train.epochs=null"]).train.epochs is None
 
