@@ -18,9 +18,10 @@ LAYERS = (
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
     | {"bootstrap", "gradcam", "operating", "lock", "headers"},
     {"predictions", "folds", "quirks", "common", "filebytes", "archives", "canvas"}
-    | {"writer", "manifest", "xresnet", "draws", "sharing"},
+    | {"writer", "manifest", "xresnet", "draws", "sharing"}
+    | {"shelf"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"listing"}
+    | {"listing", "sorting"}
     | {"slicetable", "series", "summary", "damage", "twin"}
     | {"curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
@@ -32,7 +33,9 @@ LAYERS = (
     {"supply"},
     {"feeds", "reportcharts"},
     {"journal", "loader", "validation", "report", "device", "overview"},
-    {"train"},
+    {"train", "allrows"},
+    {"repeats", "sharedtexts"},
+    {"labelling"},
     {"convert", "merge", "recipe", "normalization", "hugraph"},
     {"experiments"},
     {"recipes"},
