@@ -158,7 +158,7 @@ class Journal:
         Raises:
             StoreError: it is damaged.
         """
-        rows = pq.read_table(self._open_page(unit), columns=columns)
+        rows = pq.read_table(self._open_page(unit), columns=columns, use_threads=False)
         notes = _notes(rows.schema)
         return Page(
             rows=rows.replace_schema_metadata(None),

@@ -30,7 +30,7 @@ class Labelling:
 
     @staticmethod
     def of(labels: LabelTable, key: bytes | None) -> Labelling:
-        """The labels for a store whose slice ids were hashed with `key`, if they were."""
+        """The labels for a store whose slice ids were hashed with `key`, or kept."""
         ids = pa.array([stored_id(key, slice_id) for slice_id in labels.slice_ids])
         return Labelling(ids, labels.labels_NK)
 

@@ -40,8 +40,8 @@ from ichfast.listing import Entry
 from ichfast.manifest import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.plan import Unit, entry_at
 from ichfast.repeats import Repeats, find_repeats
-from ichfast.sharedtexts import SHARED, SharedTexts, replaced
 from ichfast.shards import Shard
+from ichfast.sharedtexts import SHARED, SharedTexts, replaced
 from ichfast.shelf import Shelf
 from ichfast.slicetable import ORDER, read_rejected, read_rows
 from ichfast.sorting import Runs, in_parts, sort_runs
@@ -265,8 +265,10 @@ def _labelled(
 def _parts(runs: Runs, shared: SharedTexts, names: Sequence[str]) -> Iterator[pa.Table]:
     """The rows in the store's order, as they are written."""
     numbers = pc.index_in(shared.texts["shard"], pa.array(names))
-    for part in in_parts(runs.rows(), PART_ROWS):
-        # Written in pieces, a row group would depend on where they were cut.
-        rows = part.combine_chunks()
-        shard = numbers.take(rows["shard"].combine_chunks())
-        yield replaced(shared.decode(rows), "shard", shard)
+
+    def finished(part: pa.Table) -> pa.Table:
+        shard = numbers.take(part["shard"].combine_chunks())
+        return replaced(shared.decode(part), "shard", shard)
+
+    # A row group's bytes hang on where its columns are cut: they must be one piece.
+    return map(finished, in_parts(runs.rows(), PART_ROWS))

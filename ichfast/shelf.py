@@ -6,6 +6,8 @@ and a few bytes a row where it is an `io.BytesIO`.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from typing import IO
 
@@ -18,6 +20,8 @@ CODEC = pa.Codec("zstd", 1)
 class Shelf:
     """Batches of one schema, numbered in the order in which they were put there.
 
+    Safe to share between threads.
+
     Args:
         schema: of every batch; no column is a dictionary.
         file: empty, read and written; the shelf's alone.
@@ -26,6 +30,7 @@ class Shelf:
     def __init__(self, schema: pa.Schema, file: IO[bytes]) -> None:
         self.schema = schema
         self._file = file
+        self._lock = threading.Lock()
         self._places: list[tuple[int, int, int]] = []
         """Of each batch: where it begins in the file, its bytes packed and unpacked."""
 
@@ -43,9 +48,10 @@ class Shelf:
         """
         content = batch.serialize()
         packed = CODEC.compress(content)
-        start = self._file.seek(0, 2)
-        self._file.write(packed)
-        self._places.append((start, len(packed), len(content)))
+        with self._lock:
+            start = self._file.seek(0, os.SEEK_END)
+            self._file.write(packed)
+            self._places.append((start, len(packed), len(content)))
 
     def get(self, number: int) -> pa.RecordBatch:
         """The batch with a number.
@@ -54,6 +60,8 @@ class Shelf:
             OSError: the file cannot be read.
         """
         start, num_packed, num_bytes = self._places[number]
-        self._file.seek(start)
-        content = CODEC.decompress(self._file.read(num_packed), num_bytes)
+        with self._lock:
+            self._file.seek(start)
+            packed = self._file.read(num_packed)
+        content = CODEC.decompress(packed, num_bytes)
         return pa.ipc.read_record_batch(content, self.schema)

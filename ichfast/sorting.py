@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 
 from ichfast.shelf import Shelf
 
-RUN_ROWS = 2**14
+RUN_ROWS = 2**13
 """Rows that are sorted in memory."""
 
-BATCH_ROWS = 2**8
+BATCH_ROWS = 2**7
 """Rows that are taken from the shelf at a time."""
 
 
@@ -55,6 +55,7 @@ class Runs:
             final = known.take(index[:num_final])
             left = known.take(index[num_final + 1 :])
             del taken, known, keys
+            pa.default_memory_pool().release_unused()
             yield final
 
 
@@ -81,22 +82,36 @@ def sort_runs(rows: Iterable[pa.Table], shelf: Shelf, order: Sequence[str]) -> R
 
 
 def in_parts(rows: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `num_rows`; the last may have less, none has 0."""
+    """The same rows in tables of `num_rows`; the last may have less, none has 0.
+
+    Each column is one piece. What a table takes is free when the caller lets go of it.
+    """
     waiting: list[pa.Table] = []
     num_waiting = 0
     for table in rows:
         left = table
         while num_waiting + len(left) >= num_rows:
             cut = num_rows - num_waiting
-            part = pa.concat_tables([*waiting, left.slice(0, cut)])
-            left = left.slice(cut)
-            waiting, num_waiting = [], 0
-            yield part
+            waiting.append(left.slice(0, cut))
+            num_waiting, left = 0, left.slice(cut)
+            yield _joined(waiting)
         if len(left):
             waiting.append(left)
             num_waiting += len(left)
     if waiting:
-        yield pa.concat_tables(waiting)
+        yield _joined(waiting)
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """The tables as one; the list is emptied, so that no column is there twice."""
+    schema = tables[0].schema
+    columns = [[t.column(at) for t in tables] for at in range(len(schema))]
+    tables.clear()
+    joined = []
+    while columns:
+        pieces = [piece for column in columns.pop(0) for piece in column.chunks]
+        joined.append(pa.concat_arrays(pieces))
+    return pa.Table.from_arrays(joined, schema=schema)
 
 
 def _order_of(rows: pa.Table, order: Sequence[str]) -> pa.Array:

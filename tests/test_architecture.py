@@ -20,8 +20,9 @@ LAYERS = (
     {"predictions", "folds", "quirks", "common", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws", "sharing"}
     | {"shelf"},
+    {"sorting"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"listing", "sorting"}
+    | {"listing"}
     | {"slicetable", "series", "summary", "damage", "twin"}
     | {"curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
