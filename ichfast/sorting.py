@@ -55,7 +55,7 @@ class Runs:
             final = known.take(index[:num_final])
             left = known.take(index[num_final + 1 :])
             del taken, known, keys
-            pa.default_memory_pool().release_unused()
+            _release()
             yield final
 
 
@@ -78,6 +78,8 @@ def sort_runs(rows: Iterable[pa.Table], shelf: Shelf, order: Sequence[str]) -> R
             shelf.put(batch)
         first_of_batch = pa.array(range(0, len(ordered), BATCH_ROWS))
         firsts.append(ordered.select(order).take(first_of_batch))
+        del run, ordered
+        _release()
     return Runs(shelf, tuple(order), pa.concat_tables(firsts))
 
 
@@ -116,3 +118,8 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
 
 def _order_of(rows: pa.Table, order: Sequence[str]) -> pa.Array:
     return pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in order])
+
+
+def _release() -> None:
+    """Give the system back what is free: else it grows with every run."""
+    pa.default_memory_pool().release_unused()
