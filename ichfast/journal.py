@@ -158,6 +158,7 @@ class Journal:
         Raises:
             StoreError: it is damaged.
         """
+        # A page is too small for threads to gain, and each of them keeps memory.
         rows = pq.read_table(self._open_page(unit), columns=columns, use_threads=False)
         notes = _notes(rows.schema)
         return Page(

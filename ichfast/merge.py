@@ -14,7 +14,7 @@
    rows, a digest of each slice id, and the texts that many rows share, once. A store
    that is appended to is in memory as a whole.
 
-Shape letters: N slices, K classes.
+Shape letters: R rows that repeat a slice id.
 """
 
 from __future__ import annotations
