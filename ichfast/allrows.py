@@ -46,11 +46,11 @@ class AllRows:
     def __len__(self) -> int:
         return self.num_read - len(self.left_out_R)
 
-    @property
-    def schema(self) -> pa.Schema:
-        """A page's columns and the labels, null in pages."""
+    def schema(self, names: Sequence[str] | None = None) -> pa.Schema:
+        """Of all columns, those of a page and the labels, or of some."""
         labels = [pa.field(name, pa.int8()) for name in CLASSES]
-        return pa.schema([*self.journal.schema, *labels])
+        schema = pa.schema([*self.journal.schema, *labels])
+        return schema if names is None else pa.schema(map(schema.field, names))
 
     def tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Some columns, in tables of `RUN_ROWS` rows."""
@@ -66,7 +66,7 @@ class AllRows:
             yield table if is_kept_N.all() else table.filter(pa.array(is_kept_N))
 
     def _read(self, names: Sequence[str]) -> Iterator[pa.Table]:
-        schema = pa.schema([self.schema.field(name) for name in names])
+        schema = self.schema(names)
         if self.before is not None:
             before = self.before.select(names)
             for first in range(0, len(before), RUN_ROWS):

@@ -210,7 +210,7 @@ def finish(
     names = [shard.name for shard in shards]
     # The file has no name, so nothing is left of it, however the run ends.
     with TemporaryFile(dir=journal.path) as file:
-        schema = pa.schema([f for f in merged.rows.schema if f.name != "entry"])
+        schema = pa.schema([f for f in merged.rows.schema() if f.name != "entry"])
         rows = _labelled(merged.rows.tables(schema.names), labelling, counts)
         shelf = Shelf(shared.schema(schema), file)
         runs = sort_runs(map(shared.encode, rows), shelf, ORDER)

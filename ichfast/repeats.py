@@ -79,7 +79,7 @@ def _suspects(rows: AllRows) -> npt.NDArray[np.int64]:
 def _rows_at(rows: AllRows, row_S: npt.NDArray[np.int64]) -> pa.Table:
     """What tells equal slices from others, of some rows; their numbers ascend."""
     names = ["slice_id", "entry", *_SAME]
-    found = [pa.schema([rows.schema.field(name) for name in names]).empty_table()]
+    found = [rows.schema(names).empty_table()]
     if len(row_S):
         first = 0
         for table in rows.tables(names):
