@@ -6,11 +6,12 @@ Shape letters: N rows, L labelled slices, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ichfast.errors import LabelError
 from ichfast.labels import CLASSES, LabelTable
@@ -22,8 +23,8 @@ from ichfast.sharedtexts import replaced
 class Labelling:
     """Labels by the slice ids of a store."""
 
-    slice_ids: pa.Array
-    """L texts."""
+    slice_ids: pd.Index[Any]
+    """L texts. It is hashed once for all rows that are looked up, part after part."""
 
     labels_LK: npt.NDArray[np.uint8]
     """Shape (L, 6), 0 or 1, classes in `CLASSES` order."""
@@ -31,8 +32,8 @@ class Labelling:
     @staticmethod
     def of(labels: LabelTable, key: bytes | None) -> Labelling:
         """The labels for a store whose slice ids were hashed with `key`, or kept."""
-        ids = pa.array([stored_id(key, slice_id) for slice_id in labels.slice_ids])
-        return Labelling(ids, labels.labels_NK)
+        ids = [stored_id(key, slice_id) for slice_id in labels.slice_ids]
+        return Labelling(pd.Index(ids, dtype=object), labels.labels_NK)
 
     def add(self, rows: pa.Table) -> tuple[pa.Table, int]:
         """Label those rows that have no labels.
@@ -46,9 +47,9 @@ class Labelling:
         Raises:
             LabelError: they say something else of a row that has labels.
         """
-        found = pc.index_in(rows["slice_id"], self.slice_ids).combine_chunks()
-        is_named_N = found.is_valid().to_numpy(zero_copy_only=False)
-        found_N = found.fill_null(0).to_numpy()
+        slice_ids = rows["slice_id"].to_numpy(zero_copy_only=False)
+        found_N = self.slice_ids.get_indexer(pd.Index(slice_ids, dtype=object))
+        is_named_N = found_N >= 0
         old_NK = np.column_stack([rows[name].to_numpy() for name in CLASSES])
         new_NK = np.where(is_named_N[:, np.newaxis], self.labels_LK[found_N], old_NK)
         was_labelled_N = ~np.isnan(old_NK[:, 0])
