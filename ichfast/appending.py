@@ -21,10 +21,11 @@ import numpy as np
 from ichfast.errors import StoreError
 from ichfast.intake import Intake
 from ichfast.journal import Journal
+from ichfast.labelling import Labelling
 from ichfast.labels import LabelTable
 from ichfast.listing import Listing
 from ichfast.manifest import read_header
-from ichfast.merge import Base, add_labels
+from ichfast.merge import Base
 from ichfast.plan import Unit, check_plan, cut_units, label_plan
 
 
@@ -105,7 +106,7 @@ def adds_labels(base: Base, labels: LabelTable | None, key: bytes | None) -> boo
     """
     if labels is None:
         return False
-    add_labels(base.rows, labels, key)
+    Labelling.of(labels, key).add(base.rows)
     return base.header.plan.get("labels") != label_plan(labels)["labels"]
 
 

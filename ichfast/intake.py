@@ -139,13 +139,12 @@ def place_digests(entries: Listing, key: bytes | None) -> npt.NDArray[np.uint64]
 
 
 def _digests(texts: Iterable[str], key: bytes | None) -> npt.NDArray[np.uint64]:
-    digests = b"".join(
-        hashlib.blake2b(
+    digests = bytearray()
+    for text in texts:
+        digests += hashlib.blake2b(
             # As `plain_text`; a listing has texts by the million.
             text.encode("utf-8", "backslashreplace"),
             digest_size=DIGEST_BYTES,
             key=key or b"",
         ).digest()
-        for text in texts
-    )
     return np.frombuffer(digests, "<u8").astype(np.uint64)

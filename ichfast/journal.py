@@ -62,7 +62,7 @@ class Page:
     """What a unit came to."""
 
     rows: pa.Table
-    """`Journal.schema`, in the order of the listing."""
+    """Columns of `Journal.schema`, in the order of the listing."""
 
     rejects: Sequence[Reject]
     """In the order of the listing."""
@@ -148,13 +148,18 @@ class Journal:
         with atomic_path(self._page_path(unit)) as temporary:
             temporary.write_bytes(content + _checksum(content))
 
-    def read(self, unit: Unit) -> Page:
+    def read(self, unit: Unit, columns: Sequence[str] | None = None) -> Page:
         """Read a unit's page.
+
+        Args:
+            unit: has a page.
+            columns: of the rows; None: all.
 
         Raises:
             StoreError: it is damaged.
         """
-        rows = pq.read_table(self._open_page(unit))
+        # A page is too small for threads to gain, and each of them keeps memory.
+        rows = pq.read_table(self._open_page(unit), columns=columns, use_threads=False)
         notes = _notes(rows.schema)
         return Page(
             rows=rows.replace_schema_metadata(None),

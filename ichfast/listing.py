@@ -1,12 +1,13 @@
-"""The files that sources hold, one row each, kept in columns.
+"""The files that sources hold, one row each, kept in packed columns.
 
 A competition's set has 752,803 files. As objects with a path each they would take
-1 GB of the process that hands out the work; in columns they take 0.1 GB. An `Entry`
-is made when it is asked for.
+1 GB of the process that hands out the work; packed they take 8 MB. An `Entry` is
+made when it is asked for.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.remote import Container
+from ichfast.shelf import Shelf
+from ichfast.sorting import in_parts, sort_runs
 
-CHUNK_ROWS = 4096
-"""Rows that are objects at a time, while a listing is made or gone through."""
+CHUNK_ROWS = 1024
+"""Rows that are unpacked at a time: those of a unit of work."""
+
+_ORDER = ("key", "offset", "file")
 
 _SCHEMA = pa.schema(
     [
@@ -85,9 +90,13 @@ class Found(NamedTuple):
 class Listing(Sequence[Entry]):
     """Entries in order. A slice of it shares its memory; it pickles as its rows."""
 
-    def __init__(self, homes: Sequence[Container], table: pa.Table) -> None:
+    def __init__(
+        self, homes: Sequence[Container], shelf: Shelf, start: int, stop: int
+    ) -> None:
         self._homes = homes
-        self._table = table
+        self._shelf = shelf
+        """Batches of `CHUNK_ROWS` rows; the last may have less."""
+        self._start, self._stop = start, stop
 
     @staticmethod
     def of(found: Iterable[Iterable[Found]]) -> Listing:
@@ -100,17 +109,18 @@ class Listing(Sequence[Entry]):
             Sorted by source, then key, in code point order, then offset.
         """
         homes: dict[Container, int] = {}
-        tables = [_SCHEMA.empty_table()]
-        tables += [_source_table(n, files, homes) for n, files in enumerate(found)]
-        return Listing(list(homes), pa.concat_tables(tables))
+        tables = (_source_rows(n, files, homes) for n, files in enumerate(found))
+        shelf = _shelved(itertools.chain.from_iterable(tables))
+        num_rows = sum(len(batch) for batch in shelf)
+        return Listing(list(homes), shelf, 0, num_rows)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all files."""
-        return int(pc.sum(self._table["size"]).as_py() or 0)
+        return sum(pc.sum(rows["size"]).as_py() for rows in self._batches())
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._stop - self._start
 
     def __iter__(self) -> Iterator[Entry]:
         rows = self.columns("source", "member", "key", "size", "offset", "number")
@@ -132,13 +142,13 @@ class Listing(Sequence[Entry]):
         start, stop, step = index.indices(len(self))
         if step != 1:
             return self.take(range(start, stop, step))
-        return Listing(self._homes, self._table.slice(start, max(stop - start, 0)))
+        start, stop = self._start + start, self._start + max(start, stop)
+        return Listing(self._homes, self._shelf, start, stop)
 
     def __reduce__(self) -> tuple[object, ...]:
-        used = pc.unique(self._table["home"])
-        table = _with_column(
-            self._table, "home", pc.index_in(self._table["home"], used)
-        )
+        table = self._table()
+        used = pc.unique(table["home"])
+        table = _with_column(table, "home", pc.index_in(table["home"], used))
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, _SCHEMA) as writer:
             writer.write_table(table)
@@ -147,21 +157,21 @@ class Listing(Sequence[Entry]):
 
     def select(self, is_wanted_E: npt.NDArray[np.bool_]) -> Listing:
         """The entries for which a mask of shape (len(self),) is True."""
-        return Listing(self._homes, self._table.filter(pa.array(is_wanted_E)))
+        return self._with(self._table().filter(pa.array(is_wanted_E)))
 
     def take(self, index_E: Sequence[int]) -> Listing:
         """The entries at some indices, in their order."""
-        return Listing(self._homes, self._table.take(pa.array(index_E, pa.int64())))
+        return self._with(self._table().take(pa.array(index_E, pa.int64())))
 
     def absolute(self) -> Listing:
         """The same entries, with paths that are good in any folder."""
         homes = [h.absolute() if isinstance(h, Path) else h for h in self._homes]
-        return Listing(homes, self._table)
+        return Listing(homes, self._shelf, self._start, self._stop)
 
     def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Some columns, row by row."""
-        for batch in self._table.select(names).to_batches(CHUNK_ROWS):
-            yield from zip(*map(_values, batch.columns), strict=True)
+        for batch in self._batches():
+            yield from zip(*(_values(batch[name]) for name in names), strict=True)
 
     def places(self) -> Iterator[str]:
         """Where each file or archive lies, as `place_of` says it."""
@@ -169,17 +179,45 @@ class Listing(Sequence[Entry]):
         for home, file in self.columns("home", "file"):
             yield f"{homes[home].rstrip('/')}/{file}" if file else homes[home]
 
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        first_batch, skipped = divmod(self._start, CHUNK_ROWS)
+        left = len(self)
+        for number in itertools.count(first_batch):
+            if not left:
+                return
+            batch = self._shelf.get(number).slice(skipped, left)
+            left -= len(batch)
+            skipped = 0
+            yield batch
+
+    def _table(self) -> pa.Table:
+        return pa.Table.from_batches(self._batches(), _SCHEMA)
+
+    def _with(self, table: pa.Table) -> Listing:
+        return Listing(self._homes, _shelved([table]), 0, len(table))
+
     def _containers(self) -> Iterator[Container]:
         for home, file in self.columns("home", "file"):
             yield self._homes[home] / file if file else self._homes[home]
 
 
-def _source_table(
+def _source_rows(
     source: int, files: Iterable[Found], homes: dict[Container, int]
-) -> pa.Table:
+) -> Iterator[pa.Table]:
     """The rows of one source, sorted; homes that are new are added to `homes`."""
+    found = _found_rows(source, files, homes)
+    first = 0
+    for table in sort_runs(found, Shelf(_SCHEMA, io.BytesIO()), _ORDER).rows():
+        stop = first + len(table)
+        number = pa.array(np.arange(first, stop, dtype=np.int32))
+        yield _with_column(table, "number", number)
+        first = stop
+
+
+def _found_rows(
+    source: int, files: Iterable[Found], homes: dict[Container, int]
+) -> Iterator[pa.Table]:
     left = iter(files)
-    batches = []
     while rows := list(itertools.islice(left, CHUNK_ROWS)):
         columns = {
             "source": [source] * len(rows),
@@ -191,13 +229,14 @@ def _source_table(
             "size": [row.size for row in rows],
             "offset": [row.offset for row in rows],
         }
-        batches.append(pa.RecordBatch.from_pydict(columns, schema=_SCHEMA))
-    table = pa.Table.from_batches(batches, schema=_SCHEMA)
-    order = pc.sort_indices(
-        table, sort_keys=[("key", "ascending"), ("offset", "ascending")]
-    )
-    number = pa.array(np.arange(len(table), dtype=np.int32))
-    return _with_column(table.take(order), "number", number)
+        yield pa.Table.from_pydict(columns, schema=_SCHEMA)
+
+
+def _shelved(tables: Iterable[pa.Table]) -> Shelf:
+    shelf = Shelf(_SCHEMA, io.BytesIO())
+    for table in in_parts(tables, CHUNK_ROWS):
+        shelf.put(*table.to_batches())
+    return shelf
 
 
 def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
@@ -206,7 +245,8 @@ def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def _restore(homes: Sequence[Container], rows: bytes) -> Listing:
-    return Listing(homes, pa.ipc.open_stream(rows).read_all())
+    table = pa.ipc.open_stream(rows).read_all()
+    return Listing(homes, _shelved([table]), 0, len(table))
 
 
 def _values(column: pa.Array) -> list[Any]:

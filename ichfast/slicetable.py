@@ -76,6 +76,9 @@ def write_rows(path: Path, parts: Iterable[pa.Table], levels: Sequence[int]) -> 
     ):
         for part in parts:
             writer.write_table(part.select(schema.names).cast(schema))
+            # Before the next is made.
+            del part
+            pa.default_memory_pool().release_unused()
     return file_crc32c(path / "slices.parquet")
 
 

@@ -135,19 +135,25 @@ def _list_folder(top: Path, without: frozenset[str]) -> Iterator[Found]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as listing:
-                children = sorted(listing, key=lambda child: child.name)
             left_out = _names_in(folder, without)
-            for child in children:
-                if child.name.startswith(".") or _is_dangling(child):
-                    continue
-                key = prefix + child.name
-                if child.is_dir():
-                    waiting.append((Path(child.path), f"{key}/"))
-                elif child.is_file() and child.name not in left_out:
-                    yield from _list_child(
-                        folder, child.name, key, child.stat().st_size
-                    )
+            folders = []
+            # One after the other: a folder may hold a million.
+            with os.scandir(folder) as listing:
+                for child in listing:
+                    if child.name.startswith(".") or _is_dangling(child):
+                        continue
+                    if child.is_dir():
+                        folders.append(child.name)
+                    elif child.is_file() and child.name not in left_out:
+                        yield from _list_child(
+                            folder,
+                            child.name,
+                            prefix + child.name,
+                            child.stat().st_size,
+                        )
+            # In order, for it decides by which of several links a folder is visited.
+            for name in sorted(folders):
+                waiting.append((folder / name, f"{prefix}{name}/"))
 
 
 def _lies_in(path: Path, without: frozenset[str]) -> bool:

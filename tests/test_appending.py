@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast import prepare
+from ichfast import allrows, prepare
 from ichfast.errors import LabelError, SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable
 from ichfast.prepare import prepare_store
@@ -154,6 +154,25 @@ def test_labels_go_to_all_slices_that_have_none(source: Path, tmp_path: Path) ->
     with pytest.raises(LabelError, match=r"contradict .* 1 slice\(s\), first ID_1"):
         append([source], store_path, labels=labels_of(ID_1=0))
     assert contents(store_path) == before
+
+
+def test_labels_are_joined_and_compared_across_all_parts(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allrows, "RUN_ROWS", 2)
+    store_path = tmp_path / "store"
+    report = run([source], store_path, labels=labels_of(ID_1=1, ID_5=0, ID_no=0))
+    assert (report.labelled, report.labels_without_slice) == (2, 1)
+    grow(source)
+    before = contents(store_path)
+    with pytest.raises(LabelError, match=r"contradict .* 2 slice\(s\)"):
+        append([source], store_path, labels=labels_of(ID_1=0, ID_5=1, ID_30=1))
+    assert contents(store_path)["slices.parquet"] == before["slices.parquet"]
+    append([source], store_path, labels=labels_of(ID_1=1, ID_30=1))
+    with Store(store_path) as store:
+        of = dict(zip(store.table["slice_id"], store.labels_NK()[:, 0], strict=True))
+    assert (of["ID_1"], of["ID_5"], of["ID_30"]) == (1, 0, 1)
+    assert np.isnan(of["ID_2"])
 
 
 def test_other_options_cannot_be_appended(source: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ LAYERS = (
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
     | {"bootstrap", "gradcam", "operating", "lock", "headers"},
     {"predictions", "folds", "quirks", "common", "filebytes", "archives", "canvas"}
-    | {"writer", "manifest", "xresnet", "draws", "sharing"},
+    | {"writer", "manifest", "xresnet", "draws", "sharing"}
+    | {"shelf"},
+    {"sorting"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
     | {"listing"}
     | {"slicetable", "series", "summary", "damage", "twin"}
@@ -32,7 +34,9 @@ LAYERS = (
     {"supply"},
     {"feeds", "reportcharts"},
     {"journal", "loader", "validation", "report", "device", "overview"},
-    {"train"},
+    {"train", "allrows"},
+    {"repeats", "sharedtexts"},
+    {"labelling"},
     {"convert", "merge", "recipe", "normalization", "hugraph"},
     {"experiments"},
     {"recipes"},

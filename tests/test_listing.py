@@ -1,4 +1,4 @@
-"""What sources hold, in columns."""
+"""What sources hold, in packed columns."""
 
 from __future__ import annotations
 
@@ -114,5 +114,5 @@ def test_a_file_costs_few_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert len(listing) == 20_000
-    assert objects < 20 * len(listing)  # what Python holds; the columns are Arrow's
+    assert objects < 20 * len(listing)  # the packed columns are among them
     assert len(pickle.dumps(listing)) < 90 * len(listing)

@@ -7,18 +7,22 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from ichfast import allrows, sorting
 from ichfast import merge as merging
+from ichfast.allrows import AllRows
 from ichfast.intake import Intake
 from ichfast.journal import Journal, Page
 from ichfast.labels import CLASSES
 from ichfast.listing import Found, Listing
 from ichfast.manifest import read_header
-from ichfast.merge import finish, merge
-from ichfast.plan import cut_units, entry_name
+from ichfast.merge import Merged, finish, merge
+from ichfast.plan import Unit, cut_units, entry_name
+from ichfast.repeats import find_repeats
 from ichfast.shards import Shard, shard_name
 from ichfast.slicetable import ORDER, read_table
 
@@ -37,18 +41,14 @@ def odd_rows() -> pd.DataFrame:
     return frame
 
 
-@pytest.mark.parametrize("part_rows", [2**15, 7])
-def test_rows_are_sorted_as_pandas_sorts_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
-) -> None:
-    monkeypatch.setattr(merging, "PART_ROWS", part_rows)
-    journal = Journal(tmp_path / "store", (512,))
+def write_pages(store: Path, frame: pd.DataFrame) -> tuple[Journal, list[Unit]]:
+    """A journal whose pages hold the rows of a table, and its units."""
+    journal = Journal(store, (512,))
     journal.path.mkdir(parents=True)
     (journal.store / "level-512").mkdir()
-    frame = odd_rows()
     home = Path("heads")
     listing = Listing.of(
-        [[Found(home, f"{k:03}", "", f"{k:03}", 1) for k in range(NUM_ROWS)]]
+        [[Found(home, f"{k:03}", "", f"{k:03}", 1) for k in range(len(frame))]]
     )
     units = cut_units(listing, UNIT_ENTRIES, first_unit=0, first_entry=0)
     for unit in units:
@@ -68,14 +68,102 @@ def test_rows_are_sorted_as_pandas_sorts_them(
                 rows[field.name] = "x" if field.type == pa.string() else 1
         table = pa.Table.from_pandas(rows, journal.schema, preserve_index=False)
         journal.write(unit, Page(rows=table, rejects=[], shards=[shard]))
+    return journal, units
+
+
+def merged_store(journal: Journal, units: list[Unit]) -> Merged:
     name = partial(entry_name, keep_ids=True, first_unit=0)
     merged = merge(journal, units, None, name)
+    unit_E = np.empty(0, dtype=np.int32)
+    intake = Intake.of(Listing.of([]), unit_E, None)
+    finish(journal, merged, None, None, {}, intake)
+    return merged
+
+
+@pytest.mark.parametrize(
+    ("part_rows", "run_rows", "batch_rows"), [(2**15, 2**13, 2**7), (7, 96, 8)]
+)
+def test_rows_are_sorted_as_pandas_sorts_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part_rows: int,
+    run_rows: int,
+    batch_rows: int,
+) -> None:
+    monkeypatch.setattr(merging, "PART_ROWS", part_rows)
+    monkeypatch.setattr(allrows, "RUN_ROWS", run_rows)
+    monkeypatch.setattr(sorting, "RUN_ROWS", run_rows)
+    monkeypatch.setattr(sorting, "BATCH_ROWS", batch_rows)
+    frame = odd_rows()
+    journal, units = write_pages(tmp_path / "store", frame)
+    merged = merged_store(journal, units)
     assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS, 0)
-    unit_E = np.zeros(NUM_ROWS, dtype=np.int32)
-    finish(journal, merged, None, None, {}, Intake.of(listing, unit_E, None))
     found = read_table(journal.store, read_header(journal.store))
     expected = frame.sort_values(list(ORDER), ignore_index=True)
     pd.testing.assert_frame_equal(
         found[list(ORDER)], expected[list(ORDER)], check_dtype=False
     )
     assert found[list(CLASSES)].isna().all(axis=None)
+
+
+def same_digest(texts: npt.NDArray[np.object_], **_: object) -> npt.NDArray[np.uint64]:
+    return np.zeros(len(texts), dtype=np.uint64)
+
+
+@pytest.mark.parametrize("all_collide", [False, True])
+def test_the_first_of_several_equal_slices_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_collide: bool
+) -> None:
+    monkeypatch.setattr(allrows, "RUN_ROWS", 50)
+    if all_collide:
+        monkeypatch.setattr(pd.util, "hash_array", same_digest)
+    frame = odd_rows().assign(crc32c=1)
+    ids = frame["slice_id"].tolist()
+    # Pages apart and in one page; the third one has other pixels.
+    for row, first in ((450, 3), (70, 69), (200, 100), (499, 450)):
+        frame.loc[row, "slice_id"] = frame.loc[first, "slice_id"]
+    frame.loc[200, "crc32c"] = 2
+    journal, units = write_pages(tmp_path / "store", frame)
+    merged = merged_store(journal, units)
+    assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS - 4, 3)
+    assert merged.rejected.to_dict("records") == [
+        {
+            "entry": 200,
+            "path": "200",
+            "reason": "duplicate-conflict",
+            "detail": "same SOPInstanceUID as 100, other pixels; that one is kept",
+        }
+    ]
+    found = read_table(journal.store, read_header(journal.store))
+    kept = set(range(NUM_ROWS)) - {450, 70, 200, 499}
+    assert sorted(found["slice_id"]) == sorted(ids[row] for row in kept)
+    assert found.set_index("slice_id").loc[ids[3], "row_in_shard"] == 3
+
+
+def test_a_repeat_names_the_first_of_its_kind(tmp_path: Path) -> None:
+    frame = odd_rows()
+    ids = frame["slice_id"].tolist()
+    for row in (80, 300, 490):
+        ids[row] = ids[5]
+    frame["slice_id"] = ids
+    journal, units = write_pages(tmp_path / "store", frame)
+    found = find_repeats(AllRows(journal, units, None, NUM_ROWS))
+    assert found.row_R.tolist() == found.entry_R.tolist() == [80, 300, 490]
+    assert found.original_entry_R.tolist() == [5, 5, 5]
+    assert not found.differs_R.any()
+
+
+def test_a_shard_without_a_slice_that_counts_is_left_out(tmp_path: Path) -> None:
+    frame = odd_rows().iloc[: 2 * UNIT_ENTRIES].copy()
+    half = frame.index[UNIT_ENTRIES:]
+    frame.loc[half, "slice_id"] = frame["slice_id"].to_numpy()[:UNIT_ENTRIES]
+    journal, units = write_pages(tmp_path / "store", frame)
+    left_out = journal.store / "level-512" / shard_name(1, 1, 1)
+    left_out.touch()
+    merged_store(journal, units)
+    header = read_header(journal.store)
+    assert [shard.name for shard in header.shards] == [shard_name(0, 1, 1)]
+    assert header.counts["slices"] == UNIT_ENTRIES
+    assert not left_out.exists()
+    # The scratch file had no name, so the journal holds nothing but the intake.
+    assert [file.name for file in journal.path.iterdir()] == ["entries.parquet"]

@@ -176,6 +176,31 @@ def test_a_duplicated_member_is_read_twice(tmp_path: Path) -> None:
     assert found == [b"first", b"second"]
 
 
+def test_a_folder_of_many_files_is_never_in_memory(tmp_path: Path) -> None:
+    num_files = 8000
+    for number in range(num_files):
+        (tmp_path / f"ID_{number * 7919 % num_files:09}.dcm").touch()
+    list_entries([tmp_path])  # what is made once is not counted
+    tracemalloc.start()
+    try:
+        entries = list_entries([tmp_path])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(entries) == num_files
+    assert peak < 250 * num_files  # a file's name, path and status take 700
+
+
+def test_of_names_that_look_alike_the_first_by_its_bytes_comes_first(
+    tmp_path: Path,
+) -> None:
+    for name in ("a\\n", "a\n"):
+        (tmp_path / name).write_text(name)
+    entries = list_entries([tmp_path])
+    assert [e.key for e in entries] == ["a\\n", "a\\n"]
+    assert [content for _, content in read_entries(entries)] == [b"a\n", b"a\\n"]
+
+
 def test_links_in_a_tar_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "l.tar"
     with tarfile.open(path, "w") as tar:

@@ -1,0 +1,47 @@
+"""Record batches on a shelf come back as they were put there."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from ichfast.shelf import Shelf
+
+SCHEMA = pa.schema([("text", pa.string()), ("number", pa.int64())])
+
+
+def batch_of(number: int) -> pa.RecordBatch:
+    """So many rows; every other text is null."""
+    texts = [None if k % 2 else f"row {k} of {number}" for k in range(number)]
+    return pa.record_batch([texts, list(range(number))], schema=SCHEMA)
+
+
+def test_batches_come_back_by_number_and_in_order() -> None:
+    shelf = Shelf(SCHEMA, io.BytesIO())
+    batches = [batch_of(number) for number in (3, 0, 1, 7)]
+    for batch in batches:
+        shelf.put(batch)
+    assert len(shelf) == 4
+    assert shelf.get(3).equals(batches[3])
+    assert [found.equals(put) for found, put in zip(shelf, batches, strict=True)] == [
+        True
+    ] * 4
+
+
+def test_a_part_of_a_batch_takes_no_more_than_its_rows() -> None:
+    file = io.BytesIO()
+    shelf = Shelf(SCHEMA, file)
+    shelf.put(batch_of(5000).slice(4990))
+    assert shelf.get(0).equals(batch_of(5000).slice(4990))
+    assert len(file.getvalue()) < 1000
+
+
+def test_threads_may_read_at_once() -> None:
+    shelf = Shelf(SCHEMA, io.BytesIO())
+    for number in range(64):
+        shelf.put(batch_of(number))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(shelf.get, list(range(64)) * 20))
+    assert [len(batch) for batch in found] == list(range(64)) * 20
