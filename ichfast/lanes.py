@@ -3,7 +3,8 @@
 1. A worker that dies, or decodes one file for longer than the job's timeout, costs
    that file and nothing else: its unit is tried again, and the file is rejected
    (``decoder-crash``, ``timeout``) if it does the same again.
-2. However the generator ends, no worker is left when it is closed.
+2. However the generator ends, no worker converts anything when it is closed. Their
+   processes end by themselves, while whoever called goes on.
 """
 
 from __future__ import annotations
@@ -13,13 +14,7 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
@@ -89,9 +84,8 @@ def convert_in_lanes(
     finally:
         for lane in lanes:
             lane.watch.stop = True
-        # Together: a process takes milliseconds to end.
-        with ThreadPoolExecutor() as closing:
-            list(closing.map(_Lane.close, lanes))
+            lane.close()
+        wait(running)
 
 
 class _Lane:
@@ -111,11 +105,12 @@ class _Lane:
         return self._executor.submit(convert_unit, job, unit)
 
     def restart(self) -> None:
-        self.close()
+        self._executor.shutdown()
         self._executor = self._start()
 
     def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        # Its process takes milliseconds to end, and what comes next need not wait.
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
