@@ -3,8 +3,7 @@
 1. A worker that dies, or decodes one file for longer than the job's timeout, costs
    that file and nothing else: its unit is tried again, and the file is rejected
    (``decoder-crash``, ``timeout``) if it does the same again.
-2. However the generator ends, no worker converts anything when it is closed. Their
-   processes end by themselves, while whoever called goes on.
+2. However the generator ends, no worker is left when it is closed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,13 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Generator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
@@ -84,8 +89,9 @@ def convert_in_lanes(
     finally:
         for lane in lanes:
             lane.watch.stop = True
-            lane.close()
-        wait(running)
+        # Together: a process takes milliseconds to end.
+        with ThreadPoolExecutor() as closing:
+            list(closing.map(_Lane.close, lanes))
 
 
 class _Lane:
@@ -105,12 +111,11 @@ class _Lane:
         return self._executor.submit(convert_unit, job, unit)
 
     def restart(self) -> None:
-        self._executor.shutdown()
+        self.close()
         self._executor = self._start()
 
     def close(self) -> None:
-        # Its process takes milliseconds to end, and what comes next need not wait.
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(

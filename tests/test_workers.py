@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -171,30 +170,6 @@ def test_files_are_counted_while_their_unit_is_being_converted(
     assert len({count for count in counts if 0 < count < 24}) >= 3
     assert counts[-1] == 24
     assert {text for count, text in display.states if count > 2} == {"1 rejected"}
-
-
-def test_an_interrupted_run_leaves_no_worker_at_work(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
-) -> None:
-    def interrupt(num: int) -> None:
-        if num:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare, "read_slices", slow_read)
-    monkeypatch.setattr(lanes, "REFRESH_S", 0.05)
-    monkeypatch.setattr(display, "update", interrupt)
-    with pytest.raises(StoreError, match="0 of 23 files done; the same command"):
-        run([source], tmp_path / "store")
-    assert not list((tmp_path / "store").glob("**/.*.tmp"))
-
-
-def test_the_processes_of_a_run_end_by_themselves(source: Path, tmp_path: Path) -> None:
-    before = set(multiprocessing.active_children())
-    run([source], tmp_path / "store", workers=2)
-    wait_until = time.monotonic() + 10
-    while not before.issuperset(multiprocessing.active_children()):
-        assert time.monotonic() < wait_until
-        time.sleep(0.01)
 
 
 def test_what_was_done_before_counts_from_the_start(
