@@ -16,9 +16,6 @@ Source:
     RFC 3720, appendix B.4 (Castagnoli).
 """
 
-_ONE = 0x8000_0000
-"""The polynomial 1, bits reversed."""
-
 
 def combine(first: int, second: int, num_bytes: int) -> int:
     """The CRC32C of two parts, one behind the other.
@@ -29,45 +26,32 @@ def combine(first: int, second: int, num_bytes: int) -> int:
         num_bytes: length of the second part.
 
     Source:
-        crc32_combine of zlib: a CRC is a polynomial over GF(2) modulo another, and
-        what `num_bytes` zero bytes do to the first is to multiply it by x to the
-        power of their bits.
+        crc32_combine of zlib: a CRC is linear over GF(2), so what `num_bytes` zero
+        bytes do to the first is a matrix of 32x32 bits.
     """
-    low, high, higher, highest = _zeros(num_bytes)
-    return (
-        low[first & 0xFF]
-        ^ high[first >> 8 & 0xFF]
-        ^ higher[first >> 16 & 0xFF]
-        ^ highest[first >> 24]
-        ^ second
-    )
+    return _times(_zeros(num_bytes), first) ^ second
 
 
-@lru_cache(maxsize=64)
-def _zeros(num_bytes: int) -> tuple[list[int], ...]:
-    """What so many zero bytes make of each byte of a CRC, the lowest byte first."""
-    power, square, num_bits = _ONE, _ONE >> 1, 8 * num_bytes
+@lru_cache(maxsize=256)
+def _zeros(num_bytes: int) -> tuple[int, ...]:
+    """The matrix of so many zero bytes; one column, as bits, for each bit."""
+    # One zero bit shifts; where a bit falls out, the polynomial comes in.
+    power = (_POLYNOMIAL, *(1 << bit for bit in range(31)))
+    total = tuple(1 << bit for bit in range(32))
+    num_bits = 8 * num_bytes
     while num_bits:
         if num_bits & 1:
-            power = _times(power, square)
-        square = _times(square, square)
+            total = tuple(_times(power, column) for column in total)
+        power = tuple(_times(power, column) for column in power)
         num_bits >>= 1
-    tables = []
-    for shift in range(0, 32, 8):
-        table = [0]
-        for bit in range(shift, shift + 8):
-            product = _times(power, 1 << bit)
-            table += [product ^ entry for entry in table]
-        tables.append(table)
-    return tuple(tables)
+    return total
 
 
-def _times(one: int, other: int) -> int:
-    """Two polynomials multiplied; the highest bit is x to the power of 0."""
-    product = 0
-    while one:
-        if one & _ONE:
-            product ^= other
-        one = one << 1 & 0xFFFF_FFFF
-        other = other >> 1 ^ (_POLYNOMIAL if other & 1 else 0)
+def _times(matrix: tuple[int, ...], vector: int) -> int:
+    product, bit = 0, 0
+    while vector:
+        if vector & 1:
+            product ^= matrix[bit]
+        vector >>= 1
+        bit += 1
     return product
