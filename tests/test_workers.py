@@ -172,6 +172,21 @@ def test_files_are_counted_while_their_unit_is_being_converted(
     assert {text for count, text in display.states if count > 2} == {"1 rejected"}
 
 
+def test_an_interrupted_run_leaves_no_worker_at_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
+) -> None:
+    def interrupt(num: int) -> None:
+        if num:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "read_slices", slow_read)
+    monkeypatch.setattr(lanes, "REFRESH_S", 0.05)
+    monkeypatch.setattr(display, "update", interrupt)
+    with pytest.raises(StoreError, match="0 of 23 files done; the same command"):
+        run([source], tmp_path / "store")
+    assert not list((tmp_path / "store").glob("**/.*.tmp"))
+
+
 def test_what_was_done_before_counts_from_the_start(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
 ) -> None:
