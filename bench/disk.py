@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ichfast.reading import NUM_READERS
+from ichfast.reading import num_readers
 from ichfast.shards import NPY_HEADER_BYTES
 
 BLOCK_BYTES = 4 * 2**20
@@ -44,9 +44,10 @@ class Disk:
         self.is_direct = slice_bytes % mmap.PAGESIZE == 0
         """Whether random reads go past the page cache."""
         self._descriptors = self._open()
-        self._own = _slots(NUM_READERS, slice_bytes)
+        self.num_threads = num_readers(past_cache=True)
+        self._own = _slots(self.num_threads, slice_bytes)
         self._ring = _slots(ring_slices, slice_bytes)
-        self._pool = ThreadPoolExecutor(NUM_READERS)
+        self._pool = ThreadPoolExecutor(self.num_threads)
 
     def __enter__(self) -> Disk:
         return self
@@ -74,7 +75,7 @@ class Disk:
 
     def _read_into(self, slots: Sequence[memoryview]) -> int:
         def read_share(thread: int) -> int:
-            numbers = range(thread, len(self._places), NUM_READERS)
+            numbers = range(thread, len(self._places), self.num_threads)
             for number in numbers:
                 shard, row = self._places[number]
                 start = NPY_HEADER_BYTES + row * self._slice_bytes
@@ -83,7 +84,7 @@ class Disk:
                 os.preadv(self._descriptors[shard], [slot], start)
             return len(numbers)
 
-        return sum(self._pool.map(read_share, range(NUM_READERS)))
+        return sum(self._pool.map(read_share, range(self.num_threads)))
 
     def read_in_sequence(self) -> int:
         """Read as many bytes from the shards, front to back."""

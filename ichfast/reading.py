@@ -41,8 +41,8 @@ from ichfast.store import Store
 PATIENCE_S = 60.0
 """How long a batch may take to read before the disk counts as dead."""
 
-NUM_READERS = min(8, 2 * (os.cpu_count() or 1))
-"""Threads that read. They mostly wait, so there may be more than cores."""
+MOST_READERS = 8
+"""Threads that read, at most."""
 
 LEAST_SHARE = 4
 """Slices that a thread takes on at a time; taking on costs as much as some slices."""
@@ -50,6 +50,16 @@ LEAST_SHARE = 4
 AHEAD_BATCHES = 4
 AHEAD_SLICES = 256
 """Read ahead: so many batches, or fewer that hold so many slices."""
+
+
+def num_readers(*, past_cache: bool) -> int:
+    """How many threads read: one a core, or two where each waits for a disk.
+
+    Out of the page cache they copy, and halve, each in memory of its own: more of them
+    than cores push each other out of the processor's cache (bench/LOG.md, 2026-11).
+    """
+    num_cores = os.cpu_count() or 1
+    return min(MOST_READERS, 2 * num_cores if past_cache else num_cores)
 
 
 def batches_ahead(batch_size: int) -> int:
@@ -117,7 +127,8 @@ class ReadAhead:
         self._level = level
         self._shape_N2 = shape_N2
         self._pinned = pinned
-        self._pool = futures.ThreadPoolExecutor(NUM_READERS, "ichfast-read")
+        self._num_readers = num_readers(past_cache=store.past_cache(level))
+        self._pool = futures.ThreadPoolExecutor(self._num_readers, "ichfast-read")
         self._desk = _Desk()
         self._free: list[_Slot] = []
         self._asked: deque[_Filling] = deque()
@@ -129,7 +140,7 @@ class ReadAhead:
         positions = np.concatenate([feed.positions_B for feed in wanted])
         halvings = np.concatenate([feed.halvings_B for feed in wanted])
         slices = slot.lay_out(halved_shape(self._shape_N2[positions], halvings))
-        share = max(-(-len(slices) // NUM_READERS), LEAST_SHARE)
+        share = max(-(-len(slices) // self._num_readers), LEAST_SHARE)
         parts = [slice(first, first + share) for first in range(0, len(slices), share)]
         reads = [
             self._pool.submit(

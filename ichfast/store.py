@@ -186,6 +186,10 @@ class Store:
         """
         self._shard_of(index, level).read_into(int(self._row_N[index]), out_HW)
 
+    def past_cache(self, level: int) -> bool:
+        """Whether slices of a level are read without filling the page cache."""
+        return self._past_cache[level]
+
     def labels_NK(self) -> npt.NDArray[np.float32]:
         """The labels, shape (N, 6), float32, `CLASSES` order, NaN where unlabelled."""
         return self.table[list(CLASSES)].to_numpy(np.float32, na_value=np.nan)

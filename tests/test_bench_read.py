@@ -14,7 +14,7 @@ from bench.measure import BenchError, Clocked, Contender, Meter
 from bench.stages.read import measure
 from bench.table import format_table
 from bench.workload import Workload
-from ichfast.reading import NUM_READERS
+from ichfast.reading import num_readers
 from ichfast.shards import NPY_HEADER_BYTES
 
 SLICE_BYTES = 8192
@@ -200,7 +200,7 @@ def test_bare_threads_read_the_very_slices_they_are_asked_for(
             bytes([number]) * SLICE_BYTES for number in numbers
         ]
         assert disk.read_at_random() == len(places)
-        assert len(disk._own) == NUM_READERS
+        assert len(disk._own) == num_readers(past_cache=True)
         assert disk.read_in_sequence() == len(places)
 
 

@@ -162,6 +162,8 @@ def test_loaders_made_one_after_the_other_leave_nothing_behind(
         with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
             next(iter(loader))
 
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        assert len(list(loader)) == len(loader)  # opens every shard for good
     run_loader()
     files, threads = num_open_files(), threading.active_count()
     for _ in range(3):

@@ -14,7 +14,7 @@ import pytest
 from ichfast import reading
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError, StoreError
-from ichfast.reading import ReadAhead, Wanted, batches_ahead, divide
+from ichfast.reading import ReadAhead, Wanted, batches_ahead, divide, num_readers
 from ichfast.store import Store
 from ichfast.twin import halve
 
@@ -150,3 +150,14 @@ def test_a_disk_that_does_not_answer_is_waited_for_so_long(
 
 def test_a_few_batches_are_read_ahead_and_one_at_least() -> None:
     assert [batches_ahead(size) for size in (1, 64, 100, 200, 1000)] == [4, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "hot", "cold"), [(1, 1, 2), (2, 2, 4), (64, 8, 8)]
+)
+def test_a_thread_a_core_reads_and_two_where_each_waits_for_the_disk(
+    num_cores: int, hot: int, cold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: num_cores)
+    assert num_readers(past_cache=False) == hot
+    assert num_readers(past_cache=True) == cold

@@ -29,7 +29,7 @@ from bench.fio import Fio
 from bench.measure import BenchError, Clocked, Contender, Meter, Record
 from bench.workload import Workload, common_slices
 from ichfast.dataconfig import source_shapes
-from ichfast.reading import NUM_READERS, ReadAhead, Wanted, batches_ahead
+from ichfast.reading import ReadAhead, Wanted, batches_ahead, num_readers
 from ichfast.shards import PIXEL_DTYPE, shard_path
 from ichfast.store import Store
 
@@ -105,7 +105,7 @@ def _compare_cold(
             settings=settings,
         )
 
-    threads = {"direct": disk.is_direct, "threads": NUM_READERS}
+    threads = {"direct": disk.is_direct, "threads": disk.num_threads}
     contenders = [
         Contender(
             name="ichfast",
@@ -147,7 +147,7 @@ def _fio_like(reader: _Reader, *, is_direct: bool) -> Fio:
         shards=tuple(reader.files[shard].name for shard in shards),
         slice_bytes=reader.slice_bytes,
         num_slices=len(reader.places),
-        threads=NUM_READERS,
+        threads=num_readers(past_cache=True),
         is_direct=is_direct,
     )
 
