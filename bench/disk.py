@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ichfast.hugepages import empty_bytes
 from ichfast.reading import num_readers
 from ichfast.shards import NPY_HEADER_BYTES
 
@@ -93,8 +94,8 @@ class Disk:
 
 
 def _slots(count: int, slice_bytes: int) -> list[memoryview]:
-    """Memory for so many slices; each begins on a page if a slice is whole pages."""
-    memory = memoryview(mmap.mmap(-1, count * slice_bytes))
+    """Memory as the reader's; each slice begins on a page if it is whole pages."""
+    memory = empty_bytes(count * slice_bytes).data
     return [memory[k * slice_bytes :][:slice_bytes] for k in range(count)]
 
 

@@ -35,6 +35,7 @@ import torch
 from ichfast.errors import LoaderError
 from ichfast.geometry import halved_shape
 from ichfast.halving import halve_into
+from ichfast.hugepages import empty_bytes
 from ichfast.shards import DIRECT_BYTES
 from ichfast.store import Store
 
@@ -217,7 +218,7 @@ class _Desk(threading.local):
     """Each reading thread's memory for the slice that it halves."""
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = np.empty(0, np.uint8)
         self._whole_HW = np.empty((0, 0), np.uint16)
 
     def array(self, rows: int, columns: int) -> npt.NDArray[np.uint16]:
@@ -225,8 +226,8 @@ class _Desk(threading.local):
         if self._whole_HW.shape != (rows, columns):
             num_bytes = 2 * rows * columns
             if num_bytes > len(self._bytes):
-                self._bytes = _page_aligned(num_bytes, pinned=False)
-            flat = self._bytes.numpy()[:num_bytes].view(np.uint16)
+                self._bytes = empty_bytes(num_bytes)
+            flat = self._bytes[:num_bytes].view(np.uint16)
             self._whole_HW = flat.reshape(rows, columns)
         return self._whole_HW
 
@@ -236,7 +237,7 @@ class _Slot:
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = np.empty(0, np.uint8)
         self._read_by_gpu: torch.cuda.Event | None = None
 
     def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> Slices:
@@ -244,8 +245,9 @@ class _Slot:
         num_bytes = 2 * int(shape_B2[:, 0] @ shape_B2[:, 1])
         if num_bytes > len(self._bytes):
             self.wait()
-            self._bytes = _page_aligned(num_bytes, pinned=self._pinned)
-        return divide(self._bytes.numpy()[:num_bytes].view(np.uint16), shape_B2)
+            allocate = _pinned_bytes if self._pinned else empty_bytes
+            self._bytes = allocate(num_bytes)
+        return divide(self._bytes[:num_bytes].view(np.uint16), shape_B2)
 
     def mark(self) -> None:
         """Note the work that the current CUDA stream has been given until now."""
@@ -259,10 +261,11 @@ class _Slot:
             self._read_by_gpu.synchronize()
 
 
-def _page_aligned(num_bytes: int, *, pinned: bool) -> torch.Tensor:
-    """So many bytes that begin on a page, as reads past the page cache want it."""
-    memory = torch.empty(num_bytes + DIRECT_BYTES, dtype=torch.uint8, pin_memory=pinned)
-    return memory[-memory.data_ptr() % DIRECT_BYTES :][:num_bytes]
+def _pinned_bytes(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Page-locked memory that begins on a page, as O_DIRECT wants it."""
+    memory = torch.empty(num_bytes + DIRECT_BYTES, dtype=torch.uint8, pin_memory=True)
+    aligned: npt.NDArray[np.uint8] = memory.numpy()
+    return aligned[-memory.data_ptr() % DIRECT_BYTES :][:num_bytes]
 
 
 @dataclass(frozen=True, slots=True)
