@@ -21,6 +21,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from ichfast.files import begin_flush
 from ichfast.writer import FLUSH_BYTES
 
 
@@ -85,7 +86,7 @@ def copy_slices(
             out.write(stored_P.data)
             num_unflushed += stored_P.nbytes
             if num_unflushed >= FLUSH_BYTES:  # as `ichfast.writer` does
-                os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                begin_flush(out.fileno())
                 num_unflushed = 0
         if flush:
             os.fsync(out.fileno())

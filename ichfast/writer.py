@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.checksums import combine
-from ichfast.files import atomic_path, make_folder
+from ichfast.files import atomic_path, begin_flush, make_folder
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL, reduce_to_256
 from ichfast.shards import (
     NPY_HEADER_BYTES,
@@ -134,9 +134,7 @@ class _ShardFile:
                 left = left[os.write(descriptor, left) :]
             self._num_unflushed += row.nbytes
             if self._num_unflushed >= FLUSH_BYTES:
-                # Linux begins to write what is new, lets go of what is written, and
-                # waits for nothing.
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                begin_flush(descriptor)
                 self._num_unflushed = 0
         finally:
             os.close(descriptor)

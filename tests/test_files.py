@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ichfast.files import (
     atomic_path,
+    begin_flush,
     make_folder,
     remove_file,
     write_private_once,
     write_text_atomically,
 )
+from ichfast.writer import UnitWriter
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -75,3 +79,44 @@ def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
     remove_file(tmp_path / "a")
     assert steps == [f"flush {tmp_path}"] * 2
     assert not (tmp_path / "a").exists()
+
+
+def test_what_the_disk_begins_to_write_stays_as_it_is_and_in_the_cache(
+    tmp_path: Path,
+) -> None:
+    content = os.urandom(2**20)
+    with (tmp_path / "shard").open("w+b", buffering=0) as file:
+        file.write(content)
+        begin_flush(file.fileno())
+        found = bytearray(len(content))
+        try:
+            num_read = os.preadv(file.fileno(), [found], 0, os.RWF_NOWAIT)
+        except OSError as error:  # EAGAIN is the failure looked for
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            pytest.skip("this file system cannot say what is in the cache")
+    assert found[:num_read] == content
+
+
+def test_a_file_system_that_takes_no_advice_is_no_error() -> None:
+    reader, writer = os.pipe()
+    try:
+        begin_flush(writer)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_shard_is_begun_to_be_written_while_its_unit_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr("ichfast.writer.FLUSH_BYTES", 4 * 64 * 64 * 2)
+    monkeypatch.setattr(
+        "ichfast.writer.begin_flush",
+        lambda descriptor: sizes.append(os.fstat(descriptor).st_size),
+    )
+    with UnitWriter(tmp_path, 0, (512,)) as writer:
+        for _ in range(9):
+            writer.add(np.zeros((64, 64), np.uint16))
+    assert sizes == [4096 + count * 64 * 64 * 2 for count in (4, 8)]
