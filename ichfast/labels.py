@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ CLASSES = (
 
 WIDE_ID_COLUMNS = ("slice_id", "sop_instance_uid", "SOPInstanceUID", "ID", "image")
 """Names under which a wide csv may give the slice id; the first found counts."""
+
+MOST_HEADER_BYTES = 2**20
+"""Of a csv's first line; a longer one is cut, and is no label csv."""
 
 NUM_SHOWN = 3
 """Offenders named in an error."""
@@ -101,8 +105,11 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _parse_csv(stream: IO[bytes]) -> pa.Table:
-    # Everything is read as text, so that "2" or "yes" can be shown as it stands.
-    names = pa_csv.open_csv(stream).schema.names
+    # Everything is read as text, so that "2" or "yes" can be shown as it stands. The
+    # header is parsed by itself: a reader of the stream would go on reading ahead, and
+    # now and then take rows from the reader that comes after it.
+    header = io.BytesIO(stream.readline(MOST_HEADER_BYTES))
+    names = pa_csv.open_csv(header).schema.names
     stream.seek(0)
     as_text = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False

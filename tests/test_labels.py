@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ichfast import labels
 from ichfast.errors import LabelError
 from ichfast.labels import CLASSES, read_labels
 
@@ -134,3 +136,37 @@ def test_the_whole_kaggle_csv_is_read_with_its_repeated_rows() -> None:
     assert table.labels_NK.sum(axis=0).tolist() == [
         97_103, 2_761, 32_564, 23_766, 32_122, 42_496,
     ]  # fmt: skip
+
+
+class _WatchedStream(io.BytesIO):
+    """Notes in which order it is used."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.calls: list[str] = []
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.calls.append("read")
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.calls.append("seek")
+        return super().seek(offset, whence)
+
+
+def test_nobody_reads_rows_before_the_one_who_keeps_them() -> None:
+    """Arrow reads ahead: a reader of the header took a MiB of rows, once in a while."""
+    row = "ID_0123456789ab_any,0\n"
+    count = 5 * 2**20 // len(row)
+    stream = _WatchedStream(("ID,Label\n" + row * count).encode())
+    table = labels._parse_csv(stream)
+    assert len(table) == count
+    assert table.column_names == ["ID", "Label"]
+    assert "read" not in stream.calls[: stream.calls.index("seek")]
+
+
+def test_a_first_line_without_end_is_no_label_csv(tmp_path: Path) -> None:
+    path = tmp_path / "endless.csv"
+    path.write_text("x" * (labels.MOST_HEADER_BYTES + 100))
+    with pytest.raises(LabelError, match="label csv"):
+        read_labels(path)
