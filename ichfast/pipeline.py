@@ -96,8 +96,9 @@ _DOUBLE = [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0]
 """From a pixel of a halved slice to the corner where its four pixels meet."""
 
 
-PREFETCH = 2
-"""Batches DALI prepares ahead."""
+PREFETCH = {"cpu": 4, "cuda": 2}
+"""Batches DALI prepares ahead, by device. A GPU's memory is scarce; a CPU shades
+batches beside, and with few of them waits for DALI and DALI for it."""
 
 MOST_THREADS = 8
 """Of a DALI pipeline, at most."""
@@ -127,7 +128,7 @@ def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
         "batch_size": batch_size,
         "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
         "device_id": torch.cuda.current_device() if on_gpu else None,
-        "prefetch_queue_depth": PREFETCH,
+        "prefetch_queue_depth": PREFETCH["cuda" if on_gpu else "cpu"],
         # On a CPU it frees its buffers after each batch, and touching fresh pages costs
         # more than copying the batch out of kept ones (bench/LOG.md, 2026-11).
         "exec_dynamic": on_gpu,
