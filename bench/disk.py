@@ -89,7 +89,7 @@ class Disk:
 
     def read_in_sequence(self) -> int:
         """Read as many bytes from the shards, front to back."""
-        _read_bytes(self._files, len(self._places) * self._slice_bytes)
+        read_bytes(self._files, len(self._places) * self._slice_bytes)
         return len(self._places)
 
 
@@ -99,7 +99,7 @@ def _slots(count: int, slice_bytes: int) -> list[memoryview]:
     return [memory[k * slice_bytes :][:slice_bytes] for k in range(count)]
 
 
-def _read_bytes(files: Sequence[Path], num_bytes: int) -> None:
+def read_bytes(files: Sequence[Path], num_bytes: int) -> None:
     """Read so many bytes from files, front to back, into one buffer."""
     buffer = memoryview(bytearray(BLOCK_BYTES))
     for file in files:

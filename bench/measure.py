@@ -164,7 +164,10 @@ class Meter:
             settings: what they have in common.
         """
         load_before = os.getloadavg()[0]
-        rates = self._take_turns(contenders, f"{stage}, {case}")
+        try:
+            rates = self._take_turns(contenders, f"{stage}, {case}")
+        finally:
+            gc.unfreeze()
         ours = rates[0]
         return [
             self._record(
@@ -269,7 +272,6 @@ class Meter:
                     done = Clocked(done, seconds)
                 if turn >= self.warmup:
                     own.append(done.units / done.seconds)
-        gc.unfreeze()
         return rates
 
     def _wait_for_device(self) -> None:
