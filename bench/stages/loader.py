@@ -2,12 +2,12 @@
 
 All give exp-30's input: one window, rotation, zoom, flip, lighting, cutout, float16.
 A turn is one epoch over the same slices, its beginning included. The limit is a
-DALI pipeline with the resample and nothing else: no shrinking before it (so from
-a level much larger than the output it skips pixels, which the loader must not),
-no window, no lighting, no holes, and parameters drawn beforehand. A GPU is held to
-two copies of the stored bytes besides: to it, and within it.
+DALI pipeline with the resample and nothing else: its slices lie in memory, halved
+where the loader halves them, its parameters are drawn, and there is no window, no
+lighting and no holes. A GPU is held to two copies of the stored bytes besides: to it,
+and within it.
 
-Shape letters: N slices of an epoch, B slices of a batch.
+Shape letters: N slices of an epoch, B slices of a batch, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
 from ichfast.draws import draw
 from ichfast.experiments import exp_30
+from ichfast.geometry import count_halvings, halved_shape
+from ichfast.halving import halve_into
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.normalization import measure_normalization
 from ichfast.pipeline import pipeline_options
@@ -277,14 +279,25 @@ def gpu_copies(store: Store, task: LoaderTask) -> list[Contender]:
 def _stored_and_matrix(
     store: Store, task: LoaderTask, picked_B: npt.NDArray[np.int64]
 ) -> tuple[list[Any], Any]:
-    stored = [store.slice_HW(int(k), task.level)[..., np.newaxis] for k in picked_B]
-    shape_B2 = np.array([slice_HW1.shape[:2] for slice_HW1 in stored])
+    sources = [_source_HW(store, task, int(k)) for k in picked_B]
     drawn = draw(
         task.augment,
         seed=0,
         epoch=0,
         slices_B=picked_B,
-        source_shape_B2=shape_B2,
+        source_shape_B2=np.array([source_HW.shape for source_HW in sources]),
         size=task.size,
     )
-    return stored, drawn.matrix_B33
+    return [source_HW[..., np.newaxis] for source_HW in sources], drawn.matrix_B33
+
+
+def _source_HW(store: Store, task: LoaderTask, position: int) -> npt.NDArray[np.uint16]:
+    """A slice as the loader's resample reads it."""
+    stored_HW = store.slice_HW(position, task.level)
+    shape_12 = np.array([stored_HW.shape])
+    times_1 = count_halvings(shape_12[:, 0], shape_12[:, 1], task.size)
+    if not times_1[0]:
+        return stored_HW
+    source_HW = np.empty(halved_shape(shape_12, times_1)[0], np.uint16)
+    halve_into(stored_HW, int(times_1[0]), source_HW)
+    return source_HW
