@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.bigstore import write_big_store
-from bench.disk import read_bytes
+from bench.disk import fill_cache
 from bench.measure import BenchError
 from ichfast.errors import StoreError
 from ichfast.labels import read_labels
@@ -117,8 +117,6 @@ class Workload:
         """Open the store that is measured, and make it first if it is ours.
 
         Ours is then in the page cache as `ichfast prepare` leaves it, in large pieces.
-        What was read at random lies there in pages of 4 KiB, and takes more than twice
-        as long to read again (bench/LOG.md, 2026-11).
 
         Raises:
             StoreError: no store there.
@@ -126,7 +124,7 @@ class Workload:
         """
         store = Store(self.store or self._synthetic_store())
         if self.store is None:
-            _fill_cache(store.path)
+            fill_cache(sorted(store.path.glob("level-*/*.npy")))
         if len(common_slices(store)) < 2 * self.batch_size:
             store.close()
             raise BenchError(
@@ -184,15 +182,6 @@ class Workload:
                 keep_ids=True,
             )
         return path
-
-
-def _fill_cache(store: Path) -> None:
-    """Read a store's shards in sequence, after the cache has forgotten them."""
-    files = sorted(store.glob("level-*/*.npy"))
-    for file in files:
-        with file.open("rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    read_bytes(files, sum(file.stat().st_size for file in files))
 
 
 def _can_be_opened(path: Path) -> bool:
