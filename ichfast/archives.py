@@ -3,8 +3,9 @@
 Promises:
 
 1. A member of a ``.zip`` or ``.tar`` costs one seek, however large the archive;
-   its table of contents is read once, by `list_members`. A compressed tar has no
-   such table: reading some of its members is one pass, up to the last of them.
+   its table of contents is read once, by `list_members`, and not kept. A compressed
+   tar has no such table: reading some of its members is one pass, up to the last of
+   them.
 2. Names are labels, never paths, so ``../`` and absolute names are harmless.
    Links, devices and sparse members of a tar are left out.
 3. Nothing is unpacked beyond the size that was listed, whatever the data say.
@@ -16,7 +17,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import os
 import struct
 import tarfile
 import zipfile
@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from ichfast import zips
 from ichfast.remote import Container
 
 SUFFIXES = (
@@ -39,10 +40,7 @@ BROKEN = (
 )
 """What this module and the standard library raise on damage."""
 
-_ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
 _PACKED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
-_ZIP_HEADER = struct.Struct("<4s2xHH4xI8xHH")
-_ZIP_CHUNK_BYTES = 2**16
 _TAR_CHUNK_BYTES = 2**20
 
 
@@ -59,7 +57,7 @@ def kind_of(content: bytes) -> str:
         ``zip``, ``tar``, ``packed`` (compressed, so presumably a tar), or "".
     """
     head = content[: tarfile.BLOCKSIZE]
-    if head.startswith(_ZIP_MAGIC):
+    if head.startswith(zips.MAGIC):
         return "zip"
     if head.startswith(_PACKED_MAGIC):
         return "packed"
@@ -83,13 +81,7 @@ def list_members(path: Container, kind: str) -> Iterator[tuple[str, int, int]]:
     """
     if kind == "zip":
         with path.open("rb") as stream:
-            # zipfile would say of an end that cannot be read that this is no zip.
-            stream.seek(-1, os.SEEK_END)
-            stream.read(1)
-            with zipfile.ZipFile(stream) as archive:
-                for member in archive.infolist():
-                    if not member.filename.endswith("/"):
-                        yield member.filename, member.file_size, member.header_offset
+            yield from zips.list_zip(stream)
     else:
         with _open_tar(path, kind) as tar:
             for info in _regular_members(tar):
@@ -111,45 +103,7 @@ def read_tar_member(stream: IO[bytes], offset: int, size: int) -> bytes:
     return content
 
 
-def read_zip_member(stream: IO[bytes], offset: int, size: int) -> bytes:
-    """Read one member of an open zip by its local header alone.
-
-    The table of contents of 750,000 members takes seconds and hundreds of MB to
-    parse: too much for each of many workers.
-
-    Args:
-        stream: the archive.
-        offset: where the member's local header begins.
-        size: its unpacked bytes.
-
-    Source:
-        PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.9 (descriptor).
-    """
-    stream.seek(offset)
-    header = _ZIP_HEADER.unpack(stream.read(_ZIP_HEADER.size))
-    signature, flags, method, checksum, name_bytes, extra_bytes = header
-    if signature != _ZIP_MAGIC[0]:
-        raise zipfile.BadZipFile("no member where one was listed")
-    if flags & 0x1:
-        raise zipfile.BadZipFile("it is encrypted; unpack it with its password")
-    stream.seek(name_bytes + extra_bytes, os.SEEK_CUR)
-    if method == zipfile.ZIP_STORED:
-        content, tail = stream.read(size), stream.read(8)
-    elif method == zipfile.ZIP_DEFLATED:
-        content, tail = _inflate(stream, size)
-    else:
-        raise zipfile.BadZipFile(f"compression method {method}; zip it with deflate")
-    if len(content) != size:
-        raise EOFError(f"it does not hold the {size:,} bytes that were listed")
-    if flags & 0x8:  # the checksum was not known before, and follows the data
-        at = 4 if tail.startswith(b"PK\x07\x08") else 0
-        checksum = int.from_bytes(tail[at : at + 4], "little")
-    if zlib.crc32(content) != checksum:
-        raise zipfile.BadZipFile("its checksum does not match")
-    return content
-
-
-READERS = {"zip": read_zip_member, "tar": read_tar_member}
+READERS = {"zip": zips.read_zip_member, "tar": read_tar_member}
 """How to read a member of an archive with a table of contents, by its kind."""
 
 
@@ -176,18 +130,6 @@ def read_packed_members(
             if not left:
                 return
     raise EOFError(f"{len(left)} members are no longer there")
-
-
-def _inflate(stream: IO[bytes], size: int) -> tuple[bytes, bytes]:
-    """Unpack at most `size` + 1 bytes; also give the 8 bytes that follow."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = bytearray()
-    while not inflater.eof and len(content) <= size:
-        chunk = inflater.unconsumed_tail or stream.read(_ZIP_CHUNK_BYTES)
-        if not chunk:
-            raise EOFError("its data end too early")
-        content += inflater.decompress(chunk, size + 1 - len(content))
-    return bytes(content), (inflater.unused_data[:8] + stream.read(8))[:8]
 
 
 class _StrictTarInfo(tarfile.TarInfo):
