@@ -65,7 +65,8 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         store: open for reading; must outlive the loader.
         slices_N: store positions of the split.
         config: size, batch size, level, windows.
-        normalization: per channel; None leaves windowed values in [0, 1].
+        normalization: per channel, as `normalization.measure_normalization` settles
+            `config.normalize`; None leaves windowed values in [0, 1].
         augment: what may be drawn; None changes nothing.
         shuffle: True to train, False to validate or predict.
         seed: run seed, for the order and the augmentation.
@@ -78,8 +79,8 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
 
     Raises:
         LoaderError: no slice, what is no position, a level the store lacks, less than
-            one batch, a seed below 0, slices that do not fit where `config.cache`
-            wants them, or no such device.
+            one batch, a seed below 0, no normalization though `config` asks for one,
+            slices that do not fit where `config.cache` wants them, or no such device.
         StoreError: the store is closed; or damaged, where slices are kept.
 
     Example:
@@ -94,6 +95,11 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     if seed < 0:
         raise LoaderError(f"the seed must be 0 or more, got {seed}")
     num_windows = len(config.windows)
+    if normalization is None and config.normalize != "none":
+        raise LoaderError(
+            f"data.normalize is {config.normalize}, which a loader does not settle; "
+            "pass normalization=measure_normalization(store, TRAINING_SLICES, config)"
+        )
     normalization = normalization or Normalization(
         mean=(0.0,) * num_windows, std=(1.0,) * num_windows
     )

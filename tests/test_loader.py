@@ -383,6 +383,10 @@ def test_settings_that_make_no_sense_are_refused(
         ({"slices_N": [0.5, 1.0]}, "whole numbers; got float64"),
         ({"slices_N": ["ID_1"]}, "whole numbers; got <U4"),
         ({"seed": -1}, "the seed must be 0 or more, got -1"),
+        (
+            {"config": replace(DATA, normalize="imagenet")},
+            r"data\.normalize is imagenet.* pass normalization=measure_norm",
+        ),
         ({"slices_N": [0, 1, 2], "shuffle": True}, r"3 slice\(s\) do not fill one ba"),
         (
             {"shuffle": True, "ranks": Ranks(0, 9)},
