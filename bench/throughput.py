@@ -41,7 +41,13 @@ from ichfast.errors import IchfastError
 @click.option("--size", type=click.IntRange(min=32), help="Input side, pixels.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Slices in a batch.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option("--peers", default="all", help="all, none, or names with commas.")
+@click.option(
+    "--peers",
+    default="all",
+    is_flag=False,
+    flag_value="all",
+    help="all, none, or names with commas; without a value, all.",
+)
 @click.option(
     "--full",
     is_flag=True,

@@ -130,7 +130,7 @@ def choose_level(store: Store, config: DataConfig) -> int:
     if config.level not in store.levels:
         raise LoaderError(
             f"{store.path} has the levels {', '.join(map(str, store.levels))}, not "
-            f"{config.level}; choose one with --set data.level=N, or prepare again "
+            f"{config.level!r}; choose one with --set data.level=N, or prepare again "
             f"with --levels"
         )
     return int(config.level)

@@ -2,7 +2,7 @@
 
 What an epoch means here (if the code disagrees, the code is wrong):
 
-1. `Sampler` alone decides the order; `augment.draw` alone decides the parameters.
+1. `Sampler` alone decides the order; `draws.draw` alone decides the parameters.
 2. `epoch(k)` gives the same batches whenever it is asked for, from any batch on.
 3. Validation gives every slice exactly once; the last batch is short, never padded
    and never dropped. Training gives full batches only.
@@ -65,7 +65,8 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         store: open for reading; must outlive the loader.
         slices_N: store positions of the split.
         config: size, batch size, level, windows.
-        normalization: per channel; None leaves windowed values in [0, 1].
+        normalization: per channel, as `normalization.measure_normalization` settles
+            `config.normalize`; None leaves windowed values in [0, 1].
         augment: what may be drawn; None changes nothing.
         shuffle: True to train, False to validate or predict.
         seed: run seed, for the order and the augmentation.
@@ -77,8 +78,9 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         A `batch.Loader`, and a context manager that closes it.
 
     Raises:
-        LoaderError: no slice, a level the store lacks, less than one batch, slices
-            that do not fit where `config.cache` wants them, or no such device.
+        LoaderError: no slice, what is no position, a level the store lacks, less than
+            one batch, a seed below 0, no normalization though `config` asks for one,
+            slices that do not fit where `config.cache` wants them, or no such device.
         StoreError: the store is closed; or damaged, where slices are kept.
 
     Example:
@@ -88,9 +90,16 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
                     batch.images_BCHW  # (64, 1, 224, 224)
     """
     store.check_open()
-    slices_N = np.asarray(slices_N, dtype=np.int64)
+    slices_N = _whole_numbers(slices_N)
     _check_device(device)
+    if seed < 0:
+        raise LoaderError(f"the seed must be 0 or more, got {seed}")
     num_windows = len(config.windows)
+    if normalization is None and config.normalize != "none":
+        raise LoaderError(
+            f"data.normalize is {config.normalize}, which a loader does not settle; "
+            "pass normalization=measure_normalization(store, TRAINING_SLICES, config)"
+        )
     normalization = normalization or Normalization(
         mean=(0.0,) * num_windows, std=(1.0,) * num_windows
     )
@@ -105,7 +114,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         slices_N,
         batch_size=config.batch_size,
         shuffle=shuffle,
-        seed=seed,
+        seed=int(seed),  # one of NumPy's is too short for 64 bits without a sign
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
@@ -125,6 +134,17 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         ranks=ranks,
         device=device,
     )
+
+
+def _whole_numbers(slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Store positions as int64, not made of what is something else."""
+    found_N = np.asarray(slices_N)
+    if found_N.size and found_N.dtype.kind not in "iu":
+        raise LoaderError(
+            f"slices are store positions, whole numbers; got {found_N.dtype}; "
+            "of a mask take np.flatnonzero(mask)"
+        )
+    return found_N.astype(np.int64)
 
 
 def _check_positions(store: Store, slices_N: npt.NDArray[np.int64]) -> None:

@@ -118,6 +118,8 @@ class TrainConfig:
             raise RecipeError(
                 f"train.best_by is {' or '.join(BEST_BY)}, got {self.best_by!r}"
             )
+        if self.seed not in range(2**63):
+            raise RecipeError(f"train.seed is from 0 to 2**63 - 1, got {self.seed}")
         if self.patience is not None and self.patience < 1:
             raise RecipeError(f"train.patience must be at least 1, got {self.patience}")
         if self.cuda_graphs and self.accumulate > 1:

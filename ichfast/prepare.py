@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import time
 from collections import Counter
@@ -65,6 +66,9 @@ log = logging.getLogger(__name__)
 UNIT_ENTRIES = 1024
 """Entries of the listing in a unit of work."""
 
+MOST_A_CORE = 16
+"""Workers for each core, at most: each takes 150 MiB, and they wait for each other."""
+
 DECODE_TIMEOUT_S = 60.0
 """A file that takes longer to decode hangs."""
 
@@ -91,7 +95,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         labels: joined by slice id; slices without a label get nulls. When appending,
             they go to all slices that have none yet, and must not contradict others.
         levels: (512, 256), or (512,) to save a fifth of the disk.
-        workers: decoding processes.
+        workers: decoding processes, at most `MOST_A_CORE` for each core.
         keep_ids: keep patient, study, series and slice ids as they are.
         id_key: file of the key that ids are hashed with, made if missing; outside
             the store. Without one, a file beside the store.
@@ -107,14 +111,14 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     Raises:
         SourceError: a source is missing or out of the workers' reach, nothing in it
             is a CT slice, or more files were rejected than `max_rejected` allows.
-        StoreError: the folder is in use, holds something else, was begun from
-            other sources or options, the key is missing or not private, the store
-            cannot be written, or the run was interrupted. The last two continue with
-            the same command.
+        StoreError: no or too many workers, the folder is in use, holds something
+            else, was begun from other sources or options, the key is missing or not
+            private, the store cannot be written, or the run was interrupted. The last
+            two continue with the same command.
         LabelError: appended labels contradict those of the store.
     """
     started_s = time.monotonic()
-    _check_options(levels, max_rejected)
+    _check_options(levels, workers, max_rejected)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
     check_reachable(sources)
     entries = list_entries(sources, without=(store, key_path))[:limit]
@@ -165,7 +169,13 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     return report
 
 
-def _check_options(levels: tuple[int, ...], max_rejected: str) -> None:
+def _check_options(levels: tuple[int, ...], workers: int, max_rejected: str) -> None:
+    most_workers = MOST_A_CORE * len(os.sched_getaffinity(0))
+    if not 1 <= workers <= most_workers:
+        raise StoreError(
+            f"--workers is from 1 to {most_workers} here, {MOST_A_CORE} for each core, "
+            f"got {workers}; one a core is the default"
+        )
     try:
         check_levels(levels)
         _num_allowed(max_rejected, 0)

@@ -43,7 +43,7 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
     with Store(store_path) as store:
         count = min(NUM_SLICES, len(store))
         positions_B = np.linspace(0, len(store) - 1, count).astype(np.int64)
-        config = replace(recipe.data, batch_size=count, cache="none")
+        config = replace(recipe.data, batch_size=count, cache="none", normalize="none")
         images = []
         for augment in (AugmentConfig(), recipe.augment):
             with make_loader(

@@ -68,6 +68,8 @@ class FoldConfig:
                 f"folds.fold is in 0 to {self.num_folds - 1} with {self.num_folds} "
                 f"folds of at least 2, got {self.fold}"
             )
+        if self.seed < 0:
+            raise RecipeError(f"folds.seed must be at least 0, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ Shape letters in this file:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,10 +45,10 @@ class Window:
     """``linear`` or ``sigmoid``: (0028,1056) VOI LUT Function."""
 
     def __post_init__(self) -> None:
-        if not self.width > 0:  # also catches NaN
+        if not math.isfinite(self.center) or not 0 < self.width < math.inf:
             raise WindowError(
-                f"window width must be greater than 0 HU, got {self.width} "
-                f"(center {self.center})"
+                "a window has a center and a width greater than 0, HU, got center "
+                f"{self.center} and width {self.width}"
             )
         if self.shape not in ("linear", "sigmoid"):
             raise WindowError(

@@ -15,6 +15,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
+from ichfast.dicom import read_slices
 from ichfast.labels import CLASSES
 from ichfast.store import Store
 from tests.slice_store import write_slices
@@ -98,6 +99,19 @@ def tiny_store(tiny_store_path: Path) -> Iterator[Store]:
     """That store, open: 29 slices, 23 of 512x512 and 5 patients, in two units."""
     with Store(tiny_store_path) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def real_slices() -> list[npt.NDArray[np.uint16]]:
+    """Slices of the competition, as they are stored."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "rsna_slices"
+    if not folder.is_dir():
+        pytest.skip("the real slices of ../shared/data are not here")
+    return [
+        each.stored_HW
+        for file in sorted(folder.glob("*.dcm"))
+        for each in read_slices(file.read_bytes())
+    ]
 
 
 SHAPES = ((24, 32), (17, 13))

@@ -726,7 +726,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
 @pytest.mark.parametrize(
     ("resource", "message"),
     [
-        ("shutil.disk_usage", "GiB left, the benchmark needs 4"),
+        ("shutil.disk_usage", "GiB left, the benchmark needs "),
         ("bench.workload.available_memory", "GiB of memory are free, making the"),
     ],
 )
@@ -903,6 +903,15 @@ def test_peers_are_chosen_by_name() -> None:
             "says how to build it"
         )
     assert not reason_to_skip("grid-sample")
+
+
+def test_peers_without_a_name_are_all_of_them(noted_stages: list[Any]) -> None:
+    for typed in (["loader"], ["loader", "--peers"], ["--peers", "all", "loader"]):
+        done = CliRunner().invoke(throughput_main, [*typed, "--device", "cpu"])
+        assert done.exit_code == 0, done.stderr
+    stages, workloads, *_ = zip(*noted_stages, strict=True)
+    assert stages == ("loader",) * 3
+    assert [workload.peers for workload in workloads] == [tuple(PEERS)] * 3
 
 
 def test_the_command_prints_a_table_and_one_json_line_last(

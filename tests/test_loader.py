@@ -175,6 +175,33 @@ def test_loaders_made_one_after_the_other_leave_nothing_behind(
     assert threading.active_count() <= threads
 
 
+def test_a_loader_that_nobody_closed_ends_when_it_is_let_go(
+    tiny_store: Store,
+) -> None:
+    """As in a notebook, whose cell makes a loader each time it runs."""
+
+    def run_cell() -> None:
+        batches = iter(make_loader(tiny_store, everything(tiny_store), DATA))
+        next(batches)
+
+    run_cell()
+    gc.collect()
+    files, threads = num_open_files(), num_system_threads()
+    for _ in range(3):
+        run_cell()
+    gc.collect()
+    until = time.monotonic() + 5
+    while num_system_threads() > threads and time.monotonic() < until:
+        time.sleep(0.01)
+    assert num_system_threads() <= threads
+    assert num_open_files() <= files
+
+
+def num_system_threads() -> int:
+    """Those of DALI too."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def num_open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -351,6 +378,15 @@ def test_settings_that_make_no_sense_are_refused(
     ("wrong", "message"),
     [
         ({"config": replace(DATA, level=128)}, "has the levels 512, 256, not 128"),
+        ({"config": replace(DATA, level="512")}, "levels 512, 256, not '512'; choose"),
+        ({"slices_N": [True, False]}, r"numbers; got bool; of a mask take np\.flatnon"),
+        ({"slices_N": [0.5, 1.0]}, "whole numbers; got float64"),
+        ({"slices_N": ["ID_1"]}, "whole numbers; got <U4"),
+        ({"seed": -1}, "the seed must be 0 or more, got -1"),
+        (
+            {"config": replace(DATA, normalize="imagenet")},
+            r"data\.normalize is imagenet.* pass normalization=measure_norm",
+        ),
         ({"slices_N": [0, 1, 2], "shuffle": True}, r"3 slice\(s\) do not fill one ba"),
         (
             {"shuffle": True, "ranks": Ranks(0, 9)},
@@ -374,6 +410,14 @@ def test_a_loader_that_makes_no_sense_is_refused_in_one_line(
     with pytest.raises(LoaderError, match=message) as caught:
         make_loader(tiny_store, **options | wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_a_seed_of_numpys_is_a_seed(tiny_store: Store) -> None:
+    ours, numpys = (
+        images_of(tiny_store, DATA, augment=GEOMETRY, shuffle=True, seed=seed)
+        for seed in (3, np.int64(3))
+    )
+    assert torch.equal(ours, numpys)
 
 
 def test_without_a_gpu_cuda_is_refused(

@@ -21,7 +21,6 @@ import pytest
 from ichfast.augment import PRESETS, AugmentConfig
 from ichfast.channels import neighbours, parse_windows, window_columns
 from ichfast.dataconfig import DataConfig, source_shapes
-from ichfast.dicom import read_slices
 from ichfast.draws import Parameters, draw
 from ichfast.geometry import count_halvings
 from ichfast.loader import make_loader
@@ -32,7 +31,6 @@ from tests.slice_store import simple_rows, write_slices
 from tests.twin_bounds import check_within, stored_bounds
 
 pytestmark = pytest.mark.usefixtures("_either_graph")
-REAL = Path(__file__).parents[2] / "shared" / "data" / "rsna_slices"
 SIZE = 72  # 512 is halved twice before it, 638 three times, 256 once
 SEED, EPOCH = 9, 3
 MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
@@ -149,17 +147,13 @@ def adversaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """Ten slices of the competition, as if of one series."""
-    if not REAL.is_dir():
-        pytest.skip("the real slices of ../shared/data are not here")
-    slices = [
-        each.stored_HW
-        for file in sorted(REAL.glob("*.dcm"))
-        for each in read_slices(file.read_bytes())
-    ]
+def real(
+    real_slices: list[npt.NDArray[np.uint16]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Store]:
+    """Slices of the competition, as if of one series."""
     path = tmp_path_factory.mktemp("real") / "store"
-    write_adversaries(path, slices, slices_a_series=len(slices))
+    write_adversaries(path, real_slices, slices_a_series=len(real_slices))
     with Store(path) as store:
         yield store
 

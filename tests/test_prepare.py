@@ -190,6 +190,16 @@ def test_a_missing_source_leaves_no_store(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 33, 100_000])
+def test_more_workers_than_sense_are_refused_and_so_are_none(
+    source: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(StoreError, match=rf"from 1 to 32 here, 16 .* got {workers};"):
+        run([source], tmp_path / "store", workers=workers)
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize("text", ["", "x", "-1", "101%", "nan%", "5.5"])
 def test_max_rejected_is_a_number_or_a_share(
     source: Path, tmp_path: Path, text: str

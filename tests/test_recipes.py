@@ -81,3 +81,10 @@ def test_the_reference_recipes_augment_as_the_preset_of_their_name_does() -> Non
 def test_an_unknown_augmentation_is_refused_with_those_there_are() -> None:
     with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are none, "):
         resolve_recipe("fast", assignments=["augment=exp-3"])
+
+
+@pytest.mark.parametrize("seed", ["train.seed", "folds.seed"])
+def test_a_seed_that_draws_nothing_is_refused(seed: str) -> None:
+    resolve_recipe("fast", assignments=[f"{seed}=0"])
+    with pytest.raises(RecipeError, match=rf"{seed} .* got -1"):
+        resolve_recipe("fast", assignments=[f"{seed}=-1"])

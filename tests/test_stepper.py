@@ -58,6 +58,8 @@ def test_an_epoch_without_a_whole_step_is_refused(tmp_path: Path) -> None:
         ({"checkpoint_minutes": -1.0}, "train.checkpoint_minutes at least 0"),
         ({"best_by": "train_loss"}, "train.best_by is valid_loss or valid_weighted"),
         ({"patience": 0}, "train.patience must be at least 1"),
+        ({"seed": -1}, r"train.seed is from 0 to 2\*\*63 - 1, got -1"),
+        ({"seed": 2**63}, "got 9223372036854775808"),
         ({"cuda_graphs": True, "accumulate": 2}, "use one of the two"),
     ],
 )

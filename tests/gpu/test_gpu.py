@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ from ichfast.store import Store
 from tests.contracts import check_loader, same_images
 from tests.lighting_graph import lit_steps
 from tests.rank_processes import run_ranks
+from tests.slice_store import simple_rows, write_slices
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,8 +56,26 @@ def test_the_loader_keeps_its_promises_on_the_gpu(
         assert next(iter(loader)).images_BCHW.device.type == "cuda"
 
 
+@pytest.fixture(scope="module")
+def real(
+    real_slices: list[npt.NDArray[np.uint16]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Store]:
+    """Slices of the competition."""
+    path = tmp_path_factory.mktemp("real") / "store"
+    count = len(real_slices)
+    write_slices(path, real_slices, simple_rows(count), np.zeros((count, 6), int))
+    with Store(path) as store:
+        yield store
+
+
+@pytest.mark.parametrize("name", ["tiny_store", "real"])
 @pytest.mark.parametrize("level", [512, 256])
-def test_gpu_and_cpu_draw_and_apply_the_same(tiny_store: Store, level: int) -> None:
+def test_gpu_and_cpu_draw_and_apply_the_same(
+    request: pytest.FixtureRequest, name: str, level: int
+) -> None:
+    store: Store = request.getfixturevalue(name)
+    slices_N = np.arange(min(18, len(store)))
     config = DataConfig(
         size=level // 2,
         batch_size=9,
@@ -64,7 +85,7 @@ def test_gpu_and_cpu_draw_and_apply_the_same(tiny_store: Store, level: int) -> N
     images = {}
     for device in ("cpu", "cuda"):
         with make_loader(
-            tiny_store, np.arange(18), config, augment=AUGMENT, device=device
+            store, slices_N, config, augment=AUGMENT, device=device
         ) as loader:
             batches = [batch.images_BCHW.float().cpu() for batch in loader]
             images[device] = torch.cat(batches)
