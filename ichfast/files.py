@@ -60,7 +60,7 @@ def remove_file(path: Path) -> None:
 
 
 def beside(folder: Path, suffix: str) -> Path:
-    """A file next to a folder, with its name: ``.key`` of ``a/store`` is ``a/store.key``.
+    """A file next to a folder, with its name: for ``a/store``, ``a/store.key``.
 
     A folder that is called ``.`` or ``..`` has its true name taken.
     """
