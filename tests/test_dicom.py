@@ -223,6 +223,17 @@ def test_stored_is_the_rounded_and_clipped_hu(
     np.testing.assert_array_equal(to_stored(raw, slope, intercept).ravel(), expected)
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("dtype", ["<i2", "<u2"])
+def test_as_many_bits_as_are_stored_are_read(dtype: str, bits: int) -> None:
+    low = -(1 << (bits - 1)) if dtype == "<i2" else 0
+    high = low + (1 << bits) - 1
+    raw = np.array([[low, low + 1, 7], [100, high - 1, high]], dtype)
+    one = read_one(ct_file(raw, BitsStored=bits, HighBit=bits - 1))
+    np.testing.assert_array_equal(one.stored_HW, np.clip(raw, 0, 32767))
+    assert one.quirks == ()
+
+
 # ---- quirks ----------------------------------------------------------------------
 
 
