@@ -32,7 +32,7 @@ from ichfast.plan import Unit, check_plan, cut_units, label_plan
 def check_finished(
     journal: Journal,
     plan: Mapping[str, str],
-    labels: LabelTable | None,
+    labels: Mapping[str, str],
     *,
     append: bool,
 ) -> None:
@@ -41,7 +41,7 @@ def check_finished(
     Args:
         journal: the store's.
         plan: the command's, without labels.
-        labels: the command's.
+        labels: what `label_plan` says of the command's.
         append: whether the command appends.
 
     Raises:
@@ -52,7 +52,7 @@ def check_finished(
     if append:
         check_plan(store, header.plan, {k: plan[k] for k in ("levels", "ids", "unit")})
         return
-    check_plan(store, header.plan, {**plan, **label_plan(labels)})
+    check_plan(store, header.plan, {**plan, **labels})
     if journal.is_begun:
         raise StoreError(
             f"{store} was being appended to when a run was cut short; that command, "
@@ -107,7 +107,7 @@ def adds_labels(base: Base, labels: LabelTable | None, key: bytes | None) -> boo
     if labels is None:
         return False
     Labelling.of(labels, key).add(base.rows)
-    return base.header.plan.get("labels") != label_plan(labels)["labels"]
+    return base.header.plan.get("labels") != label_plan(labels, key)["labels"]
 
 
 def grown_intake(

@@ -10,20 +10,24 @@ Promises:
    Links, devices and sparse members of a tar are left out.
 3. Nothing is unpacked beyond the size that was listed, whatever the data say.
 4. Damage is never silent: what cannot be trusted raises one of `BROKEN`.
+5. A member is in memory once while it is read. What else an archive asks memory for,
+   an extended header or a dictionary, is bounded.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
+import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 from ichfast import zips
 from ichfast.remote import Container
@@ -41,7 +45,15 @@ BROKEN = (
 """What this module and the standard library raise on damage."""
 
 _PACKED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
-_TAR_CHUNK_BYTES = 2**20
+_CHUNK_BYTES = 2**20
+_TAR_EXTENSIONS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+_MAX_EXTENSION_BYTES = 2**20
+"""Largest extended header of a tar; tarfile reads them whole."""
+_MAX_XZ_BYTES = 2**28
+"""Memory that unpacking an ``.xz`` may take; ``xz -9`` wants a quarter of it."""
 
 
 def archive_kind(path: Container) -> str:
@@ -126,7 +138,9 @@ def read_packed_members(
                 left.remove(info.offset_data)
                 stream = tar.extractfile(info)
                 assert stream is not None  # a regular member
-                yield info.offset_data, stream.read()
+                content = io.BytesIO()
+                shutil.copyfileobj(stream, content, _CHUNK_BYTES)
+                yield info.offset_data, content.getvalue()
             if not left:
                 return
     raise EOFError(f"{len(left)} members are no longer there")
@@ -145,6 +159,15 @@ class _StrictTarInfo(tarfile.TarInfo):
         ) as error:
             raise tarfile.ReadError(f"damaged header: {error}") from error
 
+    @classmethod
+    def frombuf(
+        cls, buf: bytes | bytearray, encoding: str, errors: str
+    ) -> _StrictTarInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _TAR_EXTENSIONS and info.size > _MAX_EXTENSION_BYTES:
+            raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")
+        return info
+
 
 @contextmanager
 def _open_tar(path: Container, kind: str) -> Iterator[tarfile.TarFile]:
@@ -158,21 +181,51 @@ def _open_tar(path: Container, kind: str) -> Iterator[tarfile.TarFile]:
             tarfile.open(
                 fileobj=unpacked,
                 mode="r|",
-                bufsize=_TAR_CHUNK_BYTES,
+                bufsize=_CHUNK_BYTES,
                 tarinfo=_StrictTarInfo,
             ) as tar,
         ):
             yield tar
 
 
-def _unpacked(stream: IO[bytes]) -> gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile:
+class _XzReader(io.RawIOBase):
+    """Unpacks an ``.xz`` in bounded memory; lzma's own reader takes what it says."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._unpacker = lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content:
+            packed = b""
+            if self._unpacker.eof:  # another stream may follow, behind zeros
+                packed = self._unpacker.unused_data.lstrip(b"\0")
+                while not packed and (chunk := self._stream.read(_CHUNK_BYTES)):
+                    packed = chunk.lstrip(b"\0")
+                if not packed:
+                    break
+                self._unpacker = lzma.LZMADecompressor(memlimit=_MAX_XZ_BYTES)
+            elif self._unpacker.needs_input:
+                packed = self._stream.read(_CHUNK_BYTES)
+                if not packed:
+                    raise EOFError("its data end too early")
+            content = self._unpacker.decompress(packed, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _unpacked(stream: IO[bytes]) -> gzip.GzipFile | bz2.BZ2File | _XzReader:
     head = stream.read(3)
     stream.seek(0)
     if head == _PACKED_MAGIC[1]:
         return bz2.BZ2File(stream)
     if head.startswith(_PACKED_MAGIC[0]):
         return gzip.GzipFile(fileobj=stream)
-    return lzma.LZMAFile(stream)
+    return _XzReader(stream)
 
 
 def _regular_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -59,6 +59,15 @@ def remove_file(path: Path) -> None:
         _flush(path.parent)
 
 
+def beside(folder: Path, suffix: str) -> Path:
+    """A file next to a folder, with its name: for ``a/store``, ``a/store.key``.
+
+    A folder that is called ``.`` or ``..`` has its true name taken.
+    """
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.parent / f"{named.name}{suffix}"
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, all of it or nothing."""
     with atomic_path(path) as temporary:

@@ -99,7 +99,7 @@ def _read_csv(path: Path) -> pa.Table:
             return _parse_csv(stream)
     except FileNotFoundError as error:
         raise LabelError(f"no label csv at {path}") from error
-    except (OSError, EOFError, lzma.LZMAError, pa.ArrowInvalid) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         reason = first_line(error)
         raise LabelError(f"cannot read the label csv {path}: {reason}") from error
 

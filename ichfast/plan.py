@@ -1,8 +1,10 @@
 """What a run of prepare is to do: its units of work, and what they are bound to.
 
-A plan is a few texts, mostly digests, that say no path. A store in the making keeps
-the plan it was begun with, a finished one keeps it in its header. So it is neither
-continued from another listing or with other options, nor taken for something else.
+A plan is a few texts, mostly digests, that say no path. Where ids are hashed, what is
+digested begins with the key, so that nobody else can try out names of files or ids. A
+store in the making keeps the plan it was begun with, a finished one keeps it in its
+header. So it is neither continued from another listing or with other options, nor
+taken for something else.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def shard_plan(
     id_key: bytes | None,
 ) -> dict[str, str]:
     """What decides the shards and the journal."""
-    listing = hashlib.sha256()
+    listing = hashlib.sha256(id_key or b"")
     for source, key, size in entries.columns("source", "key", "size"):
         listing.update(f"{source}\t{key}\t{size}\n".encode())
     return {
@@ -109,11 +111,12 @@ def ids_plan(key: bytes | None) -> str:
     return "kept" if key is None else f"hashed with key {stored_id(key, 'key')}"
 
 
-def label_plan(labels: LabelTable | None) -> dict[str, str]:
+def label_plan(labels: LabelTable | None, id_key: bytes | None) -> dict[str, str]:
     """What decides the label columns; they come last, so they may come late."""
     if labels is None:
         return {"labels": "none"}
-    digest = hashlib.sha256("\n".join(labels.slice_ids).encode())
+    digest = hashlib.sha256(id_key or b"")
+    digest.update("\n".join(labels.slice_ids).encode())
     digest.update(labels.labels_NK.tobytes())
     return {"labels": digest.hexdigest()}
 

@@ -133,7 +133,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key)
         base = None
         if is_finished:
-            check_finished(journal, plan, labels, append=append)
+            check_finished(journal, plan, label_plan(labels, key), append=append)
         else:
             check_unfinished(store)
         if is_finished and append:
@@ -155,7 +155,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             merged = merge(journal, units, base, name)
             _check_rejected(journal, merged, max_rejected)
             intake = grown_intake(entries, units, base, key)
-            finish(journal, merged, labels, key, plan | label_plan(labels), intake)
+            finish(journal, merged, labels, key, plan | label_plan(labels, key), intake)
         else:
             journal.remove()
     report = summarize(

@@ -15,7 +15,7 @@ import secrets
 from pathlib import Path
 
 from ichfast.errors import StoreError
-from ichfast.files import write_private_once
+from ichfast.files import beside, write_private_once
 
 HASH_DIGITS = 16
 """Hexadecimal digits of a hashed id: 64 bits."""
@@ -25,7 +25,7 @@ KEY_BYTES = 32
 
 def default_key_path(store: Path) -> Path:
     """Where the key of a store lies unless another place is named."""
-    return store.with_name(f"{store.name}.key")
+    return beside(store, ".key")
 
 
 def read_or_make_key(path: Path, *, is_begun: bool) -> bytes:

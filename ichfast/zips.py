@@ -10,6 +10,7 @@ Source:
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -42,7 +43,8 @@ _IN_ZIP64 = 0xFFFF_FFFF
 _MAX_BYTES = 2**63 - 1
 """Of a member; whoever lists it counts in 64 bits, with a sign."""
 
-_CHUNK_BYTES = 2**16
+_CHUNK_BYTES, _MOST_INFLATED_BYTES = 2**16, 2**20
+"""What is read, and what is unpacked, at a time."""
 
 
 def list_zip(stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
@@ -171,10 +173,12 @@ def _read(stream: IO[bytes], num_bytes: int) -> bytes:
 def _inflate(stream: IO[bytes], size: int) -> tuple[bytes, bytes]:
     """Unpack at most `size` + 1 bytes; also give the 8 bytes that follow."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = bytearray()
-    while not inflater.eof and len(content) <= size:
+    content = io.BytesIO()
+    while not inflater.eof and content.tell() <= size:
         chunk = inflater.unconsumed_tail or stream.read(_CHUNK_BYTES)
         if not chunk:
             raise EOFError("its data end too early")
-        content += inflater.decompress(chunk, size + 1 - len(content))
-    return bytes(content), (inflater.unused_data[:8] + stream.read(8))[:8]
+        most = min(size + 1 - content.tell(), _MOST_INFLATED_BYTES)
+        content.write(inflater.decompress(chunk, most))
+    tail = (inflater.unused_data[:8] + stream.read(8))[:8]
+    return content.getvalue(), tail

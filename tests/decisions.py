@@ -62,4 +62,14 @@ DECISIONS = {
         "negative values as large ones, ITK and pydicom agree with ichfast",
     ),
 }
-"""Every file of the manifest on which a referee differs."""
+"""Every stored file of the manifest on which a referee differs."""
+
+REFUSED = {
+    f"{EDGE}/shortpixels_like_ID_6431af929.dcm": "truncated-pixels: the referees fill "
+    "up what is missing with whatever stands in their memory",
+    "zoo/cornerstone_CTImage_chest/CTImage_1.2.840.10008.1.2.4.50.dcm": "colour: 8 "
+    "bits a pixel, where the standard has 16 for CT (PS3.3 C.8.2.1); a step is 32 HU "
+    "here",
+    "zoo/philips_surview/surview_256x512.dcm": "localizer: no slice of the head",
+}
+"""Every CT file of the manifest that a referee reads and ichfast rejects."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ichfast.dicom import read_slices
 from ichfast.errors import RejectError
 from ichfast.files import write_text_atomically
-from tests.decisions import DECISIONS
+from tests.decisions import DECISIONS, REFUSED
 from tests.test_dicom import UNREADABLE_BY_PYDICOM, real_files
 
 PAGE = Path(__file__).parents[1] / "docs" / "files.md"
@@ -40,6 +40,10 @@ DIFFERENCES = """\
 
 The HU of every stored file are compared with those of SimpleITK and GDCM. They differ
 in these files alone, as `tests/test_referees.py` checks.
+"""
+
+REFUSALS = """\
+These CT files one of them reads, and ichfast rejects:
 """
 
 
@@ -142,6 +146,8 @@ def page(outcomes: Sequence[Outcome]) -> str:
                 for file, one in sorted(DECISIONS.items())
             ],
         ),
+        REFUSALS,
+        _table(("file", "decision"), sorted(REFUSED.items())),
     ]
     return "\n".join(parts)
 

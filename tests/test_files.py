@@ -12,6 +12,7 @@ import pytest
 from ichfast.files import (
     atomic_path,
     begin_flush,
+    beside,
     make_folder,
     remove_file,
     write_private_once,
@@ -42,6 +43,16 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         fail_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("folder", ["heads/store", "heads/store/", ".", "journal/.."])
+def test_a_file_beside_a_folder_lies_outside_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    store = tmp_path / "heads" / "store"
+    (store / "journal").mkdir(parents=True)
+    monkeypatch.chdir(store if folder.startswith((".", "j")) else tmp_path)
+    assert beside(Path(folder), ".key").absolute() == tmp_path / "heads/store.key"
 
 
 def test_a_private_file_is_written_once_and_for_its_owner(tmp_path: Path) -> None:

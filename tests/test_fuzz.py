@@ -18,6 +18,8 @@ import re
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 import zipfile
@@ -29,8 +31,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from pydicom import uid
 from pydicom.encaps import encapsulate
@@ -60,14 +64,17 @@ Mutation = Callable[[bytearray, random.Random], None]
 # ---- what is damaged -------------------------------------------------------------
 
 
-def encoded(syntax: str, side: int = 64) -> bytes:
-    """A small file whose pixels are compressed, shape (side, side)."""
-    raw = np.random.default_rng(1).integers(0, 4096, (side, side), np.uint16)
+def encoded(
+    syntax: str, raw: npt.NDArray[np.uint16] | None = None, num_frames: int = 1
+) -> bytes:
+    """A file whose frames are all `raw`, compressed; by default 64x64 random pixels."""
+    if raw is None:
+        raw = np.random.default_rng(1).integers(0, 4096, (64, 64), np.uint16)
     encoder = get_encoder(syntax)
     codestream = encoder.encode(
         raw,
-        rows=side,
-        columns=side,
+        rows=raw.shape[0],
+        columns=raw.shape[1],
         number_of_frames=1,
         samples_per_pixel=1,
         photometric_interpretation="MONOCHROME2",
@@ -75,7 +82,11 @@ def encoded(syntax: str, side: int = 64) -> bytes:
         bits_stored=16,
         pixel_representation=0,
     )
-    return ct_file(raw, syntax=syntax, pixels=encapsulate([codestream]))
+    pixels = encapsulate([codestream] * num_frames)
+    frames: dict[str, Any] = (
+        {"NumberOfFrames": str(num_frames)} if num_frames > 1 else {}
+    )
+    return ct_file(raw, syntax=syntax, pixels=pixels, **frames)
 
 
 @cache
@@ -347,6 +358,30 @@ def test_compressed_pixels_of_many_components_are_not_decoded() -> None:
     at = content.index(b"\xff\x4f\xff\x51") + 40
     content[at : at + 2] = b"\x40\x00"
     assert code_of(bytes(content)) == "too-large"
+
+
+READ_ALONE = """
+import resource, sys
+from ichfast.dicom import read_slices
+found = len(read_slices(sys.stdin.buffer.read()))
+print(found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_as_many_frames_as_a_small_file_may_promise_fit_into_memory() -> None:
+    frame = np.zeros((4096, 4096), np.uint16)
+    content = encoded(uid.JPEG2000Lossless, frame, num_frames=12)
+    assert len(content) < 5000
+    command = [sys.executable, "-c", READ_ALONE]
+    done = subprocess.run(
+        command, input=content, capture_output=True, timeout=60, check=True
+    )
+    num_frames, peak = map(int, done.stdout.split())
+    assert num_frames == 12
+    assert peak < LIMIT_BYTES
+    more = encoded(uid.JPEG2000Lossless, frame, num_frames=13)
+    assert code_of(more) == "too-large"
 
 
 @pytest.mark.parametrize("length", [0, 1, 7])

@@ -120,6 +120,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 9)
     with pytest.raises(LabelError, match=r"cannot read|is not a label csv"):
         read_labels(tmp_path / "binary.csv")
+    (tmp_path / "excel.csv").write_text("ID,Label\n", encoding="utf-16")
+    with pytest.raises(LabelError, match=r"cannot read .* codec can't decode"):
+        read_labels(tmp_path / "excel.csv")
     (tmp_path / "cut.csv.xz").write_bytes(lzma.compress(b"ID,Label\n" * 99)[:-9])
     with pytest.raises(LabelError, match="cannot read"):
         read_labels(tmp_path / "cut.csv.xz")

@@ -28,6 +28,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from ichfast import prepare
 from ichfast.errors import SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable, read_labels
+from ichfast.manifest import read_header
 from ichfast.prepare import prepare_store
 from ichfast.store import Store, verify_store
 from tests.conftest import SHAPES, contents, random_hu, write_dicom
@@ -559,6 +560,17 @@ def test_no_id_reaches_the_disk_or_the_log(
         assert not opened.header.keep_ids
         for column in ("slice_id", "patient", "study", "series"):
             assert opened.table[column].str.fullmatch("[0-9a-f]{16}").all()
+
+
+def test_names_cannot_be_tried_out_on_the_digests_of_a_store(
+    source: Path, tmp_path: Path
+) -> None:
+    labels, plans = one_label(), []
+    for name in ("one", "two"):  # each with a key of its own
+        run([source], tmp_path / name, labels=labels, keep_ids=False)
+        plans.append(read_header(tmp_path / name).plan)
+    for digest in ("listing", "labels", "ids"):
+        assert plans[0][digest] != plans[1][digest]
 
 
 def check_no_id(store: Path, log_text: str) -> None:

@@ -82,6 +82,16 @@ def test_stores_with_one_key_name_patients_alike(source: Path, tmp_path: Path) -
     assert not (tmp_path / "one.key").exists()
 
 
+def test_the_key_of_the_folder_one_is_in_lies_beside_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    monkeypatch.chdir(tmp_path / "store")
+    run([source], Path())
+    assert (tmp_path / "store.key").is_file()
+    assert not list(Path().rglob("*.key"))
+
+
 def test_a_begun_store_wants_the_key_it_was_begun_with(
     source: Path, tmp_path: Path
 ) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import os
 import random
 import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -282,6 +285,59 @@ def test_a_zip_member_never_unpacks_beyond_its_listed_size(tmp_path: Path) -> No
         tracemalloc.stop()
     assert found == {entry.key: "unreadable-archive"}
     assert peak_bytes < 2**20
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_a_member_is_in_memory_once(tmp_path: Path, suffix: str) -> None:
+    num_bytes = 32 * 2**20
+    path = write_archive(tmp_path / f"a.{suffix}", {"m": bytes(num_bytes)})
+    entries = list_entries([path])
+    tracemalloc.start()
+    try:
+        [(_, content)] = read_entries(entries)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert content == bytes(num_bytes)
+    assert peak_bytes < 1.75 * num_bytes  # xz has a dictionary of 8 MiB
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_giant_header_of_a_tar_is_not_read(
+    tmp_path: Path, suffix: str, kind: bytes
+) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, 2**20 + 1
+    content = header.tobuf(tarfile.GNU_FORMAT) + b"n" * 3 * 2**20
+    path = tmp_path / f"h.{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == "tar.gz" else content)
+    with pytest.raises(SourceError, match="an extended header of 1,048,577 bytes"):
+        list_entries([path])
+
+
+def test_an_xz_that_asks_for_much_memory_is_not_unpacked(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "d.tar.xz", CONTENTS)
+    content = bytearray(path.read_bytes())
+    assert content[14:16] == b"\x21\x01"  # a filter, LZMA2; then its dictionary
+    content[16] = 37  # of 1.5 GiB
+    content[20:24] = struct.pack("<I", zlib.crc32(content[12:20]))
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="Memory usage limit exceeded"):
+        list_entries([path])
+
+
+def test_an_xz_of_several_streams_is_one_archive(tmp_path: Path) -> None:
+    tar = write_archive(tmp_path / "s.tar", CONTENTS).read_bytes()
+    parts = [lzma.compress(part) + bytes(8) for part in (tar[:700], tar[700:])]
+    path = tmp_path / "s.tar.xz"
+    path.write_bytes(b"".join(parts))
+    assert read_all(list_entries([path])) == {
+        f"s.tar.xz/{name}": content for name, content in CONTENTS.items()
+    }
+    without_end = tar[: -(-len(tar.rstrip(b"\0")) // 512) * 512]
+    path.write_bytes(lzma.compress(without_end) + bytes(2**21))
+    assert len(list_entries([path])) == len(CONTENTS)
 
 
 def cut(content: bytes) -> bytes:
