@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +55,10 @@ class Job:
     key: bytes | None
     """Hashes the ids; None keeps them."""
 
-    decode: Callable[[bytes], list[Slice]]
+    decode: Callable[[bytes], Iterator[Slice]]
 
     timeout_s: float
-    """A file that takes longer to decode hangs."""
+    """A slice that takes longer to decode hangs."""
 
     name: Callable[[Entry], str]
     """What `rejected.csv` calls an entry."""
@@ -132,9 +132,11 @@ def convert_unit(job: Job, unit: Unit) -> None:
             index = unit.first + position
             _watch.position = position
             try:
-                for slice_ in _decode(job, content):
-                    row = _row(job, slice_, writer.add(slice_.stored_HW))
-                    rows.append({"entry": index} | row)
+                # Of a file that fails at a later frame, the first ones have no row.
+                rows += [
+                    {"entry": index} | _row(job, slice_, writer.add(slice_.stored_HW))
+                    for slice_ in _decode(job, content)
+                ]
             except RejectError as error:
                 detail = plain_text(error.detail)
                 rejects.append((index, job.name(entry), error.code, detail))
@@ -147,17 +149,23 @@ def convert_unit(job: Job, unit: Unit) -> None:
     journal.write(unit, Page(rows=table, rejects=sorted(rejects), shards=writer.shards))
 
 
-def _decode(job: Job, content: bytes | RejectError) -> list[Slice]:
+def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
     if isinstance(content, RejectError):
         raise content
-    # The kernel ends the process when the time is over, also inside a decoder
-    # that never returns to Python; the parent sees the worker die.
-    _watch.since_s = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, job.timeout_s)
-    try:
-        return job.decode(content)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    slices = job.decode(content)
+    while not _watch.stop:
+        # The kernel ends the process when the time is over, also inside a decoder
+        # that never returns to Python; the parent sees the worker die.
+        _watch.since_s = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, job.timeout_s)
+        try:
+            slice_ = next(slices, None)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if slice_ is None:
+            return
+        yield slice_
+    raise StoppedError
 
 
 def _row(

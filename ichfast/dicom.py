@@ -16,7 +16,6 @@ Shape letters: H rows, W columns.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +37,7 @@ from ichfast.common import Common, read_common
 from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements
 from ichfast.errors import RejectError
 from ichfast.headers import Header, Layout
+from ichfast.mistrust import Mistrust
 from ichfast.quirks import RawArray
 
 REJECT_CODES = (
@@ -75,7 +75,7 @@ _NO_WALK = _SEQUENCES | frozenset(FLOAT_PIXELS)
 
 _NO_SEQUENCES = Dataset()
 
-# Promise 5; the warnings are caught where pydicom is called.
+# Promise 5; `Mistrust` keeps the warnings.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
@@ -131,42 +131,34 @@ class Slice:
     ``wrapped_12bit``, ``wrong_syntax``."""
 
 
-def read_slices(content: bytes) -> list[Slice]:
-    """Read one DICOM file.
+def read_slices(content: bytes) -> Iterator[Slice]:
+    """Read one DICOM file, a slice at a time.
 
     Args:
         content: the whole file.
 
-    Returns:
+    Yields:
         One slice; of a multi-frame file, one for each frame.
 
     Raises:
-        RejectError: the file cannot become a slice; the code is one of
-            `REJECT_CODES`, the detail holds nothing about a patient.
+        RejectError: the file cannot become slices, and none of those that were given
+            counts; the code is one of `REJECT_CODES`, the detail holds nothing about
+            a patient.
     """
-    part = "header"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            file = _parse(content)
-            header, common = Header(file.elements), read_common(file.elements)
-            if not header.text("SOPInstanceUID"):
-                raise RejectError("bad-header", "SOPInstanceUID is missing")
-            frame_headers = _frame_headers(file, header, common)
-            part = "pixels"
-            frames = enumerate(_read_frames(file, common.layout), start=1)
-            return [
-                _make_slice(file, common.layout, frame_header, frame)
-                for frame_header, frame in zip(frame_headers, frames, strict=True)
-            ]
-        except (RejectError, KeyboardInterrupt, SystemExit):
-            raise
-        # Hostile bytes provoke anything; a panic of a decoder in Rust is no Exception.
-        except BaseException as error:  # noqa: BLE001
-            code = "bad-header" if part == "header" else "decoder-error"
-            reason = f"{type(error).__name__} while reading the {part}"
-            # Without its cause, whose message may quote header values.
-            raise RejectError(code, reason) from None
+    with Mistrust("bad-header", "header"):
+        file = _parse(content)
+        header, common = Header(file.elements), read_common(file.elements)
+        if not header.text("SOPInstanceUID"):
+            raise RejectError("bad-header", "SOPInstanceUID is missing")
+        frame_headers = _frame_headers(file, header, common)
+        frames = _read_frames(file, common.layout)
+    for number, frame_header in enumerate(frame_headers, start=1):
+        with Mistrust("decoder-error", "pixels"):
+            frame = number, next(frames)
+            slice_ = _make_slice(file, common.layout, frame_header, frame)
+            if number == len(frame_headers) and next(frames, None) is not None:
+                raise RejectError("decoder-error", "more frames than the header says")
+        yield slice_
 
 
 # ---- header ----------------------------------------------------------------------
@@ -296,7 +288,8 @@ def _read_frames(file: _File, layout: Layout) -> Iterator[RawArray]:
     """Each frame's raw pixels, shape (H, W), in native byte order."""
     is_compressed = bool(file.syntax) and file.syntax not in _NATIVE_SYNTAXES
     if file.pixels_bytes == UNDEFINED and is_compressed:
-        return _decode(file, layout)
+        yield from _decode(file, layout)
+        return
     if file.pixels_bytes == UNDEFINED:
         raise RejectError("decoder-error", "compressed pixels in a native syntax")
     expected = layout.frame_bytes * layout.num_frames
@@ -310,7 +303,7 @@ def _read_frames(file: _File, layout: Layout) -> Iterator[RawArray]:
     found = min(file.pixels_bytes, len(file.content) - file.pixels_at)
     if found < expected:
         raise RejectError("truncated-pixels", f"{found:,} bytes, expected {expected:,}")
-    return _view(file, layout)
+    yield from _view(file, layout)
 
 
 def _view(file: _File, layout: Layout) -> Iterator[RawArray]:

@@ -53,9 +53,9 @@ Source:
 MAX_PIXELS = 4096**2
 """Most rows x columns of one slice."""
 
-MAX_FILE_PIXELS = 768 * 512**2
-"""Most pixels of all frames of a file. They are in memory together, 384 MiB as uint16,
-beside the file; a few KB of compressed frames can promise any number."""
+MAX_FILE_PIXELS = 2**30
+"""Most pixels of all frames of a file: 2 GiB as uint16. A few KB of compressed frames
+can promise any number."""
 
 _ABSENT = b"", True
 

@@ -139,7 +139,7 @@ def _after_death(job: Job, unit: Unit, watch: Watch) -> Unit:
         raise StoreError(
             f"the worker process of unit {unit.number} died {len(deaths)} times, not "
             "because of one file; if memory ran out, use fewer --workers; a script "
-            'must call this under `if __name__ == "__main__":`, for workers run it '
-            "again; the same command continues"
+            'must be a file and call this under `if __name__ == "__main__":`, for '
+            "workers run it again; the same command continues"
         )
     return replace(unit, deaths=deaths)

@@ -70,7 +70,7 @@ MOST_A_CORE = 16
 """Workers for each core, at most: each takes 150 MiB, and they wait for each other."""
 
 DECODE_TIMEOUT_S = 60.0
-"""A file that takes longer to decode hangs."""
+"""A slice that takes longer to decode hangs."""
 
 
 def prepare_store(  # noqa: PLR0913  the options of the command

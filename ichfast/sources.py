@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,7 @@ def read_entries(
         fitting = []
         for entry in run:
             if entry.size > MAX_BYTES:
-                yield entry, _too_large(entry)
+                yield entry, _oversized(entry)
             else:
                 fitting.append(entry)
         if archive and fitting:
@@ -140,16 +141,15 @@ def _list_folder(top: Path, without: frozenset[str]) -> Iterator[Found]:
             # One after the other: a folder may hold a million.
             with os.scandir(folder) as listing:
                 for child in listing:
-                    if child.name.startswith(".") or _is_dangling(child):
+                    name = child.name
+                    found = None if name.startswith(".") else _status(child)
+                    if found is None:
                         continue
-                    if child.is_dir():
-                        folders.append(child.name)
-                    elif child.is_file() and child.name not in left_out:
+                    if stat.S_ISDIR(found.st_mode):
+                        folders.append(name)
+                    elif stat.S_ISREG(found.st_mode) and name not in left_out:
                         yield from _list_child(
-                            folder,
-                            child.name,
-                            prefix + child.name,
-                            child.stat().st_size,
+                            folder, name, prefix + name, found.st_size
                         )
             # In order, for it decides by which of several links a folder is visited.
             for name in sorted(folders):
@@ -169,15 +169,16 @@ def _names_in(folder: Path, without: frozenset[str]) -> set[str]:
     return {name for parent, name in parts if parent == absolute}
 
 
-def _is_dangling(child: os.DirEntry[str]) -> bool:
-    """Whether this is a link to nothing, or to itself."""
-    if not child.is_symlink():
-        return False
+def _status(child: os.DirEntry[str]) -> os.stat_result | None:
+    """None of a link to nothing or to itself, and of what is gone by now."""
     try:
-        child.stat()
+        return child.stat()
+    except FileNotFoundError:
+        return None
     except OSError:
-        return True
-    return False
+        if child.is_symlink():
+            return None
+        raise
 
 
 def _list_child(home: Container, file: str, key: str, size: int) -> Iterator[Found]:
@@ -249,10 +250,32 @@ def _batches(
 def _checked(entry: Entry, content: bytes | OSError) -> bytes | RejectError:
     if isinstance(content, OSError):
         return RejectError("unreadable-file", _reason(content))
-    suspect = entry.container.name.lower().endswith(archives.SUFFIXES)
-    if suspect and archives.kind_of(content):
-        return RejectError("unreadable-archive", "it is damaged; copy it again")
+    if _has_suffix(entry) and archives.kind_of(content):
+        return _broken_archive()
     return content
+
+
+def _oversized(entry: Entry) -> RejectError:
+    """Why a file or member above `MAX_BYTES` is not read."""
+    try:
+        is_file = entry.archive is None and _has_suffix(entry)
+        if is_file and archives.archive_kind(entry.container):
+            return _broken_archive()
+    except OSError as error:
+        return RejectError("unreadable-file", _reason(error))
+    return RejectError(
+        "too-large", f"{entry.size:,} bytes; at most {MAX_BYTES:,} are read"
+    )
+
+
+def _broken_archive() -> RejectError:
+    """Of a file in a folder that is listed as a file, although it is an archive."""
+    return RejectError("unreadable-archive", "it is damaged; copy it again")
+
+
+def _has_suffix(entry: Entry) -> bool:
+    """Whether it, or the archive it lies in, is named as an archive."""
+    return entry.container.name.lower().endswith(archives.SUFFIXES)
 
 
 def _read_members(
@@ -311,12 +334,6 @@ def _source_errors(path: Container) -> Iterator[None]:
             f"cannot read {path}: {_reason(error)}; check its permissions, or copy it "
             "again from where it came"
         ) from error
-
-
-def _too_large(entry: Entry) -> RejectError:
-    return RejectError(
-        "too-large", f"{entry.size:,} bytes; at most {MAX_BYTES:,} are read"
-    )
 
 
 def _is_hidden(member: str) -> bool:

@@ -70,7 +70,7 @@ def read_outcomes() -> list[Outcome]:
     for row, content in real_files():
         slices, code, why = [], "", ""
         try:
-            slices = read_slices(content)
+            slices = list(read_slices(content))
         except RejectError as error:
             code, why = error.code, error.detail
         else:

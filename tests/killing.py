@@ -113,11 +113,11 @@ class TrappedRead:
 
     trap: Trap
 
-    def __call__(self, content: bytes) -> list[Slice]:
+    def __call__(self, content: bytes) -> Iterator[Slice]:
         self.trap.enter("decoding")
-        slices = read_slices(content)
+        slices = list(read_slices(content))
         self.trap.leave()
-        return slices
+        yield from slices
 
 
 def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
     | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
-    | {"bootstrap", "gradcam", "operating", "lock", "headers"},
+    | {"bootstrap", "gradcam", "operating", "lock", "headers", "mistrust"},
     {"predictions", "folds", "quirks", "common", "filebytes", "archives", "canvas"}
     | {"writer", "manifest", "xresnet", "draws", "sharing"}
     | {"shelf"},

@@ -324,7 +324,7 @@ def test_copies_differ_in_their_ids_only_and_all_become_slices(tmp_path: Path) -
     files = sorted((tmp_path / "copies").rglob("*.dcm"))
     assert len(files) == 1003
     assert {file.parent.name for file in files} == {"00000", "00001"}
-    read = [read_slices(file.read_bytes())[0] for file in (files[0], files[-1])]
+    read = [next(read_slices(file.read_bytes())) for file in (files[0], files[-1])]
     assert read[0].slice_id != read[1].slice_id
     np.testing.assert_array_equal(read[0].stored_HW, read[1].stored_HW)
 
@@ -362,7 +362,7 @@ def test_the_barest_copy_holds_the_very_pixels_that_prepare_stores(
     toy: Workload, tmp_path: Path
 ) -> None:
     files = sorted((toy.heads_dir / "dicom").rglob("*.dcm"))
-    slices = [read_slices(file.read_bytes())[0] for file in files]
+    slices = [next(read_slices(file.read_bytes())) for file in files]
     # The barest copy knows one intercept only.
     known = [k for k, one in enumerate(slices) if one.rescale_intercept == -1024]
     assert len(known) > len(files) / 2

@@ -107,15 +107,15 @@ def job_for(store: Path) -> Job:
     return Job(journal, b"key", read_slices, 60.0, name)
 
 
-def watched_read(folder: Path, content: bytes) -> list[Slice]:
+def watched_read(folder: Path, content: bytes) -> Iterator[Slice]:
     """Leave a trace of the process that reads, and wait while the test says so."""
-    slices = read_slices(content)
+    slices = list(read_slices(content))
     trace = folder / f"{slices[0].slice_id}.{os.getpid()}"
     trace.write_text(str(os.getpid()))
     deadline_s = time.monotonic() + START_S
     while (folder / "wait").exists() and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    return slices
+    yield from slices
 
 
 def ancestors(pid: int) -> set[int]:

@@ -133,7 +133,7 @@ def read_hu(content: bytes) -> npt.NDArray[np.int32]:
 
 def rejection(content: bytes) -> RejectError:
     with pytest.raises(RejectError) as caught:
-        read_slices(content)
+        list(read_slices(content))
     assert caught.value.code in REJECT_CODES
     return caught.value
 
@@ -141,7 +141,7 @@ def rejection(content: bytes) -> RejectError:
 def attempt(content: bytes) -> RejectError | None:
     """The rejection of bytes that may be anything, or None where they are stored."""
     try:
-        assert read_slices(content) != []
+        assert list(read_slices(content))
     except RejectError as error:
         return error
     return None
@@ -416,7 +416,7 @@ def test_native_pixels_in_a_compressed_syntax_are_read_if_they_fit_exactly() -> 
 
 def test_frames_without_positions_of_their_own_have_none() -> None:
     raw = np.stack([ramp(), ramp() + 1, ramp() + 2])
-    found = read_slices(ct_file(raw, NumberOfFrames="3"))
+    found = list(read_slices(ct_file(raw, NumberOfFrames="3")))
     assert [one.slice_id for one in found] == ["ID_0123.1", "ID_0123.2", "ID_0123.3"]
     assert [one.instance_number for one in found] == [1, 2, 3]
     assert all(math.isnan(one.position_mm) for one in found)
@@ -488,7 +488,7 @@ def test_each_frame_has_its_own_position_and_rescale() -> None:
         ("colour", {"PhotometricInterpretation": "PALETTE COLOR"}),
         ("colour", {"BitsAllocated": 8, "BitsStored": 8}),
         ("too-large", {"Rows": 4097, "Columns": 4096}),
-        ("too-large", {"Rows": 4096, "Columns": 4096, "NumberOfFrames": "13"}),
+        ("too-large", {"Rows": 4096, "Columns": 4096, "NumberOfFrames": "65"}),
         ("truncated-pixels", {"NumberOfFrames": "2"}),
         ("truncated-pixels", {"Rows": 8}),
         ("bad-header", {"Rows": 0}),
@@ -514,7 +514,7 @@ def test_what_cannot_be_stored_is_rejected_by_its_header(
 
 
 def test_a_ct_class_stands_in_for_a_missing_modality() -> None:
-    assert len(read_slices(ct_file(ramp(), without=("Modality",)))) == 1
+    read_one(ct_file(ramp(), without=("Modality",)))
 
 
 @pytest.mark.parametrize(
@@ -798,7 +798,7 @@ def test_every_real_file_is_stored_as_pydicom_decodes_it_or_rightly_rejected() -
         hu = decode_with_pydicom(content, row)
         if name.endswith("highbits_12of16_64.dcm"):  # unsigned 12 bits, intercept 0
             hu = np.where(hu >= 3096, hu - 4096, hu)
-        found = read_slices(content)
+        found = list(read_slices(content))
         expected = np.clip(np.rint(hu) + 1024, 0, 32767).reshape(
             len(found), *hu.shape[-2:]
         )
@@ -864,7 +864,7 @@ def test_pydicoms_own_settings_are_left_alone() -> None:
 
 def test_the_limit_on_pixels_is_inclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headers, "MAX_PIXELS", ROWS * COLUMNS)
-    assert len(read_slices(ct_file(ramp()))) == 1
+    read_one(ct_file(ramp()))
     monkeypatch.setattr(headers, "MAX_PIXELS", ROWS * COLUMNS - 1)
     common._remember_common.cache_clear()
     assert rejection(ct_file(ramp())).code == "too-large"

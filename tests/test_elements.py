@@ -66,7 +66,7 @@ def with_sequences(*, measured: bool, depth: int = 3) -> bytes:
 def outcome(content: bytes) -> list[Any]:
     """What reading gives: every field of every slice, or the reject code."""
     try:
-        slices = read_slices(content)
+        slices = list(read_slices(content))
     except RejectError as error:
         return [error.code]
     return [

@@ -246,7 +246,7 @@ from ichfast.dicom import read_slices
 
 def slow_read(content):
     time.sleep(0.04)
-    return read_slices(content)
+    yield from read_slices(content)
 
 if __name__ == "__main__":
     prepare.UNIT_ENTRIES = 8

@@ -12,8 +12,10 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -381,6 +383,45 @@ def test_a_compressed_tar_is_read_no_further_than_needed(tmp_path: Path) -> None
     found = list(archives.read_packed_members(path, [first.offset]))
     assert found == [(first.offset, b"first")]
     assert read_all([second]) == {"n.tar.gz/2": "unreadable-archive"}
+
+
+def test_a_broken_archive_above_the_limit_is_no_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_archive(tmp_path / "whole.zip", {"large": bytes(200)})
+    content = write_archive(tmp_path / "half.zip", CONTENTS).read_bytes()
+    (tmp_path / "half.zip").write_bytes(content[: len(content) // 2])
+    (tmp_path / "none.zip").write_bytes(b"no archive" * 20)
+    entries = list_entries([tmp_path])
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    assert read_all(entries) == {
+        "half.zip": "unreadable-archive",
+        "none.zip": "too-large",
+        "whole.zip/large": "too-large",
+    }
+    (tmp_path / "half.zip").unlink()
+    assert read_all(entries)["half.zip"] == "unreadable-file"
+
+
+def test_a_file_that_is_gone_before_it_is_looked_at_is_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone:
+        name = "gone.dcm"
+
+        def stat(self) -> os.stat_result:
+            return (tmp_path / self.name).stat()
+
+    (tmp_path / "here.dcm").write_bytes(b"x")
+    scandir = os.scandir
+
+    @contextmanager
+    def scan(folder: Path) -> Iterator[list[Any]]:
+        with scandir(folder) as children:
+            yield [*children, Gone()]
+
+    monkeypatch.setattr("ichfast.sources.os.scandir", scan)
+    assert [entry.key for entry in list_entries([tmp_path])] == ["here.dcm"]
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])

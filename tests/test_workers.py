@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,9 @@ import pytest
 
 from ichfast import lanes, prepare, workers
 from ichfast.dicom import Slice, read_slices
-from ichfast.errors import StoreError
+from ichfast.errors import RejectError, StoreError
 from ichfast.prepare import prepare_store
-from ichfast.store import verify_store
+from ichfast.store import Store, verify_store
 from tests.conftest import SHAPES, contents, write_dicom
 
 CRASHING_HU = 3001
@@ -64,9 +65,9 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Display:
     return shown
 
 
-def fragile_read(content: bytes) -> list[Slice]:
+def fragile_read(content: bytes) -> Iterator[Slice]:
     """`read_slices`, but some slices end or stop the process, as bad decoders do."""
-    slices = read_slices(content)
+    slices = list(read_slices(content))
     corner_hu = int(slices[0].stored_HW[0, 0]) - 1024
     if corner_hu == CRASHING_HU:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -74,7 +75,7 @@ def fragile_read(content: bytes) -> list[Slice]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while True:
             time.sleep(60)
-    return slices
+    yield from slices
 
 
 def test_a_crash_and_a_hang_cost_their_files_and_no_other(
@@ -100,11 +101,43 @@ def test_a_crash_and_a_hang_cost_their_files_and_no_other(
     assert verify_store(tmp_path / "store") == []
 
 
-def kill_at_first_call(marker: Path, content: bytes) -> list[Slice]:
+FRAMES_S = 0.6
+"""What four frames take together; one of them is within the time for a slice."""
+
+
+def many_frames(fails: bool, content: bytes) -> Iterator[Slice]:
+    """One file of four slow frames; if it fails, at the last of them."""
+    [one] = read_slices(content)
+    if one.slice_id != "ID_5":
+        yield one
+        return
+    for number in range(4):
+        time.sleep(FRAMES_S / 4)
+        if fails and number == 3:
+            raise RejectError("decoder-error", "the last frame is damaged")
+        yield replace(one, slice_id=f"{one.slice_id}.{number}")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_frame_has_its_time_and_all_count_or_none(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(prepare, "read_slices", partial(many_frames, fails))
+    monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", FRAMES_S / 2)
+    report = run([source], tmp_path / "store", max_rejected="1")
+    assert report.slices == (22 if fails else 26)
+    assert report.rejected == ({"decoder-error": 1} if fails else {})
+    with Store(tmp_path / "store") as store:
+        frames = store.table["slice_id"].astype(str).str.startswith("ID_5.")
+        assert frames.sum() == (0 if fails else 4)
+    assert verify_store(tmp_path / "store") == []
+
+
+def kill_at_first_call(marker: Path, content: bytes) -> Iterator[Slice]:
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return read_slices(content)
+    yield from read_slices(content)
 
 
 def test_a_worker_killed_from_outside_costs_nothing(
@@ -119,9 +152,9 @@ def test_a_worker_killed_from_outside_costs_nothing(
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
 
 
-def die(content: bytes) -> list[Slice]:
+def die(content: bytes) -> Iterator[Slice]:
     os.kill(os.getpid(), signal.SIGKILL)
-    return read_slices(content)
+    yield from read_slices(content)
 
 
 def test_workers_that_die_of_everything_end_the_run(
@@ -152,9 +185,9 @@ def test_a_script_that_workers_run_again_is_told_how_to_call(
     assert 'under `if __name__ == "__main__":`, for workers run it again' in message
 
 
-def slow_read(content: bytes) -> list[Slice]:
+def slow_read(content: bytes) -> Iterator[Slice]:
     time.sleep(0.02)
-    return read_slices(content)
+    yield from read_slices(content)
 
 
 def test_files_are_counted_while_their_unit_is_being_converted(
@@ -201,11 +234,11 @@ def test_what_was_done_before_counts_from_the_start(
     assert display.states[-1] == (23, "0 rejected")
 
 
-def die_at_the_last(content: bytes) -> list[Slice]:
-    slices = read_slices(content)
+def die_at_the_last(content: bytes) -> Iterator[Slice]:
+    slices = list(read_slices(content))
     if slices[0].slice_id == "ID_22":
         os.kill(os.getpid(), signal.SIGKILL)
-    return slices
+    yield from slices
 
 
 def test_the_server_that_forks_workers_has_imported_the_command() -> None:
