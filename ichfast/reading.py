@@ -9,7 +9,8 @@ Promises:
 3. An error while reading reaches whoever takes that batch, as a `StoreError` that
    names the shard. A wait for the disk ends after `PATIENCE_S`.
 4. Memory is reused: there are as many slots as batches were ever asked for and not
-   given back at one time, each as large as the largest batch it held.
+   given back at one time, each as large as the largest batch it held. One that a read
+   still writes to, after that wait, is not.
 
 Reads are system calls by several threads at once: one copy a slice, made without the
 interpreter's lock, and a cold disk always has several requests to work on (measured
@@ -179,7 +180,8 @@ class ReadAhead:
         while self._taken:
             self.give_back()
         _end(read for filling in self._asked for read in filling.reads)
-        self._free += [filling.slot for filling in self._asked]
+        # A read that the disk has not answered would write to what comes next.
+        self._free += [filling.slot for filling in self._asked if filling.has_ended()]
         self._asked.clear()
 
     def close(self) -> None:
@@ -278,6 +280,10 @@ class _Filling:
     """Slices of each feed."""
 
     reads: Sequence[futures.Future[None]]
+
+    def has_ended(self) -> bool:
+        """Whether no read writes to the slot any more."""
+        return all(read.done() for read in self.reads)
 
     def feeds(self) -> Iterator[Slices]:
         """The slices of each feed."""
