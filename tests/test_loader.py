@@ -67,8 +67,10 @@ def images_of(store: Store, config: DataConfig, **options: Any) -> torch.Tensor:
 
 def test_a_slices_own_window_is_the_one_its_header_asks_for(tiny_store: Store) -> None:
     tiny_store.table["window_center"] = np.where(everything(tiny_store) % 2, 80, 40)
-    tiny_store.table["window_width"] = np.where(everything(tiny_store) % 2, 200, 80)
-    tiny_store.table.loc[4, "window_center"] = np.nan  # brain stands in
+    tiny_store.table["window_width"] = np.where(everything(tiny_store) % 2, 200.0, 80.0)
+    tiny_store.table.loc[4, "window_center"] = np.nan  # brain stands in, there and
+    tiny_store.table.loc[8, "window_width"] = 1e39  # where float32 ends
+    tiny_store.table.loc[10, "window_width"] = 0.5
     own = images_of(tiny_store, replace(DATA, windows=("own",)))
     brain = images_of(tiny_store, replace(DATA, windows=("brain",)))
     subdural = images_of(tiny_store, replace(DATA, windows=("subdural",)))
