@@ -349,6 +349,9 @@ def test_settings_that_make_no_sense_are_refused(
     assert "\n" not in str(caught.value)
 
 
+BALANCED = {"config": replace(DATA, sampling="balanced"), "shuffle": True}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -360,9 +363,12 @@ def test_settings_that_make_no_sense_are_refused(
         ),
         ({"slices_N": []}, r"one slice or more, got an array of shape \(0,\)"),
         ({"slices_N": [[1, 2]]}, r"one slice or more, got an array of shape \(1, 2\)"),
-        ({"slices_N": [0, 29]}, "holds slices 0 to 28, asked for 0 to 29"),
-        ({"slices_N": [-1, 3]}, "holds slices 0 to 28, asked for -1 to 3"),
+        ({"slices_N": [0, 29]}, "holds slices 0 to 28, asked for 29"),
+        ({"slices_N": [-1, 3]}, "holds slices 0 to 28, asked for -1"),
+        ({"slices_N": [0, 29]} | BALANCED, "holds slices 0 to 28, asked for 29"),
+        ({"slices_N": []} | BALANCED, r"one slice or more, got an array of shape"),
         ({"ranks": Ranks(2, 2)}, "from 0 to world_size - 1, got rank 2 of 2"),
+        ({"ranks": Ranks(2, 2)} | BALANCED, "got rank 2 of 2"),
         ({"ranks": Ranks(-1, 1)}, "got rank -1 of 1"),
         ({"ranks": Ranks(0, 0)}, "got rank 0 of 0"),
         ({"device": "gpu"}, "device is cpu or cuda, got 'gpu'"),
