@@ -109,10 +109,10 @@ def graph_is_whole(device: str) -> bool:
 
     The same images but for the last bits either way. On a CPU NumPy halves slices in
     the threads that read them (`ichfast.halving`), and windows, lights and cuts what
-    comes out (`ichfast.shading`): each in a third of DALI's time. A GPU has the time,
-    the host's cores may not: a few of them read for each GPU. Whole slices are four
-    times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512, and slices kept
-    on the device are halved there anyway.
+    comes out (`ichfast.shading`), in a third of DALI's time or less. A GPU has the
+    time, the host's cores may not: a few of them read for each GPU. Whole slices are
+    four times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512, and slices
+    kept on the device are halved there anyway.
     """
     return device != "cpu"
 

@@ -56,9 +56,9 @@ class Window:
     def __post_init__(self) -> None:
         if not are_windows(self.center, self.width):
             raise WindowError(
-                f"a window is from {MIN_WIDTH_HU:g} to {MAX_WINDOW_HU:,.0f} HU wide, its "
-                f"center as far from 0 at most; got width {self.width:g} and center "
-                f"{self.center:g}"
+                f"a window is {MIN_WIDTH_HU:g} to {MAX_WINDOW_HU:,.0f} HU wide, its "
+                f"center as far from 0 at most; got width {self.width:g} and "
+                f"center {self.center:g}"
             )
         if self.shape not in ("linear", "sigmoid"):
             raise WindowError(
