@@ -440,6 +440,25 @@ def test_one_epoch_at_a_time(tiny_store: Store) -> None:
             next(loader.epoch(-1))
 
 
+def test_an_epoch_left_early_is_not_read_to_its_end(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    read_into = Store.read_into
+
+    def note(store: Store, index: int, level: int, out_HW: Any) -> None:
+        read.append(index)
+        read_into(store, index, level, out_HW)
+
+    monkeypatch.setattr(Store, "read_into", note)
+    config = replace(DATA, batch_size=1)
+    with make_loader(tiny_store, everything(tiny_store), config) as loader:
+        next(loader.epoch(0))
+        assert len(list(loader.epoch(0, first_batch=28))) == 1
+    assert max(read[:-1]) < 20
+    assert read[-1] == 28
+
+
 def damage_by_cutting(shard: Path) -> None:
     os.truncate(shard, shard.stat().st_size // 2)
 
