@@ -23,7 +23,9 @@ from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.feeds import Scale
 from ichfast.loader import make_loader
+from ichfast.pipeline import pipeline_options
 from ichfast.ranks import Ranks
+from ichfast.reading import ReadAhead, batches_ahead
 from ichfast.store import Store
 from ichfast.windows import Normalization
 from tests.contracts import check_loader, order_of, same_images
@@ -155,6 +157,16 @@ def test_fifty_epochs_take_no_more_memory_and_no_more_files(
         run_epochs()
         assert num_open_files() == files
         assert count_resident_bytes() - resident_bytes < 4 * 2**20
+
+
+def test_memory_of_slices_is_used_again_within_an_epoch(tiny_store: Store) -> None:
+    config = replace(DATA, batch_size=1)
+    with make_loader(tiny_store, everything(tiny_store), config) as loader:
+        assert len(list(loader)) == 29
+        assert isinstance(loader._supply, ReadAhead)
+        num_slots = len(loader._supply._free)
+    num_prepared = pipeline_options(1, on_gpu=False)["prefetch_queue_depth"]
+    assert num_slots <= batches_ahead(1) + num_prepared + 2
 
 
 def test_loaders_made_one_after_the_other_leave_nothing_behind(

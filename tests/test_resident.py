@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast import gather, resident
+from ichfast import gather, reading, resident
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
@@ -63,6 +63,25 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
     supply.ask([Wanted.whole(np.array([20]))])
     supply.forget()
     supply.close()
+
+
+@pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
+def test_two_chunks_at_a_time_are_read_to_fill_the_memory(
+    tiny_store: Store,
+    keep: Callable[..., SliceSupply],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    laid_out = set()
+    lay_out = reading._Slot.lay_out
+
+    def note(slot: reading._Slot, shape_B2: npt.NDArray[np.int64]) -> reading.Slices:
+        laid_out.add(slot)
+        return lay_out(slot, shape_B2)
+
+    monkeypatch.setattr(resident, "CHUNK_SLICES", 2)
+    monkeypatch.setattr(reading._Slot, "lay_out", note)
+    keep(tiny_store, 256, np.arange(29)).close()
+    assert len(laid_out) == 2
 
 
 def test_host_memory_keeps_slices_of_all_shapes(tiny_store: Store) -> None:
