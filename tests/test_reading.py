@@ -173,6 +173,7 @@ def test_memory_that_a_forgotten_read_still_writes_to_is_not_reused(
     ahead.ask([batch(0)])
     assert begun.wait(10)
     ahead.forget()
+    assert not written.is_set()
     ahead.ask([batch(14)])
     ((stored_HW,),) = ahead.take()
     answers.set()
