@@ -68,13 +68,13 @@ class Window:
 
 def are_windows(
     center: float | npt.NDArray[np.float64], width: float | npt.NDArray[np.float64]
-) -> Any:
-    """Whether centers and widths, HU, make windows: bool, of their shape."""
-    # So written, NaN is none.
+) -> npt.NDArray[np.bool_]:
+    """Whether centers and widths, HU, make windows; NaN makes none."""
+    center_fits: npt.NDArray[np.bool_] = np.less_equal(np.abs(center), MAX_WINDOW_HU)
     return (
-        (abs(center) <= MAX_WINDOW_HU)
-        & (width >= MIN_WIDTH_HU)
-        & (width <= MAX_WINDOW_HU)
+        center_fits
+        & np.greater_equal(width, MIN_WIDTH_HU)
+        & np.less_equal(width, MAX_WINDOW_HU)
     )
 
 
