@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ from ichfast.errors import LoaderError
 from ichfast.geometry import halved_shape
 from ichfast.halving import halve_into
 from ichfast.hugepages import empty_bytes
+from ichfast.readers import Readers
 from ichfast.shards import DIRECT_BYTES
 from ichfast.store import Store
 
@@ -130,7 +132,7 @@ class ReadAhead:
         self._shape_N2 = shape_N2
         self._pinned = pinned
         self._num_readers = num_readers(past_cache=store.past_cache(level))
-        self._pool = futures.ThreadPoolExecutor(self._num_readers, "ichfast-read")
+        self._readers = Readers(self._num_readers)
         self._desk = _Desk()
         self._free: list[_Slot] = []
         self._asked: deque[_Filling] = deque()
@@ -145,8 +147,8 @@ class ReadAhead:
         share = max(-(-len(slices) // self._num_readers), LEAST_SHARE)
         parts = [slice(first, first + share) for first in range(0, len(slices), share)]
         reads = [
-            self._pool.submit(
-                self._read, slot, positions[part], halvings[part], slices[part]
+            self._readers.submit(
+                partial(self._read, slot, positions[part], halvings[part], slices[part])
             )
             for part in parts
         ]
@@ -186,8 +188,8 @@ class ReadAhead:
 
     def close(self) -> None:
         """End the threads and let go of the memory."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self.forget()
+        self._readers.close()
         while self._free:
             self._free.pop().wait()
 
