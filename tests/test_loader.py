@@ -189,6 +189,26 @@ def test_loaders_made_one_after_the_other_leave_nothing_behind(
     assert threading.active_count() <= threads
 
 
+def test_a_loader_that_is_closed_has_no_threads_though_it_is_still_there(
+    tiny_store: Store,
+) -> None:
+    with make_loader(tiny_store, everything(tiny_store), DATA):
+        pass  # the first one starts threads that stay
+    before = num_threads()
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        next(iter(loader))
+        assert num_threads() > before + 1
+    until = time.monotonic() + 5
+    while num_threads() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert num_threads() <= before
+
+
+def num_threads() -> int:
+    """Of this process, whoever started them."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
 def num_open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 

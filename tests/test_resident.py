@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -63,6 +64,22 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
     supply.ask([Wanted.whole(np.array([20]))])
     supply.forget()
     supply.close()
+
+
+@pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
+def test_what_was_taken_is_held_until_given_back_the_oldest_first(
+    tiny_store: Store, keep: Callable[[Store, int], SliceSupply]
+) -> None:
+    supply = keep(tiny_store, 256)
+    for position in (1, 4):
+        supply.ask([Wanted(np.array([position]), np.array([1]))])
+    first, second = (weakref.ref(supply.take()[0]) for _ in range(2))
+    assert first() is not None
+    supply.give_back()
+    assert first() is None
+    assert second() is not None
+    supply.close()
+    assert second() is None
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
