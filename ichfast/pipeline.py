@@ -126,7 +126,7 @@ def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
     """
     return {
         "batch_size": batch_size,
-        "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
+        "num_threads": min(MOST_THREADS, len(os.sched_getaffinity(0))),
         "device_id": torch.cuda.current_device() if on_gpu else None,
         "prefetch_queue_depth": PREFETCH["cuda" if on_gpu else "cpu"],
         # On a CPU it frees its buffers after each batch, and touching fresh pages costs

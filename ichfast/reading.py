@@ -57,12 +57,12 @@ AHEAD_SLICES = 256
 
 
 def num_readers(*, past_cache: bool) -> int:
-    """How many threads read: one a core, or two where each waits for a disk.
+    """How many threads read: one a core of this process, or two that wait for a disk.
 
     Out of the page cache they copy, and halve, each in memory of its own: more of them
     than cores push each other out of the processor's cache (bench/LOG.md, 2026-11).
     """
-    num_cores = os.cpu_count() or 1
+    num_cores = len(os.sched_getaffinity(0))
     return min(MOST_READERS, 2 * num_cores if past_cache else num_cores)
 
 

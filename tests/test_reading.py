@@ -156,7 +156,7 @@ def test_memory_that_a_forgotten_read_still_writes_to_is_not_reused(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     begun, answers, written = (threading.Event() for _ in range(3))
     read_into = Store.read_into
 
@@ -192,6 +192,6 @@ def test_a_few_batches_are_read_ahead_and_one_at_least() -> None:
 def test_a_thread_a_core_reads_and_two_where_each_waits_for_the_disk(
     num_cores: int, hot: int, cold: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: num_cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)))
     assert num_readers(past_cache=False) == hot
     assert num_readers(past_cache=True) == cold
