@@ -15,7 +15,7 @@ normalisation in it. Windows that differ by slice (its own, or jittered) and
 lighting are arithmetic in float32.
 
 The graph holds no state, no order and no chance: all of these come in with each
-batch. `ichfast.loader` runs it, `augment.apply_parameters` is its readable twin.
+batch. `ichfast.loader` runs it, `twin.apply_parameters` is its readable twin.
 
 Shape letters: H rows, W columns, C windows, S output size, V stored values.
 """

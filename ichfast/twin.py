@@ -146,7 +146,7 @@ def light(
         brightness: summand.
 
     Returns:
-        Values above 0 and below 1, float32.
+        Values in [0, 1], float32.
     """
     clipped = np.clip(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
     logit = np.log(clipped / (1.0 - clipped)) * contrast + brightness

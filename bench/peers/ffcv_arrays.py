@@ -1,6 +1,6 @@
 """FFCV: one file of int16 arrays, its loader, and operations compiled by numba.
 
-`augment.draw` draws, so these are the very images ichfast gives; a test holds it to
+`draws.draw` draws, so these are the very images ichfast gives; a test holds it to
 that. `bench.peers.ffcv_operations` says what FFCV computes and how.
 
 FFCV gives images in memory that it will fill again, so they are copied out of it: a

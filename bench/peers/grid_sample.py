@@ -1,6 +1,6 @@
 """torch alone, a batch at a time on the device: interpolate, grid_sample, arithmetic.
 
-It draws with `augment.draw`, so it gives the very images ichfast gives, up to the
+It draws with `draws.draw`, so it gives the very images ichfast gives, up to the
 rounding of the resamples; a test holds it to that. On a CPU it uses all threads.
 
 Shape letters: B slices, H rows, W columns, S side of the output, M holes.

@@ -1,7 +1,7 @@
 """PyTorch DataLoader and MONAI's array transforms: a peer.
 
 MONAI's own random transforms have neither a zoom about a random point nor lighting in
-logit space. So `augment.draw` draws, MONAI resamples and windows, and torch does the
+logit space. So `draws.draw` draws, MONAI resamples and windows, and torch does the
 rest: these are the very images ichfast gives, up to the rounding of the resamples, and
 a test holds them to that. Zoom, rotation and flip are one `Affine`, as MONAI's lazy
 resampling would make of them; halving comes before it where ichfast halves.
