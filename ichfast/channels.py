@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.store import Store
-from ichfast.windows import PRESETS, Window, parse_window
+from ichfast.windows import PRESETS, Window, are_windows, parse_window
 
 OWN = "own"
 """The window that a slice's own header asks for."""
 
 OWN_FALLBACK = PRESETS["brain"]
-"""What stands in where the header asks for none."""
+"""What stands in where the header asks for none that makes sense."""
 
 
 def parse_windows(names: Sequence[str]) -> tuple[Window, ...]:
@@ -45,9 +45,9 @@ def window_columns(
     asked_C2 = np.array([(w.center, w.width) for w in windows], dtype=np.float32)
     center_NC = np.tile(asked_C2[:, 0], (len(store), 1))
     width_NC = np.tile(asked_C2[:, 1], (len(store), 1))
-    own_center_N = store.table["window_center"].to_numpy(np.float32, na_value=np.nan)
-    own_width_N = store.table["window_width"].to_numpy(np.float32, na_value=np.nan)
-    given_N = np.isfinite(own_center_N) & (own_width_N > 0)
+    own_center_N = store.table["window_center"].to_numpy(np.float64, na_value=np.nan)
+    own_width_N = store.table["window_width"].to_numpy(np.float64, na_value=np.nan)
+    given_N = are_windows(own_center_N, own_width_N)
     for channel, name in enumerate(names):
         if name == OWN:
             center_NC[given_N, channel] = own_center_N[given_N]

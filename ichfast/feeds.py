@@ -28,7 +28,7 @@ from ichfast.reading import Wanted
 from ichfast.sampler import Sampler
 from ichfast.store import Store
 from ichfast.supply import SliceSupply
-from ichfast.twin import MIN_WIDTH_HU
+from ichfast.windows import MIN_WIDTH_HU
 
 DRAWN_SLICES = 256
 """Small batches are drawn several at once, up to so many slices: it is the calls into

@@ -18,8 +18,8 @@ def halve_into(
     """Halve rows and columns some times; ties go to the even number.
 
     Args:
-        stored_HW: shape (H, W), uint16 up to 32,767. Not changed. Beyond an odd edge
-            lies air, 0.
+        stored_HW: shape (H, W), uint16 up to 32,767, C order. Not changed. Beyond an
+            odd edge lies air, 0.
         times: how often, once at least.
         out_HW: shape (ceil(H / 2**times), ceil(W / 2**times)), uint16; overwritten.
     """
@@ -49,7 +49,7 @@ def sum_of_2x2(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
     """Sums of four pixels.
 
     Args:
-        stored_HW: shape (H, W), both even, uint16 up to 32,767. Not changed.
+        stored_HW: shape (H, W), both even, uint16 up to 32,767, C order. Not changed.
 
     Returns:
         Shape (H / 2, W / 2), uint32; the caller's own.

@@ -108,6 +108,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
             f"expected a mean and a standard deviation for each of {num_windows} "
             f"window(s), got {len(normalization.mean)}"
         )
+    _check_positions(store, slices_N)
     sampler = make_sampler(
         config.sampling,
         store,
@@ -118,7 +119,6 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-    _check_positions(store, slices_N)
     if len(sampler) == 0:
         raise LoaderError(
             f"{sampler.num_drawn} slice(s) do not fill one batch of "
@@ -148,10 +148,10 @@ def _whole_numbers(slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def _check_positions(store: Store, slices_N: npt.NDArray[np.int64]) -> None:
-    if slices_N.min() < 0 or slices_N.max() >= len(store):
+    outside = slices_N[(slices_N < 0) | (slices_N >= len(store))]
+    if outside.size:
         raise LoaderError(
-            f"{store.path} holds slices 0 to {len(store) - 1}, asked for "
-            f"{slices_N.min()} to {slices_N.max()}"
+            f"{store.path} holds slices 0 to {len(store) - 1}, asked for {outside[0]}"
         )
 
 

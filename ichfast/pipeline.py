@@ -109,10 +109,10 @@ def graph_is_whole(device: str) -> bool:
 
     The same images but for the last bits either way. On a CPU NumPy halves slices in
     the threads that read them (`ichfast.halving`), and windows, lights and cuts what
-    comes out (`ichfast.shading`): each in a third of DALI's time. A GPU has the time,
-    the host's cores may not: a few of them read for each GPU. Whole slices are four
-    times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512, and slices kept
-    on the device are halved there anyway.
+    comes out (`ichfast.shading`), in a third of DALI's time or less. A GPU has the
+    time, the host's cores may not: a few of them read for each GPU. Whole slices are
+    four times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512, and slices
+    kept on the device are halved there anyway.
     """
     return device != "cpu"
 
@@ -126,7 +126,7 @@ def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
     """
     return {
         "batch_size": batch_size,
-        "num_threads": min(MOST_THREADS, os.cpu_count() or 1),
+        "num_threads": min(MOST_THREADS, len(os.sched_getaffinity(0))),
         "device_id": torch.cuda.current_device() if on_gpu else None,
         "prefetch_queue_depth": PREFETCH["cuda" if on_gpu else "cpu"],
         # On a CPU it frees its buffers after each batch, and touching fresh pages costs

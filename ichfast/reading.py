@@ -9,7 +9,8 @@ Promises:
 3. An error while reading reaches whoever takes that batch, as a `StoreError` that
    names the shard. A wait for the disk ends after `PATIENCE_S`.
 4. Memory is reused: there are as many slots as batches were ever asked for and not
-   given back at one time, each as large as the largest batch it held.
+   given back at one time, each as large as the largest batch it held. One that a read
+   still writes to, after that wait, is not.
 
 Reads are system calls by several threads at once: one copy a slice, made without the
 interpreter's lock, and a cold disk always has several requests to work on (measured
@@ -27,6 +28,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +38,7 @@ from ichfast.errors import LoaderError
 from ichfast.geometry import halved_shape
 from ichfast.halving import halve_into
 from ichfast.hugepages import empty_bytes
+from ichfast.readers import Readers
 from ichfast.shards import DIRECT_BYTES
 from ichfast.store import Store
 
@@ -54,12 +57,12 @@ AHEAD_SLICES = 256
 
 
 def num_readers(*, past_cache: bool) -> int:
-    """How many threads read: one a core, or two where each waits for a disk.
+    """How many threads read: one a core of this process, or two that wait for a disk.
 
     Out of the page cache they copy, and halve, each in memory of its own: more of them
     than cores push each other out of the processor's cache (bench/LOG.md, 2026-11).
     """
-    num_cores = os.cpu_count() or 1
+    num_cores = len(os.sched_getaffinity(0))
     return min(MOST_READERS, 2 * num_cores if past_cache else num_cores)
 
 
@@ -129,7 +132,7 @@ class ReadAhead:
         self._shape_N2 = shape_N2
         self._pinned = pinned
         self._num_readers = num_readers(past_cache=store.past_cache(level))
-        self._pool = futures.ThreadPoolExecutor(self._num_readers, "ichfast-read")
+        self._readers = Readers(self._num_readers)
         self._desk = _Desk()
         self._free: list[_Slot] = []
         self._asked: deque[_Filling] = deque()
@@ -144,8 +147,8 @@ class ReadAhead:
         share = max(-(-len(slices) // self._num_readers), LEAST_SHARE)
         parts = [slice(first, first + share) for first in range(0, len(slices), share)]
         reads = [
-            self._pool.submit(
-                self._read, slot, positions[part], halvings[part], slices[part]
+            self._readers.submit(
+                partial(self._read, slot, positions[part], halvings[part], slices[part])
             )
             for part in parts
         ]
@@ -179,13 +182,14 @@ class ReadAhead:
         while self._taken:
             self.give_back()
         _end(read for filling in self._asked for read in filling.reads)
-        self._free += [filling.slot for filling in self._asked]
+        # A read that the disk has not answered would write to what comes next.
+        self._free += [filling.slot for filling in self._asked if filling.has_ended()]
         self._asked.clear()
 
     def close(self) -> None:
         """End the threads and let go of the memory."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self.forget()
+        self._readers.close()
         while self._free:
             self._free.pop().wait()
 
@@ -278,6 +282,10 @@ class _Filling:
     """Slices of each feed."""
 
     reads: Sequence[futures.Future[None]]
+
+    def has_ended(self) -> bool:
+        """Whether no read writes to the slot any more."""
+        return all(read.done() for read in self.reads)
 
     def feeds(self) -> Iterator[Slices]:
         """The slices of each feed."""

@@ -114,6 +114,7 @@ class BalancedSampler(Sampler):
     """For each of `slices_N`, whether the label `any` is 1."""
 
     def __post_init__(self) -> None:
+        Sampler.__post_init__(self)  # super() fails: python/cpython#90562, to 3.13
         if self._num_each() == 0:
             raise LoaderError(
                 "balanced sampling needs slices with and without hemorrhage, found "

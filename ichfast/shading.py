@@ -6,8 +6,9 @@ place of every pixel, and one look-up gives all channels. DALI has no look-up wi
 table a slice on a CPU, and what it has instead takes four times as long (bench/LOG.md,
 2026-11). On a GPU all this is part of its graph (`ichfast.pipeline`).
 
-Shape letters: B slices of the batch, S side of the images, K slices that are seen of
-each (1, or 3 with neighbours), C windows, T stored numbers of a table, M holes.
+Shape letters: B slices of the batch, S side of the images, Z slices that each is seen
+with, itself among them (1, or 3 with neighbours), C windows, T stored numbers of a
+table, M holes a slice has room for, X holes of all slices.
 """
 
 from __future__ import annotations
@@ -49,31 +50,31 @@ class Shader:
         self._air_C = self._tables({})[0, 0]
 
     def __call__(
-        self, warped_BSSK: npt.NDArray[np.uint16], numbers: Mapping[str, Numbers]
+        self, warped_BSSZ: npt.NDArray[np.uint16], numbers: Mapping[str, Numbers]
     ) -> npt.NDArray[np.float16]:
         """Window, light, normalise and cut holes.
 
         Args:
-            warped_BSSK: stored numbers.
+            warped_BSSZ: stored numbers.
             numbers: what differs by slice, as `pipeline.FEEDS` has it: center and
                 width, (B, C) HU; contrast and brightness, (B, 1); corners and sides,
                 (B, 2M) pixels. What is not there changes nothing.
 
         Returns:
-            Shape (B, S, S, K * C), float16, C order.
+            Shape (B, S, S, Z * C), float16, C order.
         """
         table_BTC = self._tables(numbers)
         if len(table_BTC) == 1:
-            table_BTC = table_BTC.repeat(len(warped_BSSK), axis=0)
-        image_BSSKC = np.empty((*warped_BSSK.shape, len(self._windows)), np.float16)
-        for warped_SSK, table_TC, image_SSKC in zip(
-            warped_BSSK, table_BTC, image_BSSKC, strict=True
+            table_BTC = table_BTC.repeat(len(warped_BSSZ), axis=0)
+        image_BSSZC = np.empty((*warped_BSSZ.shape, len(self._windows)), np.float16)
+        for warped_SSZ, table_TC, image_SSZC in zip(
+            warped_BSSZ, table_BTC, image_BSSZC, strict=True
         ):
             # Clipped: numbers above the table's last are as white as that.
-            table_TC.take(warped_SSK, axis=0, out=image_SSKC, mode="clip")
+            table_TC.take(warped_SSZ, axis=0, out=image_SSZC, mode="clip")
         if "corners" in numbers:
-            self._cut(image_BSSKC, numbers["corners"], numbers["sides"])
-        return image_BSSKC.reshape(*warped_BSSK.shape[:3], -1)
+            self._cut(image_BSSZC, numbers["corners"], numbers["sides"])
+        return image_BSSZC.reshape(*warped_BSSZ.shape[:3], -1)
 
     def _tables(self, numbers: Mapping[str, Numbers]) -> npt.NDArray[np.float16]:
         """What each stored number, from 0 on, becomes: (B, T, C).
@@ -105,21 +106,22 @@ class Shader:
 
     def _cut(
         self,
-        image_BSSKC: npt.NDArray[np.float16],
-        corner_BM2: Numbers,
-        side_BM2: Numbers,
+        image_BSSZC: npt.NDArray[np.float16],
+        corners: Numbers,
+        sides: Numbers,
     ) -> None:
         """Fill holes with air, unlit and through the windows that were asked for."""
-        corner_BM2 = corner_BM2.reshape(len(image_BSSKC), -1, 2)
-        side_BM2 = side_BM2.reshape(corner_BM2.shape)
-        slice_H, hole_H = np.nonzero(side_BM2[..., 0])
-        start_H2 = corner_BM2[slice_H, hole_H]
-        stop_H2 = start_H2 + side_BM2[slice_H, hole_H]
-        ends_H4 = np.concatenate([start_H2, stop_H2], axis=1).clip(0).astype(int)
+        corner_BM2, side_BM2 = (
+            each.reshape(len(image_BSSZC), -1, 2) for each in (corners, sides)
+        )
+        slice_X, hole_X = np.nonzero(side_BM2[..., 0])
+        start_X2 = corner_BM2[slice_X, hole_X]
+        stop_X2 = start_X2 + side_BM2[slice_X, hole_X]
+        ends_X4 = np.concatenate([start_X2, stop_X2], axis=1).clip(0).astype(int)
         for b, (top, left, bottom, right) in zip(
-            slice_H.tolist(), ends_H4.tolist(), strict=True
+            slice_X.tolist(), ends_X4.tolist(), strict=True
         ):
-            image_BSSKC[b, top:bottom, left:right] = self._air_C
+            image_BSSZC[b, top:bottom, left:right] = self._air_C
 
 
 def _span(center_B1: Numbers, width_B1: Numbers, shape: str) -> tuple[int, int]:

@@ -17,10 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.draws import Parameters
-from ichfast.windows import HU_OFFSET, Window, apply_windows
-
-MIN_WIDTH_HU = 1.0
-"""Jitter leaves a window at least this wide."""
+from ichfast.windows import HU_OFFSET, MIN_WIDTH_HU, Window, apply_windows
 
 LOGIT_EPSILON = 1e-7
 """Lighting keeps values this far from 0 and 1, as fastai v1 does."""
@@ -149,7 +146,7 @@ def light(
         brightness: summand.
 
     Returns:
-        Values above 0 and below 1, float32.
+        Values in [0, 1], float32.
     """
     clipped = np.clip(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
     logit = np.log(clipped / (1.0 - clipped)) * contrast + brightness

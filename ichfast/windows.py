@@ -10,7 +10,6 @@ Shape letters in this file:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,16 @@ HU_OFFSET = 1024
 NUM_STORED_VALUES = 65_536
 """Every value of a uint16."""
 
+MIN_WIDTH_HU = 1.0
+"""No window is narrower.
+
+Source:
+    DICOM PS3.3 C.11.2.1.2.1; what is stored has steps of 1 HU.
+"""
+
+MAX_WINDOW_HU = 1e6
+"""Of a center, to both sides, and of a width; far beyond what a store can hold."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
@@ -36,24 +45,37 @@ class Window:
     """
 
     center: float
-    """(0028,1050) Window Center, HU."""
+    """(0028,1050) Window Center, HU. From minus to plus `MAX_WINDOW_HU`."""
 
     width: float
-    """(0028,1051) Window Width, HU. Greater than zero."""
+    """(0028,1051) Window Width, HU. From `MIN_WIDTH_HU` to `MAX_WINDOW_HU`."""
 
     shape: str = "linear"
     """``linear`` or ``sigmoid``: (0028,1056) VOI LUT Function."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.center) or not 0 < self.width < math.inf:
+        if not are_windows(self.center, self.width):
             raise WindowError(
-                "a window has a center and a width greater than 0, HU, got center "
-                f"{self.center} and width {self.width}"
+                f"a window is {MIN_WIDTH_HU:g} to {MAX_WINDOW_HU:,.0f} HU wide, its "
+                f"center as far from 0 at most; got width {self.width:g} and "
+                f"center {self.center:g}"
             )
         if self.shape not in ("linear", "sigmoid"):
             raise WindowError(
                 f"window shape is 'linear' or 'sigmoid', got {self.shape!r}"
             )
+
+
+def are_windows(
+    center: float | npt.NDArray[np.float64], width: float | npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Whether centers and widths, HU, make windows; NaN makes none."""
+    center_fits: npt.NDArray[np.bool_] = np.less_equal(np.abs(center), MAX_WINDOW_HU)
+    return (
+        center_fits
+        & np.greater_equal(width, MIN_WIDTH_HU)
+        & np.less_equal(width, MAX_WINDOW_HU)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +132,9 @@ def apply_windows(
 ) -> npt.NDArray[np.float32]:
     """Window a batch of slices, one output channel per window.
 
-    This is the readable definition; the DALI graph in `ichfast.pipeline` is
-    the fast one, and `tests/test_pipeline.py` holds the two equal.
+    This is the readable definition; `ichfast.shading` and the DALI graph in
+    `ichfast.pipeline` are the fast ones, which `tests/test_shading.py` and
+    `tests/test_loader_twin.py` hold to it.
 
     Args:
         hu_BHW: CT numbers in HU, shape (B, H, W), any real dtype. Not changed.

@@ -9,7 +9,7 @@ from pathlib import Path
 import ichfast
 
 LAYERS = (
-    {"errors", "elements", "checksums", "halving", "hugepages", "zips"},
+    {"errors", "elements", "checksums", "halving", "hugepages", "readers", "zips"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "gather", "logit", "options", "memory", "dalifailure", "handover"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}

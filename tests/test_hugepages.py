@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ichfast import hugepages
 from ichfast.hugepages import HUGE_BYTES, empty_bytes
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -21,6 +22,17 @@ def test_memory_begins_on_a_huge_page_and_is_empty(num_bytes: int) -> None:
     assert not memory.any()
     memory[:] = 7
     assert (memory == 7).all()
+
+
+def test_memory_begins_there_also_where_the_kernel_maps_it_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel may align to huge pages itself; larger ones it does not know."""
+    huge_bytes = 128 * HUGE_BYTES
+    monkeypatch.setattr(hugepages, "HUGE_BYTES", huge_bytes)
+    memory = empty_bytes(huge_bytes)
+    assert memory.shape == (huge_bytes,)
+    assert memory.ctypes.data % huge_bytes == 0
 
 
 def test_the_kernel_is_asked_for_huge_pages() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ichfast import reading
@@ -17,6 +19,8 @@ from ichfast.errors import LoaderError, StoreError
 from ichfast.reading import ReadAhead, Wanted, batches_ahead, divide, num_readers
 from ichfast.store import Store
 from ichfast.twin import halve
+
+Stored = npt.NDArray[np.uint16]
 
 
 @pytest.fixture
@@ -148,6 +152,36 @@ def test_a_disk_that_does_not_answer_is_waited_for_so_long(
         ahead.take()
 
 
+def test_memory_that_a_forgotten_read_still_writes_to_is_not_reused(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    begun, answers, written = (threading.Event() for _ in range(3))
+    read_into = Store.read_into
+
+    def hang(store: Store, index: int, level: int, out_HW: Stored) -> None:
+        if index == 0:
+            begun.set()
+            answers.wait(10)
+        read_into(store, index, level, out_HW)
+        if index == 0:
+            written.set()
+
+    monkeypatch.setattr(Store, "read_into", hang)
+    ahead = ReadAhead(tiny_store, 512, source_shapes(tiny_store, 512), pinned=False)
+    ahead.ask([batch(0)])
+    assert begun.wait(10)
+    ahead.forget()
+    assert not written.is_set()
+    ahead.ask([batch(14)])
+    ((stored_HW,),) = ahead.take()
+    answers.set()
+    assert written.wait(10)
+    np.testing.assert_array_equal(stored_HW, tiny_store.slice_HW(14))
+    ahead.close()
+
+
 def test_a_few_batches_are_read_ahead_and_one_at_least() -> None:
     assert [batches_ahead(size) for size in (1, 64, 100, 200, 1000)] == [4, 4, 2, 1, 1]
 
@@ -158,6 +192,6 @@ def test_a_few_batches_are_read_ahead_and_one_at_least() -> None:
 def test_a_thread_a_core_reads_and_two_where_each_waits_for_the_disk(
     num_cores: int, hot: int, cold: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: num_cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)))
     assert num_readers(past_cache=False) == hot
     assert num_readers(past_cache=True) == cold

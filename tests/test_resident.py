@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast import gather, resident
+from ichfast import gather, reading, resident
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
@@ -63,6 +64,41 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
     supply.ask([Wanted.whole(np.array([20]))])
     supply.forget()
     supply.close()
+
+
+@pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
+def test_what_was_taken_is_held_until_given_back_the_oldest_first(
+    tiny_store: Store, keep: Callable[[Store, int], SliceSupply]
+) -> None:
+    supply = keep(tiny_store, 256)
+    for position in (1, 4):
+        supply.ask([Wanted(np.array([position]), np.array([1]))])
+    first, second = (weakref.ref(supply.take()[0]) for _ in range(2))
+    assert first() is not None
+    supply.give_back()
+    assert first() is None
+    assert second() is not None
+    supply.close()
+    assert second() is None
+
+
+@pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
+def test_two_chunks_at_a_time_are_read_to_fill_the_memory(
+    tiny_store: Store,
+    keep: Callable[..., SliceSupply],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    laid_out = set()
+    lay_out = reading._Slot.lay_out
+
+    def note(slot: reading._Slot, shape_B2: npt.NDArray[np.int64]) -> reading.Slices:
+        laid_out.add(slot)
+        return lay_out(slot, shape_B2)
+
+    monkeypatch.setattr(resident, "CHUNK_SLICES", 2)
+    monkeypatch.setattr(reading._Slot, "lay_out", note)
+    keep(tiny_store, 256, np.arange(29)).close()
+    assert len(laid_out) == 2
 
 
 def test_host_memory_keeps_slices_of_all_shapes(tiny_store: Store) -> None:

@@ -1,0 +1,79 @@
+"""What a loader's slices are kept for: its split, its rank's part, their neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from ichfast import supply
+from ichfast.dataconfig import DataConfig, source_shapes
+from ichfast.ranks import Ranks
+from ichfast.sampler import Sampler
+from ichfast.store import Store
+
+SLICES_N = np.arange(2, 17, 3)
+"""Five slices; the first series of the store ends with slice 6."""
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Store positions that were to be kept, on the host or a GPU that is not there."""
+    asked: list[list[int]] = []
+
+    def note(
+        _store: Store,
+        _level: int,
+        _shape_N2: npt.NDArray[np.int64],
+        kept_R: npt.NDArray[np.int64],
+        **_options: Any,
+    ) -> None:
+        asked.append(kept_R.tolist())
+
+    monkeypatch.setattr(supply, "HostSlices", note)
+    monkeypatch.setattr(supply, "DeviceSlices", note)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return asked
+
+
+def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -> None:
+    ranks = Ranks(1, 2)
+    sampler = Sampler(
+        slices_N=SLICES_N, batch_size=1, shuffle=shuffle, rank=1, world_size=2
+    )
+    supply.make_supply(
+        store,
+        sampler,
+        DataConfig(**settings),
+        source_shapes(store, 256),
+        level=256,
+        on_gpu=on_gpu,
+        ranks=ranks,
+    )
+
+
+def test_a_device_keeps_a_training_split_whole_and_its_ranks_part_of_another(
+    tiny_store: Store, kept: list[list[int]]
+) -> None:
+    make(tiny_store, cache="device", shuffle=True)
+    make(tiny_store, cache="device", shuffle=False)
+    assert kept == [[2, 5, 8, 11, 14], [5, 11]]
+
+
+def test_a_machine_keeps_what_any_rank_may_want(
+    tiny_store: Store, kept: list[list[int]]
+) -> None:
+    for cache, on_gpu in (("host", True), ("host", False), ("device", False)):
+        make(tiny_store, cache=cache, shuffle=False, on_gpu=on_gpu)
+    assert kept == [SLICES_N.tolist()] * 3
+
+
+def test_neighbours_are_kept_with_their_slices_each_once(
+    tiny_store: Store, kept: list[list[int]]
+) -> None:
+    make(tiny_store, cache="host", shuffle=False, neighbours=True)
+    # 6 and 7 are of two series, and so are 11 and 12.
+    assert kept == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15]]
