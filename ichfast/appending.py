@@ -1,7 +1,8 @@
 """What a run of prepare may do to a finished store, and what it adds to it.
 
 1. Without ``--append`` a finished store is left alone, by the command that made it,
-   and refused to any other. After an append that is the command which appended.
+   and refused to any other. After an append that is the command which appended,
+   with the labels that the store was last given.
 2. New is what the store has not taken in (`ichfast.intake`). It becomes units behind
    the last one, whatever room that one had left.
 3. A store that has lost its `store.json` is neither continued nor begun anew.
@@ -98,13 +99,15 @@ def new_units(entries: Listing, base: Base | None, unit_entries: int) -> list[Un
     )
 
 
-def adds_labels(base: Base, labels: LabelTable | None, key: bytes | None) -> bool:
-    """Whether `labels` are new to the store.
+def adds_labels(
+    base: Base | None, labels: LabelTable | None, key: bytes | None
+) -> bool:
+    """Whether `labels` are new to the store that is appended to, if one is.
 
     Raises:
         LabelError: they contradict those it has.
     """
-    if labels is None:
+    if base is None or labels is None:
         return False
     Labelling.of(labels, key).add(base.rows)
     return base.header.plan.get("labels") != label_plan(labels)["labels"]

@@ -185,13 +185,11 @@ def finish(
     Args:
         journal: the store's; what it does not need any more is removed.
         merged: what the store holds.
-        labels: joined by slice id; slices without one get nulls.
+        labels: joined by slice id; slices without one get nulls. They agree with
+            those that the store had before.
         key: what the ids of `merged` were hashed with, if they were.
         plan: what the store was made from.
         intake: all entries that the store was made from.
-
-    Raises:
-        LabelError: `labels` contradict those that the store had before.
     """
     rejected, counts = merged.rejected, Counter[str]()
     if merged.base is not None:
@@ -201,8 +199,6 @@ def finish(
             plan = {**plan, "labels": merged.base.header.plan["labels"]}
     labelling = None if labels is None else Labelling.of(labels, key)
     if labelling is not None:
-        if merged.base is not None:
-            labelling.add(merged.base.rows)  # no part of it alone says all that differs
         counts["labels_without_slice"] = len(labelling.slice_ids)
     counts["labelled"] = 0
     shared = SharedTexts.of(merged.rows)

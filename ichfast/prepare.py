@@ -138,7 +138,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         if append or not is_finished:
             entries = new_entries(entries, base, key)
             units += new_units(entries, base, UNIT_ENTRIES)
-        if units or (base is not None and adds_labels(base, labels, key)):
+        # Asked first: labels that contradict the store's end the run here.
+        if adds_labels(base, labels, key) or units:
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
             name = partial(

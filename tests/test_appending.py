@@ -128,12 +128,15 @@ def test_without_a_store_appending_is_preparing(source: Path, tmp_path: Path) ->
 def test_the_command_that_appended_then_finds_a_finished_store(
     source: Path, tmp_path: Path
 ) -> None:
-    run([source], tmp_path / "store")
+    labelled = partial(run, labels=labels_of(ID_1=1))
+    labelled([source], tmp_path / "store")
     grow(source)
     with pytest.raises(StoreError, match=r"entries \(23, now 26\).* with --append"):
-        run([source], tmp_path / "store")
+        labelled([source], tmp_path / "store")
     append([source], tmp_path / "store")
-    assert run([source], tmp_path / "store").already_finished
+    assert labelled([source], tmp_path / "store").already_finished
+    with pytest.raises(StoreError, match=r"labels \(.*, now none\)"):
+        run([source], tmp_path / "store")
 
 
 def test_labels_go_to_all_slices_that_have_none(source: Path, tmp_path: Path) -> None:
@@ -167,12 +170,19 @@ def test_labels_are_joined_and_compared_across_all_parts(
     before = contents(store_path)
     with pytest.raises(LabelError, match=r"contradict .* 2 slice\(s\)"):
         append([source], store_path, labels=labels_of(ID_1=0, ID_5=1, ID_30=1))
-    assert contents(store_path)["slices.parquet"] == before["slices.parquet"]
+    # Refused before anything is decoded.
+    assert contents(store_path) == before
     append([source], store_path, labels=labels_of(ID_1=1, ID_30=1))
     with Store(store_path) as store:
         of = dict(zip(store.table["slice_id"], store.labels_NK()[:, 0], strict=True))
     assert (of["ID_1"], of["ID_5"], of["ID_30"]) == (1, 0, 1)
     assert np.isnan(of["ID_2"])
+
+
+def test_labels_of_no_slice_change_none(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "store", labels=labels_of(ID_1=1))
+    report = append([source], tmp_path / "store", labels=labels_of())
+    assert (report.labelled, report.labels_without_slice) == (1, 0)
 
 
 def test_other_options_cannot_be_appended(source: Path, tmp_path: Path) -> None:
