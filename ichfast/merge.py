@@ -133,12 +133,13 @@ def merge(
         rejects += page.rejects
         shards += page.shards
         num_rows += len(page.rows)
-    rows = AllRows(journal, units, None if base is None else base.rows, num_rows)
+    before = None if base is None else base.rows
+    rows = AllRows(journal, units, before, np.ones(num_rows, dtype=np.bool_))
     repeats = find_repeats(rows)
     conflicts = _conflicts(repeats, units, name)
     rejected = pd.DataFrame(rejects, columns=["entry", "path", "reason", "detail"])
     return Merged(
-        rows=replace(rows, left_out_R=repeats.row_R),
+        rows=replace(rows, is_kept_N=~repeats.is_repeat_N),
         rejected=pd.concat([rejected, conflicts]).sort_values(
             "entry", ignore_index=True
         ),

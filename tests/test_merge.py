@@ -147,10 +147,21 @@ def test_a_repeat_names_the_first_of_its_kind(tmp_path: Path) -> None:
         ids[row] = ids[5]
     frame["slice_id"] = ids
     journal, units = write_pages(tmp_path / "store", frame)
-    found = find_repeats(AllRows(journal, units, None, NUM_ROWS))
-    assert found.row_R.tolist() == found.entry_R.tolist() == [80, 300, 490]
+    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    assert np.flatnonzero(found.is_repeat_N).tolist() == [80, 300, 490]
+    assert found.entry_R.tolist() == [80, 300, 490]
     assert found.original_entry_R.tolist() == [5, 5, 5]
     assert not found.differs_R.any()
+
+
+def test_slices_of_one_id_are_equal_in_size_and_pixels(tmp_path: Path) -> None:
+    """Empty slices of other shapes have equal bytes, and so equal checksums."""
+    frame = odd_rows().assign(slice_id="same", rows=2, columns=3, crc32c=5)
+    for row, column in ((1, "rows"), (2, "columns"), (3, "crc32c")):
+        frame.loc[row, column] = 6
+    journal, units = write_pages(tmp_path / "store", frame)
+    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    assert np.flatnonzero(found.differs_R).tolist() == [0, 1, 2]
 
 
 def test_a_shard_without_a_slice_that_counts_is_left_out(tmp_path: Path) -> None:
