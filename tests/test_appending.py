@@ -95,10 +95,13 @@ def test_another_folder_with_the_same_names_is_new(
     write_dicom(other / "000.dcm", "ID_0", hu_HW=random_hu(0))
     write_dicom(other / "001.dcm", "ID_50", hu_HW=random_hu(50))
     write_dicom(other / "002.dcm", "ID_2", hu_HW=random_hu(99))
-    report = append([other], tmp_path / "store", max_rejected="1")
+    (other / "003.txt").write_text("no image")
+    report = append([other], tmp_path / "store", max_rejected="2")
     assert (report.slices, report.duplicates) == (24, 1)
-    assert report.rejected == {"duplicate-conflict": 1}
-    detail = pd.read_csv(tmp_path / "store" / "rejected.csv")["detail"][0]
+    assert report.rejected == {"duplicate-conflict": 1, "not-dicom": 1}
+    rejected = pd.read_csv(tmp_path / "store" / "rejected.csv")
+    assert rejected["path"].tolist() == ["002.dcm", "003.txt"]
+    detail = rejected["detail"][0]
     assert detail.startswith("same SOPInstanceUID as a slice stored before")
     assert verify_store(tmp_path / "store") == []
 

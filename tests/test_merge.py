@@ -60,9 +60,9 @@ def write_pages(store: Path, frame: pd.DataFrame) -> tuple[Journal, list[Unit]]:
             count=len(part),
             crc32c={512: 0},
         )
-        rows = part.assign(
-            entry=part.index, shard=shard.name, row_in_shard=range(len(part))
-        )
+        rows = part.assign(shard=shard.name, row_in_shard=range(len(part)))
+        if "entry" not in rows:
+            rows["entry"] = part.index
         for field in journal.schema:
             if field.name not in rows:
                 rows[field.name] = "x" if field.type == pa.string() else 1
@@ -123,9 +123,12 @@ def test_the_first_of_several_equal_slices_is_kept(
     for row, first in ((450, 3), (70, 69), (200, 100), (499, 450)):
         frame.loc[row, "slice_id"] = frame.loc[first, "slice_id"]
     frame.loc[200, "crc32c"] = 2
+    # Two frames of one file, of which both differ, are one rejection.
+    frame["entry"] = frame.index
+    frame.loc[201, ["slice_id", "crc32c", "entry"]] = [ids[101], 2, 200]
     journal, units = write_pages(tmp_path / "store", frame)
     merged = merged_store(journal, units)
-    assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS - 4, 3)
+    assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS - 5, 3)
     assert merged.rejected.to_dict("records") == [
         {
             "entry": 200,
@@ -135,7 +138,7 @@ def test_the_first_of_several_equal_slices_is_kept(
         }
     ]
     found = read_table(journal.store, read_header(journal.store))
-    kept = set(range(NUM_ROWS)) - {450, 70, 200, 499}
+    kept = set(range(NUM_ROWS)) - {450, 70, 200, 201, 499}
     assert sorted(found["slice_id"]) == sorted(ids[row] for row in kept)
     assert found.set_index("slice_id").loc[ids[3], "row_in_shard"] == 3
 
