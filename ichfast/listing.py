@@ -123,11 +123,10 @@ class Listing(Sequence[Entry]):
         return self._stop - self._start
 
     def __iter__(self) -> Iterator[Entry]:
-        rows = self.columns("source", "member", "key", "size", "offset", "number")
-        for container, (source, member, *rest) in zip(
-            self._containers(), rows, strict=True
-        ):
-            yield Entry(source, container, member, *rest)
+        names = ("home", "file", "source", "member", "key", "size", "offset", "number")
+        for home, file, source, *rest in self.columns(*names):
+            container = self._homes[home] / file if file else self._homes[home]
+            yield Entry(source, container, *rest)
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...
@@ -195,10 +194,6 @@ class Listing(Sequence[Entry]):
 
     def _with(self, table: pa.Table) -> Listing:
         return Listing(self._homes, _shelved([table]), 0, len(table))
-
-    def _containers(self) -> Iterator[Container]:
-        for home, file in self.columns("home", "file"):
-            yield self._homes[home] / file if file else self._homes[home]
 
 
 def _source_rows(
