@@ -7,6 +7,7 @@
    the last one, whatever room that one had left.
 3. A store that has lost its `store.json` is neither continued nor begun anew.
 4. Labels are new to a store if they are others than those it was last given.
+5. Where nothing is new, an append that was cut short is given up: nothing of it stays.
 
 Shape letters: E entries of the listing.
 """
@@ -59,6 +60,14 @@ def check_finished(
             f"{store} was being appended to when a run was cut short; that command, "
             "with --append, continues; until then the store is as it was"
         )
+
+
+def give_up(journal: Journal) -> None:
+    """Remove what a finished store does not need, such as of an append cut short."""
+    # The pages first: one whose shards are gone would pass for done.
+    journal.remove()
+    header = read_header(journal.store)
+    journal.clear_shards({shard.name for shard in header.shards})
 
 
 def check_unfinished(store: Path) -> None:

@@ -211,11 +211,7 @@ def finish(
         rows = _labelled(merged.rows.tables(schema.names), labelling, counts)
         shelf = Shelf(shared.schema(schema), file)
         runs = sort_runs(map(shared.encode, rows), shelf, ORDER)
-        for level in journal.levels:
-            for left in (journal.store / f"level-{level}").iterdir():
-                if left.name not in names:
-                    # Workers may outlive a killed parent by a moment, and rename it.
-                    left.unlink(missing_ok=True)
+        journal.clear_shards(names)
         make_folder(journal.next)
         header = StoreHeader(
             levels=journal.levels,

@@ -38,6 +38,7 @@ from ichfast.appending import (
     adds_labels,
     check_finished,
     check_unfinished,
+    give_up,
     grown_intake,
     new_entries,
     new_units,
@@ -154,7 +155,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             intake = grown_intake(entries, units, base, key)
             finish(journal, merged, labels, key, plan | label_plan(labels), intake)
         else:
-            journal.remove()
+            give_up(journal)
     report = summarize(
         store,
         read_header(store),

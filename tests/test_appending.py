@@ -13,6 +13,7 @@ import pytest
 from ichfast import allrows, prepare
 from ichfast.errors import LabelError, SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable
+from ichfast.manifest import read_header
 from ichfast.prepare import prepare_store
 from ichfast.store import Store, verify_store
 from tests.conftest import contents, random_hu, write_dicom
@@ -79,6 +80,7 @@ def test_every_slice_reads_as_in_a_store_made_at_once(
         pd.testing.assert_frame_equal(
             store.table.drop(columns=where), at_once.table.drop(columns=where)
         )
+        assert store.header.counts == at_once.header.counts
         for index in range(len(store)):
             for level in store.levels:
                 np.testing.assert_array_equal(
@@ -112,6 +114,9 @@ def test_a_moved_source_costs_no_disk(source: Path, tmp_path: Path) -> None:
     moved = source.rename(tmp_path / "moved")
     report = append([moved], tmp_path / "store")
     assert (report.slices, report.duplicates) == (23, 23)
+    report = append([moved.rename(tmp_path / "again")], tmp_path / "store")
+    assert (report.slices, report.duplicates) == (23, 46)
+    assert read_header(tmp_path / "store").counts["entries"] == 3 * 23
     assert sorted((tmp_path / "store").glob("level-*/*")) == shards
 
 
@@ -257,15 +262,15 @@ def test_an_append_cut_short_at_any_file_ends_in_the_same_bytes(
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_append_begun_with_other_files_begins_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run([source], tmp_path / "store")
     grow(source)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "merge", interrupt)
         with pytest.raises(StoreError, match="3 of 3 files done; the same command"):
@@ -273,3 +278,18 @@ def test_an_append_begun_with_other_files_begins_again(
     write_dicom(source / "000b", "ID_33", hu_HW=random_hu(33))
     assert append([source], tmp_path / "store").slices == 27
     assert verify_store(tmp_path / "store") == []
+
+
+def test_nothing_is_left_of_an_append_that_is_given_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run([source], tmp_path / "store")
+    before = contents(tmp_path / "store")
+    write_dicom(tmp_path / "other", "ID_50", hu_HW=random_hu(50))
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "merge", interrupt)
+        with pytest.raises(StoreError, match="1 of 1 files done; the same command"):
+            append([tmp_path / "other"], tmp_path / "store")
+    assert len(contents(tmp_path / "store")) > len(before)
+    assert append([source], tmp_path / "store").already_finished
+    assert contents(tmp_path / "store") == before

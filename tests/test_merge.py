@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ichfast import allrows, sorting
@@ -104,6 +105,8 @@ def test_rows_are_sorted_as_pandas_sorts_them(
         found[list(ORDER)], expected[list(ORDER)], check_dtype=False
     )
     assert found[list(CLASSES)].isna().all(axis=None)
+    groups = pq.ParquetFile(journal.store / "slices.parquet").metadata
+    assert groups.num_row_groups == math.ceil(NUM_ROWS / part_rows)
 
 
 def same_digest(texts: npt.NDArray[np.object_], **_: object) -> npt.NDArray[np.uint64]:
