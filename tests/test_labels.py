@@ -9,6 +9,7 @@ import lzma
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ichfast import labels
@@ -194,8 +195,12 @@ def test_nobody_reads_rows_before_the_one_who_keeps_them() -> None:
     assert "read" not in stream.calls[: stream.calls.index("seek")]
 
 
-def test_a_first_line_without_end_is_no_label_csv(tmp_path: Path) -> None:
-    path = tmp_path / "endless.csv"
-    path.write_text("x" * (labels.MOST_HEADER_BYTES + 100))
-    with pytest.raises(LabelError, match="label csv"):
-        read_labels(path)
+def test_a_first_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    content = b"x" * (labels.MOST_HEADER_BYTES + 100)
+    stream = io.BytesIO(content)
+    with pytest.raises(pa.ArrowInvalid):
+        labels._parse_csv(stream)
+    assert stream.tell() == labels.MOST_HEADER_BYTES
+    (tmp_path / "endless.csv").write_bytes(content)
+    with pytest.raises(LabelError, match="cannot read the label csv"):
+        read_labels(tmp_path / "endless.csv")
