@@ -100,12 +100,8 @@ def new_entries(entries: Listing, base: Base | None, key: bytes | None) -> Listi
 
 def new_units(entries: Listing, base: Base | None, unit_entries: int) -> list[Unit]:
     """Cut new entries into units, numbered behind those of `base`."""
-    return cut_units(
-        entries,
-        unit_entries,
-        first_unit=base.intake.num_units if base else 0,
-        first_entry=len(base.intake) if base else 0,
-    )
+    first_unit = base.intake.num_units if base else 0
+    return cut_units(entries, unit_entries, first_unit=first_unit)
 
 
 def adds_labels(

@@ -51,7 +51,7 @@ def write_pages(store: Path, frame: pd.DataFrame) -> tuple[Journal, list[Unit]]:
     listing = Listing.of(
         [[Found(home, f"{k:03}", "", f"{k:03}", 1) for k in range(len(frame))]]
     )
-    units = cut_units(listing, UNIT_ENTRIES, first_unit=0, first_entry=0)
+    units = cut_units(listing, UNIT_ENTRIES, first_unit=0)
     for unit in units:
         part = frame.iloc[unit.first : unit.first + len(unit.entries)]
         shard = Shard(
