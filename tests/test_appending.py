@@ -193,10 +193,26 @@ def test_labels_of_no_slice_change_none(source: Path, tmp_path: Path) -> None:
     assert (report.labelled, report.labels_without_slice) == (1, 0)
 
 
-def test_other_options_cannot_be_appended(source: Path, tmp_path: Path) -> None:
+def test_a_store_is_appended_to_again_and_again(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "store")
+    for number in (50, 51, 52):
+        write_dicom(source / f"{number}", f"ID_{number}", hu_HW=random_hu(number))
+        report = append([source], tmp_path / "store")
+        assert report.slices == number - 50 + 24
+        assert verify_store(tmp_path / "store") == []
+    units = [shard.name[:5] for shard in read_header(tmp_path / "store").shards]
+    assert sorted(set(units)) == [f"{number:05}" for number in range(6)]
+
+
+def test_other_options_cannot_be_appended(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run([source], tmp_path / "store")
     with pytest.raises(StoreError, match=r"levels \(512,256, now 512\)"):
         append([source], tmp_path / "store", levels=(512,))
+    monkeypatch.setattr(prepare, "UNIT_ENTRIES", 9)
+    with pytest.raises(StoreError, match=r"unit \(8, now 9\)"):
+        append([source], tmp_path / "store")
 
 
 def test_too_many_new_rejects_leave_the_store_as_it_was(
@@ -291,5 +307,7 @@ def test_nothing_is_left_of_an_append_that_is_given_up(
         with pytest.raises(StoreError, match="1 of 1 files done; the same command"):
             append([tmp_path / "other"], tmp_path / "store")
     assert len(contents(tmp_path / "store")) > len(before)
+    with pytest.raises(StoreError, match="was being appended to when a run was cut"):
+        run([source], tmp_path / "store")
     assert append([source], tmp_path / "store").already_finished
     assert contents(tmp_path / "store") == before
