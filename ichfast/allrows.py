@@ -3,13 +3,13 @@
 They are gone through as often as need be, a table at a time, so that the pages' are
 never all in memory.
 
-Shape letters: N rows of a table, R rows that are left out.
+Shape letters: N rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,6 @@ from ichfast.journal import Journal
 from ichfast.labels import CLASSES
 from ichfast.plan import Unit
 from ichfast.sorting import RUN_ROWS, in_parts
-
-
-def _no_rows() -> npt.NDArray[np.int64]:
-    return np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +33,11 @@ class AllRows:
     before: pa.Table | None
     """The rows that come first, with the columns of `schema`, some as dictionaries."""
 
-    num_read: int
-    """Of rows, those that are left out included."""
-
-    left_out_R: npt.NDArray[np.int64] = field(default_factory=_no_rows)
-    """Shape (R,), ascending: numbers of rows that do not count."""
+    is_kept_N: npt.NDArray[np.bool_]
+    """Shape (N,): which of the rows count; the others are left out."""
 
     def __len__(self) -> int:
-        return self.num_read - len(self.left_out_R)
+        return int(np.count_nonzero(self.is_kept_N))
 
     def schema(self, names: Sequence[str] | None = None) -> pa.Schema:
         """Of all columns, those of a page and the labels, or of some."""
@@ -59,9 +52,7 @@ class AllRows:
     def _kept(self, names: Sequence[str]) -> Iterator[pa.Table]:
         first = 0
         for table in self._read(names):
-            start, stop = np.searchsorted(self.left_out_R, [first, first + len(table)])
-            is_kept_N = np.ones(len(table), dtype=np.bool_)
-            is_kept_N[self.left_out_R[start:stop] - first] = False
+            is_kept_N = self.is_kept_N[first : first + len(table)]
             first += len(table)
             yield table if is_kept_N.all() else table.filter(pa.array(is_kept_N))
 

@@ -1,11 +1,13 @@
 """What a run of prepare may do to a finished store, and what it adds to it.
 
 1. Without ``--append`` a finished store is left alone, by the command that made it,
-   and refused to any other. After an append that is the command which appended.
+   and refused to any other. After an append that is the command which appended,
+   with the labels that the store was last given.
 2. New is what the store has not taken in (`ichfast.intake`). It becomes units behind
    the last one, whatever room that one had left.
 3. A store that has lost its `store.json` is neither continued nor begun anew.
 4. Labels are new to a store if they are others than those it was last given.
+5. Where nothing is new, an append that was cut short is given up: nothing of it stays.
 
 Shape letters: E entries of the listing.
 """
@@ -60,6 +62,14 @@ def check_finished(
         )
 
 
+def give_up(journal: Journal) -> None:
+    """Remove what a finished store does not need, such as of an append cut short."""
+    # The pages first: one whose shards are gone would pass for done.
+    journal.remove()
+    header = read_header(journal.store)
+    journal.clear_shards({shard.name for shard in header.shards})
+
+
 def check_unfinished(store: Path) -> None:
     """See that a store without `store.json` never had one, for then it is begun anew.
 
@@ -90,21 +100,19 @@ def new_entries(entries: Listing, base: Base | None, key: bytes | None) -> Listi
 
 def new_units(entries: Listing, base: Base | None, unit_entries: int) -> list[Unit]:
     """Cut new entries into units, numbered behind those of `base`."""
-    return cut_units(
-        entries,
-        unit_entries,
-        first_unit=base.intake.num_units if base else 0,
-        first_entry=len(base.intake) if base else 0,
-    )
+    first_unit = base.intake.num_units if base else 0
+    return cut_units(entries, unit_entries, first_unit=first_unit)
 
 
-def adds_labels(base: Base, labels: LabelTable | None, key: bytes | None) -> bool:
-    """Whether `labels` are new to the store.
+def adds_labels(
+    base: Base | None, labels: LabelTable | None, key: bytes | None
+) -> bool:
+    """Whether `labels` are new to the store that is appended to, if one is.
 
     Raises:
         LabelError: they contradict those it has.
     """
-    if labels is None:
+    if base is None or labels is None:
         return False
     Labelling.of(labels, key).add(base.rows)
     return base.header.plan.get("labels") != label_plan(labels, key)["labels"]

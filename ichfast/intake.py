@@ -5,9 +5,9 @@
                                     and `place`
 
 1. An entry is taken in when its `place` is known: the absolute path of its file or
-   archive, its name in there, and its size. So a folder that has grown gives what
-   is new in it, and two folders with files of equal names are told apart. A source
-   that was moved counts as new; its slices turn out to be duplicates.
+   archive, its name and offset in there, and its size. So a folder that has grown
+   gives what is new in it, and two folders with files of equal names are told apart.
+   A source that was moved counts as new; its slices turn out to be duplicates.
 2. `name` is the entry's key and size, wherever the source lies now: with it, a
    unit's entries are found again in a copy of the source.
 3. Nothing but digests reaches the disk, keyed where the store's ids are.

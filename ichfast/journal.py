@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,14 @@ class Journal:
                 shutil.rmtree(left, ignore_errors=True)
             elif left.name != ENTRIES_FILE:
                 left.unlink(missing_ok=True)
+
+    def clear_shards(self, names: Collection[str]) -> None:
+        """Remove the shards that are not among `names`."""
+        for level in self.levels:
+            for left in (self.store / f"level-{level}").iterdir():
+                if left.name not in names:
+                    # Workers may outlive a killed parent by a moment, and rename it.
+                    left.unlink(missing_ok=True)
 
     def _clear_temporaries(self) -> None:
         for left_by_a_crash in self.store.glob("**/.*.tmp"):

@@ -51,7 +51,8 @@ class Labelling:
         found_N = self.slice_ids.get_indexer(pd.Index(slice_ids, dtype=object))
         is_named_N = found_N >= 0
         old_NK = np.column_stack([rows[name].to_numpy() for name in CLASSES])
-        new_NK = np.where(is_named_N[:, np.newaxis], self.labels_LK[found_N], old_NK)
+        new_NK = old_NK.copy()
+        new_NK[is_named_N] = self.labels_LK[found_N[is_named_N]]
         was_labelled_N = ~np.isnan(old_NK[:, 0])
         differs_N = was_labelled_N & (new_NK != old_NK).any(axis=1)
         if differs_N.any():

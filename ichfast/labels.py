@@ -1,6 +1,6 @@
 """The RSNA label csv as an (N, 6) array in one fixed class order.
 
-Two forms are read, as ``.csv``, ``.csv.gz`` or ``.csv.xz``:
+Two forms are read, as ``.csv``, ``.csv.gz``, ``.csv.bz2`` or ``.csv.xz``:
 
     long    ``ID,Label`` with ``ID_xxxxxxxxx_subtype`` in ID, as Kaggle gives it
     wide    one row a slice: its id, and a column for each of the six classes
@@ -21,6 +21,7 @@ import bz2
 import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +82,17 @@ def read_labels(path: Path) -> LabelTable:
             docstring.
     """
     table = _read_csv(path)
-    if {"ID", "Label"} <= set(table.column_names):
+    names = table.column_names
+    for name in ("Label", *WIDE_ID_COLUMNS, *CLASSES):
+        if names.count(name) > 1:
+            raise LabelError(f"{path} has more than one column {name}; correct the csv")
+    if {"ID", "Label"} <= set(names):
         return _from_long(path, table["ID"], table["Label"])
-    if set(CLASSES) <= set(table.column_names):
+    if set(CLASSES) <= set(names):
         return _from_wide(path, table)
     raise LabelError(
         f"{path} is not a label csv: expected the columns ID and Label, or a slice id "
-        f"and {', '.join(CLASSES)}; found {', '.join(table.column_names[:12])}"
+        f"and {', '.join(CLASSES)}; found {', '.join(names[:12])}"
     )
 
 
@@ -99,7 +104,7 @@ def _read_csv(path: Path) -> pa.Table:
             return _parse_csv(stream)
     except FileNotFoundError as error:
         raise LabelError(f"no label csv at {path}") from error
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         reason = first_line(error)
         raise LabelError(f"cannot read the label csv {path}: {reason}") from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from ichfast.sorting import in_parts, sort_runs
 CHUNK_ROWS = 1024
 """Rows that are unpacked at a time: those of a unit of work."""
 
-_ORDER = ("key", "offset", "file")
+_ORDER = ("source", "key", "offset", "file")
 
 _SCHEMA = pa.schema(
     [
@@ -109,8 +110,9 @@ class Listing(Sequence[Entry]):
             Sorted by source, then key, in code point order, then offset.
         """
         homes: dict[Container, int] = {}
-        tables = (_source_rows(n, files, homes) for n, files in enumerate(found))
-        shelf = _shelved(itertools.chain.from_iterable(tables))
+        rows = _found_rows(found, homes)
+        ordered = sort_runs(rows, Shelf(_SCHEMA, io.BytesIO()), _ORDER).rows()
+        shelf = _shelved(_numbered(ordered))
         num_rows = sum(len(batch) for batch in shelf)
         return Listing(list(homes), shelf, 0, num_rows)
 
@@ -123,11 +125,10 @@ class Listing(Sequence[Entry]):
         return self._stop - self._start
 
     def __iter__(self) -> Iterator[Entry]:
-        rows = self.columns("source", "member", "key", "size", "offset", "number")
-        for container, (source, member, *rest) in zip(
-            self._containers(), rows, strict=True
-        ):
-            yield Entry(source, container, member, *rest)
+        names = ("home", "file", "source", "member", "key", "size", "offset", "number")
+        for home, file, source, *rest in self.columns(*names):
+            container = self._homes[home] / file if file else self._homes[home]
+            yield Entry(source, container, *rest)
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...
@@ -196,31 +197,16 @@ class Listing(Sequence[Entry]):
     def _with(self, table: pa.Table) -> Listing:
         return Listing(self._homes, _shelved([table]), 0, len(table))
 
-    def _containers(self) -> Iterator[Container]:
-        for home, file in self.columns("home", "file"):
-            yield self._homes[home] / file if file else self._homes[home]
-
-
-def _source_rows(
-    source: int, files: Iterable[Found], homes: dict[Container, int]
-) -> Iterator[pa.Table]:
-    """The rows of one source, sorted; homes that are new are added to `homes`."""
-    found = _found_rows(source, files, homes)
-    first = 0
-    for table in sort_runs(found, Shelf(_SCHEMA, io.BytesIO()), _ORDER).rows():
-        stop = first + len(table)
-        number = pa.array(np.arange(first, stop, dtype=np.int32))
-        yield _with_column(table, "number", number)
-        first = stop
-
 
 def _found_rows(
-    source: int, files: Iterable[Found], homes: dict[Container, int]
+    found: Iterable[Iterable[Found]], homes: dict[Container, int]
 ) -> Iterator[pa.Table]:
-    left = iter(files)
-    while rows := list(itertools.islice(left, CHUNK_ROWS)):
+    """The rows of all sources, not numbered; what is new is added to `homes`."""
+    left = ((source, row) for source, files in enumerate(found) for row in files)
+    while batch := list(itertools.islice(left, CHUNK_ROWS)):
+        sources, rows = zip(*batch, strict=True)
         columns = {
-            "source": [source] * len(rows),
+            "source": sources,
             "number": [0] * len(rows),
             "home": [homes.setdefault(row.home, len(homes)) for row in rows],
             "file": [_bytes(row.file) for row in rows],
@@ -230,6 +216,14 @@ def _found_rows(
             "offset": [row.offset for row in rows],
         }
         yield pa.Table.from_pydict(columns, schema=_SCHEMA)
+
+
+def _numbered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Rows in order, with the place of each among those of its source."""
+    next_of: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+    for table in tables:
+        number = [next(next_of[source]) for source in table["source"].to_pylist()]
+        yield _with_column(table, "number", pa.array(number, pa.int32()))
 
 
 def _shelved(tables: Iterable[pa.Table]) -> Shelf:

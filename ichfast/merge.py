@@ -133,12 +133,13 @@ def merge(
         rejects += page.rejects
         shards += page.shards
         num_rows += len(page.rows)
-    rows = AllRows(journal, units, None if base is None else base.rows, num_rows)
+    before = None if base is None else base.rows
+    rows = AllRows(journal, units, before, np.ones(num_rows, dtype=np.bool_))
     repeats = find_repeats(rows)
     conflicts = _conflicts(repeats, units, name)
     rejected = pd.DataFrame(rejects, columns=["entry", "path", "reason", "detail"])
     return Merged(
-        rows=replace(rows, left_out_R=repeats.row_R),
+        rows=replace(rows, is_kept_N=~repeats.is_repeat_N),
         rejected=pd.concat([rejected, conflicts]).sort_values(
             "entry", ignore_index=True
         ),
@@ -185,13 +186,11 @@ def finish(
     Args:
         journal: the store's; what it does not need any more is removed.
         merged: what the store holds.
-        labels: joined by slice id; slices without one get nulls.
+        labels: joined by slice id; slices without one get nulls. They agree with
+            those that the store had before.
         key: what the ids of `merged` were hashed with, if they were.
         plan: what the store was made from.
         intake: all entries that the store was made from.
-
-    Raises:
-        LabelError: `labels` contradict those that the store had before.
     """
     rejected, counts = merged.rejected, Counter[str]()
     if merged.base is not None:
@@ -201,8 +200,6 @@ def finish(
             plan = {**plan, "labels": merged.base.header.plan["labels"]}
     labelling = None if labels is None else Labelling.of(labels, key)
     if labelling is not None:
-        if merged.base is not None:
-            labelling.add(merged.base.rows)  # no part of it alone says all that differs
         counts["labels_without_slice"] = len(labelling.slice_ids)
     counts["labelled"] = 0
     shared = SharedTexts.of(merged.rows)
@@ -214,11 +211,7 @@ def finish(
         rows = _labelled(merged.rows.tables(schema.names), labelling, counts)
         shelf = Shelf(shared.schema(schema), file)
         runs = sort_runs(map(shared.encode, rows), shelf, ORDER)
-        for level in journal.levels:
-            for left in (journal.store / f"level-{level}").iterdir():
-                if left.name not in names:
-                    # Workers may outlive a killed parent by a moment, and rename it.
-                    left.unlink(missing_ok=True)
+        journal.clear_shards(names)
         make_folder(journal.next)
         header = StoreHeader(
             levels=journal.levels,

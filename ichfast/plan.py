@@ -28,7 +28,7 @@ class Unit:
     number: int
 
     first: int
-    """Index of its first entry among all that the store takes in."""
+    """Index of its first entry among those of the run."""
 
     entries: Listing
 
@@ -56,7 +56,7 @@ def entry_name(entry: Entry, *, keep_ids: bool, first_unit: int) -> str:
 
 
 def entry_at(units: Sequence[Unit], index: int) -> Entry:
-    """The entry with an index among all that the store takes in.
+    """The entry with an index among those of the run.
 
     Args:
         units: of the run, in order.
@@ -66,23 +66,16 @@ def entry_at(units: Sequence[Unit], index: int) -> Entry:
     return unit.entries[index - unit.first]
 
 
-def cut_units(
-    entries: Listing, unit_entries: int, *, first_unit: int, first_entry: int
-) -> list[Unit]:
+def cut_units(entries: Listing, unit_entries: int, *, first_unit: int) -> list[Unit]:
     """Cut entries into units of work.
 
     Args:
         entries: those to read.
         unit_entries: how many make a unit; the last may be short.
         first_unit: number of the first unit.
-        first_entry: how many entries the store has taken in before.
     """
     return [
-        Unit(
-            first_unit + number,
-            first_entry + first,
-            entries[first : first + unit_entries],
-        )
+        Unit(first_unit + number, first, entries[first : first + unit_entries])
         for number, first in enumerate(range(0, len(entries), unit_entries))
     ]
 

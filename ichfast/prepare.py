@@ -39,6 +39,7 @@ from ichfast.appending import (
     adds_labels,
     check_finished,
     check_unfinished,
+    give_up,
     grown_intake,
     new_entries,
     new_units,
@@ -142,7 +143,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         if append or not is_finished:
             entries = new_entries(entries, base, key)
             units += new_units(entries, base, UNIT_ENTRIES)
-        if units or (base is not None and adds_labels(base, labels, key)):
+        # Asked first: labels that contradict the store's end the run here.
+        if adds_labels(base, labels, key) or units:
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
             name = partial(
@@ -157,7 +159,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             intake = grown_intake(entries, units, base, key)
             finish(journal, merged, labels, key, plan | label_plan(labels, key), intake)
         else:
-            journal.remove()
+            give_up(journal)
     report = summarize(
         store,
         read_header(store),

@@ -13,6 +13,7 @@ import pytest
 from ichfast import allrows, prepare
 from ichfast.errors import LabelError, SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable
+from ichfast.manifest import read_header
 from ichfast.prepare import prepare_store
 from ichfast.store import Store, verify_store
 from tests.conftest import contents, random_hu, write_dicom
@@ -79,6 +80,7 @@ def test_every_slice_reads_as_in_a_store_made_at_once(
         pd.testing.assert_frame_equal(
             store.table.drop(columns=where), at_once.table.drop(columns=where)
         )
+        assert store.header.counts == at_once.header.counts
         for index in range(len(store)):
             for level in store.levels:
                 np.testing.assert_array_equal(
@@ -95,10 +97,13 @@ def test_another_folder_with_the_same_names_is_new(
     write_dicom(other / "000.dcm", "ID_0", hu_HW=random_hu(0))
     write_dicom(other / "001.dcm", "ID_50", hu_HW=random_hu(50))
     write_dicom(other / "002.dcm", "ID_2", hu_HW=random_hu(99))
-    report = append([other], tmp_path / "store", max_rejected="1")
+    (other / "003.txt").write_text("no image")
+    report = append([other], tmp_path / "store", max_rejected="2")
     assert (report.slices, report.duplicates) == (24, 1)
-    assert report.rejected == {"duplicate-conflict": 1}
-    detail = pd.read_csv(tmp_path / "store" / "rejected.csv")["detail"][0]
+    assert report.rejected == {"duplicate-conflict": 1, "not-dicom": 1}
+    rejected = pd.read_csv(tmp_path / "store" / "rejected.csv")
+    assert rejected["path"].tolist() == ["002.dcm", "003.txt"]
+    detail = rejected["detail"][0]
     assert detail.startswith("same SOPInstanceUID as a slice stored before")
     assert verify_store(tmp_path / "store") == []
 
@@ -109,6 +114,9 @@ def test_a_moved_source_costs_no_disk(source: Path, tmp_path: Path) -> None:
     moved = source.rename(tmp_path / "moved")
     report = append([moved], tmp_path / "store")
     assert (report.slices, report.duplicates) == (23, 23)
+    report = append([moved.rename(tmp_path / "again")], tmp_path / "store")
+    assert (report.slices, report.duplicates) == (23, 46)
+    assert read_header(tmp_path / "store").counts["entries"] == 3 * 23
     assert sorted((tmp_path / "store").glob("level-*/*")) == shards
 
 
@@ -128,12 +136,15 @@ def test_without_a_store_appending_is_preparing(source: Path, tmp_path: Path) ->
 def test_the_command_that_appended_then_finds_a_finished_store(
     source: Path, tmp_path: Path
 ) -> None:
-    run([source], tmp_path / "store")
+    labelled = partial(run, labels=labels_of(ID_1=1))
+    labelled([source], tmp_path / "store")
     grow(source)
     with pytest.raises(StoreError, match=r"entries \(23, now 26\).* with --append"):
-        run([source], tmp_path / "store")
+        labelled([source], tmp_path / "store")
     append([source], tmp_path / "store")
-    assert run([source], tmp_path / "store").already_finished
+    assert labelled([source], tmp_path / "store").already_finished
+    with pytest.raises(StoreError, match=r"labels \(.*, now none\)"):
+        run([source], tmp_path / "store")
 
 
 def test_labels_go_to_all_slices_that_have_none(source: Path, tmp_path: Path) -> None:
@@ -167,7 +178,8 @@ def test_labels_are_joined_and_compared_across_all_parts(
     before = contents(store_path)
     with pytest.raises(LabelError, match=r"contradict .* 2 slice\(s\)"):
         append([source], store_path, labels=labels_of(ID_1=0, ID_5=1, ID_30=1))
-    assert contents(store_path)["slices.parquet"] == before["slices.parquet"]
+    # Refused before anything is decoded.
+    assert contents(store_path) == before
     append([source], store_path, labels=labels_of(ID_1=1, ID_30=1))
     with Store(store_path) as store:
         of = dict(zip(store.table["slice_id"], store.labels_NK()[:, 0], strict=True))
@@ -175,10 +187,32 @@ def test_labels_are_joined_and_compared_across_all_parts(
     assert np.isnan(of["ID_2"])
 
 
-def test_other_options_cannot_be_appended(source: Path, tmp_path: Path) -> None:
+def test_labels_of_no_slice_change_none(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "store", labels=labels_of(ID_1=1))
+    report = append([source], tmp_path / "store", labels=labels_of())
+    assert (report.labelled, report.labels_without_slice) == (1, 0)
+
+
+def test_a_store_is_appended_to_again_and_again(source: Path, tmp_path: Path) -> None:
+    run([source], tmp_path / "store")
+    for number in (50, 51, 52):
+        write_dicom(source / f"{number}", f"ID_{number}", hu_HW=random_hu(number))
+        report = append([source], tmp_path / "store")
+        assert report.slices == number - 50 + 24
+        assert verify_store(tmp_path / "store") == []
+    units = [shard.name[:5] for shard in read_header(tmp_path / "store").shards]
+    assert sorted(set(units)) == [f"{number:05}" for number in range(6)]
+
+
+def test_other_options_cannot_be_appended(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run([source], tmp_path / "store")
     with pytest.raises(StoreError, match=r"levels \(512,256, now 512\)"):
         append([source], tmp_path / "store", levels=(512,))
+    monkeypatch.setattr(prepare, "UNIT_ENTRIES", 9)
+    with pytest.raises(StoreError, match=r"unit \(8, now 9\)"):
+        append([source], tmp_path / "store")
 
 
 def test_too_many_new_rejects_leave_the_store_as_it_was(
@@ -244,15 +278,15 @@ def test_an_append_cut_short_at_any_file_ends_in_the_same_bytes(
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_append_begun_with_other_files_begins_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run([source], tmp_path / "store")
     grow(source)
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "merge", interrupt)
         with pytest.raises(StoreError, match="3 of 3 files done; the same command"):
@@ -260,3 +294,20 @@ def test_an_append_begun_with_other_files_begins_again(
     write_dicom(source / "000b", "ID_33", hu_HW=random_hu(33))
     assert append([source], tmp_path / "store").slices == 27
     assert verify_store(tmp_path / "store") == []
+
+
+def test_nothing_is_left_of_an_append_that_is_given_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run([source], tmp_path / "store")
+    before = contents(tmp_path / "store")
+    write_dicom(tmp_path / "other", "ID_50", hu_HW=random_hu(50))
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "merge", interrupt)
+        with pytest.raises(StoreError, match="1 of 1 files done; the same command"):
+            append([tmp_path / "other"], tmp_path / "store")
+    assert len(contents(tmp_path / "store")) > len(before)
+    with pytest.raises(StoreError, match="was being appended to when a run was cut"):
+        run([source], tmp_path / "store")
+    assert append([source], tmp_path / "store").already_finished
+    assert contents(tmp_path / "store") == before

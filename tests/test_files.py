@@ -90,6 +90,9 @@ def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
     remove_file(tmp_path / "a")
     assert steps == [f"flush {tmp_path}"] * 2
     assert not (tmp_path / "a").exists()
+    steps.clear()
+    write_private_once(tmp_path / "key", b"key")
+    assert steps == ["flush file", f"flush {tmp_path}"]
 
 
 def test_what_the_disk_begins_to_write_stays_as_it_is_and_in_the_cache(

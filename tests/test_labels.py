@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ichfast import labels
@@ -60,7 +62,9 @@ def test_the_wide_form_says_the_same(tmp_path: Path) -> None:
     assert table.num_duplicates == 1
 
 
-@pytest.mark.parametrize(("suffix", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
+@pytest.mark.parametrize(
+    ("suffix", "opener"), [(".gz", gzip.open), (".bz2", bz2.open), (".xz", lzma.open)]
+)
 def test_a_compressed_csv_is_read_as_it_is(
     tmp_path: Path, suffix: str, opener: type
 ) -> None:
@@ -120,12 +124,36 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 9)
     with pytest.raises(LabelError, match=r"cannot read|is not a label csv"):
         read_labels(tmp_path / "binary.csv")
-    (tmp_path / "excel.csv").write_text("ID,Label\n", encoding="utf-16")
-    with pytest.raises(LabelError, match=r"cannot read .* codec can't decode"):
-        read_labels(tmp_path / "excel.csv")
-    (tmp_path / "cut.csv.xz").write_bytes(lzma.compress(b"ID,Label\n" * 99)[:-9])
-    with pytest.raises(LabelError, match="cannot read"):
-        read_labels(tmp_path / "cut.csv.xz")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.csv.xz", lzma.compress(b"ID,Label\n" * 99)[:-9]),
+        ("cut.csv.gz", gzip.compress(b"ID,Label\n" * 99)[:-9]),
+        ("damaged.csv.gz", gzip.compress(b"ID,Label\n" * 99)[:10] + bytes([7] * 99)),
+        ("packed.csv.zip", b"PK\3\4\x14\0\0\0\x08\0\x9c\xa7\n"),
+        ("latin.csv", "ID,Label,Größe\n".encode("latin-1")),
+        ("excel.csv", "ID,Label\n".encode("utf-16")),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_refused(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LabelError, match="cannot read the label csv"):
+        read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [("ID,Label,Label", "Label"), (",".join(["ID", "any", *CLASSES]), "any")],
+)
+def test_a_column_that_stands_twice_is_refused(
+    tmp_path: Path, header: str, name: str
+) -> None:
+    with pytest.raises(LabelError, match=f"more than one column {name}"):
+        read_labels(write_csv(tmp_path / "labels.csv", [], header))
 
 
 def test_the_whole_kaggle_csv_is_read_with_its_repeated_rows() -> None:
@@ -168,8 +196,12 @@ def test_nobody_reads_rows_before_the_one_who_keeps_them() -> None:
     assert "read" not in stream.calls[: stream.calls.index("seek")]
 
 
-def test_a_first_line_without_end_is_no_label_csv(tmp_path: Path) -> None:
-    path = tmp_path / "endless.csv"
-    path.write_text("x" * (labels.MOST_HEADER_BYTES + 100))
-    with pytest.raises(LabelError, match="label csv"):
-        read_labels(path)
+def test_a_first_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    content = b"x" * (labels.MOST_HEADER_BYTES + 100)
+    stream = io.BytesIO(content)
+    with pytest.raises(pa.ArrowInvalid):
+        labels._parse_csv(stream)
+    assert stream.tell() == labels.MOST_HEADER_BYTES
+    (tmp_path / "endless.csv").write_bytes(content)
+    with pytest.raises(LabelError, match="cannot read the label csv"):
+        read_labels(tmp_path / "endless.csv")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ichfast import allrows, sorting
@@ -50,7 +51,7 @@ def write_pages(store: Path, frame: pd.DataFrame) -> tuple[Journal, list[Unit]]:
     listing = Listing.of(
         [[Found(home, f"{k:03}", "", f"{k:03}", 1) for k in range(len(frame))]]
     )
-    units = cut_units(listing, UNIT_ENTRIES, first_unit=0, first_entry=0)
+    units = cut_units(listing, UNIT_ENTRIES, first_unit=0)
     for unit in units:
         part = frame.iloc[unit.first : unit.first + len(unit.entries)]
         shard = Shard(
@@ -60,9 +61,9 @@ def write_pages(store: Path, frame: pd.DataFrame) -> tuple[Journal, list[Unit]]:
             count=len(part),
             crc32c={512: 0},
         )
-        rows = part.assign(
-            entry=part.index, shard=shard.name, row_in_shard=range(len(part))
-        )
+        rows = part.assign(shard=shard.name, row_in_shard=range(len(part)))
+        if "entry" not in rows:
+            rows["entry"] = part.index
         for field in journal.schema:
             if field.name not in rows:
                 rows[field.name] = "x" if field.type == pa.string() else 1
@@ -104,6 +105,8 @@ def test_rows_are_sorted_as_pandas_sorts_them(
         found[list(ORDER)], expected[list(ORDER)], check_dtype=False
     )
     assert found[list(CLASSES)].isna().all(axis=None)
+    groups = pq.ParquetFile(journal.store / "slices.parquet").metadata
+    assert groups.num_row_groups == math.ceil(NUM_ROWS / part_rows)
 
 
 def same_digest(texts: npt.NDArray[np.object_], **_: object) -> npt.NDArray[np.uint64]:
@@ -123,9 +126,12 @@ def test_the_first_of_several_equal_slices_is_kept(
     for row, first in ((450, 3), (70, 69), (200, 100), (499, 450)):
         frame.loc[row, "slice_id"] = frame.loc[first, "slice_id"]
     frame.loc[200, "crc32c"] = 2
+    # Two frames of one file, of which both differ, are one rejection.
+    frame["entry"] = frame.index
+    frame.loc[201, ["slice_id", "crc32c", "entry"]] = [ids[101], 2, 200]
     journal, units = write_pages(tmp_path / "store", frame)
     merged = merged_store(journal, units)
-    assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS - 4, 3)
+    assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS - 5, 3)
     assert merged.rejected.to_dict("records") == [
         {
             "entry": 200,
@@ -135,7 +141,7 @@ def test_the_first_of_several_equal_slices_is_kept(
         }
     ]
     found = read_table(journal.store, read_header(journal.store))
-    kept = set(range(NUM_ROWS)) - {450, 70, 200, 499}
+    kept = set(range(NUM_ROWS)) - {450, 70, 200, 201, 499}
     assert sorted(found["slice_id"]) == sorted(ids[row] for row in kept)
     assert found.set_index("slice_id").loc[ids[3], "row_in_shard"] == 3
 
@@ -147,10 +153,21 @@ def test_a_repeat_names_the_first_of_its_kind(tmp_path: Path) -> None:
         ids[row] = ids[5]
     frame["slice_id"] = ids
     journal, units = write_pages(tmp_path / "store", frame)
-    found = find_repeats(AllRows(journal, units, None, NUM_ROWS))
-    assert found.row_R.tolist() == found.entry_R.tolist() == [80, 300, 490]
+    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    assert np.flatnonzero(found.is_repeat_N).tolist() == [80, 300, 490]
+    assert found.entry_R.tolist() == [80, 300, 490]
     assert found.original_entry_R.tolist() == [5, 5, 5]
     assert not found.differs_R.any()
+
+
+def test_slices_of_one_id_are_equal_in_size_and_pixels(tmp_path: Path) -> None:
+    """Empty slices of other shapes have equal bytes, and so equal checksums."""
+    frame = odd_rows().assign(slice_id="same", rows=2, columns=3, crc32c=5)
+    for row, column in ((1, "rows"), (2, "columns"), (3, "crc32c")):
+        frame.loc[row, column] = 6
+    journal, units = write_pages(tmp_path / "store", frame)
+    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    assert np.flatnonzero(found.differs_R).tolist() == [0, 1, 2]
 
 
 def test_a_shard_without_a_slice_that_counts_is_left_out(tmp_path: Path) -> None:
