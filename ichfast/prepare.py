@@ -9,9 +9,10 @@ page, the pages are merged (`ichfast.merge`).
    that nothing disturbed. Units with a page are not decoded again.
 2. Order, bytes and table do not depend on the number of workers.
 3. `store.json` is written last. On a finished store the same command does nothing.
-4. Each entry of the listing becomes slices, or one row of `rejected.csv`. That
-   includes files that plainly are no images, such as a csv beside the DICOM: they
-   are rejected as ``not-dicom`` and count towards `max_rejected`.
+4. Each entry of the listing becomes slices, or one row of `rejected.csv`; a file of
+   many frames both, if some of them conflict with slices of others. That includes files
+   that plainly are no images, such as a csv beside the DICOM: they are rejected as
+   ``not-dicom`` and count towards `max_rejected`.
 5. A file that ends its worker or hangs costs itself and nothing else.
 6. The same slice twice is kept once.
 7. Without `keep_ids`, ids are keyed hashes before they reach the disk
