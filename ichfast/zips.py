@@ -124,7 +124,7 @@ def _find_table(stream: IO[bytes]) -> tuple[int, int, int]:
     tail = stream.read()
     at = tail.rfind(MAGIC[1], 0, len(tail) - _END.size + len(MAGIC[1]))
     if at < 0:
-        raise BadZipFile("it has no table of contents: was it cut short?")
+        raise BadZipFile("it has no table of contents, as if it were cut short")
     _, *disks, num_bytes, offset, _ = _END.unpack_from(tail, at)
     end = tail_at + at
     if tail[max(0, at - _LOCATOR_BYTES) : at].startswith(_SIGNATURE_LOCATOR):
