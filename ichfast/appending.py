@@ -28,13 +28,13 @@ from ichfast.labels import LabelTable
 from ichfast.listing import Listing
 from ichfast.manifest import read_header
 from ichfast.merge import Base
-from ichfast.plan import Unit, check_plan, cut_units, label_plan
+from ichfast.plan import Unit, check_plan, cut_units
 
 
 def check_finished(
     journal: Journal,
     plan: Mapping[str, str],
-    labels: Mapping[str, str],
+    labels_plan: Mapping[str, str],
     *,
     append: bool,
 ) -> None:
@@ -43,7 +43,7 @@ def check_finished(
     Args:
         journal: the store's.
         plan: the command's, without labels.
-        labels: what `label_plan` says of the command's.
+        labels_plan: what `label_plan` says of the command's labels.
         append: whether the command appends.
 
     Raises:
@@ -54,7 +54,7 @@ def check_finished(
     if append:
         check_plan(store, header.plan, {k: plan[k] for k in ("levels", "ids", "unit")})
         return
-    check_plan(store, header.plan, {**plan, **labels})
+    check_plan(store, header.plan, {**plan, **labels_plan})
     if journal.is_begun:
         raise StoreError(
             f"{store} was being appended to when a run was cut short; that command, "
@@ -105,9 +105,18 @@ def new_units(entries: Listing, base: Base | None, unit_entries: int) -> list[Un
 
 
 def adds_labels(
-    base: Base | None, labels: LabelTable | None, key: bytes | None
+    base: Base | None,
+    labels: LabelTable | None,
+    key: bytes | None,
+    labels_plan: Mapping[str, str],
 ) -> bool:
     """Whether `labels` are new to the store that is appended to, if one is.
+
+    Args:
+        base: the store that is appended to, if one is.
+        labels: the command's.
+        key: of the store's hashed ids, if they are hashed.
+        labels_plan: what `label_plan` says of `labels`.
 
     Raises:
         LabelError: they contradict those it has.
@@ -115,7 +124,7 @@ def adds_labels(
     if base is None or labels is None:
         return False
     Labelling.of(labels, key).add(base.rows)
-    return base.header.plan.get("labels") != label_plan(labels, key)["labels"]
+    return base.header.plan.get("labels") != labels_plan["labels"]
 
 
 def grown_intake(

@@ -133,9 +133,10 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         if not keep_ids:
             key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key)
+        labels_plan = label_plan(labels, key)
         base = None
         if is_finished:
-            check_finished(journal, plan, label_plan(labels, key), append=append)
+            check_finished(journal, plan, labels_plan, append=append)
         else:
             check_unfinished(store)
         if is_finished and append:
@@ -145,7 +146,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             entries = new_entries(entries, base, key)
             units += new_units(entries, base, UNIT_ENTRIES)
         # Asked first: labels that contradict the store's end the run here.
-        if adds_labels(base, labels, key) or units:
+        if adds_labels(base, labels, key, labels_plan) or units:
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
             name = partial(
@@ -157,8 +158,14 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             num_files = convert_units(job, units, workers, scheduler)
             merged = merge(journal, units, base, name)
             _check_rejected(journal, merged, max_rejected)
-            intake = grown_intake(entries, units, base, key)
-            finish(journal, merged, labels, key, plan | label_plan(labels, key), intake)
+            finish(
+                journal,
+                merged,
+                labels,
+                key,
+                plan | labels_plan,
+                grown_intake(entries, units, base, key),
+            )
         else:
             give_up(journal)
     report = summarize(
