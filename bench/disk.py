@@ -109,16 +109,3 @@ def read_bytes(files: Sequence[Path], num_bytes: int) -> None:
                 if not found:
                     break
                 num_bytes -= found
-
-
-def fill_cache(files: Sequence[Path]) -> None:
-    """Read whole files in sequence, after the page cache has forgotten them.
-
-    They are then in the cache in large pieces. What was read at random lies there in
-    pages of 4 KiB, and takes longer to read again: a slice more than twice as long,
-    `ichfast prepare` a tenth longer, ``cp`` no longer (bench/LOG.md, 2026-11).
-    """
-    for file in files:
-        with file.open("rb", buffering=0) as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    read_bytes(files, sum(file.stat().st_size for file in files))

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.bigstore import write_big_store
-from bench.disk import fill_cache
 from bench.measure import BenchError
+from bench.pagecache import fill_cache
 from ichfast.errors import StoreError
 from ichfast.labels import read_labels
 from ichfast.memory import available_memory

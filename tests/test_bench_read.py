@@ -232,7 +232,7 @@ def test_the_cold_case_has_every_limit_or_says_by_name_why_not(
     install_fio: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bench.stages.read._is_cached", lambda *_: False)
+    monkeypatch.setattr("bench.pagecache._is_cached", lambda *_: False)
     if script:
         install_fio(f"PATH=/bin:/usr/bin\n{script}")
     records = measure(workload, Meter(device="cpu", repeats=2, warmup=0))

@@ -27,6 +27,7 @@ from bench.compare import main as compare_main
 from bench.copies import write_copies
 from bench.estimates import estimate, ratio_of
 from bench.measure import BenchError, Contender, Meter, Record
+from bench.pagecache import drop_cache
 from bench.peak import watch_command
 from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.plot import main as plot_main
@@ -42,7 +43,6 @@ from bench.session import (
 )
 from bench.stages import STAGES
 from bench.stages.loader import CopyAlone, gpu_copies, make_task, open_loader
-from bench.stages.read import drop_cache
 from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
@@ -649,9 +649,9 @@ def test_a_file_out_of_the_page_cache_is_noticed_and_so_is_one_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(2**20))
-    monkeypatch.setattr("bench.stages.read._is_cached", lambda *_: True)
+    monkeypatch.setattr("bench.pagecache._is_cached", lambda *_: True)
     assert "does not let go" in drop_cache([tmp_path / "file"])
-    monkeypatch.setattr("bench.stages.read._is_cached", lambda *_: False)
+    monkeypatch.setattr("bench.pagecache._is_cached", lambda *_: False)
     assert drop_cache([tmp_path / "file"]) == ""
 
 

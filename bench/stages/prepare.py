@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.barest import BarestCopiers
-from bench.disk import fill_cache
 from bench.measure import BenchError, Contender, Meter, Record
+from bench.pagecache import fill_cache
 from bench.peers import peers_of, reason_to_skip
 from bench.peers.converters import ConverterPool
 from bench.syntaxes import encode_in_syntaxes

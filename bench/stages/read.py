@@ -17,11 +17,9 @@ Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +27,7 @@ import numpy.typing as npt
 from bench.disk import BLOCK_BYTES, Disk
 from bench.fio import Fio
 from bench.measure import BenchError, Clocked, Contender, Meter, Record
+from bench.pagecache import drop_cache
 from bench.workload import Workload, common_slices
 from ichfast.dataconfig import source_shapes
 from ichfast.reading import ReadAhead, Wanted, batches_ahead, num_readers
@@ -249,28 +248,3 @@ class _PageCache:
             self._mapped[first : first + _COPIED_SLICES], start=first
         ):
             self._ring_SHW[number % len(self._ring_SHW)] = stored_HW
-
-
-def drop_cache(files: Sequence[Path]) -> str:
-    """Ask the kernel to forget files; says why if it still knows one."""
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            if _is_cached(descriptor, file.stat().st_size):
-                return "the kernel does not let go of the store's pages (in memory?)"
-        except OSError as error:
-            return f"cannot tell whether the cache is cold ({error.strerror})"
-        finally:
-            os.close(descriptor)
-    return ""
-
-
-def _is_cached(descriptor: int, num_bytes: int) -> bool:
-    """Whether the file's middle can be read without waiting for a disk."""
-    try:
-        os.preadv(descriptor, [bytearray(1)], num_bytes // 2, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    return True
