@@ -90,10 +90,8 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
                     batch.images_BCHW  # (64, 1, 224, 224)
     """
     store.check_open()
-    slices_N = _whole_numbers(slices_N)
+    slices_N = _positions(store, slices_N)
     _check_device(device)
-    if seed < 0:
-        raise LoaderError(f"the seed must be 0 or more, got {seed}")
     num_windows = len(config.windows)
     if normalization is None and config.normalize != "none":
         raise LoaderError(
@@ -108,7 +106,6 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
             f"expected a mean and a standard deviation for each of {num_windows} "
             f"window(s), got {len(normalization.mean)}"
         )
-    _check_positions(store, slices_N)
     sampler = make_sampler(
         config.sampling,
         store,
@@ -136,7 +133,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     )
 
 
-def _whole_numbers(slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def _positions(store: Store, slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Store positions as int64, not made of what is something else."""
     found_N = np.asarray(slices_N)
     if found_N.size and found_N.dtype.kind not in "iu":
@@ -144,15 +141,13 @@ def _whole_numbers(slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
             f"slices are store positions, whole numbers; got {found_N.dtype}; "
             "of a mask take np.flatnonzero(mask)"
         )
-    return found_N.astype(np.int64)
-
-
-def _check_positions(store: Store, slices_N: npt.NDArray[np.int64]) -> None:
-    outside = slices_N[(slices_N < 0) | (slices_N >= len(store))]
+    position_N = found_N.astype(np.int64)
+    outside = position_N[(position_N < 0) | (position_N >= len(store))]
     if outside.size:
         raise LoaderError(
             f"{store.path} holds slices 0 to {len(store) - 1}, asked for {outside[0]}"
         )
+    return position_N
 
 
 def _check_device(device: str) -> None:

@@ -52,6 +52,8 @@ class Sampler:
                 "expected the store positions of one slice or more, got an array of "
                 f"shape {self.slices_N.shape}"
             )
+        if self.seed < 0:
+            raise LoaderError(f"the seed must be 0 or more, got {self.seed}")
         if not 0 <= self.rank < self.world_size:
             raise LoaderError(
                 f"rank is from 0 to world_size - 1, got rank {self.rank} of "
