@@ -32,9 +32,9 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
-from ichfast import elements, filebytes, headers, hounsfield
+from ichfast import filebytes, headers, hounsfield
 from ichfast.common import Common, read_common
-from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements
+from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements, Walker
 from ichfast.errors import RejectError
 from ichfast.headers import Header, Layout
 from ichfast.mistrust import Mistrust
@@ -71,7 +71,7 @@ _FRAME_MACROS = (
 )
 _WANTED_TAGS = frozenset(headers.TAGS.values())
 _SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
-_NO_WALK = _SEQUENCES | frozenset(FLOAT_PIXELS)
+_WALKER = Walker(_WANTED_TAGS, refused=_SEQUENCES | frozenset(FLOAT_PIXELS))
 
 _NO_SEQUENCES = Dataset()
 
@@ -180,7 +180,7 @@ class _File:
 
 def _parse(content: bytes) -> _File:
     start, has_preamble = filebytes.find_start(content)
-    walked = elements.walk(content, start, _WANTED_TAGS, _NO_WALK)
+    walked = _WALKER.walk(content, start)
     if walked is None:
         return _parse_with_pydicom(content, start, has_preamble=has_preamble)
     return _File(

@@ -4,7 +4,7 @@ pydicom reads every file there is; on files as common as those of RSNA it takes
 twice as long as the rest of the conversion. Here are read those that need no more
 than a walk: little-endian, with meta information. Sequences of undefined length are
 walked over to their end, if the file names their VR, and nothing in them is read.
-`walk` returns None for any other file, and for any doubt, and pydicom then reads it.
+`Walker.walk` returns None for any other file, and for any doubt, and pydicom then reads it.
 Where both can, they agree.
 """
 
@@ -23,8 +23,9 @@ FLOAT_PIXELS = (0x7FE0_0008, 0x7FE0_0009)
 Elements = Mapping[int, tuple[bytes, bool]]
 """By tag: the bytes of a value, and whether it is little-endian."""
 
-_META_GROUP = 2
-_SYNTAX = 0x0002_0010
+_META_GROUP = b"\2\0"
+_SYNTAX = 0x0010_0002
+"""(0002,0010) TransferSyntaxUID, as it is read: see `_as_read`."""
 _IMPLICIT = "1.2.840.10008.1.2"
 _OTHER_ENCODINGS = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 """Deflated, and big-endian."""
@@ -40,9 +41,11 @@ Source:
 _MAX_DEPTH = 16
 """Sequences of undefined length in one another that are walked into."""
 
-_SHORT = struct.Struct("<HH2sH")
+_EXPLICIT_HEADER = struct.Struct("<I2sH")
+"""Tag, VR, and a length of 2 bytes, or 2 reserved ones before one of 4."""
+_IMPLICIT_HEADER = struct.Struct("<II")
+"""Tag and length."""
 _LONG = struct.Struct("<I")
-_LONGEST_HEADER = 12
 _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
@@ -52,6 +55,10 @@ _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 Source:
     DICOM PS3.5 7.1.2.
 """
+_VRS_AS_LENGTHS = frozenset(
+    int.from_bytes(vr, "little") for vr in (*_SHORT_VRS, *_LONG_VRS)
+)
+"""The lower half of what would be a length if the file did not name the VR."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,97 +78,153 @@ class Walk:
     """Its length as the header says, or `UNDEFINED`."""
 
 
-def walk(
-    content: bytes, start: int, wanted: frozenset[int], refused: frozenset[int]
-) -> Walk | None:
-    """Read the elements up to the pixels, or leave the file to pydicom.
+class Walker:
+    """Walks over the elements of files.
+
+    Its two loops are written out: they run thirty times a file, and a call in them
+    would cost as much as the rest.
 
     Args:
-        content: the file.
-        start: where its first element begins.
         wanted: tags whose values are kept.
         refused: tags of elements that a walk cannot read.
-
-    Returns:
-        None where pydicom must read the file.
     """
-    syntax, at = "", start
-    meta = _Walker(content, is_implicit=False)
-    while (header := meta.header(at)) and header[0] >> 16 == _META_GROUP:
-        tag, _, value_at, length = header
+
+    def __init__(self, wanted: frozenset[int], refused: frozenset[int]) -> None:
+        self._wanted = {_as_read(tag): tag for tag in wanted}
+        self._stops = frozenset(map(_as_read, (*refused, PIXELS)))
+
+    def walk(self, content: bytes, start: int) -> Walk | None:
+        """Read the elements up to the pixels, or leave the file to pydicom.
+
+        Args:
+            content: the file.
+            start: where its first element begins.
+
+        Returns:
+            None where pydicom must read the file.
+        """
+        found: dict[int, tuple[bytes, bool]] = {}
+        try:
+            syntax, at = _read_meta(content, start)
+            if not syntax or syntax in _OTHER_ENCODINGS:
+                return None
+            walk = self._implicit if syntax == _IMPLICIT else self._explicit
+            pixels_at, length = walk(content, at, found)
+        except (struct.error, _NotPlainError):  # the former: cut short in a header
+            return None
+        return Walk(found, syntax, pixels_at, length) if length else None
+
+    def _explicit(
+        self, content: bytes, at: int, found: dict[int, tuple[bytes, bool]]
+    ) -> tuple[int, int]:
+        """Where the value of the pixels begins, and its length as the header says."""
+        unpack, wanted, stops = _EXPLICIT_HEADER.unpack_from, self._wanted, self._stops
+        while True:
+            tag, vr, length = unpack(content, at)
+            at += 8
+            if vr not in _SHORT_VRS:
+                if vr not in _LONG_VRS:
+                    raise _NotPlainError
+                (length,) = _LONG.unpack_from(content, at)
+                at += 4
+            if tag in stops:
+                return at, _pixels_length(tag, length)
+            if length == UNDEFINED:
+                at = _sequence_end(content, at, vr, depth=0)
+                continue
+            end = at + length
+            if tag in wanted and length:
+                found[wanted[tag]] = content[at:end], True
+            at = end
+
+    def _implicit(
+        self, content: bytes, at: int, found: dict[int, tuple[bytes, bool]]
+    ) -> tuple[int, int]:
+        """As `_explicit`, in a file that does not name the VR."""
+        unpack, wanted, stops = _IMPLICIT_HEADER.unpack_from, self._wanted, self._stops
+        while True:
+            tag, length = unpack(content, at)
+            at += 8
+            # Some files say implicit and are not; pydicom finds out which.
+            if length & 0xFFFF in _VRS_AS_LENGTHS:
+                raise _NotPlainError
+            if tag in stops:
+                return at, _pixels_length(tag, length)
+            if length == UNDEFINED:
+                raise _NotPlainError
+            end = at + length
+            if tag in wanted and length:
+                found[wanted[tag]] = content[at:end], True
+            at = end
+
+
+class _NotPlainError(Exception):
+    """pydicom must read the file."""
+
+
+def _as_read(tag: int) -> int:
+    """A tag as its four little-endian bytes read at once: the element above the group.
+
+    Source:
+        DICOM PS3.5 7.1.
+    """
+    return (tag & 0xFFFF) << 16 | tag >> 16
+
+
+_PIXELS_AS_READ = _as_read(PIXELS)
+
+
+def _pixels_length(tag: int, length: int) -> int:
+    if tag != _PIXELS_AS_READ:
+        raise _NotPlainError  # a refused one
+    return length
+
+
+def _read_meta(content: bytes, at: int) -> tuple[str, int]:
+    """The transfer syntax, empty where there is none, and where the data set begins."""
+    syntax = ""
+    while content[at : at + 2] == _META_GROUP:
+        tag, _, value_at, length = _header(content, at)
         at = value_at + length
         if tag == _SYNTAX:
             syntax = content[value_at:at].rstrip(b" \0").decode("latin-1")
-    if not syntax or syntax in _OTHER_ENCODINGS:
-        return None
-    found: dict[int, tuple[bytes, bool]] = {}
-    walker = _Walker(content, is_implicit=syntax == _IMPLICIT)
-    while header := walker.header(at):
-        tag, _, value_at, length = header
-        if tag == PIXELS and length:
-            return Walk(found, syntax, value_at, length)
-        if tag == PIXELS or tag in refused:
-            return None
-        if length == UNDEFINED:
-            end = walker.end(header, depth=0)
-            if end is None:
-                return None
-            at = end
-            continue
-        at = value_at + length
-        if length and tag in wanted:
-            found[tag] = content[value_at:at], True
-    return None
+    return syntax, at
 
 
-_Found = tuple[int, bytes, int, int]
-"""Of an element: tag, VR as the file says, where its value begins, length."""
+def _header(content: bytes, at: int) -> tuple[int, bytes, int, int]:
+    """An element's tag as read, VR, where its value begins, length; VR explicit."""
+    tag, vr, length = _EXPLICIT_HEADER.unpack_from(content, at)
+    at += 8
+    if vr not in _SHORT_VRS:
+        if vr not in _LONG_VRS:
+            raise _NotPlainError
+        (length,) = _LONG.unpack_from(content, at)
+        at += 4
+    return tag, vr, at, length
 
 
-@dataclass(frozen=True, slots=True)
-class _Walker:
-    content: bytes
-    is_implicit: bool
+def _sequence_end(content: bytes, at: int, vr: bytes, depth: int) -> int:
+    """Where a sequence of undefined length ends; `at`: where its value begins."""
+    if vr != b"SQ" or depth == _MAX_DEPTH:
+        raise _NotPlainError
+    while content[at : at + 4] == _ITEM:
+        (length,) = _LONG.unpack_from(content, at + 4)
+        at = _item_end(content, at + 8, length, depth)
+    if content[at : at + 4] != _SEQUENCE_END:
+        raise _NotPlainError
+    return at + 8
 
-    def header(self, at: int) -> _Found | None:
-        """The element at `at`; None where there is nothing that looks like one."""
-        if at + _LONGEST_HEADER > len(self.content):
-            return None
-        group, element, vr, length = _SHORT.unpack_from(self.content, at)
-        # Some files say implicit and are not; pydicom finds out which.
-        if self.is_implicit == (vr in _SHORT_VRS or vr in _LONG_VRS):
-            return None
-        if self.is_implicit:
-            length = _LONG.unpack_from(self.content, at + 4)[0]
-        elif vr in _LONG_VRS:
-            length = _LONG.unpack_from(self.content, at + 8)[0]
-            at += 4
-        return group << 16 | element, vr, at + 8, length
 
-    def end(self, found: _Found, depth: int) -> int | None:
-        """Where an element ends; None where pydicom must find out."""
-        _, vr, at, length = found
-        if length != UNDEFINED:
-            return at + length
-        if self.is_implicit or vr != b"SQ" or depth == _MAX_DEPTH:
-            return None
-        while self.content[at : at + 4] == _ITEM and at + 8 <= len(self.content):
-            (length,) = _LONG.unpack_from(self.content, at + 4)
-            item_end = self._item_end(at + 8, length, depth)
-            if item_end is None:
-                return None
-            at = item_end
-        return at + 8 if self.content[at : at + 4] == _SEQUENCE_END else None
-
-    def _item_end(self, at: int, length: int, depth: int) -> int | None:
-        """Where an item ends, if its elements fill it; `at`: where they begin."""
-        stop = at + length
-        while at != stop or length == UNDEFINED:
-            if self.content[at : at + 4] == _ITEM_END:
-                return at + 8 if length == UNDEFINED else None
-            header = self.header(at)
-            end = self.end(header, depth + 1) if header else None
-            if end is None or (length != UNDEFINED and end > stop):
-                return None
-            at = end
-        return at
+def _item_end(content: bytes, at: int, length: int, depth: int) -> int:
+    """Where an item ends, if its elements fill it; `at`: where they begin."""
+    stop = at + length
+    while at != stop or length == UNDEFINED:
+        if content[at : at + 4] == _ITEM_END and length == UNDEFINED:
+            return at + 8
+        _, vr, value_at, inner = _header(content, at)
+        at = value_at + inner
+        if inner == UNDEFINED:
+            at = _sequence_end(content, value_at, vr, depth + 1)
+        if length != UNDEFINED and at > stop:
+            raise _NotPlainError
+    return at

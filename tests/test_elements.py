@@ -78,7 +78,7 @@ def outcome(content: bytes) -> list[Any]:
 
 def outcome_without_walk(content: bytes, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     with monkeypatch.context() as patch:
-        patch.setattr(elements, "walk", lambda *_: None)
+        patch.setattr(elements.Walker, "walk", lambda *_: None)
         return outcome(content)
 
 
@@ -88,7 +88,7 @@ def plain_walk(
     wanted: frozenset[int] = frozenset(),
     refused: frozenset[int] = frozenset(),
 ) -> elements.Walk | None:
-    return elements.walk(content, start, wanted, refused)
+    return elements.Walker(wanted, refused).walk(content, start)
 
 
 def is_walked(content: bytes) -> bool:
