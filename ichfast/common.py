@@ -32,7 +32,7 @@ _MAX_REMEMBERED_BYTES = 4096
 fill the memory."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Common:
     """What the slices of a series have in common, nearly always."""
 
@@ -47,13 +47,21 @@ class Common:
     patient_id: str
     study_uid: str
     series_uid: str
+    """(0010,0020), (0020,000D), (0020,000E). Empty where absent."""
+
     orientation: tuple[float, ...]
+    """(0020,0037), six cosines: of the rows, of the columns. Empty where absent."""
+
     row_spacing_mm: float
     column_spacing_mm: float
+    """(0028,0030), between rows and between columns. NaN where absent."""
+
     thickness_mm: float
+    """(0018,0050). NaN where absent."""
+
     window_center: float
     window_width: float
-    """As in `dicom.Slice`."""
+    """(0028,1050) and (0028,1051), HU, the first value. NaN where absent."""
 
     quirks: frozenset[str]
     """Names of what had to be mended in these."""

@@ -19,10 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
+from ichfast.common import Common
 from ichfast.dicom import Slice
 from ichfast.errors import RejectError
 from ichfast.journal import Journal, Page, Reject
@@ -32,13 +34,6 @@ from ichfast.plan import Unit
 from ichfast.pseudonyms import plain_text, stored_id
 from ichfast.sources import read_entries
 from ichfast.writer import UnitWriter
-
-_AS_READ = (
-    *("position_mm", "row_spacing_mm", "column_spacing_mm", "thickness_mm"),
-    *("rescale_slope", "rescale_intercept", "bits_stored"),
-    *("is_signed", "window_center", "window_width", "transfer_syntax_uid"),
-)
-"""Columns that are the fields of a `Slice`, unchanged."""
 
 _BAN_DETAILS = {
     "decoder-crash": "the decoder ended its process, twice",
@@ -134,12 +129,14 @@ def convert_unit(job: Job, unit: Unit) -> None:
             try:
                 # Of a file that fails at a later frame, the first ones have no row.
                 rows += [
-                    {"entry": index} | _row(job, slice_, writer.add(slice_.stored_HW))
+                    _row(job, index, slice_, writer.add(slice_.stored_HW))
                     for slice_ in _decode(job, content)
                 ]
             except RejectError as error:
                 detail = plain_text(error.detail)
                 rejects.append((index, job.name(entry), error.code, detail))
+            # Before the next is read: what takes its place is still in the cache.
+            del content
             _watch.position = -1
             _watch.num_done += 1
             _watch.num_rejected = len(rejects)
@@ -169,28 +166,47 @@ def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
 
 
 def _row(
-    job: Job, slice_: Slice, written: tuple[str, int, Mapping[int, int]]
+    job: Job, entry: int, slice_: Slice, written: tuple[str, int, Mapping[int, int]]
 ) -> dict[str, Any]:
     shard, row_in_shard, sums = written
-    rows, columns = slice_.stored_HW.shape
     return {
+        **_common_columns(job.key, slice_.common),
+        "entry": entry,
         "slice_id": stored_id(job.key, slice_.slice_id),
-        "patient": stored_id(job.key, slice_.patient_id),
-        "study": stored_id(job.key, slice_.study_uid),
-        "series": stored_id(job.key, slice_.series_uid),
-        "rows": rows,
-        "columns": columns,
+        "position_mm": slice_.position_mm,
         # IS has 12 characters at most; a hostile one must not overflow the column.
         "instance_number": slice_.instance_number
         if abs(slice_.instance_number) < 10**12
         else -1,
-        "tilt_deg": _tilt_deg(slice_.orientation),
         "shard": shard,
         "row_in_shard": row_in_shard,
         "crc32c": sums[SOURCE_LEVEL],
         "crc32c_256": sums.get(SMALL_LEVEL),
+        "rescale_slope": slice_.rescale_slope,
+        "rescale_intercept": slice_.rescale_intercept,
+        "transfer_syntax_uid": slice_.transfer_syntax_uid,
         "quirks": ";".join(slice_.quirks),
-    } | {name: getattr(slice_, name) for name in _AS_READ}
+    }
+
+
+@lru_cache(maxsize=64)
+def _common_columns(key: bytes | None, common: Common) -> Mapping[str, Any]:
+    """The columns that the rows of a series have in common."""
+    return {
+        "patient": stored_id(key, common.patient_id),
+        "study": stored_id(key, common.study_uid),
+        "series": stored_id(key, common.series_uid),
+        "rows": common.layout.rows,
+        "columns": common.layout.columns,
+        "bits_stored": common.layout.bits_stored,
+        "is_signed": common.layout.is_signed,
+        "row_spacing_mm": common.row_spacing_mm,
+        "column_spacing_mm": common.column_spacing_mm,
+        "thickness_mm": common.thickness_mm,
+        "tilt_deg": _tilt_deg(common.orientation),
+        "window_center": common.window_center,
+        "window_width": common.window_width,
+    }
 
 
 def _tilt_deg(orientation: Sequence[float]) -> float:

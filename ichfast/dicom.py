@@ -16,9 +16,9 @@ Shape letters: H rows, W columns.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from io import BytesIO
 
 import numpy as np
@@ -34,7 +34,13 @@ from pydicom.pixels.utils import get_j2k_parameters
 
 from ichfast import filebytes, headers, hounsfield
 from ichfast.common import Common, read_common
-from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements, Walker
+from ichfast.elements import (
+    FLOAT_PIXELS,
+    MAX_VALUE_BYTES,
+    UNDEFINED,
+    Elements,
+    Walker,
+)
 from ichfast.errors import RejectError
 from ichfast.headers import Header, Layout
 from ichfast.mistrust import Mistrust
@@ -73,8 +79,6 @@ _WANTED_TAGS = frozenset(headers.TAGS.values())
 _SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
 _WALKER = Walker(_WANTED_TAGS, refused=_SEQUENCES | frozenset(FLOAT_PIXELS))
 
-_NO_SEQUENCES = Dataset()
-
 # Promise 5; `Mistrust` keeps the warnings.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
@@ -89,37 +93,18 @@ class Slice:
     slice_id: str
     """(0008,0018) SOPInstanceUID; frame k of a multi-frame file adds ``.k``."""
 
-    patient_id: str
-    study_uid: str
-    series_uid: str
-    """(0010,0020), (0020,000D), (0020,000E). Empty where absent."""
+    common: Common
+    """What it has in common with its series."""
 
     position_mm: float
     """(0020,0032) along the normal of (0020,0037). NaN where unknown."""
 
-    orientation: tuple[float, ...]
-    """(0020,0037), six cosines: of the rows, of the columns. Empty where absent."""
-
     instance_number: int
     """(0020,0013), or the number of the frame. -1 where absent."""
-
-    row_spacing_mm: float
-    column_spacing_mm: float
-    """(0028,0030), between rows and between columns. NaN where absent."""
-
-    thickness_mm: float
-    """(0018,0050). NaN where absent."""
 
     rescale_slope: float
     rescale_intercept: float
     """(0028,1053) and (0028,1052), as applied: HU a raw step, HU of raw 0."""
-
-    bits_stored: int
-    is_signed: bool
-
-    window_center: float
-    window_width: float
-    """(0028,1050) and (0028,1051), HU, the first value. NaN where absent."""
 
     transfer_syntax_uid: str
     """As the file says. Empty where it says nothing."""
@@ -166,8 +151,8 @@ def read_slices(content: bytes) -> Iterator[Slice]:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    sequences: Dataset
-    """The elements that are sequences, of those read."""
+    sequences: Dataset | None
+    """What holds the elements that are sequences, of those read; None: nothing."""
     elements: Elements
     syntax: str
     content: bytes
@@ -184,7 +169,7 @@ def _parse(content: bytes) -> _File:
     if walked is None:
         return _parse_with_pydicom(content, start, has_preamble=has_preamble)
     return _File(
-        sequences=_NO_SEQUENCES,
+        sequences=None,
         elements=walked.elements,
         syntax=walked.syntax,
         content=content,
@@ -233,12 +218,20 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
 
 
 def _elements(dataset: Dataset) -> Elements:
-    """The raw values of a dataset; sequences stay out."""
-    return {
+    """The raw values of a dataset; sequences stay out.
+
+    Raises:
+        RejectError: ``bad-header``, a value is longer than `MAX_VALUE_BYTES`.
+    """
+    found = {
         int(element.tag): (element.value, element.is_little_endian)
         for element in dataset.elements()
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes)
     }
+    longest = max((len(value) for value, _ in found.values()), default=0)
+    if longest > MAX_VALUE_BYTES:
+        raise RejectError("bad-header", f"a value of {longest:,} bytes")
+    return found
 
 
 def _frame_headers(
@@ -250,7 +243,7 @@ def _frame_headers(
         DICOM PS3.3 C.7.6.16, multi-frame functional groups.
     """
     num_frames = common.layout.num_frames
-    if num_frames == 1 and _FRAME_GROUPS not in file.sequences:
+    if num_frames == 1 and _items(file.sequences, _FRAME_GROUPS) is None:
         return [(header, common)]
     whole = dict(file.elements)
     if num_frames > 1:  # a position of the whole is no frame's
@@ -272,13 +265,20 @@ def _merged(*mappings: Elements) -> Elements:
     return merged
 
 
-def _macros(dataset: Dataset, groups_tag: int) -> list[list[Elements]]:
+def _macros(sequences: Dataset | None, groups_tag: int) -> list[list[Elements]]:
     """For each item of a sequence of functional groups, the groups that are read."""
-    items = dataset[groups_tag].value if groups_tag in dataset else []
     return [
         [_elements(group) for name in _FRAME_MACROS for group in item.get(name, [])[:1]]
-        for item in items
+        for item in _items(sequences, groups_tag) or ()
     ]
+
+
+def _items(sequences: Dataset | None, tag: int) -> Sequence[Dataset] | None:
+    """The items of a sequence; None where there is no such element."""
+    if sequences is None or tag not in sequences:
+        return None
+    items: Sequence[Dataset] = sequences[tag].value or ()
+    return items
 
 
 # ---- pixels ----------------------------------------------------------------------
@@ -307,17 +307,19 @@ def _read_frames(file: _File, layout: Layout) -> Iterator[RawArray]:
 
 
 def _view(file: _File, layout: Layout) -> Iterator[RawArray]:
-    order = ">" if file.syntax == uid.ExplicitVRBigEndian else "<"
-    kind = "i" if layout.is_signed else "u"
-    dtype = np.dtype(f"{order}{kind}{layout.bits_allocated // 8}")
+    is_big_endian = file.syntax == uid.ExplicitVRBigEndian
+    dtype = _dtype(layout.bits_allocated, layout.is_signed, is_big_endian)
+    shape_HW = layout.rows, layout.columns
     for index in range(layout.num_frames):
-        raw_HW: RawArray = np.frombuffer(
-            file.content,
-            dtype,
-            count=layout.rows * layout.columns,
-            offset=file.pixels_at + index * layout.frame_bytes,
-        ).reshape(layout.rows, layout.columns)
-        yield raw_HW.astype(dtype.newbyteorder("="), copy=False)
+        start = file.pixels_at + index * layout.frame_bytes
+        raw_HW: RawArray = np.ndarray(shape_HW, dtype, file.content, start)
+        yield raw_HW.astype(dtype.newbyteorder("=")) if is_big_endian else raw_HW
+
+
+@lru_cache
+def _dtype(bits: int, is_signed: bool, is_big_endian: bool) -> np.dtype[np.integer]:
+    order, kind = ">" if is_big_endian else "<", "i" if is_signed else "u"
+    return np.dtype(f"{order}{kind}{bits // 8}")
 
 
 def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
@@ -375,32 +377,25 @@ def _make_slice(
     frame: tuple[int, RawArray],
 ) -> Slice:
     (header, common), (number, raw_HW) = frame_header, frame
-    has_lut = _LUT in file.sequences and file.sequences[_LUT].value
-    lut = partial(apply_modality_lut, ds=file.sequences) if has_lut else None
+    lut = _modality_lut(file.sequences)
     stored = hounsfield.store_frame(raw_HW, layout, common, lut)
     is_single = layout.num_frames == 1
-    position_mm = headers.read_position(header, common.orientation)
-    instance_number = header.integer("InstanceNumber", -1) if is_single else number
     return Slice(
         stored_HW=stored.stored_HW,
         slice_id=header.text("SOPInstanceUID") + ("" if is_single else f".{number}"),
-        patient_id=common.patient_id,
-        study_uid=common.study_uid,
-        series_uid=common.series_uid,
-        position_mm=position_mm,
-        orientation=common.orientation,
-        instance_number=instance_number,
-        row_spacing_mm=common.row_spacing_mm,
-        column_spacing_mm=common.column_spacing_mm,
-        thickness_mm=common.thickness_mm,
+        common=common,
+        position_mm=headers.read_position(header, common.orientation),
+        instance_number=header.integer("InstanceNumber", -1) if is_single else number,
         rescale_slope=stored.slope,
         rescale_intercept=stored.intercept,
-        bits_stored=layout.bits_stored,
-        is_signed=layout.is_signed,
-        window_center=common.window_center,
-        window_width=common.window_width,
         transfer_syntax_uid=file.syntax,
         quirks=tuple(
             sorted(file.quirks | header.quirks | common.quirks | stored.quirks)
         ),
     )
+
+
+def _modality_lut(sequences: Dataset | None) -> Callable[[RawArray], RawArray] | None:
+    if sequences is None or not _items(sequences, _LUT):
+        return None
+    return partial(apply_modality_lut, ds=sequences)

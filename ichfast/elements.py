@@ -4,8 +4,8 @@ pydicom reads every file there is; on files as common as those of RSNA it takes
 twice as long as the rest of the conversion. Here are read those that need no more
 than a walk: little-endian, with meta information. Sequences of undefined length are
 walked over to their end, if the file names their VR, and nothing in them is read.
-`Walker.walk` returns None for any other file, and for any doubt, and pydicom then reads it.
-Where both can, they agree.
+`Walker.walk` returns None for any other file, and for any doubt, and pydicom then
+reads it. Where both can, they agree.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ UNDEFINED = 0xFFFF_FFFF
 
 PIXELS = 0x7FE0_0010
 FLOAT_PIXELS = (0x7FE0_0008, 0x7FE0_0009)
+
+MAX_VALUE_BYTES = 65_534
+"""Longest value that is kept: as much as most elements can have where VRs are named.
+Where they are not, a value may take the whole file, and hold millions of numbers."""
 
 Elements = Mapping[int, tuple[bytes, bool]]
 """By tag: the bytes of a value, and whether it is little-endian."""
@@ -134,6 +138,8 @@ class Walker:
                 continue
             end = at + length
             if tag in wanted and length:
+                if length > MAX_VALUE_BYTES:
+                    raise _NotPlainError
                 found[wanted[tag]] = content[at:end], True
             at = end
 
@@ -154,6 +160,8 @@ class Walker:
                 raise _NotPlainError
             end = at + length
             if tag in wanted and length:
+                if length > MAX_VALUE_BYTES:
+                    raise _NotPlainError
                 found[wanted[tag]] = content[at:end], True
             at = end
 

@@ -1,6 +1,7 @@
 """Writing the shards of one unit: all of them complete, or none of the files.
 
-Slices go straight to the files, so memory does not grow with a unit.
+Slices go straight to the files, so memory does not grow with a unit. Only the files of
+the last shape are open: a unit may hold hundreds of shapes.
 
 Shape letters: H rows, W columns.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -53,7 +55,8 @@ class UnitWriter:
         self._unit = unit
         self._levels = levels
         self._stack = ExitStack()
-        self._files: dict[tuple[int, int], dict[int, _ShardFile]] = {}
+        self._begun: dict[tuple[int, ...], _Begun] = {}
+        self._last: _Begun | None = None
         for level in levels:
             make_folder(store / f"level-{level}")
 
@@ -66,16 +69,16 @@ class UnitWriter:
         Returns:
             Its shard's name, its row in the shard, and its checksum at each level.
         """
-        rows, columns = stored_HW.shape
-        name = shard_name(self._unit, rows, columns)
-        if (rows, columns) not in self._files:
-            self._files[rows, columns] = self._begin(name)
-        files = self._files[rows, columns]
+        begun = self._begun.get(stored_HW.shape) or self._begin(stored_HW.shape)
+        if begun is not self._last:
+            self._close_last()
+            self._last = begun
+        files = begun.files
         row = files[SOURCE_LEVEL].count
         sums = {SOURCE_LEVEL: files[SOURCE_LEVEL].append(stored_HW)}
         if SMALL_LEVEL in files:
             sums[SMALL_LEVEL] = files[SMALL_LEVEL].append(reduce_to_256(stored_HW))
-        return name, row, sums
+        return begun.name, row, sums
 
     def __enter__(self) -> UnitWriter:
         return self
@@ -86,28 +89,49 @@ class UnitWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close_last()
         if kind is not None:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
             shards = [
                 Shard(
-                    name=shard_name(self._unit, rows, columns),
+                    name=begun.name,
                     rows=rows,
                     columns=columns,
-                    count=files[SOURCE_LEVEL].count,
-                    crc32c={level: file.complete() for level, file in files.items()},
+                    count=begun.files[SOURCE_LEVEL].count,
+                    crc32c={
+                        level: file.complete() for level, file in begun.files.items()
+                    },
                 )
-                for (rows, columns), files in self._files.items()
+                for (rows, columns), begun in self._begun.items()
             ]
         self.shards = sorted(shards, key=lambda shard: shard.name)
 
-    def _begin(self, name: str) -> dict[int, _ShardFile]:
+    def _begin(self, shape_HW: tuple[int, ...]) -> _Begun:
+        rows, columns = shape_HW
+        name = shard_name(self._unit, rows, columns)
         paths = {level: shard_path(self._store, name, level) for level in self._levels}
-        return {
+        files = {
             level: _ShardFile(self._stack.enter_context(atomic_path(path)))
             for level, path in paths.items()
         }
+        self._begun[shape_HW] = _Begun(name, files)
+        return self._begun[shape_HW]
+
+    def _close_last(self) -> None:
+        if self._last is not None:
+            for file in self._last.files.values():
+                file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The files of a shard that is being written."""
+
+    name: str
+    files: Mapping[int, _ShardFile]
+    """For each level."""
 
 
 class _ShardFile:
@@ -118,6 +142,7 @@ class _ShardFile:
         self._shape_HW: tuple[int, ...] = ()
         self._rows_crc32c = 0
         self._num_unflushed = 0
+        self._descriptor: int | None = None
         self.count = 0
         path.write_bytes(bytes(NPY_HEADER_BYTES))
 
@@ -125,23 +150,25 @@ class _ShardFile:
         """Add one slice; return its checksum."""
         row = np.ascontiguousarray(stored_HW, dtype=PIXEL_DTYPE)
         crc32c = int(google_crc32c.value(row))
-        # Opened for each slice: a unit may hold hundreds of shapes, and opening
-        # costs a hundredth of what writing half a megabyte does.
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        try:
-            left = row.data.cast("B")
-            while left:
-                left = left[os.write(descriptor, left) :]
-            self._num_unflushed += row.nbytes
-            if self._num_unflushed >= FLUSH_BYTES:
-                begin_flush(descriptor)
-                self._num_unflushed = 0
-        finally:
-            os.close(descriptor)
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        left = row.data.cast("B")
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+        self._num_unflushed += row.nbytes
+        if self._num_unflushed >= FLUSH_BYTES:
+            begin_flush(self._descriptor)
+            self._num_unflushed = 0
         self._shape_HW = row.shape
         self._rows_crc32c = combine(self._rows_crc32c, crc32c, row.nbytes)
         self.count += 1
         return crc32c
+
+    def close(self) -> None:
+        """Close the file; the next slice opens it again."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
 
     def complete(self) -> int:
         """Write the header, known last; return the checksum of the whole file."""

@@ -26,6 +26,7 @@ from pydicom.pixels.processing import apply_rescale
 
 from ichfast import common, dicom, headers, hounsfield
 from ichfast.dicom import REJECT_CODES, Slice, read_slices
+from ichfast.elements import Walker
 from ichfast.errors import RejectError
 from ichfast.hounsfield import to_stored
 from ichfast.sources import list_entries, read_entries
@@ -158,15 +159,15 @@ def test_a_slice_says_what_its_header_says(syntax: str) -> None:
     np.testing.assert_array_equal(one.stored_HW, np.clip(ramp(), 0, None))
     assert one.stored_HW.dtype == np.uint16
     assert one.stored_HW.flags.writeable
-    assert (one.slice_id, one.patient_id) == ("ID_0123", "ID_patient")
-    assert (one.study_uid, one.series_uid) == ("ID_study", "ID_series")
+    assert (one.slice_id, one.common.patient_id) == ("ID_0123", "ID_patient")
+    assert (one.common.study_uid, one.common.series_uid) == ("ID_study", "ID_series")
     assert one.position_mm == 86.25
-    assert list(one.orientation) == [1, 0, 0, 0, 1, 0]
-    assert (one.instance_number, one.thickness_mm) == (12, 5)
-    assert (one.row_spacing_mm, one.column_spacing_mm) == (0.5, 0.25)
+    assert list(one.common.orientation) == [1, 0, 0, 0, 1, 0]
+    assert (one.instance_number, one.common.thickness_mm) == (12, 5)
+    assert (one.common.row_spacing_mm, one.common.column_spacing_mm) == (0.5, 0.25)
     assert (one.rescale_slope, one.rescale_intercept) == (1, -1024)
-    assert (one.bits_stored, one.is_signed) == (16, True)
-    assert (one.window_center, one.window_width) == (40, 80)
+    assert (one.common.layout.bits_stored, one.common.layout.is_signed) == (16, True)
+    assert (one.common.window_center, one.common.window_width) == (40, 80)
     assert one.transfer_syntax_uid == syntax
     assert one.quirks == ()
 
@@ -178,12 +179,16 @@ def test_what_is_absent_is_nan_empty_or_minus_one() -> None:
     )
     one = read_one(ct_file(ramp(), without=(*absent, "WindowWidth")))
     assert math.isnan(one.position_mm)
-    assert math.isnan(one.row_spacing_mm)
-    assert math.isnan(one.column_spacing_mm)
-    assert math.isnan(one.thickness_mm)
-    assert math.isnan(one.window_center)
-    assert math.isnan(one.window_width)
-    assert (one.patient_id, one.study_uid, one.series_uid) == ("", "", "")
+    assert math.isnan(one.common.row_spacing_mm)
+    assert math.isnan(one.common.column_spacing_mm)
+    assert math.isnan(one.common.thickness_mm)
+    assert math.isnan(one.common.window_center)
+    assert math.isnan(one.common.window_width)
+    assert (one.common.patient_id, one.common.study_uid, one.common.series_uid) == (
+        "",
+        "",
+        "",
+    )
     assert one.instance_number == -1
     assert one.quirks == ()
 
@@ -283,7 +288,7 @@ def test_the_first_of_two_windows_counts() -> None:
     one = read_one(
         ct_file(ramp(), WindowCenter="00036\\00040", WindowWidth="00080\\00100")
     )
-    assert (one.window_center, one.window_width) == (36, 80)
+    assert (one.common.window_center, one.common.window_width) == (36, 80)
     assert one.quirks == ("two_windows",)
 
 
@@ -298,7 +303,7 @@ def test_numbers_are_read_as_they_are_meant(
     text: str, center: float, is_mended: bool
 ) -> None:
     one = read_one(ct_file(ramp(), WindowCenter=text))
-    assert one.window_center == pytest.approx(center, nan_ok=True)
+    assert one.common.window_center == pytest.approx(center, nan_ok=True)
     assert ("malformed_number" in one.quirks) is is_mended
 
 
@@ -466,8 +471,12 @@ def test_each_frame_has_its_own_position_and_rescale() -> None:
     np.testing.assert_array_equal(first.stored_HW, ramp() + 10 + 1024)
     np.testing.assert_array_equal(second.stored_HW, 2 * ramp() + 15 + 1024)
     assert (second.rescale_slope, second.rescale_intercept) == (2, 15)
-    assert (first.row_spacing_mm, first.column_spacing_mm) == (0.4, 0.3)
-    assert (first.thickness_mm, first.window_center, first.window_width) == (
+    assert (first.common.row_spacing_mm, first.common.column_spacing_mm) == (0.4, 0.3)
+    assert (
+        first.common.thickness_mm,
+        first.common.window_center,
+        first.common.window_width,
+    ) == (
         2.5,
         30,
         90,
@@ -631,13 +640,32 @@ def test_what_is_remembered_of_a_series_is_not_taken_for_another() -> None:
     assert (second.slice_id, second.instance_number) == ("1.2", 8)
     steeper = read_one(ct_file(ramp(), RescaleSlope="2"))
     assert (first.rescale_slope, steeper.rescale_slope) == (1.0, 2.0)
-    assert read_one(ct_file(ramp(), PatientID="other")).patient_id == "other"
+    assert read_one(ct_file(ramp(), PatientID="other")).common.patient_id == "other"
     assert rejection(ct_file(ramp(), Modality="MR")).code == "not-ct"
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "ImageType", "ImagePositionPatient"])
+@pytest.mark.parametrize("is_walked", [True, False])
+def test_a_value_of_megabytes_is_not_read(
+    keyword: str, monkeypatch: pytest.MonkeyPatch, *, is_walked: bool
+) -> None:
+    """As a number for each byte it would take a hundred times the file's memory."""
+    if not is_walked:
+        monkeypatch.setattr(Walker, "walk", lambda *_: None)
+
+    def file_with(num_bytes: int) -> bytes:
+        changed: dict[str, Any] = {keyword: b"\\" * num_bytes}
+        return ct_file(ramp(), syntax=IMPLICIT, **changed)
+
+    assert read_one(file_with(65_534)).stored_HW.shape == (ROWS, COLUMNS)
+    assert rejection(file_with(65_536)).code == "bad-header"
 
 
 def test_long_headers_are_not_remembered() -> None:
     common._remember_common.cache_clear()
-    assert read_one(ct_file(ramp(), PatientID="x" * 5000)).patient_id == "x" * 5000
+    assert (
+        read_one(ct_file(ramp(), PatientID="x" * 5000)).common.patient_id == "x" * 5000
+    )
     assert common._remember_common.cache_info().currsize == 0
     read_one(ct_file(ramp()))
     assert common._remember_common.cache_info().currsize == 1
@@ -805,7 +833,7 @@ def test_every_real_file_is_stored_as_pydicom_decodes_it_or_rightly_rejected() -
         for one, expected_HW in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one.stored_HW, expected_HW, err_msg=name)
             assert one.slice_id.startswith(row["sop_instance_uid"])
-            assert one.patient_id == row["patient_id"]
+            assert one.common.patient_id == row["patient_id"]
             num_slices += 1
     assert num_slices == 324
 
@@ -824,7 +852,7 @@ def test_the_real_enhanced_ct_gives_each_frame_its_position() -> None:
     first, second = read_slices((DATA / ZOO / "eCT_Supplemental.dcm").read_bytes())
     assert (first.position_mm, first.slice_id[-2:]) == (159, ".1")
     assert second.position_mm not in (159, math.nan)
-    assert (first.thickness_mm, first.rescale_intercept) == (10, -1024)
+    assert (first.common.thickness_mm, first.rescale_intercept) == (10, -1024)
 
 
 @needs_data

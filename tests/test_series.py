@@ -100,8 +100,8 @@ def read_table(archive: Path) -> pd.DataFrame:
             raise content
         [one] = read_slices(content)
         rows.append(
-            {"patient": one.patient_id, "study": one.study_uid}
-            | {"series": one.series_uid, "position_mm": one.position_mm}
+            {"patient": one.common.patient_id, "study": one.common.study_uid}
+            | {"series": one.common.series_uid, "position_mm": one.position_mm}
             | {"instance_number": one.instance_number}
         )
     return pd.DataFrame(rows)
