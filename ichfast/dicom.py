@@ -19,7 +19,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +76,9 @@ _FRAME_MACROS = (
 )
 _WANTED_TAGS = frozenset(headers.TAGS.values())
 _SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
+_MAX_SEQUENCE_BYTES = 8 * 2**20
+"""Longest sequence that is parsed: 2 KiB for each of 4,096 frames. If it is all items
+of no elements, they take 650 MB."""
 _WALKER = Walker(_WANTED_TAGS, refused=_SEQUENCES | frozenset(FLOAT_PIXELS))
 
 # Promise 5; `Mistrust` keeps the warnings.
@@ -180,7 +182,7 @@ def _parse(content: bytes) -> _File:
 
 
 def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _File:
-    stream = BytesIO(content)
+    stream = filebytes.Rationed(content)
     stream.seek(start)
     meta = read_dataset(
         stream,
@@ -192,7 +194,7 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
     start = stream.tell()
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         content, start = filebytes.inflate(content[start:]), 0
-        stream = BytesIO(content)
+        stream = filebytes.Rationed(content)
     is_implicit = syntax == uid.ImplicitVRLittleEndian
     if not syntax:
         vr = content[start + 4 : start + 6]
@@ -218,19 +220,20 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
 
 
 def _elements(dataset: Dataset) -> Elements:
-    """The raw values of a dataset; sequences stay out.
+    """The raw values of a dataset, those of its sequences not yet parsed.
 
     Raises:
-        RejectError: ``bad-header``, a value is longer than `MAX_VALUE_BYTES`.
+        RejectError: ``bad-header``, a value is too long to be parsed.
     """
     found = {
         int(element.tag): (element.value, element.is_little_endian)
         for element in dataset.elements()
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes)
     }
-    longest = max((len(value) for value, _ in found.values()), default=0)
-    if longest > MAX_VALUE_BYTES:
-        raise RejectError("bad-header", f"a value of {longest:,} bytes")
+    for tag, (value, _) in found.items():
+        most = _MAX_SEQUENCE_BYTES if tag in _SEQUENCES else MAX_VALUE_BYTES
+        if len(value) > most:
+            raise RejectError("bad-header", f"a value of {len(value):,} bytes")
     return found
 
 

@@ -16,6 +16,10 @@ from ichfast.errors import RejectError
 
 _MAX_INFLATED_BYTES = 256 * 2**20
 """zlib holds twice as much while it inflates."""
+_MAX_PIECES = 2**20
+"""Twice as many as 4,096 frames need whose headers all say everything."""
+_MAX_FRAGMENTS = 2**17
+"""Most fragments of compressed pixels: 32 for each frame."""
 _PREAMBLE_BYTES = 128
 _ITEM = b"\xfe\xff\x00\xe0"
 _DELIMITER = b"\xfe\xff\xdd\xe0"
@@ -62,6 +66,32 @@ def inflate(packed: bytes) -> bytes:
             "too-large", f"it inflates to more than {_MAX_INFLATED_BYTES:,} bytes"
         )
     return inflated
+
+
+class Rationed(BytesIO):
+    """A file that is read in so many pieces and no more.
+
+    pydicom reads each element and each item of a sequence in a piece or two of 8 bytes
+    and more, and makes an object of 600 bytes of it. So a file of nothing but items
+    would take a hundred times its size.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._num_left = _MAX_PIECES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file.
+
+        Raises:
+            RejectError: ``bad-header``, a million pieces were read before.
+        """
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise RejectError(
+                "bad-header", f"it has more than {_MAX_PIECES:,} elements and items"
+            )
+        return super().read(size)
 
 
 class PixelSearch:
@@ -117,14 +147,16 @@ def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
         Where the last fragment ends, and how many there are.
 
     Raises:
-        RejectError: ``truncated-pixels``, a fragment leaves the file;
-            ``decoder-error``, there is no chain of items.
+        RejectError: ``truncated-pixels``, a fragment leaves the file; ``too-large``,
+            there are too many; ``decoder-error``, there is no chain of items.
 
     Source:
         DICOM PS3.5 A.4.
     """
     at, num_items = start, 0
     while content[at : at + 4] == _ITEM and at + 8 <= len(content):
+        if num_items > _MAX_FRAGMENTS:
+            raise RejectError("too-large", f"more than {_MAX_FRAGMENTS:,} fragments")
         end = at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")
         if end > len(content):
             raise RejectError(

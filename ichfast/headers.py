@@ -53,6 +53,10 @@ Source:
 MAX_PIXELS = 4096**2
 """Most rows x columns of one slice."""
 
+MAX_FRAMES = 4096
+"""Most frames of a file. A few bytes of header can promise any number, and each takes
+memory before its pixels are looked at."""
+
 MAX_FILE_PIXELS = 2**30
 """Most pixels of all frames of a file: 2 GiB as uint16. A few KB of compressed frames
 can promise any number."""
@@ -237,7 +241,7 @@ def read_layout(header: Header) -> Layout:
 
     Raises:
         RejectError: ``bad-header``, an element is missing or impossible;
-            ``too-large``, more pixels than `MAX_PIXELS` or `MAX_FILE_PIXELS`.
+            ``too-large``, more than `MAX_FRAMES`, `MAX_PIXELS` or `MAX_FILE_PIXELS`.
     """
     rows, columns = _required(header, "Rows"), _required(header, "Columns")
     bits_allocated = _required(header, "BitsAllocated")
@@ -248,11 +252,16 @@ def read_layout(header: Header) -> Layout:
     shape = f"{rows} rows x {columns} columns x {num_frames:.0f} frames"
     if rows * columns == 0 or not num_frames >= 1:
         raise RejectError("bad-header", shape)
-    if rows * columns > MAX_PIXELS or num_frames * rows * columns > MAX_FILE_PIXELS:
+    num_pixels = rows * columns
+    if (
+        num_frames > MAX_FRAMES
+        or num_pixels > MAX_PIXELS
+        or num_pixels * num_frames > MAX_FILE_PIXELS
+    ):
         raise RejectError(
             "too-large",
-            f"{shape}; at most {MAX_PIXELS:,} pixels a frame and "
-            f"{MAX_FILE_PIXELS:,} a file are read",
+            f"{shape}; at most {MAX_FRAMES:,} frames, {MAX_PIXELS:,} pixels of a frame "
+            f"and {MAX_FILE_PIXELS:,} of a file are read",
         )
     if bits_allocated not in (16, 32) or bits_stored > bits_allocated:
         raise RejectError(

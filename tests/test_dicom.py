@@ -498,6 +498,7 @@ def test_each_frame_has_its_own_position_and_rescale() -> None:
         ("colour", {"BitsAllocated": 8, "BitsStored": 8}),
         ("too-large", {"Rows": 4097, "Columns": 4096}),
         ("too-large", {"Rows": 4096, "Columns": 4096, "NumberOfFrames": "65"}),
+        ("too-large", {"NumberOfFrames": "4097", "pixels": bytes(4097 * 70)}),
         ("truncated-pixels", {"NumberOfFrames": "2"}),
         ("truncated-pixels", {"Rows": 8}),
         ("bad-header", {"Rows": 0}),
@@ -560,6 +561,44 @@ def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> Non
         syntax=uid.DeflatedExplicitVRLittleEndian,
         pixels=bytes(2000),
     )
+    assert rejection(content).code == "too-large"
+
+
+def test_a_header_of_a_million_items_is_not_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has 8 bytes in the file and takes 600 of memory."""
+    item = ITEM + bytes(4)
+    whole = ct_file(ramp(), syntax=IMPLICIT)
+    at = whole.index(b"\x28\x00\x02\x00")
+
+    def file_with(num_items: int) -> bytes:
+        head = b"\x08\x00\x40\x11" + b"\xff" * 4 + item * num_items
+        return whole[:at] + head + DELIMITER + whole[at:]
+
+    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", 200)
+    assert read_one(file_with(100)).stored_HW.shape == (ROWS, COLUMNS)
+    assert rejection(file_with(200)).code == "bad-header"
+
+
+def test_a_sequence_of_megabytes_is_not_parsed() -> None:
+    item = ITEM + bytes(4)
+    whole = ct_file(ramp(), syntax=IMPLICIT)
+    at = whole.rindex(b"\xe0\x7f\x10\x00")
+
+    def file_with(num_items: int) -> bytes:
+        head = b"\x00\x52\x29\x92" + (8 * num_items).to_bytes(4, "little")
+        return whole[:at] + head + item * num_items + whole[at:]
+
+    assert read_one(file_with(2**20)).stored_HW.shape == (ROWS, COLUMNS)
+    assert rejection(file_with(2**20 + 1)).code == "bad-header"
+
+
+def test_a_frame_of_a_million_fragments_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ichfast.filebytes._MAX_FRAGMENTS", 9)
+    content = ct_file(ramp(), syntax=uid.RLELossless, pixels=encapsulate([b"ab"] * 10))
     assert rejection(content).code == "too-large"
 
 

@@ -174,7 +174,12 @@ def _copy(setup: _Setup, dicom_dir: Path, num_files: int) -> Contender:
         out_dir = setup.out_dir / "copy"
         copy_folders(folders, out_dir, setup.processes)
         if on_disk:
-            subprocess.run(["sync", "-f", out_dir], check=True, timeout=COPY_TIMEOUT_S)
+            subprocess.run(
+                ["sync", "-f", out_dir],
+                check=True,
+                timeout=COPY_TIMEOUT_S,
+                capture_output=True,  # as in `copy_folders`: to see its end at once
+            )
         return num_files
 
     return Contender(
@@ -206,20 +211,25 @@ def copy_folders(folders: Sequence[Path], out_dir: Path, processes: int) -> None
         BenchError: a copy failed.
     """
     shares = [folders[k::processes] for k in range(processes)]
-    running = [
-        subprocess.Popen(["cp", "-r", *map(str, share), str(out_dir)])
-        for share in shares
-        if share
-    ]
-    try:
-        status = [process.wait(timeout=COPY_TIMEOUT_S) for process in running]
-    finally:
+    # Each with a pipe, whose end tells at once that a process has ended: without one,
+    # waiting with a time limit looks every 50 ms.
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen(
+                    ["cp", "-r", *map(str, share), str(out_dir)],
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for share in shares
+            if share
+        ]
         for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    if any(status):
-        raise BenchError(f"cp -r to {out_dir} failed; make room there")
+            stack.callback(process.kill)  # nothing where it has ended
+        said = [process.communicate(timeout=COPY_TIMEOUT_S)[1] for process in running]
+    if any(process.returncode for process in running):
+        raise BenchError(f"cp -r to {out_dir} failed ({said[-1].strip()}); make room")
 
 
 def _converter(
