@@ -173,6 +173,17 @@ def promise_much(content: bytearray, draw: random.Random) -> None:
             content[at + 8 : at + 10] = number.to_bytes(2, "little")
 
 
+def promise_many_frames(content: bytearray, draw: random.Random) -> None:
+    """Make slices small, and so many of them that their pixels would be in range."""
+    at = content.find(struct.pack("<HH2sH", 0x28, 0x10, b"US", 2))
+    if at >= 0:
+        number = draw.choice([b"4097", b"100000", b"1000000000"])
+        content[at + 8 : at + 10] = b"\1\0"
+        content[at:at] = struct.pack("<HH2sH", 0x28, 8, b"IS", len(number)) + number
+        at = content.find(struct.pack("<HH2sH", 0x28, 0x11, b"US", 2))
+        content[at + 8 : at + 10] = b"\1\0"
+
+
 CODESTREAM_HEADS = (b"\xff\x51\x00", b"\xff\xf7\x00", b"\xff\xc3\x00", b"\xff\xc1\x00")
 
 
@@ -208,7 +219,8 @@ def pack_a_bomb(content: bytearray, draw: random.Random) -> None:
 
 MUTATIONS: tuple[Mutation, ...] = (
     *(truncate, flip_bits, write_extremes, swap_lengths, repeat_part, remove_part),
-    *(nest_sequences, promise_much, promise_much_in_the_codestream, pack_a_bomb),
+    *(nest_sequences, promise_much, promise_many_frames),
+    *(promise_much_in_the_codestream, pack_a_bomb),
 )
 
 
