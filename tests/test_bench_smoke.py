@@ -401,6 +401,7 @@ def test_files_written_in_other_syntaxes_hold_the_same_slice(toy: Workload) -> N
     encoded, left_out = encode_in_syntaxes([content])
     assert encoded.keys() >= {"deflated", "RLE"}
     assert not encoded.keys() & left_out.keys()
+    assert len(encoded) + len(left_out) == 8
     syntaxes = set()
     for contents in encoded.values():
         (found,) = read_slices(contents[0])
