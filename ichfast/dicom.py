@@ -31,7 +31,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
-from ichfast import filebytes, headers, hounsfield
+from ichfast import codestreams, filebytes, headers, hounsfield
 from ichfast.common import Common, read_common
 from ichfast.elements import (
     FLOAT_PIXELS,
@@ -343,7 +343,8 @@ def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
         )
     pixels = file.content[file.pixels_at : end]
     for codestream in generate_frames(pixels, number_of_frames=layout.num_frames):
-        filebytes.check_codestream(codestream, layout.rows, layout.columns)
+        if file.syntax != uid.RLELossless:
+            codestreams.check(codestream, layout.rows, layout.columns)
         j2k = get_j2k_parameters(codestream)
         if j2k.get("is_signed", layout.is_signed) != layout.is_signed:
             file.quirks.add("j2k_sign")  # which pydicom's decoder mends

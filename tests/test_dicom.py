@@ -602,15 +602,33 @@ def test_a_frame_of_a_million_fragments_is_not_decoded(
     assert rejection(content).code == "too-large"
 
 
-J2K_HUGE = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + struct.pack(">4I", 60000, 60000, 0, 0)
-JPEG_HUGE = b"\xff\xd8\xff\xe0\0\2\xff\xc3\0\x0b\x10" + struct.pack(">HH", 60000, 60000)
+J2K_HUGE = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + struct.pack(
+    ">8IH3B", *(60000, 60000, 0, 0), *(60000, 60000, 0, 0), *(1, 15, 1, 1)
+)
+JPEG_HUGE = b"\xff\xd8\xff\xe0\0\2\xff\xc3\0\x0b\x10" + struct.pack(
+    ">HHB", 60000, 60000, 1
+)
+JP2_HEAD = b"\0\0\0\x0cjP  \r\n\x87\n"
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
 
 
 @pytest.mark.parametrize(
     ("syntax", "codestream"),
     [
-        (uid.JPEG2000Lossless, J2K_HUGE + bytes(40)),
-        (uid.JPEG2000Lossless, b"\0\0\0\x0cjP  " + bytes(80) + J2K_HUGE + bytes(40)),
+        (uid.JPEG2000Lossless, J2K_HUGE),
+        (uid.JPEG2000Lossless, JP2_HEAD + box(b"jp2c", J2K_HUGE + bytes(40))),
+        # What pydicom looks for may lie far back, and in another box.
+        (
+            uid.JPEG2000Lossless,
+            JP2_HEAD
+            + box(b"free", J2K_HUGE.replace(b"\0\0\xea\x60", b"\0\0\0\1") + bytes(400))
+            + box(b"jp2c", J2K_HUGE + bytes(40)),
+        ),
+        # Fill bytes.
+        (uid.JPEGLosslessSV1, JPEG_HUGE.replace(b"\xff\xc3", b"\xff\xff\xff\xc3")),
         (uid.JPEGLosslessSV1, JPEG_HUGE + bytes(40)),
         (uid.JPEGLSLossless, JPEG_HUGE.replace(b"\xc3", b"\xf7") + bytes(40)),
     ],
@@ -622,6 +640,99 @@ def test_a_frame_that_promises_more_than_the_slice_is_not_decoded(
     error = rejection(content)
     assert error.code == "too-large"
     assert "60000 rows" in error.detail
+
+
+JPEG_SMALL = JPEG_HUGE[:-5] + struct.pack(">HHB", ROWS, COLUMNS, 1)
+
+
+@pytest.mark.parametrize(
+    "codestream",
+    [
+        # Rows that stand behind the pixels; a decoder takes 11 GB for them.
+        JPEG_HUGE[:-5] + struct.pack(">HHB", 0, 60000, 1),
+        JPEG_SMALL.replace(b"\xff\xc3", b"junk\xff\xc3"),
+        JPEG_SMALL.replace(b"\xff\xc3", b"\xff\x01\xff\xc3"),
+        JPEG_SMALL.replace(b"\xff\xc3", b"\xff\xc2"),  # progressive
+        JPEG_SMALL[1:],
+        b"\xff\xd8\xff\xe0\0\0" + bytes(40),
+        b"",
+    ],
+)
+def test_a_frame_that_decoders_may_read_in_another_way_is_not_decoded(
+    codestream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "iter_array", lambda *_, **__: pytest.fail("decoded"))
+    pixels = encapsulate([codestream + bytes(40) + b"\xff\xd9"])
+    content = ct_file(ramp(), syntax=uid.JPEGLosslessSV1, pixels=pixels)
+    error = rejection(content)
+    assert error.code == "decoder-error"
+    assert "Failed" not in error.detail
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xc3", b"\xff\xf7"])
+def test_a_jpeg_frame_that_breaks_off_is_truncated(marker: bytes) -> None:
+    """A decoder would make up the rest."""
+    codestream = JPEG_SMALL.replace(b"\xff\xc3", marker) + bytes(40)
+    content = ct_file(
+        ramp(), syntax=uid.JPEGLosslessSV1, pixels=encapsulate([codestream])
+    )
+    assert rejection(content).code == "truncated-pixels"
+
+
+def j2k(
+    rows: int,
+    columns: int,
+    tile: int,
+    *coding: bytes,
+    samples: int = 1,
+    step: int = 1,
+) -> bytes:
+    """A codestream of empty packets."""
+    size = struct.pack(">H8IH", 0, columns, rows, 0, 0, tile, tile, 0, 0, samples)
+    size += bytes([15, step, step]) * samples
+    main = b"\xff\x51" + struct.pack(">H", 2 + len(size)) + size + b"".join(coding)
+    quantization = b"\xff\x5c\0\x04\x40\x90"
+    start = struct.pack(">HHHIBB", 0xFF90, 10, 0, 0, 0, 1)
+    return b"\xff\x4f" + main + quantization + start + b"\xff\x93" + bytes(99)
+
+
+def cod(sizes: bytes = b"", layers: int = 1) -> bytes:
+    """Coding parameters: of no decomposition, with or without sizes of precincts."""
+    content = struct.pack(">BBHB5B", len(sizes), 0, layers, 0, *(0, 4, 4, 0, 1)) + sizes
+    return b"\xff\x52" + struct.pack(">H", 2 + len(content)) + content
+
+
+COC = b"\xff\x53\0\x0a\0\1\0\4\4\0\1\0"
+"""Precincts of one pixel."""
+
+
+@pytest.mark.parametrize(
+    ("codestream", "code"),
+    [
+        (j2k(512, 2048, 2048, cod()), "decoder-error"),
+        (j2k(1024, 1024, 1024, cod(), step=2), "decoder-error"),
+        (j2k(255, 255, 1, cod(), samples=16), "decoder-error"),
+        (j2k(255, 255, 1, cod(), samples=17), "too-large"),
+        (j2k(1024, 1024, 7, cod()), "too-large"),
+        (j2k(1024, 1024, 1024, cod(b"\0")), "too-large"),
+        (j2k(1024, 1024, 1024, cod(), COC), "too-large"),
+        (j2k(1024, 1024, 1024, cod(), b"\xff\x64\0\x0f" + cod(b"\0")), "too-large"),
+        (j2k(1024, 1024, 1024, cod(b"\x44", layers=500)), "too-large"),
+    ],
+)
+def test_jpeg_2000_of_another_shape_or_of_too_many_parts_is_not_decoded(
+    codestream: bytes, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = np.zeros((1024, 1024), "<u2")
+    whole = j2k(1024, 1024, 1024, cod(b"\x44", layers=100))
+
+    def file_of(codestream: bytes) -> bytes:
+        pixels = encapsulate([codestream + b"\xff\xd9"])
+        return ct_file(raw, syntax=uid.JPEG2000Lossless, pixels=pixels)
+
+    assert read_one(file_of(whole)).stored_HW.shape == raw.shape
+    monkeypatch.setattr(Decoder, "iter_array", lambda *_, **__: pytest.fail("decoded"))
+    assert rejection(file_of(codestream)).code == code
 
 
 def test_more_frames_than_fragments_are_not_decoded() -> None:
