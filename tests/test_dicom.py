@@ -382,6 +382,28 @@ def test_a_modality_lut_replaces_the_rescale() -> None:
     assert one.quirks == ("modality_lut",)
 
 
+@pytest.mark.parametrize(("vr", "first"), [("SS", -30_000), ("US", 35_536)])
+def test_a_modality_lut_that_begins_far_below_the_pixels_does_not_wrap(
+    vr: str, first: int
+) -> None:
+    descriptor = struct.pack("<HHH", 3, first & 0xFFFF, 16)
+    item = encode(
+        {
+            0x0028_3002: (vr, descriptor),
+            0x0028_3006: ("US", struct.pack("<3H", 5, 6, 7)),
+        },
+        is_implicit=False,
+    )
+    raw = np.array([[30_000, -30_000, -29_999]], "<i2")
+    content = ct_file(
+        raw, ModalityLUTSequence=ITEM + struct.pack("<I", len(item)) + item
+    )
+    if vr == "US":  # of unsigned pixels, which these are not
+        assert rejection(content).code == "decoder-error"
+    else:
+        np.testing.assert_array_equal(read_hu(content), [[7, 5, 6]])
+
+
 def test_a_file_without_preamble_or_without_meta_is_read() -> None:
     content = ct_file(ramp())
     meta_bytes = 8 + len(EXPLICIT) + len(EXPLICIT) % 2
@@ -794,7 +816,9 @@ def test_what_is_remembered_of_a_series_is_not_taken_for_another() -> None:
     assert rejection(ct_file(ramp(), Modality="MR")).code == "not-ct"
 
 
-@pytest.mark.parametrize("keyword", ["PatientID", "ImageType", "ImagePositionPatient"])
+@pytest.mark.parametrize(
+    "keyword", ["WindowCenter", "ImageType", "ImagePositionPatient"]
+)
 @pytest.mark.parametrize("is_walked", [True, False])
 def test_a_value_of_megabytes_is_not_read(
     keyword: str, monkeypatch: pytest.MonkeyPatch, *, is_walked: bool
@@ -811,14 +835,47 @@ def test_a_value_of_megabytes_is_not_read(
     assert rejection(file_with(65_536)).code == "bad-header"
 
 
-def test_long_headers_are_not_remembered() -> None:
-    common._remember_common.cache_clear()
-    assert (
-        read_one(ct_file(ramp(), PatientID="x" * 5000)).common.patient_id == "x" * 5000
+def test_a_long_value_that_is_not_read_does_no_harm() -> None:
+    """A VOI LUT of a frame has up to 128 KB."""
+    windows = sequence(
+        {"WindowCenter": "30", "VOILUTSequence": sequence({"LUTData": bytes(65_530)})}
     )
+    groups = sequence({"FrameVOILUTSequence": windows})
+    one = read_one(ct_file(ramp(), PerFrameFunctionalGroupsSequence=groups))
+    assert one.common.window_center == 30
+
+
+def test_of_long_headers_the_last_is_remembered() -> None:
+    common._remember_common.cache_clear()
+    common._remember_last.cache_clear()
+    for kind in "AB":
+        read_one(ct_file(ramp(), ImageType=kind * 5000))
     assert common._remember_common.cache_info().currsize == 0
+    assert common._remember_last.cache_info().currsize == 1
     read_one(ct_file(ramp()))
     assert common._remember_common.cache_info().currsize == 1
+
+
+def test_frames_that_share_a_long_header_have_it_read_once() -> None:
+    common._remember_last.cache_clear()
+    frames = np.zeros((9, 1, 1), "<u2")
+    content = ct_file(frames, NumberOfFrames="9", WindowCenter="40\\" * 2000)
+    slices = list(read_slices(content))
+    assert len({id(one.common) for one in slices}) == 1
+
+
+@pytest.mark.parametrize(
+    "keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+)
+def test_an_id_of_many_characters_is_refused(keyword: str) -> None:
+    """A file has one for each of 4,096 frames, and they are kept."""
+    most = headers.MAX_ID_LENGTH
+    longest: dict[str, Any] = {keyword: "x" * most}
+    assert read_one(ct_file(ramp(), **longest)).stored_HW.shape == (ROWS, COLUMNS)
+    longest[keyword] += "x"
+    error = rejection(ct_file(ramp(), **longest))
+    assert error.code == "bad-header"
+    assert "xx" not in error.detail
 
 
 def test_an_unforeseen_error_is_told_by_its_kind_alone(
