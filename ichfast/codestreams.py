@@ -64,8 +64,8 @@ def check(codestream: bytes, rows: int, columns: int) -> None:
         at = _jpeg_frame_header(codestream)
         shape: tuple[int, int, int] = struct.unpack_from(">5xHHB", codestream, at)
         _check_shape(shape, rows, columns)
-        # Else the decoder makes up the rest.
-        if codestream.find(_JPEG_END, at) < 0:
+        # Else the decoder makes up the rest. Nearly always it is among the last bytes.
+        if _JPEG_END not in codestream[-16:] and codestream.find(_JPEG_END, at) < 0:
             raise RejectError("truncated-pixels", "a compressed frame without an end")
 
 

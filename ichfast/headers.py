@@ -198,6 +198,9 @@ def _parse_number(text: str) -> float:
         number = float(text.strip(" \0").replace(",", "."))
     except ValueError:
         return math.nan
+    # Python reads 1_0 as ten, and the digits of all scripts.
+    if "_" in text or not text.isascii():
+        return math.nan
     return number if math.isfinite(number) else math.nan
 
 

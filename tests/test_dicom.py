@@ -297,6 +297,7 @@ def test_the_first_of_two_windows_counts() -> None:
     [
         *(("1.000000", 1, False), (" +4.0e1\0", 40, False), ("36,5", 36.5, True)),
         *(("wide", math.nan, True), ("inf", math.nan, True), ("", math.nan, False)),
+        *(("1_0", math.nan, True), ("\xb2", math.nan, True)),
     ],
 )
 def test_numbers_are_read_as_they_are_meant(
@@ -308,7 +309,11 @@ def test_numbers_are_read_as_they_are_meant(
 
 
 @pytest.mark.parametrize(
-    "changed", [{"RescaleSlope": "x"}, {"RescaleSlope": "0"}, {"RescaleIntercept": "x"}]
+    "changed",
+    [
+        *({"RescaleSlope": "x"}, {"RescaleSlope": "0"}, {"RescaleIntercept": "x"}),
+        *({"RescaleSlope": "1_0"}, {"RescaleIntercept": "\u0663".encode()}),
+    ],
 )
 def test_an_unusable_rescale_is_rejected(changed: dict[str, Any]) -> None:
     assert rejection(ct_file(ramp(), **changed)).code == "bad-header"
