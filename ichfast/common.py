@@ -28,8 +28,8 @@ _OWN = ("TransferSyntaxUID", "SOPInstanceUID", "InstanceNumber", "ImagePositionP
 _COMMON_TAGS = tuple(tag for keyword, tag in TAGS.items() if keyword not in _OWN)
 
 _MAX_REMEMBERED_BYTES = 4096
-"""Of a header's values; longer ones are read each time, so that hostile files cannot
-fill the memory."""
+"""Of a header's values; of longer ones only the last are remembered, so that hostile
+files cannot fill the memory, nor have the same read again for each frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,11 +71,12 @@ def read_common(elements: Elements) -> Common:
     """Read what a slice has in common with its series, or remember it.
 
     Raises:
-        RejectError: as `check_kind`, `read_layout` and `read_rescale` of `headers`.
+        RejectError: as `check_kind`, `read_layout`, `read_rescale` and
+            `Header.identifier` of `headers`.
     """
     values = tuple(map(elements.get, _COMMON_TAGS))
     num_bytes = sum(len(value[0]) for value in values if value)
-    read = _remember_common if num_bytes <= _MAX_REMEMBERED_BYTES else _read_common
+    read = _remember_common if num_bytes <= _MAX_REMEMBERED_BYTES else _remember_last
     return read(values)
 
 
@@ -90,9 +91,9 @@ def _read_common(values: tuple[tuple[bytes, bool] | None, ...]) -> Common:
         layout=layout,
         rescale=rescale,
         padding=read_padding(header, is_signed=layout.is_signed),
-        patient_id=header.text("PatientID"),
-        study_uid=header.text("StudyInstanceUID"),
-        series_uid=header.text("SeriesInstanceUID"),
+        patient_id=header.identifier("PatientID"),
+        study_uid=header.identifier("StudyInstanceUID"),
+        series_uid=header.identifier("SeriesInstanceUID"),
         orientation=header.vector("ImageOrientationPatient", 6),
         row_spacing_mm=row_spacing,
         column_spacing_mm=column_spacing,
@@ -104,3 +105,4 @@ def _read_common(values: tuple[tuple[bytes, bool] | None, ...]) -> Common:
 
 
 _remember_common = lru_cache(maxsize=64)(_read_common)
+_remember_last = lru_cache(maxsize=1)(_read_common)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ichfast.common import Common
@@ -34,6 +35,13 @@ from ichfast.plan import Unit
 from ichfast.pseudonyms import plain_text, stored_id
 from ichfast.sources import read_entries
 from ichfast.writer import UnitWriter
+
+FILE_TIMEOUTS = 10
+"""A file may take as long as so many slices that nearly hang. One of 64 slices of
+4096x4096, the most, takes two minutes where the decoder is slow."""
+
+_PACKED_ROWS = 4096
+"""Rows are packed when there are so many: as dicts they take 20 times the memory."""
 
 _BAN_DETAILS = {
     "decoder-crash": "the decoder ended its process, twice",
@@ -53,7 +61,7 @@ class Job:
     decode: Callable[[bytes], Iterator[Slice]]
 
     timeout_s: float
-    """A slice that takes longer to decode hangs."""
+    """A slice hangs that takes longer to decode. A file has `FILE_TIMEOUTS` of it."""
 
     name: Callable[[Entry], str]
     """What `rejected.csv` calls an entry."""
@@ -111,6 +119,7 @@ def convert_unit(job: Job, unit: Unit) -> None:
         StoppedError: the parent asked for it; the unit leaves nothing behind.
     """
     journal = job.journal
+    packed = [pa.Table.from_pylist([], schema=journal.schema)]
     rows: list[dict[str, Any]] = []
     rejects: list[Reject] = [
         (unit.first + at, job.name(unit.entries[at]), code, _BAN_DETAILS[code])
@@ -135,14 +144,19 @@ def convert_unit(job: Job, unit: Unit) -> None:
             except RejectError as error:
                 detail = plain_text(error.detail)
                 rejects.append((index, job.name(entry), error.code, detail))
-            # Before the next is read: what takes its place is still in the cache.
+            if len(rows) >= _PACKED_ROWS:
+                packed.append(pa.Table.from_pylist(rows, schema=journal.schema))
+                rows.clear()
+            # Before the next is read: two of the largest take 1 GiB.
             del content
             _watch.position = -1
             _watch.num_done += 1
             _watch.num_rejected = len(rejects)
-    # Members of a compressed tar come in the archive's order.
-    rows.sort(key=lambda row: int(row["entry"]))
-    table = pa.Table.from_pylist(rows, schema=journal.schema)
+    packed.append(pa.Table.from_pylist(rows, schema=journal.schema))
+    table = pa.concat_tables(packed)
+    # Members of a compressed tar come in the archive's order. The sort is stable.
+    if (np.diff(table["entry"].to_numpy()) < 0).any():
+        table = table.sort_by("entry")
     journal.write(unit, Page(rows=table, rejects=sorted(rejects), shards=writer.shards))
 
 
@@ -150,7 +164,10 @@ def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
     if isinstance(content, RejectError):
         raise content
     slices = job.decode(content)
+    left_s = FILE_TIMEOUTS * job.timeout_s
     while not _watch.stop:
+        if left_s <= 0:
+            raise RejectError("timeout", "its slices did not decode in time together")
         # The kernel ends the process when the time is over, also inside a decoder
         # that never returns to Python; the parent sees the worker die.
         _watch.since_s = time.monotonic()
@@ -161,6 +178,7 @@ def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         if slice_ is None:
             return
+        left_s -= time.monotonic() - _watch.since_s
         yield slice_
     raise StoppedError
 

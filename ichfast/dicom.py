@@ -31,7 +31,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
-from ichfast import filebytes, headers, hounsfield
+from ichfast import codestreams, filebytes, headers, hounsfield
 from ichfast.common import Common, read_common
 from ichfast.elements import (
     FLOAT_PIXELS,
@@ -76,6 +76,7 @@ _FRAME_MACROS = (
 )
 _WANTED_TAGS = frozenset(headers.TAGS.values())
 _SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
+_READ_TAGS = _WANTED_TAGS | _SEQUENCES
 _MAX_SEQUENCE_BYTES = 8 * 2**20
 """Longest sequence that is parsed: 2 KiB for each of 4,096 frames. If it is all items
 of no elements, they take 650 MB."""
@@ -135,7 +136,7 @@ def read_slices(content: bytes) -> Iterator[Slice]:
     with Mistrust("bad-header", "header"):
         file = _parse(content)
         header, common = Header(file.elements), read_common(file.elements)
-        if not header.text("SOPInstanceUID"):
+        if not header.identifier("SOPInstanceUID"):
             raise RejectError("bad-header", "SOPInstanceUID is missing")
         frame_headers = _frame_headers(file, header, common)
         frames = _read_frames(file, common.layout)
@@ -205,7 +206,7 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
         is_implicit_VR=is_implicit,
         is_little_endian=syntax != uid.ExplicitVRBigEndian,
         stop_when=search,
-        specific_tags=[*_WANTED_TAGS, *_SEQUENCES],
+        specific_tags=[*_READ_TAGS],
     )
     search.check()
     return _File(
@@ -220,7 +221,7 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
 
 
 def _elements(dataset: Dataset) -> Elements:
-    """The raw values of a dataset, those of its sequences not yet parsed.
+    """The raw values that are read of a dataset, those of sequences not yet parsed.
 
     Raises:
         RejectError: ``bad-header``, a value is too long to be parsed.
@@ -228,7 +229,9 @@ def _elements(dataset: Dataset) -> Elements:
     found = {
         int(element.tag): (element.value, element.is_little_endian)
         for element in dataset.elements()
-        if isinstance(element, RawDataElement) and isinstance(element.value, bytes)
+        if isinstance(element, RawDataElement)
+        and isinstance(element.value, bytes)
+        and element.tag in _READ_TAGS
     }
     for tag, (value, _) in found.items():
         most = _MAX_SEQUENCE_BYTES if tag in _SEQUENCES else MAX_VALUE_BYTES
@@ -343,7 +346,8 @@ def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
         )
     pixels = file.content[file.pixels_at : end]
     for codestream in generate_frames(pixels, number_of_frames=layout.num_frames):
-        filebytes.check_codestream(codestream, layout.rows, layout.columns)
+        if file.syntax != uid.RLELossless:
+            codestreams.check(codestream, layout.rows, layout.columns)
         j2k = get_j2k_parameters(codestream)
         if j2k.get("is_signed", layout.is_signed) != layout.is_signed:
             file.quirks.add("j2k_sign")  # which pydicom's decoder mends
@@ -401,4 +405,13 @@ def _make_slice(
 def _modality_lut(sequences: Dataset | None) -> Callable[[RawArray], RawArray] | None:
     if sequences is None or not _items(sequences, _LUT):
         return None
-    return partial(apply_modality_lut, ds=sequences)
+    return partial(_apply_lut, sequences)
+
+
+def _apply_lut(sequences: Dataset, raw_HW: RawArray) -> RawArray:
+    first, limits = sequences[_LUT][0].LUTDescriptor[1], np.iinfo(raw_HW.dtype)
+    if not limits.min <= first <= limits.max:
+        raise RejectError("decoder-error", "a modality LUT for other pixels")
+    # pydicom subtracts the first from each in their own dtype, which would wrap.
+    wide = np.int32 if raw_HW.itemsize < 4 else np.int64
+    return apply_modality_lut(raw_HW.astype(wide), sequences)

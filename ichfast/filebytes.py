@@ -1,13 +1,13 @@
 """The bytes of a DICOM file, measured before pydicom and decoders may trust them.
 
 A damaged or hostile file can promise any size: in the length of an element, in a
-deflated data set, in the frame header of compressed pixels. Readers and decoders
-allocate what they are promised, so the promises are held to the file here.
+deflated data set, in a chain of fragments. Readers allocate what they are promised, so
+the promises are held to the file here; those of a compressed frame, in
+`ichfast.codestreams`.
 """
 
 from __future__ import annotations
 
-import struct
 import zlib
 from io import BytesIO
 
@@ -23,13 +23,6 @@ _MAX_FRAGMENTS = 2**17
 _PREAMBLE_BYTES = 128
 _ITEM = b"\xfe\xff\x00\xe0"
 _DELIMITER = b"\xfe\xff\xdd\xe0"
-_J2K_START = b"\xff\x4f\xff\x51"
-_JP2_START = b"\0\0\0\x0cjP  "
-_MAX_BOX_BYTES = 256
-"""Some writers wrap the codestream in JP2 boxes; it then starts a little later."""
-_JPEG_START = b"\xff\xd8"
-_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-"""SOF markers of JPEG and JPEG-LS."""
 
 
 def find_start(content: bytes) -> tuple[int, bool]:
@@ -171,64 +164,3 @@ def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
             "truncated-pixels", f"{num_items - 1} fragments, then no delimiter"
         )
     return at, num_items - 1
-
-
-def check_codestream(codestream: bytes, rows: int, columns: int) -> None:
-    """Refuse a frame that would unpack to more pixels than its slice has.
-
-    Args:
-        codestream: one frame, in JPEG 2000, JPEG or JPEG-LS; others pass.
-        rows: of the slice.
-        columns: of the slice.
-
-    Raises:
-        RejectError: ``too-large``, the frame promises more; ``decoder-error``, the
-            boxes around it lead nowhere.
-    """
-    found = _size(codestream)
-    if found[0] * found[1] * found[2] > rows * columns:
-        raise RejectError(
-            "too-large",
-            f"the compressed pixels promise {found[0]} rows x {found[1]} columns of "
-            f"{found[2]} samples, the header {rows} x {columns} of 1",
-        )
-    _check_boxes(codestream)
-
-
-def _check_boxes(codestream: bytes) -> None:
-    """Refuse a box that ends before it begins: pydicom would walk on for ever.
-
-    Source:
-        ISO/IEC 15444-1 I.4 (boxes); 0 for "to the end" fits only the last, ``jp2c``.
-    """
-    if not codestream.startswith(_JP2_START):
-        return
-    at = len(_JP2_START) + 4
-    while at < len(codestream) and codestream[at + 4 : at + 8] != b"jp2c":
-        length = int.from_bytes(codestream[at : at + 4], "big")
-        if length < 8:
-            raise RejectError("decoder-error", f"a JP2 box of {length} bytes")
-        at += length
-
-
-def _size(codestream: bytes) -> tuple[int, int, int]:
-    """Rows, columns and samples a pixel of a frame; zeros where it cannot be told.
-
-    Source:
-        ISO/IEC 15444-1 A.5.1 (SIZ), 10918-1 B.2.2 (SOF), 14495-1 C.2.2.
-    """
-    at = codestream.find(_J2K_START, 0, _MAX_BOX_BYTES)
-    if at >= 0 and len(codestream) >= at + 42:
-        right, bottom, left, top = struct.unpack_from(">4I", codestream, at + 8)
-        (samples,) = struct.unpack_from(">H", codestream, at + 40)
-        return max(bottom - top, 0), max(right - left, 0), max(samples, 1)
-    if codestream.startswith(_JPEG_START):
-        at = len(_JPEG_START)
-        while at + 10 <= len(codestream) and codestream[at] == 0xFF:
-            marker, length, rows, columns, samples = struct.unpack_from(
-                ">xBHxHHB", codestream, at
-            )
-            if marker in _FRAME_MARKERS:
-                return rows, columns, max(samples, 1)
-            at += 2 + length
-    return 0, 0, 0

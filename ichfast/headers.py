@@ -61,6 +61,10 @@ MAX_FILE_PIXELS = 2**30
 """Most pixels of all frames of a file: 2 GiB as uint16. A few KB of compressed frames
 can promise any number."""
 
+MAX_ID_LENGTH = 256
+"""Most characters of an id, four times those that DICOM allows. Each slice of a file
+has ids, and they are kept until its unit is written."""
+
 _ABSENT = b"", True
 
 CT_CLASSES = (
@@ -106,6 +110,21 @@ class Header:
     def text(self, keyword: str) -> str:
         """The value as text, without its padding; empty where absent."""
         return parse_text(self._raw(keyword)[0])
+
+    def identifier(self, keyword: str) -> str:
+        """As `text`, of an id.
+
+        Raises:
+            RejectError: ``bad-header``, it is longer than `MAX_ID_LENGTH`.
+        """
+        identifier = self.text(keyword)
+        if len(identifier) > MAX_ID_LENGTH:
+            raise RejectError(
+                "bad-header",
+                f"{keyword} has {len(identifier):,} characters, at most "
+                f"{MAX_ID_LENGTH} are kept",
+            )
+        return identifier
 
     def unsigned(self, keyword: str) -> int | None:
         """The first value of a 16-bit element; None where absent."""
@@ -178,6 +197,9 @@ def _parse_number(text: str) -> float:
     try:
         number = float(text.strip(" \0").replace(",", "."))
     except ValueError:
+        return math.nan
+    # Python reads 1_0 as ten, and the digits of all scripts.
+    if "_" in text or not text.isascii():
         return math.nan
     return number if math.isfinite(number) else math.nan
 

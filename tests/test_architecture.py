@@ -18,6 +18,7 @@ LAYERS = (
     | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
     | {"bootstrap", "gradcam", "operating", "lock", "headers", "mistrust"},
     {"predictions", "folds", "quirks", "common", "filebytes", "archives", "canvas"}
+    | {"codestreams"}
     | {"writer", "manifest", "xresnet", "draws", "sharing"}
     | {"shelf"},
     {"sorting"},

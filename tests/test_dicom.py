@@ -297,6 +297,7 @@ def test_the_first_of_two_windows_counts() -> None:
     [
         *(("1.000000", 1, False), (" +4.0e1\0", 40, False), ("36,5", 36.5, True)),
         *(("wide", math.nan, True), ("inf", math.nan, True), ("", math.nan, False)),
+        *(("1_0", math.nan, True), ("\xb2", math.nan, True)),
     ],
 )
 def test_numbers_are_read_as_they_are_meant(
@@ -308,7 +309,11 @@ def test_numbers_are_read_as_they_are_meant(
 
 
 @pytest.mark.parametrize(
-    "changed", [{"RescaleSlope": "x"}, {"RescaleSlope": "0"}, {"RescaleIntercept": "x"}]
+    "changed",
+    [
+        *({"RescaleSlope": "x"}, {"RescaleSlope": "0"}, {"RescaleIntercept": "x"}),
+        *({"RescaleSlope": "1_0"}, {"RescaleIntercept": "\u0663".encode()}),
+    ],
 )
 def test_an_unusable_rescale_is_rejected(changed: dict[str, Any]) -> None:
     assert rejection(ct_file(ramp(), **changed)).code == "bad-header"
@@ -380,6 +385,28 @@ def test_a_modality_lut_replaces_the_rescale() -> None:
     )
     np.testing.assert_array_equal(one.stored_HW, ramp("<u2", first=0) * 2 + 1024)
     assert one.quirks == ("modality_lut",)
+
+
+@pytest.mark.parametrize(("vr", "first"), [("SS", -30_000), ("US", 35_536)])
+def test_a_modality_lut_that_begins_far_below_the_pixels_does_not_wrap(
+    vr: str, first: int
+) -> None:
+    descriptor = struct.pack("<HHH", 3, first & 0xFFFF, 16)
+    item = encode(
+        {
+            0x0028_3002: (vr, descriptor),
+            0x0028_3006: ("US", struct.pack("<3H", 5, 6, 7)),
+        },
+        is_implicit=False,
+    )
+    raw = np.array([[30_000, -30_000, -29_999]], "<i2")
+    content = ct_file(
+        raw, ModalityLUTSequence=ITEM + struct.pack("<I", len(item)) + item
+    )
+    if vr == "US":  # of unsigned pixels, which these are not
+        assert rejection(content).code == "decoder-error"
+    else:
+        np.testing.assert_array_equal(read_hu(content), [[7, 5, 6]])
 
 
 def test_a_file_without_preamble_or_without_meta_is_read() -> None:
@@ -602,15 +629,33 @@ def test_a_frame_of_a_million_fragments_is_not_decoded(
     assert rejection(content).code == "too-large"
 
 
-J2K_HUGE = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + struct.pack(">4I", 60000, 60000, 0, 0)
-JPEG_HUGE = b"\xff\xd8\xff\xe0\0\2\xff\xc3\0\x0b\x10" + struct.pack(">HH", 60000, 60000)
+J2K_HUGE = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + struct.pack(
+    ">8IH3B", *(60000, 60000, 0, 0), *(60000, 60000, 0, 0), *(1, 15, 1, 1)
+)
+JPEG_HUGE = b"\xff\xd8\xff\xe0\0\2\xff\xc3\0\x0b\x10" + struct.pack(
+    ">HHB", 60000, 60000, 1
+)
+JP2_HEAD = b"\0\0\0\x0cjP  \r\n\x87\n"
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
 
 
 @pytest.mark.parametrize(
     ("syntax", "codestream"),
     [
-        (uid.JPEG2000Lossless, J2K_HUGE + bytes(40)),
-        (uid.JPEG2000Lossless, b"\0\0\0\x0cjP  " + bytes(80) + J2K_HUGE + bytes(40)),
+        (uid.JPEG2000Lossless, J2K_HUGE),
+        (uid.JPEG2000Lossless, JP2_HEAD + box(b"jp2c", J2K_HUGE + bytes(40))),
+        # What pydicom looks for may lie far back, and in another box.
+        (
+            uid.JPEG2000Lossless,
+            JP2_HEAD
+            + box(b"free", J2K_HUGE.replace(b"\0\0\xea\x60", b"\0\0\0\1") + bytes(400))
+            + box(b"jp2c", J2K_HUGE + bytes(40)),
+        ),
+        # Fill bytes.
+        (uid.JPEGLosslessSV1, JPEG_HUGE.replace(b"\xff\xc3", b"\xff\xff\xff\xc3")),
         (uid.JPEGLosslessSV1, JPEG_HUGE + bytes(40)),
         (uid.JPEGLSLossless, JPEG_HUGE.replace(b"\xc3", b"\xf7") + bytes(40)),
     ],
@@ -622,6 +667,99 @@ def test_a_frame_that_promises_more_than_the_slice_is_not_decoded(
     error = rejection(content)
     assert error.code == "too-large"
     assert "60000 rows" in error.detail
+
+
+JPEG_SMALL = JPEG_HUGE[:-5] + struct.pack(">HHB", ROWS, COLUMNS, 1)
+
+
+@pytest.mark.parametrize(
+    "codestream",
+    [
+        # Rows that stand behind the pixels; a decoder takes 11 GB for them.
+        JPEG_HUGE[:-5] + struct.pack(">HHB", 0, 60000, 1),
+        JPEG_SMALL.replace(b"\xff\xc3", b"junk\xff\xc3"),
+        JPEG_SMALL.replace(b"\xff\xc3", b"\xff\x01\xff\xc3"),
+        JPEG_SMALL.replace(b"\xff\xc3", b"\xff\xc2"),  # progressive
+        JPEG_SMALL[1:],
+        b"\xff\xd8\xff\xe0\0\0" + bytes(40),
+        b"",
+    ],
+)
+def test_a_frame_that_decoders_may_read_in_another_way_is_not_decoded(
+    codestream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "iter_array", lambda *_, **__: pytest.fail("decoded"))
+    pixels = encapsulate([codestream + bytes(40) + b"\xff\xd9"])
+    content = ct_file(ramp(), syntax=uid.JPEGLosslessSV1, pixels=pixels)
+    error = rejection(content)
+    assert error.code == "decoder-error"
+    assert "Failed" not in error.detail
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xc3", b"\xff\xf7"])
+def test_a_jpeg_frame_that_breaks_off_is_truncated(marker: bytes) -> None:
+    """A decoder would make up the rest."""
+    codestream = JPEG_SMALL.replace(b"\xff\xc3", marker) + bytes(40)
+    content = ct_file(
+        ramp(), syntax=uid.JPEGLosslessSV1, pixels=encapsulate([codestream])
+    )
+    assert rejection(content).code == "truncated-pixels"
+
+
+def j2k(
+    rows: int,
+    columns: int,
+    tile: int,
+    *coding: bytes,
+    samples: int = 1,
+    step: int = 1,
+) -> bytes:
+    """A codestream of empty packets."""
+    size = struct.pack(">H8IH", 0, columns, rows, 0, 0, tile, tile, 0, 0, samples)
+    size += bytes([15, step, step]) * samples
+    main = b"\xff\x51" + struct.pack(">H", 2 + len(size)) + size + b"".join(coding)
+    quantization = b"\xff\x5c\0\x04\x40\x90"
+    start = struct.pack(">HHHIBB", 0xFF90, 10, 0, 0, 0, 1)
+    return b"\xff\x4f" + main + quantization + start + b"\xff\x93" + bytes(99)
+
+
+def cod(sizes: bytes = b"", layers: int = 1) -> bytes:
+    """Coding parameters: of no decomposition, with or without sizes of precincts."""
+    content = struct.pack(">BBHB5B", len(sizes), 0, layers, 0, *(0, 4, 4, 0, 1)) + sizes
+    return b"\xff\x52" + struct.pack(">H", 2 + len(content)) + content
+
+
+COC = b"\xff\x53\0\x0a\0\1\0\4\4\0\1\0"
+"""Precincts of one pixel."""
+
+
+@pytest.mark.parametrize(
+    ("codestream", "code"),
+    [
+        (j2k(512, 2048, 2048, cod()), "decoder-error"),
+        (j2k(1024, 1024, 1024, cod(), step=2), "decoder-error"),
+        (j2k(255, 255, 1, cod(), samples=16), "decoder-error"),
+        (j2k(255, 255, 1, cod(), samples=17), "too-large"),
+        (j2k(1024, 1024, 7, cod()), "too-large"),
+        (j2k(1024, 1024, 1024, cod(b"\0")), "too-large"),
+        (j2k(1024, 1024, 1024, cod(), COC), "too-large"),
+        (j2k(1024, 1024, 1024, cod(), b"\xff\x64\0\x0f" + cod(b"\0")), "too-large"),
+        (j2k(1024, 1024, 1024, cod(b"\x44", layers=500)), "too-large"),
+    ],
+)
+def test_jpeg_2000_of_another_shape_or_of_too_many_parts_is_not_decoded(
+    codestream: bytes, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = np.zeros((1024, 1024), "<u2")
+    whole = j2k(1024, 1024, 1024, cod(b"\x44", layers=100))
+
+    def file_of(codestream: bytes) -> bytes:
+        pixels = encapsulate([codestream + b"\xff\xd9"])
+        return ct_file(raw, syntax=uid.JPEG2000Lossless, pixels=pixels)
+
+    assert read_one(file_of(whole)).stored_HW.shape == raw.shape
+    monkeypatch.setattr(Decoder, "iter_array", lambda *_, **__: pytest.fail("decoded"))
+    assert rejection(file_of(codestream)).code == code
 
 
 def test_more_frames_than_fragments_are_not_decoded() -> None:
@@ -683,7 +821,9 @@ def test_what_is_remembered_of_a_series_is_not_taken_for_another() -> None:
     assert rejection(ct_file(ramp(), Modality="MR")).code == "not-ct"
 
 
-@pytest.mark.parametrize("keyword", ["PatientID", "ImageType", "ImagePositionPatient"])
+@pytest.mark.parametrize(
+    "keyword", ["WindowCenter", "ImageType", "ImagePositionPatient"]
+)
 @pytest.mark.parametrize("is_walked", [True, False])
 def test_a_value_of_megabytes_is_not_read(
     keyword: str, monkeypatch: pytest.MonkeyPatch, *, is_walked: bool
@@ -700,14 +840,47 @@ def test_a_value_of_megabytes_is_not_read(
     assert rejection(file_with(65_536)).code == "bad-header"
 
 
-def test_long_headers_are_not_remembered() -> None:
-    common._remember_common.cache_clear()
-    assert (
-        read_one(ct_file(ramp(), PatientID="x" * 5000)).common.patient_id == "x" * 5000
+def test_a_long_value_that_is_not_read_does_no_harm() -> None:
+    """A VOI LUT of a frame has up to 128 KB."""
+    windows = sequence(
+        {"WindowCenter": "30", "VOILUTSequence": sequence({"LUTData": bytes(65_530)})}
     )
+    groups = sequence({"FrameVOILUTSequence": windows})
+    one = read_one(ct_file(ramp(), PerFrameFunctionalGroupsSequence=groups))
+    assert one.common.window_center == 30
+
+
+def test_of_long_headers_the_last_is_remembered() -> None:
+    common._remember_common.cache_clear()
+    common._remember_last.cache_clear()
+    for kind in "AB":
+        read_one(ct_file(ramp(), ImageType=kind * 5000))
     assert common._remember_common.cache_info().currsize == 0
+    assert common._remember_last.cache_info().currsize == 1
     read_one(ct_file(ramp()))
     assert common._remember_common.cache_info().currsize == 1
+
+
+def test_frames_that_share_a_long_header_have_it_read_once() -> None:
+    common._remember_last.cache_clear()
+    frames = np.zeros((9, 1, 1), "<u2")
+    content = ct_file(frames, NumberOfFrames="9", WindowCenter="40\\" * 2000)
+    slices = list(read_slices(content))
+    assert len({id(one.common) for one in slices}) == 1
+
+
+@pytest.mark.parametrize(
+    "keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+)
+def test_an_id_of_many_characters_is_refused(keyword: str) -> None:
+    """A file has one for each of 4,096 frames, and they are kept."""
+    most = headers.MAX_ID_LENGTH
+    longest: dict[str, Any] = {keyword: "x" * most}
+    assert read_one(ct_file(ramp(), **longest)).stored_HW.shape == (ROWS, COLUMNS)
+    longest[keyword] += "x"
+    error = rejection(ct_file(ramp(), **longest))
+    assert error.code == "bad-header"
+    assert "xx" not in error.detail
 
 
 def test_an_unforeseen_error_is_told_by_its_kind_alone(

@@ -1,0 +1,77 @@
+"""A unit of work keeps to its time and memory, and its page to the listing's order."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ichfast import convert
+from ichfast.convert import Job, convert_unit
+from ichfast.dicom import Slice, read_slices
+from ichfast.errors import RejectError
+from ichfast.journal import Journal
+from ichfast.plan import cut_units
+from ichfast.sources import list_entries
+from tests.test_dicom import ct_file, ramp
+
+
+def test_a_file_of_slices_that_nearly_hang_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [one] = read_slices(ct_file(ramp()))
+    begun = []
+
+    def slow(_: bytes) -> Iterator[Slice]:
+        for number in range(1000):
+            begun.append(number)
+            time.sleep(0.02)
+            yield one
+
+    monkeypatch.setattr(convert, "FILE_TIMEOUTS", 0.01)
+    job = Job(Journal(tmp_path, (512,)), None, slow, 10.0, lambda _: "")
+    with pytest.raises(RejectError) as caught:
+        list(convert._decode(job, b""))
+    assert caught.value.code == "timeout"
+    assert 2 <= len(begun) <= 5
+
+
+def rows_of(archive: Path, store: Path) -> pa.Table:
+    """The page's rows of a unit that has all members of an archive."""
+    journal = Journal(store, (512,))
+    journal.path.mkdir(parents=True)
+    [unit] = cut_units(list_entries([archive]), 99, first_unit=0)
+    convert_unit(Job(journal, None, read_slices, 60.0, lambda entry: entry.key), unit)
+    page = journal.read(unit)
+    assert [reject[0] for reject in page.rejects] == [2]
+    return page.rows
+
+
+def test_rows_that_are_packed_early_are_the_same_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.stack([ramp("<u2", first=0)] * 3)
+    whole = [
+        ct_file(frames, NumberOfFrames="3", SOPInstanceUID=f"1.{number}")
+        for number in range(5)
+    ]
+    whole[2] = whole[2][:-1]
+    archive = tmp_path / "reversed.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for number in reversed(range(5)):
+            info = tarfile.TarInfo(f"{number}.dcm")
+            info.size = len(whole[number])
+            tar.addfile(info, io.BytesIO(whole[number]))
+    late = rows_of(archive, tmp_path / "late")
+    monkeypatch.setattr(convert, "_PACKED_ROWS", 4)
+    early = rows_of(archive, tmp_path / "early")
+    # Of frames without a position, it is NaN, which equals nothing.
+    assert early.drop("position_mm").equals(late.drop("position_mm"))
+    expected = [f"1.{number}.{frame}" for number in (0, 1, 3, 4) for frame in (1, 2, 3)]
+    assert early["slice_id"].to_pylist() == expected
