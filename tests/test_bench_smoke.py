@@ -422,6 +422,28 @@ def test_copies_that_take_too_long_are_ended(
     assert not any(Path(f"/proc/{process}").exists() for process in started)
 
 
+def test_a_syntax_is_left_out_where_its_package_is_missing_and_for_nothing_else(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = min((toy.heads_dir / "dicom").rglob("*.dcm")).read_bytes()
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    monkeypatch.setattr(
+        "bench.syntaxes.get_encoder", lambda _: SimpleNamespace(available_plugins=())
+    )
+    encoded, left_out = encode_in_syntaxes([content])
+    assert all(name.endswith(("endian", "deflated")) for name in encoded)
+    assert "ichfast[bench]" in left_out["HTJ2K"]
+    assert "ichfast[decoders]" in left_out["JPEG-LS"]
+
+    def fail(*_: Any) -> bytes:
+        raise RuntimeError("the encoder's own")
+
+    codecs = SimpleNamespace(ljpeg_encode=fail, htj2k_encode=fail)
+    monkeypatch.setitem(sys.modules, "imagecodecs", codecs)
+    with pytest.raises(RuntimeError, match="the encoder's own"):
+        encode_in_syntaxes([content])
+
+
 def test_files_written_in_other_syntaxes_hold_the_same_slice(toy: Workload) -> None:
     content = min((toy.heads_dir / "dicom").rglob("*.dcm")).read_bytes()
     (expected,) = read_slices(content)
