@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from pydicom import Dataset, dcmread, uid  # noqa: TID251 - writes what ichfast.dicom reads
 from pydicom.encaps import encapsulate  # noqa: TID251
+from pydicom.pixels.encoders.base import get_encoder  # noqa: TID251
 
 
 def _leave(_dataset: Dataset) -> None:
@@ -17,6 +18,8 @@ def _leave(_dataset: Dataset) -> None:
 
 
 def _compress(dataset: Dataset, syntax: uid.UID, plugin: str) -> None:
+    if plugin not in get_encoder(syntax).available_plugins:
+        raise ImportError(plugin)
     dataset.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
 
 
@@ -80,7 +83,7 @@ def encode_in_syntaxes(
     for name, (syntax, compress, extra) in _SYNTAXES.items():
         try:
             encoded[name] = [_encode(each, syntax, compress) for each in contents]
-        except (ImportError, RuntimeError):  # the latter pydicom's, without a plugin
+        except ImportError:
             left_out[name] = f"nothing here writes it; pip install 'ichfast[{extra}]'"
     return encoded, left_out
 

@@ -34,7 +34,11 @@ files cannot fill the memory, nor have the same read again for each frame."""
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Common:
-    """What the slices of a series have in common, nearly always."""
+    """What the slices of a series have in common, nearly always.
+
+    Equal to itself only: a key that costs no comparison, while `read_common` gives the
+    same one again.
+    """
 
     layout: Layout
 

@@ -16,14 +16,13 @@ Shape letters: H rows, W columns.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import uid
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.filereader import read_dataset
@@ -33,17 +32,13 @@ from pydicom.pixels.utils import get_j2k_parameters
 
 from ichfast import codestreams, filebytes, headers, hounsfield
 from ichfast.common import Common, read_common
-from ichfast.elements import (
-    FLOAT_PIXELS,
-    MAX_VALUE_BYTES,
-    UNDEFINED,
-    Elements,
-    Walker,
-)
+from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements, Walker
 from ichfast.errors import RejectError
+from ichfast.filebytes import Ration, Rationed
 from ichfast.headers import Header, Layout
 from ichfast.mistrust import Mistrust
 from ichfast.quirks import RawArray
+from ichfast.sequences import raw_values, read_groups, read_items
 
 REJECT_CODES = (
     *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
@@ -65,21 +60,18 @@ _PLUGINS = ("pyjpegls", "pylibjpeg", "pydicom")
 """pydicom's ways to decompress, best first. GDCM's is left out, although pydicom takes
 it wherever it is installed: it ends the process on damaged JPEG 2000."""
 _LUT = 0x0028_3000
+_LUT_TAGS = frozenset((0x0028_3002, 0x0028_3006))
+"""(0028,3002) LUTDescriptor and (0028,3006) LUTData."""
 _SHARED_GROUPS = 0x5200_9229
 _FRAME_GROUPS = 0x5200_9230
-_FRAME_MACROS = (
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelMeasuresSequence",
-    "PixelValueTransformationSequence",
-    "FrameVOILUTSequence",
-)
 _WANTED_TAGS = frozenset(headers.TAGS.values())
 _SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
-_READ_TAGS = _WANTED_TAGS | _SEQUENCES
-_MAX_SEQUENCE_BYTES = 8 * 2**20
-"""Longest sequence that is parsed: 2 KiB for each of 4,096 frames. If it is all items
-of no elements, they take 650 MB."""
+_MAX_LUT_BYTES = 2 * 2**16
+"""Longest value of a LUT that is parsed: as many entries as it can have.
+
+Source:
+    DICOM PS3.3 C.11.1.1.
+"""
 _WALKER = Walker(_WANTED_TAGS, refused=_SEQUENCES | frozenset(FLOAT_PIXELS))
 
 # Promise 5; `Mistrust` keeps the warnings.
@@ -156,6 +148,8 @@ def read_slices(content: bytes) -> Iterator[Slice]:
 class _File:
     sequences: Dataset | None
     """What holds the elements that are sequences, of those read; None: nothing."""
+    ration: Ration
+    """Of what is left to be read: the sequences."""
     elements: Elements
     syntax: str
     content: bytes
@@ -173,6 +167,7 @@ def _parse(content: bytes) -> _File:
         return _parse_with_pydicom(content, start, has_preamble=has_preamble)
     return _File(
         sequences=None,
+        ration=Ration(),
         elements=walked.elements,
         syntax=walked.syntax,
         content=content,
@@ -183,7 +178,8 @@ def _parse(content: bytes) -> _File:
 
 
 def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _File:
-    stream = filebytes.Rationed(content)
+    ration = Ration()
+    stream = Rationed(content, ration)
     stream.seek(start)
     meta = read_dataset(
         stream,
@@ -191,11 +187,11 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
         is_little_endian=True,
         stop_when=lambda tag, _vr, _length: tag >> 16 != 2,
     )
-    syntax = Header(_elements(meta)).text("TransferSyntaxUID")
+    syntax = Header(raw_values(meta, _WANTED_TAGS)).text("TransferSyntaxUID")
     start = stream.tell()
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         content, start = filebytes.inflate(content[start:]), 0
-        stream = filebytes.Rationed(content)
+        stream = Rationed(content, ration)
     is_implicit = syntax == uid.ImplicitVRLittleEndian
     if not syntax:
         vr = content[start + 4 : start + 6]
@@ -206,38 +202,19 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
         is_implicit_VR=is_implicit,
         is_little_endian=syntax != uid.ExplicitVRBigEndian,
         stop_when=search,
-        specific_tags=[*_READ_TAGS],
+        specific_tags=[*_WANTED_TAGS, *_SEQUENCES],
     )
     search.check()
     return _File(
         sequences=dataset,
-        elements=_elements(dataset),
+        ration=ration,
+        elements=raw_values(dataset, _WANTED_TAGS),
         syntax=syntax,
         content=content,
         pixels_at=search.at,
         pixels_bytes=search.length,
         quirks=set() if has_preamble else {"no_preamble"},
     )
-
-
-def _elements(dataset: Dataset) -> Elements:
-    """The raw values that are read of a dataset, those of sequences not yet parsed.
-
-    Raises:
-        RejectError: ``bad-header``, a value is too long to be parsed.
-    """
-    found = {
-        int(element.tag): (element.value, element.is_little_endian)
-        for element in dataset.elements()
-        if isinstance(element, RawDataElement)
-        and isinstance(element.value, bytes)
-        and element.tag in _READ_TAGS
-    }
-    for tag, (value, _) in found.items():
-        most = _MAX_SEQUENCE_BYTES if tag in _SEQUENCES else MAX_VALUE_BYTES
-        if len(value) > most:
-            raise RejectError("bad-header", f"a value of {len(value):,} bytes")
-    return found
 
 
 def _frame_headers(
@@ -249,15 +226,17 @@ def _frame_headers(
         DICOM PS3.3 C.7.6.16, multi-frame functional groups.
     """
     num_frames = common.layout.num_frames
-    if num_frames == 1 and _items(file.sequences, _FRAME_GROUPS) is None:
+    own_groups = read_items(file.sequences, _FRAME_GROUPS, file.ration)
+    if num_frames == 1 and own_groups is None:
         return [(header, common)]
     whole = dict(file.elements)
     if num_frames > 1:  # a position of the whole is no frame's
         whole.pop(headers.TAGS["ImagePositionPatient"], None)
+    shared_groups = read_items(file.sequences, _SHARED_GROUPS, file.ration) or ()
     shared = [
-        group for item in _macros(file.sequences, _SHARED_GROUPS) for group in item
+        group for item in shared_groups for group in read_groups(item, file.ration)
     ]
-    own = _macros(file.sequences, _FRAME_GROUPS)[:num_frames]
+    own = [read_groups(item, file.ration) for item in (own_groups or ())[:num_frames]]
     own += [[] for _ in range(num_frames - len(own))]
     merged = [_merged(*frame, *shared, whole) for frame in own]
     return [(Header(found), read_common(found)) for found in merged]
@@ -269,22 +248,6 @@ def _merged(*mappings: Elements) -> Elements:
     for mapping in reversed(mappings):
         merged.update(mapping)
     return merged
-
-
-def _macros(sequences: Dataset | None, groups_tag: int) -> list[list[Elements]]:
-    """For each item of a sequence of functional groups, the groups that are read."""
-    return [
-        [_elements(group) for name in _FRAME_MACROS for group in item.get(name, [])[:1]]
-        for item in _items(sequences, groups_tag) or ()
-    ]
-
-
-def _items(sequences: Dataset | None, tag: int) -> Sequence[Dataset] | None:
-    """The items of a sequence; None where there is no such element."""
-    if sequences is None or tag not in sequences:
-        return None
-    items: Sequence[Dataset] = sequences[tag].value or ()
-    return items
 
 
 # ---- pixels ----------------------------------------------------------------------
@@ -384,7 +347,7 @@ def _make_slice(
     frame: tuple[int, RawArray],
 ) -> Slice:
     (header, common), (number, raw_HW) = frame_header, frame
-    lut = _modality_lut(file.sequences)
+    lut = _modality_lut(file)
     stored = hounsfield.store_frame(raw_HW, layout, common, lut)
     is_single = layout.num_frames == 1
     return Slice(
@@ -402,10 +365,12 @@ def _make_slice(
     )
 
 
-def _modality_lut(sequences: Dataset | None) -> Callable[[RawArray], RawArray] | None:
-    if sequences is None or not _items(sequences, _LUT):
+def _modality_lut(file: _File) -> Callable[[RawArray], RawArray] | None:
+    items = read_items(file.sequences, _LUT, file.ration)
+    if file.sequences is None or not items:
         return None
-    return partial(_apply_lut, sequences)
+    raw_values(items[0], _LUT_TAGS, _MAX_LUT_BYTES)  # for its limit
+    return partial(_apply_lut, file.sequences)
 
 
 def _apply_lut(sequences: Dataset, raw_HW: RawArray) -> RawArray:

@@ -42,6 +42,7 @@ _SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 Source:
     DICOM PS3.5 7.5.
 """
+_ITEM_END_TAG = 0xFFFE_E00D
 _MAX_DEPTH = 16
 """Sequences of undefined length in one another that are walked into."""
 
@@ -70,7 +71,7 @@ class Walk:
     """What stands before the pixels, and where they begin."""
 
     elements: Elements
-    """Those asked for that have a value."""
+    """Those asked for; of one that is there twice, the last."""
 
     syntax: str
     """(0002,0010) TransferSyntaxUID."""
@@ -95,7 +96,8 @@ class Walker:
 
     def __init__(self, wanted: frozenset[int], refused: frozenset[int]) -> None:
         self._wanted = {_as_read(tag): tag for tag in wanted}
-        self._stops = frozenset(map(_as_read, (*refused, PIXELS)))
+        stops = *refused, PIXELS, _ITEM_END_TAG  # where pydicom would stop, too
+        self._stops = frozenset(map(_as_read, stops))
 
     def walk(self, content: bytes, start: int) -> Walk | None:
         """Read the elements up to the pixels, or leave the file to pydicom.
@@ -137,7 +139,7 @@ class Walker:
                 at = _sequence_end(content, at, vr, depth=0)
                 continue
             end = at + length
-            if tag in wanted and length:
+            if tag in wanted:  # empty, too: it may follow one with a value
                 if length > MAX_VALUE_BYTES:
                     raise _NotPlainError
                 found[wanted[tag]] = content[at:end], True
@@ -159,7 +161,7 @@ class Walker:
             if length == UNDEFINED:
                 raise _NotPlainError
             end = at + length
-            if tag in wanted and length:
+            if tag in wanted:  # empty, too: it may follow one with a value
                 if length > MAX_VALUE_BYTES:
                     raise _NotPlainError
                 found[wanted[tag]] = content[at:end], True
@@ -184,7 +186,7 @@ _PIXELS_AS_READ = _as_read(PIXELS)
 
 def _pixels_length(tag: int, length: int) -> int:
     if tag != _PIXELS_AS_READ:
-        raise _NotPlainError  # a refused one
+        raise _NotPlainError  # a refused one, or the end of an item
     return length
 
 
@@ -195,7 +197,7 @@ def _read_meta(content: bytes, at: int) -> tuple[str, int]:
         tag, _, value_at, length = _header(content, at)
         at = value_at + length
         if tag == _SYNTAX:
-            syntax = content[value_at:at].rstrip(b" \0").decode("latin-1")
+            syntax = content[value_at:at].strip(b" \0\t\r\n").decode("latin-1")
     return syntax, at
 
 

@@ -16,12 +16,17 @@ from ichfast.errors import RejectError
 
 _MAX_INFLATED_BYTES = 256 * 2**20
 """zlib holds twice as much while it inflates."""
-_MAX_PIECES = 2**20
-"""Twice as many as 4,096 frames need whose headers all say everything."""
+_MAX_PIECES = 3 * 2**20
+"""Twice as many as 4,096 frames need whose headers all say everything. What is made of
+them takes 700 MB at most."""
+_ITEM_PIECES = 4
+"""Of an item: it takes four times the memory of an element, 700 bytes."""
 _MAX_FRAGMENTS = 2**17
 """Most fragments of compressed pixels: 32 for each frame."""
 _PREAMBLE_BYTES = 128
 _ITEM = b"\xfe\xff\x00\xe0"
+_ITEMS = (_ITEM, b"\xff\xfe\xe0\x00")
+"""The head of an item, little- and big-endian."""
 _DELIMITER = b"\xfe\xff\xdd\xe0"
 
 
@@ -61,30 +66,46 @@ def inflate(packed: bytes) -> bytes:
     return inflated
 
 
-class Rationed(BytesIO):
-    """A file that is read in so many pieces and no more.
+class Ration:
+    """So many pieces as may be read of a file, its sequences included, and no more.
 
     pydicom reads each element and each item of a sequence in a piece or two of 8 bytes
-    and more, and makes an object of 600 bytes of it. So a file of nothing but items
-    would take a hundred times its size.
+    and more, and makes an object of it. So a file of nothing but items would take a
+    hundred times its size.
     """
 
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
+    def __init__(self) -> None:
         self._num_left = _MAX_PIECES
+
+    def take(self, num_pieces: int) -> None:
+        """Count pieces.
+
+        Raises:
+            RejectError: ``bad-header``, all were read before.
+        """
+        self._num_left -= num_pieces
+        if self._num_left < 0:
+            raise RejectError(
+                "bad-header", f"more than {_MAX_PIECES:,} elements, an item counts as 4"
+            )
+
+
+class Rationed(BytesIO):
+    """Bytes whose reading a ration allows."""
+
+    def __init__(self, content: bytes, ration: Ration) -> None:
+        super().__init__(content)
+        self._ration = ration
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As of any file.
 
         Raises:
-            RejectError: ``bad-header``, a million pieces were read before.
+            RejectError: as `Ration.take`.
         """
-        self._num_left -= 1
-        if self._num_left < 0:
-            raise RejectError(
-                "bad-header", f"it has more than {_MAX_PIECES:,} elements and items"
-            )
-        return super().read(size)
+        piece = super().read(size)
+        self._ration.take(_ITEM_PIECES if piece[:4] in _ITEMS else 1)
+        return piece
 
 
 class PixelSearch:

@@ -41,6 +41,9 @@ class Mistrust:
         # A panic of a decoder in Rust is no Exception.
         passed_on = RejectError, KeyboardInterrupt, SystemExit
         if error is not None and not isinstance(error, passed_on):
+            # pydicom takes what it was told while it read an item for an error of its.
+            if isinstance(error.__context__, RejectError):
+                raise error.__context__ from None
             reason = f"{type(error).__name__} while reading the {self._part}"
             # Without its cause, whose message may quote header values.
             raise RejectError(self._code, reason) from None

@@ -89,7 +89,6 @@ class UnitWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close_last()
         if kind is not None:
             self._stack.__exit__(kind, error, trace)
             return
@@ -112,10 +111,11 @@ class UnitWriter:
         rows, columns = shape_HW
         name = shard_name(self._unit, rows, columns)
         paths = {level: shard_path(self._store, name, level) for level in self._levels}
-        files = {
-            level: _ShardFile(self._stack.enter_context(atomic_path(path)))
-            for level, path in paths.items()
-        }
+        files = {}
+        for level, path in paths.items():
+            files[level] = _ShardFile(self._stack.enter_context(atomic_path(path)))
+            # Before the file is flushed and renamed, or removed.
+            self._stack.callback(files[level].close)
         self._begun[shape_HW] = _Begun(name, files)
         return self._begun[shape_HW]
 

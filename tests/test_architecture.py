@@ -23,7 +23,7 @@ LAYERS = (
     | {"shelf"},
     {"sorting"},
     {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"listing"}
+    | {"listing", "sequences"}
     | {"slicetable", "series", "summary", "damage", "twin"}
     | {"curves", "cases", "figures", "heatmaps"},
     {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}

@@ -43,6 +43,7 @@ from bench.session import (
 )
 from bench.stages import STAGES
 from bench.stages.loader import CopyAlone, gpu_copies, make_task, open_loader
+from bench.stages.prepare import copy_folders
 from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
@@ -393,6 +394,54 @@ def test_peers_of_prepare_convert_every_file_they_are_given(
     hu_HW = np.load(tmp_path / f"{file.stem}.npy")
     np.testing.assert_array_equal(hu_HW.clip(-1024), stored_HW.astype(int) - 1024)
     assert (tmp_path / f"{file.stem}.png").stat().st_size > 0
+
+
+def test_a_copy_that_fails_says_why_whichever_it_was(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    with pytest.raises(BenchError, match=r"failed \(cp: .*missing.*\); make room"):
+        copy_folders([tmp_path / "missing", tmp_path / "there"], out_dir, 2)
+    assert (out_dir / "there").is_dir()
+
+
+def test_copies_that_take_too_long_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cp = tmp_path / "cp"
+    cp.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/started\nexec /bin/sleep 60\n")
+    cp.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("bench.stages.prepare.COPY_TIMEOUT_S", 2)
+    begun_s = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        copy_folders([tmp_path / "a", tmp_path / "b"], tmp_path, 2)
+    assert time.monotonic() - begun_s < 30
+    started = (tmp_path / "started").read_text().split()
+    assert len(started) == 2
+    assert not any(Path(f"/proc/{process}").exists() for process in started)
+
+
+def test_a_syntax_is_left_out_where_its_package_is_missing_and_for_nothing_else(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = min((toy.heads_dir / "dicom").rglob("*.dcm")).read_bytes()
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    monkeypatch.setattr(
+        "bench.syntaxes.get_encoder", lambda _: SimpleNamespace(available_plugins=())
+    )
+    encoded, left_out = encode_in_syntaxes([content])
+    assert all(name.endswith(("endian", "deflated")) for name in encoded)
+    assert "ichfast[bench]" in left_out["HTJ2K"]
+    assert "ichfast[decoders]" in left_out["JPEG-LS"]
+
+    def fail(*_: Any) -> bytes:
+        raise RuntimeError("the encoder's own")
+
+    codecs = SimpleNamespace(ljpeg_encode=fail, htj2k_encode=fail)
+    monkeypatch.setitem(sys.modules, "imagecodecs", codecs)
+    with pytest.raises(RuntimeError, match="the encoder's own"):
+        encode_in_syntaxes([content])
 
 
 def test_files_written_in_other_syntaxes_hold_the_same_slice(toy: Workload) -> None:

@@ -24,7 +24,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.processing import apply_rescale
 
-from ichfast import common, dicom, headers, hounsfield
+from ichfast import common, dicom, filebytes, headers, hounsfield
 from ichfast.dicom import REJECT_CODES, Slice, read_slices
 from ichfast.elements import Walker
 from ichfast.errors import RejectError
@@ -118,6 +118,29 @@ def ct_file(
     return bytes(128) + b"DICM" + meta + dataset
 
 
+def big_endian_file(raw: Raw) -> bytes:
+    """`ct_file`, with the bytes of each number the other way round."""
+    content = ct_file(raw, syntax=uid.ExplicitVRBigEndian)
+    at = content.index(b"\x08\x00\x16\x00")
+    swapped = content[:at]
+    while at < len(content):
+        group, number, vr, length = struct.unpack_from("<HH2sH", content, at)
+        swapped += struct.pack(">HH2s", group, number, vr)
+        at += 8
+        if vr == b"OB":
+            (length,) = struct.unpack_from("<I", content, at)
+            swapped += struct.pack(">HI", 0, length)
+            at += 4
+        else:
+            swapped += struct.pack(">H", length)
+        value = content[at : at + length]
+        if vr in (b"US", b"OB"):
+            value = np.frombuffer(value, "<u2").astype(">u2").tobytes()
+        swapped += value
+        at += length
+    return swapped
+
+
 def ramp(dtype: str = "<i2", first: int = -3, step: int = 1) -> Raw:
     raw: Raw = (first + step * np.arange(ROWS * COLUMNS)).astype(dtype)
     return raw.reshape(ROWS, COLUMNS)
@@ -170,6 +193,25 @@ def test_a_slice_says_what_its_header_says(syntax: str) -> None:
     assert (one.common.window_center, one.common.window_width) == (40, 80)
     assert one.transfer_syntax_uid == syntax
     assert one.quirks == ()
+
+
+def test_a_big_endian_file_holds_the_same_in_the_order_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Raw] = []
+    store_frame = hounsfield.store_frame
+
+    def look(raw_HW: Raw, *args: Any) -> Any:
+        seen.append(raw_HW)
+        return store_frame(raw_HW, *args)
+
+    monkeypatch.setattr(hounsfield, "store_frame", look)
+    one = read_one(big_endian_file(ramp()))
+    np.testing.assert_array_equal(one.stored_HW, np.clip(ramp(), 0, None))
+    assert one.common.layout == read_one(ct_file(ramp())).common.layout
+    for raw_HW in seen:
+        assert raw_HW.dtype.isnative
+        np.testing.assert_array_equal(raw_HW, ramp())
 
 
 def test_what_is_absent_is_nan_empty_or_minus_one() -> None:
@@ -456,6 +498,12 @@ def test_frames_without_positions_of_their_own_have_none() -> None:
         np.testing.assert_array_equal(one.stored_HW, np.clip(expected_HW, 0, None))
 
 
+def test_as_many_frames_as_may_be_are_read() -> None:
+    raw = np.arange(headers.MAX_FRAMES * 2, dtype="<i2").reshape(-1, 1, 2)
+    found = list(read_slices(ct_file(raw, NumberOfFrames=str(headers.MAX_FRAMES))))
+    np.testing.assert_array_equal([one.stored_HW for one in found], raw)
+
+
 def sequence(*items: dict[str, Any]) -> bytes:
     """Encode items, whose values may be sequences in turn."""
     encoded = b""
@@ -591,42 +639,152 @@ def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rejection(content).code == "too-large"
 
 
-def test_a_header_of_a_million_items_is_not_parsed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each has 8 bytes in the file and takes 600 of memory."""
-    item = ITEM + bytes(4)
-    whole = ct_file(ramp(), syntax=IMPLICIT)
-    at = whole.index(b"\x28\x00\x02\x00")
-
-    def file_with(num_items: int) -> bytes:
-        head = b"\x08\x00\x40\x11" + b"\xff" * 4 + item * num_items
-        return whole[:at] + head + DELIMITER + whole[at:]
-
-    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", 200)
-    assert read_one(file_with(100)).stored_HW.shape == (ROWS, COLUMNS)
-    assert rejection(file_with(200)).code == "bad-header"
+UNDEFINED = b"\xff\xff\xff\xff"
 
 
-def test_a_sequence_of_megabytes_is_not_parsed() -> None:
-    item = ITEM + bytes(4)
+def implicit(tag: int, value: bytes, *, measured: bool = True) -> bytes:
+    """An element of implicit VR; a sequence that is not `measured` has an end."""
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    if measured:
+        return head + struct.pack("<I", len(value)) + value
+    return head + UNDEFINED + value + DELIMITER
+
+
+def with_implicit(added: bytes) -> bytes:
+    """A CT file of implicit VR with elements inserted before its pixels."""
     whole = ct_file(ramp(), syntax=IMPLICIT)
     at = whole.rindex(b"\xe0\x7f\x10\x00")
+    return whole[:at] + added + whole[at:]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize(
+    ("tag", "nested"),
+    [
+        *((0x5200_9229, nested) for nested in (True, False)),
+        *((0x5200_9230, nested) for nested in (True, False)),
+        (0x0028_3000, False),
+    ],
+)
+def test_a_sequence_of_a_million_items_is_not_parsed(
+    tag: int, monkeypatch: pytest.MonkeyPatch, *, nested: bool, measured: bool
+) -> None:
+    """Each has 8 bytes in the file and takes 700 of memory."""
 
     def file_with(num_items: int) -> bytes:
-        head = b"\x00\x52\x29\x92" + (8 * num_items).to_bytes(4, "little")
-        return whole[:at] + head + item * num_items + whole[at:]
+        items = (ITEM + bytes(4)) * num_items
+        if nested:
+            inner = implicit(0x0028_9110, items)
+            items = ITEM + struct.pack("<I", len(inner)) + inner
+        added = implicit(tag, items, measured=measured)
+        if tag == 0x5200_9229:  # which is read where frames have groups
+            added += implicit(0x5200_9230, b"")
+        return with_implicit(added)
 
-    assert read_one(file_with(2**20)).stored_HW.shape == (ROWS, COLUMNS)
-    assert rejection(file_with(2**20 + 1)).code == "bad-header"
+    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", 1000)
+    assert rejection(file_with(250)).code == "bad-header"
+    assert "more than 1,000 elements" in rejection(file_with(250)).detail
+    if tag != 0x0028_3000:  # a LUT of no elements is none
+        assert read_one(file_with(200)).stored_HW.shape == (ROWS, COLUMNS)
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, "1.2.840.10008.1.2.2"])
+def test_a_header_of_a_million_items_is_not_parsed(
+    syntax: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = "<" if syntax == IMPLICIT else ">"
+    item = struct.pack(f"{order}HHI", 0xFFFE, 0xE000, 0)
+    end = struct.pack(f"{order}HHI", 0xFFFE, 0xE0DD, 0)
+    head = struct.pack(f"{order}HH", 0x0008, 0x1140)
+    head += b"" if syntax == IMPLICIT else b"SQ\0\0"
+    is_implicit = syntax == IMPLICIT
+    whole = ct_file(ramp(), syntax=syntax) if is_implicit else big_endian_file(ramp())
+    at = whole.index(struct.pack(f"{order}HH", 0x0028, 0x0002))
+
+    def file_with(num_items: int) -> bytes:
+        return whole[:at] + head + UNDEFINED + item * num_items + end + whole[at:]
+
+    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", 1000)
+    assert read_one(file_with(100)).stored_HW.shape == (ROWS, COLUMNS)
+    assert rejection(file_with(250)).code == "bad-header"
+
+
+def test_headers_of_many_frames_that_all_say_everything_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Enhanced CT as scanners write it: 20 macros, 5 elements in each, no lengths."""
+    num_frames = 16
+    limit = filebytes._MAX_PIECES * num_frames // headers.MAX_FRAMES
+    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", limit)
+    body = encode({0x0018_9300 + k: ("LO", b"ab") for k in range(5)}, is_implicit=False)
+    macro = ITEM + UNDEFINED + body + b"\xfe\xff\x0d\xe0" + bytes(4)
+    macros = b"".join(
+        struct.pack("<HH", 0x0018, 0x9400 + k)
+        + b"SQ\0\0"
+        + UNDEFINED
+        + macro
+        + DELIMITER
+        for k in range(20)
+    )
+    frame = ITEM + UNDEFINED + macros + b"\xfe\xff\x0d\xe0" + bytes(4)
+    groups = b"\x00\x52\x30\x92SQ\0\0" + UNDEFINED + frame * num_frames + DELIMITER
+    whole = ct_file(np.stack([ramp()] * num_frames), NumberOfFrames=str(num_frames))
+    at = whole.rindex(b"\xe0\x7f\x10\x00")
+    assert len(list(read_slices(whole[:at] + groups + whole[at:]))) == num_frames
+
+
+def test_a_frame_has_no_patient_and_no_rows_of_its_own() -> None:
+    measures = {"Rows": 1, "PatientID": "other", "PixelSpacing": "2\\3"}
+    groups = sequence({"PixelMeasuresSequence": sequence(measures)})
+    one = read_one(ct_file(ramp(), PerFrameFunctionalGroupsSequence=groups))
+    assert (one.common.row_spacing_mm, one.common.column_spacing_mm) == (2, 3)
+    assert (one.common.layout.rows, one.common.patient_id) == (ROWS, "ID_patient")
+
+
+def test_long_values_that_nobody_reads_are_no_obstacle() -> None:
+    private = implicit(0x0009_1010, bytes(70_000))
+    item = ITEM + struct.pack("<I", len(private)) + private
+    macro = implicit(0x0028_9110, item)
+    groups = implicit(0x5200_9230, ITEM + struct.pack("<I", len(macro)) + macro)
+    assert read_one(with_implicit(groups)).stored_HW.shape == (ROWS, COLUMNS)
+    whole = with_implicit(groups)
+    meta = b"\2\0\2\1OB\0\0" + struct.pack("<I", 70_000) + bytes(70_000)
+    with_meta = whole[:132] + meta + whole[132:]
+    assert read_one(with_meta).stored_HW.shape == (ROWS, COLUMNS)
+
+
+@pytest.mark.parametrize("tag", [0x0028_3002, 0x0028_3006])
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_lut_of_megabytes_is_not_parsed(tag: int, *, measured: bool) -> None:
+    """As a number for each two bytes it would take twenty times the file's memory."""
+
+    def file_with(num_bytes: int) -> bytes:
+        values = {
+            0x0028_3002: struct.pack("<HHH", 2**16 - 1, 0, 16),
+            0x0028_3006: bytes(2**17 - 2),
+        }
+        values[tag] += bytes(num_bytes - len(values[tag]))
+        body = b"".join(implicit(*each) for each in values.items())
+        item = ITEM + struct.pack("<I", len(body)) + body
+        return with_implicit(implicit(0x0028_3000, item, measured=measured))
+
+    assert "value of" not in getattr(attempt(file_with(2**17)), "detail", "")
+    assert rejection(file_with(2**17 + 2)).detail == "a value of 131,074 bytes"
 
 
 def test_a_frame_of_a_million_fragments_is_not_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ichfast.filebytes._MAX_FRAGMENTS", 9)
-    content = ct_file(ramp(), syntax=uid.RLELossless, pixels=encapsulate([b"ab"] * 10))
-    assert rejection(content).code == "too-large"
+    codes = [
+        rejection(
+            ct_file(
+                ramp(), syntax=uid.RLELossless, pixels=encapsulate([b"ab"] * number)
+            )
+        ).code
+        for number in (9, 10)
+    ]
+    assert codes == ["decoder-error", "too-large"]
 
 
 J2K_HUGE = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + struct.pack(

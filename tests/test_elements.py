@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from functools import partial
 from typing import Any
 
@@ -156,6 +157,73 @@ def test_damaged_headers_read_alike_with_and_without_the_walk(
             num_stored += 1
             num_walked += is_walked(content)
     assert num_stored >= num_walked > 100
+
+
+def element(tag: int, value: bytes, *, is_implicit: bool) -> bytes:
+    """A short element, a decimal string if its VR is named."""
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    if is_implicit:
+        return head + struct.pack("<I", len(value)) + value
+    return head + struct.pack("<2sH", b"DS", len(value)) + value
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("second", [b"", b"7 "])
+def test_of_an_element_that_is_there_twice_the_last_counts(
+    syntax: str, second: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = PLAIN(syntax=syntax)
+    twice = b"".join(
+        element(0x0018_0050, value, is_implicit=syntax == IMPLICIT)
+        for value in (b"3 ", second)
+    )
+    at = whole.index(b"\x20\x00\x0d\x00")
+    content = whole[:at] + twice + whole[at:]
+    assert is_walked(content)
+    assert outcome(content) == outcome_without_walk(content, monkeypatch)
+    assert f"thickness_mm={float(second or 'nan')}" in str(outcome(content))
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_nothing_is_read_behind_the_end_of_an_item_that_is_none(
+    syntax: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = PLAIN(syntax=syntax)
+    at = whole.index(b"\x20\x00\x0d\x00")
+    content = whole[:at] + ITEM_END + whole[at:]
+    assert not is_walked(content)
+    assert outcome(content) == outcome_without_walk(content, monkeypatch)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize("padding", ["\0", " ", "\t\t", "\r\n"])
+def test_the_syntax_is_read_without_what_stands_around_it(
+    syntax: str, padding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = PLAIN(syntax=syntax)
+    head = whole.index(b"\x08\x00\x08\x00")
+    for value in (f"{syntax}{padding}", f"{padding}{syntax}"):
+        meta = struct.pack("<HH2sH", 2, 0x10, b"UI", len(value)) + value.encode()
+        content = whole[:132] + meta + whole[head:]
+        assert is_walked(content)
+        assert outcome(content) == outcome_without_walk(content, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "tail", [ITEM_END, element(0x0018_0050, b"5 ", is_implicit=False)]
+)
+def test_an_item_that_its_elements_do_not_fill_is_left_to_pydicom(tail: bytes) -> None:
+    body = element(0x0018_0050, b"3 ", is_implicit=False)
+    whole = PLAIN(syntax=EXPLICIT)
+    at = whole.index(b"\x20\x00\x0d\x00")
+
+    def file_with(num_bytes: int) -> bytes:
+        item = ITEM + struct.pack("<I", num_bytes) + body + tail
+        head = tagged(REFERENCES, b"SQ", UNDEFINED)
+        return whole[:at] + head + item + SEQUENCE_END + whole[at:]
+
+    assert not is_walked(file_with(len(body) + 1))
+    assert is_walked(file_with(len(body + tail))) == (tail != ITEM_END)
 
 
 @pytest.mark.parametrize("measured", [True, False])

@@ -75,6 +75,7 @@ def test_a_row_holds_what_the_header_said(tmp_path: Path) -> None:
         ImageOrientationPatient=[1, 0, 0, 0, 0.8, -0.6],
         InstanceNumber=7,
         SliceThickness=5,
+        BitsStored=15,
     )
     run([tmp_path / "source"], tmp_path / "store")
     with Store(tmp_path / "store") as store:
@@ -83,7 +84,9 @@ def test_a_row_holds_what_the_header_said(tmp_path: Path) -> None:
     assert (row["instance_number"], row["thickness_mm"]) == (7, 5.0)
     assert (row["row_spacing_mm"], row["column_spacing_mm"]) == (0.5, 0.4)
     assert (row["rows"], row["columns"]) == SHAPES[0]
-    assert (row["bits_stored"], row["is_signed"]) == (16, True)
+    assert (row["bits_stored"], row["is_signed"]) == (15, True)
+    assert (row["patient"], row["study"]) == ("MRN-4711", "1.77.1")
+    assert (row["series"], row["slice_id"]) == ("1.77.2", "ID_1")
     assert (row["window_center"], row["window_width"]) == (40, 80)
     assert row["transfer_syntax_uid"] == ExplicitVRLittleEndian
 

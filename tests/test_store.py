@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import mmap
@@ -214,6 +216,50 @@ def test_a_failed_unit_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         write_and_fail()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def open_shards(folder: Path) -> list[str]:
+    """Names of the files below a folder that this process has open."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            links.append(str(link.readlink()))
+    return [link for link in links if link.startswith(str(folder))]
+
+
+def test_only_the_files_of_the_last_shape_are_open(tmp_path: Path) -> None:
+    with UnitWriter(tmp_path, 0, (512, 256)) as writer:
+        for rows in (9, 10, 11, 9, 9):
+            writer.add(np.full((rows, 7), rows, np.uint16))
+            assert len(open_shards(tmp_path)) == 2
+            assert all(f"{rows}x7" in link for link in open_shards(tmp_path))
+    assert open_shards(tmp_path) == []
+    assert [shard.count for shard in writer.shards] == [1, 1, 3]
+
+
+@pytest.mark.parametrize("may_finish", [True, False])
+def test_a_unit_whose_files_cannot_be_closed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, may_finish: bool
+) -> None:
+    """As on a network's disk, where what was written may fail only then."""
+    shut = os.close
+
+    def close(descriptor: int) -> None:
+        shut(descriptor)
+        raise OSError(errno.EIO, "no answer")
+
+    def write() -> None:
+        with UnitWriter(tmp_path, 0, (512, 256)) as writer:
+            writer.add(np.ones((9, 7), np.uint16))
+            monkeypatch.setattr("ichfast.writer.os.close", close)
+            if not may_finish:
+                raise RuntimeError("stop")
+
+    with pytest.raises(OSError, match="no answer"):
+        write()
+    monkeypatch.undo()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert open_shards(tmp_path) == []
 
 
 def test_the_header_says_no_time_and_no_path(tmp_path: Path) -> None:

@@ -214,22 +214,20 @@ def copy_folders(folders: Sequence[Path], out_dir: Path, processes: int) -> None
     # Each with a pipe, whose end tells at once that a process has ended: without one,
     # waiting with a time limit looks every 50 ms.
     with ExitStack() as stack:
-        running = [
-            stack.enter_context(
-                subprocess.Popen(
-                    ["cp", "-r", *map(str, share), str(out_dir)],
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
+        running = []
+        for share in filter(None, shares):
+            process = subprocess.Popen(
+                ["cp", "-r", *map(str, share), str(out_dir)],
+                stderr=subprocess.PIPE,
+                text=True,
             )
-            for share in shares
-            if share
-        ]
-        for process in running:
+            stack.enter_context(process)
             stack.callback(process.kill)  # nothing where it has ended
+            running.append(process)
         said = [process.communicate(timeout=COPY_TIMEOUT_S)[1] for process in running]
     if any(process.returncode for process in running):
-        raise BenchError(f"cp -r to {out_dir} failed ({said[-1].strip()}); make room")
+        reason, *_ = *"".join(said).splitlines(), "it says nothing"
+        raise BenchError(f"cp -r to {out_dir} failed ({reason}); make room")
 
 
 def _converter(
