@@ -63,8 +63,9 @@ _MAX_HEADER_BYTES = 2**26
 """Most bytes of all headers of a tar, besides as many as it has packed bytes: those
 of 130,000 members, and more if there is something in them. Each unit of work reads
 a compressed tar from its beginning."""
-_MAX_NAME = 2**11
-"""Longest name of a member, characters; a listing has 2**14 of them in memory."""
+_MAX_NAME = 2**10
+"""Longest name of a member, characters: macOS takes no longer path. A listing has
+2**14 of them in memory, and each character can take ten bytes."""
 _MAX_DIGITS = 2**8
 """Longest run of digits in an extended header: the time that tarfile takes for one
 grows with its square (CVE-2024-6232)."""
