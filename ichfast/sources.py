@@ -195,6 +195,8 @@ def _list_child(home: Container, file: str, key: str, size: int) -> Iterator[Fou
 
 def _list_file(path: Container) -> Iterator[Found]:
     with _source_errors(path):
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is a pipe or a device, not a file")
         if kind := archives.archive_kind(path):
             yield from _list_members(path, path.name, kind)
         else:
@@ -227,6 +229,9 @@ def _read_files(
 def _read_file(path: Path) -> bytes | OSError:
     try:
         with path.open("rb", buffering=0) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes > MAX_BYTES:
+                return OSError(f"it has grown to {num_bytes:,} bytes")
             return file.read()
     except OSError as error:
         return error
@@ -302,6 +307,7 @@ def _read_members(
                 yield entry, RejectError("unreadable-archive", _reason(error))
             else:
                 yield entry, content
+                del content  # else it is there while the next one is read
 
 
 def _read_packed(
@@ -311,6 +317,7 @@ def _read_packed(
     try:
         for offset, content in archives.read_packed_members(container, list(left)):
             yield left.pop(offset), content
+            del content  # else it is there while the next one is read
     except archives.BROKEN as error:
         yield from _reject_all(left.values(), _reason(error))
 

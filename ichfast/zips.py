@@ -40,11 +40,15 @@ _ZIP64_FIELD = 1
 _IN_ZIP64 = 0xFFFF_FFFF
 """A number that did not fit, and stands in the ZIP64 field."""
 
-_MAX_BYTES = 2**63 - 1
-"""Of a member; whoever lists it counts in 64 bits, with a sign."""
-
 _CHUNK_BYTES, _MOST_INFLATED_BYTES = 2**16, 2**20
 """What is read, and what is unpacked, at a time."""
+
+_MOST_INFLATED_RATIO = 1032
+"""Bytes that deflate makes of one; of other methods, no member is read.
+
+Source:
+    RFC 1951 3.2.5: 258 bytes of a length and a distance, which take a bit each.
+"""
 
 
 def list_zip(stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
@@ -62,6 +66,7 @@ def list_zip(stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
     """
     start, num_bytes, prefix_bytes = _find_table(stream)
     stream.seek(start)
+    num_packed = 0
     while num_bytes > 0:
         signature, flags, packed, size, *lengths, offset = _CENTRAL.unpack(
             _read(stream, _CENTRAL.size)
@@ -70,9 +75,12 @@ def list_zip(stream: IO[bytes]) -> Iterator[tuple[str, int, int]]:
             raise BadZipFile("its table of contents is damaged")
         name, extra, _ = (_read(stream, length) for length in lengths)
         num_bytes -= _CENTRAL.size + sum(lengths)
-        size, _, offset = _widened((size, packed, offset), extra)
-        if not 0 <= offset + prefix_bytes < start or size > _MAX_BYTES:
+        size, packed, offset = _widened((size, packed, offset), extra)
+        if not 0 <= offset + prefix_bytes < start:
             raise BadZipFile("a member that is listed cannot lie in it")
+        num_packed += max(packed, size // _MOST_INFLATED_RATIO)
+        if num_packed > start:
+            raise BadZipFile("its members overlap, or promise more than it can hold")
         # As zipfile has it: a name ends at the first NUL.
         text = name.decode("utf-8" if flags & _UTF8 else "cp437").partition("\0")[0]
         if not text.endswith("/"):
@@ -174,10 +182,15 @@ def _inflate(stream: IO[bytes], size: int) -> tuple[bytes, bytes]:
     """Unpack at most `size` + 1 bytes; also give the 8 bytes that follow."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     content = io.BytesIO()
+    # Deflate can go on without giving anything; what gives that much takes less.
+    num_chunks_left = 2 + 2 * size // _CHUNK_BYTES
     while not inflater.eof and content.tell() <= size:
-        chunk = inflater.unconsumed_tail or stream.read(_CHUNK_BYTES)
+        chunk = inflater.unconsumed_tail
+        if not chunk and num_chunks_left:
+            chunk = stream.read(_CHUNK_BYTES)
+            num_chunks_left -= 1
         if not chunk:
-            raise EOFError("its data end too early")
+            raise EOFError("its data end too early, or hold too little")
         most = min(size + 1 - content.tell(), _MOST_INFLATED_BYTES)
         content.write(inflater.decompress(chunk, most))
     tail = (inflater.unused_data[:8] + stream.read(8))[:8]

@@ -304,6 +304,45 @@ def test_a_member_is_in_memory_once(tmp_path: Path, suffix: str) -> None:
     assert peak_bytes < 1.75 * num_bytes  # xz has a dictionary of 8 MiB
 
 
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+def test_a_member_is_gone_before_the_next_is_read(tmp_path: Path, suffix: str) -> None:
+    num_bytes = 10 * 2**20
+    contents = {name: bytes(num_bytes) for name in "abc"}
+    path = write_archive(tmp_path / f"d.{suffix}", contents)
+    del contents
+    entries = list(list_entries([path]))
+    num_read = 0
+    tracemalloc.start()
+    try:
+        for _, content in read_entries(entries):
+            num_read += len(content) if isinstance(content, bytes) else 0
+            del content
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num_read == 3 * num_bytes
+    assert peak_bytes < 1.75 * num_bytes
+
+
+def test_a_file_that_has_grown_beyond_the_limit_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(b"abc")
+    monkeypatch.setattr(sources, "MAX_BYTES", 4)
+    entries = list_entries([tmp_path])
+    path.write_bytes(b"abcde")
+    assert read_all(entries) == {"a.dcm": "unreadable-file"}
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="pipe: it is a pipe or a device"):
+        list_entries([tmp_path / "pipe"])
+    with pytest.raises(SourceError, match="/dev/zero: it is a pipe or a device"):
+        list_entries(["/dev/zero"])
+
+
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
 def test_a_giant_header_of_a_tar_is_not_read(
@@ -314,7 +353,7 @@ def test_a_giant_header_of_a_tar_is_not_read(
     content = header.tobuf(tarfile.GNU_FORMAT) + b"n" * 3 * 2**20
     path = tmp_path / f"h.{suffix}"
     path.write_bytes(gzip.compress(content) if suffix == "tar.gz" else content)
-    with pytest.raises(SourceError, match="an extended header of 1,048,577 bytes"):
+    with pytest.raises(SourceError, match="extended headers of 1,048,577 bytes"):
         list_entries([path])
 
 
