@@ -118,7 +118,7 @@ def read_zip_member(stream: IO[bytes], offset: int, size: int) -> bytes:
 
 
 def check_unpacked(path: Path) -> None:
-    """Refuse a zip whose members are larger than itself, as nobody's are who packs none.
+    """Refuse a zip whose members, of which none should be packed, are larger than it.
 
     Raises:
         BadZipFile: they are, or it is damaged.
