@@ -19,6 +19,7 @@ import torch
 
 from ichfast.errors import CheckpointError, first_line
 from ichfast.files import atomic_path
+from ichfast.zips import check_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _check_sums(path: Path) -> None:
     """Compare the sums in the file, which `torch.load` does not look at."""
+    check_unpacked(path)
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from ichfast.errors import StoreError
 from ichfast.files import atomic_path, file_crc32c
 from ichfast.listing import Listing
-from ichfast.slicetable import NOT_PARQUET, checked_content
+from ichfast.parquetfile import NOT_PARQUET, read_parquet
+from ichfast.slicetable import checked_content
 
 DIGEST_BYTES = 8
 """Of 10^6 entries, two share a digest with a chance of 1 in 37 million."""
@@ -111,7 +112,9 @@ def read_intake(file: Path, crc32c: int) -> Intake:
     advice = "the store can be read, but neither appended to nor repaired"
     content = checked_content(file, crc32c, advice)
     try:
-        rows = pq.read_table(pa.BufferReader(content), schema=_SCHEMA)
+        rows = read_parquet(pa.py_buffer(content))
+        if not rows.schema.equals(_SCHEMA):
+            raise ValueError("it has other columns")
     except NOT_PARQUET as error:
         raise StoreError(f"{file} is not a parquet table; {advice}") from error
     unit_E, name_E, place_E = (rows[name].to_numpy() for name in _SCHEMA.names)

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from ichfast.errors import LabelError, first_line
+from ichfast.parquetfile import FREE_BYTES, MOST_EXPANSION
 
 CLASSES = (
     "any",
@@ -101,7 +102,13 @@ def _read_csv(path: Path) -> pa.Table:
     opener = openers.get(path.suffix, Path.open)
     try:
         with opener(path, "rb") as stream:
-            return _parse_csv(stream)
+            if opener is Path.open:
+                return _parse_csv(stream)
+            most = path.stat().st_size * MOST_EXPANSION + FREE_BYTES
+            content = stream.read(most + 1)
+            if len(content) > most:
+                raise ValueError(f"it would unpack to more than {most:,} bytes")
+            return _parse_csv(io.BytesIO(content))
     except FileNotFoundError as error:
         raise LabelError(f"no label csv at {path}") from error
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:

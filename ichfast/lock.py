@@ -28,8 +28,8 @@ def only_writer(store: Path) -> Iterator[None]:
     Its parents are made as well. What was made survives a loss of power.
 
     Raises:
-        StoreError: the folder holds files that no store has, cannot be made, or is
-            being written by another process.
+        StoreError: the folder holds links or files that no store has, cannot be made,
+            or is being written by another process.
     """
     if store.exists() and (
         not store.is_dir() or not _OUR_NAMES.issuperset(_names(store))
@@ -37,6 +37,12 @@ def only_writer(store: Path) -> Iterator[None]:
         raise StoreError(
             f"{store} holds files that no store has; name a new folder as --store"
         )
+    for name in sorted(_OUR_NAMES):
+        if (store / name).is_symlink():
+            raise StoreError(
+                f"{store / name} is a link, and what it leads to would be changed; "
+                "put the file or folder itself there, or mount the disk on it"
+            )
     try:
         for folder in (*reversed(store.parents), store):
             make_folder(folder)

@@ -157,8 +157,8 @@ def read_header(path: Path) -> StoreHeader:
         ) from error
     except _MALFORMED as error:
         raise StoreError(
-            f"{file} is damaged ({type(error).__name__}: {error}); delete the store "
-            "and run `ichfast prepare` again"
+            f"{file} is damaged ({type(error).__name__}: {error!s:.200}); delete "
+            "the store and run `ichfast prepare` again"
         ) from error
 
 

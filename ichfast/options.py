@@ -82,9 +82,17 @@ CACHE = click.option(
 )
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal obeys: ids and names may come from anyone."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else ascii(each)[1:-1]
+        for each in text
+    )
+
+
 def say(text: str) -> None:
     """Show a line that is no result."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def print_result(result: Any) -> None:

@@ -27,10 +27,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from ichfast.errors import PredictionError, first_line
 from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
+from ichfast.parquetfile import FREE_BYTES, MOST_EXPANSION, read_parquet
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
 NUMBER_COLUMNS = ("position_mm", "fold")
@@ -41,6 +43,9 @@ KEY_COLUMNS = (
 LABEL_COLUMNS = tuple(f"label_{name}" for name in CLASSES)
 COLUMNS = (*KEY_COLUMNS, *CLASSES, *LABEL_COLUMNS)
 SUFFIXES = (".parquet", ".csv", ".npz")
+
+MOST_LINE_BYTES = 2**16
+"""Of a csv's first two lines, which decide how many columns pandas makes."""
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
@@ -79,7 +84,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         )
     try:
         table = _read(path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and pandas raise nearly anything here
         reason = first_line(error)
         raise PredictionError(f"{path} is damaged or not a table: {reason}") from error
     missing = [name for name in COLUMNS if name not in table.columns]
@@ -88,12 +93,18 @@ def read_predictions(path: Path) -> pd.DataFrame:
             f"{path} lacks the columns {', '.join(missing)}; "
             "write it with `ichfast predict`"
         )
-    known = table[list(COLUMNS)].astype({"trained_on": "boolean"})
-    return _with_numbers(known, path)
+    return _with_numbers(table[list(COLUMNS)].copy(), path)
 
 
 def _with_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table, if each column that must hold numbers does."""
+    """The table, if each column that must hold numbers, or yes and no, does."""
+    try:
+        table = table.astype({"trained_on": "boolean"})
+    except (TypeError, ValueError) as error:
+        raise PredictionError(
+            f"{path}: the column trained_on holds something else than true and false; "
+            "write it with `ichfast predict`"
+        ) from error
     for name in (*NUMBER_COLUMNS, *CLASSES, *LABEL_COLUMNS):
         try:
             table[name] = pd.to_numeric(table[name])
@@ -175,12 +186,41 @@ def _write_npz(path: Path, table: pd.DataFrame) -> None:
 
 def _read(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
-        return pd.read_parquet(path)
+        rows = read_parquet(pa.py_buffer(path.read_bytes()), COLUMNS)
+        frame: pd.DataFrame = rows.to_pandas()
+        return frame
     if path.suffix == ".csv":
         kinds = {**dict.fromkeys(TEXT_COLUMNS, "str"), "trained_on": "boolean"}
-        return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+        _check_lines(path)
+        return pd.read_csv(
+            path,
+            dtype=kinds,
+            keep_default_na=False,
+            na_values=[""],
+            index_col=False,
+            usecols=lambda name: name in COLUMNS,
+        )
+    _check_unpacked(path)
     with np.load(path, allow_pickle=False) as arrays:
-        table = pd.DataFrame({name: arrays[name] for name in arrays.files})
+        table = pd.DataFrame(
+            {name: arrays[name] for name in arrays.files if name in COLUMNS}
+        )
     if "trained_on" in table:
         table["trained_on"] = table["trained_on"].astype("Int8").replace(-1, pd.NA)
     return table
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse a csv of columns without end, each of which takes pandas a KB or more."""
+    with path.open("rb") as file:
+        for _ in range(2):
+            if len(file.readline(MOST_LINE_BYTES)) == MOST_LINE_BYTES:
+                raise ValueError(f"a line has {MOST_LINE_BYTES:,} bytes or more")
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse an npz whose arrays are out of proportion to the file."""
+    most = path.stat().st_size * MOST_EXPANSION + FREE_BYTES
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > most:
+            raise ValueError(f"it would become more than {most:,} bytes")

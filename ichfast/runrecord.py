@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,12 +50,16 @@ def read_record(run_dir: Path) -> RunRecord:
     """
     path = run_dir / RECORD
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
         found = json.loads(path.read_text("utf-8"))
+        # What is shown later must be text, and not nested beyond measure.
+        json.dumps(found, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(
             f"no run in {run_dir} (no {RECORD}); make one with `ichfast train`"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):
         raise RecipeError(f"{path} is damaged: expected settings, found {found!r:.40}")

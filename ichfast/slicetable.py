@@ -17,19 +17,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ichfast.errors import StoreError
+from ichfast.errors import StoreError, first_line
 from ichfast.files import atomic_path, file_crc32c
 from ichfast.labels import CLASSES
 from ichfast.levels import SMALL_LEVEL
 from ichfast.manifest import StoreHeader, tables_dir
+from ichfast.parquetfile import NOT_PARQUET, read_parquet, read_schema
 
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""
 
 _NEW_STORE = "delete the store and run `ichfast prepare` again"
-
-NOT_PARQUET = (pa.ArrowException, OSError, ValueError)
-"""What reading bytes as a parquet table may raise."""
 
 
 def table_schema(levels: Sequence[int]) -> pa.Schema:
@@ -104,13 +102,17 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
         StoreError: it is missing, or not the one that `header` was written with.
     """
     file = tables_dir(path) / "slices.parquet"
-    content = checked_content(file, header.table_crc32c, _NEW_STORE)
+    content = pa.py_buffer(checked_content(file, header.table_crc32c, _NEW_STORE))
     try:
-        rows = pq.read_table(pa.BufferReader(content))
-        rows.validate(full=True)
+        is_format_1 = read_schema(content).equals(table_schema(header.levels))
+        rows = read_parquet(content) if is_format_1 else None
+        if rows is not None:
+            rows.validate(full=True)
     except NOT_PARQUET as error:
-        raise StoreError(f"{file} is not a parquet table; {_NEW_STORE}") from error
-    if not rows.schema.equals(table_schema(header.levels)):
+        raise StoreError(
+            f"{file} is not a parquet table ({first_line(error)}); {_NEW_STORE}"
+        ) from error
+    if rows is None:
         raise StoreError(f"{file} has other columns than format 1; {_NEW_STORE}")
     if len(rows) != header.counts["slices"] or not _points_into(rows, header):
         raise StoreError(f"{file} points outside the store's shards; {_NEW_STORE}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ichfast.errors import ModelError, first_line
 from ichfast.fastai_keys import from_fastai_mxresnet, is_fastai_mxresnet
 from ichfast.xresnet import XResNet50Attn
+from ichfast.zips import check_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
+            if zipfile.is_zipfile(path):
+                check_unpacked(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -97,7 +101,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(
-        isinstance(tensor, Tensor) for tensor in content.values()
+        isinstance(name, str) and isinstance(tensor, Tensor)
+        for name, tensor in content.items()
     ):
         raise ModelError(
             f"{path} holds no state dict, at its top or under 'model'; "

@@ -9,7 +9,8 @@ from pathlib import Path
 import ichfast
 
 LAYERS = (
-    {"errors", "elements", "checksums", "halving", "hugepages", "readers", "zips"},
+    {"errors", "elements", "checksums", "halving", "hugepages", "readers", "zips"}
+    | {"parquetfile"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "gather", "logit", "options", "memory", "dalifailure", "handover"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import ichfast
 from ichfast.cli import cli
+from ichfast.options import printable
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = [
@@ -267,3 +268,12 @@ def test_recipes_can_be_listed_and_shown() -> None:
     assert "exp-10-mixup" in run("recipes").stdout
     assert "augment.max_zoom = 1.4" in run("recipes", "exp-30").stdout
     assert "known are" in refused("recipes", "nope")
+
+
+def test_a_terminal_is_not_told_what_to_do() -> None:
+    shown = printable("a \x1b]0;t\x07 \x9b2J \u202e \ud800 \u00e9\n")
+    assert shown == "a \\x1b]0;t\\x07 \\x9b2J \\u202e \\ud800 \u00e9\n"
+
+
+def test_an_error_shows_no_control_characters(tmp_path: Path) -> None:
+    assert "\\x1b[2J" in refused("evaluate", tmp_path / "\x1b[2J.csv")

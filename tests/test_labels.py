@@ -205,3 +205,10 @@ def test_a_first_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None
     (tmp_path / "endless.csv").write_bytes(content)
     with pytest.raises(LabelError, match="cannot read the label csv"):
         read_labels(tmp_path / "endless.csv")
+
+
+def test_a_csv_that_would_unpack_to_far_more_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv.gz"
+    path.write_bytes(gzip.compress(b"ID,Label\n" + b"ID_1_any,0\n" * 300_000))
+    with pytest.raises(LabelError, match="it would unpack to more than"):
+        read_labels(path)

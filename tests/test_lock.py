@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ichfast.errors import StoreError
 from ichfast.lock import only_writer
 
 
@@ -32,3 +33,15 @@ def test_a_relative_folder_is_made(
     monkeypatch.chdir(tmp_path)
     with only_writer(Path("new/../stores/store")):
         assert (tmp_path / "stores" / "store" / ".lock").is_file()
+
+
+def test_a_store_that_is_a_link_in_part_is_not_written(tmp_path: Path) -> None:
+    # Clearing the journal would remove what the link leads to.
+    (tmp_path / "others").mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "journal").symlink_to(tmp_path / "others")
+    with (
+        pytest.raises(StoreError, match="journal is a link"),
+        only_writer(tmp_path / "store"),
+    ):
+        pass

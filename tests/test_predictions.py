@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +96,40 @@ def test_a_word_where_a_number_belongs_is_an_error_that_names_the_column(
     pd.DataFrame([row, {**row, name: "high"}]).to_csv(path, index=False)
     with pytest.raises(PredictionError, match=f"the column {name} holds something"):
         read_predictions(path)
+
+
+def zeros(path: Path) -> None:
+    np.savez_compressed(path, any=np.zeros(10**6))
+
+
+def unknown_method(path: Path) -> None:
+    np.savez(path, any=np.zeros(3))
+    content = bytearray(path.read_bytes())
+    place = content.find(b"PK\1\2") + 10
+    content[place : place + 2] = b"\x63\0"
+    path.write_bytes(content)
+
+
+def claims_a_shape(path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("any.npy", header.getvalue())
+
+
+@pytest.mark.parametrize("bomb", [zeros, unknown_method, claims_a_shape])
+def test_an_npz_that_means_harm_is_refused(
+    tmp_path: Path, bomb: Callable[[Path], None]
+) -> None:
+    bomb(tmp_path / "a.npz")
+    with pytest.raises(PredictionError, match="is damaged or not a table"):
+        read_predictions(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("text", ["a" + ",a" * 50_000, "a\n" + "," * 100_000])
+def test_a_csv_of_columns_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(PredictionError, match="a line has 65,536 bytes or more"):
+        read_predictions(tmp_path / "a.csv")

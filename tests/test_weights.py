@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ichfast.errors import ModelError
 from ichfast.models import ARCHS, build_model
+from ichfast.weights import read_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 
@@ -167,3 +169,16 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
 def test_weights_that_do_not_exist_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no weights at .*missing\.pth"):
         build_model("efficientnet-b0", weights=tmp_path / "missing.pth")
+
+
+def test_weights_that_would_unpack_to_more_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**6))
+    with pytest.raises(ModelError, match="would unpack to 1,000,000 bytes"):
+        read_tensors(tmp_path / "a.pt")
+
+
+def test_tensors_without_a_name_are_no_weights(tmp_path: Path) -> None:
+    torch.save({1: torch.zeros(1)}, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match="holds no state dict"):
+        read_tensors(tmp_path / "a.pt")
