@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError, first_line
@@ -114,8 +115,8 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
         ) from error
     if rows is None:
         raise StoreError(f"{file} has other columns than format 1; {_NEW_STORE}")
-    if len(rows) != header.counts["slices"] or not _points_into(rows, header):
-        raise StoreError(f"{file} points outside the store's shards; {_NEW_STORE}")
+    if problem := _contradiction(rows, header):
+        raise StoreError(f"{file} {problem}; {_NEW_STORE}")
     return rows
 
 
@@ -131,12 +132,32 @@ def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
     return table
 
 
-def _points_into(rows: pa.Table, header: StoreHeader) -> bool:
-    counts_S = np.array([shard.count for shard in header.shards])
+def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
+    """What the table says that its store cannot hold; empty where there is nothing."""
+    if len(rows) != header.counts["slices"]:
+        return f"has {len(rows):,} slices, expected {header.counts['slices']:,}"
+    for field in rows.schema:
+        # A number that is not known may be a null as well as NaN.
+        may_lack = field.name in CLASSES or pa.types.is_floating(field.type)
+        if not may_lack and rows[field.name].null_count:
+            return f"lacks a value of {field.name}"
+    shapes_S3 = np.array([[s.count, s.rows, s.columns] for s in header.shards])
     shard_N, row_N = rows["shard"].to_numpy(), rows["row_in_shard"].to_numpy()
-    if not ((shard_N >= 0) & (shard_N < len(counts_S))).all():
-        return False
-    return bool(((row_N >= 0) & (row_N < counts_S[shard_N])).all())
+    if not ((shard_N >= 0) & (shard_N < len(shapes_S3))).all():
+        return "points outside the store's shards"
+    count_N, rows_N, columns_N = shapes_S3[shard_N].T
+    if not ((row_N >= 0) & (row_N < count_N)).all():
+        return "points outside the store's shards"
+    shape_N2 = [rows[name].to_numpy() for name in ("rows", "columns")]
+    if not (np.array_equal(shape_N2, [rows_N, columns_N])):
+        return "gives slices other shapes than their shards have"
+    unlabelled = pc.is_null(rows[CLASSES[0]])
+    for name in CLASSES:
+        if not pc.is_null(rows[name]).equals(unlabelled):
+            return f"has slices with some labels, but not all ({name})"
+        if pc.any(pc.greater(pc.cast(rows[name], pa.uint8(), safe=False), 1)).as_py():
+            return f"has labels other than 0 and 1 ({name})"
+    return ""
 
 
 def write_rejected(path: Path, rejected: pd.DataFrame) -> int:
