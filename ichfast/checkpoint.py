@@ -19,7 +19,7 @@ import torch
 
 from ichfast.errors import CheckpointError, first_line
 from ichfast.files import atomic_path
-from ichfast.zips import check_unpacked
+from ichfast.torchfile import load_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"no checkpoint at {path}; train first, or name the run's folder"
         )
     try:
+        content = load_torch_file(path)
         _check_sums(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything here
         raise CheckpointError(
             f"{path} is damaged or no checkpoint: {first_line(error)}"
@@ -129,7 +129,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _check_sums(path: Path) -> None:
     """Compare the sums in the file, which `torch.load` does not look at."""
-    check_unpacked(path)
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import logging
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from ichfast.errors import ModelError, first_line
 from ichfast.fastai_keys import from_fastai_mxresnet, is_fastai_mxresnet
+from ichfast.torchfile import load_torch_file
 from ichfast.xresnet import XResNet50Attn
-from ichfast.zips import check_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +84,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
-            if zipfile.is_zipfile(path):
-                check_unpacked(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} was refused: it holds something else than plain tensors, which "

@@ -15,9 +15,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile
 
 MAGIC = (b"PK\3\4", b"PK\5\6")
 """What a zip begins with: a member, or the end of one that has none."""
@@ -123,19 +122,6 @@ def read_zip_member(stream: IO[bytes], offset: int, size: int) -> bytes:
     if zlib.crc32(content) != checksum:
         raise BadZipFile("its checksum does not match")
     return content
-
-
-def check_unpacked(path: Path) -> None:
-    """Refuse a zip whose members, of which none should be packed, are larger than it.
-
-    Raises:
-        BadZipFile: they are, or it is damaged.
-        OSError: it cannot be read.
-    """
-    with ZipFile(path) as archive:
-        num_bytes = sum(member.file_size for member in archive.infolist())
-    if num_bytes > path.stat().st_size:
-        raise BadZipFile(f"it would unpack to {num_bytes:,} bytes, more than it has")
 
 
 def _find_table(stream: IO[bytes]) -> tuple[int, int, int]:
