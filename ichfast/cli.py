@@ -15,7 +15,8 @@ import click
 
 from ichfast import judging, storing, training
 from ichfast.errors import IchfastError
-from ichfast.options import DEVICE, print_result, printable, say
+from ichfast.options import DEVICE, print_result, say
+from ichfast.printable import printable_lines
 
 _NOISY = (
     *("matplotlib", "PIL", "urllib3", "httpx"),
@@ -34,7 +35,7 @@ class _Commands(click.Group):
         except IchfastError as error:
             if ctx.params["debug"]:
                 raise
-            raise click.ClickException(printable(str(error))) from error
+            raise click.ClickException(printable_lines(str(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)  # in the order one uses them, not the alphabet's

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ichfast.common import Common
@@ -153,10 +152,8 @@ def convert_unit(job: Job, unit: Unit) -> None:
             _watch.num_done += 1
             _watch.num_rejected = len(rejects)
     packed.append(pa.Table.from_pylist(rows, schema=journal.schema))
-    table = pa.concat_tables(packed)
     # Members of a compressed tar come in the archive's order. The sort is stable.
-    if (np.diff(table["entry"].to_numpy()) < 0).any():
-        table = table.sort_by("entry")
+    table = pa.concat_tables(packed).sort_by("entry")
     journal.write(unit, Page(rows=table, rejects=sorted(rejects), shards=writer.shards))
 
 

@@ -34,9 +34,9 @@ _IMPLICIT = "1.2.840.10008.1.2"
 _OTHER_ENCODINGS = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 """Deflated, and big-endian."""
 
-_ITEM = b"\xfe\xff\x00\xe0"
+ITEM = b"\xfe\xff\x00\xe0"
 _ITEM_END = b"\xfe\xff\x0d\xe0"
-_SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+SEQUENCE_END = b"\xfe\xff\xdd\xe0"
 """(FFFE,E000), (FFFE,E00D) and (FFFE,E0DD), each followed by a length of 4 bytes.
 
 Source:
@@ -217,10 +217,10 @@ def _sequence_end(content: bytes, at: int, vr: bytes, depth: int) -> int:
     """Where a sequence of undefined length ends; `at`: where its value begins."""
     if vr != b"SQ" or depth == _MAX_DEPTH:
         raise _NotPlainError
-    while content[at : at + 4] == _ITEM:
+    while content[at : at + 4] == ITEM:
         (length,) = _LONG.unpack_from(content, at + 4)
         at = _item_end(content, at + 8, length, depth)
-    if content[at : at + 4] != _SEQUENCE_END:
+    if content[at : at + 4] != SEQUENCE_END:
         raise _NotPlainError
     return at + 8
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from io import BytesIO
 
-from ichfast.elements import FLOAT_PIXELS, PIXELS, UNDEFINED
+from ichfast.elements import FLOAT_PIXELS, ITEM, PIXELS, SEQUENCE_END, UNDEFINED
 from ichfast.errors import RejectError
 
 _MAX_INFLATED_BYTES = 256 * 2**20
@@ -24,10 +24,8 @@ _ITEM_PIECES = 4
 _MAX_FRAGMENTS = 2**17
 """Most fragments of compressed pixels: 32 for each frame."""
 _PREAMBLE_BYTES = 128
-_ITEM = b"\xfe\xff\x00\xe0"
-_ITEMS = (_ITEM, b"\xff\xfe\xe0\x00")
+_ITEMS = (ITEM, b"\xff\xfe\xe0\x00")
 """The head of an item, little- and big-endian."""
-_DELIMITER = b"\xfe\xff\xdd\xe0"
 
 
 def find_start(content: bytes) -> tuple[int, bool]:
@@ -168,7 +166,7 @@ def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
         DICOM PS3.5 A.4.
     """
     at, num_items = start, 0
-    while content[at : at + 4] == _ITEM and at + 8 <= len(content):
+    while content[at : at + 4] == ITEM and at + 8 <= len(content):
         if num_items > _MAX_FRAGMENTS:
             raise RejectError("too-large", f"more than {_MAX_FRAGMENTS:,} fragments")
         end = at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")
@@ -180,7 +178,7 @@ def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
         at, num_items = end, num_items + 1
     if num_items == 0:
         raise RejectError("decoder-error", "the pixels are no chain of fragments")
-    if num_items == 1 or content[at : at + 4] not in (_DELIMITER, b""):
+    if num_items == 1 or content[at : at + 4] not in (SEQUENCE_END, b""):
         raise RejectError(
             "truncated-pixels", f"{num_items - 1} fragments, then no delimiter"
         )

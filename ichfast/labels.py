@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from ichfast.errors import LabelError, first_line
-from ichfast.parquetfile import FREE_BYTES, MOST_EXPANSION
+from ichfast.expansion import most_unpacked
 
 CLASSES = (
     "any",
@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> pa.Table:
         with opener(path, "rb") as stream:
             if opener is Path.open:
                 return _parse_csv(stream)
-            most = path.stat().st_size * MOST_EXPANSION + FREE_BYTES
+            most = most_unpacked(path.stat().st_size)
             content = stream.read(most + 1)
             if len(content) > most:
                 raise ValueError(f"it would unpack to more than {most:,} bytes")

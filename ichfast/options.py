@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from ichfast.printable import printable_lines
+
 
 class OutputFile(click.Path):
     """A file to write, whose name ends as what is written does.
@@ -82,17 +84,9 @@ CACHE = click.option(
 )
 
 
-def printable(text: str) -> str:
-    """Text without what a terminal obeys: ids and names may come from anyone."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else ascii(each)[1:-1]
-        for each in text
-    )
-
-
 def say(text: str) -> None:
     """Show a line that is no result."""
-    click.echo(printable(text), err=True)
+    click.echo(printable_lines(text), err=True)
 
 
 def print_result(result: Any) -> None:

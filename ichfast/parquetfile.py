@@ -11,24 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-MOST_EXPANSION = 100
-"""Bytes that one byte of a file may become: of its pages, of its texts. A store's
-become 6."""
-
-FREE_BYTES = 2**20
-"""What any file may become, for small ones repeat themselves most."""
+from ichfast.expansion import most_unpacked
 
 NOT_PARQUET = (pa.ArrowException, OSError, ValueError)
 """What `read_parquet` may raise of bytes that are no such table."""
-
-
-def read_schema(content: pa.Buffer) -> pa.Schema:
-    """Names and types of the columns, without metadata.
-
-    Raises:
-        ArrowException, OSError, ValueError: it is not parquet.
-    """
-    return pq.ParquetFile(pa.BufferReader(content)).schema_arrow.remove_metadata()
 
 
 def read_parquet(content: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table:
@@ -45,14 +31,14 @@ def read_parquet(content: pa.Buffer, columns: Sequence[str] | None = None) -> pa
         ArrowException, OSError, ValueError: it is not parquet, claims more than it
             can hold, or holds lists.
     """
-    schema = read_schema(content)
+    schema = pq.read_schema(pa.BufferReader(content))
     schema = pa.schema([f for f in schema if columns is None or f.name in columns])
     if any(pa.types.is_nested(field.type) for field in schema):
         raise ValueError("a column holds lists, expected one value a row")
     # A text that many rows share is in memory once, until it is known to be short.
     texts = [f.name for f in schema if _is_text(f.type)]
     file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts)
-    metadata, most = file.metadata, content.size * MOST_EXPANSION + FREE_BYTES
+    metadata, most = file.metadata, most_unpacked(content.size)
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     if metadata.num_rows > content.size:
         raise ValueError(f"it claims {metadata.num_rows:,} rows, more than its bytes")

@@ -30,9 +30,10 @@ import pandas as pd
 import pyarrow as pa
 
 from ichfast.errors import PredictionError, first_line
+from ichfast.expansion import most_unpacked
 from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
-from ichfast.parquetfile import FREE_BYTES, MOST_EXPANSION, read_parquet
+from ichfast.parquetfile import read_parquet
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
 NUMBER_COLUMNS = ("position_mm", "fold")
@@ -220,7 +221,7 @@ def _check_lines(path: Path) -> None:
 
 def _check_unpacked(path: Path) -> None:
     """Refuse an npz whose arrays are out of proportion to the file."""
-    most = path.stat().st_size * MOST_EXPANSION + FREE_BYTES
+    most = most_unpacked(path.stat().st_size)
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > most:
             raise ValueError(f"it would become more than {most:,} bytes")

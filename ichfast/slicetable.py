@@ -23,7 +23,7 @@ from ichfast.files import atomic_path, file_crc32c
 from ichfast.labels import CLASSES
 from ichfast.levels import SMALL_LEVEL
 from ichfast.manifest import StoreHeader, tables_dir
-from ichfast.parquetfile import NOT_PARQUET, read_parquet, read_schema
+from ichfast.parquetfile import NOT_PARQUET, read_parquet
 
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""
@@ -105,15 +105,13 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
     file = tables_dir(path) / "slices.parquet"
     content = pa.py_buffer(checked_content(file, header.table_crc32c, _NEW_STORE))
     try:
-        is_format_1 = read_schema(content).equals(table_schema(header.levels))
-        rows = read_parquet(content) if is_format_1 else None
-        if rows is not None:
-            rows.validate(full=True)
+        rows = read_parquet(content)
+        rows.validate(full=True)
     except NOT_PARQUET as error:
         raise StoreError(
             f"{file} is not a parquet table ({first_line(error)}); {_NEW_STORE}"
         ) from error
-    if rows is None:
+    if not rows.schema.equals(table_schema(header.levels)):
         raise StoreError(f"{file} has other columns than format 1; {_NEW_STORE}")
     if problem := _contradiction(rows, header):
         raise StoreError(f"{file} {problem}; {_NEW_STORE}")

@@ -33,6 +33,7 @@ from pathlib import Path
 from ichfast import archives
 from ichfast.errors import RejectError, SourceError
 from ichfast.listing import Entry, Found, Listing, place_of
+from ichfast.printable import printable
 from ichfast.remote import Container, Remote, locate, read_files
 
 MAX_BYTES = 512 * 2**20
@@ -190,7 +191,7 @@ def _list_child(home: Container, file: str, key: str, size: int) -> Iterator[Fou
                 return
         except archives.BROKEN:
             pass  # listed as a file; `_read_files` says that it is broken
-    yield Found(home, file, "", _printable(key), size)
+    yield Found(home, file, "", printable(key), size)
 
 
 def _list_file(path: Container) -> Iterator[Found]:
@@ -201,13 +202,13 @@ def _list_file(path: Container) -> Iterator[Found]:
             yield from _list_members(path, path.name, kind)
         else:
             size = path.size() if isinstance(path, Remote) else path.stat().st_size
-            yield Found(path, "", "", _printable(path.name), size)
+            yield Found(path, "", "", printable(path.name), size)
 
 
 def _list_members(path: Container, key: str, kind: str) -> Iterator[Found]:
     for member, size, offset in archives.list_members(path, kind):
         if not _is_hidden(member):
-            name = _printable(f"{key}/{member}")
+            name = printable(f"{key}/{member}")
             yield Found(path, "", member, name, size, offset)
 
 
@@ -346,15 +347,6 @@ def _source_errors(path: Container) -> Iterator[None]:
 def _is_hidden(member: str) -> bool:
     return any(
         part.startswith(".") and part not in (".", "..") for part in member.split("/")
-    )
-
-
-def _printable(name: str) -> str:
-    if name.isprintable():
-        return name
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in name
     )
 
 

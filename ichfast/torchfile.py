@@ -48,7 +48,8 @@ def _mentions(path: Path, word: bytes) -> bool:
     before = b""
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
-            if word in before + chunk:
+            window = before + chunk
+            if word in window:
                 return True
-            before = chunk[-len(word) :]
+            before = window[-len(word) :]
     return False

@@ -10,7 +10,8 @@ import ichfast
 
 LAYERS = (
     {"errors", "elements", "checksums", "halving", "hugepages", "readers", "zips"}
-    | {"parquetfile", "torchfile"},
+    | {"expansion", "printable", "torchfile"},
+    {"parquetfile"},
     {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
     | {"levels", "gather", "logit", "options", "memory", "dalifailure", "handover"},
     {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import ichfast
 from ichfast.cli import cli
-from ichfast.options import printable
+from ichfast.printable import printable_lines
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = [
@@ -271,7 +271,7 @@ def test_recipes_can_be_listed_and_shown() -> None:
 
 
 def test_a_terminal_is_not_told_what_to_do() -> None:
-    shown = printable("a \x1b]0;t\x07 \x9b2J \u202e \ud800 \u00e9\n")
+    shown = printable_lines("a \x1b]0;t\x07 \x9b2J \u202e \ud800 \u00e9\n")
     assert shown == "a \\x1b]0;t\\x07 \\x9b2J \\u202e \\ud800 \u00e9\n"
 
 
