@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 DECODERS = [
     "pylibjpeg>=2.0",
@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["ichfast"],
+    packages=find_packages(include=["ichfast", "ichfast.*"]),
     package_data={"ichfast": ["py.typed", "report.html.jinja"]},
     install_requires=[
         "numpy>=1.26",

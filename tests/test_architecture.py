@@ -1,4 +1,4 @@
-"""Data flows one way: a module may import only from layers below its own."""
+"""Data flows one way: a package may import only from packages of lower layers."""
 
 from __future__ import annotations
 
@@ -9,82 +9,94 @@ from pathlib import Path
 import ichfast
 
 LAYERS = (
-    {"errors", "elements", "checksums", "halving", "hugepages", "readers", "zips"}
-    | {"expansion", "printable", "torchfile"},
-    {"parquetfile"},
-    {"windows", "batch", "files", "progress", "environment", "amp", "settings"}
-    | {"levels", "gather", "logit", "options", "memory", "dalifailure", "handover"},
-    {"labels", "sampler", "augment", "geometry", "losses", "mixup", "signals"}
-    | {"published", "shards", "pseudonyms", "remote", "schedules", "ema"}
-    | {"ranger", "lamb", "fastai_keys", "pretrained", "phases", "ranks"}
-    | {"relaunch", "waiting", "compiler", "history", "profiler", "smoothing"}
-    | {"bootstrap", "gradcam", "operating", "lock", "headers", "mistrust"},
-    {"predictions", "folds", "quirks", "common", "filebytes", "archives", "canvas"}
-    | {"codestreams"}
-    | {"writer", "manifest", "xresnet", "draws", "sharing"}
-    | {"shelf"},
-    {"sorting"},
-    {"metrics", "hounsfield", "anatomy", "hemorrhage", "scanner", "weights"}
-    | {"listing", "sequences"}
-    | {"slicetable", "series", "summary", "damage", "twin"}
-    | {"curves", "cases", "figures", "heatmaps"},
-    {"dicom", "sources", "store", "phantom", "models", "optim", "checkpoint"}
-    | {"evaluation"},
-    {"plan", "intake", "synth", "shading", "pipeline", "predict", "channels", "submit"}
-    | {"pictures", "reading", "sampling", "stepper", "runlog", "scoretable"}
-    | {"batchsize", "alongseries", "trainingcharts"},
-    {"dataconfig", "resident", "judgingcharts", "judged", "casecards"},
-    {"supply"},
-    {"feeds", "reportcharts"},
-    {"journal", "loader", "validation", "report", "device", "overview"},
-    {"train", "allrows"},
-    {"repeats", "sharedtexts"},
-    {"labelling"},
-    {"convert", "merge", "recipe", "normalization", "hugraph"},
-    {"experiments"},
-    {"recipes"},
-    {"lanes", "splits", "preview", "appending", "catalogue"},
-    {"besides"},
-    {"cluster"},
-    {"workers"},
-    {"prepare", "runrecord"},
-    {"runfolder"},
-    {"runs"},
-    {"trained", "repair", "comparison", "crossvalidation"},
-    {"activations", "leaks", "modelcard", "comparisonchart"},
-    {"ensemble", "export", "results"},
-    {"fromdicom", "demo"},
-    {"storing", "training", "judging"},
-    {"cli"},
-    {"__main__"},
+    ("errors", "windows", "system"),
+    ("labels", "sources", "dicom", "augment", "models"),
+    ("store",),
+    ("prepare", "synth", "loading", "evaluation"),
+    ("training",),
+    ("recipes",),
+    ("runs",),
+    ("predict", "report", "export"),
+    ("cli", "__main__"),
 )
-"""Lowest first. A module may import from the sets before its own."""
+"""Packages and root modules, lowest layer first. Those of one layer do not import
+each other, except in the first, where each may import those before it."""
 
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+ROOT = Path(ichfast.__path__[0])
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file of ichfast, `ichfast` itself left out."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {
+    module_name(path): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.name != "__init__.py"
+}
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    """Yield every `ichfast.<module>` that the file at `path` imports, anywhere."""
+    """Yield every module of ichfast that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
-            case ast.ImportFrom(module="ichfast", names=names):
-                for name in names:
-                    yield name.name
-            case ast.ImportFrom(module=str(module)) if module.startswith("ichfast."):
-                yield module.split(".")[1]
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                candidates = [f"{module}.{name.name}" for name in names] + [module]
             case ast.Import(names=names):
-                for name in names:
-                    if name.name.startswith("ichfast."):
-                        yield name.name.split(".")[1]
+                candidates = [name.name for name in names]
+            case _:
+                continue
+        for candidate in candidates:
+            name = candidate.removeprefix("ichfast.")
+            if candidate.startswith("ichfast.") and name in MODULES:
+                yield name
 
 
-def test_imports_point_down() -> None:
-    package = Path(ichfast.__path__[0])
-    upward = [
-        f"{path.name} imports {imported}"
-        for path in sorted(package.glob("*.py"))
-        if path.stem != "__init__"
-        for imported in imported_modules(path)
-        if imported != "__version__" and LAYER_OF[imported] >= LAYER_OF[path.stem]
+IMPORTS = {name: set(imported_modules(path)) for name, path in MODULES.items()}
+
+
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def has_moved(module: str) -> bool:
+    """Whether a module lies where it belongs; the others are still to be moved."""
+    return "." in module or module in ("errors", "windows", "labels", "__main__")
+
+
+def may_import(package: str, other: str) -> bool:
+    """Whether the layers allow an import from another package."""
+    if LAYER_OF[package] == LAYER_OF[other] == 0:
+        return LAYERS[0].index(other) < LAYERS[0].index(package)
+    if {package, other} == set(LAYERS[-1]):
+        return package == "__main__"
+    return LAYER_OF[other] < LAYER_OF[package]
+
+
+def test_packages_import_only_from_lower_layers() -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module, found in IMPORTS.items()
+        for imported in sorted(found)
+        if package_of(imported) != package_of(module)
+        and has_moved(module)
+        and has_moved(imported)
+        and not may_import(package_of(module), package_of(imported))
     ]
-    assert upward == []
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    reached: dict[str, set[str]] = {}
+
+    def reach(module: str, path: tuple[str, ...]) -> set[str]:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in reached:
+            further = (reach(each, (*path, module)) for each in IMPORTS[module])
+            reached[module] = IMPORTS[module].union(*further)
+        return reached[module]
+
+    for module in MODULES:
+        reach(module, ())
