@@ -21,7 +21,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from ichfast.files import begin_flush
+from ichfast.system.files import begin_flush
 from ichfast.writer import FLUSH_BYTES
 
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ichfast.hugepages import empty_bytes
 from ichfast.reading import num_readers
 from ichfast.shards import NPY_HEADER_BYTES
+from ichfast.system.memory import empty_bytes
 
 BLOCK_BYTES = 4 * 2**20
 """What the sequential reader asks for at a time."""

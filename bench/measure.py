@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.estimates import Estimate, estimate, ratio_of
-from ichfast.environment import describe_environment
 from ichfast.errors import IchfastError
+from ichfast.system.environment import describe_environment
 
 ROLES = ("ichfast", "limit", "peer")
 """What is measured: our code, what no code can beat, and what others would use."""

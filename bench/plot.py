@@ -21,7 +21,7 @@ from bench.measure import BenchError, Record
 from bench.records import newest_of, read_records
 from bench.table import format_number
 from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
-from ichfast.files import atomic_path
+from ichfast.system.files import atomic_path
 
 COLORS = {"ichfast": MODEL_COLOR, "limit": LIGHT.faint, "peer": SECOND_COLOR}
 DPI = 160

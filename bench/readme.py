@@ -19,7 +19,7 @@ from bench.plot import write_figure
 from bench.records import RESULTS_DIR, hardware_of, read_newest
 from bench.stages import STAGES
 from bench.table import format_number
-from ichfast.files import write_text_atomically
+from ichfast.system.files import write_text_atomically
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- figures: `python bench/readme.py` writes them; do not edit -->"

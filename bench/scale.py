@@ -39,7 +39,7 @@ from bench.table import align, format_number
 from bench.workload import default_cache_dir
 from ichfast.errors import IchfastError
 from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
-from ichfast.files import atomic_path
+from ichfast.system.files import atomic_path
 
 NUM_GPUS = tuple(2**k for k in range(11))
 SLICE_BYTES = {512: 512 * 512 * 2, 256: 256 * 256 * 2}

@@ -28,11 +28,11 @@ from bench.records import RESULTS_DIR, read_records, write_records
 from bench.table import format_table, summarize
 from bench.workload import Workload, choose_scratch, default_cache_dir
 from ichfast.device import choose_device
-from ichfast.files import write_text_atomically
 from ichfast.models import ARCHS
 from ichfast.prepare import UNIT_ENTRIES
 from ichfast.recipe import ModelConfig
 from ichfast.recipes import fitting_batch_size
+from ichfast.system.files import write_text_atomically
 
 FULL_SIZES = (224, 512)
 """With ``--full``."""

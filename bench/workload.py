@@ -28,10 +28,10 @@ from bench.measure import BenchError
 from bench.pagecache import fill_cache
 from ichfast.errors import StoreError
 from ichfast.labels import read_labels
-from ichfast.memory import available_memory
 from ichfast.prepare import prepare_store
 from ichfast.store import Store
 from ichfast.synth import synthesize
+from ichfast.system.memory import available_memory
 
 logger = logging.getLogger(__name__)
 

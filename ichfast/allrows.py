@@ -18,7 +18,7 @@ import pyarrow as pa
 from ichfast.journal import Journal
 from ichfast.labels import CLASSES
 from ichfast.plan import Unit
-from ichfast.sorting import RUN_ROWS, in_parts
+from ichfast.system.external_sort import RUN_ROWS, in_parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import click
 from ichfast import judging, storing, training
 from ichfast.errors import IchfastError
 from ichfast.options import DEVICE, print_result, say
-from ichfast.printable import printable_lines
+from ichfast.system.terminal import printable_lines
 
 _NOISY = (
     *("matplotlib", "PIL", "urllib3", "httpx"),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ichfast.comparison import Row
 from ichfast.errors import PredictionError
 from ichfast.figures import LIGHT, MODEL_COLOR
-from ichfast.files import atomic_path
+from ichfast.system.files import atomic_path
 
 PANELS = (
     ("valid_loss", "Validation loss", "{:.4f}"),

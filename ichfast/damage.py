@@ -21,9 +21,9 @@ import pandas as pd
 
 from ichfast.checksums import combine
 from ichfast.errors import StoreError
-from ichfast.files import file_crc32c
 from ichfast.levels import SOURCE_LEVEL
 from ichfast.shards import NPY_HEADER_BYTES, Shard, npy_header, shard_path
+from ichfast.system.files import file_crc32c
 
 
 @dataclass(frozen=True, slots=True)

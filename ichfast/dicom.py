@@ -40,18 +40,6 @@ from ichfast.mistrust import Mistrust
 from ichfast.quirks import RawArray
 from ichfast.sequences import raw_values, read_groups, read_items
 
-REJECT_CODES = (
-    *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
-    *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
-    *("unreadable-file", "unreadable-archive"),  # from ichfast.sources
-    *(
-        "duplicate-conflict",
-        "decoder-crash",
-        "timeout",
-    ),  # ichfast.merge, ichfast.workers
-)
-"""Every reason in ``rejected.csv``."""
-
 _NATIVE_SYNTAXES = (
     *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
     *(uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian),

@@ -23,6 +23,9 @@ Each message says what, where, what was found, what was expected, what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class IchfastError(Exception):
     """Base of everything ichfast raises on purpose."""
@@ -108,3 +111,24 @@ def first_line(error: Exception) -> str:
         return name
     # All that a lookup says is the key.
     return f"{name}: {lines[0]}" if isinstance(error, LookupError) else lines[0]
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """A message for a name that is not known: the nearest, and all there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}known are {', '.join(known)}"
+
+
+REJECT_CODES = (
+    *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
+    *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
+    *("unreadable-file", "unreadable-archive"),  # from ichfast.sources
+    *(
+        "duplicate-conflict",
+        "decoder-crash",
+        "timeout",
+    ),  # ichfast.merge, ichfast.workers
+)
+"""Every reason in ``rejected.csv``."""

@@ -18,11 +18,11 @@ from torch.nn.utils import parametrize
 from ichfast.channels import OWN, parse_windows
 from ichfast.dataconfig import DataConfig
 from ichfast.errors import ModelError
-from ichfast.files import atomic_path, write_text_atomically
 from ichfast.hugraph import COLUMNS, ROWS, HuToProbs
 from ichfast.labels import CLASSES
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.modelcard import card_path, format_card
+from ichfast.system.files import atomic_path, write_text_atomically
 from ichfast.trained import TrainedRun, open_run
 
 SUFFIXES = (".pt2", ".onnx")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ichfast.errors import CheckpointError
-from ichfast.files import atomic_path
+from ichfast.system.files import atomic_path
 
 METRICS = "metrics.csv"
 

@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
-from ichfast.files import atomic_path, file_crc32c
 from ichfast.listing import Listing
-from ichfast.parquetfile import NOT_PARQUET, read_parquet
 from ichfast.slicetable import checked_content
+from ichfast.system.files import atomic_path, file_crc32c
+from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 
 DIGEST_BYTES = 8
 """Of 10^6 entries, two share a digest with a chance of 1 in 37 million."""

@@ -34,17 +34,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
-from ichfast.files import (
-    atomic_path,
-    make_folder,
-    remove_file,
-    write_text_atomically,
-)
 from ichfast.labels import CLASSES
 from ichfast.manifest import ENTRIES_FILE
 from ichfast.plan import Unit, check_plan
 from ichfast.shards import Shard
 from ichfast.slicetable import table_schema
+from ichfast.system.files import (
+    atomic_path,
+    make_folder,
+    remove_file,
+    write_text_atomically,
+)
 
 log = logging.getLogger(__name__)
 

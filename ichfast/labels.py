@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from ichfast.errors import LabelError, first_line
-from ichfast.expansion import most_unpacked
+from ichfast.system.untrusted import most_unpacked
 
 CLASSES = (
     "any",

@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.remote import Container
-from ichfast.shelf import Shelf
-from ichfast.sorting import in_parts, sort_runs
+from ichfast.system.external_sort import Shelf, in_parts, sort_runs
 
 CHUNK_ROWS = 1024
 """Rows that are unpacked at a time: those of a unit of work."""

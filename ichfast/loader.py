@@ -36,7 +36,6 @@ from ichfast.errors import LoaderError
 from ichfast.feeds import ColumnFeeds, Scale, Schedule, SliceFeeds
 from ichfast.handover import as_array, as_torch
 from ichfast.pipeline import graph_is_whole, pipeline_options, slice_graph
-from ichfast.ranks import Ranks
 from ichfast.reading import batches_ahead
 from ichfast.resident import DeviceSlices
 from ichfast.sampler import Sampler
@@ -44,6 +43,7 @@ from ichfast.sampling import make_sampler
 from ichfast.shading import Shader
 from ichfast.store import Store
 from ichfast.supply import make_supply
+from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization
 
 

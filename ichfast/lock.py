@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ichfast.errors import StoreError
-from ichfast.files import make_folder
+from ichfast.system.files import make_folder
 
 _OUR_NAMES = frozenset(
     {".lock", "journal", "level-512", "level-256", "slices.parquet", "rejected.csv"}

@@ -20,9 +20,9 @@ from typing import Any
 import google_crc32c
 
 from ichfast.errors import StoreError
-from ichfast.files import write_text_atomically
 from ichfast.levels import check_levels
 from ichfast.shards import Shard, integer_field
+from ichfast.system.files import write_text_atomically
 from ichfast.windows import HU_OFFSET
 
 FORMAT_VERSION = 1

@@ -31,7 +31,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.allrows import AllRows
-from ichfast.files import make_folder
 from ichfast.intake import Intake, read_intake, write_intake
 from ichfast.journal import Journal, Reject
 from ichfast.labelling import Labelling
@@ -42,10 +41,10 @@ from ichfast.plan import Unit, entry_at
 from ichfast.repeats import Repeats, find_repeats
 from ichfast.shards import Shard
 from ichfast.sharedtexts import SHARED, SharedTexts, replaced
-from ichfast.shelf import Shelf
 from ichfast.slicetable import ORDER, read_rejected, read_rows
-from ichfast.sorting import Runs, in_parts, sort_runs
 from ichfast.store import finish_store
+from ichfast.system.external_sort import Runs, Shelf, in_parts, sort_runs
+from ichfast.system.files import make_folder
 
 PART_ROWS = 2**15
 """Rows of a row group of the finished table."""

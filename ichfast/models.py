@@ -23,9 +23,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ichfast.errors import ModelError
+from ichfast.errors import ModelError, unknown
 from ichfast.pretrained import fetch_pretrained
-from ichfast.settings import unknown
 from ichfast.weights import load_weights
 from ichfast.xresnet import XResNet50Attn
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ichfast.printable import printable_lines
+from ichfast.system.terminal import printable_lines
 
 
 class OutputFile(click.Path):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ichfast.errors import IchfastError
-from ichfast.files import atomic_path
+from ichfast.system.files import atomic_path
 from ichfast.windows import HU_OFFSET, Window, apply_windows
 
 Stored = npt.NDArray[np.uint16]

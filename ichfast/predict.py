@@ -20,7 +20,7 @@ from torch import nn
 from ichfast.amp import Amp
 from ichfast.augment import AugmentConfig
 from ichfast.batch import Loader
-from ichfast.progress import progress
+from ichfast.system.terminal import progress
 
 TTA_SCALE = 1.35
 """Zoom of the reference's augmented passes."""

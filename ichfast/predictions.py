@@ -30,10 +30,9 @@ import pandas as pd
 import pyarrow as pa
 
 from ichfast.errors import PredictionError, first_line
-from ichfast.expansion import most_unpacked
-from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
-from ichfast.parquetfile import read_parquet
+from ichfast.system.files import atomic_path
+from ichfast.system.untrusted import most_unpacked, read_parquet
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
 NUMBER_COLUMNS = ("position_mm", "fold")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ichfast.files import atomic_path, write_text_atomically
+from ichfast.system.files import atomic_path, write_text_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import secrets
 from pathlib import Path
 
 from ichfast.errors import StoreError
-from ichfast.files import beside, write_private_once
+from ichfast.system.files import beside, write_private_once
 
 HASH_DIGITS = 16
 """Hexadecimal digits of a hashed id: 64 bits."""

@@ -37,10 +37,10 @@ import torch
 from ichfast.errors import LoaderError
 from ichfast.geometry import halved_shape
 from ichfast.halving import halve_into
-from ichfast.hugepages import empty_bytes
 from ichfast.readers import Readers
 from ichfast.shards import DIRECT_BYTES
 from ichfast.store import Store
+from ichfast.system.memory import empty_bytes
 
 PATIENCE_S = 60.0
 """How long a batch may take to read before the disk counts as dead."""

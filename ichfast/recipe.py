@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 
 from ichfast.augment import AugmentConfig
 from ichfast.dataconfig import DataConfig
-from ichfast.errors import RecipeError
+from ichfast.errors import RecipeError, unknown
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.models import ARCHS
 from ichfast.phases import TrainConfig
-from ichfast.settings import unknown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

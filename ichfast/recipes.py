@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from ichfast.augment import EXP_30, PRESETS
 from ichfast.dataconfig import MIN_SIZE, SIZE_STEP, DataConfig
-from ichfast.errors import RecipeError
+from ichfast.errors import RecipeError, unknown
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
 from ichfast.models import ARCHS
 from ichfast.phases import TrainConfig
 from ichfast.recipe import ModelConfig, Recipe
-from ichfast.settings import override, unknown
+from ichfast.settings import override
 
 
 def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") -> Recipe:

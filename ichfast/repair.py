@@ -22,7 +22,6 @@ from pathlib import Path
 from ichfast.convert import Job
 from ichfast.dicom import read_slices
 from ichfast.errors import StoreError
-from ichfast.files import atomic_path, file_crc32c
 from ichfast.intake import Intake, name_digests, place_digests, read_intake
 from ichfast.journal import Journal
 from ichfast.listing import Listing
@@ -35,6 +34,7 @@ from ichfast.remote import check_reachable
 from ichfast.shards import Shard, shard_path
 from ichfast.sources import list_entries
 from ichfast.store import find_damage
+from ichfast.system.files import atomic_path, file_crc32c
 from ichfast.workers import convert_units
 
 NUM_SHOWN = 3

@@ -27,12 +27,12 @@ from ichfast.casecards import (
 )
 from ichfast.cases import choose_cases
 from ichfast.errors import IchfastError
-from ichfast.files import write_text_atomically
 from ichfast.judged import REPLICATES, judge
 from ichfast.labels import CLASSES
 from ichfast.predictions import labels_NK as labels_of
 from ichfast.reportcharts import curve_charts, result_charts, training_charts
 from ichfast.scoretable import format_score
+from ichfast.system.files import write_text_atomically
 from ichfast.windows import PRESETS
 
 

@@ -26,12 +26,12 @@ from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
 from ichfast.geometry import halved_shape
 from ichfast.halving import halve_into
-from ichfast.memory import available_memory
-from ichfast.progress import progress
-from ichfast.ranks import Ranks
 from ichfast.reading import ReadAhead, Slices, Wanted, divide
 from ichfast.sharing import share_memory
 from ichfast.store import Store
+from ichfast.system.memory import available_memory
+from ichfast.system.ranks import Ranks
+from ichfast.system.terminal import progress
 
 CHUNK_SLICES = 64
 """Slices read at a time to fill the memory."""

@@ -17,13 +17,13 @@ from ichfast.activations import activations_of
 from ichfast.dataconfig import choose_level
 from ichfast.errors import PredictionError
 from ichfast.evaluation import Evaluation, evaluate
-from ichfast.files import write_text_atomically
 from ichfast.history import read_history
 from ichfast.leaks import check_leaks
 from ichfast.predictions import read_predictions
 from ichfast.report import ReportData, write_report
 from ichfast.settings import to_dict
 from ichfast.store import Store
+from ichfast.system.files import write_text_atomically
 from ichfast.trained import open_run
 
 METRICS_FILE = "metrics.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ichfast.errors import CheckpointError, RecipeError
-from ichfast.files import write_text_atomically
 from ichfast.recipe import Recipe
 from ichfast.settings import from_dict, to_dict
+from ichfast.system.files import write_text_atomically
 from ichfast.windows import Normalization
 
 RECORD = "run.json"

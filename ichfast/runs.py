@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from ichfast.amp import choose_amp
 from ichfast.augment import AugmentConfig
 from ichfast.checkpoint import has_last, load_last
-from ichfast.environment import describe_environment
 from ichfast.errors import ModelError, TrainError
 from ichfast.history import History, best_row, write_history
 from ichfast.loader import DaliLoader, make_loader
@@ -38,7 +37,6 @@ from ichfast.metrics import prevalence_loss
 from ichfast.models import build_model, synchronize_batch_norm
 from ichfast.normalization import measure_normalization
 from ichfast.profiler import Profile, Spans
-from ichfast.ranks import Ranks, was_restarted
 from ichfast.recipe import ModelConfig, Recipe
 from ichfast.runfolder import begin_folder, check_run_dir, check_same_run
 from ichfast.runlog import RunLog
@@ -47,6 +45,8 @@ from ichfast.sampling import make_sampler
 from ichfast.splits import Split, split_slices
 from ichfast.stepper import Stepper
 from ichfast.store import Store
+from ichfast.system.environment import describe_environment
+from ichfast.system.ranks import Ranks, was_restarted
 from ichfast.train import Trainer
 
 logger = logging.getLogger(__name__)

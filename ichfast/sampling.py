@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.errors import LoaderError
+from ichfast.errors import LoaderError, unknown
 from ichfast.labels import CLASSES
 from ichfast.sampler import BalancedSampler, Sampler, StudySampler
-from ichfast.settings import unknown
 from ichfast.store import Store
 
 SAMPLINGS = ("all", "balanced", "study")

@@ -11,12 +11,12 @@ import difflib
 import json
 import math
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import UnionType
 from typing import Any, TypeVar, cast
 
-from ichfast.errors import RecipeError
+from ichfast.errors import RecipeError, unknown
 
 Settings = TypeVar("Settings")
 
@@ -216,11 +216,3 @@ def from_dict(kind: type[Settings], found: Mapping[str, Any]) -> Settings:
         return kind(**values)
     except TypeError as error:
         raise RecipeError(f"not all of {kind.__name__}: {error}") from error
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """A message for a name that is not known: the nearest, and all there are."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"unknown {what} {name!r}; {hint}known are {', '.join(known)}"

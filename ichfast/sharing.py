@@ -19,7 +19,7 @@ import numpy.typing as npt
 from torch import distributed
 
 from ichfast.errors import LoaderError
-from ichfast.ranks import Ranks
+from ichfast.system.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError, first_line
-from ichfast.files import atomic_path, file_crc32c
 from ichfast.labels import CLASSES
 from ichfast.levels import SMALL_LEVEL
 from ichfast.manifest import StoreHeader, tables_dir
-from ichfast.parquetfile import NOT_PARQUET, read_parquet
+from ichfast.system.files import atomic_path, file_crc32c
+from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""

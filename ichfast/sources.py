@@ -33,8 +33,8 @@ from pathlib import Path
 from ichfast import archives
 from ichfast.errors import RejectError, SourceError
 from ichfast.listing import Entry, Found, Listing, place_of
-from ichfast.printable import printable
 from ichfast.remote import Container, Remote, locate, read_files
+from ichfast.system.terminal import printable
 
 MAX_BYTES = 512 * 2**20
 """Largest file or member that is read, bytes."""

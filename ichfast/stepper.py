@@ -30,8 +30,8 @@ from ichfast.models import body_and_head
 from ichfast.optim import decay_groups, make_optimizer
 from ichfast.phases import Phase, TrainConfig
 from ichfast.profiler import Spans
-from ichfast.ranks import Ranks
 from ichfast.schedules import Schedule
+from ichfast.system.ranks import Ranks
 
 _KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers"

@@ -60,10 +60,10 @@ from ichfast.manifest import (
     tables_dir,
     write_header,
 )
-from ichfast.memory import total_memory
-from ichfast.progress import progress
 from ichfast.shards import PIXEL_DTYPE, OpenShard
 from ichfast.slicetable import read_table, write_rejected, write_rows
+from ichfast.system.memory import total_memory
+from ichfast.system.terminal import progress
 
 
 def finish_store(

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import SubmissionError, first_line
-from ichfast.files import atomic_path
 from ichfast.labels import CLASSES
 from ichfast.predictions import probs_NK as probs_of
+from ichfast.system.files import atomic_path
 
 DEFAULT_CLIP = 1e-6
 """What the competition's better teams clipped at; one sure and wrong answer then

@@ -15,11 +15,11 @@ import torch
 
 from ichfast.channels import neighbours
 from ichfast.dataconfig import DataConfig
-from ichfast.ranks import Ranks
 from ichfast.reading import ReadAhead, Wanted
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.sampler import Sampler
 from ichfast.store import Store
+from ichfast.system.ranks import Ranks
 
 
 class SliceSupply(Protocol):

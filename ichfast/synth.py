@@ -27,11 +27,9 @@ import numpy as np
 from ichfast.anatomy import Anatomy, draw_anatomy
 from ichfast.canvas import Field, Grid
 from ichfast.errors import RecipeError, SourceError
-from ichfast.files import write_text_atomically
 from ichfast.hemorrhage import SUBTYPES, Bleed, draw_bleed
 from ichfast.labels import CLASSES
 from ichfast.phantom import Phantom
-from ichfast.progress import progress
 from ichfast.scanner import (
     SCANNERS,
     WRAPPED_SCANNER,
@@ -43,6 +41,8 @@ from ichfast.scanner import (
     noise_strength,
     scan_circle,
 )
+from ichfast.system.files import write_text_atomically
+from ichfast.system.terminal import progress
 
 logger = logging.getLogger(__name__)
 

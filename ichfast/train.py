@@ -28,8 +28,8 @@ from ichfast.checkpoint import BEST, LAST, save_checkpoint, save_last
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
 from ichfast.history import History, epochs_since_best
 from ichfast.losses import READ_INTERVAL, LossTrace
-from ichfast.progress import progress
 from ichfast.stepper import Stepper
+from ichfast.system.terminal import progress
 from ichfast.validation import validate
 from ichfast.waiting import LoaderWatch, WaitMeter
 

@@ -155,12 +155,12 @@ def train(
     """
     from ichfast.crossvalidation import train_folds
     from ichfast.device import choose_device
-    from ichfast.ranks import join_ranks
     from ichfast.recipes import resolve_recipe
     from ichfast.runfolder import default_run_dir
     from ichfast.runs import train_run
     from ichfast.settings import describe
-    from ichfast.signals import stop_on_signal
+    from ichfast.system.ranks import join_ranks
+    from ichfast.system.signals import stop_on_signal
 
     trains_all = fold == "all"
     options = {

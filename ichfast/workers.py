@@ -18,7 +18,7 @@ from ichfast.cluster import convert_on_cluster
 from ichfast.convert import Job
 from ichfast.lanes import convert_in_lanes
 from ichfast.plan import Unit
-from ichfast.progress import progress
+from ichfast.system.terminal import progress
 
 
 def convert_units(

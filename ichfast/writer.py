@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.checksums import combine
-from ichfast.files import atomic_path, begin_flush, make_folder
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL, reduce_to_256
 from ichfast.shards import (
     NPY_HEADER_BYTES,
@@ -31,6 +30,7 @@ from ichfast.shards import (
     shard_name,
     shard_path,
 )
+from ichfast.system.files import atomic_path, begin_flush, make_folder
 
 FLUSH_BYTES = 32 * 2**20
 """After so many bytes the disk is set to work, so that the end of a unit is no wait."""

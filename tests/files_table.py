@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ichfast.dicom import read_slices
 from ichfast.errors import RejectError
-from ichfast.files import write_text_atomically
+from ichfast.system.files import write_text_atomically
 from tests.decisions import DECISIONS, REFUSED
 from tests.test_dicom import UNREADABLE_BY_PYDICOM, real_files
 

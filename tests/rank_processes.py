@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ichfast.ranks import join_ranks
+from ichfast.system.ranks import join_ranks
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload([__name__, "tests.tiny_trainer"])

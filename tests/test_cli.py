@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import ichfast
 from ichfast.cli import cli
-from ichfast.printable import printable_lines
+from ichfast.system.terminal import printable_lines
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = [

@@ -25,9 +25,9 @@ from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.processing import apply_rescale
 
 from ichfast import common, dicom, filebytes, headers, hounsfield
-from ichfast.dicom import REJECT_CODES, Slice, read_slices
+from ichfast.dicom import Slice, read_slices
 from ichfast.elements import Walker
-from ichfast.errors import RejectError
+from ichfast.errors import REJECT_CODES, RejectError
 from ichfast.hounsfield import to_stored
 from ichfast.sources import list_entries, read_entries
 

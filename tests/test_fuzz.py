@@ -40,8 +40,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.encoders.base import get_encoder
 
-from ichfast.dicom import REJECT_CODES, read_slices
-from ichfast.errors import RejectError, SourceError
+from ichfast.dicom import read_slices
+from ichfast.errors import REJECT_CODES, RejectError, SourceError
 from ichfast.sources import list_entries, read_entries
 from tests.test_dicom import DATA, DELIMITER, ITEM, ct_file
 

@@ -16,8 +16,8 @@ import torch
 from ichfast.augment import EXP_30
 from ichfast.dataconfig import DataConfig
 from ichfast.loader import DaliLoader, make_loader
-from ichfast.ranks import Ranks
 from ichfast.store import Store
+from ichfast.system.ranks import Ranks
 from tests.contracts import check_loader, check_ranks, order_of
 from tests.slice_store import simple_rows, write_slices
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ichfast import allrows, sorting
+from ichfast import allrows
 from ichfast import merge as merging
 from ichfast.allrows import AllRows
 from ichfast.intake import Intake
@@ -26,6 +26,7 @@ from ichfast.plan import Unit, cut_units, entry_name
 from ichfast.repeats import find_repeats
 from ichfast.shards import Shard, shard_name
 from ichfast.slicetable import ORDER, read_table
+from ichfast.system import external_sort
 
 NUM_ROWS, UNIT_ENTRIES = 500, 64
 
@@ -93,8 +94,8 @@ def test_rows_are_sorted_as_pandas_sorts_them(
 ) -> None:
     monkeypatch.setattr(merging, "PART_ROWS", part_rows)
     monkeypatch.setattr(allrows, "RUN_ROWS", run_rows)
-    monkeypatch.setattr(sorting, "RUN_ROWS", run_rows)
-    monkeypatch.setattr(sorting, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(external_sort, "RUN_ROWS", run_rows)
+    monkeypatch.setattr(external_sort, "BATCH_ROWS", batch_rows)
     frame = odd_rows()
     journal, units = write_pages(tmp_path / "store", frame)
     merged = merged_store(journal, units)

@@ -17,11 +17,11 @@ from ichfast import gather, reading, resident
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
-from ichfast.ranks import Ranks
 from ichfast.reading import Wanted
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.store import Store
 from ichfast.supply import SliceSupply
+from ichfast.system.ranks import Ranks
 from ichfast.twin import halve
 
 KEPT_R = np.array([1, 4, 9, 20, 28])

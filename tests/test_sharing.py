@@ -14,9 +14,9 @@ from ichfast.augment import EXP_30
 from ichfast.dataconfig import DataConfig
 from ichfast.errors import LoaderError, StoreError
 from ichfast.loader import make_loader
-from ichfast.ranks import Ranks
 from ichfast.sharing import share_memory
 from ichfast.store import Store
+from ichfast.system.ranks import Ranks
 from tests.contracts import same_images
 from tests.rank_processes import run_ranks
 

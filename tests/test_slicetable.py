@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from ichfast.errors import StoreError
-from ichfast.files import file_crc32c
 from ichfast.manifest import StoreHeader, read_header
 from ichfast.slicetable import (
     read_rejected,
@@ -21,6 +20,7 @@ from ichfast.slicetable import (
     write_rejected,
     write_rows,
 )
+from ichfast.system.files import file_crc32c
 from tests.conftest import write_store
 
 

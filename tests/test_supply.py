@@ -11,9 +11,9 @@ import torch
 
 from ichfast import supply
 from ichfast.dataconfig import DataConfig, source_shapes
-from ichfast.ranks import Ranks
 from ichfast.sampler import Sampler
 from ichfast.store import Store
+from ichfast.system.ranks import Ranks
 
 SLICES_N = np.arange(2, 17, 3)
 """Five slices; the first series of the store ends with slice 6."""

@@ -16,9 +16,9 @@ from ichfast.batch import Batch
 from ichfast.checkpoint import load_last
 from ichfast.history import History
 from ichfast.phases import Phase, TrainConfig
-from ichfast.ranks import Ranks
 from ichfast.sampler import Sampler
 from ichfast.stepper import Stepper
+from ichfast.system.ranks import Ranks
 from ichfast.train import Trainer
 
 CPU = Amp("cpu", torch.float32)

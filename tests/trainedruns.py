@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ichfast.checkpoint import BEST, save_checkpoint
-from ichfast.environment import describe_environment
 from ichfast.history import METRICS
 from ichfast.models import build_model
 from ichfast.normalization import measure_normalization
@@ -19,6 +18,7 @@ from ichfast.recipes import resolve_recipe
 from ichfast.runrecord import RunRecord, write_record
 from ichfast.splits import split_slices
 from ichfast.store import Store
+from ichfast.system.environment import describe_environment
 
 HEAD_GAIN = 3000.0
 """Random weights hardly tell slices apart; their head is made to."""

@@ -19,10 +19,10 @@ from ichfast.ensemble import predict_runs
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
 from ichfast.loader import make_loader
-from ichfast.ranks import Ranks
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import train_run
 from ichfast.store import Store
+from ichfast.system.ranks import Ranks
 from tests.contracts import check_loader, same_images
 from tests.lighting_graph import lit_steps
 from tests.rank_processes import run_ranks

@@ -1,6 +1,8 @@
 """A parquet file that nobody vouches for, read in memory that fits its size.
 
 A few KB may claim a billion rows of one value, or one text of megabytes in each row.
+
+How much a file that nobody vouches for may become when it is unpacked.
 """
 
 from __future__ import annotations
@@ -10,8 +12,6 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-from ichfast.expansion import most_unpacked
 
 NOT_PARQUET = (pa.ArrowException, OSError, ValueError)
 """What `read_parquet` may raise of bytes that are no such table."""
@@ -61,3 +61,15 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
         for chunk in column.chunks
     )
     return sum(pc.sum(each.cast(pa.int64())).as_py() or 0 for each in lengths)
+
+
+_MOST_EXPANSION = 100
+"""Bytes that one byte of a file may become. A store's tables become 6."""
+
+_FREE_BYTES = 2**20
+"""What any file may become, for small ones repeat themselves most."""
+
+
+def most_unpacked(num_bytes: int) -> int:
+    """Most bytes that a file of so many may become."""
+    return num_bytes * _MOST_EXPANSION + _FREE_BYTES

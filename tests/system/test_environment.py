@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ichfast.device import choose_device
-from ichfast.environment import describe_environment
 from ichfast.errors import DeviceError
+from ichfast.system.environment import describe_environment
 
 
 def test_the_environment_has_versions_and_no_name_of_machine_or_user() -> None:

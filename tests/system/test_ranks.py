@@ -21,7 +21,7 @@ from ichfast.models import (
     synchronize_batch_norm,
 )
 from ichfast.phases import Phase, TrainConfig
-from ichfast.ranks import Ranks, join_ranks, was_restarted
+from ichfast.system.ranks import Ranks, join_ranks, was_restarted
 from tests.rank_processes import run_ranks
 from tests.tiny_trainer import (
     FakeLoader,

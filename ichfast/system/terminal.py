@@ -1,6 +1,8 @@
 """Progress of long work: a bar with rate and ETA on a terminal, plain lines else.
 
 Everything goes to stderr, so that stdout carries results only.
+
+Text without what a terminal obeys: names and ids may come from anyone.
 """
 
 from __future__ import annotations
@@ -97,3 +99,18 @@ _PLAIN_FORMAT = (
     "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_noinv_fmt}{bytes_rate}, "
     "{elapsed} gone, {remaining} left{postfix}"
 )
+
+
+def printable(text: str) -> str:
+    """The text, with escapes for what cannot be printed, line ends among it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, with the line ends that it has."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ichfast.files import (
+from ichfast.system.files import (
     atomic_path,
     begin_flush,
     beside,

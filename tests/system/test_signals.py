@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from ichfast import signals
-from ichfast.signals import stop_on_signal
+from ichfast.system import signals
+from ichfast.system.signals import stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from ichfast.progress import progress
+from ichfast.system.terminal import progress
 
 
 def test_without_a_terminal_progress_is_plain_lines(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ichfast.parquetfile import read_parquet
+from ichfast.system.untrusted import read_parquet
 
 
 def written(table: pa.Table, **options: object) -> pa.Buffer:
