@@ -29,10 +29,10 @@ from ichfast.dicom import Slice
 from ichfast.errors import RejectError
 from ichfast.journal import Journal, Page, Reject
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
-from ichfast.listing import Entry
 from ichfast.plan import Unit
 from ichfast.pseudonyms import plain_text, stored_id
-from ichfast.sources import read_entries
+from ichfast.sources.listing import Entry
+from ichfast.sources.sources import read_entries
 from ichfast.writer import UnitWriter
 
 FILE_TIMEOUTS = 10

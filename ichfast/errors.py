@@ -124,7 +124,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 REJECT_CODES = (
     *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
     *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
-    *("unreadable-file", "unreadable-archive"),  # from ichfast.sources
+    *("unreadable-file", "unreadable-archive"),  # from ichfast.sources.sources
     *(
         "duplicate-conflict",
         "decoder-crash",

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
-from ichfast.listing import Entry, Listing
 from ichfast.pseudonyms import stored_id
+from ichfast.sources.listing import Entry, Listing
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,9 @@ from ichfast.manifest import read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.pseudonyms import default_key_path, read_or_make_key
-from ichfast.remote import check_reachable
 from ichfast.slicetable import write_rejected
-from ichfast.sources import list_entries
+from ichfast.sources.remote import check_reachable
+from ichfast.sources.sources import list_entries
 from ichfast.summary import PrepareReport, format_report, summarize
 from ichfast.system.signals import sigterm_interrupts
 from ichfast.workers import convert_units

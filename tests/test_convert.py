@@ -18,7 +18,7 @@ from ichfast.dicom import Slice, read_slices
 from ichfast.errors import RejectError
 from ichfast.journal import Journal
 from ichfast.plan import cut_units
-from ichfast.sources import list_entries
+from ichfast.sources.sources import list_entries
 from tests.test_dicom import ct_file, ramp
 
 

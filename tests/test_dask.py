@@ -23,7 +23,7 @@ from ichfast.errors import StoreError
 from ichfast.journal import Journal
 from ichfast.plan import Unit, entry_name
 from ichfast.prepare import prepare_store
-from ichfast.sources import list_entries
+from ichfast.sources.sources import list_entries
 from ichfast.workers import convert_units
 from tests.conftest import contents
 

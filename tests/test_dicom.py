@@ -29,7 +29,7 @@ from ichfast.dicom import Slice, read_slices
 from ichfast.elements import Walker
 from ichfast.errors import REJECT_CODES, RejectError
 from ichfast.hounsfield import to_stored
-from ichfast.sources import list_entries, read_entries
+from ichfast.sources.sources import list_entries, read_entries
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(

@@ -42,7 +42,7 @@ from pydicom.pixels.encoders.base import get_encoder
 
 from ichfast.dicom import read_slices
 from ichfast.errors import REJECT_CODES, RejectError, SourceError
-from ichfast.sources import list_entries, read_entries
+from ichfast.sources.sources import list_entries, read_entries
 from tests.test_dicom import DATA, DELIMITER, ITEM, ct_file
 
 NUM_INPUTS = 20_000

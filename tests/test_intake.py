@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ichfast.intake import Intake
-from ichfast.listing import Found, Listing
+from ichfast.sources.listing import Found, Listing
 
 FOUND = Found(Path("/a/heads.zip"), "", "1.dcm", "heads.zip/1.dcm", 7, 40)
 

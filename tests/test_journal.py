@@ -10,9 +10,9 @@ import pytest
 
 from ichfast.errors import SourceError, StoreError
 from ichfast.journal import Journal
-from ichfast.listing import Listing
 from ichfast.plan import Unit
 from ichfast.prepare import prepare_store
+from ichfast.sources.listing import Listing
 from tests.conftest import contents, random_hu, write_dicom
 
 NUM_FILES = 6

@@ -12,7 +12,7 @@ import pytest
 from ichfast.dicom import read_slices
 from ichfast.errors import RejectError
 from ichfast.series import SeriesOrder, describe_series
-from ichfast.sources import list_entries, read_entries
+from ichfast.sources.sources import list_entries, read_entries
 from ichfast.store import Store
 from tests.test_dicom import DATA, needs_data
 

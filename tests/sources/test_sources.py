@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from ichfast import archives, sources
 from ichfast.errors import RejectError, SourceError
-from ichfast.listing import Entry
-from ichfast.sources import list_entries, read_entries
+from ichfast.sources import archives, sources
+from ichfast.sources.listing import Entry
+from ichfast.sources.sources import list_entries, read_entries
 
 CONTENTS = {
     "b/2.dcm": b"two",
@@ -459,7 +459,7 @@ def test_a_file_that_is_gone_before_it_is_looked_at_is_not_listed(
         with scandir(folder) as children:
             yield [*children, Gone()]
 
-    monkeypatch.setattr("ichfast.sources.os.scandir", scan)
+    monkeypatch.setattr("ichfast.sources.sources.os.scandir", scan)
     assert [entry.key for entry in list_entries([tmp_path])] == ["here.dcm"]
 
 

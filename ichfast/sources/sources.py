@@ -2,8 +2,8 @@
 
 A source is a folder of any nesting, a file, or an archive: ``.zip``, ``.tar``,
 ``.tar.gz``, ``.tar.xz``, ``.tar.bz2``; on this machine, or behind a URL
-(`ichfast.remote`). Archives inside a folder are looked into as well (known by suffix,
-then by content); archives inside archives are not.
+(`ichfast.sources.remote`). Archives inside a folder are looked into as well (known by
+suffix, then by content); archives inside archives are not.
 
 Promises:
 
@@ -30,10 +30,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ichfast import archives
 from ichfast.errors import RejectError, SourceError
-from ichfast.listing import Entry, Found, Listing, place_of
-from ichfast.remote import Container, Remote, locate, read_files
+from ichfast.sources import archives
+from ichfast.sources.listing import Entry, Found, Listing, place_of
+from ichfast.sources.remote import Container, Remote, locate, read_files
 from ichfast.system.terminal import printable
 
 MAX_BYTES = 512 * 2**20

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ichfast import archives
-from ichfast.archives import list_members
+from ichfast.sources import archives
+from ichfast.sources.archives import list_members
 
 
 def header(

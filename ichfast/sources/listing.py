@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ichfast.remote import Container
+from ichfast.sources.remote import Container
 from ichfast.system.external_sort import Shelf, in_parts, sort_runs
 
 CHUNK_ROWS = 1024

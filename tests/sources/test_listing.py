@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ichfast.listing import Entry, Found, Listing
-from ichfast.remote import Remote
+from ichfast.sources.listing import Entry, Found, Listing
+from ichfast.sources.remote import Remote
 
 FOLDER = Path("heads")
 

@@ -32,8 +32,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from ichfast import zips
-from ichfast.remote import Container
+from ichfast.sources import zips
+from ichfast.sources.remote import Container
 
 SUFFIXES = (
     *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz"),

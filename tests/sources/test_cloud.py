@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from ichfast.errors import RejectError, SourceError
-from ichfast.listing import Entry
 from ichfast.manifest import read_header
 from ichfast.prepare import prepare_store
-from ichfast.remote import Remote, without_secrets
-from ichfast.sources import list_entries, read_entries
+from ichfast.sources.listing import Entry
+from ichfast.sources.remote import Remote, without_secrets
+from ichfast.sources.sources import list_entries, read_entries
 from ichfast.store import verify_store
 from tests.conftest import contents
-from tests.test_sources import (
+from tests.sources.test_sources import (
     ARCHIVES,
     CONTENTS,
     read_all,
@@ -148,7 +148,7 @@ def test_files_are_fetched_together_but_not_too_many(
     assert read_all(entries) == contents
     assert fetched == [32, 8]
     fetched.clear()
-    monkeypatch.setattr("ichfast.sources.FETCH_BYTES", 250)
+    monkeypatch.setattr("ichfast.sources.sources.FETCH_BYTES", 250)
     assert read_all(entries) == contents
     assert set(fetched[:-1]) == {2, 1}
 
@@ -365,7 +365,7 @@ def prepare_from(source: str, store: Path) -> None:
             *("--store", str(store), "--workers", "2"),
             *("--max-rejected", "2", "--keep-ids"),
         ],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         timeout=60,

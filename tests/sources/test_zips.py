@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ichfast.archives import BROKEN
-from ichfast.zips import list_zip, read_zip_member
+from ichfast.sources.archives import BROKEN
+from ichfast.sources.zips import list_zip, read_zip_member
 
 CONTENTS = {
     "b/2.dcm": b"two" * 99,

@@ -1,0 +1,1 @@
+"""Bytes out of folders, archives and URLs."""
