@@ -24,7 +24,7 @@ bench: $(VENV)/.installed  ## every stage against its limit
 	$(BIN)/python bench/throughput.py
 
 fuzz: $(VENV)/.installed  ## read damaged files for FUZZ_S seconds
-	FUZZ_S=$(FUZZ_S) $(PYTEST) tests/test_fuzz.py
+	FUZZ_S=$(FUZZ_S) $(PYTEST) tests/dicom/test_fuzz.py
 
 clean:  ## remove what make made
 	rm -rf $(VENV) ichfast-demo

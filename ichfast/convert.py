@@ -24,8 +24,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ichfast.common import Common
-from ichfast.dicom import Slice
+from ichfast.dicom.series_header import Common
+from ichfast.dicom.slices import Slice
 from ichfast.errors import RejectError
 from ichfast.journal import Journal, Page, Reject
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL

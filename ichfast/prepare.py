@@ -46,7 +46,7 @@ from ichfast.appending import (
     new_units,
 )
 from ichfast.convert import Job
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import SourceError, StoreError
 from ichfast.journal import Journal
 from ichfast.labels import LabelTable

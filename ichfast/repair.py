@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from ichfast.convert import Job
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import StoreError
 from ichfast.intake import Intake, name_digests, place_digests, read_intake
 from ichfast.journal import Journal

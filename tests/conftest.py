@@ -15,7 +15,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.labels import CLASSES
 from ichfast.store import Store
 from tests.slice_store import write_slices

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ichfast import lanes, prepare
-from ichfast.dicom import Slice, read_slices
+from ichfast.dicom.slices import Slice, read_slices
 from ichfast.journal import Journal, Page
 from ichfast.plan import Unit
 

@@ -49,7 +49,7 @@ from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
 from ichfast.augment import AugmentConfig
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.draws import draw
 from ichfast.experiments import exp_30
 from ichfast.loader import make_loader

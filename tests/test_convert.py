@@ -14,12 +14,12 @@ import pytest
 
 from ichfast import convert
 from ichfast.convert import Job, convert_unit
-from ichfast.dicom import Slice, read_slices
+from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError
 from ichfast.journal import Journal
 from ichfast.plan import cut_units
 from ichfast.sources.sources import list_entries
-from tests.test_dicom import ct_file, ramp
+from tests.dicom.test_slices import ct_file, ramp
 
 
 def test_a_file_of_slices_that_nearly_hang_is_given_up(

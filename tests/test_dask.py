@@ -18,7 +18,7 @@ import pytest
 
 from ichfast import cluster, prepare
 from ichfast.convert import Job
-from ichfast.dicom import Slice, read_slices
+from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.journal import Journal
 from ichfast.plan import Unit, entry_name

@@ -18,7 +18,7 @@ from ichfast.overview import (
 )
 from ichfast.prepare import prepare_store
 from ichfast.store import Store
-from tests.test_dicom import DATA, needs_data
+from tests.dicom.test_slices import DATA, needs_data
 
 
 def test_the_overview_counts_what_is_there(tiny_store: Store) -> None:

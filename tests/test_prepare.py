@@ -245,7 +245,7 @@ import time
 from pathlib import Path
 from ichfast import prepare
 from ichfast.errors import IchfastError
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 
 def slow_read(content):
     time.sleep(0.04)

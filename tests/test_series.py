@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
 from ichfast.series import SeriesOrder, describe_series
 from ichfast.sources.sources import list_entries, read_entries
 from ichfast.store import Store
-from tests.test_dicom import DATA, needs_data
+from tests.dicom.test_slices import DATA, needs_data
 
 
 def describe(

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from ichfast import lanes, prepare, workers
-from ichfast.dicom import Slice, read_slices
+from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError, StoreError
 from ichfast.prepare import prepare_store
 from ichfast.store import Store, verify_store

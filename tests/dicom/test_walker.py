@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ichfast import elements, filebytes
-from ichfast.dicom import read_slices
+from ichfast.dicom import guard, walker
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
-from tests.test_dicom import (
+from tests.dicom.test_slices import (
     EXPLICIT,
     IMPLICIT,
     ct_file,
@@ -79,7 +79,7 @@ def outcome(content: bytes) -> list[Any]:
 
 def outcome_without_walk(content: bytes, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     with monkeypatch.context() as patch:
-        patch.setattr(elements.Walker, "walk", lambda *_: None)
+        patch.setattr(walker.Walker, "walk", lambda *_: None)
         return outcome(content)
 
 
@@ -88,12 +88,12 @@ def plain_walk(
     start: int = 132,
     wanted: frozenset[int] = frozenset(),
     refused: frozenset[int] = frozenset(),
-) -> elements.Walk | None:
-    return elements.Walker(wanted, refused).walk(content, start)
+) -> walker.Walk | None:
+    return walker.Walker(wanted, refused).walk(content, start)
 
 
 def is_walked(content: bytes) -> bool:
-    start, _ = filebytes.find_start(content)
+    start, _ = guard.find_start(content)
     return plain_walk(content, start) is not None
 
 

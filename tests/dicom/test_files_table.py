@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.files_table import PAGE, page, read_outcomes
-from tests.test_dicom import REJECTED, needs_data
+from tests.dicom.files_table import PAGE, page, read_outcomes
+from tests.dicom.test_slices import REJECTED, needs_data
 
 
 @needs_data
@@ -13,4 +13,6 @@ from tests.test_dicom import REJECTED, needs_data
 def test_the_page_about_real_files_is_true() -> None:
     outcomes = read_outcomes()
     assert {one.file: one.code for one in outcomes if one.code} == REJECTED
-    assert page(outcomes) == PAGE.read_text("utf-8"), "run python -m tests.files_table"
+    assert page(outcomes) == PAGE.read_text("utf-8"), (
+        "run python -m tests.dicom.files_table"
+    )

@@ -40,10 +40,10 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.encoders.base import get_encoder
 
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import REJECT_CODES, RejectError, SourceError
 from ichfast.sources.sources import list_entries, read_entries
-from tests.test_dicom import DATA, DELIMITER, ITEM, ct_file
+from tests.dicom.test_slices import DATA, DELIMITER, ITEM, ct_file
 
 NUM_INPUTS = 20_000
 NUM_ARCHIVES = 1_000
@@ -376,7 +376,7 @@ def test_compressed_pixels_of_many_components_are_not_decoded() -> None:
 
 READ_ALONE = """
 import sys
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 print(sum(1 for _ in read_slices(sys.stdin.buffer.read())))
 print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 """

@@ -30,15 +30,14 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
-from ichfast import codestreams, filebytes, headers, hounsfield
-from ichfast.common import Common, read_common
-from ichfast.elements import FLOAT_PIXELS, UNDEFINED, Elements, Walker
+from ichfast.dicom import codestreams, guard, hounsfield
+from ichfast.dicom.guard import Mistrust, Ration, Rationed
+from ichfast.dicom.header import TAGS, Header, Layout, read_position
+from ichfast.dicom.quirks import RawArray
+from ichfast.dicom.sequences import raw_values, read_groups, read_items
+from ichfast.dicom.series_header import Common, read_common
+from ichfast.dicom.walker import FLOAT_PIXELS, UNDEFINED, Elements, Walker
 from ichfast.errors import RejectError
-from ichfast.filebytes import Ration, Rationed
-from ichfast.headers import Header, Layout
-from ichfast.mistrust import Mistrust
-from ichfast.quirks import RawArray
-from ichfast.sequences import raw_values, read_groups, read_items
 
 _NATIVE_SYNTAXES = (
     *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
@@ -52,7 +51,7 @@ _LUT_TAGS = frozenset((0x0028_3002, 0x0028_3006))
 """(0028,3002) LUTDescriptor and (0028,3006) LUTData."""
 _SHARED_GROUPS = 0x5200_9229
 _FRAME_GROUPS = 0x5200_9230
-_WANTED_TAGS = frozenset(headers.TAGS.values())
+_WANTED_TAGS = frozenset(TAGS.values())
 _SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
 _MAX_LUT_BYTES = 2 * 2**16
 """Longest value of a LUT that is parsed: as many entries as it can have.
@@ -149,7 +148,7 @@ class _File:
 
 
 def _parse(content: bytes) -> _File:
-    start, has_preamble = filebytes.find_start(content)
+    start, has_preamble = guard.find_start(content)
     walked = _WALKER.walk(content, start)
     if walked is None:
         return _parse_with_pydicom(content, start, has_preamble=has_preamble)
@@ -178,13 +177,13 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
     syntax = Header(raw_values(meta, _WANTED_TAGS)).text("TransferSyntaxUID")
     start = stream.tell()
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        content, start = filebytes.inflate(content[start:]), 0
+        content, start = guard.inflate(content[start:]), 0
         stream = Rationed(content, ration)
     is_implicit = syntax == uid.ImplicitVRLittleEndian
     if not syntax:
         vr = content[start + 4 : start + 6]
         is_implicit = not (vr.isalpha() and vr.isupper())
-    search = filebytes.PixelSearch(stream, len(content))
+    search = guard.PixelSearch(stream, len(content))
     dataset = read_dataset(
         stream,
         is_implicit_VR=is_implicit,
@@ -219,7 +218,7 @@ def _frame_headers(
         return [(header, common)]
     whole = dict(file.elements)
     if num_frames > 1:  # a position of the whole is no frame's
-        whole.pop(headers.TAGS["ImagePositionPatient"], None)
+        whole.pop(TAGS["ImagePositionPatient"], None)
     shared_groups = read_items(file.sequences, _SHARED_GROUPS, file.ration) or ()
     shared = [
         group for item in shared_groups for group in read_groups(item, file.ration)
@@ -290,7 +289,7 @@ def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
             f"{uid.UID(file.syntax).name} needs one of {needs}; "
             "pip install 'ichfast[decoders]'",
         )
-    end, num_fragments = filebytes.measure_fragments(file.content, file.pixels_at)
+    end, num_fragments = guard.measure_fragments(file.content, file.pixels_at)
     if layout.num_frames > num_fragments:
         raise RejectError(
             "too-large", f"{layout.num_frames} frames promised, {num_fragments} there"
@@ -342,7 +341,7 @@ def _make_slice(
         stored_HW=stored.stored_HW,
         slice_id=header.text("SOPInstanceUID") + ("" if is_single else f".{number}"),
         common=common,
-        position_mm=headers.read_position(header, common.orientation),
+        position_mm=read_position(header, common.orientation),
         instance_number=header.integer("InstanceNumber", -1) if is_single else number,
         rescale_slope=stored.slope,
         rescale_intercept=stored.intercept,

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ichfast import quirks
-from ichfast.common import Common
-from ichfast.headers import Layout
-from ichfast.quirks import RawArray
+from ichfast.dicom import quirks
+from ichfast.dicom.header import Layout
+from ichfast.dicom.quirks import RawArray
+from ichfast.dicom.series_header import Common
 from ichfast.windows import HU_OFFSET
 
 MAX_STORED = 32_767

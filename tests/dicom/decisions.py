@@ -1,13 +1,13 @@
 """Where other DICOM readers say something else than ichfast stores, and why that is so.
 
-`tests/test_referees.py` finds these differences and no other.
+`tests/dicom/test_referees.py` finds these differences and no other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.test_dicom import EDGE, ZOO
+from tests.dicom.test_slices import EDGE, ZOO
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,15 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.processing import apply_rescale
 
-from ichfast import common, dicom, filebytes, headers, hounsfield
-from ichfast.dicom import Slice, read_slices
-from ichfast.elements import Walker
+from ichfast.dicom import guard, header, hounsfield, series_header
+from ichfast.dicom import slices as dicom
+from ichfast.dicom.hounsfield import to_stored
+from ichfast.dicom.slices import Slice, read_slices
+from ichfast.dicom.walker import Walker
 from ichfast.errors import REJECT_CODES, RejectError
-from ichfast.hounsfield import to_stored
 from ichfast.sources.sources import list_entries, read_entries
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the real files of ../shared/data are not here"
 )
@@ -499,8 +500,8 @@ def test_frames_without_positions_of_their_own_have_none() -> None:
 
 
 def test_as_many_frames_as_may_be_are_read() -> None:
-    raw = np.arange(headers.MAX_FRAMES * 2, dtype="<i2").reshape(-1, 1, 2)
-    found = list(read_slices(ct_file(raw, NumberOfFrames=str(headers.MAX_FRAMES))))
+    raw = np.arange(header.MAX_FRAMES * 2, dtype="<i2").reshape(-1, 1, 2)
+    found = list(read_slices(ct_file(raw, NumberOfFrames=str(header.MAX_FRAMES))))
     np.testing.assert_array_equal([one.stored_HW for one in found], raw)
 
 
@@ -630,7 +631,7 @@ def test_a_file_that_ends_inside_its_header_says_so() -> None:
 
 
 def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ichfast.filebytes._MAX_INFLATED_BYTES", 1000)
+    monkeypatch.setattr("ichfast.dicom.guard._MAX_INFLATED_BYTES", 1000)
     content = ct_file(
         ramp(),
         syntax=uid.DeflatedExplicitVRLittleEndian,
@@ -681,7 +682,7 @@ def test_a_sequence_of_a_million_items_is_not_parsed(
             added += implicit(0x5200_9230, b"")
         return with_implicit(added)
 
-    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", 1000)
+    monkeypatch.setattr("ichfast.dicom.guard._MAX_PIECES", 1000)
     assert rejection(file_with(250)).code == "bad-header"
     assert "more than 1,000 elements" in rejection(file_with(250)).detail
     if tag != 0x0028_3000:  # a LUT of no elements is none
@@ -704,7 +705,7 @@ def test_a_header_of_a_million_items_is_not_parsed(
     def file_with(num_items: int) -> bytes:
         return whole[:at] + head + UNDEFINED + item * num_items + end + whole[at:]
 
-    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", 1000)
+    monkeypatch.setattr("ichfast.dicom.guard._MAX_PIECES", 1000)
     assert read_one(file_with(100)).stored_HW.shape == (ROWS, COLUMNS)
     assert rejection(file_with(250)).code == "bad-header"
 
@@ -714,8 +715,8 @@ def test_headers_of_many_frames_that_all_say_everything_are_read(
 ) -> None:
     """Enhanced CT as scanners write it: 20 macros, 5 elements in each, no lengths."""
     num_frames = 16
-    limit = filebytes._MAX_PIECES * num_frames // headers.MAX_FRAMES
-    monkeypatch.setattr("ichfast.filebytes._MAX_PIECES", limit)
+    limit = guard._MAX_PIECES * num_frames // header.MAX_FRAMES
+    monkeypatch.setattr("ichfast.dicom.guard._MAX_PIECES", limit)
     body = encode({0x0018_9300 + k: ("LO", b"ab") for k in range(5)}, is_implicit=False)
     macro = ITEM + UNDEFINED + body + b"\xfe\xff\x0d\xe0" + bytes(4)
     macros = b"".join(
@@ -775,7 +776,7 @@ def test_a_lut_of_megabytes_is_not_parsed(tag: int, *, measured: bool) -> None:
 def test_a_frame_of_a_million_fragments_is_not_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ichfast.filebytes._MAX_FRAGMENTS", 9)
+    monkeypatch.setattr("ichfast.dicom.guard._MAX_FRAGMENTS", 9)
     codes = [
         rejection(
             ct_file(
@@ -1009,18 +1010,18 @@ def test_a_long_value_that_is_not_read_does_no_harm() -> None:
 
 
 def test_of_long_headers_the_last_is_remembered() -> None:
-    common._remember_common.cache_clear()
-    common._remember_last.cache_clear()
+    series_header._remember_common.cache_clear()
+    series_header._remember_last.cache_clear()
     for kind in "AB":
         read_one(ct_file(ramp(), ImageType=kind * 5000))
-    assert common._remember_common.cache_info().currsize == 0
-    assert common._remember_last.cache_info().currsize == 1
+    assert series_header._remember_common.cache_info().currsize == 0
+    assert series_header._remember_last.cache_info().currsize == 1
     read_one(ct_file(ramp()))
-    assert common._remember_common.cache_info().currsize == 1
+    assert series_header._remember_common.cache_info().currsize == 1
 
 
 def test_frames_that_share_a_long_header_have_it_read_once() -> None:
-    common._remember_last.cache_clear()
+    series_header._remember_last.cache_clear()
     frames = np.zeros((9, 1, 1), "<u2")
     content = ct_file(frames, NumberOfFrames="9", WindowCenter="40\\" * 2000)
     slices = list(read_slices(content))
@@ -1032,7 +1033,7 @@ def test_frames_that_share_a_long_header_have_it_read_once() -> None:
 )
 def test_an_id_of_many_characters_is_refused(keyword: str) -> None:
     """A file has one for each of 4,096 frames, and they are kept."""
-    most = headers.MAX_ID_LENGTH
+    most = header.MAX_ID_LENGTH
     longest: dict[str, Any] = {keyword: "x" * most}
     assert read_one(ct_file(ramp(), **longest)).stored_HW.shape == (ROWS, COLUMNS)
     longest[keyword] += "x"
@@ -1261,8 +1262,8 @@ def test_pydicoms_own_settings_are_left_alone() -> None:
 
 
 def test_the_limit_on_pixels_is_inclusive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "MAX_PIXELS", ROWS * COLUMNS)
+    monkeypatch.setattr(header, "MAX_PIXELS", ROWS * COLUMNS)
     assert len(list(read_slices(ct_file(ramp())))) == 1
-    monkeypatch.setattr(headers, "MAX_PIXELS", ROWS * COLUMNS - 1)
-    common._remember_common.cache_clear()
+    monkeypatch.setattr(header, "MAX_PIXELS", ROWS * COLUMNS - 1)
+    series_header._remember_common.cache_clear()
     assert rejection(ct_file(ramp())).code == "too-large"

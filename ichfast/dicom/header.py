@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ichfast.elements import Elements
+from ichfast.dicom.walker import Elements
 from ichfast.errors import RejectError
 
 TAGS = {

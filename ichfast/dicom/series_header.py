@@ -11,8 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ichfast.elements import Elements
-from ichfast.headers import (
+from ichfast.dicom.header import (
     TAGS,
     Header,
     Layout,
@@ -21,6 +20,7 @@ from ichfast.headers import (
     read_padding,
     read_rescale,
 )
+from ichfast.dicom.walker import Elements
 
 _OWN = ("TransferSyntaxUID", "SOPInstanceUID", "InstanceNumber", "ImagePositionPatient")
 """Elements that are each slice's own, or the file's."""
@@ -43,10 +43,10 @@ class Common:
     layout: Layout
 
     rescale: tuple[float, float, bool]
-    """As `headers.read_rescale` gives it."""
+    """As `dicom.header.read_rescale` gives it."""
 
     padding: tuple[int, int] | None
-    """As `headers.read_padding` gives it."""
+    """As `dicom.header.read_padding` gives it."""
 
     patient_id: str
     study_uid: str

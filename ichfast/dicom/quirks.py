@@ -1,7 +1,8 @@
 """Known defects of CT pixels, each found by one function and mended by another.
 
-`ichfast.hounsfield` asks in turn, mends what it finds, and writes the names of what
-it mended into `Slice.quirks`. Defects of header values are mended in `ichfast.headers`.
+`ichfast.dicom.hounsfield` asks in turn, mends what it finds, and writes the names of
+what it mended into `Slice.quirks`. Defects of header values are mended in
+`ichfast.dicom.header`.
 
 Shape letters: H rows, W columns.
 """

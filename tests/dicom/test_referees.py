@@ -1,7 +1,7 @@
 """HU as ichfast stores it is what SimpleITK and GDCM make of the same files.
 
-Two other readers are the referees: GDCM alone, which clinics rely on, and ITK's, by
-way of SimpleITK. Each difference stands in `tests/decisions.py`, with the reason why
+Two other readers are the referees: GDCM alone, which clinics rely on, and ITK's, by way
+of SimpleITK. Each difference stands in `tests/dicom/decisions.py`, with the reason why
 ichfast stores something else, or nothing.
 
 Shape letters: Z frames, H rows, W columns.
@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
-from tests.decisions import DECISIONS, REFUSED
-from tests.test_dicom import DATA, EDGE, needs_data, real_files
+from tests.dicom.decisions import DECISIONS, REFUSED
+from tests.dicom.test_slices import DATA, EDGE, needs_data, real_files
 
 SimpleITK = pytest.importorskip("SimpleITK", reason="the test extra has it")
 gdcm = pytest.importorskip("gdcm", reason="the test extra has it, as python-gdcm")

@@ -1,6 +1,6 @@
 """Writes docs/files.md: what becomes of every real file of the test set, and why.
 
-    python -m tests.files_table
+    python -m tests.dicom.files_table
 
 All of it comes from the reader, the manifest of the files, and what the tests hold the
 reader to.
@@ -13,33 +13,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ichfast.dicom import read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
 from ichfast.system.files import write_text_atomically
-from tests.decisions import DECISIONS, REFUSED
-from tests.test_dicom import UNREADABLE_BY_PYDICOM, real_files
+from tests.dicom.decisions import DECISIONS, REFUSED
+from tests.dicom.test_slices import UNREADABLE_BY_PYDICOM, real_files
 
-PAGE = Path(__file__).parents[1] / "docs" / "files.md"
+PAGE = Path(__file__).parents[2] / "docs" / "files.md"
 
 INTRO = """\
 # What becomes of real files
 
 Of the {files} files that the tests read where the test set is at hand, {stored} are
-stored, as {slices} slices, and {rejected} are rejected. `python -m tests.files_table`
-writes this page, and `tests/test_files_table.py` holds it to what the reader does.
+stored, as {slices} slices, and {rejected} are rejected. `python -m
+tests.dicom.files_table` writes this page, and `tests/dicom/test_files_table.py` holds
+it to what the reader does.
 
 It goes file by file: that a slice stands there twice is found by `ichfast prepare`,
-which keeps it once. Quirks are what was mended; `ichfast/dicom.py` lists them,
-`ichfast/quirks.py` and `ichfast/headers.py` say how. `tests/test_dicom.py` compares the
-pixels of every stored file with pydicom's, and those with a sha256 that another
-installation made; where pydicom gives up, with the pixels of a file that is the same.
+which keeps it once. Quirks are what was mended; `ichfast/dicom/slices.py` lists them,
+`ichfast/dicom/quirks.py` and `ichfast/dicom/header.py` say how.
+`tests/dicom/test_slices.py` compares the pixels of every stored file with pydicom's,
+and those with a sha256 that another installation made; where pydicom gives up, with the
+pixels of a file that is the same.
 """
 
 DIFFERENCES = """\
 ## Where two other readers differ
 
 The HU of every stored file are compared with those of SimpleITK and GDCM. They differ
-in these files alone, as `tests/test_referees.py` checks.
+in these files alone, as `tests/dicom/test_referees.py` checks.
 """
 
 REFUSALS = """\

@@ -13,10 +13,10 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_sequence
 from pydicom.valuerep import VR
 
-from ichfast import headers
-from ichfast.elements import MAX_VALUE_BYTES, Elements
+from ichfast.dicom import header
+from ichfast.dicom.guard import Ration, Rationed
+from ichfast.dicom.walker import MAX_VALUE_BYTES, Elements
 from ichfast.errors import RejectError
-from ichfast.filebytes import Ration, Rationed
 
 _MACROS = (
     *(0x0020_9113, 0x0020_9116),  # PlanePosition-, PlaneOrientationSequence
@@ -24,7 +24,7 @@ _MACROS = (
     0x0028_9132,  # FrameVOILUTSequence
 )
 _FRAME_TAGS = frozenset(
-    headers.TAGS[keyword]
+    header.TAGS[keyword]
     for keyword in (
         *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
         *("SliceThickness", "RescaleIntercept", "RescaleSlope"),

@@ -1,0 +1,1 @@
+"""One DICOM file to slices of raw uint16."""
