@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ichfast.augment import LIGHT
+from ichfast.augment.config import LIGHT
 from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import IchfastError
 from ichfast.labels import read_labels

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ichfast.augment import EXP_10_MIXUP, EXP_30, FASTAI
+from ichfast.augment.config import EXP_10_MIXUP, EXP_30, FASTAI
 from ichfast.dataconfig import DataConfig
 from ichfast.phases import Phase, TrainConfig
 from ichfast.recipe import FoldConfig, ModelConfig, Recipe

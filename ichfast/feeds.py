@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.geometry import count_halvings, halved_shape
+from ichfast.augment.parameters import Parameters, draw
 from ichfast.channels import OWN, neighbours, window_columns
 from ichfast.dataconfig import MIN_SIZE, DataConfig
-from ichfast.draws import Parameters, draw
-from ichfast.geometry import count_halvings, halved_shape
 from ichfast.handover import wrap_columns, wrap_device_slices, wrap_host_slices
 from ichfast.pipeline import FEEDS, HALVING_FEEDS, RESAMPLE_FEEDS, SLICE_FEEDS
 from ichfast.reading import Wanted

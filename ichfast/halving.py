@@ -1,7 +1,7 @@
 """Halving a slice in NumPy: each new pixel is the mean of 2x2, ties to the even number.
 
-The fast form of `ichfast.twin.halve`, equal to the bit. On a CPU it takes a third of
-what DALI needs for the same means, or less (see bench/LOG.md, 2026-11).
+The fast form of `ichfast.augment.reference.halve`, equal to the bit. On a CPU it takes
+a third of what DALI needs for the same means, or less (see bench/LOG.md, 2026-11).
 
 Shape letters: H rows, W columns.
 """

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ichfast.geometry import count_halvings
+from ichfast.augment.geometry import count_halvings
 from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.windows import HU_OFFSET, Normalization, Window
 

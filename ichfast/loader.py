@@ -2,7 +2,8 @@
 
 What an epoch means here (if the code disagrees, the code is wrong):
 
-1. `Sampler` alone decides the order; `draws.draw` alone decides the parameters.
+1. `Sampler` alone decides the order; `augment.parameters.draw` alone decides the
+   parameters.
 2. `epoch(k)` gives the same batches whenever it is asked for, from any batch on.
 3. Validation gives every slice exactly once; the last batch is short, never padded
    and never dropped. Training gives full batches only.
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dalifailure import failure_reason

@@ -14,8 +14,8 @@ A window that is the same for every slice is one look-up in a table with the
 normalisation in it. Windows that differ by slice (its own, or jittered) and
 lighting are arithmetic in float32.
 
-The graph holds no state, no order and no chance: all of these come in with each
-batch. `ichfast.loader` runs it, `twin.apply_parameters` is its readable twin.
+The graph holds no state, no order and no chance: all of these come in with each batch.
+`ichfast.loader` runs it, `augment.reference.apply_parameters` is its readable twin.
 
 Shape letters: H rows, W columns, C windows, S output size, V stored values.
 """
@@ -33,9 +33,9 @@ import torch
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
+from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.dalifailure import failure_reason
 from ichfast.handover import SLICE_LAYOUT
-from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET, Normalization, Window, window_table
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ichfast.amp import Amp
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.batch import Loader
 from ichfast.system.terminal import progress
 

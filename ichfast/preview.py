@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.geometry import count_halvings
+from ichfast.augment.parameters import Parameters, draw
 from ichfast.dataconfig import choose_level, source_shapes
-from ichfast.draws import Parameters, draw
-from ichfast.geometry import count_halvings
 from ichfast.loader import make_loader
 from ichfast.pictures import augmentation_sheet, write_figure
 from ichfast.recipe import Recipe

@@ -34,8 +34,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
-from ichfast.geometry import halved_shape
 from ichfast.halving import halve_into
 from ichfast.readers import Readers
 from ichfast.shards import DIRECT_BYTES

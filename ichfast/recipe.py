@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.dataconfig import DataConfig
 from ichfast.errors import RecipeError, unknown
 from ichfast.folds import FOLD_SEED, NUM_FOLDS

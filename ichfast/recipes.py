@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ichfast.augment import EXP_30, PRESETS
+from ichfast.augment.config import EXP_30, PRESETS
 from ichfast.dataconfig import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.errors import RecipeError, unknown
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE

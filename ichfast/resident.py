@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
-from ichfast.geometry import halved_shape
 from ichfast.halving import halve_into
 from ichfast.reading import ReadAhead, Slices, Wanted, divide
 from ichfast.sharing import share_memory

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.amp import choose_amp
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.checkpoint import has_last, load_last
 from ichfast.errors import ModelError, TrainError
 from ichfast.history import History, best_row, write_history

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.twin import light
+from ichfast.augment.reference import light
 from ichfast.windows import (
     HU_OFFSET,
     NUM_STORED_VALUES,

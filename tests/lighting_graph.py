@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import Pipeline, fn
 
-from ichfast.augment import AugmentConfig
-from ichfast.draws import draw
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.parameters import draw
 from ichfast.feeds import _DRAWN
 from ichfast.pipeline import _step_of
 

@@ -48,9 +48,9 @@ from bench.syntaxes import encode_in_syntaxes
 from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
 from bench.workload import Workload, check_space, choose_scratch
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.parameters import draw
 from ichfast.dicom.slices import read_slices
-from ichfast.draws import draw
 from ichfast.experiments import exp_30
 from ichfast.loader import make_loader
 from ichfast.models import ARCHS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.experiments import EXPERIMENTS
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
 from ichfast.models import body_and_head, build_model
@@ -16,7 +16,7 @@ from ichfast.phases import Phase
 from ichfast.runfolder import default_run_dir
 from ichfast.schedules import Schedule
 from ichfast.settings import to_dict
-from tests.test_augment import NOTEBOOKS
+from tests.augment.test_config import NOTEBOOKS
 
 BATCHES = 7
 """In an epoch of the curves below: an odd number, so that turns fall unevenly."""

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast.geometry import halved_shape
+from ichfast.augment.geometry import halved_shape
+from ichfast.augment.reference import halve
 from ichfast.halving import halve_into, sum_of_2x2
-from ichfast.twin import halve
 
 
 def halved(stored_HW: npt.NDArray[np.uint16], times: int) -> npt.NDArray[np.uint16]:

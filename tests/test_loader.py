@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.batch import Batch
 from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ichfast.augment import EXP_30
+from ichfast.augment.config import EXP_30
 from ichfast.dataconfig import DataConfig
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.store import Store

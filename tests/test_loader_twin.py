@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast.augment import PRESETS, AugmentConfig
+from ichfast.augment.config import PRESETS, AugmentConfig
+from ichfast.augment.geometry import count_halvings
+from ichfast.augment.parameters import Parameters, draw
+from ichfast.augment.reference import halve
 from ichfast.channels import neighbours, parse_windows, window_columns
 from ichfast.dataconfig import DataConfig, source_shapes
-from ichfast.draws import Parameters, draw
-from ichfast.geometry import count_halvings
 from ichfast.loader import make_loader
 from ichfast.store import Store
-from ichfast.twin import halve
 from ichfast.windows import Normalization, window_table
 from tests.slice_store import simple_rows, write_slices
 from tests.twin_bounds import check_within, stored_bounds

@@ -11,7 +11,7 @@ import pytest
 
 from bench.peers import PEERS, reason_to_skip
 from bench.peers.task import LoaderTask
-from ichfast.augment import EXP_30
+from ichfast.augment.config import EXP_30
 from ichfast.windows import PRESETS, Normalization
 from tests.contracts import check_loader, order_of
 from tests.slice_store import simple_rows, write_slices

@@ -8,16 +8,16 @@ import pytest
 from nvidia.dali.tensors import TensorListCPU
 
 from ichfast import reading
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.parameters import draw
+from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.dalifailure import failure_reason
 from ichfast.dataconfig import DataConfig
-from ichfast.draws import draw
 from ichfast.handover import wrap_host_slices
 from ichfast.loader import make_loader
 from ichfast.pipeline import LOGIT_STEPS
 from ichfast.reading import divide
 from ichfast.store import Store
-from ichfast.twin import LOGIT_EPSILON
 from tests.contracts import same_images
 from tests.lighting_graph import lit_steps
 

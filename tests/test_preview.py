@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ichfast import geometry
-from ichfast.augment import AugmentConfig
-from ichfast.draws import draw
+from ichfast.augment import geometry
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.parameters import draw
 from ichfast.errors import IchfastError
 from ichfast.preview import _corners, _describe, write_preview
 from ichfast.recipes import resolve_recipe

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from ichfast import reading
+from ichfast.augment.reference import halve
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError, StoreError
 from ichfast.reading import ReadAhead, Wanted, batches_ahead, divide, num_readers
 from ichfast.store import Store
-from ichfast.twin import halve
 
 Stored = npt.NDArray[np.uint16]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ichfast.augment import PRESETS
+from ichfast.augment.config import PRESETS
 from ichfast.errors import RecipeError
 from ichfast.recipes import fast, fitting_batch_size, resolve_recipe
 

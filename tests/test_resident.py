@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ichfast import gather, reading, resident
+from ichfast.augment.reference import halve
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
@@ -22,7 +23,6 @@ from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.store import Store
 from ichfast.supply import SliceSupply
 from ichfast.system.ranks import Ranks
-from ichfast.twin import halve
 
 KEPT_R = np.array([1, 4, 9, 20, 28])
 CPU = torch.device("cpu")

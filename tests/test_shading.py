@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast.augment import EXP_30, AugmentConfig
-from ichfast.draws import Parameters, draw
+from ichfast.augment.config import EXP_30, AugmentConfig
+from ichfast.augment.parameters import Parameters, draw
+from ichfast.augment.reference import jitter, shade
 from ichfast.shading import Numbers, Shader
-from ichfast.twin import jitter, shade
 from ichfast.windows import Normalization, parse_window
 
 COUNT, SIDE = 6, 256

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ichfast import sharing
-from ichfast.augment import EXP_30
+from ichfast.augment.config import EXP_30
 from ichfast.dataconfig import DataConfig
 from ichfast.errors import LoaderError, StoreError
 from ichfast.loader import make_loader

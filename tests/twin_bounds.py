@@ -36,8 +36,8 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.draws import Parameters
-from ichfast.twin import resample, shade, source_places
+from ichfast.augment.parameters import Parameters
+from ichfast.augment.reference import resample, shade, source_places
 from ichfast.windows import Window
 
 REACH = 1 / 64 + 1e-3

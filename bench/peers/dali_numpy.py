@@ -33,13 +33,13 @@ from nvidia.dali import (  # noqa: TID251 - a peer
 from nvidia.dali import math as dali_math  # noqa: TID251 - a peer
 
 from bench.peers.task import LoaderTask
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.batch import Batch
 from ichfast.handover import as_torch
 from ichfast.labels import CLASSES
 from ichfast.pipeline import pipeline_options
 from ichfast.store import Store
-from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET
 
 

@@ -31,7 +31,7 @@ from bench.peers.task import (
     normalize,
     relight,
 )
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.store import Store
 from ichfast.windows import HU_OFFSET
 

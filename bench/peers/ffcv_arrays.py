@@ -1,7 +1,7 @@
 """FFCV: one file of int16 arrays, its loader, and operations compiled by numba.
 
-`draws.draw` draws, so these are the very images ichfast gives; a test holds it to
-that. `bench.peers.ffcv_operations` says what FFCV computes and how.
+`augment.parameters.draw` draws, so these are the very images ichfast gives; a test
+holds it to that. `bench.peers.ffcv_operations` says what FFCV computes and how.
 
 FFCV gives images in memory that it will fill again, so they are copied out of it: a
 `Batch` is its owner's. All is compiled in the first epoch. FFCV gives torch as many
@@ -40,8 +40,8 @@ from ffcv.writer import DatasetWriter
 from bench.measure import BenchError
 from bench.peers.ffcv_operations import Halve, ParallelDecoder, Show
 from bench.peers.task import LoaderTask
+from ichfast.augment.geometry import count_halvings
 from ichfast.batch import Batch
-from ichfast.geometry import count_halvings
 from ichfast.sampler import Sampler
 from ichfast.store import Store
 

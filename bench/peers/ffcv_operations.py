@@ -32,7 +32,7 @@ from ffcv.pipeline.operation import Operation
 
 from bench.peers.grid_sample import light
 from bench.peers.task import LoaderTask, normalize, window_values
-from ichfast.draws import Parameters, draw
+from ichfast.augment.parameters import Parameters, draw
 from ichfast.windows import HU_OFFSET
 
 Code = Callable[..., Any]
@@ -48,7 +48,7 @@ class ParallelDecoder(NDArrayDecoder):  # type: ignore[misc]  # FFCV has no type
 
 
 class Halve(Operation):  # type: ignore[misc]  # FFCV has no types
-    """Means of 2x2 pixels, rounded as `twin.halve` rounds them."""
+    """Means of 2x2 pixels, rounded as `augment.reference.halve` rounds them."""
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
         """Half the rows and columns of the same type."""

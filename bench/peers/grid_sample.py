@@ -1,7 +1,7 @@
 """torch alone, a batch at a time on the device: interpolate, grid_sample, arithmetic.
 
-It draws with `draws.draw`, so it gives the very images ichfast gives, up to the
-rounding of the resamples; a test holds it to that. On a CPU it uses all threads.
+It draws with `augment.parameters.draw`, so it gives the very images ichfast gives, up
+to the rounding of the resamples; a test holds it to that. On a CPU it uses all threads.
 
 Shape letters: B slices, H rows, W columns, S side of the output, M holes.
 """
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.peers.task import LoaderTask, normalize, window_values
+from ichfast.augment.geometry import count_halvings
+from ichfast.augment.parameters import Parameters, draw
+from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.batch import Batch
-from ichfast.draws import Parameters, draw
-from ichfast.geometry import count_halvings
 from ichfast.store import Store
-from ichfast.twin import LOGIT_EPSILON
 
 
 def make(task: LoaderTask) -> GridSamplePeer:

@@ -1,7 +1,8 @@
 """PyTorch DataLoader and MONAI's array transforms: a peer.
 
 MONAI's own random transforms have neither a zoom about a random point nor lighting in
-logit space. So `draws.draw` draws, MONAI resamples and windows, and torch does the
+logit space. So `augment.parameters.draw` draws, MONAI resamples and windows, and torch
+does the
 rest: these are the very images ichfast gives, up to the rounding of the resamples, and
 a test holds them to that. Zoom, rotation and flip are one `Affine`, as MONAI's lazy
 resampling would make of them; halving comes before it where ichfast halves.
@@ -30,8 +31,8 @@ from torch import Tensor
 
 from bench.peers.grid_sample import hole_mask, light
 from bench.peers.task import DataLoaderPeer, LoaderTask, StoredSlices
-from ichfast.draws import Parameters, draw
-from ichfast.geometry import count_halvings
+from ichfast.augment.geometry import count_halvings
+from ichfast.augment.parameters import Parameters, draw
 from ichfast.windows import HU_OFFSET
 
 DRAWN_AT_ONCE = 256

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.batch import Batch
 from ichfast.sampler import Sampler
 from ichfast.store import Store
-from ichfast.twin import LOGIT_EPSILON
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
 Transform = Callable[[Any], Tensor]

@@ -27,9 +27,9 @@ from bench.measure import Contender, Meter, Record
 from bench.peers import PEERS, peers_of, reason_to_skip
 from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
-from ichfast.draws import draw
+from ichfast.augment.geometry import count_halvings, halved_shape
+from ichfast.augment.parameters import draw
 from ichfast.experiments import exp_30
-from ichfast.geometry import count_halvings, halved_shape
 from ichfast.halving import halve_into
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.normalization import measure_normalization

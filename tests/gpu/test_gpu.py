@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ichfast import gather
-from ichfast.augment import AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.dataconfig import DataConfig
 from ichfast.device import choose_device
 from ichfast.ensemble import predict_runs

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast.augment import PRESETS, AugmentConfig
-from ichfast.draws import Parameters, _uniforms, draw
+from ichfast.augment.config import PRESETS, AugmentConfig
+from ichfast.augment.parameters import Parameters, _uniforms, draw
 
 COUNT = 20_000
 SIZE = 40

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast import geometry
-from ichfast.geometry import count_halvings
-from ichfast.twin import resample, source_places
+from ichfast.augment import geometry
+from ichfast.augment.geometry import count_halvings
+from ichfast.augment.reference import resample, source_places
 
 SIDE = 24
 LETTER_HW = np.zeros((SIDE, SIDE), np.uint16)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ichfast.augment import PRESETS, AugmentConfig
+from ichfast.augment.config import PRESETS, AugmentConfig
 from ichfast.errors import RecipeError
 
 GET_TRANSFORMS: dict[str, Any] = {

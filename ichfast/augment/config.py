@@ -1,6 +1,7 @@
 """The laws that augmentation is drawn from, and those with a name.
 
-Laws say what may happen to a slice and how often; `ichfast.draws` draws from them.
+Laws say what may happen to a slice and how often; `ichfast.augment.parameters` draws
+from them.
 """
 
 from __future__ import annotations

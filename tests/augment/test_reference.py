@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.augment import NONE
-from ichfast.draws import Parameters, draw
-from ichfast.twin import LOGIT_EPSILON, apply_parameters, halve
+from ichfast.augment.config import NONE
+from ichfast.augment.parameters import Parameters, draw
+from ichfast.augment.reference import LOGIT_EPSILON, apply_parameters, halve
 from ichfast.windows import Window
 
 SIZE = 40

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ichfast import geometry
-from ichfast.augment import MAX_HOLES, AugmentConfig
+from ichfast.augment import geometry
+from ichfast.augment.config import MAX_HOLES, AugmentConfig
 
 Uniforms = npt.NDArray[np.float64]
 

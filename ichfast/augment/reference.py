@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.draws import Parameters
+from ichfast.augment.parameters import Parameters
 from ichfast.windows import HU_OFFSET, MIN_WIDTH_HU, Window, apply_windows
 
 LOGIT_EPSILON = 1e-7

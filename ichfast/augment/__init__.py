@@ -1,0 +1,1 @@
+"""Augmentation: what may be drawn, the draws, and the NumPy reference."""
