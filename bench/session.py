@@ -28,9 +28,8 @@ from bench.records import RESULTS_DIR, read_records, write_records
 from bench.table import format_table, summarize
 from bench.workload import Workload, choose_scratch, default_cache_dir
 from ichfast.device import choose_device
-from ichfast.models import ARCHS
+from ichfast.models.build import ARCHS, ModelConfig
 from ichfast.prepare import UNIT_ENTRIES
-from ichfast.recipe import ModelConfig
 from ichfast.recipes import fitting_batch_size
 from ichfast.system.files import write_text_atomically
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.amp import choose_amp
 from ichfast.batch import Batch, Loader
 from ichfast.loader import DaliLoader, make_loader
+from ichfast.models.precision import choose_amp
 from ichfast.normalization import measure_normalization
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ichfast.amp import Amp
 from ichfast.errors import DeviceError
+from ichfast.models.precision import Amp
 
 logger = logging.getLogger(__name__)
 

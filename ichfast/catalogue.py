@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from ichfast.models import ARCHS
+from ichfast.models.build import ARCHS
 from ichfast.published import Published, find_published
 from ichfast.recipes import RECIPES, resolve_recipe
 from ichfast.settings import describe

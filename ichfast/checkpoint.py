@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from ichfast.errors import CheckpointError, first_line
+from ichfast.models.torchfile import load_torch_file
 from ichfast.system.files import atomic_path
-from ichfast.torchfile import load_torch_file
 
 logger = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ichfast.amp import choose_amp
 from ichfast.batchsize import largest_batch_on_gpu
 from ichfast.errors import PredictionError
 from ichfast.labels import CLASSES
 from ichfast.leaks import trained_on_N
 from ichfast.loader import make_loader
 from ichfast.logit import Floats, logit, sigmoid
+from ichfast.models.precision import choose_amp
 from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.recipe import Recipe

@@ -18,8 +18,9 @@ from dataclasses import replace
 
 from ichfast.augment.config import EXP_10_MIXUP, EXP_30, FASTAI
 from ichfast.dataconfig import DataConfig
+from ichfast.models.build import ModelConfig
 from ichfast.phases import Phase, TrainConfig
-from ichfast.recipe import FoldConfig, ModelConfig, Recipe
+from ichfast.recipe import FoldConfig, Recipe
 
 ONE_CYCLE = Phase(
     epochs=1,

@@ -37,7 +37,7 @@ def is_fastai_mxresnet(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def from_fastai_mxresnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names of `xresnet.XResNet50Attn`.
+    """The same tensors under the names of `models.xresnet.XResNet50Attn`.
 
     Args:
         tensors: a state dict of fastai's mxresnet50; a name that is not in the

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ichfast.amp import Amp
 from ichfast.augment.config import AugmentConfig
 from ichfast.batch import Loader
+from ichfast.models.precision import Amp
 from ichfast.system.terminal import progress
 
 TTA_SCALE = 1.35

@@ -11,36 +11,10 @@ from dataclasses import dataclass, field
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.dataconfig import DataConfig
-from ichfast.errors import RecipeError, unknown
+from ichfast.errors import RecipeError
 from ichfast.folds import FOLD_SEED, NUM_FOLDS
-from ichfast.models import ARCHS
+from ichfast.models.build import ModelConfig
 from ichfast.phases import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """Which network, and what it starts from."""
-
-    arch: str
-    """A name of `models.ARCHS`."""
-
-    head: str = "linear"
-    """``linear``, or the reference's ``concat-pool``."""
-
-    pretrained: str = "no"
-    """``yes``: ImageNet weights or an error; ``try``: or, with a warning, random
-    ones where there is no network; ``no``."""
-
-    weights: str = ""
-    """A file to start from: safetensors, or a checkpoint of another run."""
-
-    def __post_init__(self) -> None:
-        if self.arch not in ARCHS:
-            raise RecipeError(unknown("architecture", self.arch, ARCHS))
-        if self.pretrained not in ("yes", "try", "no"):
-            raise RecipeError(
-                f"model.pretrained is yes, try or no, got {self.pretrained!r}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

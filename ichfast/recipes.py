@@ -10,9 +10,9 @@ from ichfast.augment.config import EXP_30, PRESETS
 from ichfast.dataconfig import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.errors import RecipeError, unknown
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
-from ichfast.models import ARCHS
+from ichfast.models.build import ARCHS, ModelConfig
 from ichfast.phases import TrainConfig
-from ichfast.recipe import ModelConfig, Recipe
+from ichfast.recipe import Recipe
 from ichfast.settings import override
 
 

@@ -27,17 +27,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ichfast.amp import choose_amp
 from ichfast.augment.config import AugmentConfig
 from ichfast.checkpoint import has_last, load_last
 from ichfast.errors import ModelError, TrainError
 from ichfast.history import History, best_row, write_history
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.metrics import prevalence_loss
-from ichfast.models import build_model, synchronize_batch_norm
+from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
+from ichfast.models.precision import choose_amp
 from ichfast.normalization import measure_normalization
 from ichfast.profiler import Profile, Spans
-from ichfast.recipe import ModelConfig, Recipe
+from ichfast.recipe import Recipe
 from ichfast.runfolder import begin_folder, check_run_dir, check_same_run
 from ichfast.runlog import RunLog
 from ichfast.runrecord import RunRecord, read_record

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ichfast.amp import Amp
 from ichfast.augment.mixup import mix_up
 from ichfast.batch import Batch
 from ichfast.compiler import compile_forward
 from ichfast.ema import Ema
-from ichfast.models import body_and_head
+from ichfast.models.build import body_and_head
+from ichfast.models.precision import Amp
 from ichfast.optim import decay_groups, make_optimizer
 from ichfast.phases import Phase, TrainConfig
 from ichfast.profiler import Spans

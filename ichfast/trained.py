@@ -12,7 +12,7 @@ from torch import nn
 
 from ichfast.checkpoint import BEST, load_checkpoint
 from ichfast.errors import CheckpointError, PredictionError, first_line
-from ichfast.models import build_model
+from ichfast.models.build import build_model
 from ichfast.runrecord import RunRecord, read_record
 from ichfast.store import Store
 

@@ -8,7 +8,13 @@ import torch
 
 from ichfast.ema import Ema
 from ichfast.optim import make_optimizer
-from tests.few_weights import SETTINGS, make_model, through_a_file, train, weights_of
+from tests.models.few_weights import (
+    SETTINGS,
+    make_model,
+    through_a_file,
+    train,
+    weights_of,
+)
 
 
 def test_ema_follows_the_formula_and_copies_buffers() -> None:

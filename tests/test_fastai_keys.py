@@ -12,7 +12,7 @@ from torch.nn.utils import spectral_norm
 
 from ichfast.errors import ModelError
 from ichfast.fastai_keys import from_fastai_mxresnet, is_fastai_mxresnet
-from ichfast.models import build_model
+from ichfast.models.build import build_model
 
 
 class FastaiAttention(nn.Module):

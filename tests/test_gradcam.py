@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.gradcam import class_activations
-from ichfast.models import ARCHS, build_model
+from ichfast.models.build import ARCHS, build_model
 
 
 class BrightSpots(nn.Module):

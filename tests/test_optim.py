@@ -16,7 +16,13 @@ from torch.optim import Optimizer
 from ichfast import optim
 from ichfast.errors import CheckpointError, RecipeError, TrainError
 from ichfast.optim import OPTIMIZERS, decay_groups, make_optimizer, nvidia_apex
-from tests.few_weights import SETTINGS, make_model, through_a_file, train, weights_of
+from tests.models.few_weights import (
+    SETTINGS,
+    make_model,
+    through_a_file,
+    train,
+    weights_of,
+)
 from tests.twins import Twin, TwinAdamW, TwinLamb, TwinRAdam, TwinRanger
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)

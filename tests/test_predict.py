@@ -11,11 +11,11 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
-from ichfast.amp import Amp
 from ichfast.augment.config import EXP_30, AugmentConfig
 from ichfast.augment.reference import halve
 from ichfast.dataconfig import DataConfig
 from ichfast.loader import make_loader
+from ichfast.models.precision import Amp
 from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.store import Store
 

@@ -16,7 +16,7 @@ import torch
 
 from ichfast import pretrained
 from ichfast.errors import ModelError
-from ichfast.models import build_model
+from ichfast.models.build import build_model
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ichfast import checkpoint
-from ichfast.amp import Amp
 from ichfast.errors import InterruptionError
+from ichfast.models.precision import Amp
 from ichfast.train import Trainer
 from tests.rank_processes import FORKSERVER
 from tests.tiny_trainer import (

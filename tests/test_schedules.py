@@ -10,7 +10,7 @@ import pytest
 from ichfast.errors import RecipeError
 from ichfast.optim import decay_groups, make_optimizer
 from ichfast.schedules import Schedule
-from tests.few_weights import SETTINGS, make_model
+from tests.models.few_weights import SETTINGS, make_model
 
 
 def make_schedule(**changes: Any) -> Schedule:

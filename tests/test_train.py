@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from ichfast.amp import Amp, choose_amp
 from ichfast.augment.mixup import mix_up
 from ichfast.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.errors import RecipeError, TrainError
 from ichfast.history import History
 from ichfast.losses import READ_INTERVAL, LossTrace
+from ichfast.models.precision import Amp, choose_amp
 from ichfast.phases import TrainConfig
 from tests.tiny_trainer import (
     CONFIG,

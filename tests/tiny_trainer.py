@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ichfast.amp import Amp
 from ichfast.batch import Batch
 from ichfast.checkpoint import load_last
 from ichfast.history import History
+from ichfast.models.precision import Amp
 from ichfast.phases import Phase, TrainConfig
 from ichfast.sampler import Sampler
 from ichfast.stepper import Stepper

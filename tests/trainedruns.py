@@ -11,7 +11,7 @@ from torch import nn
 
 from ichfast.checkpoint import BEST, save_checkpoint
 from ichfast.history import METRICS
-from ichfast.models import build_model
+from ichfast.models.build import build_model
 from ichfast.normalization import measure_normalization
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe

@@ -246,9 +246,9 @@ def test_a_run_trains_and_predicts_on_the_gpu(
 
 
 def test_a_step_never_waits_for_the_gpu() -> None:
-    from ichfast.amp import choose_amp
     from ichfast.batch import Batch
-    from ichfast.models import build_model
+    from ichfast.models.build import build_model
+    from ichfast.models.precision import choose_amp
     from ichfast.phases import Phase, TrainConfig
     from ichfast.stepper import Stepper
 

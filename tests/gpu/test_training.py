@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ichfast.amp import Amp
 from ichfast.batch import Batch
-from ichfast.models import build_model, synchronize_batch_norm
+from ichfast.models.build import build_model, synchronize_batch_norm
+from ichfast.models.precision import Amp
 from ichfast.phases import Phase, TrainConfig
 from ichfast.profiler import PARTS, SUMMARY, TRACE, Profile
 from ichfast.stepper import Stepper

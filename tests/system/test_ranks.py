@@ -14,7 +14,7 @@ from torch import nn
 
 from ichfast.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
-from ichfast.models import (
+from ichfast.models.build import (
     ARCHS,
     body_and_head,
     build_model,

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ichfast.errors import ModelError, first_line
 from ichfast.fastai_keys import from_fastai_mxresnet, is_fastai_mxresnet
-from ichfast.torchfile import load_torch_file
-from ichfast.xresnet import XResNet50Attn
+from ichfast.models.torchfile import load_torch_file
+from ichfast.models.xresnet import XResNet50Attn
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ichfast.errors import ModelError, unknown
+from ichfast.errors import ModelError, RecipeError, unknown
+from ichfast.models.weights import load_weights
+from ichfast.models.xresnet import XResNet50Attn
 from ichfast.pretrained import fetch_pretrained
-from ichfast.weights import load_weights
-from ichfast.xresnet import XResNet50Attn
 
 HEADS = ("linear", "concat-pool")
 """``linear``: average pool, one linear layer. ``concat-pool``: fastai's head."""
@@ -74,7 +74,7 @@ def build_model(
         in_chans: channels of the images, 1 or 3.
         num_classes: K.
         pretrained: start from timm's ImageNet weights; needs a network, once.
-        weights: start from this file instead; `weights.load_weights` says which
+        weights: start from this file instead; `models.weights.load_weights` says which
             files will do.
         head: a name of `HEADS`.
 
@@ -196,3 +196,29 @@ def _set_concat_pool_head(model: nn.Module, num_classes: int) -> None:
         nn.Dropout(0.5),
         linears[1],
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which network, and what it starts from."""
+
+    arch: str
+    """A name of `models.build.ARCHS`."""
+
+    head: str = "linear"
+    """``linear``, or the reference's ``concat-pool``."""
+
+    pretrained: str = "no"
+    """``yes``: ImageNet weights or an error; ``try``: or, with a warning, random
+    ones where there is no network; ``no``."""
+
+    weights: str = ""
+    """A file to start from: safetensors, or a checkpoint of another run."""
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHS:
+            raise RecipeError(unknown("architecture", self.arch, ARCHS))
+        if self.pretrained not in ("yes", "try", "no"):
+            raise RecipeError(
+                f"model.pretrained is yes, try or no, got {self.pretrained!r}"
+            )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.errors import ModelError
-from ichfast.models import ARCHS, build_model
-from ichfast.weights import read_tensors
+from ichfast.models.build import ARCHS, build_model
+from ichfast.models.weights import read_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 

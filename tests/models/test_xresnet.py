@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ichfast.models import build_model
-from ichfast.xresnet import ResBlock, SimpleSelfAttention, XResNet50Attn
+from ichfast.models.build import build_model
+from ichfast.models.xresnet import ResBlock, SimpleSelfAttention, XResNet50Attn
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_seed")
 

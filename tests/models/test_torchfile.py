@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ichfast import torchfile
 from ichfast.checkpoint import load_checkpoint
 from ichfast.errors import CheckpointError, ModelError
-from ichfast.torchfile import load_torch_file
-from ichfast.weights import read_tensors
+from ichfast.models import torchfile
+from ichfast.models.torchfile import load_torch_file
+from ichfast.models.weights import read_tensors
 
 NUM_BYTES = 5_000_000
 

@@ -1,0 +1,1 @@
+"""The four backbones and their weights."""
