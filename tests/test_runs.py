@@ -336,10 +336,10 @@ def test_weights_that_cannot_be_had_are_a_warning_or_an_error(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from ichfast import pretrained
     from ichfast.errors import ModelError
+    from ichfast.models import weights
 
-    monkeypatch.setattr(pretrained, "_answers", lambda *_: False)
+    monkeypatch.setattr(weights, "_answers", lambda *_: False)
     train_run(
         tiny_store_path,
         small_recipe("model.pretrained=try"),

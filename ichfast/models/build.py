@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.errors import ModelError, RecipeError, unknown
-from ichfast.models.weights import load_weights
+from ichfast.models.weights import fetch_pretrained, load_weights
 from ichfast.models.xresnet import XResNet50Attn
-from ichfast.pretrained import fetch_pretrained
 
 HEADS = ("linear", "concat-pool")
 """``linear``: average pool, one linear layer. ``concat-pool``: fastai's head."""

@@ -7,21 +7,49 @@ Promises:
    error. What is fitted is said in the log: a first convolution for three channels
    is summed for one, a head of another shape gives way to the new one, and fastai's
    names for mxresnet50 become ours.
+
+fastai v1's mxresnet50 with self-attention, tensor by tensor, as ours.
+
+That network is one `nn.Sequential` of unnamed layers, so its names are numbers:
+
+    fastai                        ours
+    0, 1, 2                       stem.0, stem.2, stem.4       convolution 0, norm 1
+    4 to 7                        stages.0 to stages.3
+      B.convs.0, .1, .2             B.convs.0, .2, .4          of block B
+      B.idconv                      B.shortcut.0 in stage 0, .1 behind the pool after
+      B.sa.gamma                    B.attention.gamma
+      B.sa.conv.weight_orig         B.attention.conv.parametrizations.weight.original
+      B.sa.conv.weight_u, _v        B.attention.conv.parametrizations.weight.0._u, ._v
+    10                            fc
+
+Activations and pools have numbers too, and no tensors. The two ways of torch to keep
+a spectral norm hold the same three tensors.
+
+Source:
+    lessw2020/Ranger-Mish-ImageWoof-5, mxresnet.py; torch.nn.utils.spectral_norm.
+
+The ImageNet weights that timm publishes, downloaded once.
+
+Without a network they are refused within seconds, in one line that says what to do.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import safetensors.torch
 from torch import Tensor, nn
 
 from ichfast.errors import ModelError, first_line
-from ichfast.fastai_keys import from_fastai_mxresnet, is_fastai_mxresnet
 from ichfast.models.torchfile import load_torch_file
 from ichfast.models.xresnet import XResNet50Attn
 
@@ -127,3 +155,116 @@ def _drop_other_head(
     for name in shapes:
         del found[name]
     logger.info("head of %s is of another shape; the new head starts random", path)
+
+
+MARKS = frozenset({"0.0.weight", "4.0.convs.0.0.weight", "10.weight"})
+"""Names by which a state dict of that network is known."""
+
+_SPECTRAL_NORM = {"weight_orig": "original", "weight_u": "0._u", "weight_v": "0._v"}
+
+
+def is_fastai_mxresnet(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the names of fastai's mxresnet."""
+    return tensors.keys() >= MARKS
+
+
+def from_fastai_mxresnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names of `models.xresnet.XResNet50Attn`.
+
+    Args:
+        tensors: a state dict of fastai's mxresnet50; a name that is not in the
+            table above is kept.
+    """
+    return {_rename(name): tensor for name, tensor in tensors.items()}
+
+
+def _rename(name: str) -> str:
+    match name.split("."):
+        case [("0" | "1" | "2") as layer, part, leaf]:
+            return f"stem.{2 * int(layer)}.{part}.{leaf}"
+        case [("4" | "5" | "6" | "7") as layer, block, *rest]:
+            stage = int(layer) - 4
+            return f"stages.{stage}.{block}.{_rename_in_block(stage, rest)}"
+        case ["10", leaf]:
+            return f"fc.{leaf}"
+        case _:
+            return name
+
+
+def _rename_in_block(stage: int, name: list[str]) -> str:
+    match name:
+        case ["convs", ("0" | "1" | "2") as conv, *rest]:
+            return ".".join(["convs", str(2 * int(conv)), *rest])
+        case ["idconv", *rest]:
+            return ".".join(["shortcut", "1" if stage else "0", *rest])
+        case ["sa", "conv", leaf] if leaf in _SPECTRAL_NORM:
+            return f"attention.conv.parametrizations.weight.{_SPECTRAL_NORM[leaf]}"
+        case ["sa", *rest]:
+            return ".".join(["attention", *rest])
+        case _:
+            return ".".join(name)
+
+
+CONNECT_TIMEOUT_S = 8.0
+"""How long the server of pretrained weights may take to answer, seconds."""
+
+HUB_FILE = "model.safetensors"
+"""The weights in a timm repository on the Hugging Face hub."""
+
+
+def fetch_pretrained(arch: str, timm_name: str | None) -> Path:
+    """The file of a backbone's ImageNet weights, downloaded if need be.
+
+    Args:
+        arch: the backbone's name, for messages.
+        timm_name: timm's model and, after the dot, weights; None where there are
+            none.
+
+    Raises:
+        ModelError: there are none, or they cannot be had.
+    """
+    if timm_name is None:
+        raise ModelError(
+            f"nobody has published ImageNet weights for {arch}; "
+            "leave out --pretrained, or give --weights FILE"
+        )
+    repository = f"timm/{timm_name}"
+    cached = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    server = huggingface_hub.constants.ENDPOINT
+    advice = (
+        f"download {HUB_FILE} of {repository} elsewhere and give --weights FILE, "
+        "or leave out --pretrained"
+    )
+    if not _answers(server, CONNECT_TIMEOUT_S):
+        raise ModelError(
+            f"no pretrained weights for {arch}: {server} does not answer; {advice}"
+        )
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE))
+    except Exception as error:  # its HTTP client's own, of any kind
+        raise ModelError(
+            f"no pretrained weights for {arch}: {first_line(error)}; {advice}"
+        ) from error
+
+
+def _answers(url: str, timeout_s: float) -> bool:
+    # The hub's client tries for 23 s and more, with a warning for every attempt.
+    # A thread, because a name look-up takes no timeout.
+    answered = threading.Event()
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=timeout_s).close()
+        except urllib.error.HTTPError as error:
+            error.close()  # an error page is an answer
+        except (OSError, HTTPException):
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return answered.is_set()
