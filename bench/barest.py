@@ -21,8 +21,8 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from ichfast.store.writer import FLUSH_BYTES
 from ichfast.system.files import begin_flush
-from ichfast.writer import FLUSH_BYTES
 
 
 class BarestCopiers:
@@ -85,7 +85,7 @@ def copy_slices(
             crc32c = int(google_crc32c.value(stored_P))
             out.write(stored_P.data)
             num_unflushed += stored_P.nbytes
-            if num_unflushed >= FLUSH_BYTES:  # as `ichfast.writer` does
+            if num_unflushed >= FLUSH_BYTES:  # as `ichfast.store.writer` does
                 begin_flush(out.fileno())
                 num_unflushed = 0
         if flush:

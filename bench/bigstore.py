@@ -13,11 +13,11 @@ import pandas as pd
 
 from ichfast.intake import Intake, write_intake
 from ichfast.labels import CLASSES
-from ichfast.manifest import ENTRIES_FILE, StoreHeader
 from ichfast.prepare import UNIT_ENTRIES
-from ichfast.shards import Shard, npy_header, shard_name, shard_path
-from ichfast.slicetable import rows_of
-from ichfast.store import finish_store
+from ichfast.store.header import ENTRIES_FILE, StoreHeader
+from ichfast.store.shards import Shard, npy_header, shard_name, shard_path
+from ichfast.store.store import finish_store
+from ichfast.store.tables import rows_of
 
 NUM_SLICES = 752_803
 """Training slices of the RSNA 2019 competition."""
@@ -29,7 +29,7 @@ LEVELS = (512, 256)
 def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
     """Write a finished store of `num_slices` slices of 512x512 to `path`.
 
-    `ichfast.store.verify_store` finds its checksums wrong; nothing else does.
+    `ichfast.store.verify.verify_store` finds its checksums wrong; nothing else does.
 
     Args:
         path: does not exist.

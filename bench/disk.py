@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ichfast.reading import num_readers
-from ichfast.shards import NPY_HEADER_BYTES
+from ichfast.store.shards import NPY_HEADER_BYTES
 from ichfast.system.memory import empty_bytes
 
 BLOCK_BYTES = 4 * 2**20

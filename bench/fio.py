@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import BenchError, Clocked
-from ichfast.shards import NPY_HEADER_BYTES
+from ichfast.store.shards import NPY_HEADER_BYTES
 
 RUN_S = 20
 """Seconds after which fio stops reading, however much it has read."""

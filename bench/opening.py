@@ -41,7 +41,7 @@ def measure_opening(store: Path) -> tuple[float, float]:
 
 def main(path: str) -> None:
     """Open the store at `path` and print what it cost."""
-    from ichfast.store import Store
+    from ichfast.store.store import Store
 
     started_s = time.perf_counter()
     with Store(path):

@@ -122,7 +122,7 @@ def _run_rank(
 
     from bench.stages.loader import open_loader
     from ichfast.errors import IchfastError
-    from ichfast.store import Store
+    from ichfast.store.store import Store
 
     os.sched_setaffinity(0, cores)
     if task.device != "cpu":

@@ -25,7 +25,7 @@ from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import build_run_model
 from ichfast.stepper import Stepper
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.train import Trainer
 
 MANY_EPOCHS = 10_000

@@ -18,7 +18,7 @@ from torch import nn
 from ichfast.gradcam import class_activations
 from ichfast.loader import make_loader
 from ichfast.runrecord import RunRecord
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 
 def activations_of(

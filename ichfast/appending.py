@@ -25,10 +25,10 @@ from ichfast.intake import Intake
 from ichfast.journal import Journal
 from ichfast.labelling import Labelling
 from ichfast.labels import LabelTable
-from ichfast.manifest import read_header
 from ichfast.merge import Base
 from ichfast.plan import Unit, check_plan, cut_units
 from ichfast.sources.listing import Listing
+from ichfast.store.header import read_header
 
 
 def check_finished(

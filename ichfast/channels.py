@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.windows import PRESETS, Window, are_windows, parse_window
 
 OWN = "own"

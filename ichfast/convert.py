@@ -28,12 +28,12 @@ from ichfast.dicom.series_header import Common
 from ichfast.dicom.slices import Slice
 from ichfast.errors import RejectError
 from ichfast.journal import Journal, Page, Reject
-from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.plan import Unit
 from ichfast.pseudonyms import plain_text, stored_id
 from ichfast.sources.listing import Entry
 from ichfast.sources.sources import read_entries
-from ichfast.writer import UnitWriter
+from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.store.writer import UnitWriter
 
 FILE_TIMEOUTS = 10
 """A file may take as long as so many slices that nearly hang. One of 64 slices of

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ichfast.channels import parse_windows
 from ichfast.errors import LoaderError
 from ichfast.sampling import check_sampling
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 MIN_SIZE, MAX_SIZE = 32, 4096
 """Smallest and largest side of an input, pixels."""

@@ -37,7 +37,7 @@ from ichfast.recipe import Recipe
 from ichfast.recipes import fitting_batch_size
 from ichfast.smoothing import smooth_over_z
 from ichfast.splits import split_slices
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.trained import TrainedRun, open_ensemble
 
 

@@ -44,9 +44,10 @@ from ichfast.metrics import (
     slice_log_loss_N,
     weighted_log_loss,
 )
-from ichfast.predictions import LABEL_COLUMNS, patients_N
+from ichfast.predictions import LABEL_COLUMNS
 from ichfast.predictions import labels_NK as labels_of
 from ichfast.predictions import probs_NK as probs_of
+from ichfast.store.tables import patients_N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,8 +20,8 @@ from ichfast.dataconfig import DataConfig
 from ichfast.errors import ModelError
 from ichfast.hugraph import COLUMNS, ROWS, HuToProbs
 from ichfast.labels import CLASSES
-from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.modelcard import card_path, format_card
+from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.system.files import atomic_path, write_text_atomically
 from ichfast.trained import TrainedRun, open_run
 

@@ -26,7 +26,7 @@ from ichfast.handover import wrap_columns, wrap_device_slices, wrap_host_slices
 from ichfast.pipeline import FEEDS, HALVING_FEEDS, RESAMPLE_FEEDS, SLICE_FEEDS
 from ichfast.reading import Wanted
 from ichfast.sampler import Sampler
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.supply import SliceSupply
 from ichfast.windows import MIN_WIDTH_HU
 

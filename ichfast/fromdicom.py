@@ -28,7 +28,7 @@ from ichfast.ensemble import PredictConfig, predict_store
 from ichfast.errors import InterruptionError, PredictionError, StoreError
 from ichfast.prepare import prepare_store
 from ichfast.pseudonyms import KEY_BYTES, stored_id
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.signals import sigterm_interrupts
 from ichfast.trained import open_ensemble
 

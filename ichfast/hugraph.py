@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.augment.geometry import count_halvings
-from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
 ROWS = COLUMNS = SOURCE_LEVEL

@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
-from ichfast.slicetable import checked_content
 from ichfast.sources.listing import Listing
+from ichfast.store.tables import checked_content
 from ichfast.system.files import atomic_path, file_crc32c
 from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 

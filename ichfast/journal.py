@@ -13,7 +13,7 @@
 3. A run touches no file of a finished store before `next` is complete, which its
    ``store.json``, written last, says. From then on `publish` alone is left to do,
    and may be repeated: it copies, and removes the journal when all is in its place.
-   Readers take the store from `next` until then (`ichfast.manifest.tables_dir`), so
+   Readers take the store from `next` until then (`ichfast.store.header.tables_dir`), so
    the rename of that one file is the moment at which the old store becomes the new.
 4. A page is read whole and against its checksum. One that was damaged since it was
    written is removed when the run continues, and its unit is done again.
@@ -35,10 +35,10 @@ import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
-from ichfast.manifest import ENTRIES_FILE
 from ichfast.plan import Unit, check_plan
-from ichfast.shards import Shard
-from ichfast.slicetable import table_schema
+from ichfast.store.header import ENTRIES_FILE
+from ichfast.store.shards import Shard
+from ichfast.store.tables import table_schema
 from ichfast.system.files import (
     atomic_path,
     make_folder,

@@ -18,8 +18,8 @@ from ichfast.labels import CLASSES
 from ichfast.metrics import slice_log_loss_N
 from ichfast.operating import OperatingPoint, operating_point
 from ichfast.predictions import labels_NK as labels_of
-from ichfast.predictions import patients_N
 from ichfast.predictions import probs_NK as probs_of
+from ichfast.store.tables import patients_N
 
 REPLICATES = 200
 """Of the bootstrap behind the intervals and bands."""

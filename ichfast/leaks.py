@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import IchfastError, PredictionError
-from ichfast.predictions import patients_N
 from ichfast.splits import split_slices
-from ichfast.store import Store
+from ichfast.store.store import Store
+from ichfast.store.tables import patients_N
 from ichfast.trained import TrainedRun
 
 logger = logging.getLogger(__name__)

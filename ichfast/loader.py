@@ -42,7 +42,7 @@ from ichfast.resident import DeviceSlices
 from ichfast.sampler import Sampler
 from ichfast.sampling import make_sampler
 from ichfast.shading import Shader
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.supply import make_supply
 from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization

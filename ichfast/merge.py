@@ -35,14 +35,14 @@ from ichfast.intake import Intake, read_intake, write_intake
 from ichfast.journal import Journal, Reject
 from ichfast.labelling import Labelling
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.manifest import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.plan import Unit, entry_at
 from ichfast.repeats import Repeats, find_repeats
-from ichfast.shards import Shard
 from ichfast.sharedtexts import SHARED, SharedTexts, replaced
-from ichfast.slicetable import ORDER, read_rejected, read_rows
 from ichfast.sources.listing import Entry
-from ichfast.store import finish_store
+from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
+from ichfast.store.shards import Shard
+from ichfast.store.store import finish_store
+from ichfast.store.tables import ORDER, read_rejected, read_rows
 from ichfast.system.external_sort import Runs, Shelf, in_parts, sort_runs
 from ichfast.system.files import make_folder
 
@@ -61,7 +61,7 @@ class Base:
     share as dictionaries."""
 
     rejected: pd.DataFrame
-    """As `ichfast.slicetable.read_rejected` gives it."""
+    """As `ichfast.store.tables.read_rejected` gives it."""
 
     intake: Intake
 

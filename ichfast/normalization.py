@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ichfast.channels import parse_windows, window_columns
 from ichfast.dataconfig import DataConfig, choose_level
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.windows import NUM_STORED_VALUES, Normalization, window_table
 
 NUM_MEASURED = 256

@@ -16,8 +16,8 @@ import pandas as pd
 from ichfast.folds import NUM_FOLDS, patient_folds
 from ichfast.labels import CLASSES
 from ichfast.pictures import contact_sheet, write_figure
-from ichfast.series import describe_series
-from ichfast.store import Store
+from ichfast.store.series import describe_series
+from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET, NUM_STORED_VALUES, PRESETS
 
 NUM_MEASURED = 256
@@ -53,7 +53,7 @@ class Overview:
     transfer_syntaxes: dict[str, int]
     quirks: dict[str, int]
     odd_series: dict[str, int]
-    """Series, for each oddity of their order (`ichfast.series`)."""
+    """Series, for each oddity of their order (`ichfast.store.series`)."""
     rejected: dict[str, int]
     """Files, for each code."""
     ids: str

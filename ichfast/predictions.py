@@ -129,17 +129,6 @@ def labels_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
     return labels
 
 
-def patients_N(table: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """The patient of each slice, shape (N,); its study where no patient is known.
-
-    Args:
-        table: a predictions table, or a store's.
-    """
-    patient = table["patient"].fillna("").to_numpy(dtype=object)
-    study = table["study"].fillna("").to_numpy(dtype=object)
-    return np.where(patient == "", study, patient)
-
-
 def check_destination(path: Path) -> None:
     """Refuse a path that predictions could not be written to; make its folder.
 

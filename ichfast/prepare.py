@@ -50,15 +50,15 @@ from ichfast.dicom.slices import read_slices
 from ichfast.errors import SourceError, StoreError
 from ichfast.journal import Journal
 from ichfast.labels import LabelTable
-from ichfast.levels import check_levels
 from ichfast.lock import only_writer
-from ichfast.manifest import read_header
 from ichfast.merge import Merged, finish, merge, read_base
 from ichfast.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.pseudonyms import default_key_path, read_or_make_key
-from ichfast.slicetable import write_rejected
 from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
+from ichfast.store.header import read_header
+from ichfast.store.levels import check_levels
+from ichfast.store.tables import write_rejected
 from ichfast.summary import PrepareReport, format_report, summarize
 from ichfast.system.signals import sigterm_interrupts
 from ichfast.workers import convert_units

@@ -18,7 +18,7 @@ from ichfast.dataconfig import choose_level, source_shapes
 from ichfast.loader import make_loader
 from ichfast.pictures import augmentation_sheet, write_figure
 from ichfast.recipe import Recipe
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 NUM_SLICES = 8
 """Slices in a preview, spread over the store."""

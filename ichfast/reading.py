@@ -38,8 +38,8 @@ from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
 from ichfast.halving import halve_into
 from ichfast.readers import Readers
-from ichfast.shards import DIRECT_BYTES
-from ichfast.store import Store
+from ichfast.store.shards import DIRECT_BYTES
+from ichfast.store.store import Store
 from ichfast.system.memory import empty_bytes
 
 PATIENCE_S = 60.0

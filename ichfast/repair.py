@@ -25,15 +25,15 @@ from ichfast.errors import StoreError
 from ichfast.intake import Intake, name_digests, place_digests, read_intake
 from ichfast.journal import Journal
 from ichfast.lock import only_writer
-from ichfast.manifest import StoreHeader, intake_path, read_header
 from ichfast.plan import Unit, check_plan, entry_name, ids_plan
 from ichfast.prepare import DECODE_TIMEOUT_S
 from ichfast.pseudonyms import default_key_path, read_or_make_key
-from ichfast.shards import Shard, shard_path
 from ichfast.sources.listing import Listing
 from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
-from ichfast.store import find_damage
+from ichfast.store.header import StoreHeader, intake_path, read_header
+from ichfast.store.shards import Shard, shard_path
+from ichfast.store.verify import find_damage
 from ichfast.system.files import atomic_path, file_crc32c
 from ichfast.workers import convert_units
 

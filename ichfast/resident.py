@@ -28,7 +28,7 @@ from ichfast.gather import gather_slices
 from ichfast.halving import halve_into
 from ichfast.reading import ReadAhead, Slices, Wanted, divide
 from ichfast.sharing import share_memory
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.memory import available_memory
 from ichfast.system.ranks import Ranks
 from ichfast.system.terminal import progress

@@ -22,7 +22,7 @@ from ichfast.leaks import check_leaks
 from ichfast.predictions import read_predictions
 from ichfast.report import ReportData, write_report
 from ichfast.settings import to_dict
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.files import write_text_atomically
 from ichfast.trained import open_run
 

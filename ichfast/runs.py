@@ -44,7 +44,7 @@ from ichfast.runrecord import RunRecord, read_record
 from ichfast.sampling import make_sampler
 from ichfast.splits import Split, split_slices
 from ichfast.stepper import Stepper
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment
 from ichfast.system.ranks import Ranks, was_restarted
 from ichfast.train import Trainer

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ichfast.errors import LoaderError, unknown
 from ichfast.labels import CLASSES
 from ichfast.sampler import BalancedSampler, Sampler, StudySampler
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 SAMPLINGS = ("all", "balanced", "study")
 """``all``: every slice; ``balanced``: as many with hemorrhage as without;

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ichfast.errors import FoldError
 from ichfast.folds import patient_folds, slice_folds
-from ichfast.predictions import patients_N
 from ichfast.recipe import FoldConfig
-from ichfast.store import Store
+from ichfast.store.store import Store
+from ichfast.store.tables import patients_N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -127,7 +127,7 @@ def inspect(store: Path, sheet: Path | None) -> None:
     others, in the brain, subdural and bone window, with labels and fold beneath.
     """
     from ichfast.overview import describe_store, format_overview, write_contact_sheet
-    from ichfast.store import Store
+    from ichfast.store.store import Store
     from ichfast.system.files import beside
 
     sheet = sheet or beside(store, ".png")
@@ -159,9 +159,9 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     from, and only put back if it is what it was to the bit.
     """
     from ichfast.errors import StoreError
-    from ichfast.manifest import read_header
     from ichfast.repair import repair_store
-    from ichfast.store import verify_store
+    from ichfast.store.header import read_header
+    from ichfast.store.verify import verify_store
 
     read_header(store)  # without it there is nothing to check, nor to repair
     if repair:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ichfast.manifest import StoreHeader
+from ichfast.store.header import StoreHeader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

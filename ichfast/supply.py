@@ -18,7 +18,7 @@ from ichfast.dataconfig import DataConfig
 from ichfast.reading import ReadAhead, Wanted
 from ichfast.resident import DeviceSlices, HostSlices
 from ichfast.sampler import Sampler
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
 

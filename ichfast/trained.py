@@ -14,7 +14,7 @@ from ichfast.checkpoint import BEST, load_checkpoint
 from ichfast.errors import CheckpointError, PredictionError, first_line
 from ichfast.models.build import build_model
 from ichfast.runrecord import RunRecord, read_record
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

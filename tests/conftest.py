@@ -17,8 +17,8 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ichfast.dicom.slices import read_slices
 from ichfast.labels import CLASSES
-from ichfast.store import Store
-from tests.slice_store import write_slices
+from ichfast.store.store import Store
+from tests.store.slice_store import write_slices
 
 if TYPE_CHECKING:
     from torch import nn

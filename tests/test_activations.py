@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ichfast.activations import activations_of
 from ichfast.recipes import resolve_recipe
 from ichfast.runrecord import RunRecord
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.windows import Normalization
 
 CPU = torch.device("cpu")

@@ -13,9 +13,10 @@ import pytest
 from ichfast import allrows, prepare
 from ichfast.errors import LabelError, SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.manifest import read_header
 from ichfast.prepare import prepare_store
-from ichfast.store import Store, verify_store
+from ichfast.store.header import read_header
+from ichfast.store.store import Store
+from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 
 

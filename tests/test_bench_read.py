@@ -15,7 +15,7 @@ from bench.stages.read import measure
 from bench.table import format_table
 from bench.workload import Workload
 from ichfast.reading import num_readers
-from ichfast.shards import NPY_HEADER_BYTES
+from ichfast.store.shards import NPY_HEADER_BYTES
 
 SLICE_BYTES = 8192
 

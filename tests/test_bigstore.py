@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.bigstore import write_big_store
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 
 def test_a_store_of_holes_has_every_slice_and_takes_no_disk(tmp_path: Path) -> None:

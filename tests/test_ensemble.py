@@ -17,7 +17,7 @@ from ichfast.errors import PredictionError
 from ichfast.logit import logit, sigmoid
 from ichfast.predictions import COLUMNS, probs_NK
 from ichfast.smoothing import smooth_over_z
-from ichfast.store import Store
+from ichfast.store.store import Store
 from tests.conftest import write_store
 from tests.trainedruns import write_folds, write_run
 

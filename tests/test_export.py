@@ -18,7 +18,7 @@ from ichfast.export import ONNX_PACKAGES, export_run, hu_graph
 from ichfast.hugraph import HuToProbs
 from ichfast.loader import make_loader
 from ichfast.predictions import probs_NK
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.trained import open_run
 from ichfast.windows import Normalization, Window
 from tests.conftest import write_store

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast.store import Store, verify_store
+from ichfast.store.store import Store
+from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 from tests.killing import STAGES, Killer, killer
 

@@ -14,7 +14,7 @@ from ichfast.errors import PredictionError
 from ichfast.leaks import check_leaks, trained_on_N
 from ichfast.recipe import FoldConfig
 from ichfast.splits import split_slices
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.trained import open_run
 from tests.conftest import write_store
 from tests.test_evaluation import make_table

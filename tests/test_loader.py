@@ -21,7 +21,7 @@ from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.feeds import Scale
 from ichfast.loader import make_loader
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization
 from tests.contracts import check_loader, order_of, same_images

@@ -16,10 +16,10 @@ import torch
 from ichfast.augment.config import EXP_30
 from ichfast.dataconfig import DataConfig
 from ichfast.loader import DaliLoader, make_loader
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.contracts import check_loader, check_ranks, order_of
-from tests.slice_store import simple_rows, write_slices
+from tests.store.slice_store import simple_rows, write_slices
 
 NUM_SLICES = 1009
 EVERY_SLICE = np.arange(NUM_SLICES)

@@ -18,7 +18,7 @@ from ichfast.dataconfig import DataConfig
 from ichfast.loader import make_loader
 from ichfast.pipeline import pipeline_options
 from ichfast.reading import ReadAhead, batches_ahead
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))
 

@@ -25,9 +25,9 @@ from ichfast.augment.reference import halve
 from ichfast.channels import neighbours, parse_windows, window_columns
 from ichfast.dataconfig import DataConfig, source_shapes
 from ichfast.loader import make_loader
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.windows import Normalization, window_table
-from tests.slice_store import simple_rows, write_slices
+from tests.store.slice_store import simple_rows, write_slices
 from tests.twin_bounds import check_within, stored_bounds
 
 pytestmark = pytest.mark.usefixtures("_either_graph")

@@ -19,13 +19,13 @@ from ichfast.allrows import AllRows
 from ichfast.intake import Intake
 from ichfast.journal import Journal, Page
 from ichfast.labels import CLASSES
-from ichfast.manifest import read_header
 from ichfast.merge import Merged, finish, merge
 from ichfast.plan import Unit, cut_units, entry_name
 from ichfast.repeats import find_repeats
-from ichfast.shards import Shard, shard_name
-from ichfast.slicetable import ORDER, read_table
 from ichfast.sources.listing import Found, Listing
+from ichfast.store.header import read_header
+from ichfast.store.shards import Shard, shard_name
+from ichfast.store.tables import ORDER, read_table
 from ichfast.system import external_sort
 
 NUM_ROWS, UNIT_ENTRIES = 500, 64

@@ -17,7 +17,7 @@ from ichfast.overview import (
     write_contact_sheet,
 )
 from ichfast.prepare import prepare_store
-from ichfast.store import Store
+from ichfast.store.store import Store
 from tests.dicom.test_slices import DATA, needs_data
 
 

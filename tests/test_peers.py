@@ -14,7 +14,7 @@ from bench.peers.task import LoaderTask
 from ichfast.augment.config import EXP_30
 from ichfast.windows import PRESETS, Normalization
 from tests.contracts import check_loader, order_of
-from tests.slice_store import simple_rows, write_slices
+from tests.store.slice_store import simple_rows, write_slices
 
 NUM_SLICES, BATCH_SIZE = 23, 5
 

@@ -17,7 +17,7 @@ from ichfast.handover import wrap_host_slices
 from ichfast.loader import make_loader
 from ichfast.pipeline import LOGIT_STEPS
 from ichfast.reading import divide
-from ichfast.store import Store
+from ichfast.store.store import Store
 from tests.contracts import same_images
 from tests.lighting_graph import lit_steps
 

@@ -17,7 +17,7 @@ from ichfast.dataconfig import DataConfig
 from ichfast.loader import make_loader
 from ichfast.models.precision import Amp
 from ichfast.predict import mix_passes, predict_logits, tta_passes
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 CPU = Amp("cpu", torch.float32)
 

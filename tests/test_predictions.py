@@ -18,11 +18,11 @@ from ichfast.predictions import (
     LABEL_COLUMNS,
     check_destination,
     labels_NK,
-    patients_N,
     probs_NK,
     read_predictions,
     write_predictions,
 )
+from ichfast.store.tables import patients_N
 
 
 def a_table() -> pd.DataFrame:

@@ -28,9 +28,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from ichfast import prepare
 from ichfast.errors import SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable, read_labels
-from ichfast.manifest import read_header
 from ichfast.prepare import prepare_store
-from ichfast.store import Store, verify_store
+from ichfast.store.header import read_header
+from ichfast.store.store import Store
+from ichfast.store.verify import verify_store
 from tests.conftest import SHAPES, contents, random_hu, write_dicom
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -23,7 +23,7 @@ from pydicom import dcmread
 from pydicom.uid import UID
 
 from ichfast.labels import CLASSES
-from ichfast.store import Store
+from ichfast.store.store import Store
 from tests.conftest import write_dicom
 
 NUM_PATIENTS, NUM_SLICES = 10, 30

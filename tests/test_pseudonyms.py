@@ -11,7 +11,7 @@ from ichfast.errors import StoreError
 from ichfast.prepare import prepare_store
 from ichfast.pseudonyms import KEY_BYTES, plain_text, read_or_make_key, stored_id
 from ichfast.repair import repair_store
-from ichfast.store import Store
+from ichfast.store.store import Store
 from tests.conftest import contents
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=False, limit=3)

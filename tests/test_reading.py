@@ -18,7 +18,7 @@ from ichfast.augment.reference import halve
 from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError, StoreError
 from ichfast.reading import ReadAhead, Wanted, batches_ahead, divide, num_readers
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 Stored = npt.NDArray[np.uint16]
 

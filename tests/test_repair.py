@@ -12,7 +12,7 @@ from ichfast import prepare
 from ichfast.errors import StoreError
 from ichfast.prepare import prepare_store
 from ichfast.repair import repair_store
-from ichfast.store import verify_store
+from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True)

@@ -20,7 +20,7 @@ from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
 from ichfast.reading import Wanted
 from ichfast.resident import DeviceSlices, HostSlices
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.supply import SliceSupply
 from ichfast.system.ranks import Ranks
 

@@ -42,7 +42,7 @@ from ichfast.runrecord import read_record
 from ichfast.runs import train_run
 from ichfast.splits import split_slices
 from ichfast.stepper import Stepper
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import pytest
 from ichfast.errors import LoaderError
 from ichfast.sampler import BalancedSampler, Sampler, StudySampler
 from ichfast.sampling import SAMPLINGS, make_sampler
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 SLICES_N = np.arange(1009) * 3  # a prime number of slices, not 0, 1, 2
 HAS_HEMORRHAGE_N = np.arange(1009) % 7 == 2  # 144 of them

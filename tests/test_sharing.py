@@ -15,7 +15,7 @@ from ichfast.dataconfig import DataConfig
 from ichfast.errors import LoaderError, StoreError
 from ichfast.loader import make_loader
 from ichfast.sharing import share_memory
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.contracts import same_images
 from tests.rank_processes import run_ranks

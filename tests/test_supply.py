@@ -12,7 +12,7 @@ import torch
 from ichfast import supply
 from ichfast.dataconfig import DataConfig, source_shapes
 from ichfast.sampler import Sampler
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
 SLICES_N = np.arange(2, 17, 3)

@@ -21,7 +21,8 @@ from ichfast import lanes, prepare, workers
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError, StoreError
 from ichfast.prepare import prepare_store
-from ichfast.store import Store, verify_store
+from ichfast.store.store import Store
+from ichfast.store.verify import verify_store
 from tests.conftest import SHAPES, contents, write_dicom
 
 CRASHING_HU = 3001

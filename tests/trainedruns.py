@@ -17,7 +17,7 @@ from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.runrecord import RunRecord, write_record
 from ichfast.splits import split_slices
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment
 
 HEAD_GAIN = 3000.0

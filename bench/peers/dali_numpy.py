@@ -39,7 +39,7 @@ from ichfast.batch import Batch
 from ichfast.handover import as_torch
 from ichfast.labels import CLASSES
 from ichfast.pipeline import pipeline_options
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET
 
 

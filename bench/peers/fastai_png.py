@@ -32,7 +32,7 @@ from bench.peers.task import (
     relight,
 )
 from ichfast.augment.config import AugmentConfig
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET
 
 

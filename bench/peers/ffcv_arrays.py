@@ -43,7 +43,7 @@ from bench.peers.task import LoaderTask
 from ichfast.augment.geometry import count_halvings
 from ichfast.batch import Batch
 from ichfast.sampler import Sampler
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 WRITE_LIMIT_S = 120.0
 """FFCV's writer would wait for good for a worker of its own that died."""

@@ -21,7 +21,7 @@ from ichfast.augment.geometry import count_halvings
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.batch import Batch
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 
 def make(task: LoaderTask) -> GridSamplePeer:

@@ -23,7 +23,7 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.batch import Batch
 from ichfast.sampler import Sampler
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
 Transform = Callable[[Any], Tensor]

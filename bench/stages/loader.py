@@ -34,7 +34,7 @@ from ichfast.halving import halve_into
 from ichfast.loader import DaliLoader, make_loader
 from ichfast.normalization import measure_normalization
 from ichfast.pipeline import pipeline_options
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import parse_window
 

@@ -31,8 +31,8 @@ from bench.pagecache import drop_cache
 from bench.workload import Workload, common_slices
 from ichfast.dataconfig import source_shapes
 from ichfast.reading import ReadAhead, Wanted, batches_ahead, num_readers
-from ichfast.shards import PIXEL_DTYPE, shard_path
-from ichfast.store import Store
+from ichfast.store.shards import PIXEL_DTYPE, shard_path
+from ichfast.store.store import Store
 
 STAGE = "read"
 MAX_SLICES = 512

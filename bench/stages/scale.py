@@ -28,9 +28,9 @@ from bench.peak import watch_command
 from bench.ranks import Ranks
 from bench.stages.loader import make_task, pick_slices
 from bench.workload import Workload
-from ichfast.levels import SMALL_LEVEL
 from ichfast.sampler import Sampler
-from ichfast.store import Store
+from ichfast.store.levels import SMALL_LEVEL
+from ichfast.store.store import Store
 
 STAGE = "scale"
 

@@ -21,12 +21,12 @@ from ichfast.gather import gather_slices
 from ichfast.loader import make_loader
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import train_run
-from ichfast.store import Store
+from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.contracts import check_loader, same_images
 from tests.lighting_graph import lit_steps
 from tests.rank_processes import run_ranks
-from tests.slice_store import simple_rows, write_slices
+from tests.store.slice_store import simple_rows, write_slices
 
 pytestmark = [
     pytest.mark.gpu,

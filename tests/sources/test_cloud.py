@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from ichfast.errors import RejectError, SourceError
-from ichfast.manifest import read_header
 from ichfast.prepare import prepare_store
 from ichfast.sources.listing import Entry
 from ichfast.sources.remote import Remote, without_secrets
 from ichfast.sources.sources import list_entries, read_entries
-from ichfast.store import verify_store
+from ichfast.store.header import read_header
+from ichfast.store.verify import verify_store
 from tests.conftest import contents
 from tests.sources.test_sources import (
     ARCHIVES,

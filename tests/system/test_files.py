@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ichfast.store.writer import UnitWriter
 from ichfast.system.files import (
     atomic_path,
     begin_flush,
@@ -18,7 +19,6 @@ from ichfast.system.files import (
     write_private_once,
     write_text_atomically,
 )
-from ichfast.writer import UnitWriter
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_a_shard_is_begun_to_be_written_while_its_unit_is_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr("ichfast.writer.FLUSH_BYTES", 4 * 64 * 64 * 2)
+    monkeypatch.setattr("ichfast.store.writer.FLUSH_BYTES", 4 * 64 * 64 * 2)
     monkeypatch.setattr(
-        "ichfast.writer.begin_flush",
+        "ichfast.store.writer.begin_flush",
         lambda descriptor: sizes.append(os.fstat(descriptor).st_size),
     )
     with UnitWriter(tmp_path, 0, (512,)) as writer:

@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import StoreError
-from ichfast.manifest import StoreHeader, write_header
 from ichfast.prepare import prepare_store
-from ichfast.shards import NPY_HEADER_BYTES, Shard, npy_header
-from ichfast.store import Store, verify_store
+from ichfast.store.header import StoreHeader, write_header
+from ichfast.store.shards import NPY_HEADER_BYTES, Shard, npy_header
+from ichfast.store.store import Store
+from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 
 TABLES = ("slices.parquet", "rejected.csv", "journal/entries.parquet")

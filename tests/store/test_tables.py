@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ichfast.errors import StoreError
-from ichfast.manifest import StoreHeader, read_header
-from ichfast.slicetable import (
+from ichfast.store.header import StoreHeader, read_header
+from ichfast.store.tables import (
     read_rejected,
     read_rows,
     rows_of,

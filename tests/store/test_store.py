@@ -19,13 +19,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast import store as store_module
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
-from ichfast.levels import reduce_to_256
-from ichfast.shards import OpenShard
-from ichfast.store import Store, verify_store
-from ichfast.writer import UnitWriter
+from ichfast.store import store as store_module
+from ichfast.store.levels import reduce_to_256
+from ichfast.store.shards import OpenShard
+from ichfast.store.store import Store
+from ichfast.store.verify import verify_store
+from ichfast.store.writer import UnitWriter
 from tests.conftest import write_store
 
 
@@ -251,7 +252,7 @@ def test_a_unit_whose_files_cannot_be_closed_leaves_none(
     def write() -> None:
         with UnitWriter(tmp_path, 0, (512, 256)) as writer:
             writer.add(np.ones((9, 7), np.uint16))
-            monkeypatch.setattr("ichfast.writer.os.close", close)
+            monkeypatch.setattr("ichfast.store.writer.os.close", close)
             if not may_finish:
                 raise RuntimeError("stop")
 

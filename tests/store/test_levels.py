@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ichfast.levels import check_levels, reduce_to_256
+from ichfast.store.levels import check_levels, reduce_to_256
 
 
 def test_level_256_is_the_mean_of_2x2_with_halves_rounded_up() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,8 +21,8 @@ import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError, first_line
 from ichfast.labels import CLASSES
-from ichfast.levels import SMALL_LEVEL
-from ichfast.manifest import StoreHeader, tables_dir
+from ichfast.store.header import StoreHeader, tables_dir
+from ichfast.store.levels import SMALL_LEVEL
 from ichfast.system.files import atomic_path, file_crc32c
 from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 
@@ -204,3 +205,14 @@ def checked_content(file: Path, crc32c: int, advice: str) -> bytes:
     except OSError as error:
         raise StoreError(f"cannot read {file}: {error.strerror}; {advice}") from error
     raise StoreError(f"{file} does not match its checksum; {advice}")
+
+
+def patients_N(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """The patient of each slice, shape (N,); its study where no patient is known.
+
+    Args:
+        table: a predictions table, or a store's.
+    """
+    patient = table["patient"].fillna("").to_numpy(dtype=object)
+    study = table["study"].fillna("").to_numpy(dtype=object)
+    return np.where(patient == "", study, patient)

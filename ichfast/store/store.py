@@ -26,9 +26,10 @@ Format 1. A store is a folder:
 6. ``crc32c`` of a table row covers the slice's bytes at level 512,
    ``crc32c_256`` those at level 256, a shard's the whole file.
 
-The parts: `ichfast.manifest` is store.json, `ichfast.slicetable` the tables,
-`ichfast.shards` the .npy files, `ichfast.writer` writes them, `ichfast.levels` is
-the mip map, `ichfast.damage` finds what is not as written. Here they become a
+The parts: `ichfast.store.header` is store.json, `ichfast.store.tables` the tables,
+`ichfast.store.shards` the .npy files, `ichfast.store.writer` writes them,
+`ichfast.store.levels` is the mip map, `ichfast.store.verify` finds what is not as
+written. Here they become a
 store: finished, opened, verified.
 
 Shape letters: N slices in the store, B slices asked for, H rows, W columns,
@@ -48,22 +49,18 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from ichfast.damage import Damage, check_size, file_damage, shard_damage
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
-from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL
-from ichfast.manifest import (
+from ichfast.store.header import (
     StoreHeader,
-    intake_path,
-    is_as_written,
     read_header,
-    tables_dir,
     write_header,
 )
-from ichfast.shards import PIXEL_DTYPE, OpenShard
-from ichfast.slicetable import read_table, write_rejected, write_rows
+from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.store.shards import PIXEL_DTYPE, OpenShard
+from ichfast.store.tables import read_table, write_rejected, write_rows
+from ichfast.store.verify import check_size
 from ichfast.system.memory import total_memory
-from ichfast.system.terminal import progress
 
 
 def finish_store(
@@ -237,41 +234,3 @@ class Store:
             wanted = min(wanted, hard)
         if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def verify_store(path: str | Path) -> list[str]:
-    """Read every byte of a store and compare it with its checksums.
-
-    Returns:
-        The problems found, each naming the file and, where it is one, the slice.
-        Empty: the store is as it was written.
-    """
-    return [damage.problem for damage in find_damage(Path(path))]
-
-
-def find_damage(path: Path) -> list[Damage]:
-    """Read every byte of the store at `path`; return what is not as written."""
-    try:
-        header = read_header(path)
-    except StoreError as error:
-        return [Damage(str(error))]
-    found: list[Damage] = []
-    table = None
-    try:
-        table = read_table(path, header)
-    except StoreError as error:
-        found.append(Damage(str(error)))
-    folder = tables_dir(path)
-    if not is_as_written(path):
-        found.append(Damage(f"{folder / 'store.json'} does not match its checksum"))
-    found += file_damage(folder / "rejected.csv", header.rejected_crc32c)
-    if header.entries_crc32c:
-        found += file_damage(intake_path(path), header.entries_crc32c)
-    total = sum(shard.count for shard in header.shards) * len(header.levels)
-    with progress("verify", total, "slice") as bar:
-        for number, shard in enumerate(header.shards):
-            rows = None if table is None else table[table["shard"] == number]
-            for level in header.levels:
-                found += shard_damage(path, shard, level, rows)
-                bar.update(shard.count)
-    return found

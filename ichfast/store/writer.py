@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.checksums import combine
-from ichfast.levels import SMALL_LEVEL, SOURCE_LEVEL, reduce_to_256
-from ichfast.shards import (
+from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL, reduce_to_256
+from ichfast.store.shards import (
     NPY_HEADER_BYTES,
     PIXEL_DTYPE,
     Shard,

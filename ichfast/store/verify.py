@@ -21,9 +21,22 @@ import pandas as pd
 
 from ichfast.checksums import combine
 from ichfast.errors import StoreError
-from ichfast.levels import SOURCE_LEVEL
-from ichfast.shards import NPY_HEADER_BYTES, Shard, npy_header, shard_path
+from ichfast.store.header import (
+    intake_path,
+    is_as_written,
+    read_header,
+    tables_dir,
+)
+from ichfast.store.levels import SOURCE_LEVEL
+from ichfast.store.shards import (
+    NPY_HEADER_BYTES,
+    Shard,
+    npy_header,
+    shard_path,
+)
+from ichfast.store.tables import read_table
 from ichfast.system.files import file_crc32c
+from ichfast.system.terminal import progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +137,41 @@ def _read_shard(
             found_N[row] = crc32c
             whole = combine(whole, crc32c, len(stored))
     return header == npy_header(shard.shape(level)), found_N, whole
+
+
+def verify_store(path: str | Path) -> list[str]:
+    """Read every byte of a store and compare it with its checksums.
+
+    Returns:
+        The problems found, each naming the file and, where it is one, the slice.
+        Empty: the store is as it was written.
+    """
+    return [damage.problem for damage in find_damage(Path(path))]
+
+
+def find_damage(path: Path) -> list[Damage]:
+    """Read every byte of the store at `path`; return what is not as written."""
+    try:
+        header = read_header(path)
+    except StoreError as error:
+        return [Damage(str(error))]
+    found: list[Damage] = []
+    table = None
+    try:
+        table = read_table(path, header)
+    except StoreError as error:
+        found.append(Damage(str(error)))
+    folder = tables_dir(path)
+    if not is_as_written(path):
+        found.append(Damage(f"{folder / 'store.json'} does not match its checksum"))
+    found += file_damage(folder / "rejected.csv", header.rejected_crc32c)
+    if header.entries_crc32c:
+        found += file_damage(intake_path(path), header.entries_crc32c)
+    total = sum(shard.count for shard in header.shards) * len(header.levels)
+    with progress("verify", total, "slice") as bar:
+        for number, shard in enumerate(header.shards):
+            rows = None if table is None else table[table["shard"] == number]
+            for level in header.levels:
+                found += shard_damage(path, shard, level, rows)
+                bar.update(shard.count)
+    return found

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.labels import CLASSES
-from ichfast.manifest import StoreHeader
-from ichfast.slicetable import rows_of
-from ichfast.store import finish_store
-from ichfast.writer import UnitWriter
+from ichfast.store.header import StoreHeader
+from ichfast.store.store import finish_store
+from ichfast.store.tables import rows_of
+from ichfast.store.writer import UnitWriter
 
 OTHER_COLUMNS: dict[str, object] = {
     "row_spacing_mm": 0.5,

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.errors import StoreError
-from ichfast.levels import SOURCE_LEVEL
+from ichfast.store.levels import SOURCE_LEVEL
 
 NPY_HEADER_BYTES = 4096
 DIRECT_BYTES = 4096

@@ -11,9 +11,9 @@ import pytest
 
 from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
-from ichfast.series import SeriesOrder, describe_series
 from ichfast.sources.sources import list_entries, read_entries
-from ichfast.store import Store
+from ichfast.store.series import SeriesOrder, describe_series
+from ichfast.store.store import Store
 from tests.dicom.test_slices import DATA, needs_data
 
 

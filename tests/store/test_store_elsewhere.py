@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ichfast.errors import StoreError
-from ichfast.store import Store
+from ichfast.store.store import Store
 
 
 def read_all(store: Store) -> list[bytes]:

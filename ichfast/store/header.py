@@ -20,8 +20,8 @@ from typing import Any
 import google_crc32c
 
 from ichfast.errors import StoreError
-from ichfast.levels import check_levels
-from ichfast.shards import Shard, integer_field
+from ichfast.store.levels import check_levels
+from ichfast.store.shards import Shard, integer_field
 from ichfast.system.files import write_text_atomically
 from ichfast.windows import HU_OFFSET
 
@@ -70,7 +70,7 @@ class StoreHeader:
     """Of the packages that wrote it."""
 
     table_crc32c: int = 0
-    """Checksum of `slices.parquet`. Filled in by `ichfast.store.finish_store`."""
+    """Checksum of `slices.parquet`. Filled in by `ichfast.store.store.finish_store`."""
 
     rejected_crc32c: int = 0
     """Checksum of `rejected.csv`. Filled in likewise."""
