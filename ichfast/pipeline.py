@@ -108,8 +108,8 @@ def graph_is_whole(device: str) -> bool:
     """Whether the graph does all there is to do, or only resamples.
 
     The same images but for the last bits either way. On a CPU NumPy halves slices in
-    the threads that read them (`ichfast.halving`), and windows, lights and cuts what
-    comes out (`ichfast.shading`), in a third of DALI's time or less. A GPU has the
+    the threads that read them (`ichfast.store.levels`), and windows, lights and cuts
+    what comes out (`ichfast.shading`), in a third of DALI's time or less. A GPU has the
     time, the host's cores may not: a few of them read for each GPU. Whole slices are
     four times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512, and slices
     kept on the device are halved there anyway.

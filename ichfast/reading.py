@@ -36,8 +36,8 @@ import torch
 
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
-from ichfast.halving import halve_into
 from ichfast.readers import Readers
+from ichfast.store.levels import halve_into
 from ichfast.store.shards import DIRECT_BYTES
 from ichfast.store.store import Store
 from ichfast.system.memory import empty_bytes

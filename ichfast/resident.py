@@ -25,9 +25,9 @@ import torch
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
 from ichfast.gather import gather_slices
-from ichfast.halving import halve_into
 from ichfast.reading import ReadAhead, Slices, Wanted, divide
 from ichfast.sharing import share_memory
+from ichfast.store.levels import halve_into
 from ichfast.store.store import Store
 from ichfast.system.memory import available_memory
 from ichfast.system.ranks import Ranks

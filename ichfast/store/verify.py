@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.checksums import combine
 from ichfast.errors import StoreError
 from ichfast.store.header import (
     intake_path,
@@ -35,6 +34,7 @@ from ichfast.store.shards import (
     shard_path,
 )
 from ichfast.store.tables import read_table
+from ichfast.store.writer import combine
 from ichfast.system.files import file_crc32c
 from ichfast.system.terminal import progress
 

@@ -1,11 +1,17 @@
-"""Level 256 is the mean of what it covers, and nothing else."""
+"""Level 256 is the mean of what it covers, and nothing else.
+
+Halving in NumPy gives what its readable twin gives, to the bit.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from ichfast.store.levels import check_levels, reduce_to_256
+from ichfast.augment.geometry import halved_shape
+from ichfast.augment.reference import halve
+from ichfast.store.levels import check_levels, halve_into, reduce_to_256, sum_of_2x2
 
 
 def test_level_256_is_the_mean_of_2x2_with_halves_rounded_up() -> None:
@@ -58,3 +64,39 @@ def test_the_aspect_is_kept_and_the_rest_is_air(
 def test_other_levels_are_refused(levels: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="levels are 512,256 or 512 alone"):
         check_levels(levels)
+
+
+def halved(stored_HW: npt.NDArray[np.uint16], times: int) -> npt.NDArray[np.uint16]:
+    shape = halved_shape(np.array([stored_HW.shape]), np.array([times]))[0]
+    out_HW = np.full(shape, 7, np.uint16)
+    halve_into(stored_HW, times, out_HW)
+    return out_HW
+
+
+@pytest.mark.parametrize("most", [3, 32_767])
+@pytest.mark.parametrize(
+    "shape", [(512, 512), (638, 490), (63, 65), (7, 4), (4, 7), (1, 9), (1, 1)]
+)
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_halving_equals_its_twin_and_leaves_the_slice_as_it_was(
+    shape: tuple[int, int], times: int, most: int
+) -> None:
+    stored_HW = np.random.default_rng(times).integers(0, most + 1, shape, np.uint16)
+    kept_HW = expected_HW = stored_HW.copy()
+    for _ in range(times):
+        expected_HW = halve(expected_HW)
+    np.testing.assert_array_equal(halved(stored_HW, times), expected_HW)
+    np.testing.assert_array_equal(stored_HW, kept_HW)
+
+
+def test_ties_go_to_the_even_number_and_the_largest_numbers_do_not_overflow() -> None:
+    for total in (2, 6, 10, 14, 131_066, 131_068):
+        first = total // 4
+        square = np.array([[first, first], [first, total - 3 * first]], np.uint16)
+        # Python's rounding goes to the even number, too.
+        assert halved(square, 1).tolist() == [[round(total / 4)]]
+
+
+def test_sums_of_four_are_whole() -> None:
+    stored_HW = np.full((4, 6), 32_767, np.uint16)
+    assert sum_of_2x2(stored_HW).tolist() == [[131_068] * 3] * 2

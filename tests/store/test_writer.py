@@ -6,7 +6,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from ichfast.checksums import combine
+from ichfast.store.writer import combine
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 7, 4096, 524_288, 1_000_003])
