@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ichfast.intake import Intake, write_intake
 from ichfast.labels import CLASSES
-from ichfast.prepare import UNIT_ENTRIES
+from ichfast.prepare.ingested import Intake, write_intake
+from ichfast.prepare.prepare import UNIT_ENTRIES
 from ichfast.store.header import ENTRIES_FILE, StoreHeader
 from ichfast.store.shards import Shard, npy_header, shard_name, shard_path
 from ichfast.store.store import finish_store

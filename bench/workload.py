@@ -28,7 +28,7 @@ from bench.measure import BenchError
 from bench.pagecache import fill_cache
 from ichfast.errors import StoreError
 from ichfast.labels import read_labels
-from ichfast.prepare import prepare_store
+from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from ichfast.synth import synthesize
 from ichfast.system.memory import available_memory

@@ -18,7 +18,7 @@ from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import IchfastError
 from ichfast.labels import read_labels
 from ichfast.predictions import write_predictions
-from ichfast.prepare import prepare_store
+from ichfast.prepare.prepare import prepare_store
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.results import judge_file, report_run

@@ -129,6 +129,6 @@ REJECT_CODES = (
         "duplicate-conflict",
         "decoder-crash",
         "timeout",
-    ),  # ichfast.merge, ichfast.workers
+    ),  # ichfast.prepare.merge, ichfast.prepare.workers
 )
 """Every reason in ``rejected.csv``."""

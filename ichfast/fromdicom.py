@@ -26,8 +26,8 @@ import torch
 
 from ichfast.ensemble import PredictConfig, predict_store
 from ichfast.errors import InterruptionError, PredictionError, StoreError
-from ichfast.prepare import prepare_store
-from ichfast.pseudonyms import KEY_BYTES, stored_id
+from ichfast.prepare.prepare import prepare_store
+from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
 from ichfast.store.store import Store
 from ichfast.system.signals import sigterm_interrupts
 from ichfast.trained import open_ensemble
@@ -63,7 +63,8 @@ def predict_dicom(
         keep_ids: keep patient ids as they are.
 
     Raises:
-        IchfastError: what `ensemble.predict_runs` and `prepare.prepare_store` refuse.
+        IchfastError: what `ensemble.predict_runs` and `prepare.prepare.prepare_store`
+        refuse.
         InterruptionError: Ctrl-C or SIGTERM.
     """
     runs = open_ensemble(paths)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ichfast.errors import LabelError
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.pseudonyms import stored_id
+from ichfast.prepare.pseudonyms import stored_id
 from ichfast.sharedtexts import replaced
 
 

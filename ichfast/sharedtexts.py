@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ichfast.allrows import AllRows
+from ichfast.prepare.rows import AllRows
 
 SHARED = ("patient", "study", "series", "shard", "transfer_syntax_uid", "quirks")
 """Columns whose texts many rows share."""

@@ -93,7 +93,7 @@ def prepare(
     # Arrow's own allocator keeps what it gets back, a tenth of the peak.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from ichfast.labels import read_labels
-    from ichfast.prepare import prepare_store
+    from ichfast.prepare.prepare import prepare_store
 
     report = prepare_store(
         source,
@@ -159,7 +159,7 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     from, and only put back if it is what it was to the bit.
     """
     from ichfast.errors import StoreError
-    from ichfast.repair import repair_store
+    from ichfast.prepare.repair import repair_store
     from ichfast.store.header import read_header
     from ichfast.store.verify import verify_store
 

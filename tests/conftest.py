@@ -193,7 +193,7 @@ def contents(store: Path) -> dict[str, bytes]:
 def units_of_four() -> Iterator[None]:
     """Prepare cuts the listing into units of four entries."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ichfast.prepare.UNIT_ENTRIES", 4)
+        patch.setattr("ichfast.prepare.prepare.UNIT_ENTRIES", 4)
         yield
 
 

@@ -21,7 +21,7 @@ from ichfast.errors import (
 )
 from ichfast.fromdicom import predict_dicom
 from ichfast.predictions import probs_NK
-from ichfast.prepare import prepare_store
+from ichfast.prepare.prepare import prepare_store
 from tests.trainedruns import write_run
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from ichfast.overview import (
     format_overview,
     write_contact_sheet,
 )
-from ichfast.prepare import prepare_store
+from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from tests.dicom.test_slices import DATA, needs_data
 

@@ -33,7 +33,7 @@ from bench.peers.converters import ConverterPool
 from bench.syntaxes import encode_in_syntaxes
 from bench.workload import MEMORY_DIR, Workload
 from ichfast.dicom.slices import read_slices
-from ichfast.prepare import UNIT_ENTRIES, prepare_store
+from ichfast.prepare.prepare import UNIT_ENTRIES, prepare_store
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 
 STAGE = "prepare"

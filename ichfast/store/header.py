@@ -28,7 +28,7 @@ from ichfast.windows import HU_OFFSET
 FORMAT_VERSION = 1
 
 ENTRIES_FILE = "entries.parquet"
-"""Name of the intake (`ichfast.intake`) in the folder ``journal``."""
+"""Name of the intake (`ichfast.prepare.ingested`) in the folder ``journal``."""
 
 COUNTS = (
     *("entries", "slices", "series", "patients"),
@@ -64,7 +64,7 @@ class StoreHeader:
     """False: patient, study, series and slice ids are keyed hashes."""
 
     plan: Mapping[str, str]
-    """What the store was made from, as digests; see `ichfast.plan`."""
+    """What the store was made from, as digests; see `ichfast.prepare.plan`."""
 
     versions: Mapping[str, str]
     """Of the packages that wrote it."""
@@ -102,7 +102,7 @@ def tables_dir(path: Path) -> Path:
 
 
 def intake_path(path: Path) -> Path:
-    """Where the intake (`ichfast.intake`) of the store at `path` is read."""
+    """Where the intake (`ichfast.prepare.ingested`) of the store at `path` is read."""
     folder = tables_dir(path)
     return (path / "journal" if folder == path else folder) / ENTRIES_FILE
 

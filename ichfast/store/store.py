@@ -2,15 +2,16 @@
 
 Format 1. A store is a folder:
 
-    store.json           `StoreHeader`; written last, so a folder without it is not
-                         a store. Holds no time and no path.
-    slices.parquet       one row a slice (`table_schema`), sorted by patient, study,
-                         series, position_mm, instance_number, slice_id
-    rejected.csv         path, reason (a fixed code), detail
-    journal/entries.parquet   what the store was made from, as digests
-                         (`ichfast.intake`); stores not made by prepare lack it
-    level-512/00000.npy  (n, rows, columns) uint16, little-endian, C order
-    level-256/00000.npy  (n, 256, 256), row for row the same slices
+    store.json           `StoreHeader`; written last, so a folder without it is not a
+                         store. Holds no time and no path. slices.parquet       one row
+                         a slice (`table_schema`), sorted by patient, study, series,
+                         position_mm, instance_number, slice_id rejected.csv
+                         path, reason (a fixed code), detail journal/entries.parquet
+                         what the store was made from, as digests
+                         (`ichfast.prepare.ingested`); stores not made by prepare lack
+                         it level-512/00000.npy  (n, rows, columns) uint16,
+                         little-endian, C order level-256/00000.npy  (n, 256, 256), row
+                         for row the same slices
 
 1. The stored number is ``clip(round(HU) + 1024, 0, 32767)``: air is 24, padding
    0, and the same bytes are valid int16.

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ichfast.errors import RejectError, SourceError
-from ichfast.prepare import prepare_store
+from ichfast.prepare.prepare import prepare_store
 from ichfast.sources.listing import Entry
 from ichfast.sources.remote import Remote, without_secrets
 from ichfast.sources.sources import list_entries, read_entries

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import StoreError
-from ichfast.prepare import prepare_store
+from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import StoreHeader, write_header
 from ichfast.store.shards import NPY_HEADER_BYTES, Shard, npy_header
 from ichfast.store.store import Store

@@ -1,9 +1,10 @@
 """Sources of DICOM files to a slice store, in parallel and in one pass.
 
-The sorted listing is cut into units of 1,024 consecutive entries (`ichfast.plan`).
-A worker decodes a unit, writes its shards, and then its page of the journal
-(`ichfast.workers`, `ichfast.convert`, `ichfast.journal`). When every unit has its
-page, the pages are merged (`ichfast.merge`).
+The sorted listing is cut into units of 1,024 consecutive entries
+(`ichfast.prepare.plan`). A worker decodes a unit, writes its shards, and then its page
+of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
+`ichfast.prepare.journal`). When every unit has its page, the pages are merged
+(`ichfast.prepare.merge`).
 
 1. Whatever kills a run, the same command again ends in the same bytes as a run
    that nothing disturbed. Units with a page are not decoded again.
@@ -16,10 +17,10 @@ page, the pages are merged (`ichfast.merge`).
 5. A file that ends its worker or hangs costs itself and nothing else.
 6. The same slice twice is kept once.
 7. Without `keep_ids`, ids are keyed hashes before they reach the disk
-   (`ichfast.pseudonyms`), and `rejected.csv` numbers the entries instead of naming
-   them.
-8. Appending reads what the store has not taken in yet (`ichfast.intake`) into units
-   behind the last one. Shards that are there keep their bytes, and until the
+   (`ichfast.prepare.pseudonyms`), and `rejected.csv` numbers the entries instead of
+   naming them.
+8. Appending reads what the store has not taken in yet (`ichfast.prepare.ingested`) into
+   units behind the last one. Shards that are there keep their bytes, and until the
    appending ends, whatever kills it, the store is as it was.
 """
 
@@ -36,7 +37,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ichfast.appending import (
+from ichfast.dicom.slices import read_slices
+from ichfast.errors import SourceError, StoreError
+from ichfast.labels import LabelTable
+from ichfast.prepare.append import (
     adds_labels,
     check_finished,
     check_unfinished,
@@ -45,23 +49,20 @@ from ichfast.appending import (
     new_entries,
     new_units,
 )
-from ichfast.convert import Job
-from ichfast.dicom.slices import read_slices
-from ichfast.errors import SourceError, StoreError
-from ichfast.journal import Journal
-from ichfast.labels import LabelTable
-from ichfast.lock import only_writer
-from ichfast.merge import Merged, finish, merge, read_base
-from ichfast.plan import Unit, entry_name, label_plan, shard_plan
-from ichfast.pseudonyms import default_key_path, read_or_make_key
+from ichfast.prepare.convert import Job
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.lock import only_writer
+from ichfast.prepare.merge import Merged, finish, merge, read_base
+from ichfast.prepare.plan import Unit, entry_name, label_plan, shard_plan
+from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
+from ichfast.prepare.report import PrepareReport, format_report, summarize
+from ichfast.prepare.workers import convert_units
 from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
 from ichfast.store.header import read_header
 from ichfast.store.levels import check_levels
 from ichfast.store.tables import write_rejected
-from ichfast.summary import PrepareReport, format_report, summarize
 from ichfast.system.signals import sigterm_interrupts
-from ichfast.workers import convert_units
 
 log = logging.getLogger(__name__)
 

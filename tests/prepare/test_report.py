@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ichfast.prepare import prepare_store
-from ichfast.summary import PrepareReport, format_report
+from ichfast.prepare.prepare import prepare_store
+from ichfast.prepare.report import PrepareReport, format_report
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
 

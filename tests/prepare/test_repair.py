@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ichfast import prepare
 from ichfast.errors import StoreError
-from ichfast.prepare import prepare_store
-from ichfast.repair import repair_store
+from ichfast.prepare import prepare
+from ichfast.prepare.prepare import prepare_store
+from ichfast.prepare.repair import repair_store
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ichfast import convert
-from ichfast.convert import Job, convert_unit
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError
-from ichfast.journal import Journal
-from ichfast.plan import cut_units
+from ichfast.prepare import convert
+from ichfast.prepare.convert import Job, convert_unit
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.plan import cut_units
 from ichfast.sources.sources import list_entries
 from tests.dicom.test_slices import ct_file, ramp
 

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ichfast.convert import Job
 from ichfast.dicom.slices import read_slices
 from ichfast.errors import StoreError
-from ichfast.intake import Intake, name_digests, place_digests, read_intake
-from ichfast.journal import Journal
-from ichfast.lock import only_writer
-from ichfast.plan import Unit, check_plan, entry_name, ids_plan
-from ichfast.prepare import DECODE_TIMEOUT_S
-from ichfast.pseudonyms import default_key_path, read_or_make_key
+from ichfast.prepare.convert import Job
+from ichfast.prepare.ingested import Intake, name_digests, place_digests, read_intake
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.lock import only_writer
+from ichfast.prepare.plan import Unit, check_plan, entry_name, ids_plan
+from ichfast.prepare.prepare import DECODE_TIMEOUT_S
+from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
+from ichfast.prepare.workers import convert_units
 from ichfast.sources.listing import Listing
 from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
@@ -35,7 +36,6 @@ from ichfast.store.header import StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard, shard_path
 from ichfast.store.verify import find_damage
 from ichfast.system.files import atomic_path, file_crc32c
-from ichfast.workers import convert_units
 
 NUM_SHOWN = 3
 """Problems named in an error."""

@@ -24,10 +24,10 @@ from collections import deque
 from contextlib import closing, suppress
 from pathlib import Path
 
-from ichfast.convert import Job, StoppedError
 from ichfast.errors import IchfastError, StoreError
-from ichfast.lanes import REFRESH_S, convert_in_lanes
-from ichfast.plan import Unit
+from ichfast.prepare.convert import Job, StoppedError
+from ichfast.prepare.plan import Unit
+from ichfast.prepare.pool import REFRESH_S, convert_in_lanes
 
 STOP_S = 20.0
 """How long a unit may take to stop before its process is killed, seconds."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ichfast.errors import SourceError, StoreError
-from ichfast.journal import Journal
-from ichfast.plan import Unit
-from ichfast.prepare import prepare_store
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.plan import Unit
+from ichfast.prepare.prepare import prepare_store
 from ichfast.sources.listing import Listing
 from tests.conftest import contents, random_hu, write_dicom
 

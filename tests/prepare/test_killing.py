@@ -16,7 +16,7 @@ import pytest
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
-from tests.killing import STAGES, Killer, killer
+from tests.prepare.killing import STAGES, Killer, killer
 
 UNIT_ENTRIES = 8
 

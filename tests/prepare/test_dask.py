@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from ichfast import cluster, prepare
-from ichfast.convert import Job
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
-from ichfast.journal import Journal
-from ichfast.plan import Unit, entry_name
-from ichfast.prepare import prepare_store
+from ichfast.prepare import dask, prepare
+from ichfast.prepare.convert import Job
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.plan import Unit, entry_name
+from ichfast.prepare.prepare import prepare_store
+from ichfast.prepare.workers import convert_units
 from ichfast.sources.sources import list_entries
-from ichfast.workers import convert_units
 from tests.conftest import contents
 
 pytest.importorskip("distributed", reason="needs the extra dask")
@@ -40,7 +40,7 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a part of the cluster; killed with the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -239,7 +239,7 @@ def test_ctrl_c_and_a_lost_scheduler_end_the_run_and_the_store_continues(
 def test_no_scheduler_is_an_error_of_one_line(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(dask, "CONNECT_S", 0.5)
     job = job_for(tmp_path / "store")
     with pytest.raises(StoreError, match=r"^no Dask scheduler answers at .*:9 within"):
         convert_units(job, units_of(source), 1, scheduler="tcp://127.0.0.1:9")
@@ -251,7 +251,7 @@ def test_no_scheduler_is_an_error_of_one_line(
 def test_a_cluster_without_workers_ends_the_run(
     scheduler: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "NO_WORKER_S", 0.3)
+    monkeypatch.setattr(dask, "NO_WORKER_S", 0.3)
     job = job_for(tmp_path / "store")
     with pytest.raises(StoreError, match="had no worker for 0 s; start some"):
         convert_units(job, units_of(source), 1, scheduler=scheduler)

@@ -3,9 +3,9 @@
 Only this module imports distributed, which comes with the extra ``dask``, and only
 when a scheduler's address was given.
 
-1. A Dask worker hands each unit to a process beside it (`ichfast.besides`), where
-   `ichfast.lanes` converts it: so bytes, timeouts and crashes are those of a run on
-   one machine, whatever threads or nannies the cluster has.
+1. A Dask worker hands each unit to a process beside it (`ichfast.prepare.dask_worker`),
+   where `ichfast.prepare.pool` converts it: so bytes, timeouts and crashes are those of
+   a run on one machine, whatever threads or nannies the cluster has.
 2. A unit whose Dask worker is lost is converted by another one. What the first one
    may still write is the same, and replaces files as a whole.
 3. Store and local sources must have the same absolute paths on all machines. That
@@ -28,11 +28,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ichfast.besides import STOP_S, convert_beside, end_run
-from ichfast.convert import Job
 from ichfast.errors import IchfastError, StoreError
-from ichfast.lanes import REFRESH_S
-from ichfast.plan import Unit
+from ichfast.prepare.convert import Job
+from ichfast.prepare.dask_worker import STOP_S, convert_beside, end_run
+from ichfast.prepare.plan import Unit
+from ichfast.prepare.pool import REFRESH_S
 
 if TYPE_CHECKING:
     from distributed import Client

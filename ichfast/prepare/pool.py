@@ -23,9 +23,9 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
-from ichfast.convert import Job, Watch, convert_unit, start_worker
 from ichfast.errors import StoreError
-from ichfast.plan import Unit
+from ichfast.prepare.convert import Job, Watch, convert_unit, start_worker
+from ichfast.prepare.plan import Unit
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast import lanes, prepare, workers
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError, StoreError
-from ichfast.prepare import prepare_store
+from ichfast.prepare import pool, prepare, workers
+from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from tests.conftest import SHAPES, contents, write_dicom
@@ -162,7 +162,7 @@ def test_workers_that_die_of_everything_end_the_run(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "read_slices", die)
-    monkeypatch.setattr(lanes, "MAX_DEATHS", 1)
+    monkeypatch.setattr(pool, "MAX_DEATHS", 1)
     with pytest.raises(StoreError, match=r"unit 0 died 1 times.*fewer --workers"):
         run([source], tmp_path / "store")
 
@@ -173,7 +173,7 @@ def test_a_script_that_workers_run_again_is_told_how_to_call(
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from ichfast.prepare import prepare_store\n"
+        "from ichfast.prepare.prepare import prepare_store\n"
         f"prepare_store([{str(source)!r}], Path({str(tmp_path / 'store')!r}),\n"
         "              labels=None, workers=1, keep_ids=True)\n"
     )
@@ -196,7 +196,7 @@ def test_files_are_counted_while_their_unit_is_being_converted(
 ) -> None:
     (source / "000.txt").write_text("no image")
     monkeypatch.setattr(prepare, "read_slices", slow_read)
-    monkeypatch.setattr(lanes, "REFRESH_S", 0.05)
+    monkeypatch.setattr(pool, "REFRESH_S", 0.05)
     run([source], tmp_path / "store")
     assert display.total == 24
     counts = [count for count, _ in display.states]
@@ -214,7 +214,7 @@ def test_an_interrupted_run_leaves_no_worker_at_work(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare, "read_slices", slow_read)
-    monkeypatch.setattr(lanes, "REFRESH_S", 0.05)
+    monkeypatch.setattr(pool, "REFRESH_S", 0.05)
     monkeypatch.setattr(display, "update", interrupt)
     with pytest.raises(StoreError, match="0 of 23 files done; the same command"):
         run([source], tmp_path / "store")
@@ -227,7 +227,7 @@ def test_what_was_done_before_counts_from_the_start(
     monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "read_slices", die_at_the_last)
-        patch.setattr(lanes, "MAX_DEATHS", 1)
+        patch.setattr(pool, "MAX_DEATHS", 1)
         with pytest.raises(StoreError, match="unit 2 died"):
             run([source], tmp_path / "store")
     run([source], tmp_path / "store")
@@ -246,7 +246,7 @@ def test_the_server_that_forks_workers_has_imported_the_command() -> None:
     # A module that it fails to import it leaves out in silence.
     script = (
         "import multiprocessing\n"
-        "from ichfast.lanes import PRELOADED\n"
+        "from ichfast.prepare.pool import PRELOADED\n"
         "context = multiprocessing.get_context('forkserver')\n"
         "context.set_forkserver_preload(list(PRELOADED))\n"
         "question = \"'ichfast.cli' in __import__('sys').modules\"\n"

@@ -1,7 +1,8 @@
 """Converting the units of a run that have no page yet, and showing how far it is.
 
 1. The same units are converted in the same way by processes of this machine
-   (`ichfast.lanes`) and by a Dask cluster (`ichfast.cluster`); the bytes are equal.
+   (`ichfast.prepare.pool`) and by a Dask cluster (`ichfast.prepare.dask`); the bytes
+   are equal.
 2. The display counts files as they are done, several times a second, so the rate
    and the time left are there from the start. A cluster's files are counted when
    their unit is done. Bytes are counted as if all files were of the mean size.
@@ -14,10 +15,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 
-from ichfast.cluster import convert_on_cluster
-from ichfast.convert import Job
-from ichfast.lanes import convert_in_lanes
-from ichfast.plan import Unit
+from ichfast.prepare.convert import Job
+from ichfast.prepare.dask import convert_on_cluster
+from ichfast.prepare.plan import Unit
+from ichfast.prepare.pool import convert_in_lanes
 from ichfast.system.terminal import progress
 
 

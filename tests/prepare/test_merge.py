@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ichfast import allrows
-from ichfast import merge as merging
-from ichfast.allrows import AllRows
-from ichfast.intake import Intake
-from ichfast.journal import Journal, Page
 from ichfast.labels import CLASSES
-from ichfast.merge import Merged, finish, merge
-from ichfast.plan import Unit, cut_units, entry_name
-from ichfast.repeats import find_repeats
+from ichfast.prepare import merge as merging
+from ichfast.prepare import rows as allrows
+from ichfast.prepare.duplicates import find_repeats
+from ichfast.prepare.ingested import Intake
+from ichfast.prepare.journal import Journal, Page
+from ichfast.prepare.merge import Merged, finish, merge
+from ichfast.prepare.plan import Unit, cut_units, entry_name
+from ichfast.prepare.rows import AllRows
 from ichfast.sources.listing import Found, Listing
 from ichfast.store.header import read_header
 from ichfast.store.shards import Shard, shard_name

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ichfast.errors import StoreError
-from ichfast.lock import only_writer
+from ichfast.prepare.lock import only_writer
 
 
 def test_each_folder_that_is_made_is_flushed_into_the_one_above(

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ichfast.journal import Journal
 from ichfast.labels import CLASSES
-from ichfast.plan import Unit
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.plan import Unit
 from ichfast.system.external_sort import RUN_ROWS, in_parts
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast import allrows, prepare
 from ichfast.errors import LabelError, SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.prepare import prepare_store
+from ichfast.prepare import prepare, rows
+from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
@@ -171,7 +171,7 @@ def test_labels_go_to_all_slices_that_have_none(source: Path, tmp_path: Path) ->
 def test_labels_are_joined_and_compared_across_all_parts(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allrows, "RUN_ROWS", 2)
+    monkeypatch.setattr(rows, "RUN_ROWS", 2)
     store_path = tmp_path / "store"
     report = run([source], store_path, labels=labels_of(ID_1=1, ID_5=0, ID_no=0))
     assert (report.labelled, report.labels_without_slice) == (2, 1)

@@ -27,9 +27,9 @@ import pyarrow as pa
 from ichfast.dicom.series_header import Common
 from ichfast.dicom.slices import Slice
 from ichfast.errors import RejectError
-from ichfast.journal import Journal, Page, Reject
-from ichfast.plan import Unit
-from ichfast.pseudonyms import plain_text, stored_id
+from ichfast.prepare.journal import Journal, Page, Reject
+from ichfast.prepare.plan import Unit
+from ichfast.prepare.pseudonyms import plain_text, stored_id
 from ichfast.sources.listing import Entry
 from ichfast.sources.sources import read_entries
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL

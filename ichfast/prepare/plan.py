@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
-from ichfast.pseudonyms import stored_id
+from ichfast.prepare.pseudonyms import stored_id
 from ichfast.sources.listing import Entry, Listing
 
 

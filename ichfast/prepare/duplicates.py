@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from ichfast.allrows import AllRows
+from ichfast.prepare.rows import AllRows
 
 _SAME = ("rows", "columns", "crc32c")
 """Columns in which two equal slices agree."""

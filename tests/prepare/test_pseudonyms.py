@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from ichfast.errors import StoreError
-from ichfast.prepare import prepare_store
-from ichfast.pseudonyms import KEY_BYTES, plain_text, read_or_make_key, stored_id
-from ichfast.repair import repair_store
+from ichfast.prepare.prepare import prepare_store
+from ichfast.prepare.pseudonyms import (
+    KEY_BYTES,
+    plain_text,
+    read_or_make_key,
+    stored_id,
+)
+from ichfast.prepare.repair import repair_store
 from ichfast.store.store import Store
 from tests.conftest import contents
 

@@ -30,13 +30,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ichfast.allrows import AllRows
-from ichfast.intake import Intake, read_intake, write_intake
-from ichfast.journal import Journal, Reject
 from ichfast.labelling import Labelling
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.plan import Unit, entry_at
-from ichfast.repeats import Repeats, find_repeats
+from ichfast.prepare.duplicates import Repeats, find_repeats
+from ichfast.prepare.ingested import Intake, read_intake, write_intake
+from ichfast.prepare.journal import Journal, Reject
+from ichfast.prepare.plan import Unit, entry_at
+from ichfast.prepare.rows import AllRows
 from ichfast.sharedtexts import SHARED, SharedTexts, replaced
 from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header

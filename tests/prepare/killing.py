@@ -25,10 +25,10 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from ichfast import lanes, prepare
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.journal import Journal, Page
-from ichfast.plan import Unit
+from ichfast.prepare import pool, prepare
+from ichfast.prepare.journal import Journal, Page
+from ichfast.prepare.plan import Unit
 
 STAGES = (
     *("listing", "waiting", "decoding", "page"),
@@ -142,7 +142,7 @@ def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
     }
     vars(prepare).update(replaced)
     # Looks at the workers would be more events the slower the machine is.
-    vars(lanes)["REFRESH_S"] = RUN_S
+    vars(pool)["REFRESH_S"] = RUN_S
     trap.enter("listing")
     prepare.prepare_store(labels=None, **options)
     trap.leave()
@@ -150,7 +150,7 @@ def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
 
 def serve() -> None:
     """Fork a run for each line of stdin; answer with how it ended."""
-    multiprocessing.set_forkserver_preload([__name__, "ichfast.lanes"])
+    multiprocessing.set_forkserver_preload([__name__, "ichfast.prepare.pool"])
     for line in sys.stdin:
         order = json.loads(line)
         _wake_fork_server()
@@ -248,7 +248,7 @@ class Killer:
 @contextmanager
 def killer() -> Iterator[Killer]:
     """Start the server, and end it with the block."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", f"from {__name__} import serve; serve()"],
         cwd=root,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ichfast.intake import Intake
+from ichfast.prepare.ingested import Intake
 from ichfast.sources.listing import Found, Listing
 
 FOUND = Found(Path("/a/heads.zip"), "", "1.dcm", "heads.zip/1.dcm", 7, 40)

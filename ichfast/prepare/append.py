@@ -3,8 +3,8 @@
 1. Without ``--append`` a finished store is left alone, by the command that made it,
    and refused to any other. After an append that is the command which appended,
    with the labels that the store was last given.
-2. New is what the store has not taken in (`ichfast.intake`). It becomes units behind
-   the last one, whatever room that one had left.
+2. New is what the store has not taken in (`ichfast.prepare.ingested`). It becomes units
+   behind the last one, whatever room that one had left.
 3. A store that has lost its `store.json` is neither continued nor begun anew.
 4. Labels are new to a store if they are others than those it was last given.
 5. Where nothing is new, an append that was cut short is given up: nothing of it stays.
@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from ichfast.errors import StoreError
-from ichfast.intake import Intake
-from ichfast.journal import Journal
 from ichfast.labelling import Labelling
 from ichfast.labels import LabelTable
-from ichfast.merge import Base
-from ichfast.plan import Unit, check_plan, cut_units
+from ichfast.prepare.ingested import Intake
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.merge import Base
+from ichfast.prepare.plan import Unit, check_plan, cut_units
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 

@@ -1,11 +1,10 @@
 """The journal of a store in the making: a page for every unit that is done.
 
-    STORE/journal/plan.json        what the run is bound to
-    STORE/journal/00000.page       a unit's rows, as a parquet file in whose metadata
-                                   its shards and rejected files stand; behind it
-                                   the file's CRC-32C, 4 bytes, little-endian
-    STORE/journal/next/            the tables and header of the store to be
-    STORE/journal/entries.parquet  the intake (`ichfast.intake`); it alone stays
+    STORE/journal/plan.json        what the run is bound to STORE/journal/00000.page
+    a unit's rows, as a parquet file in whose metadata its shards and rejected files
+    stand; behind it the file's CRC-32C, 4 bytes, little-endian STORE/journal/next/
+    the tables and header of the store to be STORE/journal/entries.parquet  the intake
+    (`ichfast.prepare.ingested`); it alone stays
 
 1. A page is written after its unit's shards, at once or not at all. So a unit with
    a page is done, and one without leaves nothing that counts.
@@ -35,7 +34,7 @@ import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
-from ichfast.plan import Unit, check_plan
+from ichfast.prepare.plan import Unit, check_plan
 from ichfast.store.header import ENTRIES_FILE
 from ichfast.store.shards import Shard
 from ichfast.store.tables import table_schema

@@ -25,16 +25,16 @@ import pandas as pd
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from ichfast import prepare
 from ichfast.errors import SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable, read_labels
-from ichfast.prepare import prepare_store
+from ichfast.prepare import prepare
+from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from tests.conftest import SHAPES, contents, random_hu, write_dicom
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +244,7 @@ SCRIPT = """
 import sys
 import time
 from pathlib import Path
-from ichfast import prepare
+from ichfast.prepare import prepare
 from ichfast.errors import IchfastError
 from ichfast.dicom.slices import read_slices
 
@@ -281,8 +281,8 @@ def start(
     script.write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, str(script), str(source), str(store)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         | {"ICHFAST_TEST_STORE": str(store)},
         stderr=subprocess.PIPE,
         text=True,

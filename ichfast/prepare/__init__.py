@@ -1,0 +1,1 @@
+"""DICOM sources to a store, in parallel and resumable."""
