@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from ichfast.errors import StoreError
-from ichfast.labelling import Labelling
 from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.merge import Base
 from ichfast.prepare.plan import Unit, check_plan, cut_units
+from ichfast.prepare.rows import Labelling
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 

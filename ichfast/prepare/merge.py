@@ -30,14 +30,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ichfast.labelling import Labelling
 from ichfast.labels import CLASSES, LabelTable
 from ichfast.prepare.duplicates import Repeats, find_repeats
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
 from ichfast.prepare.plan import Unit, entry_at
-from ichfast.prepare.rows import AllRows
-from ichfast.sharedtexts import SHARED, SharedTexts, replaced
+from ichfast.prepare.rows import SHARED, AllRows, Labelling, SharedTexts, replaced
 from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard
