@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.workload import check_space
-from ichfast.synth import synthesize
+from ichfast.synth.dataset import synthesize
 
 FILES_A_FOLDER = 1000
 SIDE = 64

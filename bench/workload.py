@@ -30,7 +30,7 @@ from ichfast.errors import StoreError
 from ichfast.labels import read_labels
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
-from ichfast.synth import synthesize
+from ichfast.synth.dataset import synthesize
 from ichfast.system.memory import available_memory
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from ichfast.results import judge_file, report_run
 from ichfast.runs import train_run
 from ichfast.scoretable import format_evaluation
 from ichfast.submit import write_submission
-from ichfast.synth import synthesize
+from ichfast.synth.dataset import synthesize
 
 NUM_SLICES = 3000
 SLICE_SIZE = 128

@@ -20,7 +20,7 @@ from ichfast.options import LIMIT, STORE, OutputFile, print_result, say
 )
 def synth(out: Path, slices: int, seed: int, size: int) -> None:
     """Write synthetic head CT as DICOM files, and their label csv, to OUT."""
-    from ichfast.synth import synthesize
+    from ichfast.synth.dataset import synthesize
 
     print_result(asdict(synthesize(out, num_slices=slices, seed=seed, size=size)))
 

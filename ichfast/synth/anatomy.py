@@ -8,7 +8,8 @@ Source:
     Sizes, places and CT numbers as in any atlas of cross-sectional anatomy, adjusted
     by eye beside slices of the RSNA 2019 set.
 
-Shape letter: A angles around the head's axis, from x towards y (`ichfast.canvas`).
+Shape letter: A angles around the head's axis, from x towards y
+(`ichfast.synth.canvas`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.canvas import NUM_ANGLES, Ellipsoid, Field, make_table
+from ichfast.synth.canvas import NUM_ANGLES, Ellipsoid, Field, make_table
 
 BASE_TOP_MM = 34.0
 """Above it the head is a dome; below lie the skull base and the face."""

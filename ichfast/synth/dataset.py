@@ -9,7 +9,7 @@ Promises:
 2. A label is 1 exactly where the slice shows that bleed; a slice without labels has
    the pixels it would have in a head that does not bleed.
 3. The files have the elements, the encodings and the defects of the RSNA 2019 files
-   (`ichfast.scanner`); no patient's pixel or header value is in them.
+   (`ichfast.synth.scanner`); no patient's pixel or header value is in them.
 
 Shape letters: H rows, W columns.
 """
@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ichfast.anatomy import Anatomy, draw_anatomy
-from ichfast.canvas import Field, Grid
 from ichfast.errors import RecipeError, SourceError
-from ichfast.hemorrhage import SUBTYPES, Bleed, draw_bleed
 from ichfast.labels import CLASSES
-from ichfast.phantom import Phantom
-from ichfast.scanner import (
+from ichfast.synth.anatomy import Anatomy, draw_anatomy
+from ichfast.synth.canvas import Field, Grid
+from ichfast.synth.hemorrhage import SUBTYPES, Bleed, draw_bleed
+from ichfast.synth.phantom import Phantom
+from ichfast.synth.scanner import (
     SCANNERS,
     WRAPPED_SCANNER,
     Header,

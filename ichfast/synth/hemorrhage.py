@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.canvas import NUM_ANGLES, Field
+from ichfast.synth.canvas import NUM_ANGLES, Field
 
 SUBTYPES = (
     "epidural",

@@ -3,8 +3,8 @@
 Promises:
 
 1. A slice depends on the anatomy, the grid, the height and the bleeds; on nothing else.
-2. A bleed that covers less than `hemorrhage.MIN_AREA_MM2` of a slice is not in it:
-   the slice is drawn, and labelled, as if the bleed were not there, mass effect
+2. A bleed that covers less than `synth.hemorrhage.MIN_AREA_MM2` of a slice is not in
+   it: the slice is drawn, and labelled, as if the bleed were not there, mass effect
    included.
 
 Skin and skull come from outlines, the brain from the distance to the nearest water
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ichfast.anatomy import (
+from ichfast.synth.anatomy import (
     BASE,
     BASE_TOP_MM,
     BRAINSTEM,
@@ -39,8 +39,8 @@ from ichfast.anatomy import (
     outlines,
     scalp_table,
 )
-from ichfast.canvas import Canvas, Field, Grid, look_up, ramp
-from ichfast.hemorrhage import (
+from ichfast.synth.canvas import Canvas, Field, Grid, look_up, ramp
+from ichfast.synth.hemorrhage import (
     MIN_AREA_MM2,
     SUBTYPES,
     Bleed,

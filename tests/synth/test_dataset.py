@@ -15,13 +15,25 @@ import pydicom
 import pytest
 from pydicom.dataset import FileDataset
 
-from ichfast.anatomy import draw_anatomy
-from ichfast.canvas import Canvas, Grid
 from ichfast.errors import RecipeError, SourceError
-from ichfast.hemorrhage import MIN_AREA_MM2, SUBTYPES, Bleed, draw_bleed, midline_shift
 from ichfast.labels import CLASSES, read_labels
-from ichfast.phantom import Phantom
-from ichfast.scanner import (
+from ichfast.synth.anatomy import draw_anatomy
+from ichfast.synth.canvas import Canvas, Grid
+from ichfast.synth.dataset import (
+    RSNA_PREVALENCE,
+    TRUNCATED_BYTES,
+    SynthReport,
+    synthesize,
+)
+from ichfast.synth.hemorrhage import (
+    MIN_AREA_MM2,
+    SUBTYPES,
+    Bleed,
+    draw_bleed,
+    midline_shift,
+)
+from ichfast.synth.phantom import Phantom
+from ichfast.synth.scanner import (
     SCANNERS,
     WRAPPED_SCANNER,
     Header,
@@ -30,9 +42,8 @@ from ichfast.scanner import (
     noise_patch,
     scan_circle,
 )
-from ichfast.synth import RSNA_PREVALENCE, TRUNCATED_BYTES, SynthReport, synthesize
 
-RSNA_SLICES = Path(__file__).parents[2] / "shared" / "data" / "rsna_slices"
+RSNA_SLICES = Path(__file__).parents[3] / "shared" / "data" / "rsna_slices"
 NO_BLEEDS = dict.fromkeys(SUBTYPES, 0.0)
 
 

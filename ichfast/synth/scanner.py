@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.canvas import Field
+from ichfast.synth.canvas import Field
 
 LOWEST_HU, HIGHEST_HU = -1024, 3071
 """What a scanner writes inside its scan circle."""

@@ -1,0 +1,1 @@
+"""Synthetic heads with hemorrhages, as DICOM files with labels."""
