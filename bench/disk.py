@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ichfast.reading import num_readers
+from ichfast.loading.prefetch import num_readers
 from ichfast.store.shards import NPY_HEADER_BYTES
 from ichfast.system.memory import empty_bytes
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bench.fleet import Node, Storage
 from bench.measure import BenchError, Record
 from bench.records import hardware_of
-from ichfast.pipeline import MOST_THREADS
+from ichfast.loading.graph import MOST_THREADS
 
 MB = 1e6
 

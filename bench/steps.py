@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.batch import Batch, Loader
-from ichfast.loader import DaliLoader, make_loader
+from ichfast.loading.batch import Batch, Loader
+from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.models.precision import choose_amp
 from ichfast.normalization import measure_normalization
 from ichfast.recipe import Recipe
@@ -33,7 +33,7 @@ MANY_EPOCHS = 10_000
 
 
 class ResidentBatches:
-    """A `batch.Loader` of batches that were loaded before."""
+    """A `loading.batch.Loader` of batches that were loaded before."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = list(batches)

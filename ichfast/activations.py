@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ichfast.gradcam import class_activations
-from ichfast.loader import make_loader
+from ichfast.loading.loader import make_loader
 from ichfast.runrecord import RunRecord
 from ichfast.store.store import Store
 

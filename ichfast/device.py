@@ -7,7 +7,7 @@ import logging
 import torch
 
 from ichfast.errors import DeviceError
-from ichfast.pipeline import gpu_problem
+from ichfast.loading.dali import gpu_problem
 
 logger = logging.getLogger(__name__)
 

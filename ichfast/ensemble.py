@@ -28,7 +28,7 @@ from ichfast.batchsize import largest_batch_on_gpu
 from ichfast.errors import PredictionError
 from ichfast.labels import CLASSES
 from ichfast.leaks import trained_on_N
-from ichfast.loader import make_loader
+from ichfast.loading.loader import make_loader
 from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
 from ichfast.predict import mix_passes, predict_logits, tta_passes
@@ -59,7 +59,7 @@ class PredictConfig:
 
     cache: str = "none"
     """Where the slices of a run are kept between its passes: a name of
-    `dataconfig.CACHES`."""
+    `loading.config.CACHES`."""
 
     limit: int | None = None
     """Each run predicts so many slices only, spread evenly."""

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ichfast.augment.config import EXP_10_MIXUP, EXP_30, FASTAI
-from ichfast.dataconfig import DataConfig
+from ichfast.loading.config import DataConfig
+from ichfast.loading.splits import FoldConfig
 from ichfast.models.build import ModelConfig
 from ichfast.phases import Phase, TrainConfig
-from ichfast.recipe import FoldConfig, Recipe
+from ichfast.recipe import Recipe
 
 ONE_CYCLE = Phase(
     epochs=1,

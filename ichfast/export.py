@@ -16,10 +16,10 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from ichfast.channels import OWN, parse_windows
-from ichfast.dataconfig import DataConfig
 from ichfast.errors import ModelError
 from ichfast.hugraph import COLUMNS, ROWS, HuToProbs
 from ichfast.labels import CLASSES
+from ichfast.loading.config import DataConfig
 from ichfast.modelcard import card_path, format_card
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.system.files import atomic_path, write_text_atomically

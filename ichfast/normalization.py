@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.channels import parse_windows, window_columns
-from ichfast.dataconfig import DataConfig, choose_level
+from ichfast.loading.config import DataConfig, choose_level
 from ichfast.store.store import Store
 from ichfast.windows import NUM_STORED_VALUES, Normalization, window_table
 

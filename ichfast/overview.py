@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.folds import NUM_FOLDS, patient_folds
 from ichfast.labels import CLASSES
+from ichfast.loading.splits import NUM_FOLDS, patient_folds
 from ichfast.pictures import contact_sheet, write_figure
 from ichfast.store.series import describe_series
 from ichfast.store.store import Store

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.batch import Loader
+from ichfast.loading.batch import Loader
 from ichfast.models.precision import Amp
 from ichfast.system.terminal import progress
 

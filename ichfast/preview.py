@@ -14,8 +14,8 @@ import numpy.typing as npt
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.geometry import count_halvings
 from ichfast.augment.parameters import Parameters, draw
-from ichfast.dataconfig import choose_level, source_shapes
-from ichfast.loader import make_loader
+from ichfast.loading.config import choose_level, source_shapes
+from ichfast.loading.loader import make_loader
 from ichfast.pictures import augmentation_sheet, write_figure
 from ichfast.recipe import Recipe
 from ichfast.store.store import Store

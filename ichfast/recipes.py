@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ichfast.augment.config import EXP_30, PRESETS
-from ichfast.dataconfig import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.errors import RecipeError, unknown
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
+from ichfast.loading.config import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.models.build import ARCHS, ModelConfig
 from ichfast.phases import TrainConfig
 from ichfast.recipe import Recipe

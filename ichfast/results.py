@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 
 from ichfast.activations import activations_of
-from ichfast.dataconfig import choose_level
 from ichfast.errors import PredictionError
 from ichfast.evaluation import Evaluation, evaluate
 from ichfast.history import read_history
 from ichfast.leaks import check_leaks
+from ichfast.loading.config import choose_level
 from ichfast.predictions import read_predictions
 from ichfast.report import ReportData, write_report
 from ichfast.settings import to_dict

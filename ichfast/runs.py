@@ -31,7 +31,7 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.checkpoint import has_last, load_last
 from ichfast.errors import ModelError, TrainError
 from ichfast.history import History, best_row, write_history
-from ichfast.loader import DaliLoader, make_loader
+from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.metrics import prevalence_loss
 from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
 from ichfast.models.precision import choose_amp

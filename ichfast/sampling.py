@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ichfast.errors import LoaderError, unknown
 from ichfast.labels import CLASSES
-from ichfast.sampler import BalancedSampler, Sampler, StudySampler
+from ichfast.loading.sampler import BalancedSampler, Sampler, StudySampler
 from ichfast.store.store import Store
 
 SAMPLINGS = ("all", "balanced", "study")

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.errors import FoldError
-from ichfast.folds import patient_folds, slice_folds
-from ichfast.recipe import FoldConfig
+from ichfast.loading.splits import FoldConfig, patient_folds, slice_folds
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
 

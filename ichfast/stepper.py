@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ichfast.augment.mixup import mix_up
-from ichfast.batch import Batch
 from ichfast.compiler import compile_forward
 from ichfast.ema import Ema
+from ichfast.loading.batch import Batch
 from ichfast.models.build import body_and_head
 from ichfast.models.precision import Amp
 from ichfast.optim import decay_groups, make_optimizer

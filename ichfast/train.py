@@ -7,7 +7,7 @@
 3. A loss that is not finite stops the run before its weights are saved.
 4. All ranks stop, save and fail together; one of them writes.
 
-Any `batch.Loader` will do; this module knows nothing of DALI.
+Any `loading.batch.Loader` will do; this module knows nothing of DALI.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ichfast.batch import Loader
 from ichfast.checkpoint import BEST, LAST, save_checkpoint, save_last
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
 from ichfast.history import History, epochs_since_best
+from ichfast.loading.batch import Loader
 from ichfast.losses import READ_INTERVAL, LossTrace
 from ichfast.stepper import Stepper
 from ichfast.system.terminal import progress

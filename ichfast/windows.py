@@ -132,9 +132,9 @@ def apply_windows(
 ) -> npt.NDArray[np.float32]:
     """Window a batch of slices, one output channel per window.
 
-    This is the readable definition; `ichfast.shading` and the DALI graph in
-    `ichfast.pipeline` are the fast ones, which `tests/test_shading.py` and
-    `tests/test_loader_twin.py` hold to it.
+    This is the readable definition; `ichfast.loading.shading` and the DALI graph in
+    `ichfast.loading.graph` are the fast ones, which `tests/loading/test_shading.py` and
+    `tests/loading/test_loader_twin.py` hold to it.
 
     Args:
         hu_BHW: CT numbers in HU, shape (B, H, W), any real dtype. Not changed.

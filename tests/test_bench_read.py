@@ -14,7 +14,7 @@ from bench.measure import BenchError, Clocked, Contender, Meter
 from bench.stages.read import measure
 from bench.table import format_table
 from bench.workload import Workload
-from ichfast.reading import num_readers
+from ichfast.loading.prefetch import num_readers
 from ichfast.store.shards import NPY_HEADER_BYTES
 
 SLICE_BYTES = 8192

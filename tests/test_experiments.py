@@ -10,7 +10,7 @@ import torch
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.experiments import EXPERIMENTS
-from ichfast.folds import FOLD_SEED, NUM_FOLDS
+from ichfast.loading.splits import FOLD_SEED, NUM_FOLDS
 from ichfast.models.build import body_and_head, build_model
 from ichfast.phases import Phase
 from ichfast.runfolder import default_run_dir

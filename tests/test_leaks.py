@@ -12,7 +12,7 @@ import pytest
 
 from ichfast.errors import PredictionError
 from ichfast.leaks import check_leaks, trained_on_N
-from ichfast.recipe import FoldConfig
+from ichfast.loading.splits import FoldConfig
 from ichfast.splits import split_slices
 from ichfast.store.store import Store
 from ichfast.trained import open_run

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from ichfast import optim
 from ichfast.errors import CheckpointError, RecipeError, TrainError
 from ichfast.optim import OPTIMIZERS, decay_groups, make_optimizer, nvidia_apex
+from tests.loading.twins import Twin, TwinAdamW, TwinLamb, TwinRAdam, TwinRanger
 from tests.models.few_weights import (
     SETTINGS,
     make_model,
@@ -23,7 +24,6 @@ from tests.models.few_weights import (
     train,
     weights_of,
 )
-from tests.twins import Twin, TwinAdamW, TwinLamb, TwinRAdam, TwinRanger
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 

@@ -13,7 +13,7 @@ from bench.peers import PEERS, reason_to_skip
 from bench.peers.task import LoaderTask
 from ichfast.augment.config import EXP_30
 from ichfast.windows import PRESETS, Normalization
-from tests.contracts import check_loader, order_of
+from tests.loading.contracts import check_loader, order_of
 from tests.store.slice_store import simple_rows, write_slices
 
 NUM_SLICES, BATCH_SIZE = 23, 5

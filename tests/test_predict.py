@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ichfast.augment.config import EXP_30, AugmentConfig
 from ichfast.augment.reference import halve
-from ichfast.dataconfig import DataConfig
-from ichfast.loader import make_loader
+from ichfast.loading.config import DataConfig
+from ichfast.loading.loader import make_loader
 from ichfast.models.precision import Amp
 from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.store.store import Store

@@ -13,11 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast import reading
 from ichfast.augment.reference import halve
-from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError, StoreError
-from ichfast.reading import ReadAhead, Wanted, batches_ahead, divide, num_readers
+from ichfast.loading import prefetch
+from ichfast.loading.config import source_shapes
+from ichfast.loading.prefetch import (
+    ReadAhead,
+    Wanted,
+    batches_ahead,
+    divide,
+    num_readers,
+)
 from ichfast.store.store import Store
 
 Stored = npt.NDArray[np.uint16]
@@ -139,7 +145,7 @@ def test_a_shard_that_is_gone_is_named_to_whoever_takes_the_batch(
 def test_a_disk_that_does_not_answer_is_waited_for_so_long(
     ahead: ReadAhead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(prefetch, "PATIENCE_S", 0.05)
     read = os.preadv
 
     def hang(*arguments: object) -> int:
@@ -155,7 +161,7 @@ def test_a_disk_that_does_not_answer_is_waited_for_so_long(
 def test_memory_that_a_forgotten_read_still_writes_to_is_not_reused(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(prefetch, "PATIENCE_S", 0.05)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     begun, answers, written = (threading.Event() for _ in range(3))
     read_into = Store.read_into

@@ -17,9 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from ichfast import validation
-from ichfast.batch import Batch
 from ichfast.checkpoint import BEST
-from ichfast.dataconfig import DataConfig
 from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import (
     CheckpointError,
@@ -30,11 +28,14 @@ from ichfast.errors import (
 )
 from ichfast.evaluation import evaluate
 from ichfast.history import read_history
-from ichfast.loader import DaliLoader, make_loader
+from ichfast.loading.batch import Batch
+from ichfast.loading.config import DataConfig
+from ichfast.loading.loader import DaliLoader, make_loader
+from ichfast.loading.splits import FoldConfig
 from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
 from ichfast.predict import predict_logits
 from ichfast.predictions import COLUMNS
-from ichfast.recipe import FoldConfig, Recipe
+from ichfast.recipe import Recipe
 from ichfast.recipes import RECIPES, resolve_recipe
 from ichfast.results import report_run
 from ichfast.runfolder import default_run_dir

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ichfast.batch import Batch
 from ichfast.checkpoint import load_last
 from ichfast.history import History
+from ichfast.loading.batch import Batch
+from ichfast.loading.sampler import Sampler
 from ichfast.models.precision import Amp
 from ichfast.phases import Phase, TrainConfig
-from ichfast.sampler import Sampler
 from ichfast.stepper import Stepper
 from ichfast.system.ranks import Ranks
 from ichfast.train import Trainer

@@ -6,7 +6,8 @@ drew a change of light pay for it. The same graph runs on a GPU, behind a reader
 stays on the CPU.
 
 The reader has an order of its own: it begins no epoch anew and resumes nowhere, and
-slices that fill no batch begin the next epoch. So this peer is no `batch.Loader`.
+slices that fill no batch begin the next epoch. So this peer is no
+`loading.batch.Loader`.
 
 Source:
     NVIDIA DALI 2.4, operators `readers.numpy`, `resize`, `erase` and
@@ -35,10 +36,10 @@ from nvidia.dali import math as dali_math  # noqa: TID251 - a peer
 from bench.peers.task import LoaderTask
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.reference import LOGIT_EPSILON
-from ichfast.batch import Batch
-from ichfast.handover import as_torch
 from ichfast.labels import CLASSES
-from ichfast.pipeline import pipeline_options
+from ichfast.loading.batch import Batch
+from ichfast.loading.dali import as_torch
+from ichfast.loading.graph import pipeline_options
 from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET
 

@@ -41,8 +41,8 @@ from bench.measure import BenchError
 from bench.peers.ffcv_operations import Halve, ParallelDecoder, Show
 from bench.peers.task import LoaderTask
 from ichfast.augment.geometry import count_halvings
-from ichfast.batch import Batch
-from ichfast.sampler import Sampler
+from ichfast.loading.batch import Batch
+from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 
 WRITE_LIMIT_S = 120.0
@@ -58,7 +58,7 @@ def make(task: LoaderTask) -> FfcvPeer:
 
 
 class FfcvPeer:
-    """FFCV's loader over a file of its own: a `batch.Loader`. Close it after use."""
+    """FFCV's loader over a file of its own: a `loading.batch.Loader`, to be closed."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._device = task.device

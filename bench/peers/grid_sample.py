@@ -20,7 +20,7 @@ from bench.peers.task import LoaderTask, normalize, window_values
 from ichfast.augment.geometry import count_halvings
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.augment.reference import LOGIT_EPSILON
-from ichfast.batch import Batch
+from ichfast.loading.batch import Batch
 from ichfast.store.store import Store
 
 
@@ -30,7 +30,7 @@ def make(task: LoaderTask) -> GridSamplePeer:
 
 
 class GridSamplePeer:
-    """Reads in this thread, computes on the task's device: a `batch.Loader`."""
+    """Reads in this thread, computes on the task's device: a `loading.batch.Loader`."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._task = task

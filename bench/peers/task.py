@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.reference import LOGIT_EPSILON
-from ichfast.batch import Batch
-from ichfast.sampler import Sampler
+from ichfast.loading.batch import Batch
+from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
@@ -99,7 +99,7 @@ class _Positions:
 
 
 class DataLoaderPeer:
-    """A PyTorch DataLoader as its documentation advises: a `batch.Loader`.
+    """A PyTorch DataLoader as its documentation advises: a `loading.batch.Loader`.
 
     Workers persist over epochs, prefetch, and start before the clock. The order is a
     function of the epoch; what is drawn for a slice is not, it comes from the random

@@ -17,7 +17,7 @@ from timm.optim import create_optimizer_v2  # noqa: TID251 - a peer
 from timm.utils import ModelEmaV3, NativeScaler  # noqa: TID251 - a peer
 from torch import nn
 
-from ichfast.batch import Batch
+from ichfast.loading.batch import Batch
 from ichfast.models.precision import Amp
 from ichfast.phases import Phase
 

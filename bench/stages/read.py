@@ -29,8 +29,8 @@ from bench.fio import Fio
 from bench.measure import BenchError, Clocked, Contender, Meter, Record
 from bench.pagecache import drop_cache
 from bench.workload import Workload, common_slices
-from ichfast.dataconfig import source_shapes
-from ichfast.reading import ReadAhead, Wanted, batches_ahead, num_readers
+from ichfast.loading.config import source_shapes
+from ichfast.loading.prefetch import ReadAhead, Wanted, batches_ahead, num_readers
 from ichfast.store.shards import PIXEL_DTYPE, shard_path
 from ichfast.store.store import Store
 

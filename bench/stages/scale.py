@@ -28,7 +28,7 @@ from bench.peak import watch_command
 from bench.ranks import Ranks
 from bench.stages.loader import make_task, pick_slices
 from bench.workload import Workload
-from ichfast.sampler import Sampler
+from ichfast.loading.sampler import Sampler
 from ichfast.store.levels import SMALL_LEVEL
 from ichfast.store.store import Store
 

@@ -11,20 +11,20 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast import gather
 from ichfast.augment.config import AugmentConfig
-from ichfast.dataconfig import DataConfig
 from ichfast.device import choose_device
 from ichfast.ensemble import predict_runs
 from ichfast.errors import LoaderError
-from ichfast.gather import gather_slices
-from ichfast.loader import make_loader
+from ichfast.loading import gather
+from ichfast.loading.config import DataConfig
+from ichfast.loading.gather import gather_slices
+from ichfast.loading.loader import make_loader
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import train_run
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
-from tests.contracts import check_loader, same_images
-from tests.lighting_graph import lit_steps
+from tests.loading.contracts import check_loader, same_images
+from tests.loading.lighting_graph import lit_steps
 from tests.rank_processes import run_ranks
 from tests.store.slice_store import simple_rows, write_slices
 
@@ -246,7 +246,7 @@ def test_a_run_trains_and_predicts_on_the_gpu(
 
 
 def test_a_step_never_waits_for_the_gpu() -> None:
-    from ichfast.batch import Batch
+    from ichfast.loading.batch import Batch
     from ichfast.models.build import build_model
     from ichfast.models.precision import choose_amp
     from ichfast.phases import Phase, TrainConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ichfast.batch import Batch
+from ichfast.loading.batch import Batch
 from ichfast.models.build import build_model, synchronize_batch_norm
 from ichfast.models.precision import Amp
 from ichfast.phases import Phase, TrainConfig

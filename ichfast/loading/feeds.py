@@ -21,13 +21,13 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.channels import OWN, neighbours, window_columns
-from ichfast.dataconfig import MIN_SIZE, DataConfig
-from ichfast.handover import wrap_columns, wrap_device_slices, wrap_host_slices
-from ichfast.pipeline import FEEDS, HALVING_FEEDS, RESAMPLE_FEEDS, SLICE_FEEDS
-from ichfast.reading import Wanted
-from ichfast.sampler import Sampler
+from ichfast.loading.config import MIN_SIZE, DataConfig
+from ichfast.loading.dali import wrap_columns, wrap_device_slices, wrap_host_slices
+from ichfast.loading.graph import FEEDS, HALVING_FEEDS, RESAMPLE_FEEDS, SLICE_FEEDS
+from ichfast.loading.prefetch import Wanted
+from ichfast.loading.sampler import Sampler
+from ichfast.loading.slice_source import SliceSupply
 from ichfast.store.store import Store
-from ichfast.supply import SliceSupply
 from ichfast.windows import MIN_WIDTH_HU
 
 DRAWN_SLICES = 256

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ichfast.dataconfig import DataConfig
-from ichfast.loader import make_loader
-from ichfast.pipeline import pipeline_options
-from ichfast.reading import ReadAhead, batches_ahead
+from ichfast.loading.config import DataConfig
+from ichfast.loading.graph import pipeline_options
+from ichfast.loading.loader import make_loader
+from ichfast.loading.prefetch import ReadAhead, batches_ahead
 from ichfast.store.store import Store
 
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))

@@ -13,15 +13,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast import gather, reading, resident
 from ichfast.augment.reference import halve
-from ichfast.dataconfig import source_shapes
 from ichfast.errors import LoaderError
-from ichfast.gather import gather_slices
-from ichfast.reading import Wanted
-from ichfast.resident import DeviceSlices, HostSlices
+from ichfast.loading import cache, gather, prefetch
+from ichfast.loading.cache import DeviceSlices, HostSlices
+from ichfast.loading.config import source_shapes
+from ichfast.loading.gather import gather_slices
+from ichfast.loading.prefetch import Wanted
+from ichfast.loading.slice_source import SliceSupply
 from ichfast.store.store import Store
-from ichfast.supply import SliceSupply
 from ichfast.system.ranks import Ranks
 
 KEPT_R = np.array([1, 4, 9, 20, 28])
@@ -48,7 +48,7 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
     keep: Callable[[Store, int], SliceSupply],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resident, "CHUNK_SLICES", 2)
+    monkeypatch.setattr(cache, "CHUNK_SLICES", 2)
     supply = keep(tiny_store, 256)
     supply.ask([Wanted.whole(np.array([28, 4, 4])), Wanted.whole(np.array([1]))])
     supply.ask([Wanted.whole(np.array([9]))])
@@ -89,14 +89,14 @@ def test_two_chunks_at_a_time_are_read_to_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     laid_out = set()
-    lay_out = reading._Slot.lay_out
+    lay_out = prefetch._Slot.lay_out
 
-    def note(slot: reading._Slot, shape_B2: npt.NDArray[np.int64]) -> reading.Slices:
+    def note(slot: prefetch._Slot, shape_B2: npt.NDArray[np.int64]) -> prefetch.Slices:
         laid_out.add(slot)
         return lay_out(slot, shape_B2)
 
-    monkeypatch.setattr(resident, "CHUNK_SLICES", 2)
-    monkeypatch.setattr(reading._Slot, "lay_out", note)
+    monkeypatch.setattr(cache, "CHUNK_SLICES", 2)
+    monkeypatch.setattr(prefetch._Slot, "lay_out", note)
     keep(tiny_store, 256, np.arange(29)).close()
     assert len(laid_out) == 2
 
@@ -143,8 +143,8 @@ def test_the_device_keeps_slices_of_one_shape_only(tiny_store: Store) -> None:
 def test_slices_that_do_not_fit_are_refused_with_both_figures(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resident, "available_memory", lambda: 5 * 2**20 // 9)
-    monkeypatch.setattr(resident, "GIB", 2**20)
+    monkeypatch.setattr(cache, "available_memory", lambda: 5 * 2**20 // 9)
+    monkeypatch.setattr(cache, "GIB", 2**20)
     with pytest.raises(
         LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; take --c"
     ):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ichfast.batch import Batch, Loader
+from ichfast.loading.batch import Batch, Loader
 
 
 def check_loader(
@@ -18,7 +18,7 @@ def check_loader(
     shuffle: bool,
     repeats_images: bool = True,
 ) -> None:
-    """Hold a loader to the promises of `ichfast.batch`, for slices on one rank.
+    """Hold a loader to the promises of `ichfast.loading.batch`, for slices on one rank.
 
     Args:
         loader: whose epochs are looked at; still usable afterwards.

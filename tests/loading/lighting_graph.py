@@ -13,8 +13,8 @@ from nvidia.dali import Pipeline, fn
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
-from ichfast.feeds import _DRAWN
-from ichfast.pipeline import _step_of
+from ichfast.loading.feeds import _DRAWN
+from ichfast.loading.graph import _step_of
 
 
 def lit_steps(

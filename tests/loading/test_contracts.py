@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bench.steps import ResidentBatches
-from ichfast.batch import Batch
-from ichfast.sampler import Sampler
-from tests.contracts import check_loader, check_ranks
+from ichfast.loading.batch import Batch
+from ichfast.loading.sampler import Sampler
+from tests.loading.contracts import check_loader, check_ranks
 from tests.tiny_trainer import BATCH_SIZE, NUM_SLICES, FakeLoader
 
 SLICES = list(range(13))

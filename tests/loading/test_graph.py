@@ -7,19 +7,19 @@ import numpy.typing as npt
 import pytest
 from nvidia.dali.tensors import TensorListCPU
 
-from ichfast import reading
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.dalifailure import failure_reason
-from ichfast.dataconfig import DataConfig
-from ichfast.handover import wrap_host_slices
-from ichfast.loader import make_loader
-from ichfast.pipeline import LOGIT_STEPS
-from ichfast.reading import divide
+from ichfast.loading import prefetch
+from ichfast.loading.config import DataConfig
+from ichfast.loading.dali import wrap_host_slices
+from ichfast.loading.graph import LOGIT_STEPS
+from ichfast.loading.loader import make_loader
+from ichfast.loading.prefetch import divide
 from ichfast.store.store import Store
-from tests.contracts import same_images
-from tests.lighting_graph import lit_steps
+from tests.loading.contracts import same_images
+from tests.loading.lighting_graph import lit_steps
 
 
 def test_an_array_of_slices_is_one_object_and_not_copied() -> None:
@@ -53,7 +53,7 @@ def test_batches_are_the_same_whether_slices_come_in_one_array_or_in_a_list(
     ) -> list[npt.NDArray[np.uint16]]:
         return list(divide(flat, shape_B2))
 
-    monkeypatch.setattr(reading, "divide", divide_in_list)
+    monkeypatch.setattr(prefetch, "divide", divide_in_list)
     with make_loader(tiny_store, positions_N, config) as loader:
         in_lists = list(loader)
     assert len(in_arrays) == 3

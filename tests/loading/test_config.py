@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ichfast.dataconfig import DataConfig
 from ichfast.errors import LoaderError
+from ichfast.loading.config import DataConfig
 from ichfast.recipes import fast
 
 

@@ -29,21 +29,21 @@ import numpy.typing as npt
 import torch
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.batch import Batch
 from ichfast.channels import parse_windows
 from ichfast.dalifailure import failure_reason
-from ichfast.dataconfig import DataConfig, choose_level, source_shapes
 from ichfast.errors import LoaderError
-from ichfast.feeds import ColumnFeeds, Scale, Schedule, SliceFeeds
-from ichfast.handover import as_array, as_torch
-from ichfast.pipeline import graph_is_whole, pipeline_options, slice_graph
-from ichfast.reading import batches_ahead
-from ichfast.resident import DeviceSlices
-from ichfast.sampler import Sampler
+from ichfast.loading.batch import Batch
+from ichfast.loading.cache import DeviceSlices
+from ichfast.loading.config import DataConfig, choose_level, source_shapes
+from ichfast.loading.dali import as_array, as_torch
+from ichfast.loading.feeds import ColumnFeeds, Scale, Schedule, SliceFeeds
+from ichfast.loading.graph import graph_is_whole, pipeline_options, slice_graph
+from ichfast.loading.prefetch import batches_ahead
+from ichfast.loading.sampler import Sampler
+from ichfast.loading.shading import Shader
+from ichfast.loading.slice_source import make_supply
 from ichfast.sampling import make_sampler
-from ichfast.shading import Shader
 from ichfast.store.store import Store
-from ichfast.supply import make_supply
 from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization
 
@@ -76,7 +76,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         device: ``cpu``, or ``cuda`` for the current CUDA device.
 
     Returns:
-        A `batch.Loader`, and a context manager that closes it.
+        A `loading.batch.Loader`, and a context manager that closes it.
 
     Raises:
         LoaderError: no slice, what is no position, a level the store lacks, less than

@@ -3,7 +3,7 @@
 All is tried with both graphs: the one of a CPU, which resamples alone, and the whole
 one of a GPU, which runs on a CPU here.
 
-`tests.twin_bounds` says how far the two may differ, and why.
+`tests.loading.twin_bounds` says how far the two may differ, and why.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ichfast.augment.geometry import count_halvings
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.augment.reference import halve
 from ichfast.channels import neighbours, parse_windows, window_columns
-from ichfast.dataconfig import DataConfig, source_shapes
-from ichfast.loader import make_loader
+from ichfast.loading.config import DataConfig, source_shapes
+from ichfast.loading.loader import make_loader
 from ichfast.store.store import Store
 from ichfast.windows import Normalization, window_table
+from tests.loading.twin_bounds import check_within, stored_bounds
 from tests.store.slice_store import simple_rows, write_slices
-from tests.twin_bounds import check_within, stored_bounds
 
 pytestmark = pytest.mark.usefixtures("_either_graph")
 SIZE = 72  # 512 is halved twice before it, 638 three times, 256 once
@@ -134,7 +134,9 @@ def _either_graph(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph of a CPU, with NumPy before and after it; and that of a GPU."""
-    monkeypatch.setattr("ichfast.loader.graph_is_whole", lambda _: request.param)
+    monkeypatch.setattr(
+        "ichfast.loading.loader.graph_is_whole", lambda _: request.param
+    )
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ class Wanted:
 
 
 class ReadAhead:
-    """Reads slices from the disk. A `supply.SliceSupply`.
+    """Reads slices from the disk. A `loading.slice_source.SliceSupply`.
 
     Args:
         store: open for reading; must outlive this.

@@ -14,7 +14,7 @@ import pytest
 from ichfast.augment.config import EXP_30, AugmentConfig
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.augment.reference import jitter, shade
-from ichfast.shading import Numbers, Shader
+from ichfast.loading.shading import Numbers, Shader
 from ichfast.windows import Normalization, parse_window
 
 COUNT, SIDE = 6, 256

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from nvidia.dali import fn, pipeline_def
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
+
+from ichfast.dalifailure import failure_reason
 
 SLICE_LAYOUT = "HWC"
 """Axes of a slice, as DALI spells them."""
@@ -65,3 +68,24 @@ def as_array(tensors: Any) -> npt.NDArray[Any]:
     """An output of DALI on a CPU, valid until DALI runs again."""
     array: npt.NDArray[Any] = np.asarray(tensors.as_tensor())
     return array
+
+
+def gpu_problem() -> str | None:
+    """Why DALI cannot run on the current CUDA device; None if it can.
+
+    Builds and runs the smallest graph that uses the GPU.
+    """
+    try:
+        # Not 0: each rank would take memory of the first GPU.
+        device_id = torch.cuda.current_device()
+        pipe = _gpu_probe(batch_size=1, num_threads=1, device_id=device_id)
+        pipe.build()
+        pipe.run()
+    except RuntimeError as error:
+        return failure_reason(error)
+    return None
+
+
+@pipeline_def
+def _gpu_probe() -> Any:
+    return fn.random.uniform(range=[0, 1], shape=[1], device="gpu")

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from ichfast.augment.config import EXP_30
-from ichfast.dataconfig import DataConfig
-from ichfast.loader import DaliLoader, make_loader
+from ichfast.loading.config import DataConfig
+from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
-from tests.contracts import check_loader, check_ranks, order_of
+from tests.loading.contracts import check_loader, check_ranks, order_of
 from tests.store.slice_store import simple_rows, write_slices
 
 NUM_SLICES = 1009

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import FoldError
-from ichfast.folds import patient_folds, slice_folds
 from ichfast.labels import CLASSES
+from ichfast.loading.splits import patient_folds, slice_folds
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "labels"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "labels"
 
 
 def made_up(num_patients: int = 211) -> tuple[list[str], np.ndarray]:

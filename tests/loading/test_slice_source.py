@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from ichfast import supply
-from ichfast.dataconfig import DataConfig, source_shapes
-from ichfast.sampler import Sampler
+from ichfast.loading import slice_source
+from ichfast.loading.config import DataConfig, source_shapes
+from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
@@ -33,8 +33,8 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     ) -> None:
         asked.append(kept_R.tolist())
 
-    monkeypatch.setattr(supply, "HostSlices", note)
-    monkeypatch.setattr(supply, "DeviceSlices", note)
+    monkeypatch.setattr(slice_source, "HostSlices", note)
+    monkeypatch.setattr(slice_source, "DeviceSlices", note)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     return asked
 
@@ -44,7 +44,7 @@ def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -
     sampler = Sampler(
         slices_N=SLICES_N, batch_size=1, shuffle=shuffle, rank=1, world_size=2
     )
-    supply.make_supply(
+    slice_source.make_supply(
         store,
         sampler,
         DataConfig(**settings),

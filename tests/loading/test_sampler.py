@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from ichfast.errors import LoaderError
-from ichfast.sampler import BalancedSampler, Sampler, StudySampler
+from ichfast.loading.sampler import BalancedSampler, Sampler, StudySampler
 from ichfast.sampling import SAMPLINGS, make_sampler
 from ichfast.store.store import Store
 

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ichfast import sharing
 from ichfast.augment.config import EXP_30
-from ichfast.dataconfig import DataConfig
 from ichfast.errors import LoaderError, StoreError
-from ichfast.loader import make_loader
-from ichfast.sharing import share_memory
+from ichfast.loading import shared_memory
+from ichfast.loading.config import DataConfig
+from ichfast.loading.loader import make_loader
+from ichfast.loading.shared_memory import share_memory
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
-from tests.contracts import same_images
+from tests.loading.contracts import same_images
 from tests.rank_processes import run_ranks
 
 
-def fill(ranks: Ranks, num_bytes: int) -> sharing.SharedMemory:
+def fill(ranks: Ranks, num_bytes: int) -> shared_memory.SharedMemory:
     """Fill this rank's part with its number."""
     with share_memory(num_bytes, ranks) as shared:
         shared.memory[shared.own_part(num_bytes)] = ranks.rank
@@ -43,7 +43,7 @@ def fill_together(ranks: Ranks) -> None:
 
 
 def fill_apart(ranks: Ranks) -> None:
-    sharing._machine = lambda: (f"machine {ranks.rank}", 0)
+    shared_memory._machine = lambda: (f"machine {ranks.rank}", 0)
     assert fill(ranks, 5).memory.tolist() == [ranks.rank] * 5
 
 

@@ -4,7 +4,7 @@ What becomes of a pixel depends on its stored number alone, and a window has few
 between black and white. So these are windowed, lit and normalised, once a slice, in
 place of every pixel, and one look-up gives all channels. DALI has no look-up with a
 table a slice on a CPU, and what it has instead takes four times as long (bench/LOG.md,
-2026-11). On a GPU all this is part of its graph (`ichfast.pipeline`).
+2026-11). On a GPU all this is part of its graph (`ichfast.loading.graph`).
 
 Shape letters: B slices of the batch, S side of the images, Z slices that each is seen
 with, itself among them (1, or 3 with neighbours), C windows, T stored numbers of a
@@ -56,7 +56,7 @@ class Shader:
 
         Args:
             warped_BSSZ: stored numbers.
-            numbers: what differs by slice, as `pipeline.FEEDS` has it: center and
+            numbers: what differs by slice, as `loading.graph.FEEDS` has it: center and
                 width, (B, C) HU; contrast and brightness, (B, 1); corners and sides,
                 (B, 2M) pixels. What is not there changes nothing.
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.batch import Batch
-from ichfast.dataconfig import DataConfig, choose_level
 from ichfast.errors import IchfastError, LoaderError, StoreError
-from ichfast.feeds import Scale
-from ichfast.loader import make_loader
+from ichfast.loading.batch import Batch
+from ichfast.loading.config import DataConfig, choose_level
+from ichfast.loading.feeds import Scale
+from ichfast.loading.loader import make_loader
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization
-from tests.contracts import check_loader, order_of, same_images
+from tests.loading.contracts import check_loader, order_of, same_images
 
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))
 NORMALIZATION = Normalization(mean=(0.2, 0.3, 0.4), std=(0.5, 0.6, 0.7))
@@ -175,8 +175,8 @@ def test_kept_slices_are_read_once(
 def test_only_what_the_graph_uses_is_computed(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ichfast.feeds.window_columns", None)
-    monkeypatch.setattr("ichfast.feeds.neighbours", None)
+    monkeypatch.setattr("ichfast.loading.feeds.window_columns", None)
+    monkeypatch.setattr("ichfast.loading.feeds.neighbours", None)
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
         assert loader._columns.feeds == ("matrix", "size")
         assert loader._slices.feeds == ("stored",)
@@ -199,7 +199,7 @@ def test_a_whole_graph_gives_the_bits_of_numpy_before_and_after_it(
     batches: list[list[Batch]] = []
     for whole in (False, True):
         monkeypatch.setattr(
-            "ichfast.loader.graph_is_whole", lambda _, whole=whole: whole
+            "ichfast.loading.loader.graph_is_whole", lambda _, whole=whole: whole
         )
         with make_loader(
             tiny_store, everything(tiny_store), config, augment=augment

@@ -16,12 +16,13 @@ Shape letters: N slices, K classes, P patients, F folds.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.errors import FoldError
+from ichfast.errors import FoldError, RecipeError
 from ichfast.labels import CLASSES
 
 logger = logging.getLogger(__name__)
@@ -141,3 +142,31 @@ def _count_by_patient(
 def _rarest_first(counts_PC: npt.NDArray[np.int64]) -> list[int]:
     """Class columns by rising number of slices; the column of all slices last."""
     return [int(c) for c in np.argsort(counts_PC.sum(axis=0), kind="stable")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoldConfig:
+    """Which slices validate."""
+
+    kind: str = "patient"
+    """``patient``: whole patients; ``slice``: the reference's own, which leaks."""
+
+    num_folds: int = NUM_FOLDS
+    """Parts the slices are dealt into."""
+
+    fold: int = 0
+    """The part that validates."""
+
+    seed: int = FOLD_SEED
+    """Deals the parts."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("patient", "slice"):
+            raise RecipeError(f"folds.kind is patient or slice, got {self.kind!r}")
+        if self.num_folds < 2 or not 0 <= self.fold < self.num_folds:
+            raise RecipeError(
+                f"folds.fold is in 0 to {self.num_folds - 1} with {self.num_folds} "
+                f"folds of at least 2, got {self.fold}"
+            )
+        if self.seed < 0:
+            raise RecipeError(f"folds.seed must be at least 0, got {self.seed}")

@@ -1,6 +1,6 @@
 """`Batch` and the `Loader` protocol: what trainer, predictor and bench may assume.
 
-Promises of a loader (`tests/contracts.py` checks them on every loader we have):
+Promises of a loader (`tests/loading/contracts.py` checks them on every loader we have):
 
 1. One iteration over the loader is one epoch; iterating again is the next.
 2. Validation gives each slice exactly once; the last batch is short, never

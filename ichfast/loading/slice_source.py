@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from ichfast.channels import neighbours
-from ichfast.dataconfig import DataConfig
-from ichfast.reading import ReadAhead, Wanted
-from ichfast.resident import DeviceSlices, HostSlices
-from ichfast.sampler import Sampler
+from ichfast.loading.cache import DeviceSlices, HostSlices
+from ichfast.loading.config import DataConfig
+from ichfast.loading.prefetch import ReadAhead, Wanted
+from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
@@ -35,9 +35,8 @@ class SliceSupply(Protocol):
     def take(self) -> tuple[Any, ...]:
         """The slices of the oldest batch asked for, one value for each feed.
 
-        Returns:
-            For each feed `reading.Slices`, or a (B, H, W) int16 tensor on the device.
-            They stay as they are until given back.
+        Returns: For each feed `loading.prefetch.Slices`, or a (B, H, W) int16 tensor on
+            the device. They stay as they are until given back.
 
         Raises:
             StoreError: a shard is damaged, gone, or cannot be read.

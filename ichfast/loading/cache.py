@@ -1,7 +1,7 @@
 """Slices that a loader keeps in memory: read once, given out from there.
 
 `HostSlices` hands DALI views, without a copy. `DeviceSlices` gathers each batch on the
-device. Both give, bit for bit, what `ichfast.reading` reads from the disk.
+device. Both give, bit for bit, what `ichfast.loading.prefetch` reads from the disk.
 
 Host memory holds one copy for all ranks of a machine. A device's holds all slices that
 its rank's epochs may need: a training split whole, whatever the number of ranks.
@@ -24,9 +24,9 @@ import torch
 
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
-from ichfast.gather import gather_slices
-from ichfast.reading import ReadAhead, Slices, Wanted, divide
-from ichfast.sharing import share_memory
+from ichfast.loading.gather import gather_slices
+from ichfast.loading.prefetch import ReadAhead, Slices, Wanted, divide
+from ichfast.loading.shared_memory import share_memory
 from ichfast.store.levels import halve_into
 from ichfast.store.store import Store
 from ichfast.system.memory import available_memory
@@ -67,7 +67,7 @@ class _Turns(Generic[Taken]):
 
 
 class HostSlices(_Turns[Slices]):
-    """Slices in this machine's memory. A `supply.SliceSupply`.
+    """Slices in this machine's memory. A `loading.slice_source.SliceSupply`.
 
     All ranks are to build it alike: each of a machine reads a part.
 
@@ -147,7 +147,9 @@ class HostSlices(_Turns[Slices]):
 
 
 class DeviceSlices(_Turns[torch.Tensor]):
-    """Slices in a device's memory, all of one shape. A `supply.SliceSupply`.
+    """Slices in a device's memory, all of one shape.
+
+    A `loading.slice_source.SliceSupply`.
 
     Args:
         store: open for reading; only needed to build this.

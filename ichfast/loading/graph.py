@@ -15,7 +15,8 @@ normalisation in it. Windows that differ by slice (its own, or jittered) and
 lighting are arithmetic in float32.
 
 The graph holds no state, no order and no chance: all of these come in with each batch.
-`ichfast.loader` runs it, `augment.reference.apply_parameters` is its readable twin.
+`ichfast.loading.loader` runs it, `augment.reference.apply_parameters` is its readable
+twin.
 
 Shape letters: H rows, W columns, C windows, S output size, V stored values.
 """
@@ -34,8 +35,7 @@ from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
 from ichfast.augment.reference import LOGIT_EPSILON
-from ichfast.dalifailure import failure_reason
-from ichfast.handover import SLICE_LAYOUT
+from ichfast.loading.dali import SLICE_LAYOUT
 from ichfast.windows import HU_OFFSET, Normalization, Window, window_table
 
 
@@ -109,10 +109,10 @@ def graph_is_whole(device: str) -> bool:
 
     The same images but for the last bits either way. On a CPU NumPy halves slices in
     the threads that read them (`ichfast.store.levels`), and windows, lights and cuts
-    what comes out (`ichfast.shading`), in a third of DALI's time or less. A GPU has the
-    time, the host's cores may not: a few of them read for each GPU. Whole slices are
-    four times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512, and slices
-    kept on the device are halved there anyway.
+    what comes out (`ichfast.loading.shading`), in a third of DALI's time or less. A GPU
+    has the time, the host's cores may not: a few of them read for each GPU. Whole
+    slices are four times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512,
+    and slices kept on the device are halved there anyway.
     """
     return device != "cpu"
 
@@ -345,24 +345,3 @@ def _logit_table(window: Window) -> npt.NDArray[np.float32]:
 
 def _join(channels: Sequence[Any]) -> Any:
     return fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
-
-
-def gpu_problem() -> str | None:
-    """Why DALI cannot run on the current CUDA device; None if it can.
-
-    Builds and runs the smallest graph that uses the GPU.
-    """
-    try:
-        # Not 0: each rank would take memory of the first GPU.
-        device_id = torch.cuda.current_device()
-        pipe = _gpu_probe(batch_size=1, num_threads=1, device_id=device_id)
-        pipe.build()
-        pipe.run()
-    except RuntimeError as error:
-        return failure_reason(error)
-    return None
-
-
-@pipeline_def
-def _gpu_probe() -> Any:
-    return fn.random.uniform(range=[0, 1], shape=[1], device="gpu")
