@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 
 from ichfast.loading.batch import Batch, Loader
+from ichfast.loading.config import measure_normalization
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.models.precision import choose_amp
-from ichfast.normalization import measure_normalization
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import build_run_model

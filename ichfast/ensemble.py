@@ -29,6 +29,7 @@ from ichfast.errors import PredictionError
 from ichfast.labels import CLASSES
 from ichfast.leaks import trained_on_N
 from ichfast.loading.loader import make_loader
+from ichfast.loading.splits import split_slices
 from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
 from ichfast.predict import mix_passes, predict_logits, tta_passes
@@ -36,7 +37,6 @@ from ichfast.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.recipe import Recipe
 from ichfast.recipes import fitting_batch_size
 from ichfast.smoothing import smooth_over_z
-from ichfast.splits import split_slices
 from ichfast.store.store import Store
 from ichfast.trained import TrainedRun, open_ensemble
 

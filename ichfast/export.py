@@ -15,11 +15,10 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
-from ichfast.channels import OWN, parse_windows
 from ichfast.errors import ModelError
 from ichfast.hugraph import COLUMNS, ROWS, HuToProbs
 from ichfast.labels import CLASSES
-from ichfast.loading.config import DataConfig
+from ichfast.loading.config import OWN, DataConfig, parse_windows
 from ichfast.modelcard import card_path, format_card
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.system.files import atomic_path, write_text_atomically

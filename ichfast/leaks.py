@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import IchfastError, PredictionError
-from ichfast.splits import split_slices
+from ichfast.loading.splits import split_slices
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
 from ichfast.trained import TrainedRun

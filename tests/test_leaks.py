@@ -12,8 +12,7 @@ import pytest
 
 from ichfast.errors import PredictionError
 from ichfast.leaks import check_leaks, trained_on_N
-from ichfast.loading.splits import FoldConfig
-from ichfast.splits import split_slices
+from ichfast.loading.splits import FoldConfig, split_slices
 from ichfast.store.store import Store
 from ichfast.trained import open_run
 from tests.conftest import write_store

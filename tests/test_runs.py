@@ -29,10 +29,14 @@ from ichfast.errors import (
 from ichfast.evaluation import evaluate
 from ichfast.history import read_history
 from ichfast.loading.batch import Batch
-from ichfast.loading.config import DataConfig
+from ichfast.loading.config import (
+    IMAGENET,
+    IMAGENET_GREY,
+    DataConfig,
+    measure_normalization,
+)
 from ichfast.loading.loader import DaliLoader, make_loader
-from ichfast.loading.splits import FoldConfig
-from ichfast.normalization import IMAGENET, IMAGENET_GREY, measure_normalization
+from ichfast.loading.splits import FoldConfig, split_slices
 from ichfast.predict import predict_logits
 from ichfast.predictions import COLUMNS
 from ichfast.recipe import Recipe
@@ -41,7 +45,6 @@ from ichfast.results import report_run
 from ichfast.runfolder import default_run_dir
 from ichfast.runrecord import read_record
 from ichfast.runs import train_run
-from ichfast.splits import split_slices
 from ichfast.stepper import Stepper
 from ichfast.store.store import Store
 

@@ -11,12 +11,12 @@ from torch import nn
 
 from ichfast.checkpoint import BEST, save_checkpoint
 from ichfast.history import METRICS
+from ichfast.loading.config import measure_normalization
+from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
-from ichfast.normalization import measure_normalization
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.runrecord import RunRecord, write_record
-from ichfast.splits import split_slices
 from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment
 

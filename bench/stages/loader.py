@@ -30,9 +30,9 @@ from bench.workload import Workload, common_slices
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import draw
 from ichfast.experiments import exp_30
+from ichfast.loading.config import measure_normalization
 from ichfast.loading.graph import pipeline_options
 from ichfast.loading.loader import DaliLoader, make_loader
-from ichfast.normalization import measure_normalization
 from ichfast.store.levels import halve_into
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks

@@ -1,19 +1,36 @@
 """How stored slices become a model's input: the settings, and what they settle.
 
 Shape letters: N slices of the store.
+
+What the channels of a slice are: its windows, or its neighbours in the series.
+
+Shape letters: N slices of the store, C windows.
+
+Mean and standard deviation that a model's input is normalised by.
+
+Shape letters: N slices, C windows, V stored values.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.channels import parse_windows
 from ichfast.errors import LoaderError
-from ichfast.sampling import check_sampling
+from ichfast.loading.sampler import check_sampling
 from ichfast.store.store import Store
+from ichfast.windows import (
+    NUM_STORED_VALUES,
+    PRESETS,
+    Normalization,
+    Window,
+    are_windows,
+    parse_window,
+    window_table,
+)
 
 MIN_SIZE, MAX_SIZE = 32, 4096
 """Smallest and largest side of an input, pixels."""
@@ -53,7 +70,7 @@ class DataConfig:
     """``imagenet``; ``data``, mean and std of the training slices; or ``none``."""
 
     sampling: str = "all"
-    """What an epoch trains on: a name of `sampling.SAMPLINGS`."""
+    """What an epoch trains on: a name of `loading.sampler.SAMPLINGS`."""
 
     cache: str = "none"
     """Read each slice once and keep it: in ``host`` memory, one copy for all ranks of
@@ -141,3 +158,112 @@ def source_shapes(store: Store, level: int) -> npt.NDArray[np.int64]:
     if level == max(store.levels):
         return store.table[["rows", "columns"]].to_numpy(np.int64)
     return np.full((len(store), 2), level, dtype=np.int64)
+
+
+OWN = "own"
+"""The window that a slice's own header asks for."""
+
+OWN_FALLBACK = PRESETS["brain"]
+"""What stands in where the header asks for none that makes sense."""
+
+
+def parse_windows(names: Sequence[str]) -> tuple[Window, ...]:
+    """Windows by name, as `windows.parse_window`; ``own`` gives its stand-in.
+
+    Raises:
+        WindowError: a name that is no window.
+    """
+    return tuple(OWN_FALLBACK if name == OWN else parse_window(name) for name in names)
+
+
+def window_columns(
+    store: Store, names: Sequence[str]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Center and width of every window for every slice, HU.
+
+    Args:
+        store: whose table holds the slices' own windows.
+        names: C windows; ``own`` differs from slice to slice.
+
+    Returns:
+        Two arrays of shape (N, C), float32.
+    """
+    windows = parse_windows(names)
+    asked_C2 = np.array([(w.center, w.width) for w in windows], dtype=np.float32)
+    center_NC = np.tile(asked_C2[:, 0], (len(store), 1))
+    width_NC = np.tile(asked_C2[:, 1], (len(store), 1))
+    own_center_N = store.table["window_center"].to_numpy(np.float64, na_value=np.nan)
+    own_width_N = store.table["window_width"].to_numpy(np.float64, na_value=np.nan)
+    given_N = are_windows(own_center_N, own_width_N)
+    for channel, name in enumerate(names):
+        if name == OWN:
+            center_NC[given_N, channel] = own_center_N[given_N]
+            width_NC[given_N, channel] = own_width_N[given_N]
+    return center_NC, width_NC
+
+
+def neighbours(store: Store) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The slice before and the slice after each slice, along its series.
+
+    At the ends of a series, and where the neighbour has another shape, a slice is
+    its own neighbour.
+
+    Returns:
+        Store positions, two arrays of shape (N,), int64.
+    """
+    series_N = store.table["series"].to_numpy(dtype=object)
+    shape_N2 = store.table[["rows", "columns"]].to_numpy()
+    here_N = np.arange(len(store), dtype=np.int64)
+    fits = (series_N[1:] == series_N[:-1]) & (shape_N2[1:] == shape_N2[:-1]).all(axis=1)
+    before_N, after_N = here_N.copy(), here_N.copy()
+    before_N[1:][fits] -= 1
+    after_N[:-1][fits] += 1
+    return before_N, after_N
+
+
+NUM_MEASURED = 256
+"""Slices that the data's own figures are measured on, spread over the split."""
+
+IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""What ImageNet's weights expect of three channels."""
+
+IMAGENET_GREY = Normalization(mean=(0.449,), std=(0.226,))
+"""The mean over the three, for a single channel."""
+
+
+def measure_normalization(
+    store: Store, slices_N: npt.NDArray[np.int64], config: DataConfig
+) -> Normalization:
+    """Settle a recipe's ``normalize`` on figures.
+
+    Args:
+        store: read for ``data``.
+        slices_N: store positions of the training split.
+        config: windows, level and the kind of normalisation.
+    """
+    num_windows = len(config.windows)
+    if config.normalize == "none":
+        return Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows)
+    if config.normalize == "imagenet":
+        return IMAGENET if num_windows == 3 else IMAGENET_GREY
+    level = choose_level(store, config)
+    picked_N = slices_N[np.linspace(0, len(slices_N) - 1, NUM_MEASURED).astype(int)]
+    center_NC, width_NC = window_columns(store, config.windows)
+    sums_2C = np.zeros((2, num_windows))
+    num_pixels = 0
+    for position in np.unique(picked_N):
+        stored_HW = store.slice_HW(int(position), level)
+        count_V = np.bincount(stored_HW.ravel(), minlength=NUM_STORED_VALUES)
+        num_pixels += stored_HW.size
+        for channel, window in enumerate(parse_windows(config.windows)):
+            own = replace(
+                window,
+                center=float(center_NC[position, channel]),
+                width=float(width_NC[position, channel]),
+            )
+            value_V = window_table(own, mean=0.0, std=1.0).astype(np.float64)
+            sums_2C[:, channel] += count_V @ value_V, count_V @ value_V**2
+    mean_C, square_C = sums_2C / num_pixels
+    std_C = np.sqrt(square_C - mean_C**2)
+    std_C[std_C < 1e-6] = 1.0  # nothing varies: an empty window
+    return Normalization(mean=tuple(mean_C.tolist()), std=tuple(std_C.tolist()))

@@ -1,10 +1,13 @@
 """Arrays handed to DALI, which reads them in place, and what is taken from it.
 
 Shape letters: B slices of the batch, H rows, W columns.
+
+What went wrong inside DALI, out of all that it reports.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from nvidia.dali import fn, pipeline_def
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
-from ichfast.dalifailure import failure_reason
+from ichfast.errors import first_line
 
 SLICE_LAYOUT = "HWC"
 """Axes of a slice, as DALI spells them."""
@@ -89,3 +92,22 @@ def gpu_problem() -> str | None:
 @pipeline_def
 def _gpu_probe() -> Any:
     return fn.random.uniform(range=[0, 1], shape=[1], device="gpu")
+
+
+_REASON = re.compile(
+    r"(?:Critical error in pipeline:\s*)*(.*?)\s*"
+    r"(?:\n\n|\nC\+\+ context|\nStacktrace|\nCurrent pipeline object|$)",
+    re.DOTALL,
+)
+"""What went wrong, between what DALI says of every failure."""
+
+
+def failure_reason(error: Exception) -> str:
+    """What DALI's error says went wrong, in one line.
+
+    DALI names the operator and quotes the graph; behind ``encountered:`` comes the
+    reason, over a few lines at times, then where in its own source.
+    """
+    found = _REASON.match(str(error).rpartition("encountered:")[2].strip())
+    reason = " ".join(found[1].split()) if found else ""
+    return reason or first_line(error)

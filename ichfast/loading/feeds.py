@@ -20,8 +20,7 @@ import torch
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import Parameters, draw
-from ichfast.channels import OWN, neighbours, window_columns
-from ichfast.loading.config import MIN_SIZE, DataConfig
+from ichfast.loading.config import MIN_SIZE, OWN, DataConfig, neighbours, window_columns
 from ichfast.loading.dali import wrap_columns, wrap_device_slices, wrap_host_slices
 from ichfast.loading.graph import FEEDS, HALVING_FEEDS, RESAMPLE_FEEDS, SLICE_FEEDS
 from ichfast.loading.prefetch import Wanted

@@ -29,20 +29,22 @@ import numpy.typing as npt
 import torch
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.channels import parse_windows
-from ichfast.dalifailure import failure_reason
 from ichfast.errors import LoaderError
 from ichfast.loading.batch import Batch
 from ichfast.loading.cache import DeviceSlices
-from ichfast.loading.config import DataConfig, choose_level, source_shapes
-from ichfast.loading.dali import as_array, as_torch
+from ichfast.loading.config import (
+    DataConfig,
+    choose_level,
+    parse_windows,
+    source_shapes,
+)
+from ichfast.loading.dali import as_array, as_torch, failure_reason
 from ichfast.loading.feeds import ColumnFeeds, Scale, Schedule, SliceFeeds
 from ichfast.loading.graph import graph_is_whole, pipeline_options, slice_graph
 from ichfast.loading.prefetch import batches_ahead
-from ichfast.loading.sampler import Sampler
+from ichfast.loading.sampler import Sampler, make_sampler
 from ichfast.loading.shading import Shader
 from ichfast.loading.slice_source import make_supply
-from ichfast.sampling import make_sampler
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization
@@ -66,7 +68,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         store: open for reading; must outlive the loader.
         slices_N: store positions of the split.
         config: size, batch size, level, windows.
-        normalization: per channel, as `normalization.measure_normalization` settles
+        normalization: per channel, as `loading.config.measure_normalization` settles
             `config.normalize`; None leaves windowed values in [0, 1].
         augment: what may be drawn; None changes nothing.
         shuffle: True to train, False to validate or predict.

@@ -17,6 +17,11 @@ interpreter's lock, and a cold disk always has several requests to work on (meas
 against memory maps and ``posix_fadvise``: see bench/LOG.md, 2026-11).
 
 Shape letters: N slices of the store, B slices of a batch, H rows, W columns.
+
+Threads that read for their owner, and that the end of a process never waits for.
+
+A `ThreadPoolExecutor` has the interpreter join its threads. One that waits for a disk
+that does not answer is never joined, and the process that has said so would not end.
 """
 
 from __future__ import annotations
@@ -24,11 +29,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +44,6 @@ import torch
 
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
-from ichfast.readers import Readers
 from ichfast.store.levels import halve_into
 from ichfast.store.shards import DIRECT_BYTES
 from ichfast.store.store import Store
@@ -293,3 +300,50 @@ class _Filling:
         for length in self.lengths:
             yield self.slices[first : first + length]
             first += length
+
+
+Job = Callable[[], object]
+
+
+class Readers:
+    """Some threads that do jobs in the order given, until closed or gone."""
+
+    def __init__(self, count: int) -> None:
+        jobs: SimpleQueue[Job | None] = SimpleQueue()
+        for _ in range(count):
+            threading.Thread(target=_work, args=(jobs,), daemon=True).start()
+        self._jobs = jobs
+        self._dismiss = weakref.finalize(self, _dismiss, jobs, count)
+
+    def submit(self, job: Job) -> Future[None]:
+        """Have a job done; what is given back ends with it, and has what it raised."""
+        future: Future[None] = Future()
+        self._jobs.put(partial(_do, job, future))
+        return future
+
+    def close(self) -> None:
+        """Let each thread end, behind all jobs given before."""
+        self._dismiss()
+
+
+def _work(jobs: SimpleQueue[Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # while this waits for the next, nobody holds what the last one read
+
+
+def _do(job: Job, future: Future[None]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        job()
+    except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        future.set_exception(error)
+        del job, future  # the error holds this frame
+    else:
+        future.set_result(None)
+
+
+def _dismiss(jobs: SimpleQueue[Job | None], count: int) -> None:
+    for _ in range(count):
+        jobs.put(None)

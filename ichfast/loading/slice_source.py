@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.channels import neighbours
 from ichfast.loading.cache import DeviceSlices, HostSlices
-from ichfast.loading.config import DataConfig
+from ichfast.loading.config import DataConfig, neighbours
 from ichfast.loading.prefetch import ReadAhead, Wanted
 from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store

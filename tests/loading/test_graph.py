@@ -10,10 +10,9 @@ from nvidia.dali.tensors import TensorListCPU
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.augment.reference import LOGIT_EPSILON
-from ichfast.dalifailure import failure_reason
 from ichfast.loading import prefetch
 from ichfast.loading.config import DataConfig
-from ichfast.loading.dali import wrap_host_slices
+from ichfast.loading.dali import failure_reason, wrap_host_slices
 from ichfast.loading.graph import LOGIT_STEPS
 from ichfast.loading.loader import make_loader
 from ichfast.loading.prefetch import divide

@@ -22,8 +22,13 @@ from ichfast.augment.config import PRESETS, AugmentConfig
 from ichfast.augment.geometry import count_halvings
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.augment.reference import halve
-from ichfast.channels import neighbours, parse_windows, window_columns
-from ichfast.loading.config import DataConfig, source_shapes
+from ichfast.loading.config import (
+    DataConfig,
+    neighbours,
+    parse_windows,
+    source_shapes,
+    window_columns,
+)
 from ichfast.loading.loader import make_loader
 from ichfast.store.store import Store
 from ichfast.windows import Normalization, window_table

@@ -1,7 +1,12 @@
-"""Threads that read do what they are given, and nothing waits for one that hangs."""
+"""Threads that read do what they are given, and nothing waits for one that hangs.
+
+Slices read ahead are the store's own, stay as they are, and fail as errors.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,10 +14,25 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from ichfast.readers import Readers
+from ichfast.augment.reference import halve
+from ichfast.errors import LoaderError, StoreError
+from ichfast.loading import prefetch
+from ichfast.loading.config import source_shapes
+from ichfast.loading.prefetch import (
+    ReadAhead,
+    Readers,
+    Wanted,
+    batches_ahead,
+    divide,
+    num_readers,
+)
+from ichfast.store.store import Store
 
 
 @pytest.fixture
@@ -93,8 +113,185 @@ def test_threads_end_when_they_are_closed_or_their_owner_is_gone(
 
 def test_a_process_ends_though_a_job_does_not() -> None:
     code = (
-        "import threading; from ichfast.readers import Readers; "
+        "import threading; from ichfast.loading.prefetch import Readers; "
         "begun = threading.Event(); readers = Readers(1); "
         "readers.submit(lambda: (begun.set(), threading.Event().wait())); begun.wait()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+Stored = npt.NDArray[np.uint16]
+
+
+@pytest.fixture
+def ahead(tiny_store: Store) -> Iterator[ReadAhead]:
+    supply = ReadAhead(tiny_store, 512, source_shapes(tiny_store, 512), pinned=False)
+    yield supply
+    supply.close()
+
+
+def batch(*positions: int) -> Wanted:
+    return Wanted.whole(np.array(positions, dtype=np.int64))
+
+
+def test_batches_come_in_the_order_asked_and_as_stored(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    wanted = [[batch(3, 14, 3), batch(0)], [batch(28, 15)], [batch(12)]]
+    for feeds in wanted:
+        ahead.ask(feeds)
+    for feeds in wanted:
+        taken = ahead.take()
+        assert len(taken) == len(feeds)
+        for slices, asked in zip(taken, feeds, strict=True):
+            for stored_HW, position in zip(slices, asked.positions_B, strict=True):
+                np.testing.assert_array_equal(
+                    stored_HW, tiny_store.slice_HW(int(position))
+                )
+
+
+def test_slices_come_halved_as_often_as_asked_whatever_their_shape(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    positions_B = np.array([0, 13, 14, 0, 28])
+    halvings_B = np.array([1, 2, 0, 3, 1])
+    ahead.ask([Wanted(positions_B, halvings_B), Wanted(positions_B, halvings_B[::-1])])
+    first, second = ahead.take()
+    for slices, times_B in ((first, halvings_B), (second, halvings_B[::-1])):
+        for found_HW, position, times in zip(slices, positions_B, times_B, strict=True):
+            expected_HW = tiny_store.slice_HW(int(position))
+            for _ in range(times):
+                expected_HW = halve(expected_HW)
+            np.testing.assert_array_equal(found_HW, expected_HW)
+
+
+def test_a_batch_of_one_shape_is_one_array_for_each_feed_and_nothing_is_copied(
+    ahead: ReadAhead,
+) -> None:
+    ahead.ask([batch(0, 1, 2), batch(3, 4, 5)])
+    first_BHW, second_BHW = ahead.take()
+    assert isinstance(first_BHW, np.ndarray)
+    assert isinstance(second_BHW, np.ndarray)
+    assert first_BHW.shape == second_BHW.shape == (3, 512, 512)
+    assert first_BHW.base is second_BHW.base
+    ahead.ask([batch(0, 13)])
+    (mixed,) = ahead.take()
+    assert isinstance(mixed, list)
+
+
+def test_slices_in_one_array_are_those_that_a_list_holds() -> None:
+    flat = np.arange(3 * 4 * 5 + 2, dtype=np.uint16)
+    one_BHW = divide(flat[:60], np.array([[4, 5]] * 3))
+    several = divide(flat, np.array([[4, 5]] * 3 + [[1, 2]]))
+    assert isinstance(one_BHW, np.ndarray)
+    assert isinstance(several, list)
+    for in_one_HW, in_list_HW in zip(one_BHW, several[:3], strict=True):
+        np.testing.assert_array_equal(in_one_HW, in_list_HW)
+        assert np.shares_memory(in_one_HW, in_list_HW)
+
+
+def test_memory_is_reused_once_given_back_and_not_before(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    ahead.ask([batch(0, 1)])
+    ahead.ask([batch(2, 3)])
+    (first,) = ahead.take()
+    (second,) = ahead.take()
+    assert not np.shares_memory(first[0], second[0])
+    ahead.give_back()
+    ahead.ask([batch(4)])
+    (third,) = ahead.take()
+    assert np.shares_memory(first[0], third[0])
+    np.testing.assert_array_equal(second[1], tiny_store.slice_HW(3))
+
+
+def test_what_is_forgotten_is_not_given_and_its_memory_is_reused(
+    tiny_store: Store, ahead: ReadAhead
+) -> None:
+    for _ in range(3):
+        for first in range(0, 20, 5):
+            ahead.ask([batch(*range(first, first + 5))])
+        ahead.take()
+        ahead.forget()
+    assert len(ahead._free) == 4
+    ahead.ask([batch(21)])
+    ((stored_HW,),) = ahead.take()
+    np.testing.assert_array_equal(stored_HW, tiny_store.slice_HW(21))
+
+
+def test_a_shard_that_is_gone_is_named_to_whoever_takes_the_batch(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(tiny_store_path, tmp_path / "store"))
+    with Store(copied) as store:
+        supply = ReadAhead(store, 256, source_shapes(store, 256), pinned=False)
+        supply.ask([batch(0)])
+        supply.take()
+        (copied / "level-256" / "00001.npy").unlink()
+        supply.ask([batch(1)])
+        supply.ask([batch(28)])
+        supply.take()
+        with pytest.raises(StoreError, match=r"cannot open .*level-256/00001\.npy: No"):
+            supply.take()
+        supply.close()
+
+
+def test_a_disk_that_does_not_answer_is_waited_for_so_long(
+    ahead: ReadAhead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "PATIENCE_S", 0.05)
+    read = os.preadv
+
+    def hang(*arguments: object) -> int:
+        time.sleep(0.5)
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "preadv", hang)
+    ahead.ask([batch(0)])
+    with pytest.raises(LoaderError, match="does not answer: check it"):
+        ahead.take()
+
+
+def test_memory_that_a_forgotten_read_still_writes_to_is_not_reused(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    begun, answers, written = (threading.Event() for _ in range(3))
+    read_into = Store.read_into
+
+    def hang(store: Store, index: int, level: int, out_HW: Stored) -> None:
+        if index == 0:
+            begun.set()
+            answers.wait(10)
+        read_into(store, index, level, out_HW)
+        if index == 0:
+            written.set()
+
+    monkeypatch.setattr(Store, "read_into", hang)
+    ahead = ReadAhead(tiny_store, 512, source_shapes(tiny_store, 512), pinned=False)
+    ahead.ask([batch(0)])
+    assert begun.wait(10)
+    ahead.forget()
+    assert not written.is_set()
+    ahead.ask([batch(14)])
+    ((stored_HW,),) = ahead.take()
+    answers.set()
+    assert written.wait(10)
+    np.testing.assert_array_equal(stored_HW, tiny_store.slice_HW(14))
+    ahead.close()
+
+
+def test_a_few_batches_are_read_ahead_and_one_at_least() -> None:
+    assert [batches_ahead(size) for size in (1, 64, 100, 200, 1000)] == [4, 4, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "hot", "cold"), [(1, 1, 2), (2, 2, 4), (64, 8, 8)]
+)
+def test_a_thread_a_core_reads_and_two_where_each_waits_for_the_disk(
+    num_cores: int, hot: int, cold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_cores)))
+    assert num_readers(past_cache=False) == hot
+    assert num_readers(past_cache=True) == cold

@@ -10,8 +10,13 @@ import numpy.typing as npt
 import pytest
 
 from ichfast.errors import LoaderError
-from ichfast.loading.sampler import BalancedSampler, Sampler, StudySampler
-from ichfast.sampling import SAMPLINGS, make_sampler
+from ichfast.loading.sampler import (
+    SAMPLINGS,
+    BalancedSampler,
+    Sampler,
+    StudySampler,
+    make_sampler,
+)
 from ichfast.store.store import Store
 
 SLICES_N = np.arange(1009) * 3  # a prime number of slices, not 0, 1, 2
