@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.cases import CaseGroup
+from ichfast.evaluation.cases import CaseGroup
+from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.heatmaps import heatmap_png
 from ichfast.labels import CLASSES
 from ichfast.operating import OperatingPoint
 from ichfast.pictures import data_uri, slice_jpeg
-from ichfast.predictions import labels_NK, probs_NK
 from ichfast.windows import PRESETS
 
 CARD_WINDOWS = ("brain", "subdural")
@@ -50,7 +50,7 @@ class CaseCard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardGroup:
-    """A group of `cases.choose_cases`, ready to be shown."""
+    """A group of `evaluation.cases.choose_cases`, ready to be shown."""
 
     class_name: str
     is_worst: bool

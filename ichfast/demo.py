@@ -16,14 +16,15 @@ import torch
 from ichfast.augment.config import LIGHT
 from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import IchfastError
+from ichfast.evaluation.evaluate_file import judge_file
+from ichfast.evaluation.predictions import write_predictions
+from ichfast.evaluation.scoretable import format_evaluation
 from ichfast.labels import read_labels
-from ichfast.predictions import write_predictions
 from ichfast.prepare.prepare import prepare_store
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
-from ichfast.results import judge_file, report_run
+from ichfast.results import report_run
 from ichfast.runs import train_run
-from ichfast.scoretable import format_evaluation
 from ichfast.submit import write_submission
 from ichfast.synth.dataset import synthesize
 

@@ -26,14 +26,14 @@ from torch import nn
 
 from ichfast.batchsize import largest_batch_on_gpu
 from ichfast.errors import PredictionError
+from ichfast.evaluation.leaks import trained_on_N
+from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.labels import CLASSES
-from ichfast.leaks import trained_on_N
 from ichfast.loading.loader import make_loader
 from ichfast.loading.splits import split_slices
 from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
 from ichfast.predict import mix_passes, predict_logits, tta_passes
-from ichfast.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.recipe import Recipe
 from ichfast.recipes import fitting_batch_size
 from ichfast.smoothing import smooth_over_z
@@ -90,7 +90,7 @@ def predict_runs(
         config: how.
 
     Returns:
-        A table with the columns of `ichfast.predictions`, in store order.
+        A table with the columns of `ichfast.evaluation.predictions`, in store order.
 
     Raises:
         IchfastError: no run, no good checkpoint, no store, or runs that do not fit

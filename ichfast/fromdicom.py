@@ -38,7 +38,7 @@ class DicomPredictions:
     """What a source of DICOM files came to."""
 
     table: pd.DataFrame
-    """Columns as in `ichfast.predictions`."""
+    """Columns as in `ichfast.evaluation.predictions`."""
     rejected: Mapping[str, int]
     """Files that are no CT slice, for each code."""
 

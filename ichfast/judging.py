@@ -104,8 +104,8 @@ def predict(
 
     from ichfast.device import choose_device
     from ichfast.ensemble import PredictConfig, predict_runs
+    from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.fromdicom import predict_dicom
-    from ichfast.predictions import check_destination, write_predictions
 
     if sources and store:
         raise click.UsageError("give --store or --dicom, not both")
@@ -163,8 +163,8 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
     line on stdout, and writes metrics.json beside PREDICTIONS. Patients that a run
     trained on are an error: figures of theirs say nothing about others.
     """
-    from ichfast.results import METRICS_FILE, judge_file
-    from ichfast.scoretable import format_evaluation
+    from ichfast.evaluation.evaluate_file import METRICS_FILE, judge_file
+    from ichfast.evaluation.scoretable import format_evaluation
 
     judgement = judge_file(predictions, replicates=bootstrap, allow_leak=allow_leak)
     say(format_evaluation(judgement.evaluation))
@@ -182,7 +182,7 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
 )
 def submit(predictions: Path, out: Path, sample: Path | None) -> None:
     """Write PREDICTIONS as a Kaggle submission to OUT, or refuse to."""
-    from ichfast.predictions import read_predictions
+    from ichfast.evaluation.predictions import read_predictions
     from ichfast.submit import write_submission
 
     if out.resolve() in [each.resolve() for each in (predictions, sample) if each]:
@@ -223,7 +223,7 @@ def report(
     """
     from ichfast.device import choose_device
     from ichfast.ensemble import predict_runs
-    from ichfast.predictions import read_predictions
+    from ichfast.evaluation.predictions import read_predictions
     from ichfast.results import report_run
 
     out = out or run / "report.html"

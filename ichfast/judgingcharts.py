@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ichfast.alongseries import AlongSeries
-from ichfast.bootstrap import Interval
-from ichfast.curves import GRID_G, Band, ClassCurves
-from ichfast.evaluation import Evaluation, LevelScores
+from ichfast.evaluation.along_series import AlongSeries
+from ichfast.evaluation.bootstrap import Interval
+from ichfast.evaluation.curves import GRID_G, Band, ClassCurves
+from ichfast.evaluation.evaluation import Evaluation, LevelScores
+from ichfast.evaluation.metrics import calibration_bins
 from ichfast.figures import (
     LIGHT,
     MODEL_COLOR,
@@ -31,7 +32,6 @@ from ichfast.figures import (
     stacked,
 )
 from ichfast.labels import CLASSES
-from ichfast.metrics import calibration_bins
 from ichfast.operating import OperatingPoint
 
 Floats = npt.NDArray[np.float64]

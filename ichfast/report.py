@@ -25,13 +25,13 @@ from ichfast.casecards import (
     SliceOf,
     make_cards,
 )
-from ichfast.cases import choose_cases
 from ichfast.errors import IchfastError
-from ichfast.judged import REPLICATES, judge
+from ichfast.evaluation.cases import choose_cases
+from ichfast.evaluation.predictions import labels_NK as labels_of
+from ichfast.evaluation.results import REPLICATES, judge
+from ichfast.evaluation.scoretable import format_score
 from ichfast.labels import CLASSES
-from ichfast.predictions import labels_NK as labels_of
 from ichfast.reportcharts import curve_charts, result_charts, training_charts
-from ichfast.scoretable import format_score
 from ichfast.system.files import write_text_atomically
 from ichfast.windows import PRESETS
 
@@ -50,7 +50,7 @@ class ReportData:
     wait_share. Without rows, the page has no curves."""
 
     predictions: pd.DataFrame
-    """Columns as in `ichfast.predictions`; some slice must have labels."""
+    """Columns as in `ichfast.evaluation.predictions`; some slice must have labels."""
 
     slice_of: SliceOf
     activations_of: ActivationsOf
@@ -75,7 +75,7 @@ def write_report(out: Path, report: ReportData) -> None:
 
     Raises:
         PredictionError: the predictions cannot be judged, as in
-            `evaluation.evaluate`, or a sensitivity outside (0, 1].
+            `evaluation.evaluation.evaluate`, or a sensitivity outside (0, 1].
         StoreError: a slice cannot be fetched.
         IchfastError: the page cannot be written.
     """

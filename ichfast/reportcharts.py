@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ichfast import judgingcharts, trainingcharts
-from ichfast.alongseries import along_series
+from ichfast.evaluation.along_series import along_series
+from ichfast.evaluation.results import Judged
 from ichfast.figures import DARK, LIGHT
-from ichfast.judged import Judged
 from ichfast.pictures import DPI, chart_png, data_uri
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,72 +12,17 @@ import torch
 
 from ichfast.activations import activations_of
 from ichfast.errors import PredictionError
-from ichfast.evaluation import Evaluation, evaluate
 from ichfast.history import read_history
-from ichfast.leaks import check_leaks
 from ichfast.loading.config import choose_level
-from ichfast.predictions import read_predictions
 from ichfast.report import ReportData, write_report
 from ichfast.settings import to_dict
 from ichfast.store.store import Store
-from ichfast.system.files import write_text_atomically
 from ichfast.trained import open_run
-
-METRICS_FILE = "metrics.json"
-"""Beside the predictions: every figure."""
 
 LEAK_NOTICE = (
     "Folds were dealt by slice: patients are on both sides, so every figure looks "
     "better than it would on patients it has not seen."
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """What a predictions file is worth."""
-
-    predictions: str
-    """Name of the file."""
-    leaks: dict[str, int]
-    """As `leaks.check_leaks` counts them."""
-    evaluation: Evaluation
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, None and dicts; the headline figures first."""
-        return {
-            **self.evaluation.to_json(),
-            "leaks": self.leaks,
-            "predictions": self.predictions,
-        }
-
-
-def judge_file(path: Path, *, replicates: int, allow_leak: bool) -> Judgement:
-    """Judge a predictions file, and write every figure beside it, atomically.
-
-    Args:
-        path: as `predictions.read_predictions` takes it.
-        replicates: of the bootstrap behind each interval; 0 for no intervals.
-        allow_leak: judge patients, too, that the run trained on.
-
-    Raises:
-        PredictionError: no such file, nothing to judge in it, patients that the run
-            trained on and are not allowed, or a folder that cannot be written.
-    """
-    table = read_predictions(path)
-    judgement = Judgement(
-        predictions=path.name,
-        leaks=check_leaks(table, allow=allow_leak),
-        evaluation=evaluate(table, replicates=replicates),
-    )
-    out = path.with_name(METRICS_FILE)
-    try:
-        write_text_atomically(out, json.dumps(judgement.to_json(), indent=2) + "\n")
-    except OSError as error:
-        raise PredictionError(
-            f"cannot write {out}: {error.strerror}; copy the predictions to a folder "
-            "that can be written"
-        ) from error
-    return judgement
 
 
 def report_run(

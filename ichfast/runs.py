@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from ichfast.augment.config import AugmentConfig
 from ichfast.checkpoint import has_last, load_last
 from ichfast.errors import ModelError, TrainError
+from ichfast.evaluation.metrics import prevalence_loss
 from ichfast.history import History, best_row, write_history
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.sampler import make_sampler
 from ichfast.loading.splits import Split, split_slices
-from ichfast.metrics import prevalence_loss
 from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
 from ichfast.models.precision import choose_amp
 from ichfast.profiler import Profile, Spans

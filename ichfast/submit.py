@@ -21,8 +21,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import SubmissionError, first_line
+from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
-from ichfast.predictions import probs_NK as probs_of
 from ichfast.system.files import atomic_path
 
 DEFAULT_CLIP = 1e-6
@@ -56,7 +56,7 @@ def write_submission(
     """Check a predictions table and write it as a submission, atomically.
 
     Args:
-        table: a predictions table, columns as in `ichfast.predictions`.
+        table: a predictions table, columns as in `ichfast.evaluation.predictions`.
         out: the csv file. Replaced if it exists.
         sample: the competition's sample submission, or None.
         clip: probabilities are clipped to [clip, 1 - clip]. At least 1e-10, so that

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ichfast.evaluation.metrics import accuracy, weighted_log_loss
 from ichfast.loading.batch import Loader
-from ichfast.metrics import accuracy, weighted_log_loss
 from ichfast.predict import predict_logits
 from ichfast.stepper import Stepper
 

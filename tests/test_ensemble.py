@@ -14,8 +14,8 @@ import torch
 from ichfast.checkpoint import BEST, load_checkpoint, save_checkpoint
 from ichfast.ensemble import PredictConfig, average, predict_runs
 from ichfast.errors import PredictionError
+from ichfast.evaluation.predictions import COLUMNS, probs_NK
 from ichfast.logit import logit, sigmoid
-from ichfast.predictions import COLUMNS, probs_NK
 from ichfast.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from tests.conftest import write_store

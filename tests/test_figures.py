@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ichfast import figures, judgingcharts, pictures, trainingcharts
-from ichfast.alongseries import along_series
-from ichfast.judged import Judged, judge
+from ichfast.evaluation.along_series import along_series
+from ichfast.evaluation.predictions import labels_NK, probs_NK
+from ichfast.evaluation.results import Judged, judge
 from ichfast.labels import CLASSES
-from ichfast.predictions import labels_NK, probs_NK
 from ichfast.windows import HU_OFFSET, PRESETS
-from tests.test_evaluation import make_table
+from tests.evaluation.test_evaluation import make_table
 
 BRAIN, BONE = PRESETS["brain"], PRESETS["bone"]
 Stored = npt.NDArray[np.uint16]

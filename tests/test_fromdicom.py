@@ -19,8 +19,8 @@ from ichfast.errors import (
     SourceError,
     StoreError,
 )
+from ichfast.evaluation.predictions import probs_NK
 from ichfast.fromdicom import predict_dicom
-from ichfast.predictions import probs_NK
 from ichfast.prepare.prepare import prepare_store
 from tests.trainedruns import write_run
 

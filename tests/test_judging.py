@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from ichfast.checkpoint import BEST
-from ichfast.predictions import LABEL_COLUMNS, read_predictions
+from ichfast.evaluation.predictions import LABEL_COLUMNS, read_predictions
 from tests.conftest import write_store
 from tests.test_cli import ok, refused
 from tests.trainedruns import write_folds, write_run

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ichfast.cases import choose_cases
 from ichfast.errors import IchfastError, PredictionError
-from ichfast.evaluation import evaluate
+from ichfast.evaluation.cases import choose_cases
+from ichfast.evaluation.evaluation import evaluate
+from ichfast.evaluation.predictions import LABEL_COLUMNS, labels_NK, probs_NK
 from ichfast.labels import CLASSES
 from ichfast.operating import operating_point
-from ichfast.predictions import LABEL_COLUMNS, labels_NK, probs_NK
 from ichfast.report import ReportData, write_report
 from tests import browser
-from tests.test_evaluation import make_table
+from tests.evaluation.test_evaluation import make_table
 from tests.test_figures import make_history
 
 HOSTILE = "<script>alert('x')</script>\"&"

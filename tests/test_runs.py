@@ -26,7 +26,8 @@ from ichfast.errors import (
     RecipeError,
     TrainError,
 )
-from ichfast.evaluation import evaluate
+from ichfast.evaluation.evaluation import evaluate
+from ichfast.evaluation.predictions import COLUMNS
 from ichfast.history import read_history
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import (
@@ -38,7 +39,6 @@ from ichfast.loading.config import (
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.splits import FoldConfig, split_slices
 from ichfast.predict import predict_logits
-from ichfast.predictions import COLUMNS
 from ichfast.recipe import Recipe
 from ichfast.recipes import RECIPES, resolve_recipe
 from ichfast.results import report_run

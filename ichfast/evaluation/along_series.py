@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.metrics import slice_log_loss_N
-from ichfast.predictions import labels_NK, probs_NK
+from ichfast.evaluation.metrics import slice_log_loss_N
+from ichfast.evaluation.predictions import labels_NK, probs_NK
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,11 +12,11 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from ichfast.errors import PredictionError
-from ichfast.evaluation import evaluate
+from ichfast.evaluation.evaluation import evaluate
+from ichfast.evaluation.metrics import weighted_log_loss
+from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS, labels_NK, probs_NK
+from ichfast.evaluation.scoretable import format_evaluation
 from ichfast.labels import CLASSES
-from ichfast.metrics import weighted_log_loss
-from ichfast.predictions import COLUMNS, LABEL_COLUMNS, labels_NK, probs_NK
-from ichfast.scoretable import format_evaluation
 
 NUM_SLICES = 211
 Floats = npt.NDArray[np.float64]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ichfast.bootstrap import (
+from ichfast.evaluation.bootstrap import (
     PERCENTILES,
     RANKING_FIGURES,
     mean_interval,
     ranking_intervals,
     resample_patients,
 )
-from ichfast.metrics import Floats, sensitivity_at
+from ichfast.evaluation.metrics import Floats, sensitivity_at
 
 NUM_PATIENTS = 11
 

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import PredictionError
-from ichfast.labels import CLASSES
-from ichfast.predictions import (
+from ichfast.evaluation.predictions import (
     COLUMNS,
     LABEL_COLUMNS,
     check_destination,
@@ -22,6 +21,7 @@ from ichfast.predictions import (
     read_predictions,
     write_predictions,
 )
+from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.labels import CLASSES
-from ichfast.predictions import labels_NK, probs_NK
 
 CASES_A_GROUP = 12
 

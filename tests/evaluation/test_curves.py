@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import roc_curve
 
-from ichfast.bootstrap import PERCENTILES, Resampling, resample_patients
-from ichfast.curves import GRID_G, class_curves, curve_bands
+from ichfast.evaluation.bootstrap import PERCENTILES, Resampling, resample_patients
+from ichfast.evaluation.curves import GRID_G, class_curves, curve_bands
 
 Floats = npt.NDArray[np.float64]
 

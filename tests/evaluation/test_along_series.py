@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ichfast.alongseries import NUM_PARTS, along_series
-from ichfast.predictions import LABEL_COLUMNS
-from tests.test_evaluation import make_table
+from ichfast.evaluation.along_series import NUM_PARTS, along_series
+from ichfast.evaluation.predictions import LABEL_COLUMNS
+from tests.evaluation.test_evaluation import make_table
 
 
 def test_each_slice_counts_in_its_part_whatever_the_spacing() -> None:

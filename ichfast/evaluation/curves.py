@@ -1,8 +1,9 @@
 """ROC and precision-recall curves of a class, with bands from resampled patients.
 
-A band says where 95 % of the replicates of `ichfast.bootstrap` lie, each point of
-the grid on its own. A replicate is a weight for each patient, so the slices are sorted
-once; `tests/test_curves.py` holds the bands to repeated slices and scikit-learn.
+A band says where 95 % of the replicates of `ichfast.evaluation.bootstrap` lie, each
+point of the grid on its own. A replicate is a weight for each patient, so the slices
+are sorted once; `tests/evaluation/test_curves.py` holds the bands to repeated slices
+and scikit-learn.
 
 Shape letters: N slices, T distinct probabilities, R replicates, G points of the grid.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from ichfast.bootstrap import (
+from ichfast.evaluation.bootstrap import (
     PERCENTILES,
     Interval,
     Resampling,
@@ -53,7 +54,7 @@ class ClassCurves:
     precision_band: Band | None
     """Precision over sensitivity."""
     intervals: dict[str, Interval | None]
-    """By figure, as `bootstrap.ranking_intervals` gives them."""
+    """By figure, as `evaluation.bootstrap.ranking_intervals` gives them."""
 
 
 def class_curves(

@@ -8,7 +8,8 @@ replicates in which the figure is defined.
 
 A replicate is a weight for each patient, so a class is sorted once, and each replicate
 costs two cumulative sums over the slices: 200 replicates of 121,232 slices take
-seconds. `tests/test_bootstrap.py` holds it to repeated slices and scikit-learn.
+seconds. `tests/evaluation/test_bootstrap.py` holds it to repeated slices and
+scikit-learn.
 
 Shape letters: N slices, P patients, R replicates, T distinct probabilities, F figures.
 """

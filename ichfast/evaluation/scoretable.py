@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ichfast.bootstrap import Interval
-from ichfast.evaluation import ClassScores, Evaluation, LevelScores
+from ichfast.evaluation.bootstrap import Interval
+from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
 from ichfast.labels import CLASSES
 
 LEVELS = ("slice", "study", "patient")

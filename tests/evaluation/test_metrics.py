@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from ichfast.metrics import (
+from ichfast.evaluation.metrics import (
     accuracy,
     calibration_error,
     class_log_loss_K,
@@ -17,8 +17,8 @@ from ichfast.metrics import (
     sensitivity_at,
     weighted_log_loss,
 )
-from ichfast.predictions import labels_NK, probs_NK
-from tests.test_evaluation import make_table
+from ichfast.evaluation.predictions import labels_NK, probs_NK
+from tests.evaluation.test_evaluation import make_table
 
 Floats = npt.NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 1. Everything is computed in float64 and agrees with scikit-learn.
 2. What is undefined (the sensitivity of a class with no positive) is None, never NaN.
 
-`ichfast.evaluation` applies these to a predictions table.
+`ichfast.evaluation.evaluation` applies these to a predictions table.
 
 Shape letters: N slices, K classes, Q calibration bins.
 """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ichfast.cases import CASES_A_GROUP, CaseGroup, choose_cases
+from ichfast.evaluation.cases import CASES_A_GROUP, CaseGroup, choose_cases
 from ichfast.labels import CLASSES
-from tests.test_evaluation import make_table
+from tests.evaluation.test_evaluation import make_table
 
 
 def groups_of(table: pd.DataFrame) -> dict[tuple[str, bool], CaseGroup]:

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import PredictionError
-from ichfast.leaks import check_leaks, trained_on_N
+from ichfast.evaluation.leaks import check_leaks, trained_on_N
 from ichfast.loading.splits import FoldConfig, split_slices
 from ichfast.store.store import Store
 from ichfast.trained import open_run
 from tests.conftest import write_store
-from tests.test_evaluation import make_table
+from tests.evaluation.test_evaluation import make_table
 from tests.trainedruns import write_run
 
 

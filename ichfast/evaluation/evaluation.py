@@ -7,7 +7,8 @@
 3. A study or a patient scores, and is labelled, the maximum over its slices. A slice
    without a patient id counts as a patient of its own study.
 4. What is undefined (the AUC of a class with no positive) is None, never NaN.
-5. Intervals come from resampled patients (`ichfast.bootstrap`), on every level.
+5. Intervals come from resampled patients (`ichfast.evaluation.bootstrap`), on every
+   level.
 
 Shape letters: N slices, studies or patients, K classes.
 """
@@ -22,7 +23,8 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ichfast.bootstrap import (
+from ichfast.errors import PredictionError
+from ichfast.evaluation.bootstrap import (
     SEED,
     Interval,
     Resampling,
@@ -30,9 +32,7 @@ from ichfast.bootstrap import (
     ranking_intervals,
     resample_patients,
 )
-from ichfast.errors import PredictionError
-from ichfast.labels import CLASSES
-from ichfast.metrics import (
+from ichfast.evaluation.metrics import (
     Floats,
     accuracy,
     calibration_error,
@@ -44,9 +44,10 @@ from ichfast.metrics import (
     slice_log_loss_N,
     weighted_log_loss,
 )
-from ichfast.predictions import LABEL_COLUMNS
-from ichfast.predictions import labels_NK as labels_of
-from ichfast.predictions import probs_NK as probs_of
+from ichfast.evaluation.predictions import LABEL_COLUMNS
+from ichfast.evaluation.predictions import labels_NK as labels_of
+from ichfast.evaluation.predictions import probs_NK as probs_of
+from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
 
 
@@ -75,7 +76,7 @@ class ClassScores:
     prevalence_calibration_error: float
     """0: the prevalence is calibrated, and useless."""
     intervals: dict[str, Interval | None] = field(default_factory=dict)
-    """95 % intervals by name, of `bootstrap.RANKING_FIGURES`; empty without
+    """95 % intervals by name, of `evaluation.bootstrap.RANKING_FIGURES`; empty without
     bootstrap."""
 
 
@@ -133,7 +134,7 @@ def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
     """Judge a predictions table by slice, by study and by patient.
 
     Args:
-        table: a predictions table, columns as in `ichfast.predictions`.
+        table: a predictions table, columns as in `ichfast.evaluation.predictions`.
         replicates: of resampled patients behind each interval; 0 for no intervals.
 
     Raises:

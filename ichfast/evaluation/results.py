@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.bootstrap import Interval, mean_interval, resample_patients
-from ichfast.curves import ClassCurves, class_curves
-from ichfast.evaluation import Evaluation, evaluate, labelled_rows
+from ichfast.evaluation.bootstrap import Interval, mean_interval, resample_patients
+from ichfast.evaluation.curves import ClassCurves, class_curves
+from ichfast.evaluation.evaluation import Evaluation, evaluate, labelled_rows
+from ichfast.evaluation.metrics import slice_log_loss_N
+from ichfast.evaluation.predictions import labels_NK as labels_of
+from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
-from ichfast.metrics import slice_log_loss_N
 from ichfast.operating import OperatingPoint, operating_point
-from ichfast.predictions import labels_NK as labels_of
-from ichfast.predictions import probs_NK as probs_of
 from ichfast.store.tables import patients_N
 
 REPLICATES = 200
@@ -45,11 +45,13 @@ def judge(predictions: pd.DataFrame, *, sensitivity: float) -> Judged:
     """Compute all that the page tells of the predictions.
 
     Args:
-        predictions: a predictions table, columns as in `ichfast.predictions`.
+        predictions: a predictions table, columns as in
+        `ichfast.evaluation.predictions`.
         sensitivity: of the operating points, in (0, 1].
 
     Raises:
-        PredictionError: as `evaluation.evaluate` and `operating.operating_point`.
+        PredictionError: as `evaluation.evaluation.evaluate` and
+        `operating.operating_point`.
     """
     rows = labelled_rows(predictions)
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
