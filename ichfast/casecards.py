@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.evaluation.cases import CaseGroup
+from ichfast.evaluation.curves import OperatingPoint
 from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.heatmaps import heatmap_png
 from ichfast.labels import CLASSES
-from ichfast.operating import OperatingPoint
 from ichfast.pictures import data_uri, slice_jpeg
 from ichfast.windows import PRESETS
 

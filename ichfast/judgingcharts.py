@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ichfast.evaluation.along_series import AlongSeries
 from ichfast.evaluation.bootstrap import Interval
-from ichfast.evaluation.curves import GRID_G, Band, ClassCurves
+from ichfast.evaluation.curves import GRID_G, Band, ClassCurves, OperatingPoint
 from ichfast.evaluation.evaluation import Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
 from ichfast.figures import (
@@ -32,7 +32,6 @@ from ichfast.figures import (
     stacked,
 )
 from ichfast.labels import CLASSES
-from ichfast.operating import OperatingPoint
 
 Floats = npt.NDArray[np.float64]
 

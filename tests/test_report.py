@@ -16,10 +16,10 @@ from PIL import Image
 
 from ichfast.errors import IchfastError, PredictionError
 from ichfast.evaluation.cases import choose_cases
+from ichfast.evaluation.curves import operating_point
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import LABEL_COLUMNS, labels_NK, probs_NK
 from ichfast.labels import CLASSES
-from ichfast.operating import operating_point
 from ichfast.report import ReportData, write_report
 from tests import browser
 from tests.evaluation.test_evaluation import make_table

@@ -12,13 +12,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.evaluation.bootstrap import Interval, mean_interval, resample_patients
-from ichfast.evaluation.curves import ClassCurves, class_curves
+from ichfast.evaluation.curves import (
+    ClassCurves,
+    OperatingPoint,
+    class_curves,
+    operating_point,
+)
 from ichfast.evaluation.evaluation import Evaluation, evaluate, labelled_rows
 from ichfast.evaluation.metrics import slice_log_loss_N
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
-from ichfast.operating import OperatingPoint, operating_point
 from ichfast.store.tables import patients_N
 
 REPLICATES = 200
@@ -51,7 +55,7 @@ def judge(predictions: pd.DataFrame, *, sensitivity: float) -> Judged:
 
     Raises:
         PredictionError: as `evaluation.evaluation.evaluate` and
-        `operating.operating_point`.
+        `evaluation.curves.operating_point`.
     """
     rows = labelled_rows(predictions)
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
