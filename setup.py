@@ -65,7 +65,7 @@ setup(
             "onnxruntime>=1.20",
         ],
     },
-    entry_points={"console_scripts": ["ichfast = ichfast.cli:main"]},
+    entry_points={"console_scripts": ["ichfast = ichfast.cli.main:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Operating System :: POSIX :: Linux",

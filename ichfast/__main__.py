@@ -1,6 +1,6 @@
 """`python -m ichfast` is `ichfast`."""
 
-from ichfast.cli import main
+from ichfast.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from ichfast.cli import main
+from ichfast.cli.main import main
 from ichfast.stepper import Stepper
 
 LAST_STEP = 4

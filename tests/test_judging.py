@@ -11,8 +11,8 @@ import pytest
 
 from ichfast.checkpoint import BEST
 from ichfast.evaluation.predictions import LABEL_COLUMNS, read_predictions
+from tests.cli.test_cli import ok, refused
 from tests.conftest import write_store
-from tests.test_cli import ok, refused
 from tests.trainedruns import write_folds, write_run
 
 CPU = ("--device", "cpu")

@@ -127,7 +127,7 @@ def write_labels(path: Path) -> None:
 RUN_EACH = """
 import json, sys, traceback
 from pathlib import Path
-from ichfast.cli import cli
+from ichfast.cli.main import cli
 
 for command in json.loads(sys.argv[1]):
     print("$", command[0], file=sys.stderr)

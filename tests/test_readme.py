@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import ichfast
-from ichfast.cli import cli
+from ichfast.cli.main import cli
 from ichfast.export import export_run
 from ichfast.labels import CLASSES
 from tests.trainedruns import write_run

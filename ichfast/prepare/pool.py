@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 REFRESH_S = 0.2
 """Seconds between two looks at how far the workers are."""
 
-PRELOADED = ("__main__", __name__, "ichfast.cli")
+PRELOADED = ("__main__", __name__, "ichfast.cli.main")
 """What the server that processes are forked from has imported.
 
 Python 3.11 does not import `__main__` there (python/cpython#126631), so every worker

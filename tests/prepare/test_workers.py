@@ -249,7 +249,7 @@ def test_the_server_that_forks_workers_has_imported_the_command() -> None:
         "from ichfast.prepare.pool import PRELOADED\n"
         "context = multiprocessing.get_context('forkserver')\n"
         "context.set_forkserver_preload(list(PRELOADED))\n"
-        "question = \"'ichfast.cli' in __import__('sys').modules\"\n"
+        "question = \"'ichfast.cli.main' in __import__('sys').modules\"\n"
         "with context.Pool(1) as pool:\n"
         "    print(pool.apply(eval, (question,)))\n"
     )

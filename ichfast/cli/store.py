@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ichfast.options import LIMIT, STORE, OutputFile, print_result, say
+from ichfast.cli.options import LIMIT, STORE, OutputFile, print_result, say
 
 
 @click.command()

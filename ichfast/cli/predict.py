@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ichfast.options import (
+from ichfast.cli.options import (
     CACHE,
     DEVICE,
     LIMIT,

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from ichfast import judging, storing, training
+from ichfast.cli import predict, store, train
+from ichfast.cli.options import DEVICE, print_result, say
 from ichfast.errors import IchfastError
-from ichfast.options import DEVICE, print_result, say
 from ichfast.system.terminal import printable_lines
 
 _NOISY = (
@@ -80,17 +80,17 @@ def cli(debug: bool) -> None:
 @DEVICE
 def demo(out: Path, device: str) -> None:
     """Walk the whole way on synthetic heads: synth to report, in minutes."""
-    from ichfast.demo import run_demo
+    from ichfast.cli.demo import run_demo
     from ichfast.device import choose_device
 
     print_result(run_demo(out, device=choose_device(device), say=say))
 
 
 for _command in (
-    *(storing.prepare, storing.inspect, training.preview, training.train),
-    *(judging.predict, judging.evaluate, judging.submit, judging.report),
-    *(judging.compare, judging.export, storing.verify, storing.synth, demo),
-    training.recipes,
+    *(store.prepare, store.inspect, train.preview, train.train),
+    *(predict.predict, predict.evaluate, predict.submit, predict.report),
+    *(predict.compare, predict.export, store.verify, store.synth, demo),
+    train.recipes,
 ):
     cli.add_command(_command)
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import click
 
-from ichfast.errors import InterruptionError
-from ichfast.options import (
+from ichfast.cli.options import (
     CACHE,
     DEVICE,
     LIMIT,
@@ -24,6 +23,7 @@ from ichfast.options import (
     print_result,
     say,
 )
+from ichfast.errors import InterruptionError
 
 RECIPE = click.option("--recipe", help="Named settings.  [default: fast]")
 SIZE = click.option(

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import ichfast
-from ichfast.cli import cli
+from ichfast.cli.main import cli
 from ichfast.system.terminal import printable_lines
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 TINY = [
     "--arch", "efficientnet-b0", "--size", "32", "--set", "train.epochs=1",
     "--set", "data.batch_size=8", "--device", "cpu",
@@ -66,7 +66,7 @@ def store(heads: Path) -> Path:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, ichfast.cli; "
+        "import sys, ichfast.cli.main; "
         "heavy = {'torch', 'nvidia.dali', 'pydicom', 'numpy', 'pandas'}; "
         "found = heavy & set(sys.modules); "
         "sys.exit(f'imported {sorted(found)}' if found else 0)"
@@ -83,7 +83,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 def test_the_version_is_that_of_the_changelog() -> None:
-    changelog = Path(__file__).parents[1] / "CHANGELOG.md"
+    changelog = Path(__file__).parents[2] / "CHANGELOG.md"
     headings = [
         line for line in changelog.read_text().splitlines() if line[:3] == "## "
     ]
