@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ichfast.cli.train import resume_command
 from ichfast.history import read_history
-from ichfast.relaunch import resume_command
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,11 +1,15 @@
-"""The commands about training: recipes, preview, train."""
+"""The commands about training: recipes, preview, train.
+
+The command that continues what this process was doing, to copy and paste.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -209,7 +213,6 @@ def train(
 
 @contextmanager
 def _saying_how_to_resume(*, speaks: bool) -> Iterator[None]:
-    from ichfast.relaunch import resume_command
 
     try:
         yield
@@ -218,3 +221,33 @@ def _saying_how_to_resume(*, speaks: bool) -> Iterator[None]:
             raise SystemExit(1) from error
         command = resume_command(sys.argv, os.environ)
         raise InterruptionError(f"{error}; continue with: {command}") from error
+
+
+def resume_command(argv: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Write out the command line of a run once more, with ``--resume``.
+
+    Args:
+        argv: as `sys.argv`.
+        environ: as `os.environ`; tells whether torchrun started this process.
+
+    Example:
+        >>> resume_command(["/usr/bin/ichfast", "train", "--out", "my run"], {})
+        "ichfast train --out 'my run' --resume"
+    """
+    program, *arguments = argv
+    if "--resume" not in arguments:
+        arguments.append("--resume")
+    return shlex.join([*_launcher(Path(program), environ), *arguments])
+
+
+def _launcher(program: Path, environ: Mapping[str, str]) -> list[str]:
+    if "TORCHELASTIC_RUN_ID" not in environ:
+        is_module = program.name == "__main__.py"
+        return ["python", "-m", "ichfast"] if is_module else [program.name]
+    launcher = ["torchrun", "--nproc-per-node", environ["LOCAL_WORLD_SIZE"]]
+    num_nodes = int(environ["GROUP_WORLD_SIZE"])
+    if num_nodes > 1:
+        launcher += ["--nnodes", str(num_nodes), "--node-rank", environ["GROUP_RANK"]]
+        launcher += ["--master-addr", environ["MASTER_ADDR"]]
+        launcher += ["--master-port", environ["MASTER_PORT"]]
+    return [*launcher, "-m", "ichfast"]
