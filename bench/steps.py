@@ -24,9 +24,9 @@ from ichfast.models.precision import choose_amp
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import build_run_model
-from ichfast.stepper import Stepper
 from ichfast.store.store import Store
-from ichfast.train import Trainer
+from ichfast.training.step import Stepper
+from ichfast.training.trainer import Trainer
 
 MANY_EPOCHS = 10_000
 """More than a benchmark takes; the schedule needs an end."""

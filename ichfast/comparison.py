@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from ichfast.errors import CheckpointError, PredictionError
-from ichfast.history import read_history
 from ichfast.published import PUBLISHED
 from ichfast.recipe import Recipe
 from ichfast.recipes import RECIPES
 from ichfast.runrecord import RunRecord, read_record
 from ichfast.system.files import atomic_path
+from ichfast.training.history import read_history
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

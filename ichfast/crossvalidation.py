@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ichfast.checkpoint import has_last
 from ichfast.recipe import Recipe
 from ichfast.runs import TrainReport
+from ichfast.training.checkpoint import has_last
 
 logger = logging.getLogger(__name__)
 

@@ -33,12 +33,12 @@ from ichfast.loading.loader import make_loader
 from ichfast.loading.splits import split_slices
 from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
-from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.recipe import Recipe
 from ichfast.recipes import fitting_batch_size
 from ichfast.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.trained import TrainedRun, open_ensemble
+from ichfast.training.inference import mix_passes, predict_logits, tta_passes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class PredictConfig:
     """How slices are predicted."""
 
     tta: str = "none"
-    """Test-time augmentation, a name of `predict.tta_passes`."""
+    """Test-time augmentation, a name of `training.inference.tta_passes`."""
 
     average: str = "probs"
     """What of several runs is averaged: ``probs`` or ``logits``."""

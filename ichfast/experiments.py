@@ -20,8 +20,8 @@ from ichfast.augment.config import EXP_10_MIXUP, EXP_30, FASTAI
 from ichfast.loading.config import DataConfig
 from ichfast.loading.splits import FoldConfig
 from ichfast.models.build import ModelConfig
-from ichfast.phases import Phase, TrainConfig
 from ichfast.recipe import Recipe
+from ichfast.training.config import Phase, TrainConfig
 
 ONE_CYCLE = Phase(
     epochs=1,

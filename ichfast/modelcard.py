@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ichfast.history import read_history
 from ichfast.hugraph import COLUMNS, ROWS
 from ichfast.labels import CLASSES
 from ichfast.trained import TrainedRun
+from ichfast.training.history import read_history
 
 
 def card_path(model_path: Path) -> Path:

@@ -13,7 +13,7 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.loading.config import DataConfig
 from ichfast.loading.splits import FoldConfig
 from ichfast.models.build import ModelConfig
-from ichfast.phases import TrainConfig
+from ichfast.training.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,9 @@ from ichfast.errors import RecipeError, unknown
 from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
 from ichfast.loading.config import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.models.build import ARCHS, ModelConfig
-from ichfast.phases import TrainConfig
 from ichfast.recipe import Recipe
 from ichfast.settings import override
+from ichfast.training.config import TrainConfig
 
 
 def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") -> Recipe:

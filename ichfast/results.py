@@ -12,12 +12,12 @@ import torch
 
 from ichfast.activations import activations_of
 from ichfast.errors import PredictionError
-from ichfast.history import read_history
 from ichfast.loading.config import choose_level
 from ichfast.report import ReportData, write_report
 from ichfast.settings import to_dict
 from ichfast.store.store import Store
 from ichfast.trained import open_run
+from ichfast.training.history import read_history
 
 LEAK_NOTICE = (
     "Folds were dealt by slice: patients are on both sides, so every figure looks "

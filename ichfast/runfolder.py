@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ichfast.checkpoint import LAST, clear_leftovers, has_last
 from ichfast.errors import CheckpointError, RecipeError, TrainError
 from ichfast.recipe import Recipe
 from ichfast.recipes import RECIPES
 from ichfast.runrecord import RunRecord, write_record
 from ichfast.settings import describe
+from ichfast.training.checkpoint import LAST, clear_leftovers, has_last
 
 
 def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:

@@ -12,8 +12,8 @@ from types import TracebackType
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ichfast.history import History, write_history
 from ichfast.loading.batch import Loader
+from ichfast.training.history import History, write_history
 
 logger = logging.getLogger(__name__)
 

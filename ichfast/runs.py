@@ -28,26 +28,26 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.checkpoint import has_last, load_last
 from ichfast.errors import ModelError, TrainError
 from ichfast.evaluation.metrics import prevalence_loss
-from ichfast.history import History, best_row, write_history
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.sampler import make_sampler
 from ichfast.loading.splits import Split, split_slices
 from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
 from ichfast.models.precision import choose_amp
-from ichfast.profiler import Profile, Spans
 from ichfast.recipe import Recipe
 from ichfast.runfolder import begin_folder, check_run_dir, check_same_run
 from ichfast.runlog import RunLog
 from ichfast.runrecord import RunRecord, read_record
-from ichfast.stepper import Stepper
 from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment
 from ichfast.system.ranks import Ranks, was_restarted
-from ichfast.train import Trainer
+from ichfast.training.checkpoint import has_last, load_last
+from ichfast.training.history import History, best_row, write_history
+from ichfast.training.profiler import Profile, Spans
+from ichfast.training.step import Stepper
+from ichfast.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ichfast.checkpoint import BEST, load_checkpoint
 from ichfast.errors import CheckpointError, PredictionError, first_line
 from ichfast.models.build import build_model
 from ichfast.runrecord import RunRecord, read_record
 from ichfast.store.store import Store
+from ichfast.training.checkpoint import BEST, load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

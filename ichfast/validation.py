@@ -11,8 +11,8 @@ from torch import nn
 
 from ichfast.evaluation.metrics import accuracy, weighted_log_loss
 from ichfast.loading.batch import Loader
-from ichfast.predict import predict_logits
-from ichfast.stepper import Stepper
+from ichfast.training.inference import predict_logits
+from ichfast.training.step import Stepper
 
 
 def validate(stepper: Stepper, loader: Loader) -> dict[str, float]:

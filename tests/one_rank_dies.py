@@ -6,7 +6,7 @@ import os
 import signal
 
 from ichfast.cli.main import main
-from ichfast.stepper import Stepper
+from ichfast.training.step import Stepper
 
 LAST_STEP = 4
 

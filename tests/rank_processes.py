@@ -14,7 +14,7 @@ import torch
 from ichfast.system.ranks import join_ranks
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload([__name__, "tests.tiny_trainer"])
+FORKSERVER.set_forkserver_preload([__name__, "tests.training.tiny_trainer"])
 
 
 def run_ranks(

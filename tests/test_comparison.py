@@ -15,8 +15,8 @@ from ichfast.comparison import (
 )
 from ichfast.comparisonchart import comparison_figure, draw_comparison
 from ichfast.errors import CheckpointError, PredictionError
-from ichfast.history import METRICS
 from ichfast.published import PUBLISHED
+from ichfast.training.history import METRICS
 from tests.trainedruns import write_run
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ichfast.checkpoint import save_last
 from ichfast.crossvalidation import train_folds
 from ichfast.recipe import Recipe
 from ichfast.recipes import resolve_recipe
 from ichfast.runs import TrainReport
+from ichfast.training.checkpoint import save_last
 
 RECIPE = resolve_recipe("fast", assignments=["folds.num_folds=3", "folds.fold=2"])
 

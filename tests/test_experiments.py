@@ -12,10 +12,10 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.experiments import EXPERIMENTS
 from ichfast.loading.splits import FOLD_SEED, NUM_FOLDS
 from ichfast.models.build import body_and_head, build_model
-from ichfast.phases import Phase
 from ichfast.runfolder import default_run_dir
-from ichfast.schedules import Schedule
 from ichfast.settings import to_dict
+from ichfast.training.config import Phase
+from ichfast.training.schedules import Schedule
 from tests.augment.test_config import NOTEBOOKS
 
 BATCHES = 7

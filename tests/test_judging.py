@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ichfast.checkpoint import BEST
 from ichfast.evaluation.predictions import LABEL_COLUMNS, read_predictions
+from ichfast.training.checkpoint import BEST
 from tests.cli.test_cli import ok, refused
 from tests.conftest import write_store
 from tests.trainedruns import write_folds, write_run

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ichfast.cli.train import resume_command
-from ichfast.history import read_history
+from ichfast.training.history import read_history
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from ichfast import checkpoint
 from ichfast.errors import InterruptionError
 from ichfast.models.precision import Amp
-from ichfast.train import Trainer
+from ichfast.training import checkpoint
+from ichfast.training.trainer import Trainer
 from tests.rank_processes import FORKSERVER
-from tests.tiny_trainer import (
+from tests.training.tiny_trainer import (
     CONFIG,
     assert_same_run,
     fit,

@@ -17,7 +17,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from ichfast import validation
-from ichfast.checkpoint import BEST
 from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import (
     CheckpointError,
@@ -28,7 +27,6 @@ from ichfast.errors import (
 )
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import COLUMNS
-from ichfast.history import read_history
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import (
     IMAGENET,
@@ -38,15 +36,17 @@ from ichfast.loading.config import (
 )
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.splits import FoldConfig, split_slices
-from ichfast.predict import predict_logits
 from ichfast.recipe import Recipe
 from ichfast.recipes import RECIPES, resolve_recipe
 from ichfast.results import report_run
 from ichfast.runfolder import default_run_dir
 from ichfast.runrecord import read_record
 from ichfast.runs import train_run
-from ichfast.stepper import Stepper
 from ichfast.store.store import Store
+from ichfast.training.checkpoint import BEST
+from ichfast.training.history import read_history
+from ichfast.training.inference import predict_logits
+from ichfast.training.step import Stepper
 
 CPU = torch.device("cpu")
 

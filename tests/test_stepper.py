@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ichfast.errors import RecipeError, TrainError
-from ichfast.phases import Phase, TrainConfig
-from tests.tiny_trainer import fit, make_trainer, without_clock
+from ichfast.training.config import Phase, TrainConfig
+from tests.training.tiny_trainer import fit, make_trainer, without_clock
 
 PLAIN = TrainConfig(phases=(Phase(epochs=2, lr=1e-2),), ema_decay=0.5)
 

@@ -9,8 +9,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ichfast.checkpoint import BEST, save_checkpoint
-from ichfast.history import METRICS
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
@@ -19,6 +17,8 @@ from ichfast.recipes import resolve_recipe
 from ichfast.runrecord import RunRecord, write_record
 from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment
+from ichfast.training.checkpoint import BEST, save_checkpoint
+from ichfast.training.history import METRICS
 
 HEAD_GAIN = 3000.0
 """Random weights hardly tell slices apart; their head is made to."""

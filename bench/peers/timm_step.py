@@ -19,7 +19,7 @@ from torch import nn
 
 from ichfast.loading.batch import Batch
 from ichfast.models.precision import Amp
-from ichfast.phases import Phase
+from ichfast.training.config import Phase
 
 
 class TimmTrainer:

@@ -249,8 +249,8 @@ def test_a_step_never_waits_for_the_gpu() -> None:
     from ichfast.loading.batch import Batch
     from ichfast.models.build import build_model
     from ichfast.models.precision import choose_amp
-    from ichfast.phases import Phase, TrainConfig
-    from ichfast.stepper import Stepper
+    from ichfast.training.config import Phase, TrainConfig
+    from ichfast.training.step import Stepper
 
     device = choose_device("cuda")
     phase = Phase(epochs=1, lr=1e-3, optimizer="adam")

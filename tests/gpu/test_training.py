@@ -13,9 +13,9 @@ import torch
 from ichfast.loading.batch import Batch
 from ichfast.models.build import build_model, synchronize_batch_norm
 from ichfast.models.precision import Amp
-from ichfast.phases import Phase, TrainConfig
-from ichfast.profiler import PARTS, SUMMARY, TRACE, Profile
-from ichfast.stepper import Stepper
+from ichfast.training.config import Phase, TrainConfig
+from ichfast.training.profiler import PARTS, SUMMARY, TRACE, Profile
+from ichfast.training.step import Stepper
 from ichfast.waiting import WaitMeter
 
 pytestmark = [

@@ -13,7 +13,7 @@ from bench.steps import ResidentBatches
 from ichfast.loading.batch import Batch
 from ichfast.loading.sampler import Sampler
 from tests.loading.contracts import check_loader, check_ranks
-from tests.tiny_trainer import BATCH_SIZE, NUM_SLICES, FakeLoader
+from tests.training.tiny_trainer import BATCH_SIZE, NUM_SLICES, FakeLoader
 
 SLICES = list(range(13))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ichfast.checkpoint import load_checkpoint
 from ichfast.errors import CheckpointError, ModelError
 from ichfast.models import torchfile
 from ichfast.models.torchfile import load_torch_file
 from ichfast.models.weights import read_tensors
+from ichfast.training.checkpoint import load_checkpoint
 
 NUM_BYTES = 5_000_000
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from ichfast.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
 from ichfast.models.build import (
     ARCHS,
@@ -20,10 +19,11 @@ from ichfast.models.build import (
     build_model,
     synchronize_batch_norm,
 )
-from ichfast.phases import Phase, TrainConfig
 from ichfast.system.ranks import Ranks, join_ranks, was_restarted
+from ichfast.training.checkpoint import BEST, LAST, load_checkpoint
+from ichfast.training.config import Phase, TrainConfig
 from tests.rank_processes import run_ranks
-from tests.tiny_trainer import (
+from tests.training.tiny_trainer import (
     FakeLoader,
     fit,
     make_trainer,

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ichfast.checkpoint import BEST, LAST, save_checkpoint, save_last
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
-from ichfast.history import History, epochs_since_best
 from ichfast.loading.batch import Loader
-from ichfast.losses import READ_INTERVAL, LossTrace
-from ichfast.stepper import Stepper
 from ichfast.system.terminal import progress
+from ichfast.training.checkpoint import BEST, LAST, save_checkpoint, save_last
+from ichfast.training.history import History, epochs_since_best
+from ichfast.training.meters import READ_INTERVAL, LossTrace
+from ichfast.training.step import Stepper
 from ichfast.validation import validate
 from ichfast.waiting import LoaderWatch, WaitMeter
 

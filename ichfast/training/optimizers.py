@@ -22,8 +22,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer, RAdam
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
-from ichfast.lamb import Lamb
 from ichfast.ranger import Ranger
+from ichfast.training.lamb import Lamb
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _find_implementation(
         fused_class = {"adam": "FusedAdam", "lamb": "FusedLAMB"}[name]
         return getattr(apex, fused_class), f"NVIDIA apex {fused_class}"
     if name == "lamb":
-        return Lamb, "ichfast.lamb.Lamb, foreach"
+        return Lamb, "ichfast.training.lamb.Lamb, foreach"
     return _make_fused_adam, "torch.optim.AdamW, fused"
 
 

@@ -12,7 +12,13 @@ import torch
 
 from ichfast.compiler import compile_forward
 from ichfast.errors import RecipeError
-from tests.tiny_trainer import CONFIG, TinyNet, fit, make_trainer, without_clock
+from tests.training.tiny_trainer import (
+    CONFIG,
+    TinyNet,
+    fit,
+    make_trainer,
+    without_clock,
+)
 
 CPU = torch.device("cpu")
 

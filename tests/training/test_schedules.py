@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ichfast.errors import RecipeError
-from ichfast.optim import decay_groups, make_optimizer
-from ichfast.schedules import Schedule
+from ichfast.training.optimizers import decay_groups, make_optimizer
+from ichfast.training.schedules import Schedule
 from tests.models.few_weights import SETTINGS, make_model
 
 

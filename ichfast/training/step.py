@@ -23,15 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ichfast.augment.mixup import mix_up
 from ichfast.compiler import compile_forward
-from ichfast.ema import Ema
 from ichfast.loading.batch import Batch
 from ichfast.models.build import body_and_head
 from ichfast.models.precision import Amp
-from ichfast.optim import decay_groups, make_optimizer
-from ichfast.phases import Phase, TrainConfig
-from ichfast.profiler import Spans
-from ichfast.schedules import Schedule
 from ichfast.system.ranks import Ranks
+from ichfast.training.config import Phase, TrainConfig
+from ichfast.training.ema import Ema
+from ichfast.training.optimizers import decay_groups, make_optimizer
+from ichfast.training.profiler import Spans
+from ichfast.training.schedules import Schedule
 
 _KEEP_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers"

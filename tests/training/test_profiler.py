@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ichfast.profiler import PARTS, SUMMARY, TRACE, Profile, format_summary
-from tests.tiny_trainer import CONFIG, assert_same_run, fit, make_trainer
+from ichfast.training.profiler import PARTS, SUMMARY, TRACE, Profile, format_summary
+from tests.training.tiny_trainer import CONFIG, assert_same_run, fit, make_trainer
 
 DEVICE = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import copy
 
 import torch
 
-from ichfast.ema import Ema
-from ichfast.optim import make_optimizer
+from ichfast.training.ema import Ema
+from ichfast.training.optimizers import make_optimizer
 from tests.models.few_weights import (
     SETTINGS,
     make_model,

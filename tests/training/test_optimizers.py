@@ -13,9 +13,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ichfast import optim
 from ichfast.errors import CheckpointError, RecipeError, TrainError
-from ichfast.optim import OPTIMIZERS, decay_groups, make_optimizer, nvidia_apex
+from ichfast.training import optimizers
+from ichfast.training.optimizers import (
+    OPTIMIZERS,
+    decay_groups,
+    make_optimizer,
+    nvidia_apex,
+)
 from tests.loading.twins import Twin, TwinAdamW, TwinLamb, TwinRAdam, TwinRanger
 from tests.models.few_weights import (
     SETTINGS,
@@ -197,9 +202,9 @@ class FusedAdam(torch.optim.Adam):
 @pytest.mark.parametrize("name", ["adam", "lamb"])
 def test_apex_runs_on_cuda_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     apex = SimpleNamespace(FusedAdam=FusedAdam, FusedLAMB=FusedAdam)
-    monkeypatch.setattr(optim, "nvidia_apex", lambda: apex)
-    on_cuda, says = optim._find_implementation(name, torch.device("cuda"))
-    on_cpu, _ = optim._find_implementation(name, torch.device("cpu"))
+    monkeypatch.setattr(optimizers, "nvidia_apex", lambda: apex)
+    on_cuda, says = optimizers._find_implementation(name, torch.device("cuda"))
+    on_cpu, _ = optimizers._find_implementation(name, torch.device("cpu"))
     assert on_cuda is FusedAdam
     assert "NVIDIA apex Fused" in says
     assert on_cpu is not FusedAdam
@@ -214,11 +219,11 @@ def test_adam_refuses_the_state_of_the_other_adam(
         apex = ModuleType("apex.optimizers")
         apex.FusedAdam = FusedAdam  # type: ignore[attr-defined]
         device = torch.device("cuda" if implementation == "apex" else "cpu")
-        find = optim._find_implementation
+        find = optimizers._find_implementation
         with monkeypatch.context() as patch:
-            patch.setattr(optim, "nvidia_apex", lambda: apex)
+            patch.setattr(optimizers, "nvidia_apex", lambda: apex)
             patch.setattr(
-                optim, "_find_implementation", lambda name, _: find(name, device)
+                optimizers, "_find_implementation", lambda name, _: find(name, device)
             )
             return model, make_optimizer("adam", model.parameters(), **SETTINGS)
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from ichfast.augment.mixup import mix_up
-from ichfast.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.errors import RecipeError, TrainError
-from ichfast.history import History
-from ichfast.losses import READ_INTERVAL, LossTrace
 from ichfast.models.precision import Amp, choose_amp
-from ichfast.phases import TrainConfig
-from tests.tiny_trainer import (
+from ichfast.training.checkpoint import BEST, LAST, load_checkpoint
+from ichfast.training.config import TrainConfig
+from ichfast.training.history import History
+from ichfast.training.meters import READ_INTERVAL, LossTrace
+from tests.training.tiny_trainer import (
     CONFIG,
     FakeLoader,
     fit,
@@ -132,7 +132,7 @@ def test_a_run_ends_when_it_gets_no_better(
     losses = iter([0.5, 0.4, 0.45, 0.41, 0.3])
     trainer = make_trainer(tmp_path, replace(CONFIG, epochs=8, patience=2))
     monkeypatch.setattr(
-        "ichfast.train.validate",
+        "ichfast.training.trainer.validate",
         lambda *_: dict.fromkeys(("valid_loss", "valid_accuracy"), next(losses)),
     )
     with caplog.at_level("INFO"):
@@ -152,7 +152,7 @@ def test_the_best_epoch_is_the_best_by_what_was_asked_for(
     config = replace(CONFIG, best_by="valid_weighted_log_loss")
     trainer = make_trainer(tmp_path, config)
     monkeypatch.setattr(
-        "ichfast.train.validate",
+        "ichfast.training.trainer.validate",
         lambda *_: {
             "valid_loss": next(plain),
             "valid_weighted_log_loss": next(weighted),

@@ -16,8 +16,8 @@ from ichfast.augment.reference import halve
 from ichfast.loading.config import DataConfig
 from ichfast.loading.loader import make_loader
 from ichfast.models.precision import Amp
-from ichfast.predict import mix_passes, predict_logits, tta_passes
 from ichfast.store.store import Store
+from ichfast.training.inference import mix_passes, predict_logits, tta_passes
 
 CPU = Amp("cpu", torch.float32)
 

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ichfast.checkpoint import load_last
-from ichfast.history import History
 from ichfast.loading.batch import Batch
 from ichfast.loading.sampler import Sampler
 from ichfast.models.precision import Amp
-from ichfast.phases import Phase, TrainConfig
-from ichfast.stepper import Stepper
 from ichfast.system.ranks import Ranks
-from ichfast.train import Trainer
+from ichfast.training.checkpoint import load_last
+from ichfast.training.config import Phase, TrainConfig
+from ichfast.training.history import History
+from ichfast.training.step import Stepper
+from ichfast.training.trainer import Trainer
 
 CPU = Amp("cpu", torch.float32)
 NUM_SLICES, BATCH_SIZE = 23, 4

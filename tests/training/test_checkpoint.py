@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from ichfast.checkpoint import (
+from ichfast.errors import CheckpointError
+from ichfast.training.checkpoint import (
     LAST,
     PREVIOUS,
     clear_leftovers,
@@ -21,7 +22,6 @@ from ichfast.checkpoint import (
     save_checkpoint,
     save_last,
 )
-from ichfast.errors import CheckpointError
 
 
 def content(epoch: int) -> dict[str, Any]:
