@@ -16,7 +16,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from ichfast import validation
 from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import (
     CheckpointError,
@@ -43,6 +42,7 @@ from ichfast.runfolder import default_run_dir
 from ichfast.runrecord import read_record
 from ichfast.runs import train_run
 from ichfast.store.store import Store
+from ichfast.training import inference
 from ichfast.training.checkpoint import BEST
 from ichfast.training.history import read_history
 from ichfast.training.inference import predict_logits
@@ -205,7 +205,7 @@ def test_a_run_trains_on_growing_images_and_validates_on_whole_ones(
         return predict(model, loader, *rest, **options)
 
     monkeypatch.setattr(Stepper, "add", watched_add)
-    monkeypatch.setattr(validation, "predict_logits", watched_predict)
+    monkeypatch.setattr(inference, "predict_logits", watched_predict)
     recipe = small_recipe("train.epochs=3", "data.size=96", "data.grow_from=32")
     train_run(tiny_store_path, recipe, tmp_path / "run", device=CPU)
     epochs = [size for (is_training, size), _ in itertools.groupby(seen) if is_training]

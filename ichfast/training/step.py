@@ -9,10 +9,14 @@
    GPUs its statistics are over the ranks (`TrainConfig.sync_batch_norm`).
 
 Shape letters: B slices of the batch, C channels, H rows, W columns, K classes.
+
+`torch.compile`, where there is a compiler.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ichfast.augment.mixup import mix_up
-from ichfast.compiler import compile_forward
+from ichfast.errors import RecipeError
 from ichfast.loading.batch import Batch
 from ichfast.models.build import body_and_head
 from ichfast.models.precision import Amp
@@ -211,3 +215,59 @@ class Stepper:
         if self._ema:
             self._ema.load_state_dict(state["model"])
         self._scaler.load_state_dict(state["scaler"])
+
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) to logits (B, K)."""
+
+
+def compile_forward(
+    model: nn.Module, device: torch.device, *, cuda_graphs: bool
+) -> Forward:
+    """Compile a model's forward and backward pass for full batches.
+
+    Where the compiler is missing (Triton for a GPU, a C++ compiler for the CPU), a
+    warning says so and the model is returned as it is.
+
+    Args:
+        model: on its device; shares its weights with what is returned.
+        device: where it runs.
+        cuda_graphs: also record both passes as CUDA graphs and replay them.
+
+    Raises:
+        RecipeError: CUDA graphs were asked for without a GPU.
+    """
+    if cuda_graphs and device.type != "cuda":
+        raise RecipeError(
+            "train.cuda_graphs needs a GPU and this run is on the CPU; "
+            "leave out --cuda-graphs"
+        )
+    problem = _compiler_problem(device)
+    if problem is not None:
+        logger.warning(
+            "not compiled, the compiler does not work here: %s; training goes on "
+            "without it",
+            problem,
+        )
+        return model
+    compiled: Forward = torch.compile(
+        model, dynamic=False, mode="reduce-overhead" if cuda_graphs else None
+    )
+    return compiled
+
+
+def _compiler_problem(device: torch.device) -> str | None:
+    """What is wrong with the compiler, found out on a function of one line."""
+
+    @torch.compile
+    def negate(numbers: Any) -> Any:
+        return -numbers
+
+    try:
+        negate(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001 - a compiler may fail in any way
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return None

@@ -28,10 +28,9 @@ from ichfast.loading.batch import Loader
 from ichfast.system.terminal import progress
 from ichfast.training.checkpoint import BEST, LAST, save_checkpoint, save_last
 from ichfast.training.history import History, epochs_since_best
-from ichfast.training.meters import READ_INTERVAL, LossTrace
+from ichfast.training.inference import validate
+from ichfast.training.meters import READ_INTERVAL, LoaderWatch, LossTrace, WaitMeter
 from ichfast.training.step import Stepper
-from ichfast.validation import validate
-from ichfast.waiting import LoaderWatch, WaitMeter
 
 logger = logging.getLogger(__name__)
 

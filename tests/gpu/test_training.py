@@ -14,9 +14,9 @@ from ichfast.loading.batch import Batch
 from ichfast.models.build import build_model, synchronize_batch_norm
 from ichfast.models.precision import Amp
 from ichfast.training.config import Phase, TrainConfig
+from ichfast.training.meters import WaitMeter
 from ichfast.training.profiler import PARTS, SUMMARY, TRACE, Profile
 from ichfast.training.step import Stepper
-from ichfast.waiting import WaitMeter
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from ichfast.waiting import WARM_UP, WINDOW, LoaderWatch, WaitMeter
+from ichfast.training.meters import WARM_UP, WINDOW, LoaderWatch, WaitMeter
 
 
 def watch(wait_share: float, num_batches: int, first_wait_s: float = 0.0) -> None:

@@ -1,4 +1,7 @@
-"""Optimizers do what their papers say, in the implementation that is fastest."""
+"""Optimizers do what their papers say, in the implementation that is fastest.
+
+Ranger looks ahead from the right weights; its twin is held in `test_optim`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from ichfast.errors import CheckpointError, RecipeError, TrainError
 from ichfast.training import optimizers
 from ichfast.training.optimizers import (
     OPTIMIZERS,
+    Ranger,
     decay_groups,
     make_optimizer,
     nvidia_apex,
@@ -244,3 +248,21 @@ def test_the_log_says_which_implementation_runs(
     with caplog.at_level(logging.INFO):
         make_optimizer(name, make_model().parameters(), **SETTINGS)
     assert f"optimizer {name} runs as " in caplog.text
+
+
+def test_lookahead_starts_from_the_weights_before_the_first_step() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    ranger = Ranger([weight], lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
+    weight.grad = torch.ones(3)
+    ranger.step()
+    assert not torch.equal(weight, torch.ones(3))
+    assert torch.equal(ranger.state[weight]["slow"], torch.ones(3))
+
+
+def test_the_two_thresholds_of_the_reference_differ_in_one_step_only() -> None:
+    # Its Ranger rectifies where the length exceeds 5, in exp-30's notebook 4.
+    longest = 2 / (1 - 0.99) - 1
+    lengths = [
+        longest - 2 * step * 0.99**step / (1 - 0.99**step) for step in range(1, 100)
+    ]
+    assert [step for step, length in enumerate(lengths, 1) if 4 < length <= 5] == [5]
