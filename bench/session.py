@@ -30,7 +30,7 @@ from bench.workload import Workload, choose_scratch, default_cache_dir
 from ichfast.device import choose_device
 from ichfast.models.build import ARCHS, ModelConfig
 from ichfast.prepare.prepare import UNIT_ENTRIES
-from ichfast.recipes import fitting_batch_size
+from ichfast.recipes.resolve import fitting_batch_size
 from ichfast.system.files import write_text_atomically
 
 FULL_SIZES = (224, 512)

@@ -21,8 +21,8 @@ from ichfast.loading.batch import Batch, Loader
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.models.precision import choose_amp
-from ichfast.recipe import Recipe
-from ichfast.recipes import resolve_recipe
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runs import build_run_model
 from ichfast.store.store import Store
 from ichfast.training.step import Stepper

@@ -6,8 +6,8 @@ import inspect
 
 from ichfast.models.build import ARCHS
 from ichfast.published import Published, find_published
-from ichfast.recipes import RECIPES, resolve_recipe
-from ichfast.settings import describe
+from ichfast.recipes.resolve import RECIPES, resolve_recipe
+from ichfast.recipes.settings import describe
 
 
 def format_recipes() -> str:

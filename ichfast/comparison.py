@@ -14,8 +14,8 @@ import pandas as pd
 
 from ichfast.errors import CheckpointError, PredictionError
 from ichfast.published import PUBLISHED
-from ichfast.recipe import Recipe
-from ichfast.recipes import RECIPES
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import RECIPES
 from ichfast.runrecord import RunRecord, read_record
 from ichfast.system.files import atomic_path
 from ichfast.training.history import read_history

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ichfast.recipe import Recipe
+from ichfast.recipes.recipe import Recipe
 from ichfast.runs import TrainReport
 from ichfast.training.checkpoint import has_last
 

@@ -33,8 +33,8 @@ from ichfast.loading.loader import make_loader
 from ichfast.loading.splits import split_slices
 from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
-from ichfast.recipe import Recipe
-from ichfast.recipes import fitting_batch_size
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import fitting_batch_size
 from ichfast.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.trained import TrainedRun, open_ensemble

@@ -13,8 +13,8 @@ import torch
 from ichfast.activations import activations_of
 from ichfast.errors import PredictionError
 from ichfast.loading.config import choose_level
+from ichfast.recipes.settings import to_dict
 from ichfast.report import ReportData, write_report
-from ichfast.settings import to_dict
 from ichfast.store.store import Store
 from ichfast.trained import open_run
 from ichfast.training.history import read_history

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
-from ichfast.recipe import Recipe
-from ichfast.recipes import RECIPES
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import RECIPES
+from ichfast.recipes.settings import describe
 from ichfast.runrecord import RunRecord, write_record
-from ichfast.settings import describe
 from ichfast.training.checkpoint import LAST, clear_leftovers, has_last
 
 

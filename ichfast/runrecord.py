@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ichfast.errors import CheckpointError, RecipeError
-from ichfast.recipe import Recipe
-from ichfast.settings import from_dict, to_dict
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.settings import from_dict, to_dict
 from ichfast.system.files import write_text_atomically
 from ichfast.windows import Normalization
 

@@ -36,7 +36,7 @@ from ichfast.loading.sampler import make_sampler
 from ichfast.loading.splits import Split, split_slices
 from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
 from ichfast.models.precision import choose_amp
-from ichfast.recipe import Recipe
+from ichfast.recipes.recipe import Recipe
 from ichfast.runfolder import begin_folder, check_run_dir, check_same_run
 from ichfast.runlog import RunLog
 from ichfast.runrecord import RunRecord, read_record

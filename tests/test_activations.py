@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.activations import activations_of
-from ichfast.recipes import resolve_recipe
+from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runrecord import RunRecord
 from ichfast.store.store import Store
 from ichfast.windows import Normalization

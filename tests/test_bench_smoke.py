@@ -51,9 +51,9 @@ from bench.workload import Workload, check_space, choose_scratch
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.dicom.slices import read_slices
-from ichfast.experiments import exp_30
 from ichfast.loading.loader import make_loader
 from ichfast.models.build import ARCHS
+from ichfast.recipes.reference import exp_30
 from ichfast.windows import parse_window
 
 ROOT = Path(__file__).parents[1]

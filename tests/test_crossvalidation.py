@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ichfast.crossvalidation import train_folds
-from ichfast.recipe import Recipe
-from ichfast.recipes import resolve_recipe
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runs import TrainReport
 from ichfast.training.checkpoint import save_last
 

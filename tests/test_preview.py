@@ -14,7 +14,7 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.errors import IchfastError
 from ichfast.preview import _corners, _describe, write_preview
-from ichfast.recipes import resolve_recipe
+from ichfast.recipes.resolve import resolve_recipe
 
 
 def caption(**laws: float | tuple[float, float]) -> str:

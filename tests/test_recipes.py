@@ -8,7 +8,7 @@ import pytest
 
 from ichfast.augment.config import PRESETS
 from ichfast.errors import RecipeError
-from ichfast.recipes import fast, fitting_batch_size, resolve_recipe
+from ichfast.recipes.resolve import fast, fitting_batch_size, resolve_recipe
 
 
 def test_unknown_recipes_list_the_known() -> None:

@@ -35,8 +35,8 @@ from ichfast.loading.config import (
 )
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.splits import FoldConfig, split_slices
-from ichfast.recipe import Recipe
-from ichfast.recipes import RECIPES, resolve_recipe
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import RECIPES, resolve_recipe
 from ichfast.results import report_run
 from ichfast.runfolder import default_run_dir
 from ichfast.runrecord import read_record

@@ -12,8 +12,8 @@ from torch import nn
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
-from ichfast.recipe import Recipe
-from ichfast.recipes import resolve_recipe
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runrecord import RunRecord, write_record
 from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment

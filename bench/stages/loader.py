@@ -29,10 +29,10 @@ from bench.peers.task import LoaderTask
 from bench.workload import Workload, common_slices
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import draw
-from ichfast.experiments import exp_30
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.graph import pipeline_options
 from ichfast.loading.loader import DaliLoader, make_loader
+from ichfast.recipes.reference import exp_30
 from ichfast.store.levels import halve_into
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks

@@ -21,8 +21,8 @@ from ichfast.evaluation.predictions import write_predictions
 from ichfast.evaluation.scoretable import format_evaluation
 from ichfast.labels import read_labels
 from ichfast.prepare.prepare import prepare_store
-from ichfast.recipe import Recipe
-from ichfast.recipes import resolve_recipe
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import resolve_recipe
 from ichfast.results import report_run
 from ichfast.runs import train_run
 from ichfast.submit import write_submission

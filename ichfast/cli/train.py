@@ -74,7 +74,7 @@ def preview(
     being the top.
     """
     from ichfast.preview import write_preview
-    from ichfast.recipes import resolve_recipe
+    from ichfast.recipes.resolve import resolve_recipe
 
     resolved = resolve_recipe(recipe, size=size, assignments=assignments)
     write_preview(store, resolved, out, epoch=epoch)
@@ -159,10 +159,10 @@ def train(
     """
     from ichfast.crossvalidation import train_folds
     from ichfast.device import choose_device
-    from ichfast.recipes import resolve_recipe
+    from ichfast.recipes.resolve import resolve_recipe
+    from ichfast.recipes.settings import describe
     from ichfast.runfolder import default_run_dir
     from ichfast.runs import train_run
-    from ichfast.settings import describe
     from ichfast.system.ranks import join_ranks
     from ichfast.system.signals import stop_on_signal
 

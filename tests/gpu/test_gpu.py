@@ -19,7 +19,7 @@ from ichfast.loading import gather
 from ichfast.loading.config import DataConfig
 from ichfast.loading.gather import gather_slices
 from ichfast.loading.loader import make_loader
-from ichfast.recipes import resolve_recipe
+from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runs import train_run
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks

@@ -6,7 +6,7 @@ import pytest
 
 from ichfast.errors import LoaderError
 from ichfast.loading.config import DataConfig
-from ichfast.recipes import fast
+from ichfast.recipes.resolve import fast
 
 
 def sizes(config: DataConfig, num_epochs: int) -> list[int]:

@@ -7,8 +7,8 @@ import pytest
 from ichfast.catalogue import format_recipe, format_recipes
 from ichfast.errors import RecipeError
 from ichfast.published import PUBLISHED
-from ichfast.recipes import RECIPES, resolve_recipe
-from ichfast.settings import override
+from ichfast.recipes.resolve import RECIPES, resolve_recipe
+from ichfast.recipes.settings import override
 
 
 def test_the_table_shows_the_published_results_beside_each_recipe() -> None:

@@ -20,7 +20,7 @@ from ichfast.augment.config import EXP_10_MIXUP, EXP_30, FASTAI
 from ichfast.loading.config import DataConfig
 from ichfast.loading.splits import FoldConfig
 from ichfast.models.build import ModelConfig
-from ichfast.recipe import Recipe
+from ichfast.recipes.recipe import Recipe
 from ichfast.training.config import Phase, TrainConfig
 
 ONE_CYCLE = Phase(

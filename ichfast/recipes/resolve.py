@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from ichfast.augment.config import EXP_30, PRESETS
 from ichfast.errors import RecipeError, unknown
-from ichfast.experiments import EXPERIMENTS, ONE_CYCLE
 from ichfast.loading.config import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.models.build import ARCHS, ModelConfig
-from ichfast.recipe import Recipe
-from ichfast.settings import override
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.reference import EXPERIMENTS, ONE_CYCLE
+from ichfast.recipes.settings import override
 from ichfast.training.config import TrainConfig
 
 

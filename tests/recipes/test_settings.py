@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from ichfast.errors import IchfastError, RecipeError
-from ichfast.recipe import Recipe
-from ichfast.recipes import RECIPES, fast, resolve_recipe
-from ichfast.settings import describe, from_dict, override, to_dict
+from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.resolve import RECIPES, fast, resolve_recipe
+from ichfast.recipes.settings import describe, from_dict, override, to_dict
 
 
 @pytest.mark.parametrize("name", RECIPES)

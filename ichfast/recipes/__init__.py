@@ -1,0 +1,1 @@
+"""Complete named settings of a run."""
