@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from ichfast.errors import CheckpointError, PredictionError
-from ichfast.published import PUBLISHED
 from ichfast.recipes.recipe import Recipe
+from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
 from ichfast.runrecord import RunRecord, read_record
 from ichfast.system.files import atomic_path
@@ -43,7 +43,8 @@ class Row:
     epochs: int
     """Finished; of the reference: planned."""
     images_per_s: float | None
-    """Slices trained on a second; of the reference, see `published.Published`."""
+    """Slices trained on a second; of the reference, see
+    `recipes.reference.Published`."""
     gpu_minutes: float | None
     """Of training; of the reference with validation. None without a GPU."""
     is_ours: bool

@@ -15,7 +15,7 @@ from ichfast.comparison import (
 )
 from ichfast.comparisonchart import comparison_figure, draw_comparison
 from ichfast.errors import CheckpointError, PredictionError
-from ichfast.published import PUBLISHED
+from ichfast.recipes.reference import PUBLISHED
 from ichfast.training.history import METRICS
 from tests.trainedruns import write_run
 

@@ -47,7 +47,7 @@ SET = click.option(
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the named settings with the reference's results, or show one in full."""
-    from ichfast.catalogue import format_recipe, format_recipes
+    from ichfast.recipes.resolve import format_recipe, format_recipes
 
     click.echo(format_recipes() if name is None else format_recipe(name))
 

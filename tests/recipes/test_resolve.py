@@ -1,13 +1,25 @@
-"""What a reader is shown of the recipes is what the recipes are."""
+"""What a reader is shown of the recipes is what the recipes are.
+
+A recipe is found by its name, and fits the arch, the size and the device.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from ichfast.catalogue import format_recipe, format_recipes
+from ichfast.augment.config import PRESETS
 from ichfast.errors import RecipeError
-from ichfast.published import PUBLISHED
-from ichfast.recipes.resolve import RECIPES, resolve_recipe
+from ichfast.recipes.reference import PUBLISHED
+from ichfast.recipes.resolve import (
+    RECIPES,
+    fast,
+    fitting_batch_size,
+    format_recipe,
+    format_recipes,
+    resolve_recipe,
+)
 from ichfast.recipes.settings import override
 
 
@@ -61,3 +73,82 @@ def test_a_recipe_in_full_is_comments_and_then_its_settings(name: str) -> None:
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(RecipeError, match="unknown recipe"):
         format_recipe("exp-99")
+
+
+def test_unknown_recipes_list_the_known() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are exp-00, "):
+        resolve_recipe("exp-3")
+
+
+def test_fast_fits_the_arch_the_size_and_the_device() -> None:
+    on_gpu = resolve_recipe(None, arch="res2net50", size=512)
+    on_cpu = resolve_recipe(None, arch="res2net50", size=512, device_type="cpu")
+    assert on_gpu.model.arch == "res2net50"
+    assert (on_gpu.data.size, on_gpu.data.batch_size) == (512, 24)
+    assert on_cpu.data.batch_size < 8
+    assert on_cpu.train.phases[0].lr < on_gpu.train.phases[0].lr
+
+
+def test_fast_starts_from_imagenet_where_there_are_weights_and_a_gpu() -> None:
+    assert fast("resnext50").model.pretrained == "try"
+    assert fast("xresnet50-attn").model.pretrained == "no"
+    assert fast("resnext50", device_type="cpu").model.pretrained == "no"
+
+
+def test_another_arch_keeps_what_it_can_of_a_recipes_model() -> None:
+    other = resolve_recipe("exp-30", arch="efficientnet-b0").model
+    assert (other.arch, other.head, other.pretrained) == (
+        "efficientnet-b0", "linear", "try"
+    )  # fmt: skip
+    assert resolve_recipe("exp-30", arch="xresnet50-attn").model.pretrained == "no"
+    assert resolve_recipe("exp-10-tfl", arch="res2net50").model.weights == ""
+    with pytest.raises(RecipeError, match="did you mean resnext50"):
+        resolve_recipe("exp-30", arch="resnext")
+
+
+def test_a_batch_shrinks_with_the_square_of_the_size() -> None:
+    fitted = fitting_batch_size(384, made_for=224, size=512, device_type="cuda")
+    assert fitted == 384 * 224**2 // 512**2
+    unchanged = fitting_batch_size(64, made_for=512, size=224, device_type="cuda")
+    assert unchanged == 64
+
+
+def test_epochs_altogether_keep_the_proportion_of_the_phases() -> None:
+    def epochs(recipe: str, count: int) -> list[int]:
+        changed = resolve_recipe(recipe, assignments=[f"train.epochs={count}"])
+        return [phase.epochs for phase in changed.train.planned_phases()]
+
+    assert epochs("exp-00", 25) == [5, 20]
+    assert epochs("exp-00", 50) == [10, 40]
+    assert epochs("exp-00", 5) == [1, 4]
+    assert epochs("exp-00", 1) == [1]
+    assert epochs("exp-10-mixup", 11) == [5, 6]
+
+
+@pytest.mark.parametrize("name", ["none", "light", "fastai", "exp-10-mixup", "exp-30"])
+def test_an_augmentation_is_chosen_by_name_and_changed_from_there(name: str) -> None:
+    recipe = resolve_recipe(
+        "fast", assignments=[f"augment={name}", "augment.max_shift=0.1"]
+    )
+    assert recipe.augment == replace(PRESETS[name], max_shift=0.1)
+
+
+def test_the_reference_recipes_augment_as_the_preset_of_their_name_does() -> None:
+    for recipe, name in (
+        ("exp-00", "fastai"),
+        ("exp-10-mixup", "exp-10-mixup"),
+        ("exp-30", "exp-30"),
+    ):
+        assert resolve_recipe(recipe).augment == PRESETS[name]
+
+
+def test_an_unknown_augmentation_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are none, "):
+        resolve_recipe("fast", assignments=["augment=exp-3"])
+
+
+@pytest.mark.parametrize("seed", ["train.seed", "folds.seed"])
+def test_a_seed_that_draws_nothing_is_refused(seed: str) -> None:
+    resolve_recipe("fast", assignments=[f"{seed}=0"])
+    with pytest.raises(RecipeError, match=rf"{seed} .* got -1"):
+        resolve_recipe("fast", assignments=[f"{seed}=-1"])
