@@ -27,10 +27,10 @@ from bench.plot import write_figure
 from bench.records import RESULTS_DIR, read_records, write_records
 from bench.table import format_table, summarize
 from bench.workload import Workload, choose_scratch, default_cache_dir
-from ichfast.device import choose_device
 from ichfast.models.build import ARCHS, ModelConfig
 from ichfast.prepare.prepare import UNIT_ENTRIES
 from ichfast.recipes.resolve import fitting_batch_size
+from ichfast.runs.device import choose_device
 from ichfast.system.files import write_text_atomically
 
 FULL_SIZES = (224, 512)

@@ -23,7 +23,7 @@ from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runs import build_run_model
+from ichfast.runs.run import build_run_model
 from ichfast.store.store import Store
 from ichfast.training.step import Stepper
 from ichfast.training.trainer import Trainer

@@ -35,9 +35,9 @@ from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import fitting_batch_size
+from ichfast.runs.trained import TrainedRun, open_ensemble
 from ichfast.smoothing import smooth_over_z
 from ichfast.store.store import Store
-from ichfast.trained import TrainedRun, open_ensemble
 from ichfast.training.inference import mix_passes, predict_logits, tta_passes
 
 

@@ -20,9 +20,9 @@ from ichfast.hugraph import COLUMNS, ROWS, HuToProbs
 from ichfast.labels import CLASSES
 from ichfast.loading.config import OWN, DataConfig, parse_windows
 from ichfast.modelcard import card_path, format_card
+from ichfast.runs.trained import TrainedRun, open_run
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.system.files import atomic_path, write_text_atomically
-from ichfast.trained import TrainedRun, open_run
 
 SUFFIXES = (".pt2", ".onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript")

@@ -28,9 +28,9 @@ from ichfast.ensemble import PredictConfig, predict_store
 from ichfast.errors import InterruptionError, PredictionError, StoreError
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
+from ichfast.runs.trained import open_ensemble
 from ichfast.store.store import Store
 from ichfast.system.signals import sigterm_interrupts
-from ichfast.trained import open_ensemble
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

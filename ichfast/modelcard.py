@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ichfast.hugraph import COLUMNS, ROWS
 from ichfast.labels import CLASSES
-from ichfast.trained import TrainedRun
+from ichfast.runs.trained import TrainedRun
 from ichfast.training.history import read_history
 
 

@@ -15,8 +15,8 @@ from ichfast.errors import PredictionError
 from ichfast.loading.config import choose_level
 from ichfast.recipes.settings import to_dict
 from ichfast.report import ReportData, write_report
+from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
-from ichfast.trained import open_run
 from ichfast.training.history import read_history
 
 LEAK_NOTICE = (

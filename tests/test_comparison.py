@@ -17,7 +17,7 @@ from ichfast.comparisonchart import comparison_figure, draw_comparison
 from ichfast.errors import CheckpointError, PredictionError
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.training.history import METRICS
-from tests.trainedruns import write_run
+from tests.runs.trainedruns import write_run
 
 
 @pytest.fixture(scope="module")

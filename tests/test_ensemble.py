@@ -19,7 +19,7 @@ from ichfast.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, load_checkpoint, save_checkpoint
 from tests.conftest import write_store
-from tests.trainedruns import write_folds, write_run
+from tests.runs.trainedruns import write_folds, write_run
 
 CPU = torch.device("cpu")
 

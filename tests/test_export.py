@@ -18,11 +18,11 @@ from ichfast.export import ONNX_PACKAGES, export_run, hu_graph
 from ichfast.hugraph import HuToProbs
 from ichfast.loading.config import DataConfig
 from ichfast.loading.loader import make_loader
+from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
-from ichfast.trained import open_run
 from ichfast.windows import Normalization, Window
 from tests.conftest import write_store
-from tests.trainedruns import write_run
+from tests.runs.trainedruns import write_run
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from ichfast.errors import (
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.fromdicom import predict_dicom
 from ichfast.prepare.prepare import prepare_store
-from tests.trainedruns import write_run
+from tests.runs.trainedruns import write_run
 
 CPU = torch.device("cpu")
 DEFAULT = PredictConfig()

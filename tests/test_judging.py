@@ -13,7 +13,7 @@ from ichfast.evaluation.predictions import LABEL_COLUMNS, read_predictions
 from ichfast.training.checkpoint import BEST
 from tests.cli.test_cli import ok, refused
 from tests.conftest import write_store
-from tests.trainedruns import write_folds, write_run
+from tests.runs.trainedruns import write_folds, write_run
 
 CPU = ("--device", "cpu")
 

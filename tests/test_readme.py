@@ -13,7 +13,7 @@ import ichfast
 from ichfast.cli.main import cli
 from ichfast.export import export_run
 from ichfast.labels import CLASSES
-from tests.trainedruns import write_run
+from tests.runs.trainedruns import write_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -19,7 +19,7 @@ from bench.measure import Contender, Meter, Record
 from bench.steps import load_resident, make_recipe, make_run_loader, make_trainer
 from bench.workload import Workload
 from ichfast.loading.splits import split_slices
-from ichfast.runs import train_run
+from ichfast.runs.run import train_run
 from ichfast.training.inference import predict_logits
 
 STAGE = "end_to_end"

@@ -19,7 +19,7 @@ from bench.peers import peers_of
 from bench.peers.timm_step import TimmTrainer
 from bench.steps import load_resident, make_recipe, make_run_loader, make_trainer
 from bench.workload import Workload
-from ichfast.runs import build_run_model
+from ichfast.runs.run import build_run_model
 from ichfast.store.store import Store
 
 STAGE = "train"

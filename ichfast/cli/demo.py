@@ -24,7 +24,7 @@ from ichfast.prepare.prepare import prepare_store
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.results import report_run
-from ichfast.runs import train_run
+from ichfast.runs.run import train_run
 from ichfast.submit import write_submission
 from ichfast.synth.dataset import synthesize
 

@@ -81,7 +81,7 @@ def cli(debug: bool) -> None:
 def demo(out: Path, device: str) -> None:
     """Walk the whole way on synthetic heads: synth to report, in minutes."""
     from ichfast.cli.demo import run_demo
-    from ichfast.device import choose_device
+    from ichfast.runs.device import choose_device
 
     print_result(run_demo(out, device=choose_device(device), say=say))
 

@@ -102,10 +102,10 @@ def predict(
     """
     import os
 
-    from ichfast.device import choose_device
     from ichfast.ensemble import PredictConfig, predict_runs
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.fromdicom import predict_dicom
+    from ichfast.runs.device import choose_device
 
     if sources and store:
         raise click.UsageError("give --store or --dicom, not both")
@@ -221,10 +221,10 @@ def report(
     --sensitivity, and the worst and best slices of each class with a map of where the
     model looked. No id is in it without --keep-ids.
     """
-    from ichfast.device import choose_device
     from ichfast.ensemble import predict_runs
     from ichfast.evaluation.predictions import read_predictions
     from ichfast.results import report_run
+    from ichfast.runs.device import choose_device
 
     out = out or run / "report.html"
     chosen = choose_device(device)

@@ -157,12 +157,12 @@ def train(
       train.best_by=valid_weighted_log_loss
       train.checkpoint_minutes=10  between checkpoints within an epoch
     """
-    from ichfast.crossvalidation import train_folds
-    from ichfast.device import choose_device
     from ichfast.recipes.resolve import resolve_recipe
     from ichfast.recipes.settings import describe
-    from ichfast.runfolder import default_run_dir
-    from ichfast.runs import train_run
+    from ichfast.runs.crossvalidation import train_folds
+    from ichfast.runs.device import choose_device
+    from ichfast.runs.folder import default_run_dir
+    from ichfast.runs.run import train_run
     from ichfast.system.ranks import join_ranks
     from ichfast.system.signals import stop_on_signal
 

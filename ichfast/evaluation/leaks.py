@@ -22,9 +22,9 @@ import pandas as pd
 
 from ichfast.errors import IchfastError, PredictionError
 from ichfast.loading.splits import split_slices
+from ichfast.runs.trained import TrainedRun
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
-from ichfast.trained import TrainedRun
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import pytest
 from ichfast.errors import PredictionError
 from ichfast.evaluation.leaks import check_leaks, trained_on_N
 from ichfast.loading.splits import FoldConfig, split_slices
+from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
-from ichfast.trained import open_run
 from tests.conftest import write_store
 from tests.evaluation.test_evaluation import make_table
-from tests.trainedruns import write_run
+from tests.runs.trainedruns import write_run
 
 
 def test_the_training_patients_are_those_of_the_split(

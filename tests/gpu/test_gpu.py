@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.device import choose_device
 from ichfast.ensemble import predict_runs
 from ichfast.errors import LoaderError
 from ichfast.loading import gather
@@ -20,12 +19,13 @@ from ichfast.loading.config import DataConfig
 from ichfast.loading.gather import gather_slices
 from ichfast.loading.loader import make_loader
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runs import train_run
+from ichfast.runs.device import choose_device
+from ichfast.runs.run import train_run
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.loading.contracts import check_loader, same_images
 from tests.loading.lighting_graph import lit_steps
-from tests.rank_processes import run_ranks
+from tests.runs.rank_processes import run_ranks
 from tests.store.slice_store import simple_rows, write_slices
 
 pytestmark = [

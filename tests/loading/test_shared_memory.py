@@ -18,7 +18,7 @@ from ichfast.loading.shared_memory import share_memory
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.loading.contracts import same_images
-from tests.rank_processes import run_ranks
+from tests.runs.rank_processes import run_ranks
 
 
 def fill(ranks: Ranks, num_bytes: int) -> shared_memory.SharedMemory:

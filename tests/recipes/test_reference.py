@@ -13,7 +13,7 @@ from ichfast.loading.splits import FOLD_SEED, NUM_FOLDS
 from ichfast.models.build import body_and_head, build_model
 from ichfast.recipes.reference import EXPERIMENTS
 from ichfast.recipes.settings import to_dict
-from ichfast.runfolder import default_run_dir
+from ichfast.runs.folder import default_run_dir
 from ichfast.training.config import Phase
 from ichfast.training.schedules import Schedule
 from tests.augment.test_config import NOTEBOOKS

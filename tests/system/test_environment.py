@@ -9,8 +9,8 @@ import platform
 import pytest
 import torch
 
-from ichfast.device import choose_device
 from ichfast.errors import DeviceError
+from ichfast.runs.device import choose_device
 from ichfast.system.environment import describe_environment
 
 

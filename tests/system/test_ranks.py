@@ -22,7 +22,7 @@ from ichfast.models.build import (
 from ichfast.system.ranks import Ranks, join_ranks, was_restarted
 from ichfast.training.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.training.config import Phase, TrainConfig
-from tests.rank_processes import run_ranks
+from tests.runs.rank_processes import run_ranks
 from tests.training.tiny_trainer import (
     FakeLoader,
     fit,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ichfast.crossvalidation import train_folds
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runs import TrainReport
+from ichfast.runs.crossvalidation import train_folds
+from ichfast.runs.run import TrainReport
 from ichfast.training.checkpoint import save_last
 
 RECIPE = resolve_recipe("fast", assignments=["folds.num_folds=3", "folds.fold=2"])

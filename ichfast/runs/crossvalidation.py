@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ichfast.recipes.recipe import Recipe
-from ichfast.runs import TrainReport
+from ichfast.runs.run import TrainReport
 from ichfast.training.checkpoint import has_last
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ichfast.errors import InterruptionError
 from ichfast.models.precision import Amp
 from ichfast.training import checkpoint
 from ichfast.training.trainer import Trainer
-from tests.rank_processes import FORKSERVER
+from tests.runs.rank_processes import FORKSERVER
 from tests.training.tiny_trainer import (
     CONFIG,
     assert_same_run,

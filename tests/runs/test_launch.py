@@ -14,7 +14,7 @@ import pytest
 from ichfast.cli.train import resume_command
 from ichfast.training.history import read_history
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_torchrun_trains_on_two_ranks_and_survives_the_death_of_one(
@@ -24,7 +24,7 @@ def test_torchrun_trains_on_two_ranks_and_survives_the_death_of_one(
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         "--nproc-per-node", "2", "--max-restarts", "1",
-        ROOT / "tests" / "one_rank_dies.py",
+        ROOT / "tests" / "runs" / "one_rank_dies.py",
         "train", "--store", tiny_store_path, "--out", run_dir, "--device", "cpu",
         "--arch", "efficientnet-b0", "--size", "32", "--set", "train.epochs=2",
         "--set", "data.batch_size=2", "--set", "folds.num_folds=2",
