@@ -17,7 +17,7 @@ from torch import nn
 
 from ichfast.gradcam import class_activations
 from ichfast.loading.loader import make_loader
-from ichfast.runrecord import RunRecord
+from ichfast.runs.folder import RunRecord
 from ichfast.store.store import Store
 
 

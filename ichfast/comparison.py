@@ -16,7 +16,7 @@ from ichfast.errors import CheckpointError, PredictionError
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
-from ichfast.runrecord import RunRecord, read_record
+from ichfast.runs.folder import RunRecord, read_record
 from ichfast.system.files import atomic_path
 from ichfast.training.history import read_history
 

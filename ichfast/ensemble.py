@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ichfast.batchsize import largest_batch_on_gpu
 from ichfast.errors import PredictionError
 from ichfast.evaluation.leaks import trained_on_N
 from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS
@@ -35,6 +34,7 @@ from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import fitting_batch_size
+from ichfast.runs.device import largest_batch_on_gpu
 from ichfast.runs.trained import TrainedRun, open_ensemble
 from ichfast.smoothing import smooth_over_z
 from ichfast.store.store import Store

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ichfast.activations import activations_of
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runrecord import RunRecord
+from ichfast.runs.folder import RunRecord
 from ichfast.store.store import Store
 from ichfast.windows import Normalization
 

@@ -1,13 +1,22 @@
-"""Where a run computes: a GPU if torch and DALI can both use it, else the CPU."""
+"""Where a run computes: a GPU if torch and DALI can both use it, else the CPU.
+
+How many slices a prediction takes at a time.
+
+Without gradients and optimizer a device holds more slices than in training, and a
+larger batch keeps a GPU busier. How many fit is found by trying.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from ichfast.errors import DeviceError
 from ichfast.loading.dali import gpu_problem
+from ichfast.models.precision import Amp
 
 logger = logging.getLogger(__name__)
 
@@ -45,3 +54,84 @@ def _problem() -> str | None:
         return "torch finds no GPU"
     problem = gpu_problem()
     return f"DALI cannot use the GPU ({problem})" if problem else None
+
+
+SMALLEST, LARGEST = 1, 1024
+"""Beyond the largest a GPU is busy enough."""
+
+LOADER_BATCHES = 4
+"""Batches that the loader holds beside the one that is computed."""
+
+STORED_BYTES = 2 * 512 * 512
+"""Of a slice on its way to the GPU."""
+
+
+def double_while(fits: Callable[[int], bool]) -> int:
+    """The largest batch size that fits, among 1, 2, 4, ... 1024.
+
+    Args:
+        fits: tries a batch size. Asked with rising sizes until it says no.
+
+    Returns:
+        0 if not even one slice fits.
+    """
+    batch_size = 0
+    trial = SMALLEST
+    while trial <= LARGEST and fits(trial):
+        batch_size = trial
+        trial *= 2
+    return batch_size
+
+
+def largest_batch_on_gpu(
+    model: nn.Module, image_shape: tuple[int, int, int], amp: Amp
+) -> int:
+    """How many slices the GPU that holds a model can predict at once.
+
+    Args:
+        model: on a CUDA device, in evaluation mode.
+        image_shape: channels, rows, columns of an image.
+        amp: number format.
+
+    Raises:
+        DeviceError: not even one fits.
+    """
+    device = next(model.parameters()).device
+
+    def fits(batch_size: int) -> bool:
+        try:
+            _try_batch(model, batch_size, image_shape, amp)
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.empty_cache()
+        return True
+
+    batch_size = double_while(fits)
+    if batch_size == 0:
+        raise DeviceError(
+            f"{torch.cuda.get_device_name(device)} has no room for a single slice; "
+            "end what else uses its memory, or use --device cpu"
+        )
+    logger.info("batch size: %d slices", batch_size)
+    return batch_size
+
+
+@torch.inference_mode()
+def _try_batch(
+    model: nn.Module, batch_size: int, image_shape: tuple[int, int, int], amp: Amp
+) -> None:
+    """Compute a batch of zeros, with as much memory taken as the loader will."""
+    device = next(model.parameters()).device
+    shape = (batch_size, *image_shape)
+    image_bytes = 2 * torch.Size(shape).numel()
+    held = torch.empty(
+        LOADER_BATCHES * (image_bytes + batch_size * STORED_BYTES),
+        dtype=torch.uint8,
+        device=device,
+    )
+    images_BCHW = torch.zeros(shape, dtype=amp.dtype, device=device)
+    with amp.autocast():
+        model(images_BCHW.to(memory_format=torch.channels_last))
+    torch.cuda.synchronize(device)
+    del held

@@ -37,8 +37,13 @@ from ichfast.loading.splits import Split, split_slices
 from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
-from ichfast.runrecord import RunRecord, read_record
-from ichfast.runs.folder import begin_folder, check_run_dir, check_same_run
+from ichfast.runs.folder import (
+    RunRecord,
+    begin_folder,
+    check_run_dir,
+    check_same_run,
+    read_record,
+)
 from ichfast.runs.log import RunLog
 from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment

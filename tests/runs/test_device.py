@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ichfast.batchsize import LARGEST, double_while
+from ichfast.runs.device import LARGEST, double_while
 
 
 @pytest.mark.parametrize(

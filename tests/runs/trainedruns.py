@@ -14,7 +14,7 @@ from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runrecord import RunRecord, write_record
+from ichfast.runs.folder import RunRecord, write_record
 from ichfast.store.store import Store
 from ichfast.system.environment import describe_environment
 from ichfast.training.checkpoint import BEST, save_checkpoint
