@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from ichfast import export
-from ichfast.ensemble import predict_runs
 from ichfast.errors import CheckpointError, ModelError
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.export import ONNX_PACKAGES, export_run, hu_graph
 from ichfast.hugraph import HuToProbs
 from ichfast.loading.config import DataConfig
 from ichfast.loading.loader import make_loader
+from ichfast.predict.ensemble import predict_runs
 from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
 from ichfast.windows import Normalization, Window

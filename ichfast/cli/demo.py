@@ -14,18 +14,18 @@ from typing import Any
 import torch
 
 from ichfast.augment.config import LIGHT
-from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import IchfastError
 from ichfast.evaluation.evaluate_file import judge_file
 from ichfast.evaluation.predictions import write_predictions
 from ichfast.evaluation.scoretable import format_evaluation
 from ichfast.labels import read_labels
+from ichfast.predict.ensemble import PredictConfig, predict_runs
+from ichfast.predict.submission import write_submission
 from ichfast.prepare.prepare import prepare_store
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.results import report_run
 from ichfast.runs.run import train_run
-from ichfast.submit import write_submission
 from ichfast.synth.dataset import synthesize
 
 NUM_SLICES = 3000

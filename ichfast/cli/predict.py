@@ -102,9 +102,9 @@ def predict(
     """
     import os
 
-    from ichfast.ensemble import PredictConfig, predict_runs
     from ichfast.evaluation.predictions import check_destination, write_predictions
-    from ichfast.fromdicom import predict_dicom
+    from ichfast.predict.ensemble import PredictConfig, predict_runs
+    from ichfast.predict.from_dicom import predict_dicom
     from ichfast.runs.device import choose_device
 
     if sources and store:
@@ -183,7 +183,7 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
 def submit(predictions: Path, out: Path, sample: Path | None) -> None:
     """Write PREDICTIONS as a Kaggle submission to OUT, or refuse to."""
     from ichfast.evaluation.predictions import read_predictions
-    from ichfast.submit import write_submission
+    from ichfast.predict.submission import write_submission
 
     if out.resolve() in [each.resolve() for each in (predictions, sample) if each]:
         raise click.UsageError(f"{out} would be replaced; name another file as OUT.csv")
@@ -221,8 +221,8 @@ def report(
     --sensitivity, and the worst and best slices of each class with a map of where the
     model looked. No id is in it without --keep-ids.
     """
-    from ichfast.ensemble import predict_runs
     from ichfast.evaluation.predictions import read_predictions
+    from ichfast.predict.ensemble import predict_runs
     from ichfast.results import report_run
     from ichfast.runs.device import choose_device
 

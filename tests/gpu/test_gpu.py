@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.ensemble import predict_runs
 from ichfast.errors import LoaderError
 from ichfast.loading import gather
 from ichfast.loading.config import DataConfig
 from ichfast.loading.gather import gather_slices
 from ichfast.loading.loader import make_loader
+from ichfast.predict.ensemble import predict_runs
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runs.device import choose_device
 from ichfast.runs.run import train_run

@@ -16,7 +16,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import (
     CheckpointError,
     FoldError,
@@ -35,6 +34,7 @@ from ichfast.loading.config import (
 )
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.splits import FoldConfig, split_slices
+from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES, resolve_recipe
 from ichfast.results import report_run

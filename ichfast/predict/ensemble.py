@@ -25,18 +25,18 @@ import torch
 from torch import nn
 
 from ichfast.errors import PredictionError
-from ichfast.evaluation.leaks import trained_on_N
 from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.labels import CLASSES
 from ichfast.loading.loader import make_loader
 from ichfast.loading.splits import split_slices
 from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
+from ichfast.predict.smoothing import smooth_over_z
+from ichfast.predict.training_patients import trained_on_N
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import fitting_batch_size
 from ichfast.runs.device import largest_batch_on_gpu
 from ichfast.runs.trained import TrainedRun, open_ensemble
-from ichfast.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.training.inference import mix_passes, predict_logits, tta_passes
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ichfast.ensemble import PredictConfig, predict_store
 from ichfast.errors import InterruptionError, PredictionError, StoreError
+from ichfast.predict.ensemble import PredictConfig, predict_store
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
 from ichfast.runs.trained import open_ensemble
@@ -63,8 +63,8 @@ def predict_dicom(
         keep_ids: keep patient ids as they are.
 
     Raises:
-        IchfastError: what `ensemble.predict_runs` and `prepare.prepare.prepare_store`
-        refuse.
+        IchfastError: what `predict.ensemble.predict_runs` and
+        `prepare.prepare.prepare_store` refuse.
         InterruptionError: Ctrl-C or SIGTERM.
     """
     runs = open_ensemble(paths)

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from ichfast.ensemble import PredictConfig, average, predict_runs
 from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import COLUMNS, probs_NK
 from ichfast.logit import logit, sigmoid
-from ichfast.smoothing import smooth_over_z
+from ichfast.predict.ensemble import PredictConfig, average, predict_runs
+from ichfast.predict.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, load_checkpoint, save_checkpoint
 from tests.conftest import write_store

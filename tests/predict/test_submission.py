@@ -10,13 +10,13 @@ import pytest
 
 from ichfast.errors import SubmissionError
 from ichfast.labels import CLASSES
-from ichfast.submit import SubmissionReport, write_submission
+from ichfast.predict.submission import SubmissionReport, write_submission
 
 SAMPLE_CLASSES = (*CLASSES[1:], "any")
 """The order within a slice in the competition's own sample: `any` last."""
 
 REAL_SAMPLE = (
-    Path(__file__).parents[2] / "shared/data/labels/test_sample_submission.csv"
+    Path(__file__).parents[3] / "shared/data/labels/test_sample_submission.csv"
 )
 
 

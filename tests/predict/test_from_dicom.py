@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from ichfast import fromdicom
-from ichfast.ensemble import PredictConfig, predict_runs
 from ichfast.errors import (
     CheckpointError,
     InterruptionError,
@@ -20,7 +18,9 @@ from ichfast.errors import (
     StoreError,
 )
 from ichfast.evaluation.predictions import probs_NK
-from ichfast.fromdicom import predict_dicom
+from ichfast.predict import from_dicom
+from ichfast.predict.ensemble import PredictConfig, predict_runs
+from ichfast.predict.from_dicom import predict_dicom
 from ichfast.prepare.prepare import prepare_store
 from tests.runs.trainedruns import write_run
 
@@ -76,7 +76,7 @@ def test_nothing_stays_after_an_interruption(
         assert list(temporary.glob("ichfast-*/store/store.json"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fromdicom, "predict_store", interrupted)
+    monkeypatch.setattr(from_dicom, "predict_store", interrupted)
     with pytest.raises(InterruptionError, match="the same command starts again"):
         predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
     assert list(temporary.glob("ichfast-*")) == []
@@ -101,7 +101,7 @@ def test_what_stops_the_decoding_is_told_in_its_own_words(
     def stopped(*_args: object, **_options: object) -> None:
         raise StoreError("it said that the same command continues") from cause
 
-    monkeypatch.setattr(fromdicom, "prepare_store", stopped)
+    monkeypatch.setattr(from_dicom, "prepare_store", stopped)
     with pytest.raises(kind, match=message):
         predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
 

@@ -1,0 +1,1 @@
+"""Trained runs to predictions and submissions."""
