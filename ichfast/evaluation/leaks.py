@@ -2,7 +2,8 @@
 
 When slices are predicted, the run is at hand, and with it the store it trained on; so
 that is when it is found out, and the predictions table remembers it in its column
-``trained_on`` (`predict.training_patients`). Judging a table then needs neither the run nor the store.
+``trained_on`` (`predict.training_patients`). Judging a table then needs neither the run
+nor the store.
 
 Shape letters: N slices of the predicted store.
 """

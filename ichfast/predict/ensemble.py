@@ -29,9 +29,8 @@ from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.labels import CLASSES
 from ichfast.loading.loader import make_loader
 from ichfast.loading.splits import split_slices
-from ichfast.logit import Floats, logit, sigmoid
 from ichfast.models.precision import choose_amp
-from ichfast.predict.smoothing import smooth_over_z
+from ichfast.predict.smoothing import Floats, logit, sigmoid, smooth_over_z
 from ichfast.predict.training_patients import trained_on_N
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import fitting_batch_size

@@ -5,14 +5,14 @@ Source:
     validation loss from .0658 to .0649.
 
 Shape letters: N slices, K classes.
+
+Probabilities to logits and back, in float64.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-
-from ichfast.logit import Floats, logit, sigmoid
 
 SIDE_WEIGHT, OWN_WEIGHT = 0.6, 1.8
 """Of each neighbour, and of the slice itself; divided by the sum of those there."""
@@ -50,3 +50,26 @@ def smooth_over_z(
     smoothed_NK = np.empty_like(sum_NK)
     smoothed_NK[order_N] = sigmoid(sum_NK / weights_N1)
     return smoothed_NK
+
+
+Floats = npt.NDArray[np.float64]
+
+LOGIT_CLIP = 1e-15
+"""Probabilities are moved this far from 0 and 1 first: a logit of 34.5 at most."""
+
+
+def logit(probs: Floats) -> Floats:
+    """The logits of probabilities in [0, 1], any shape; always finite."""
+    clipped = np.clip(probs, LOGIT_CLIP, 1.0 - LOGIT_CLIP)
+    return np.log(clipped) - np.log1p(-clipped)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """The probabilities of logits, any shape; no logit is too large.
+
+    Example:
+        >>> sigmoid(np.array([0.0, -800.0, 800.0])).tolist()
+        [0.5, 0.0, 1.0]
+    """
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, small) / (1.0 + small)

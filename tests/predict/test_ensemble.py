@@ -13,9 +13,8 @@ import torch
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import COLUMNS, probs_NK
-from ichfast.logit import logit, sigmoid
 from ichfast.predict.ensemble import PredictConfig, average, predict_runs
-from ichfast.predict.smoothing import smooth_over_z
+from ichfast.predict.smoothing import logit, sigmoid, smooth_over_z
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, load_checkpoint, save_checkpoint
 from tests.conftest import write_store

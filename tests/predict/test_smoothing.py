@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ichfast.logit import logit, sigmoid
-from ichfast.predict.smoothing import smooth_over_z
+from ichfast.predict.smoothing import logit, sigmoid, smooth_over_z
 
 
 def series(text: str) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
