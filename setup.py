@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ichfast", "ichfast.*"]),
-    package_data={"ichfast": ["py.typed", "report.html.jinja"]},
+    package_data={"ichfast": ["py.typed", "report/page.html.jinja"]},
     install_requires=[
         "numpy>=1.26",
         "pandas>=2.2",

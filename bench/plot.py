@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from bench.measure import BenchError, Record
 from bench.records import newest_of, read_records
 from bench.table import format_number
-from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
+from ichfast.report.charts.style import LIGHT, MODEL_COLOR, SECOND_COLOR
 from ichfast.system.files import atomic_path
 
 COLORS = {"ichfast": MODEL_COLOR, "limit": LIGHT.faint, "peer": SECOND_COLOR}

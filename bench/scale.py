@@ -38,7 +38,7 @@ from bench.records import RESULTS_DIR, hardware_of, read_newest, read_records
 from bench.table import align, format_number
 from bench.workload import default_cache_dir
 from ichfast.errors import IchfastError
-from ichfast.figures import LIGHT, MODEL_COLOR, SECOND_COLOR
+from ichfast.report.charts.style import LIGHT, MODEL_COLOR, SECOND_COLOR
 from ichfast.system.files import atomic_path
 
 NUM_GPUS = tuple(2**k for k in range(11))

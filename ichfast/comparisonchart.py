@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ichfast.comparison import Row
 from ichfast.errors import PredictionError
-from ichfast.figures import LIGHT, MODEL_COLOR
+from ichfast.report.charts.style import LIGHT, MODEL_COLOR
+from ichfast.report.comparison import Row
 from ichfast.system.files import atomic_path
 
 PANELS = (

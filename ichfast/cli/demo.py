@@ -24,7 +24,7 @@ from ichfast.predict.submission import write_submission
 from ichfast.prepare.prepare import prepare_store
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.results import report_run
+from ichfast.report.run_report import report_run
 from ichfast.runs.run import train_run
 from ichfast.synth.dataset import synthesize
 

@@ -223,7 +223,7 @@ def report(
     """
     from ichfast.evaluation.predictions import read_predictions
     from ichfast.predict.ensemble import predict_runs
-    from ichfast.results import report_run
+    from ichfast.report.run_report import report_run
     from ichfast.runs.device import choose_device
 
     out = out or run / "report.html"
@@ -252,8 +252,12 @@ def compare(
     Accuracy and validation loss are those of the best epoch. The reference's are of
     slices whose patients it trained on; the column `folds` says so of ours too.
     """
-    from ichfast.comparison import compare_runs, format_comparison, write_comparison
     from ichfast.comparisonchart import draw_comparison
+    from ichfast.report.comparison import (
+        compare_runs,
+        format_comparison,
+        write_comparison,
+    )
 
     rows = compare_runs(runs)
     if csv_path:

@@ -126,7 +126,11 @@ def inspect(store: Path, sheet: Path | None) -> None:
     against the positions. The sheet shows one slice of each class and some
     others, in the brain, subdural and bone window, with labels and fold beneath.
     """
-    from ichfast.overview import describe_store, format_overview, write_contact_sheet
+    from ichfast.report.overview import (
+        describe_store,
+        format_overview,
+        write_contact_sheet,
+    )
     from ichfast.store.store import Store
     from ichfast.system.files import beside
 

@@ -73,8 +73,8 @@ def preview(
     beneath each slice; an outline shows which part of it is seen, its thick side
     being the top.
     """
-    from ichfast.preview import write_preview
     from ichfast.recipes.resolve import resolve_recipe
+    from ichfast.report.preview import write_preview
 
     resolved = resolve_recipe(recipe, size=size, assignments=assignments)
     write_preview(store, resolved, out, epoch=epoch)

@@ -37,7 +37,7 @@ from ichfast.loading.splits import FoldConfig, split_slices
 from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES, resolve_recipe
-from ichfast.results import report_run
+from ichfast.report.run_report import report_run
 from ichfast.runs.folder import default_run_dir, read_record
 from ichfast.runs.run import train_run
 from ichfast.store.store import Store

@@ -7,15 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ichfast.comparison import (
+from ichfast.comparisonchart import comparison_figure, draw_comparison
+from ichfast.errors import CheckpointError, PredictionError
+from ichfast.recipes.reference import PUBLISHED
+from ichfast.report.comparison import (
     Row,
     compare_runs,
     format_comparison,
     write_comparison,
 )
-from ichfast.comparisonchart import comparison_figure, draw_comparison
-from ichfast.errors import CheckpointError, PredictionError
-from ichfast.recipes.reference import PUBLISHED
 from ichfast.training.history import METRICS
 from tests.runs.trainedruns import write_run
 

@@ -18,7 +18,8 @@ from ichfast.evaluation.bootstrap import Interval
 from ichfast.evaluation.curves import GRID_G, Band, ClassCurves, OperatingPoint
 from ichfast.evaluation.evaluation import Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
-from ichfast.figures import (
+from ichfast.labels import CLASSES
+from ichfast.report.charts.style import (
     LIGHT,
     MODEL_COLOR,
     SECOND_COLOR,
@@ -31,7 +32,6 @@ from ichfast.figures import (
     set_unit_square,
     stacked,
 )
-from ichfast.labels import CLASSES
 
 Floats = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ichfast.figures import (
+from ichfast.report.charts.style import (
     LIGHT,
     MODEL_COLOR,
     SECOND_COLOR,

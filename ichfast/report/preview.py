@@ -16,8 +16,8 @@ from ichfast.augment.geometry import count_halvings
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.loading.config import choose_level, source_shapes
 from ichfast.loading.loader import make_loader
-from ichfast.pictures import augmentation_sheet, write_figure
 from ichfast.recipes.recipe import Recipe
+from ichfast.report.pictures import augmentation_sheet, write_figure
 from ichfast.store.store import Store
 
 NUM_SLICES = 8

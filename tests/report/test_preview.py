@@ -13,8 +13,8 @@ from ichfast.augment import geometry
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.errors import IchfastError
-from ichfast.preview import _corners, _describe, write_preview
 from ichfast.recipes.resolve import resolve_recipe
+from ichfast.report.preview import _corners, _describe, write_preview
 
 
 def caption(**laws: float | tuple[float, float]) -> str:

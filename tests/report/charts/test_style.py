@@ -13,11 +13,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ichfast import figures, judgingcharts, pictures, trainingcharts
 from ichfast.evaluation.along_series import along_series
 from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.evaluation.results import Judged, judge
 from ichfast.labels import CLASSES
+from ichfast.report import pictures
+from ichfast.report.charts import results, style, training
 from ichfast.windows import HU_OFFSET, PRESETS
 from tests.evaluation.test_evaluation import make_table
 
@@ -85,17 +86,15 @@ def test_a_large_slice_is_shrunk_and_keeps_its_shape() -> None:
 
 
 def roc_of(judged: Judged) -> Figure:
-    return judgingcharts.roc_curves(
-        judged.evaluation.slice, judged.curves, judged.points
-    )
+    return results.roc_curves(judged.evaluation.slice, judged.curves, judged.points)
 
 
 def precision_of(judged: Judged) -> Figure:
-    return judgingcharts.precision_recall_curves(judged.evaluation.slice, judged.curves)
+    return results.precision_recall_curves(judged.evaluation.slice, judged.curves)
 
 
 def calibration_of(judged: Judged) -> Figure:
-    return judgingcharts.calibration_curves(judged.probs_NK, judged.labels_NK)
+    return results.calibration_curves(judged.probs_NK, judged.labels_NK)
 
 
 TABLE = make_table()
@@ -104,38 +103,35 @@ LABELS = labels_NK(TABLE)
 JUDGED = judge(TABLE, sensitivity=0.9)
 LEVEL = JUDGED.evaluation.slice
 CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
-    "loss": (trainingcharts.loss_curves, (make_history(),)),
-    "schedule": (trainingcharts.schedule_curves, (make_history(),)),
-    "speed": (trainingcharts.speed_curves, (make_history(),)),
-    "roc": (judgingcharts.roc_curves, (LEVEL, JUDGED.curves, JUDGED.points)),
-    "precision": (judgingcharts.precision_recall_curves, (LEVEL, JUDGED.curves)),
-    "calibration": (judgingcharts.calibration_curves, (PROBS, LABELS)),
-    "series": (judgingcharts.series_curves, (along_series(TABLE),)),
-    "bars": (judgingcharts.loss_bars, (JUDGED.evaluation,)),
+    "loss": (training.loss_curves, (make_history(),)),
+    "schedule": (training.schedule_curves, (make_history(),)),
+    "speed": (training.speed_curves, (make_history(),)),
+    "roc": (results.roc_curves, (LEVEL, JUDGED.curves, JUDGED.points)),
+    "precision": (results.precision_recall_curves, (LEVEL, JUDGED.curves)),
+    "calibration": (results.calibration_curves, (PROBS, LABELS)),
+    "series": (results.series_curves, (along_series(TABLE),)),
+    "bars": (results.loss_bars, (JUDGED.evaluation,)),
 }
 
 
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("name", CHARTS)
-def test_a_chart_is_a_picture_of_the_agreed_size(
-    name: str, theme: figures.Theme
-) -> None:
+def test_a_chart_is_a_picture_of_the_agreed_size(name: str, theme: style.Theme) -> None:
     draw, drawn = CHARTS[name]
     figure = draw(*drawn, theme)
     grey_HW = drawn_grey(figure)
-    width, height = (round(side * pictures.DPI) for side in figures.CHART_SIZE_INCH)
+    width, height = (round(side * pictures.DPI) for side in style.CHART_SIZE_INCH)
     is_tall = name in ("roc", "precision")
     assert grey_HW.shape[1] == width
     assert (grey_HW.shape[0] > width) if is_tall else (grey_HW.shape[0] == height)
-    assert (grey_HW[0, 0] > 128) == (theme is figures.LIGHT)
+    assert (grey_HW[0, 0] > 128) == (theme is style.LIGHT)
     share_of_ink = (grey_HW != grey_HW[0, 0]).mean()
     assert 0.02 < share_of_ink < 0.6
 
 
 def test_the_same_figure_gives_the_same_bytes() -> None:
     first, second = (
-        pictures.figure_png(trainingcharts.loss_curves(make_history()))
-        for _ in range(2)
+        pictures.figure_png(training.loss_curves(make_history())) for _ in range(2)
     )
     assert first == second
 
@@ -234,7 +230,7 @@ def test_one_epoch_and_missing_values_can_be_drawn(
 
 def test_a_series_is_drawn_from_its_lowest_slice_to_its_highest() -> None:
     along = along_series(TABLE)
-    upper, lower = judgingcharts.series_curves(along).axes
+    upper, lower = results.series_curves(along).axes
     labelled, predicted = (np.asarray(line.get_ydata()) for line in upper.lines)
     np.testing.assert_array_equal(labelled, along.frequency_Q)
     np.testing.assert_array_equal(predicted, along.prob_Q)
@@ -243,16 +239,16 @@ def test_a_series_is_drawn_from_its_lowest_slice_to_its_highest() -> None:
 
 
 def test_the_phases_of_a_recipe_are_marked() -> None:
-    axes = trainingcharts.loss_curves(make_history(5)).axes[0]
+    axes = training.loss_curves(make_history(5)).axes[0]
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in dotted] == [2.5]  # type: ignore[index]
 
 
 def test_calibration_leaves_out_bins_with_few_slices() -> None:
-    probs = np.full((judgingcharts.MIN_BIN_COUNT, 6), 0.5)
+    probs = np.full((results.MIN_BIN_COUNT, 6), 0.5)
     probs[0] = 0.9
     labels = np.zeros_like(probs)
-    axes = judgingcharts.calibration_curves(probs, labels).axes[0]
+    axes = results.calibration_curves(probs, labels).axes[0]
     drawn = [line.get_ydata() for line in axes.lines[1:]]
     assert all(np.isnan(np.asarray(values, dtype=float)).all() for values in drawn)
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from ichfast.activations import activations_of
 from ichfast.errors import PredictionError
 from ichfast.loading.config import choose_level
 from ichfast.recipes.settings import to_dict
-from ichfast.report import ReportData, write_report
+from ichfast.report.activations import activations_of
+from ichfast.report.page import ReportData, write_report
 from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
 from ichfast.training.history import read_history

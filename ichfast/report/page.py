@@ -18,20 +18,20 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from ichfast.casecards import (
-    CARD_SIDE,
-    CARD_WINDOWS,
-    ActivationsOf,
-    SliceOf,
-    make_cards,
-)
 from ichfast.errors import IchfastError
 from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.results import REPLICATES, judge
 from ichfast.evaluation.scoretable import format_score
 from ichfast.labels import CLASSES
-from ichfast.reportcharts import curve_charts, result_charts, training_charts
+from ichfast.report.cards import (
+    CARD_SIDE,
+    CARD_WINDOWS,
+    ActivationsOf,
+    SliceOf,
+    make_cards,
+)
+from ichfast.report.charts.captions import curve_charts, result_charts, training_charts
 from ichfast.system.files import write_text_atomically
 from ichfast.windows import PRESETS
 
@@ -127,7 +127,7 @@ def _template() -> jinja2.Template:
     environment.filters["score"] = format_score
     environment.filters["percent"] = _percent
     environment.filters["interval"] = _format_interval
-    return environment.get_template("report.html.jinja")
+    return environment.get_template("page.html.jinja")
 
 
 def _percent(share: float | None) -> str:

@@ -10,13 +10,13 @@ from PIL import Image
 
 from ichfast.errors import IchfastError
 from ichfast.labels import CLASSES
-from ichfast.overview import (
+from ichfast.prepare.prepare import prepare_store
+from ichfast.report.overview import (
     _caption,
     describe_store,
     format_overview,
     write_contact_sheet,
 )
-from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from tests.dicom.test_slices import DATA, needs_data
 

@@ -20,10 +20,10 @@ from ichfast.evaluation.curves import operating_point
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import LABEL_COLUMNS, labels_NK, probs_NK
 from ichfast.labels import CLASSES
-from ichfast.report import ReportData, write_report
-from tests import browser
+from ichfast.report.page import ReportData, write_report
 from tests.evaluation.test_evaluation import make_table
-from tests.test_figures import make_history
+from tests.report import browser
+from tests.report.charts.test_style import make_history
 
 HOSTILE = "<script>alert('x')</script>\"&"
 
@@ -75,7 +75,7 @@ def page(page_path: Path) -> str:
 def blank_charts(page_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every page but the first has empty charts: drawing takes seconds."""
     assert page_path.exists()
-    monkeypatch.setattr("ichfast.reportcharts.chart_png", lambda _: b"")
+    monkeypatch.setattr("ichfast.report.charts.captions.chart_png", lambda _: b"")
 
 
 def written(report: ReportData, folder: Path) -> str:

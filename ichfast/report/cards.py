@@ -17,7 +17,7 @@ from ichfast.evaluation.curves import OperatingPoint
 from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.heatmaps import heatmap_png
 from ichfast.labels import CLASSES
-from ichfast.pictures import data_uri, slice_jpeg
+from ichfast.report.pictures import data_uri, slice_jpeg
 from ichfast.windows import PRESETS
 
 CARD_WINDOWS = ("brain", "subdural")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ichfast.labels import CLASSES
 from ichfast.loading.splits import NUM_FOLDS, patient_folds
-from ichfast.pictures import contact_sheet, write_figure
+from ichfast.report.pictures import contact_sheet, write_figure
 from ichfast.store.series import describe_series
 from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET, NUM_STORED_VALUES, PRESETS

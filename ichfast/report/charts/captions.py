@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ichfast import judgingcharts, trainingcharts
 from ichfast.evaluation.along_series import along_series
 from ichfast.evaluation.results import Judged
-from ichfast.figures import DARK, LIGHT
-from ichfast.pictures import DPI, chart_png, data_uri
+from ichfast.report.charts import results, training
+from ichfast.report.charts.style import DARK, LIGHT
+from ichfast.report.pictures import DPI, chart_png, data_uri
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,20 +33,20 @@ def result_charts(judged: Judged) -> list[Chart]:
     return [
         _chart(
             "What each class costs, beside what predicting its prevalence costs.",
-            judgingcharts.loss_bars,
+            results.loss_bars,
             judged.evaluation,
         ),
         _chart(
             "Calibration. Bars are 95% intervals of any; bins of fewer than "
-            f"{judgingcharts.MIN_BIN_COUNT} slices are left out.",
-            judgingcharts.calibration_curves,
+            f"{results.MIN_BIN_COUNT} slices are left out.",
+            results.calibration_curves,
             judged.probs_NK,
             judged.labels_NK,
         ),
         _chart(
             "Probability and loss over the place in the series; the lowest slice is "
             "usually at the skull base.",
-            judgingcharts.series_curves,
+            results.series_curves,
             along_series(judged.rows),
         ),
     ]
@@ -58,13 +58,13 @@ def curve_charts(judged: Judged) -> list[Chart]:
     return [
         _chart(
             "ROC by slice, and the area under it. Dots: the operating points.",
-            judgingcharts.roc_curves,
+            results.roc_curves,
             *(level, judged.curves, judged.points),
         ),
         _chart(
             "Precision over sensitivity by slice, and average precision. Dotted: "
             "chance.",
-            judgingcharts.precision_recall_curves,
+            results.precision_recall_curves,
             *(level, judged.curves),
         ),
     ]
@@ -79,15 +79,15 @@ def training_charts(history: pd.DataFrame) -> list[Chart]:
         for caption, draw in (
             (
                 "Loss by epoch. Dotted: the recipe's next phase begins.",
-                trainingcharts.loss_curves,
+                training.loss_curves,
             ),
             (
                 "Share of right answers at 0.5, and the learning rate.",
-                trainingcharts.schedule_curves,
+                training.schedule_curves,
             ),
             (
                 "Training speed, and the share of time lost waiting for slices.",
-                trainingcharts.speed_curves,
+                training.speed_curves,
             ),
         )
     ]

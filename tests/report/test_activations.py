@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ichfast.activations import activations_of
 from ichfast.recipes.resolve import resolve_recipe
+from ichfast.report.activations import activations_of
 from ichfast.runs.folder import RunRecord
 from ichfast.store.store import Store
 from ichfast.windows import Normalization

@@ -6,7 +6,7 @@
    the ink of the text. The same class has the same colour everywhere.
 3. Text that came from outside is drawn as it stands, never read as a formula.
 
-`ichfast.trainingcharts` and `ichfast.judgingcharts` draw in it.
+`ichfast.report.charts.training` and `ichfast.report.charts.results` draw in it.
 """
 
 from __future__ import annotations
