@@ -252,9 +252,9 @@ def compare(
     Accuracy and validation loss are those of the best epoch. The reference's are of
     slices whose patients it trained on; the column `folds` says so of ours too.
     """
-    from ichfast.comparisonchart import draw_comparison
     from ichfast.report.comparison import (
         compare_runs,
+        draw_comparison,
         format_comparison,
         write_comparison,
     )

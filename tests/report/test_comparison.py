@@ -7,12 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ichfast.comparisonchart import comparison_figure, draw_comparison
 from ichfast.errors import CheckpointError, PredictionError
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.report.comparison import (
     Row,
     compare_runs,
+    comparison_figure,
+    draw_comparison,
     format_comparison,
     write_comparison,
 )
