@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import ichfast
 from ichfast.cli.main import cli
-from ichfast.export import export_run
+from ichfast.export.export import export_run
 from ichfast.labels import CLASSES
 from tests.runs.trainedruns import write_run
 

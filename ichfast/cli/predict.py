@@ -279,6 +279,6 @@ def export(run: Path, out: Path) -> None:
     (torch.export.load), an .onnx file in ONNX Runtime; writing that needs the extra
     `export`. A model card is written beside it.
     """
-    from ichfast.export import export_run
+    from ichfast.export.export import export_run
 
     print_result(asdict(export_run(run, out)))

@@ -1,7 +1,7 @@
 """A run's model as one file that needs nothing of ichfast: .pt2 or .onnx.
 
-CT numbers go in, probabilities come out (`ichfast.hugraph`), in float32. A model card
-is written beside (`ichfast.modelcard`).
+CT numbers go in, probabilities come out (`ichfast.export.module`), in float32. A model
+card is written beside (`ichfast.export.card`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from ichfast.errors import ModelError
-from ichfast.hugraph import COLUMNS, ROWS, HuToProbs
+from ichfast.export.card import card_path, format_card
+from ichfast.export.module import COLUMNS, ROWS, HuToProbs
 from ichfast.labels import CLASSES
 from ichfast.loading.config import OWN, DataConfig, parse_windows
-from ichfast.modelcard import card_path, format_card
 from ichfast.runs.trained import TrainedRun, open_run
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.system.files import atomic_path, write_text_atomically

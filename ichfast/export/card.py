@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ichfast.hugraph import COLUMNS, ROWS
+from ichfast.export.module import COLUMNS, ROWS
 from ichfast.labels import CLASSES
 from ichfast.runs.trained import TrainedRun
 from ichfast.training.history import read_history

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from ichfast import export
 from ichfast.errors import CheckpointError, ModelError
 from ichfast.evaluation.predictions import probs_NK
-from ichfast.export import ONNX_PACKAGES, export_run, hu_graph
-from ichfast.hugraph import HuToProbs
+from ichfast.export import export
+from ichfast.export.export import ONNX_PACKAGES, export_run, hu_graph
+from ichfast.export.module import HuToProbs
 from ichfast.loading.config import DataConfig
 from ichfast.loading.loader import make_loader
 from ichfast.predict.ensemble import predict_runs

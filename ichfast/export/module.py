@@ -1,8 +1,8 @@
 """CT numbers in, probabilities out: the validation path of a run as one torch module.
 
-It does in float32 what the store, the DALI graph and the model do one after the
-other, for slices of 512x512: round to stored values, the store's small level where
-the run reads that, halve, resample, window, normalise. `tests/test_export.py` holds it
+It does in float32 what the store, the DALI graph and the model do one after the other,
+for slices of 512x512: round to stored values, the store's small level where the run
+reads that, halve, resample, window, normalise. `tests/export/test_export.py` holds it
 to `ichfast predict`.
 
 Shape letters: B slices, D slices seen at once (1, or 3 with neighbours), H rows,

@@ -1,0 +1,1 @@
+"""A trained run as a file that needs only torch or ONNX Runtime."""
