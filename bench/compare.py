@@ -18,9 +18,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench.estimates import Estimate
-from bench.measure import BenchError, Record
-from bench.records import read_records
+from bench.harness.estimates import Estimate
+from bench.harness.measure import BenchError, Record
+from bench.harness.records import read_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ if __name__ == "__main__":
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.measure import BenchError, Record
-from bench.records import newest_of, read_records
-from bench.table import format_number
+from bench.harness.measure import BenchError, Record
+from bench.harness.records import newest_of, read_records
+from bench.harness.table import format_number
 from ichfast.report.charts.style import LIGHT, MODEL_COLOR, SECOND_COLOR
 from ichfast.system.files import atomic_path
 

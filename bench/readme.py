@@ -14,11 +14,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench.measure import BenchError, Record
+from bench.harness.measure import BenchError, Record
+from bench.harness.records import RESULTS_DIR, hardware_of, read_newest
+from bench.harness.table import format_number
 from bench.plot import write_figure
-from bench.records import RESULTS_DIR, hardware_of, read_newest
 from bench.stages import STAGES
-from bench.table import format_number
 from ichfast.system.files import write_text_atomically
 
 README = Path(__file__).resolve().parents[1] / "README.md"

@@ -23,9 +23,12 @@ if __name__ == "__main__":
 import click
 from matplotlib.figure import Figure
 
-from bench.fleet import Node, Storage, bottleneck, part_rates
-from bench.measure import Record
-from bench.quantities import (
+from bench.harness.measure import Record
+from bench.harness.records import RESULTS_DIR, hardware_of, read_newest, read_records
+from bench.harness.table import align, format_number
+from bench.harness.workload import default_cache_dir
+from bench.scaling.fleet import Node, Storage, bottleneck, part_rates
+from bench.scaling.quantities import (
     ASSUMED,
     Quantity,
     find_quantities,
@@ -34,9 +37,6 @@ from bench.quantities import (
     per_core,
     storages,
 )
-from bench.records import RESULTS_DIR, hardware_of, read_newest, read_records
-from bench.table import align, format_number
-from bench.workload import default_cache_dir
 from ichfast.errors import IchfastError
 from ichfast.report.charts.style import LIGHT, MODEL_COLOR, SECOND_COLOR
 from ichfast.system.files import atomic_path

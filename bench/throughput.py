@@ -72,7 +72,7 @@ def main(*, stages: Sequence[str], more_stages: Sequence[str], **options: Any) -
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     try:
         chosen = _check_stages([*stages, *more_stages])
-        from bench.session import run_session
+        from bench.harness.session import run_session
 
         click.echo(json.dumps(run_session(chosen, **options)))
     except IchfastError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from bench.measure import BenchError
+from bench.harness.measure import BenchError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

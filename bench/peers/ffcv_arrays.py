@@ -37,7 +37,7 @@ from ffcv.transforms import ToTensor, ToTorchImage
 from ffcv.traversal_order.base import TraversalOrder
 from ffcv.writer import DatasetWriter
 
-from bench.measure import BenchError
+from bench.harness.measure import BenchError
 from bench.peers.ffcv_operations import Halve, ParallelDecoder, Show
 from bench.peers.task import LoaderTask
 from ichfast.augment.geometry import count_halvings

@@ -15,9 +15,14 @@ from dataclasses import replace
 
 import torch
 
-from bench.measure import Contender, Meter, Record
-from bench.steps import load_resident, make_recipe, make_run_loader, make_trainer
-from bench.workload import Workload
+from bench.harness.measure import Contender, Meter, Record
+from bench.harness.steps import (
+    load_resident,
+    make_recipe,
+    make_run_loader,
+    make_trainer,
+)
+from bench.harness.workload import Workload
 from ichfast.loading.splits import split_slices
 from ichfast.runs.run import train_run
 from ichfast.training.inference import predict_logits

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import fn, pipeline_def, types  # noqa: TID251 - the limit
 
-from bench.measure import Contender, Meter, Record
+from bench.harness.measure import Contender, Meter, Record
+from bench.harness.workload import Workload, common_slices
 from bench.peers import PEERS, peers_of, reason_to_skip
 from bench.peers.task import LoaderTask
-from bench.workload import Workload, common_slices
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import draw
 from ichfast.loading.config import measure_normalization

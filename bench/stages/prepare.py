@@ -3,8 +3,8 @@
 The page cache is hot: it is filled in sequence, and every turn reads the same files.
 What is compared writes to the same place:
 
-* in memory, where the machine has room for it: processors are compared. ``cp``
-  copies twice there and does nothing else; `bench.barest` also clips and sums up what
+* in memory, where the machine has room for it: processors are compared. ``cp`` copies
+  twice there and does nothing else; `bench.limits.barest` also clips and sums up what
   it copies, so it shows how far from ``cp`` that alone is.
 * on disk, where all end with what they wrote being there after a power cut: prepare
   always does, ``cp`` is followed by ``sync``, the barest copy by ``fsync``.
@@ -25,13 +25,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.barest import BarestCopiers
-from bench.measure import BenchError, Contender, Meter, Record
-from bench.pagecache import fill_cache
+from bench.harness.measure import BenchError, Contender, Meter, Record
+from bench.harness.pagecache import fill_cache
+from bench.harness.workload import MEMORY_DIR, Workload
+from bench.inputs.syntaxes import encode_in_syntaxes
+from bench.limits.barest import BarestCopiers
 from bench.peers import peers_of, reason_to_skip
 from bench.peers.converters import ConverterPool
-from bench.syntaxes import encode_in_syntaxes
-from bench.workload import MEMORY_DIR, Workload
 from ichfast.dicom.slices import read_slices
 from ichfast.prepare.prepare import UNIT_ENTRIES, prepare_store
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL

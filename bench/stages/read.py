@@ -5,11 +5,11 @@ copy alone, by as many threads, out of a memory map into as much memory as the r
 fills. (A reader cannot do that: a shard cut short would end the process. System calls
 may come out a little ahead of it, likely because a map has pages of 4 KiB.)
 
-Cold, the cache is emptied before each turn (``posix_fadvise(DONTNEED)``, which takes
-no privilege; what the disk or a hypervisor keeps is beyond it), and the store is read
-past the cache, as one larger than the memory is. The limits are bare threads that ask
-the disk for the same slices in the same order (`bench.disk`), fio where it is installed
-(`bench.fio`), and the same bytes in sequence.
+Cold, the cache is emptied before each turn (``posix_fadvise(DONTNEED)``, which takes no
+privilege; what the disk or a hypervisor keeps is beyond it), and the store is read past
+the cache, as one larger than the memory is. The limits are bare threads that ask the
+disk for the same slices in the same order (`bench.limits.disk`), fio where it is
+installed (`bench.limits.fio`), and the same bytes in sequence.
 
 Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
 """
@@ -24,11 +24,11 @@ from contextlib import closing
 import numpy as np
 import numpy.typing as npt
 
-from bench.disk import BLOCK_BYTES, Disk
-from bench.fio import Fio
-from bench.measure import BenchError, Clocked, Contender, Meter, Record
-from bench.pagecache import drop_cache
-from bench.workload import Workload, common_slices
+from bench.harness.measure import BenchError, Clocked, Contender, Meter, Record
+from bench.harness.pagecache import drop_cache
+from bench.harness.workload import Workload, common_slices
+from bench.limits.disk import BLOCK_BYTES, Disk
+from bench.limits.fio import Fio
 from ichfast.loading.config import source_shapes
 from ichfast.loading.prefetch import ReadAhead, Wanted, batches_ahead, num_readers
 from ichfast.store.shards import PIXEL_DTYPE, shard_path

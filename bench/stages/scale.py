@@ -21,13 +21,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.copies import SIDE, write_copies
-from bench.measure import Contender, Meter, Record
-from bench.opening import measure_opening
-from bench.peak import watch_command
-from bench.ranks import Ranks
+from bench.harness.measure import Contender, Meter, Record
+from bench.harness.opening import measure_opening
+from bench.harness.peak import watch_command
+from bench.harness.ranks import Ranks
+from bench.harness.workload import Workload
+from bench.inputs.copies import SIDE, write_copies
 from bench.stages.loader import make_task, pick_slices
-from bench.workload import Workload
 from ichfast.loading.sampler import Sampler
 from ichfast.store.levels import SMALL_LEVEL
 from ichfast.store.store import Store

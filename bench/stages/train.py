@@ -14,11 +14,16 @@ from functools import partial
 import numpy as np
 import torch
 
-from bench.measure import Contender, Meter, Record
+from bench.harness.measure import Contender, Meter, Record
+from bench.harness.steps import (
+    load_resident,
+    make_recipe,
+    make_run_loader,
+    make_trainer,
+)
+from bench.harness.workload import Workload
 from bench.peers import peers_of
 from bench.peers.timm_step import TimmTrainer
-from bench.steps import load_resident, make_recipe, make_run_loader, make_trainer
-from bench.workload import Workload
 from ichfast.runs.run import build_run_model
 from ichfast.store.store import Store
 

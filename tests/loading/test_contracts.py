@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.steps import ResidentBatches
+from bench.harness.steps import ResidentBatches
 from ichfast.loading.batch import Batch
 from ichfast.loading.sampler import Sampler
 from tests.loading.contracts import check_loader, check_ranks

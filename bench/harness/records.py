@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.estimates import Estimate
-from bench.measure import BenchError, Record
+from bench.harness.estimates import Estimate
+from bench.harness.measure import BenchError, Record
 
-RESULTS_DIR = Path(__file__).parent / "results"
+RESULTS_DIR = Path(__file__).parents[1] / "results"
 """Files that are committed."""
 
 

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bench.estimates import estimate
-from bench.fleet import Node, Storage, bottleneck, part_rates
-from bench.measure import BenchError, Record
+from bench.harness.estimates import estimate
+from bench.harness.measure import BenchError, Record
+from bench.harness.records import RESULTS_DIR, read_newest, write_records
 from bench.plot import draw
-from bench.quantities import ASSUMED, find_quantities
 from bench.readme import README, make_block, replace_block
 from bench.readme import main as readme_main
-from bench.records import RESULTS_DIR, read_newest, write_records
 from bench.scale import NUM_GPUS, check_ranks
 from bench.scale import main as scale_main
+from bench.scaling.fleet import Node, Storage, bottleneck, part_rates
+from bench.scaling.quantities import ASSUMED, find_quantities
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def record_of(

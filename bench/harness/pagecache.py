@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.disk import read_bytes
+from bench.limits.disk import read_bytes
 
 
 def fill_cache(files: Sequence[Path]) -> None:

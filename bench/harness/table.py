@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.estimates import WANTED_COVERAGE
-from bench.measure import Record
+from bench.harness.estimates import WANTED_COVERAGE
+from bench.harness.measure import Record
 
 HEADER = ("stage", "case", "what", "median", "MB/s", "95 %", "ichfast is", "")
 

@@ -1,6 +1,6 @@
 """What opening a store costs a process that has done nothing before.
 
-python -m bench.opening STORE
+python -m bench.harness.opening STORE
 
 Prints the seconds and, as MiB, the peak memory of the process, on one line.
 """
@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from bench.measure import BenchError
-from bench.peak import peak_of
+from bench.harness.measure import BenchError
+from bench.harness.peak import peak_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
 
 
@@ -25,7 +25,7 @@ def measure_opening(store: Path) -> tuple[float, float]:
     Raises:
         BenchError: it could not be opened, or not in time.
     """
-    command = [sys.executable, "-m", "bench.opening", str(store)]
+    command = [sys.executable, "-m", "bench.harness.opening", str(store)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=ROOT

@@ -21,12 +21,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bench.measure import BenchError, Meter, Record
+from bench.harness.measure import BenchError, Meter, Record
+from bench.harness.records import RESULTS_DIR, read_records, write_records
+from bench.harness.table import format_table, summarize
+from bench.harness.workload import Workload, choose_scratch, default_cache_dir
 from bench.peers import parse_peers
 from bench.plot import write_figure
-from bench.records import RESULTS_DIR, read_records, write_records
-from bench.table import format_table, summarize
-from bench.workload import Workload, choose_scratch, default_cache_dir
 from ichfast.models.build import ARCHS, ModelConfig
 from ichfast.prepare.prepare import UNIT_ENTRIES
 from ichfast.recipes.resolve import fitting_batch_size

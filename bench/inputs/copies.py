@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.workload import check_space
+from bench.harness.workload import check_space
 from ichfast.synth.dataset import synthesize
 
 FILES_A_FOLDER = 1000

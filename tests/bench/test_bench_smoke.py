@@ -21,33 +21,33 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench.barest import BarestCopiers, copy_slices
 from bench.compare import compare
 from bench.compare import main as compare_main
-from bench.copies import write_copies
-from bench.estimates import estimate, ratio_of
-from bench.measure import BenchError, Contender, Meter, Record
-from bench.pagecache import drop_cache
-from bench.peak import watch_command
-from bench.peers import PEERS, parse_peers, reason_to_skip
-from bench.plot import main as plot_main
-from bench.ranks import Ranks
-from bench.records import read_records, write_records
-from bench.scale import check_ranks
-from bench.session import (
+from bench.harness.estimates import estimate, ratio_of
+from bench.harness.measure import BenchError, Contender, Meter, Record
+from bench.harness.pagecache import drop_cache
+from bench.harness.peak import watch_command
+from bench.harness.ranks import Ranks
+from bench.harness.records import read_records, write_records
+from bench.harness.session import (
     SIZED_STAGES,
     STAGE_S,
     guess_time_left,
     make_workload,
     run_stage,
 )
+from bench.harness.table import format_table, summarize
+from bench.harness.workload import Workload, check_space, choose_scratch
+from bench.inputs.copies import write_copies
+from bench.inputs.syntaxes import encode_in_syntaxes
+from bench.limits.barest import BarestCopiers, copy_slices
+from bench.peers import PEERS, parse_peers, reason_to_skip
+from bench.plot import main as plot_main
+from bench.scale import check_ranks
 from bench.stages import STAGES
 from bench.stages.loader import CopyAlone, gpu_copies, make_task, open_loader
 from bench.stages.prepare import copy_folders
-from bench.syntaxes import encode_in_syntaxes
-from bench.table import format_table, summarize
 from bench.throughput import main as throughput_main
-from bench.workload import Workload, check_space, choose_scratch
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.dicom.slices import read_slices
@@ -56,7 +56,7 @@ from ichfast.models.build import ARCHS
 from ichfast.recipes.reference import exp_30
 from ichfast.windows import parse_window
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +428,8 @@ def test_a_syntax_is_left_out_where_its_package_is_missing_and_for_nothing_else(
     content = min((toy.heads_dir / "dicom").rglob("*.dcm")).read_bytes()
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     monkeypatch.setattr(
-        "bench.syntaxes.get_encoder", lambda _: SimpleNamespace(available_plugins=())
+        "bench.inputs.syntaxes.get_encoder",
+        lambda _: SimpleNamespace(available_plugins=()),
     )
     encoded, left_out = encode_in_syntaxes([content])
     assert all(name.endswith(("endian", "deflated")) for name in encoded)
@@ -699,9 +700,9 @@ def test_a_file_out_of_the_page_cache_is_noticed_and_so_is_one_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(2**20))
-    monkeypatch.setattr("bench.pagecache._is_cached", lambda *_: True)
+    monkeypatch.setattr("bench.harness.pagecache._is_cached", lambda *_: True)
     assert "does not let go" in drop_cache([tmp_path / "file"])
-    monkeypatch.setattr("bench.pagecache._is_cached", lambda *_: False)
+    monkeypatch.setattr("bench.harness.pagecache._is_cached", lambda *_: False)
     assert drop_cache([tmp_path / "file"]) == ""
 
 
@@ -777,7 +778,10 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     ("resource", "message"),
     [
         ("shutil.disk_usage", "GiB left, the benchmark needs "),
-        ("bench.workload.available_memory", "GiB of memory are free, making the"),
+        (
+            "bench.harness.workload.available_memory",
+            "GiB of memory are free, making the",
+        ),
     ],
 )
 def test_a_set_that_does_not_fit_is_refused_before_it_is_made(
@@ -786,7 +790,7 @@ def test_a_set_that_does_not_fit_is_refused_before_it_is_made(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     free = {"shutil.disk_usage": lambda _: SimpleNamespace(free=1 << 20)}
     monkeypatch.setattr(resource, free.get(resource, lambda: 1 << 20))
-    monkeypatch.setattr("bench.workload.synthesize", None)
+    monkeypatch.setattr("bench.harness.workload.synthesize", None)
     done = CliRunner().invoke(throughput_main, ["prepare", "--device", "cpu"])
     assert done.exit_code == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
@@ -805,8 +809,8 @@ def noted_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         meter.on_record(replace(record_of(f"my {stage}", [1.0, 2.0]), stage=stage))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("bench.session.run_stage", run)
-    monkeypatch.setattr("bench.session.RESULTS_DIR", tmp_path / "results")
+    monkeypatch.setattr("bench.harness.session.run_stage", run)
+    monkeypatch.setattr("bench.harness.session.RESULTS_DIR", tmp_path / "results")
     return asked
 
 
@@ -851,7 +855,7 @@ def test_an_interrupted_benchmark_keeps_what_it_measured_and_says_where(
         if stage == "loader":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.session.run_stage", run)
+    monkeypatch.setattr("bench.harness.session.run_stage", run)
     done = CliRunner().invoke(throughput_main, ["--device", "cpu"])
     assert done.exit_code == 1
     (kept,) = (tmp_path / "cache").rglob("*.jsonl")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.bigstore import write_big_store
+from bench.inputs.bigstore import write_big_store
 from ichfast.store.store import Store
 
 

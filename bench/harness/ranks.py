@@ -16,7 +16,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-from bench.measure import BenchError
+from bench.harness.measure import BenchError
 from bench.peers.task import LoaderTask
 
 TIMEOUT_S = 120.0

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.disk import Disk
-from bench.fio import Fio, parse_reads
-from bench.measure import BenchError, Clocked, Contender, Meter
+from bench.harness.measure import BenchError, Clocked, Contender, Meter
+from bench.harness.table import format_table
+from bench.harness.workload import Workload
+from bench.limits.disk import Disk
+from bench.limits.fio import Fio, parse_reads
 from bench.stages.read import measure
-from bench.table import format_table
-from bench.workload import Workload
 from ichfast.loading.prefetch import num_readers
 from ichfast.store.shards import NPY_HEADER_BYTES
 
@@ -144,7 +144,7 @@ def test_fio_that_is_absent_fails_or_hangs_is_an_error_that_says_so(
     install_fio("echo no such option >&2; exit 3")
     with pytest.raises(BenchError, match=r"fio failed: no such option \(status 3\)"):
         make_fio(tmp_path).read()
-    monkeypatch.setattr("bench.fio.PATIENCE_S", 0.2)
+    monkeypatch.setattr("bench.limits.fio.PATIENCE_S", 0.2)
     install_fio("while :; do :; done")
     with pytest.raises(BenchError, match=r"fio did not end in 0\.2 s"):
         make_fio(tmp_path).read()
@@ -232,7 +232,7 @@ def test_the_cold_case_has_every_limit_or_says_by_name_why_not(
     install_fio: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bench.pagecache._is_cached", lambda *_: False)
+    monkeypatch.setattr("bench.harness.pagecache._is_cached", lambda *_: False)
     if script:
         install_fio(f"PATH=/bin:/usr/bin\n{script}")
     records = measure(workload, Meter(device="cpu", repeats=2, warmup=0))

@@ -8,7 +8,7 @@ Promises:
    process before a turn: what reads ahead does not slow whoever comes next. A program
    that clocks itself is believed, so that its start does not count.
 3. A figure is the median of its turns, with the interval that holds the true median
-   with the stated coverage (`bench.estimates`).
+   with the stated coverage (`bench.harness.estimates`).
 4. A ratio is the median of the ratios turn by turn, with an interval of its own.
 5. A figure whose interval is wide says that it is noisy.
 6. A record holds all that is needed to repeat or doubt it, and no name or path.
@@ -26,7 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bench.estimates import Estimate, estimate, ratio_of
+from bench.harness.estimates import Estimate, estimate, ratio_of
 from ichfast.errors import IchfastError
 from ichfast.system.environment import describe_environment
 
@@ -296,7 +296,7 @@ def _now() -> str:
 
 def _commit() -> str:
     """The checkout's commit, and whether the code that ran is that of the commit."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     commit = _git(root, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return "unknown"

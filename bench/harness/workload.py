@@ -4,7 +4,7 @@ Without ``--store`` the slices are synthetic heads, made once into a cache folde
 
     <cache>/heads-2048x512/     dicom/ and labels.csv (`ichfast.synth`)
     <cache>/store-2048x512/     the store prepared from them
-    <cache>/holes-1000/         1,000 slices without pixels (`bench.bigstore`)
+    <cache>/holes-1000/         1,000 slices without pixels (`bench.inputs.bigstore`)
 
 1. A cached set is complete or not there: it is renamed into place.
 2. Before anything is made, free disk space and memory are compared with what it
@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bench.bigstore import write_big_store
-from bench.measure import BenchError
-from bench.pagecache import fill_cache
+from bench.harness.measure import BenchError
+from bench.harness.pagecache import fill_cache
+from bench.inputs.bigstore import write_big_store
 from ichfast.errors import StoreError
 from ichfast.labels import read_labels
 from ichfast.prepare.prepare import prepare_store

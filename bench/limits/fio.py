@@ -20,7 +20,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import BenchError, Clocked
+from bench.harness.measure import BenchError, Clocked
 from ichfast.store.shards import NPY_HEADER_BYTES
 
 RUN_S = 20
@@ -120,7 +120,7 @@ def parse_reads(output: str, slice_bytes: int) -> Clocked:
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(
             "fio printed no figures of its reads where its JSON has them; "
-            "bench/fio.py knows version 3"
+            "bench/limits/fio.py knows version 3"
         ) from error
     if num_bytes < slice_bytes:
         raise BenchError(f"fio read {num_bytes} bytes, less than a slice")

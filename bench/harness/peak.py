@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import BenchError
+from bench.harness.measure import BenchError
 
 POLL_S = 0.02
 KIB_IN_MIB = 1024

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.fleet import Node, Storage
-from bench.measure import BenchError, Record
-from bench.records import hardware_of
+from bench.harness.measure import BenchError, Record
+from bench.harness.records import hardware_of
+from bench.scaling.fleet import Node, Storage
 from ichfast.loading.graph import MOST_THREADS
 
 MB = 1e6

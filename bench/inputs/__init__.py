@@ -1,0 +1,1 @@
+"""What is measured with: stores, copies, files of every transfer syntax."""

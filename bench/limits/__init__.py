@@ -1,0 +1,1 @@
+"""The limits that figures are held to: copies, disks, barest loops."""

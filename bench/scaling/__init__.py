@@ -1,0 +1,1 @@
+"""A model of where the bottleneck lies with many GPUs."""
