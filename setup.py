@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ichfast", "ichfast.*"]),
-    package_data={"ichfast": ["py.typed", "report/page.html.jinja"]},
+    package_data={"": ["*.pyi"], "ichfast": ["py.typed", "report/page.html.jinja"]},
     install_requires=[
         "numpy>=1.26",
         "pandas>=2.2",
@@ -29,6 +29,7 @@ setup(
         "pydicom>=3.0.1",
         "google-crc32c>=1.5",
         "click>=8.1",
+        "lazy_loader>=0.5",
         "tqdm>=4.66",
         "torch>=2.6",
         "timm>=1.0.12",
@@ -49,6 +50,7 @@ setup(
         "bench": ["albumentations>=2.0", "monai>=1.6", "imagecodecs>=2025.3.30"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff==0.17.6",
             "mypy==2.4.1",
             "pandas-stubs",

@@ -1,1 +1,5 @@
 """Augmentation: what may be drawn, the draws, and the NumPy reference."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """A trained run as a file that needs only torch or ONNX Runtime."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """DICOM sources to a store, in parallel and resumable."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
