@@ -57,7 +57,7 @@ def test_faster_steps_are_the_same_steps(setting: str) -> None:
     faster = make_stepper(replace(CONFIG, **{setting: True}))  # type: ignore[arg-type]
     # float32 sums in another order, and twenty steps that build on each other.
     np.testing.assert_allclose(take_steps(faster), plain, rtol=2e-2)
-    assert faster._forward is not faster.model
+    assert faster._phase.network.forward is not faster.model
 
 
 def test_waiting_is_read_from_the_devices_clock() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ichfast.runs.device import LARGEST, double_while
+from ichfast.runs.device import MAX_BATCH_SIZE, double_while
 
 
 @pytest.mark.parametrize(
-    ("room", "expected"), [(0, 0), (1, 1), (7, 4), (64, 64), (10**9, LARGEST)]
+    ("room", "expected"), [(0, 0), (1, 1), (7, 4), (64, 64), (10**9, MAX_BATCH_SIZE)]
 )
 def test_the_largest_that_fits_is_taken(room: int, expected: int) -> None:
     tried: list[int] = []

@@ -9,14 +9,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runs.folder import RunRecord, write_record
+from ichfast.runs.folder import make_record, write_record
 from ichfast.store.store import Store
-from ichfast.system.environment import describe_environment
 from ichfast.training.checkpoint import BEST, save_checkpoint
 from ichfast.training.history import METRICS
 
@@ -41,15 +39,7 @@ def write_run(
     """Write a run's folder as if it had trained two epochs on a store."""
     recipe = tiny_recipe(*assignments, size=size)
     with Store(store_path) as store:
-        split = split_slices(store, recipe.folds)
-        record = RunRecord(
-            recipe=recipe,
-            normalization=measure_normalization(store, split.train_N, recipe.data),
-            store=str(store_path),
-            store_plan=dict(store.header.plan),
-            counts=split.counts(store),
-            environment=describe_environment(),
-        )
+        record = make_record(recipe, store, split_slices(store, recipe.folds))
     path.mkdir(parents=True)
     write_record(path, record)
     history = [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))]

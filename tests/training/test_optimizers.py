@@ -1,7 +1,4 @@
-"""Optimizers do what their papers say, in the implementation that is fastest.
-
-Ranger looks ahead from the right weights; its twin is held in `test_optim`.
-"""
+"""Optimizers compute what their papers say, and continue from saved states."""
 
 from __future__ import annotations
 
@@ -83,7 +80,7 @@ def test_an_optimizer_equals_the_twin_of_its_paper(
     ]
     optimizer = make_optimizer(name, params, **settings)
     twin = twin_class(weights=list(params), **settings)
-    for _ in range(20):  # across RAdam's change of law and three looks ahead
+    for _ in range(20):  # RAdam rectifies from step 6 on; Lookahead synchronizes thrice
         grads = [grad_scale * torch.randn(p.shape, generator=generator) for p in params]
         for parameter, grad in zip(params, grads, strict=True):
             parameter.grad = grad.clone()
@@ -239,6 +236,53 @@ def test_adam_refuses_the_state_of_the_other_adam(
         CheckpointError, match=f"the checkpoint's Adam is {written_by}'s"
     ):
         reader.load_state_dict(writer.state_dict())
+
+
+APEX_LAMB = (
+    "params", "lr", "betas", "eps", "weight_decay", "bias_correction",
+    "grad_averaging", "max_grad_norm", "step",
+)  # fmt: skip
+"""What a parameter group of apex's FusedLAMB holds."""
+
+
+def test_lamb_continues_from_the_state_of_apex() -> None:
+    model, resumed = make_model(), make_model()
+    writer = make_optimizer("lamb", decay_groups(model), **SETTINGS)
+    train(model, writer, range(3))
+    state = writer.state_dict()
+    for group in state["param_groups"]:
+        for name in group.keys() - APEX_LAMB:
+            del group[name]
+        group["step"] = 3
+    resumed.load_state_dict(model.state_dict())
+    reader = make_optimizer("lamb", decay_groups(resumed), **SETTINGS)
+    reader.load_state_dict(through_a_file(state))
+    train(model, writer, range(3, 9))
+    train(resumed, reader, range(3, 9))
+    assert torch.equal(weights_of(resumed), weights_of(model))
+
+
+class FusedLAMB(Optimizer):
+    """Takes apex's settings and no steps."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, settings)
+
+
+def test_apex_reads_the_steps_of_lamb_as_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model()
+    writer = make_optimizer("lamb", decay_groups(model), **SETTINGS)
+    train(model, writer, range(3))
+    monkeypatch.setattr(
+        optimizers, "_find_implementation", lambda *_: (FusedLAMB, "apex")
+    )
+    apex = make_optimizer("lamb", decay_groups(make_model()), **SETTINGS)
+    apex.load_state_dict(through_a_file(writer.state_dict()))
+    steps = [group["step"] for group in apex.param_groups]
+    assert steps == [3, 3]
+    assert all(type(step) is int for step in steps)
 
 
 @every_optimizer

@@ -46,7 +46,7 @@ def test_a_compiled_network_trains_the_same(
     expected = without_clock(fit(plain))
     for row, wanted in zip(without_clock(fit(compiled)), expected, strict=True):
         assert row == pytest.approx(wanted, rel=1e-5)
-    assert compiled.stepper._forward is not compiled.stepper.model
+    assert compiled.stepper._phase.network.forward is not compiled.stepper.model
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(

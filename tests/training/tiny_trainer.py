@@ -122,7 +122,7 @@ def make_trainer(
 def fit(
     trainer: Trainer, *, poison: int | None = None, batch_size: int = BATCH_SIZE
 ) -> History:
-    ranks = trainer.ranks
+    ranks = trainer.stepper.ranks
     return trainer.fit(
         FakeLoader(shuffle=True, poison=poison, batch_size=batch_size, ranks=ranks),
         FakeLoader(shuffle=False, batch_size=batch_size, ranks=ranks),
