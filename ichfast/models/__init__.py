@@ -1,1 +1,1 @@
-"""The four backbones and their weights."""
+"""Backbones and their weights."""

@@ -1,1 +1,1 @@
-"""A recipe applied to a store, and the folder it leaves."""
+"""Runs: a recipe applied to a store, and the folder it leaves."""

@@ -1,4 +1,4 @@
-"""Runs without training: the folder that a run leaves, with random weights."""
+"""Folders of runs as if they had trained, with random weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ichfast.training.checkpoint import BEST, save_checkpoint
 from ichfast.training.history import METRICS
 
 HEAD_GAIN = 3000.0
-"""Random weights hardly tell slices apart; their head is made to."""
+"""Factor of the head's random weights, so that slices get different logits."""
 
 
 def tiny_recipe(*assignments: str, size: int = 32) -> Recipe:
@@ -49,7 +49,7 @@ def write_run(
 
 
 def _weights(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
-    """Random weights whose answers differ from slice to slice."""
+    """Random weights whose logits differ from slice to slice."""
     torch.manual_seed(seed)
     model = build_model(
         recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
@@ -64,7 +64,7 @@ def _weights(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
 def write_folds(
     folder: Path, store_path: Path, *assignments: str, folds: Sequence[int] = (0, 1)
 ) -> list[Path]:
-    """Write one run a fold."""
+    """Write one run per fold."""
     return [
         write_run(
             folder / f"fold{k}", store_path, f"folds.fold={k}", *assignments, seed=k

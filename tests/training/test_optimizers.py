@@ -39,7 +39,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 @every_optimizer
 @pytest.mark.parametrize("num_steps_before", [1, 5, 6, 7, 13])
-def test_a_resumed_optimizer_goes_on_bit_for_bit(
+def test_a_resumed_optimizer_continues_bit_for_bit(
     name: str, num_steps_before: int
 ) -> None:
     model = make_model()
@@ -119,12 +119,12 @@ def test_weight_decay_is_decoupled_from_the_gradient(name: str) -> None:
     assert torch.equal(bias, torch.ones(3))
 
 
-def test_batch_norm_and_biases_do_not_decay_and_frozen_weights_stay_out() -> None:
+def test_batch_norm_and_biases_do_not_decay_and_frozen_weights_are_left_out() -> None:
     model = make_model()
-    decayed, spared = decay_groups(model)
+    decayed, exempt = decay_groups(model)
     assert [tuple(p.shape) for p in decayed["params"]] == [(5, 1, 3, 3), (6, 45)]
-    assert [p.numel() for p in spared["params"]] == [5, 5, 6]
-    assert spared["weight_decay"] == 0
+    assert [p.numel() for p in exempt["params"]] == [5, 5, 6]
+    assert exempt["weight_decay"] == 0
     assert "weight_decay" not in decayed
     model[0].requires_grad_(False)  # type: ignore[index]  # noqa: FBT003
     assert [len(group["params"]) for group in decay_groups(model)] == [1, 3]
@@ -136,7 +136,7 @@ def test_nothing_to_train_is_an_error() -> None:
         make_optimizer("adam", [], **SETTINGS)
 
 
-def test_an_unknown_optimizer_names_the_known() -> None:
+def test_an_unknown_optimizer_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="'sgd'; known are adam, radam, ranger, lamb"):
         make_optimizer("sgd", make_model().parameters(), **SETTINGS)
 
@@ -151,7 +151,7 @@ def write_module(path: Path, text: str) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to put modules in; none of them stays imported."""
+    """A folder for modules on the import path; none of them stays imported."""
     for name in [m for m in sys.modules if m.split(".")[0] in ("apex", "amp_C")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
@@ -190,10 +190,10 @@ def test_the_apex_of_nvidia_is_found(site: Path) -> None:
 
 
 class FusedAdam(torch.optim.Adam):
-    """Counts its steps in the group, as apex's does."""
+    """Counts its steps in the group, as that of apex does."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As apex's: the step stands in the group."""
+        """Put the step into the group."""
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             group["step"] = 3
@@ -204,10 +204,10 @@ class FusedAdam(torch.optim.Adam):
 def test_apex_runs_on_cuda_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     apex = SimpleNamespace(FusedAdam=FusedAdam, FusedLAMB=FusedAdam)
     monkeypatch.setattr(optimizers, "nvidia_apex", lambda: apex)
-    on_cuda, says = optimizers._find_implementation(name, torch.device("cuda"))
+    on_cuda, runs_as = optimizers._find_implementation(name, torch.device("cuda"))
     on_cpu, _ = optimizers._find_implementation(name, torch.device("cpu"))
     assert on_cuda is FusedAdam
-    assert "NVIDIA apex Fused" in says
+    assert "NVIDIA apex Fused" in runs_as
     assert on_cpu is not FusedAdam
 
 
@@ -304,7 +304,7 @@ def test_lookahead_starts_from_the_weights_before_the_first_step() -> None:
 
 
 def test_the_two_thresholds_of_the_reference_differ_in_one_step_only() -> None:
-    # Its Ranger rectifies where the length exceeds 5, in exp-30's notebook 4.
+    # Its Ranger rectifies above a length of 5, and of 4 in the notebook of exp-30.
     longest = 2 / (1 - 0.99) - 1
     lengths = [
         longest - 2 * step * 0.99**step / (1 - 0.99**step) for step in range(1, 100)
