@@ -1,14 +1,15 @@
-"""The four backbones by name, and the weights they start from.
+"""The backbones by name, and the models built from them.
 
-What a built model promises:
+A new backbone is one entry of `ARCHS`: command line, recipes, benchmark and tests take
+the names from there. Only this module builds with timm.
+
+A built model promises:
 
 1. It takes images (B, in_chans, H, W) of any size from 64 pixels on and gives
-   logits (B, K); its weights are channels-last, and it keeps channels-last
-   images channels-last to the end.
-2. Its body is random, or every tensor of it comes from one file, as `weights` and
-   `pretrained` promise.
-
-Only this module imports timm.
+   logits (B, K). Its weights are channels-last, and channels-last images stay so in
+   all its layers.
+2. Its body is random, or every tensor of it comes from one file
+   (`models.weights.load_weights`).
 
 Shape letters: B slices, C channels, H rows, W columns, K classes.
 """
@@ -33,16 +34,17 @@ HEADS = ("linear", "concat-pool")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arch:
-    """What stands behind a name of `ARCHS`."""
+    """How a backbone is built."""
 
     timm_name: str | None
-    """timm's model and, after the dot, weights; None: written here, no weights."""
+    """timm's model and, after the dot, its weights; None for `XResNet50Attn`, which
+    has no published weights."""
 
     timm_options: Mapping[str, float] = field(default_factory=dict)
-    """What timm's model is built with beside channels and classes."""
+    """Further arguments of `timm.create_model`."""
 
     heads: tuple[str, ...] = ("linear",)
-    """The heads of `HEADS` it can have."""
+    """The heads of `HEADS` that it can have."""
 
 
 ARCHS: dict[str, Arch] = {
@@ -54,7 +56,36 @@ ARCHS: dict[str, Arch] = {
     "res2net50": Arch(timm_name="res2net50_26w_4s.in1k"),
     "resnext50": Arch(timm_name="resnext50_32x4d.tv_in1k", heads=HEADS),
 }
-"""The backbones by name. resnext50 takes torchvision's weights, as the reference."""
+"""The backbones by name. resnext50 takes torchvision's weights, as in the reference."""
+
+PRETRAINED = ("yes", "try", "no")
+"""``yes``: ImageNet weights, or an error if they cannot be had; ``try``: ImageNet
+weights, or a warning and random ones; ``no``: random weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network of a run, and the weights it starts from."""
+
+    arch: str
+    """One of `ARCHS`."""
+
+    head: str = "linear"
+    """One of `HEADS`."""
+
+    pretrained: str = "no"
+    """One of `PRETRAINED`."""
+
+    weights: str = ""
+    """A file to start from: safetensors, or a checkpoint of another run."""
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHS:
+            raise RecipeError(unknown("architecture", self.arch, ARCHS))
+        if self.pretrained not in PRETRAINED:
+            raise RecipeError(
+                f"model.pretrained is yes, try or no, got {self.pretrained!r}"
+            )
 
 
 def build_model(
@@ -69,13 +100,13 @@ def build_model(
     """Build a backbone with its head, on the CPU, in float32 and channels-last.
 
     Args:
-        arch: a name of `ARCHS`.
+        arch: one of `ARCHS`.
         in_chans: channels of the images, 1 or 3.
         num_classes: K.
-        pretrained: start from timm's ImageNet weights; needs a network, once.
-        weights: start from this file instead; `models.weights.load_weights` says which
-            files will do.
-        head: a name of `HEADS`.
+        pretrained: start from timm's ImageNet weights, which are downloaded once.
+        weights: start from this file instead, of a kind that
+            `models.weights.load_weights` takes.
+        head: one of `HEADS`.
 
     Returns:
         The model, in training mode; images (B, C, H, W) to logits (B, K).
@@ -84,7 +115,9 @@ def build_model(
         ModelError: an unknown name, settings that exclude each other, weights
             that cannot be had, or weights that do not fit.
     """
-    settings = _find_arch(arch)
+    if arch not in ARCHS:
+        raise ModelError(unknown("arch", arch, ARCHS))
+    settings = ARCHS[arch]
     if in_chans not in (1, 3):
         raise ModelError(f"a model takes 1 or 3 channels, got {in_chans}")
     if head not in settings.heads:
@@ -107,15 +140,12 @@ def build_model(
 
 
 def body_and_head(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split a model's parameters for a phase with a frozen body.
+    """Split the parameters of a built model for a phase with a frozen body.
 
-    Batch norm trains in a frozen body, so it counts as head here.
-
-    Args:
-        model: what `build_model` returned.
+    Batch norm trains even in a frozen body, so it counts as head here.
 
     Returns:
-        The body's parameters, to freeze; and the rest, to train. Together all.
+        The body's parameters, to freeze, and all others, to train.
 
     Source:
         fastai v1, `Learner.freeze_to` with `train_bn`.
@@ -131,32 +161,24 @@ def body_and_head(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """Let batch norm take its statistics over all ranks; on GPUs only.
-
-    Args:
-        model: what `build_model` returned; not to be used any more.
+    """Compute batch norm's statistics over all ranks; works on GPUs only.
 
     Returns:
-        The same network; names and weights stay.
+        The network of `model`, with the same names and weights; `model` itself must
+        not be used any more.
     """
     synchronized: nn.Module = timm.layers.convert_sync_batchnorm(model)
     return synchronized
 
 
 class ConcatPool(nn.Module):
-    """The maximum and the mean over the positions, one behind the other."""
+    """Pools the positions by maximum and by mean, and concatenates both."""
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Shape (B, 2 C): C maxima, then C means."""
         return torch.cat(
             [features_BCHW.amax(dim=(2, 3)), features_BCHW.mean(dim=(2, 3))], dim=1
         )
-
-
-def _find_arch(arch: str) -> Arch:
-    if arch not in ARCHS:
-        raise ModelError(unknown("arch", arch, ARCHS))
-    return ARCHS[arch]
 
 
 def _build(settings: Arch, *, in_chans: int, num_classes: int) -> nn.Module:
@@ -177,7 +199,7 @@ def _head_name(model: nn.Module) -> str:
 
 
 def _set_concat_pool_head(model: nn.Module, num_classes: int) -> None:
-    # Source: fastai v1, `create_head` with its defaults; Kaiming-initialised.
+    # Source: fastai v1, `create_head` with its defaults; Kaiming-initialized.
     old_head = model.get_submodule("fc")
     assert isinstance(old_head, nn.Linear)
     num_features = 2 * old_head.in_features
@@ -195,29 +217,3 @@ def _set_concat_pool_head(model: nn.Module, num_classes: int) -> None:
         nn.Dropout(0.5),
         linears[1],
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """Which network, and what it starts from."""
-
-    arch: str
-    """A name of `models.build.ARCHS`."""
-
-    head: str = "linear"
-    """``linear``, or the reference's ``concat-pool``."""
-
-    pretrained: str = "no"
-    """``yes``: ImageNet weights or an error; ``try``: or, with a warning, random
-    ones where there is no network; ``no``."""
-
-    weights: str = ""
-    """A file to start from: safetensors, or a checkpoint of another run."""
-
-    def __post_init__(self) -> None:
-        if self.arch not in ARCHS:
-            raise RecipeError(unknown("architecture", self.arch, ARCHS))
-        if self.pretrained not in ("yes", "try", "no"):
-            raise RecipeError(
-                f"model.pretrained is yes, try or no, got {self.pretrained!r}"
-            )

@@ -1,4 +1,4 @@
-"""Which number format a model computes in, as data rather than branches."""
+"""The number format of a model, as data rather than branches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ DTYPES = {
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
+"""Number formats by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,15 @@ class Amp:
     """``cpu`` or ``cuda``."""
 
     dtype: torch.dtype
-    """What convolutions compute in; float32 switches autocast off."""
+    """Format of the convolutions; float32 switches autocast off."""
 
     @property
     def needs_scaler(self) -> bool:
-        """float16 gradients underflow unless the loss is scaled."""
+        """Whether the loss must be scaled, as float16 gradients underflow otherwise."""
         return self.dtype is torch.float16
 
     def autocast(self) -> torch.autocast:
-        """The context to run a model in."""
+        """The context in which a model runs."""
         return torch.autocast(
             self.device_type,
             dtype=self.dtype if self.dtype is not torch.float32 else None,
@@ -40,11 +41,11 @@ class Amp:
 
 
 def choose_amp(name: str, device: torch.device) -> Amp:
-    """Choose the number format: by name, or the best the device has.
+    """Choose the number format, by name or as the best of the device.
 
     Args:
-        name: ``bf16``, ``fp16``, ``fp32``, or ``auto``: bfloat16 where the GPU has
-            it, else float16; float32 on a CPU.
+        name: ``bf16``, ``fp16``, ``fp32``, or ``auto``: bfloat16 if the GPU has it,
+            else float16; float32 on a CPU.
         device: where the model runs.
 
     Raises:

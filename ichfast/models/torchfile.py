@@ -1,7 +1,8 @@
-"""A file of `torch.save` that nobody vouches for.
+"""Reading untrusted files of `torch.save`.
 
-`torch.load` runs no code of it (``weights_only``), but allocates whatever it asks for:
-members that unpack to a thousand times the file, or a bytearray of any length.
+With ``weights_only``, `torch.load` runs no code from a file, but it allocates as much
+memory as the file asks for: for members that unpack to a thousand times the file, or
+for a bytearray of any length. Both are refused here.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from typing import Any
 import torch
 
 _ALLOCATES = b"bytearray"
-"""What `torch.load` would call with any number. torch saves none."""
+"""A type that `torch.load` would create of any length. torch itself saves none."""
 
 _CHUNK_BYTES = 2**20
+"""Bytes of a file that are searched at once."""
 
 
 def load_torch_file(path: Path) -> Any:
-    """Read what a file holds, onto the CPU.
+    """Read the content of a file, onto the CPU.
 
     Raises:
-        UnpicklingError: it holds something else than tensors and plain values.
-        Exception: it is damaged; torch raises nearly anything then.
+        UnpicklingError: it holds something other than tensors and plain values.
+        Exception: it is damaged; torch raises almost any type.
     """
     if zipfile.is_zipfile(path):
         _check_members(path)
@@ -34,11 +36,11 @@ def load_torch_file(path: Path) -> Any:
 
 
 def _check_members(path: Path) -> None:
-    """Refuse a zip whose members are packed, which torch's are not, or overlap."""
+    """Refuse a zip whose members are compressed, as torch's never are, or overlap."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise zipfile.BadZipFile("its members are packed")
+        raise zipfile.BadZipFile("its members are compressed")
     num_bytes = sum(member.file_size for member in members)
     if num_bytes > path.stat().st_size:
         raise zipfile.BadZipFile(f"it would unpack to {num_bytes:,} bytes")

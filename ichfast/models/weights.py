@@ -1,36 +1,33 @@
-"""Weights from a file into a model.
+"""Weights: from a file into a model, and the ImageNet weights that timm publishes.
 
 Promises:
 
 1. No file can run code: only plain tensors are read.
-2. Every tensor of the body comes from the file; a file that fits in part is an
-   error. What is fitted is said in the log: a first convolution for three channels
-   is summed for one, a head of another shape gives way to the new one, and fastai's
-   names for mxresnet50 become ours.
+2. Every tensor of the body comes from the file; a file that fits in part is an error.
+   The log tells what is adapted: a first convolution for three channels is summed for
+   one, a head of another shape is left out, and fastai's names for mxresnet50 become
+   ours.
+3. ImageNet weights are downloaded once. Without a network they are refused within
+   seconds, in one line that says what to do.
 
-fastai v1's mxresnet50 with self-attention, tensor by tensor, as ours.
-
-That network is one `nn.Sequential` of unnamed layers, so its names are numbers:
+fastai v1's mxresnet50 with self-attention is one `nn.Sequential` of unnamed layers,
+so the names of its tensors are numbers:
 
     fastai                        ours
     0, 1, 2                       stem.0, stem.2, stem.4       convolution 0, norm 1
     4 to 7                        stages.0 to stages.3
       B.convs.0, .1, .2             B.convs.0, .2, .4          of block B
-      B.idconv                      B.shortcut.0 in stage 0, .1 behind the pool after
+      B.idconv                      B.shortcut.0 in stage 0, .1 in others, after a pool
       B.sa.gamma                    B.attention.gamma
       B.sa.conv.weight_orig         B.attention.conv.parametrizations.weight.original
       B.sa.conv.weight_u, _v        B.attention.conv.parametrizations.weight.0._u, ._v
     10                            fc
 
-Activations and pools have numbers too, and no tensors. The two ways of torch to keep
-a spectral norm hold the same three tensors.
+Activations and pools have numbers too, but no tensors. torch has two implementations
+of spectral norm; both store the same three tensors.
 
 Source:
     lessw2020/Ranger-Mish-ImageWoof-5, mxresnet.py; torch.nn.utils.spectral_norm.
-
-The ImageNet weights that timm publishes, downloaded once.
-
-Without a network they are refused within seconds, in one line that says what to do.
 """
 
 from __future__ import annotations
@@ -60,12 +57,12 @@ def load_weights(model: nn.Module, path: Path, *, arch: str, head: str) -> None:
     """Load a file into a model.
 
     Args:
-        model: what it is loaded into.
-        path: safetensors, or what `torch.save` wrote of a state dict or of a
-            checkpoint with one under ``model``; ours, timm's, or, for
-            `XResNet50Attn`, that of fastai's mxresnet50.
+        model: changed in place.
+        path: safetensors, or a torch file with a state dict, at its top or under
+            ``model``; ours, timm's, or, for `XResNet50Attn`, that of fastai's
+            mxresnet50.
         arch: the model's name, for messages.
-        head: the name of its last layer.
+        head: name of the model's last layer.
 
     Raises:
         ModelError: the file cannot be read, or does not fit.
@@ -84,7 +81,7 @@ def load_weights(model: nn.Module, path: Path, *, arch: str, head: str) -> None:
     ]
     if not problems:
         outcome = model.load_state_dict(found, strict=False)
-        problems = [f"{name} is not known here" for name in outcome.unexpected_keys]
+        problems = [f"{name} is unknown" for name in outcome.unexpected_keys]
         problems += [
             f"{name} is missing"
             for name in outcome.missing_keys
@@ -103,7 +100,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file by name, on the CPU.
 
     Raises:
-        ModelError: there is no file, it is damaged, or holds something else.
+        ModelError: there is no file, it is damaged, or it holds something else.
     """
     if not path.is_file():
         raise ModelError(f"no weights at {path}; --weights takes a file that exists")
@@ -115,10 +112,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} was refused: it holds something else than plain tensors, which "
+            f"{path} was refused: it holds something other than plain tensors, which "
             "could run code, or is damaged; save a state dict or use safetensors"
         ) from error
-    except Exception as error:  # torch raises nearly anything on a damaged file
+    except Exception as error:  # torch raises almost any type on a damaged file
         raise ModelError(
             f"{path} is damaged or not a file of weights: {first_line(error)}"
         ) from error
@@ -154,27 +151,23 @@ def _drop_other_head(
         return
     for name in shapes:
         del found[name]
-    logger.info("head of %s is of another shape; the new head starts random", path)
+    logger.info("head of %s has another shape; the new head starts random", path)
 
 
-MARKS = frozenset({"0.0.weight", "4.0.convs.0.0.weight", "10.weight"})
-"""Names by which a state dict of that network is known."""
+FASTAI_NAMES = frozenset({"0.0.weight", "4.0.convs.0.0.weight", "10.weight"})
+"""Names by which a state dict of fastai's mxresnet is recognized."""
 
 _SPECTRAL_NORM = {"weight_orig": "original", "weight_u": "0._u", "weight_v": "0._v"}
+"""Tensors of spectral norm: fastai's name, and ours in ``parametrizations.weight``."""
 
 
 def is_fastai_mxresnet(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the names of fastai's mxresnet."""
-    return tensors.keys() >= MARKS
+    return tensors.keys() >= FASTAI_NAMES
 
 
 def from_fastai_mxresnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names of `models.xresnet.XResNet50Attn`.
-
-    Args:
-        tensors: a state dict of fastai's mxresnet50; a name that is not in the
-            table above is kept.
-    """
+    """Rename fastai's tensors as in `XResNet50Attn`; other names are kept."""
     return {_rename(name): tensor for name, tensor in tensors.items()}
 
 
@@ -206,22 +199,25 @@ def _rename_in_block(stage: int, name: list[str]) -> str:
 
 
 CONNECT_TIMEOUT_S = 8.0
-"""How long the server of pretrained weights may take to answer, seconds."""
+"""Longest wait for the server of pretrained weights to answer, seconds."""
 
 HUB_FILE = "model.safetensors"
-"""The weights in a timm repository on the Hugging Face hub."""
+"""File of the weights in a timm repository on the Hugging Face hub."""
 
 
 def fetch_pretrained(arch: str, timm_name: str | None) -> Path:
-    """The file of a backbone's ImageNet weights, downloaded if need be.
+    """Download a backbone's ImageNet weights, unless they are in the cache.
 
     Args:
         arch: the backbone's name, for messages.
-        timm_name: timm's model and, after the dot, weights; None where there are
+        timm_name: timm's model and, after the dot, its weights; None if there are
             none.
 
+    Returns:
+        The file of the weights.
+
     Raises:
-        ModelError: there are none, or they cannot be had.
+        ModelError: there are none, or they cannot be downloaded.
     """
     if timm_name is None:
         raise ModelError(
@@ -237,34 +233,34 @@ def fetch_pretrained(arch: str, timm_name: str | None) -> Path:
         f"download {HUB_FILE} of {repository} elsewhere and give --weights FILE, "
         "or leave out --pretrained"
     )
-    if not _answers(server, CONNECT_TIMEOUT_S):
+    if not _is_reachable(server, CONNECT_TIMEOUT_S):
         raise ModelError(
             f"no pretrained weights for {arch}: {server} does not answer; {advice}"
         )
     try:
         return Path(huggingface_hub.hf_hub_download(repository, HUB_FILE))
-    except Exception as error:  # its HTTP client's own, of any kind
+    except Exception as error:  # the exceptions of its HTTP client, of any type
         raise ModelError(
             f"no pretrained weights for {arch}: {first_line(error)}; {advice}"
         ) from error
 
 
-def _answers(url: str, timeout_s: float) -> bool:
-    # The hub's client tries for 23 s and more, with a warning for every attempt.
-    # A thread, because a name look-up takes no timeout.
-    answered = threading.Event()
+def _is_reachable(url: str, timeout_s: float) -> bool:
+    # The hub's client itself tries for 23 s or more, with a warning per attempt.
+    # In a thread, because a DNS lookup takes no timeout.
+    responded = threading.Event()
 
     def ask() -> None:
         request = urllib.request.Request(url, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=timeout_s).close()
         except urllib.error.HTTPError as error:
-            error.close()  # an error page is an answer
+            error.close()  # an error page is a response
         except (OSError, HTTPException):
             return
-        answered.set()
+        responded.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_s)
-    return answered.is_set()
+    return responded.is_set()

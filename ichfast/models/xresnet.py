@@ -1,17 +1,17 @@
-"""The reference's mxresnet50 with one simple self-attention; no timm class has it.
+"""The reference's mxresnet50 with one simple self-attention, which timm does not have.
 
-What makes it differ from a ResNet-50:
+It differs from a ResNet-50 in this:
 
 1. The stem is three 3x3 convolutions, to 32, 64 and 64 channels.
 2. Every activation is Mish.
 3. The last batch norm of each block starts at gamma 0, so a block starts as its
    shortcut.
-4. A shortcut that halves the size averages 2x2 (rounding up) and then convolves
-   1x1, so no position is skipped.
-5. ONE `SimpleSelfAttention` sits in the last block of the first stage, on the
-   convolution branch before the residual add.
+4. A shortcut that halves the size averages 2x2 (rounding up) before its 1x1
+   convolution, so no position is skipped.
+5. One `SimpleSelfAttention` is in the last block of the first stage, on the
+   convolution branch before the residual addition.
 
-Everything keeps channels-last images channels-last.
+Channels-last images stay channels-last in all layers.
 
 Source:
     lessw2020/mish (mxresnet), sdoria/SimpleSelfAttention, He et al. 2018,
@@ -28,22 +28,28 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 STEM_CHANNELS = (32, 64, 64)
+"""Output channels of the three convolutions of the stem."""
+
 BLOCKS_PER_STAGE = (3, 4, 6, 3)
+"""Blocks of each stage, as in ResNet-50."""
+
 STAGE_WIDTHS = (64, 128, 256, 512)
+"""Channels in the middle of a block, per stage, as in ResNet-50."""
+
 EXPANSION = 4
-"""A block's output has this many times the channels of its middle."""
+"""Output channels of a block, as a multiple of the channels in its middle."""
 
 
 class SimpleSelfAttention(nn.Module):
     """``gamma (x x^T)(W x) + x`` over the N positions of each slice.
 
-    W is a spectral-normed 1x1 convolution without bias, gamma one number that
-    starts at 0. Read as ``(gamma x x^T W + 1) x`` it costs two passes over the
+    W is a spectral-normed 1x1 convolution without bias; gamma is one number that
+    starts at 0. Computed as ``(gamma x x^T W + 1) x``, it takes two passes over the
     positions, and the C x C matrix in the middle is cheap in float32.
 
-    ``x x^T``, like a product of the backward pass, adds up N terms, which is too
-    much for float16 long before N = 16,384 (a 512-pixel slice): float16 is widened
-    to float32 here. bfloat16 has float32's range and stays.
+    ``x x^T`` and a product of the backward pass are sums of N terms, which overflow
+    float16 long before N = 16,384 (a 512-pixel slice), so float16 is converted to
+    float32 here. bfloat16 has the range of float32 and is kept.
 
     Args:
         channels: C.
@@ -57,7 +63,7 @@ class SimpleSelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Attend; same shape and dtype out, channels-last."""
+        """Attend; the result has the same shape and dtype and is channels-last."""
         B, C, H, W = x_BCHW.shape
         N = H * W
         x_BNC = x_BCHW.permute(0, 2, 3, 1).reshape(B, N, C)  # no copy: channels-last
@@ -70,7 +76,7 @@ class SimpleSelfAttention(nn.Module):
             weight_CC1 = self.conv.weight
             assert isinstance(weight_CC1, Tensor)
             weight_CC = weight_CC1[:, :, 0].float()
-            # Transposed, for x^T is what lies in memory; the product is symmetric.
+            # Transposed, because x^T is in memory; the product is symmetric.
             mixing_BCC = weight_CC.T @ mean_product_BCC.float() * (self.gamma * N)
             out_BNC = torch.baddbmm(x_BNC, x_BNC, mixing_BCC.to(x_BNC.dtype))
         out_BHWC = out_BNC.to(x_BCHW.dtype).view(B, H, W, C)
@@ -81,7 +87,7 @@ class ResBlock(nn.Module):
     """A bottleneck: 1x1, 3x3, 1x1, attention if any, shortcut, Mish.
 
     Args:
-        channels_in: channels of the input.
+        channels_in: input channels.
         width: channels in the middle; the output has `EXPANSION` times as many.
         stride: 2 halves rows and columns, rounding up.
         attention: put a `SimpleSelfAttention` on the convolution branch.
@@ -118,7 +124,7 @@ class ResBlock(nn.Module):
 
 
 class XResNet50Attn(nn.Module):
-    """mxresnet50 with attention and a linear head, Kaiming-initialised.
+    """mxresnet50 with attention and a linear head, Kaiming-initialized.
 
     Args:
         in_chans: channels of the images.
@@ -159,7 +165,7 @@ class XResNet50Attn(nn.Module):
         return features_BCHW
 
     def forward_head(self, features_BCHW: Tensor) -> Tensor:
-        """Logits, shape (B, K), of a feature map."""
+        """Logits, shape (B, K), from a feature map."""
         logits_BK: Tensor = self.fc(self.pool(features_BCHW).flatten(1))
         return logits_BK
 

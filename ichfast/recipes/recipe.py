@@ -1,8 +1,8 @@
-"""Complete settings of a run.
+"""A recipe: the complete settings of a run.
 
-A recipe says everything that decides a run: data, augmentation, model, folds and
-training. It is printed, stored with the run, and changed only by name
-(``--set train.epochs=2``), so that two runs can be compared line by line.
+A recipe holds all that decides a run: data, augmentation, model, folds and training.
+It is printed, stored with the run, and changed by name (``--set train.epochs=2``), so
+two runs can be compared line by line.
 """
 
 from __future__ import annotations

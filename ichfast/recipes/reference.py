@@ -1,16 +1,14 @@
-"""The experiments 00 to 30 of the reference, a fastai v1 project, as recipes.
+"""The experiments of the reference, a fastai v1 project, as recipes, and its results.
 
-Its README and its notebooks differ in places. ``exp-NN`` follows the README;
-``exp-NN-notebook`` is what the notebook ran, and so what the published figures came
-from. Losses are unweighted means over the six classes; the leaderboard is stage 1's.
+README and notebooks of the reference differ in places. ``exp-NN`` follows the README;
+``exp-NN-notebook`` follows the notebook, which gave the published results. Losses are
+unweighted means over the six classes; the leaderboard is that of stage 1.
 
-What no setting repeats: the reference took its slices from PNG files that hold HU
-cut to the window, over 255, so that its brain window reaches from 0 to .31 where ours
-reaches from 0 to 1; it showed one such slice three times where ours has one channel;
-it cut the shorter side to the size where ours fits the longer one; a later phase went
-on from the best epoch of the one before, ours goes on from the last.
-
-What the reference reports for its experiments, to stand beside ours.
+Four differences remain that no setting removes. The reference reads PNG files of HU
+cut to the window, divided by 255, so its brain window covers 0 to .31 where ours
+covers 0 to 1. It repeats one such slice as three channels; ours has one channel. It
+crops the longer side to the size; ours pads the shorter one. Its later phases continue
+from the best epoch of the phase before; ours continue from the last epoch.
 """
 
 from __future__ import annotations
@@ -34,11 +32,11 @@ ONE_CYCLE = Phase(
     betas=(0.9, 0.99),
     eps=1e-8,
 )
-"""fastai v1's `fit_one_cycle` with its `AdamW`; epochs and rate are to be replaced."""
+"""fastai v1's `fit_one_cycle` with its `AdamW`; each user replaces epochs and lr."""
 
 
 def exp_00() -> Recipe:
-    """EfficientNet-B0 at 224 from ImageNet weights: a frozen start, then Ranger.
+    """EfficientNet-B0 at 224 from ImageNet weights: first frozen, then Ranger.
 
     The reference reports train loss .054292, valid loss .059521, accuracy .978539,
     leaderboard .086, with TTA .078.
@@ -59,9 +57,9 @@ def exp_00() -> Recipe:
 
 
 def exp_00_notebook() -> Recipe:
-    """exp-00 as its notebook ran it, to the figures that exp-00 reports.
+    """exp-00 as in its notebook, which gave the results of exp-00.
 
-    No normalisation, the file's own window, and nothing frozen in the first five
+    No normalization, the window of the file, and nothing frozen in the first five
     epochs, which end at valid loss .062080, accuracy .977486.
     """
     first, second = exp_00().train.phases
@@ -85,15 +83,15 @@ def exp_10() -> Recipe:
 
 
 def exp_10_notebook() -> Recipe:
-    """exp-10 as its notebook ran it, to the figures that exp-10 reports.
+    """exp-10 as in its notebook, which gave the results of exp-10.
 
-    Learning rate 1e-2/3, no normalisation, the file's own window.
+    Learning rate 1e-2/3, no normalization, the window of the file.
     """
     return _as_notebook(exp_10(), Phase(epochs=20, lr=1e-2 / 3))
 
 
 def exp_10_tfl() -> Recipe:
-    """exp-10's weights, trained on at 512.
+    """xresnet50 with self-attention at 512, from the weights of exp-10.
 
     The reference reports train loss .050205, valid loss .055050, accuracy .979957,
     leaderboard .076, with TTA .074.
@@ -108,9 +106,9 @@ def exp_10_tfl() -> Recipe:
 
 
 def exp_10_tfl_notebook() -> Recipe:
-    """exp-10-tfl as its notebook ran it, to the figures that exp-10-tfl reports.
+    """exp-10-tfl as in its notebook, which gave the results of exp-10-tfl.
 
-    It starts from exp-10-notebook; no normalisation, the file's own window.
+    From the weights of exp-10-notebook; no normalization, the window of the file.
     """
     weights = "runs/exp-10-notebook/best.pt"
     recipe = _as_notebook(exp_10_tfl(), *exp_10_tfl().train.phases)
@@ -118,13 +116,13 @@ def exp_10_tfl_notebook() -> Recipe:
 
 
 def exp_10_mixup() -> Recipe:
-    """exp-10's network from scratch with mixup, in two phases.
+    """xresnet50 with self-attention at 224 from scratch with mixup, in two phases.
 
     The reference reports, after the second phase, train loss .086897 (of mixed
     slices), valid loss .057901, accuracy .979283, leaderboard .084, with TTA .074.
-    After the first they were .092150, .060023, .978396, .082 and .073. The optimizer
-    of its one-cycle phase is not stated: Adam, as in its others. Every slice is zoomed
-    by 1.05 to 1.4; there this came on top of a zoom of up to 1.1.
+    After the first phase it reports .092150, .060023, .978396, .082 and .073. It does
+    not state the optimizer of its one-cycle phase: here Adam, as in its other ones.
+    Every slice is zoomed by 1.05 to 1.4; in the reference also by up to 1.1 before.
     """
     return replace(
         exp_10(),
@@ -140,9 +138,9 @@ def exp_10_mixup() -> Recipe:
 
 
 def exp_10_mixup_notebook() -> Recipe:
-    """exp-10-mixup as its notebook ran it, to the figures that exp-10-mixup reports.
+    """exp-10-mixup as in its notebook, which gave the results of exp-10-mixup.
 
-    No normalisation, the file's own window.
+    No normalization, the window of the file.
     """
     return _as_notebook(exp_10_mixup(), *exp_10_mixup().train.phases)
 
@@ -152,7 +150,7 @@ def exp_20() -> Recipe:
 
     The reference reports train loss .053704, valid loss .059312, accuracy .978431,
     leaderboard .084, with TTA .079. Its Res2Net50 has a stem of three convolutions
-    and Mish; ours is timm's, as published.
+    and Mish; this one is timm's, as in the paper.
     """
     return replace(
         exp_10(),
@@ -163,15 +161,15 @@ def exp_20() -> Recipe:
 
 
 def exp_20_notebook() -> Recipe:
-    """exp-20 as its notebook ran it, to the figures that exp-20 reports.
+    """exp-20 as in its notebook, which gave the results of exp-20.
 
-    Learning rate 1e-2/3, no normalisation, the file's own window.
+    Learning rate 1e-2/3, no normalization, the window of the file.
     """
     return _as_notebook(exp_20(), replace(exp_20().train.phases[0], lr=1e-2 / 3))
 
 
 def exp_30() -> Recipe:
-    """ResNeXt50 at 224 from ImageNet weights: frozen, then Ranger; cutout.
+    """ResNeXt50 at 224 from ImageNet weights: first frozen, then Ranger; cutout.
 
     The reference reports train loss .045051, valid loss .054926, accuracy .980641,
     leaderboard .095, with TTA .079; its frozen phase ends at valid loss .072314,
@@ -193,11 +191,11 @@ def exp_30() -> Recipe:
 
 
 def exp_30_notebook() -> Recipe:
-    """exp-30 as its notebook ran it, to the figures that exp-30 reports.
+    """exp-30 as in its notebook, which gave the results of exp-30.
 
-    The learning rate falls after .68 of the steps, and the window is the file's own.
-    Its Ranger rectifies above a length of 4, ours as all the others above 5: at a
-    beta2 of .99 that is the fifth step of 30 epochs and no other, so not a setting.
+    The learning rate falls after .68 of the steps, and the window is that of the file.
+    Its Ranger rectifies above a length of 4, the others and ours above 5: at a beta2
+    of .99 only the fifth step differs, so there is no setting for it.
     """
     first, second = exp_30().train.phases
     recipe = _as_notebook(exp_30(), first, replace(second, start=0.68))
@@ -205,7 +203,7 @@ def exp_30_notebook() -> Recipe:
 
 
 def _as_notebook(recipe: Recipe, *phases: Phase) -> Recipe:
-    """A recipe with other phases and what the notebooks share."""
+    """Change a recipe to the notebook's phases, and to what all notebooks share."""
     return replace(
         recipe,
         name=f"{recipe.name}-notebook",
@@ -233,7 +231,7 @@ EXPERIMENTS: dict[str, Callable[[], Recipe]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """What the reference reports for an experiment; loss unweighted, slice folds."""
+    """Results that the reference reports for an experiment, on slice folds."""
 
     train_loss: float
     valid_loss: float
@@ -241,9 +239,9 @@ class Published:
     leaderboard: float
     leaderboard_tta: float
     images_per_s: float | None
-    """Training and validation slices over the time of an epoch; None: not given."""
+    """Training and validation slices over the time of an epoch; None if not given."""
     gpu_minutes: float
-    """Epochs times the time its notebooks show for one, validation included."""
+    """Epochs times the time of one in the notebook, with validation."""
 
 
 PUBLISHED = {
@@ -302,16 +300,9 @@ PUBLISHED = {
         gpu_minutes=681.0,
     ),
 }
-"""The reference's results, from its notebooks' output."""
+"""The reference's results by experiment, from the output of its notebooks."""
 
 
 def find_published(recipe: str) -> Published | None:
-    """The reference's results of a recipe, or of the notebook that gave them.
-
-    Args:
-        recipe: its name.
-
-    Returns:
-        None for a recipe that is not the reference's.
-    """
+    """The reference's results for a recipe name; None if it is not the reference's."""
     return PUBLISHED.get(recipe.removesuffix("-notebook"))

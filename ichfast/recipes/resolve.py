@@ -1,7 +1,4 @@
-"""The recipes by name: the reference's experiments, and ours.
-
-The recipes as a reader sees them: all as a table, or one in full.
-"""
+"""The recipes by name, resolved to complete settings or formatted for reading."""
 
 from __future__ import annotations
 
@@ -21,34 +18,35 @@ from ichfast.training.config import TrainConfig
 
 
 def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") -> Recipe:
-    """Ours: to the reference's best valid loss at 224, .0549, in the fewest minutes.
+    """Default: aims at the reference's best valid loss, .0549 at 224, in least time.
 
-    Each choice, and the figure of the reference behind it where there is one:
+    Each choice, with the reference's figures that support it:
 
-    - resnext50 from ImageNet weights where the network can be reached. It is exp-30's
-      backbone, which needed 40 epochs. Five epochs from ImageNet weights (exp-00, its
-      notebook) came to .0621, for which exp-10 took 15 from scratch.
-    - Nothing frozen: ten frozen epochs of exp-30 ended at .0723, five free ones of
-      exp-00 at .0621.
-    - One cycle of 12 epochs: what the rate's descent gives is most of the gain (exp-10
-      fell from .0612 to .0556 in the last 5 of 20), and a cycle descends for 70 percent
-      of its steps. Adam at 2e-3 for a batch of 128 is, by the square root, 4e-3 at 512;
-      exp-00's notebook had 3.3e-3.
-    - Three windows, brain, subdural and bone, as the competition's better teams had;
-      in the network only the first convolution sees the difference.
-    - exp-30's augmentation, without its lighting: a CT number means the same on every
-      scanner. exp-10, with less augmentation, trained to .041 and validated at .056.
-    - `any` counts twice in the loss as it does in the competition's metric.
-    - Averaged weights validate, which steadies the last epochs.
-    - The store's small level for sizes up to 256: a quarter of the bytes.
-    - On a GPU the first epochs see smaller images, two thirds of the side, and the
-      last third the whole: ImageNet trainers save a third of the time so (FFCV's and
-      Mosaic's recipes), and a step costs what its pixels do.
+    - resnext50, the backbone of exp-30, from ImageNet weights if they can be had.
+      Five epochs from ImageNet weights (exp-00-notebook) reach .0621, for which
+      exp-10 takes 15 from scratch; exp-30 takes 40 epochs in all.
+    - Nothing frozen: ten frozen epochs of exp-30 end at .0723, five unfrozen ones of
+      exp-00-notebook at .0621.
+    - One cycle of 12 epochs: most of the gain comes while the learning rate falls
+      (exp-10 goes from .0612 to .0556 in the last 5 of 20 epochs), and in one cycle it
+      falls for 70 percent of the steps. Adam at 2e-3 for a batch of 128 is, by the
+      square-root rule, 4e-3 at 512; exp-00-notebook has 3.3e-3.
+    - Three windows, brain, subdural and bone, as the competition's better teams used;
+      only the first convolution differs.
+    - The augmentation of exp-30 without its lighting, as a CT number means the same on
+      every scanner. exp-10, with less augmentation, trains to .041 and validates at
+      .056.
+    - `any` counts twice in the loss, as in the competition's metric.
+    - The averaged weights validate, which steadies the last epochs.
+    - The small level of the store for sizes up to 256: a quarter of the bytes.
+    - On a GPU the images grow from two thirds of the side to the whole side, which the
+      last third of the epochs sees. A step costs in proportion to its pixels; ImageNet
+      recipes (FFCV, Mosaic) save a third of the time so.
 
-    Batch size and learning rate follow the size and the device. On a CPU it is a trial
-    run of two epochs from random weights. Folds are of patients, so its valid loss is
-    an honest one and not to be held against the reference's of leaking folds, which
-    ``--set folds.kind=slice`` gives. Not measured: its valid loss on the RSNA set.
+    Batch size and learning rate follow size and device. On a CPU this is a trial run of
+    two epochs from random weights. Folds are of patients, so its valid loss does not
+    compare with the reference's, whose folds leak; ``--set folds.kind=slice`` gives
+    those. Its valid loss on the RSNA set is not measured.
     """
     on_gpu = device_type == "cuda"
     batch_size = fitting_batch_size(
@@ -82,14 +80,15 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
 
 
 def _model(arch: str, *, pretrained: str) -> ModelConfig:
-    """A backbone with ImageNet weights if it has any."""
+    """A backbone, with `pretrained` if it has ImageNet weights."""
     model = ModelConfig(arch=arch)
     has_weights = ARCHS[arch].timm_name is not None
     return replace(model, pretrained=pretrained) if has_weights else model
 
 
 CPU_BATCH_SIZE = 16
-"""Most slices of 224 px in a batch on a CPU; a larger batch is no faster there."""
+"""Upper limit of slices of 224 pixels in a batch on a CPU, where a larger batch is no
+faster."""
 
 
 def fitting_batch_size(
@@ -98,10 +97,13 @@ def fitting_batch_size(
     """Shrink a batch until it fits a size and a device.
 
     Args:
-        batch_size: slices that fit a GPU.
-        made_for: the size they have then, pixels.
-        size: the size they will have, pixels.
+        batch_size: slices that fit a GPU at the size `made_for`.
+        made_for: side of an image, pixels.
+        size: side of an image in the run, pixels.
         device_type: ``cpu`` or ``cuda``.
+
+    Returns:
+        Slices, at least 2.
     """
     fitting = batch_size * min(1.0, (made_for / size) ** 2)
     if device_type == "cpu":
@@ -121,15 +123,15 @@ def resolve_recipe(
     device_type: str = "cuda",
     assignments: Sequence[str] = (),
 ) -> Recipe:
-    """Put the settings of a run together.
+    """Resolve a recipe's name to the complete settings of a run.
 
     Args:
-        name: of a recipe; None for ``fast``.
-        arch: another backbone than the recipe's, with a linear head, and ImageNet
-            weights if the recipe takes them and there are any.
-        size: another size, pixels.
+        name: one of `RECIPES`; None for ``fast``.
+        arch: replaces the recipe's backbone; with a linear head, and with ImageNet
+            weights if the recipe starts from them and the backbone has any.
+        size: replaces the recipe's size, pixels.
         device_type: ``cpu`` or ``cuda``; a CPU gets smaller batches.
-        assignments: settings by name, which have the last word.
+        assignments: settings by name, applied last.
 
     Raises:
         RecipeError: an unknown name or setting, or a value out of range.
@@ -158,7 +160,7 @@ def _override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 
 
 def format_recipes() -> str:
-    """The recipes as a table, the reference's published results beside them."""
+    """Format the recipes as a table, with the reference's published results."""
     header = (
         "recipe", "arch", "size", "batch", "epochs", "train loss", "valid loss",
         "accuracy", "LB", "LB TTA",
@@ -192,10 +194,10 @@ def format_recipes() -> str:
         [
             *lines,
             "",
-            "The results are the reference's own: loss unweighted, on slice folds that",
-            "share patients; LB is the public stage-1 leaderboard. Its notebooks gave",
-            "them; where its README says otherwise, exp-NN follows the README. Nothing",
-            "of ours on the whole RSNA set is measured yet.",
+            "The results are the reference's, from its notebooks: unweighted loss on",
+            "slice folds that share patients; LB is the public stage-1 leaderboard.",
+            "Where README and notebook differ, exp-NN follows the README. No result of",
+            "ichfast on the whole RSNA set is measured yet.",
             f"Backbones for --arch: {', '.join(ARCHS)}.",
         ]
     )
@@ -214,10 +216,10 @@ def _results(published: Published | None) -> list[tuple[float | None, int]]:
 
 
 def format_recipe(name: str) -> str:
-    """What a recipe is for, as comments, and its settings, one a line.
+    """Format a recipe: its description as comments, then one setting per line.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: an unknown name.
     """
     settings = describe(resolve_recipe(name))
     explanation = inspect.getdoc(RECIPES[name]) or ""

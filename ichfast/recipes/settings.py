@@ -1,7 +1,7 @@
-"""Nested settings: changing one by name, and their way through JSON.
+"""Nested settings: print them, change one by name, write and read them as JSON.
 
-Settings are frozen dataclasses that hold values, tuples, and other settings. Their
-annotations are the law: a value of another type is refused, never bent.
+Settings are frozen dataclasses that hold values, tuples and other settings. A value
+must have the annotated type; it is never converted, except a whole number to float.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from ichfast.errors import RecipeError, unknown
 
 Settings = TypeVar("Settings")
 
-MOST_NAMED = 3
-"""Settings that a message names at most."""
+Presets = Mapping[str, Mapping[str, Any]]
+"""For each setting that can be chosen as a whole: its values by name."""
+
+MAX_NAMED = 3
+"""Upper limit of settings that a message names."""
 
 
 def describe(settings: Any) -> str:
-    """Settings as lines of ``name = value``, with the names `override` takes."""
+    """Format settings as lines of ``name = value``, with the names of `override`."""
     return "\n".join(f"{name} = {value}" for name, value in _leaves(settings, ""))
 
 
@@ -41,10 +44,6 @@ def _leaves(settings: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield name, json.dumps(value)
 
 
-Presets = Mapping[str, Mapping[str, Any]]
-"""Values by name, of those settings that can be chosen as a whole."""
-
-
 def override(
     settings: Settings, assignments: Sequence[str], *, presets: Presets | None = None
 ) -> Settings:
@@ -54,7 +53,10 @@ def override(
         settings: not changed.
         assignments: such as ``train.epochs=2`` or ``train.phases.0.lr=1e-3``;
             values are JSON, or plain text for a text setting.
-        presets: what may be chosen as a whole, as ``augment=light``.
+        presets: settings that can be chosen as a whole, as in ``augment=light``.
+
+    Returns:
+        Changed settings.
 
     Raises:
         RecipeError: no such setting or preset, or a value of another type.
@@ -82,33 +84,33 @@ def override(
 
 
 def _check_name(path: str, known: Sequence[str]) -> None:
-    """Refuse a name that is not one of a setting, with the nearest that are."""
+    """Refuse an unknown name, and suggest the nearest known ones."""
     if path in known:
         return
     parts = [name for name in known if name.startswith(f"{path}.")]
     if parts:
         raise RecipeError(
-            f"--set {path}: {path} has settings of its own; name one: "
-            f"{', '.join(parts[:MOST_NAMED])}{', ...' if parts[MOST_NAMED:] else ''}"
+            f"--set {path}: {path} is a group of settings; name one of them: "
+            f"{', '.join(parts[:MAX_NAMED])}{', ...' if parts[MAX_NAMED:] else ''}"
         )
     raise RecipeError(f"--set {path}: no such setting; {_near_misses(path, known)}")
 
 
 def _near_misses(path: str, known: Sequence[str]) -> str:
-    """The settings that may be meant: their last part is spelled alike, or all."""
+    """Suggest the settings whose last part, or whole name, is spelled similarly."""
     last_of = {name: name.rpartition(".")[2] for name in known}
     last = path.rpartition(".")[2]
-    alike = difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.75)
-    candidates = [name for name in known if last_of[name] in alike] or known
-    cutoff = 0.0 if alike else 0.6
-    near = difflib.get_close_matches(path, candidates, n=MOST_NAMED, cutoff=cutoff)
+    similar = difflib.get_close_matches(last, set(last_of.values()), n=1, cutoff=0.75)
+    candidates = [name for name in known if last_of[name] in similar] or known
+    cutoff = 0.0 if similar else 0.6
+    near = difflib.get_close_matches(path, candidates, n=MAX_NAMED, cutoff=cutoff)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return "`ichfast recipes NAME` prints all of a recipe"
 
 
 def _assign(settings: Any, names: list[str], text: str, path: str) -> Any:
-    """A copy of nested settings with one leaf, which exists, replaced."""
+    """Copy nested settings with one value, which exists, replaced."""
     name, *rest = names
     if isinstance(settings, tuple):
         index = int(name)
@@ -129,7 +131,7 @@ def _parse(text: str, wanted: Any, path: str) -> Any:
 
 
 def _readings(text: str) -> Iterator[Any]:
-    """What a setting's text may mean: JSON, several of it with commas, or words."""
+    """Yield what a text may mean: JSON, several JSON values with commas, or itself."""
     for document in (text, f"[{text}]"):
         with suppress(json.JSONDecodeError):
             yield json.loads(document)
@@ -149,7 +151,7 @@ def _fits(value: Any, wanted: Any) -> bool:
 
 
 def _convert(value: Any, wanted: Any) -> Any:
-    """Turn a JSON value into a setting's type; refuse what would lose meaning."""
+    """Convert a JSON value to a setting's type; refuse all that would change it."""
     origin = typing.get_origin(wanted)
     if origin is not None:
         return _convert_generic(value, origin, typing.get_args(wanted))
@@ -187,19 +189,19 @@ def _convert_tuple(value: Any, options: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """The settings as plain values for JSON."""
+    """Convert settings to plain values for JSON."""
     return dataclasses.asdict(settings)
 
 
 def from_dict(kind: type[Settings], found: Mapping[str, Any]) -> Settings:
-    """Make settings from plain values, as `to_dict` gives them.
+    """Make settings from plain values, the reverse of `to_dict`.
 
     Args:
         kind: the dataclass to make.
-        found: what a run's ``recipe.json`` holds. Not trusted.
+        found: the content of a JSON file. Not trusted.
 
     Raises:
-        RecipeError: an unknown setting, one that is missing, or another type.
+        RecipeError: a setting is unknown, is missing or has another type.
     """
     hints = typing.get_type_hints(kind)
     values = {}

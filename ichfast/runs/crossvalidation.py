@@ -1,4 +1,4 @@
-"""Cross-validation: the folds of a recipe, trained one after another."""
+"""Cross-validation: train the folds of a recipe, one after another."""
 
 from __future__ import annotations
 
@@ -18,24 +18,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossValidationReport:
-    """What all folds came to: means over the folds, each fold's best epoch."""
+    """The result of all folds: means over the best epochs of the folds."""
 
     run: str
+    """Folder that holds the folds' folders."""
+
     folds: tuple[TrainReport, ...]
+    """The result of each fold, in order."""
+
     valid_loss: float
     valid_weighted_log_loss: float
     deviation_weighted_log_loss: float
-    """Standard deviation between folds."""
+    """Standard deviation of the weighted log loss over the folds."""
 
     prevalence_weighted_log_loss: float
+    """Weighted log loss of predicting the class prevalences."""
+
     valid_accuracy: float
 
 
 class TrainFold(Protocol):
-    """Trains one fold; `train_run` with a store and a device is one."""
+    """A function that trains one fold: `train_run` with a store and a device."""
 
     def __call__(self, recipe: Recipe, run_dir: Path, *, resume: bool) -> TrainReport:
-        """Train the fold that a recipe names into a folder."""
+        """Train the fold of a recipe.
+
+        Args:
+            recipe: the settings; its `folds.fold` validates.
+            run_dir: the run's folder.
+            resume: continue the run in `run_dir`.
+        """
 
 
 def train_folds(
@@ -44,14 +56,14 @@ def train_folds(
     """Train every fold of a recipe, into `out_dir`/fold-0 and so on.
 
     Args:
-        recipe: the settings; its own choice of fold does not matter.
-        out_dir: where the runs' folders go.
-        train_fold: trains one of them.
-        resume: continue the fold that was interrupted; a fold that is finished
-            stays as it is.
+        recipe: the settings; its `folds.fold` is ignored.
+        out_dir: where the folders of the runs go.
+        train_fold: trains one fold.
+        resume: continue the fold that was interrupted; a finished fold stays as it
+            is.
 
     Raises:
-        IchfastError: whatever a run raises.
+        IchfastError: `train_fold` raised it.
     """
     reports = []
     for fold in range(recipe.folds.num_folds):

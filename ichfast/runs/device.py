@@ -1,9 +1,8 @@
-"""Where a run computes: a GPU if torch and DALI can both use it, else the CPU.
+"""The device of a run, and how many slices it predicts at once.
 
-How many slices a prediction takes at a time.
-
-Without gradients and optimizer a device holds more slices than in training, and a
-larger batch keeps a GPU busier. How many fit is found by trying.
+The device is a GPU if both torch and DALI can use one, else the CPU. Prediction needs
+no gradients and no optimizer, so a GPU holds more slices than in training, and larger
+batches are faster. The largest batch that fits is found by trying.
 """
 
 from __future__ import annotations
@@ -21,19 +20,29 @@ from ichfast.models.precision import Amp
 logger = logging.getLogger(__name__)
 
 CPU_COST = (
-    "training the whole RSNA set needs a GPU; here expect a few slices a second, "
-    "in float32; try it out with --limit 200"
+    "training on the whole RSNA set needs a GPU; here expect a few slices per second, "
+    "in float32; for a trial use --limit 200"
 )
+"""Advice that goes with the choice of the CPU."""
+
+MAX_BATCH_SIZE = 1024
+"""Largest batch that is tried; larger ones do not make a GPU faster."""
+
+LOADER_BATCHES = 4
+"""Batches that the loader holds next to the one that is computed."""
+
+STORED_BYTES = 2 * 512 * 512
+"""Bytes of a stored slice on its way to the GPU."""
 
 
 def choose_device(name: str) -> torch.device:
-    """Choose the device, and say in the log which and why.
+    """Choose the device, and log which and why.
 
     Args:
         name: ``auto``, ``cuda`` or ``cpu``.
 
     Raises:
-        DeviceError: ``cuda`` was asked for and cannot be used.
+        DeviceError: ``cuda`` cannot be used.
     """
     if name == "cpu":
         logger.info("device: cpu, as asked; %s", CPU_COST)
@@ -56,37 +65,25 @@ def _problem() -> str | None:
     return f"DALI cannot use the GPU ({problem})" if problem else None
 
 
-SMALLEST, LARGEST = 1, 1024
-"""Beyond the largest a GPU is busy enough."""
-
-LOADER_BATCHES = 4
-"""Batches that the loader holds beside the one that is computed."""
-
-STORED_BYTES = 2 * 512 * 512
-"""Of a slice on its way to the GPU."""
-
-
 def double_while(fits: Callable[[int], bool]) -> int:
-    """The largest batch size that fits, among 1, 2, 4, ... 1024.
+    """Find the largest batch size that fits, among 1, 2, 4, ... `MAX_BATCH_SIZE`.
 
     Args:
-        fits: tries a batch size. Asked with rising sizes until it says no.
+        fits: tries a batch size; called with rising sizes until it returns False.
 
     Returns:
         0 if not even one slice fits.
     """
-    batch_size = 0
-    trial = SMALLEST
-    while trial <= LARGEST and fits(trial):
-        batch_size = trial
-        trial *= 2
+    batch_size, trial = 0, 1
+    while trial <= MAX_BATCH_SIZE and fits(trial):
+        batch_size, trial = trial, 2 * trial
     return batch_size
 
 
 def largest_batch_on_gpu(
     model: nn.Module, image_shape: tuple[int, int, int], amp: Amp
 ) -> int:
-    """How many slices the GPU that holds a model can predict at once.
+    """Find how many slices the GPU that holds a model can predict at once.
 
     Args:
         model: on a CUDA device, in evaluation mode.
@@ -94,7 +91,7 @@ def largest_batch_on_gpu(
         amp: number format.
 
     Raises:
-        DeviceError: not even one fits.
+        DeviceError: not even one slice fits.
     """
     device = next(model.parameters()).device
 
@@ -111,7 +108,7 @@ def largest_batch_on_gpu(
     if batch_size == 0:
         raise DeviceError(
             f"{torch.cuda.get_device_name(device)} has no room for a single slice; "
-            "end what else uses its memory, or use --device cpu"
+            "end other programs that use its memory, or use --device cpu"
         )
     logger.info("batch size: %d slices", batch_size)
     return batch_size
@@ -121,7 +118,7 @@ def largest_batch_on_gpu(
 def _try_batch(
     model: nn.Module, batch_size: int, image_shape: tuple[int, int, int], amp: Amp
 ) -> None:
-    """Compute a batch of zeros, with as much memory taken as the loader will."""
+    """Predict a batch of zeros, with the loader's share of the memory taken."""
     device = next(model.parameters()).device
     shape = (batch_size, *image_shape)
     image_bytes = 2 * torch.Size(shape).numel()

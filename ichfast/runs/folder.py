@@ -1,7 +1,4 @@
-"""A run's folder: its name, and what may begin or go on in it.
-
-The record of a run, `run.json`: what was trained, on what, where.
-"""
+"""A run's folder: its name, its record `run.json`, and whether a run fits it."""
 
 from __future__ import annotations
 
@@ -12,25 +9,51 @@ from pathlib import Path
 from typing import Any
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
+from ichfast.loading.config import measure_normalization
+from ichfast.loading.splits import Split
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES
 from ichfast.recipes.settings import describe, from_dict, to_dict
+from ichfast.store.store import Store
+from ichfast.system.environment import describe_environment
 from ichfast.system.files import write_text_atomically
 from ichfast.training.checkpoint import LAST, clear_leftovers, has_last
 from ichfast.windows import Normalization
 
+RECORD = "run.json"
+"""File of a run's record, in its folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """The content of `run.json`: what is trained, on what, where."""
+
+    recipe: Recipe
+    normalization: Normalization
+    store: str
+    """Path of the store's folder, as it was given."""
+
+    store_plan: dict[str, str]
+    """Digests of what the store was made from, which identify it."""
+
+    counts: dict[str, int]
+    """Slices and patients that train and validate."""
+
+    environment: dict[str, Any]
+    """Versions, machine and commit."""
+
 
 def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:
-    """Where a run goes unless told otherwise: runs/RECIPE, and what is not its own.
+    """The default folder: runs/RECIPE, with the arch, size and fold that differ.
 
     Args:
         recipe: what is trained.
-        all_folds: the folder is to hold a run of each fold.
+        all_folds: the folder will hold a run of each fold.
     """
-    own = RECIPES[recipe.name]()
+    named = RECIPES[recipe.name]()
     size, arch = recipe.data.size, recipe.model.arch
     name = recipe.name
-    if (arch, size) != (own.model.arch, own.data.size) or recipe.name == "fast":
+    if (arch, size) != (named.model.arch, named.data.size) or name == "fast":
         name += f"-{arch}-{size}"
     if all_folds:
         name += "-folds"
@@ -40,11 +63,11 @@ def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:
 
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:
-    """Refuse to begin where a run is already, or to go on where none is.
+    """Refuse to start a run where there is one, or to resume where there is none.
 
     Args:
         run_dir: the run's folder, which need not exist.
-        resume: whether a run is to go on.
+        resume: whether a run is resumed.
 
     Raises:
         CheckpointError: nothing to resume, or a run that would be overwritten.
@@ -61,10 +84,14 @@ def check_run_dir(run_dir: Path, *, resume: bool) -> None:
 
 
 def begin_folder(run_dir: Path, record: RunRecord) -> None:
-    """Make a run's folder, if it is not there, and write its record.
+    """Make a run's folder and write its record.
+
+    Args:
+        run_dir: may exist.
+        record: replaces the one that is there.
 
     Raises:
-        TrainError: it cannot be written.
+        TrainError: the folder cannot be written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -78,17 +105,17 @@ def begin_folder(run_dir: Path, record: RunRecord) -> None:
 
 
 def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
-    """Refuse to go on with other settings, another store or other slices.
+    """Refuse to resume with other settings, another store or other slices.
 
     Args:
-        begun: what the folder says.
-        wanted: what was asked for now.
+        begun: the folder's record.
+        wanted: the record of what is asked for now.
         run_dir: the run's folder, for the message.
 
     Raises:
         RecipeError: they differ; names the first difference.
     """
-    # Where slices are kept is no part of what is trained.
+    # The cache does not change what is trained.
     data = replace(begun.recipe.data, cache=wanted.recipe.data.cache)
     begun = replace(begun, recipe=replace(begun.recipe, data=data))
     if begun.recipe != wanted.recipe:
@@ -106,36 +133,38 @@ def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
 
 
 def _first_difference(begun: Recipe, wanted: Recipe) -> str:
-    """The first setting whose line differs, as `describe` gives lines."""
+    """The first line of `describe` that differs, in brackets; empty if none does."""
     was, now = describe(begun).splitlines(), describe(wanted).splitlines()
     return next(
         (f" ({a}, now {b})" for a, b in zip(was, now, strict=False) if a != b), ""
     )
 
 
-RECORD = "run.json"
+def make_record(recipe: Recipe, store: Store, split: Split) -> RunRecord:
+    """Describe a run of a recipe on a store, on this machine.
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecord:
-    """What `run.json` says."""
-
-    recipe: Recipe
-    normalization: Normalization
-    store: str
-    """The store's folder, as it was given."""
-
-    store_plan: dict[str, str]
-    """What the store was made from, as digests: to know it again."""
-
-    counts: dict[str, int]
-    """Slices and patients that trained and validated."""
-
-    environment: dict[str, Any]
+    Args:
+        recipe: the settings.
+        store: with labels.
+        split: the slices that train, which decide the normalization, and validate.
+    """
+    return RunRecord(
+        recipe=recipe,
+        normalization=measure_normalization(store, split.train_N, recipe.data),
+        store=str(store.path),
+        store_plan=dict(store.header.plan),
+        counts=split.counts(store),
+        environment=describe_environment(),
+    )
 
 
 def write_record(run_dir: Path, record: RunRecord) -> None:
-    """Write a run's `run.json`, atomically."""
+    """Write a run's `run.json`, atomically.
+
+    Args:
+        run_dir: the run's folder; exists.
+        record: replaces the one that is there.
+    """
     text = json.dumps({**asdict(record), "recipe": to_dict(record.recipe)}, indent=2)
     write_text_atomically(run_dir / RECORD, text + "\n")
 
@@ -144,15 +173,15 @@ def read_record(run_dir: Path) -> RunRecord:
     """Read a run's `run.json`.
 
     Raises:
-        CheckpointError: no run there.
-        RecipeError: it was damaged or written by another version.
+        CheckpointError: there is no run.
+        RecipeError: the file is damaged, or another version wrote it.
     """
     path = run_dir / RECORD
     try:
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "not a regular file")
         found = json.loads(path.read_text("utf-8"))
-        # What is shown later must be text, and not nested beyond measure.
+        # Fails on what cannot be shown later: no text, or nested too deeply.
         json.dumps(found, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.csv, TensorBoard and a line an epoch.
+"""The log of a run: metrics.csv, TensorBoard, and one line per epoch.
 
 Shape letters: B slices of the batch, C channels, H rows, W columns.
 """
@@ -17,15 +17,15 @@ from ichfast.training.history import History, write_history
 
 logger = logging.getLogger(__name__)
 
-NUM_PICTURED = 8
+NUM_SHOWN_SLICES = 8
 """Slices of a batch that TensorBoard shows."""
 
-PICTURED_EPOCHS = 3
-"""Epochs whose first batch TensorBoard shows, as the network will see it."""
+NUM_SHOWN_EPOCHS = 3
+"""Epochs whose first batch TensorBoard shows, as the network sees it."""
 
 
 class RunLog:
-    """Notes a run's epochs in its folder. A context manager; closes TensorBoard.
+    """Logs a run's epochs in its folder. A context manager that closes TensorBoard.
 
     Args:
         run_dir: the run's folder.
@@ -35,19 +35,20 @@ class RunLog:
         self._run_dir = run_dir
         self._board = SummaryWriter(run_dir / "tensorboard")
 
-    def picture(self, loader: Loader, num_epochs: int) -> None:
-        """Show augmented slices, the very ones the first epochs begin with.
+    def show_slices(self, loader: Loader, num_epochs: int) -> None:
+        """Show the augmented slices with which the first epochs begin.
 
         Args:
             loader: gives the training slices.
-            num_epochs: of the run.
+            num_epochs: epochs of the run.
         """
-        for epoch in range(min(num_epochs, PICTURED_EPOCHS)):
-            images_BCHW = next(iter(loader.epoch(epoch))).images_BCHW[:NUM_PICTURED]
+        for epoch in range(min(num_epochs, NUM_SHOWN_EPOCHS)):
+            batch = next(iter(loader.epoch(epoch)))
+            images_BCHW = batch.images_BCHW[:NUM_SHOWN_SLICES]
             self._board.add_images("augmented", _to_display(images_BCHW), epoch)
 
-    def note(self, history: History) -> None:
-        """Note the newest epoch; what stands in `metrics.csv` is the whole history."""
+    def log_epoch(self, history: History) -> None:
+        """Log the newest epoch, and write the whole history to `metrics.csv`."""
         write_history(self._run_dir, history)
         row = history[-1]
         for name, value in row.items():
@@ -77,7 +78,7 @@ class RunLog:
 
 
 def _to_display(images_BCHW: Tensor) -> Tensor:
-    """Each slice stretched from its darkest to its brightest value; on the CPU."""
+    """Each slice scaled from its darkest to its brightest value, on the CPU."""
     values_BCHW = images_BCHW.float().cpu()
     low = values_BCHW.amin(dim=(1, 2, 3), keepdim=True)
     high = values_BCHW.amax(dim=(1, 2, 3), keepdim=True)

@@ -1,15 +1,15 @@
 """A run: a recipe applied to a store, and the folder it leaves.
 
     runs/NAME/
-      run.json             settings, normalisation, store, counts, environment
-      metrics.csv          one row an epoch
-      last.pt, best.pt     checkpoints: where it stands, the best epoch
-      last.previous.pt     where it stood before, should last.pt be damaged
-      tensorboard/         the same scalars, and augmented slices, for TensorBoard
-      trace.json, profile.txt    with --profile: where a step's time goes
+      run.json             settings, normalization, store, counts, environment
+      metrics.csv          one row per epoch
+      last.pt, best.pt     checkpoints: the newest, and that of the best epoch
+      last.previous.pt     the checkpoint before last.pt, in case that is damaged
+      tensorboard/         the metrics, and some augmented slices
+      trace.json, profile.txt    with --profile: where the time of a step goes
       report.html          made by `ichfast report`
 
-This module wires the others together; it decides nothing by itself.
+This module only connects the others.
 
 Shape letters: N slices, K classes.
 """
@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from ichfast.augment.config import AugmentConfig
 from ichfast.errors import ModelError, TrainError
 from ichfast.evaluation.metrics import prevalence_loss
-from ichfast.loading.config import measure_normalization
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.sampler import make_sampler
 from ichfast.loading.splits import Split, split_slices
@@ -42,15 +41,15 @@ from ichfast.runs.folder import (
     begin_folder,
     check_run_dir,
     check_same_run,
+    make_record,
     read_record,
 )
 from ichfast.runs.log import RunLog
 from ichfast.store.store import Store
-from ichfast.system.environment import describe_environment
 from ichfast.system.ranks import Ranks, was_restarted
 from ichfast.training.checkpoint import has_last, load_last
 from ichfast.training.history import History, best_row, write_history
-from ichfast.training.profiler import Profile, Spans
+from ichfast.training.profiler import Profile
 from ichfast.training.step import Stepper
 from ichfast.training.trainer import Trainer
 
@@ -59,19 +58,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainReport:
-    """What a training run came to."""
+    """The result of a training run: its best epoch, and its speed."""
 
     run: str
+    """The run's folder."""
+
     epochs: int
+    """Epochs that were trained."""
+
     best_epoch: int
+    """From 0."""
+
     valid_loss: float
     valid_weighted_log_loss: float
     prevalence_weighted_log_loss: float
-    """What the class prevalences alone score on the same slices."""
+    """Weighted log loss of predicting the class prevalences, on the same slices."""
 
     valid_accuracy: float
     slices_per_s: float
+    """Median over the epochs, of all ranks together."""
+
     device: str
+    """``cpu`` or ``cuda``."""
 
 
 def train_run(  # noqa: PLR0913 - all but four are keywords with a default
@@ -91,35 +99,33 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     Args:
         store_path: a prepared store with labels.
         recipe: the settings.
-        run_dir: the run's folder; made here. All ranks see the same one.
+        run_dir: the run's folder, made if it is missing; the same on all ranks.
         device: where to compute.
-        ranks: who trains together.
-        resume: continue the run in `run_dir`. A job that torchrun or Slurm had to
-            start again continues in any case.
-        profile: look at where a step's time goes.
+        ranks: the processes that train together.
+        resume: continue the run in `run_dir`. A job that torchrun or Slurm has
+            restarted continues in any case.
+        profile: measure where the time of a step goes.
         limit: train on so many slices only, and validate on a quarter as many.
-        should_stop: asked after each step.
+        should_stop: called after each step; True saves and ends the run.
 
     Raises:
-        IchfastError: whatever the parts refuse; see their modules.
+        CheckpointError: nothing to resume, a run that would be overwritten, or a
+            checkpoint that cannot be read or written.
+        FoldError: the store has no labels, or cannot be split so.
+        InterruptionError: `should_stop` returned True; the run can be resumed.
+        ModelError: the weights to start from cannot be had, or do not fit.
+        RecipeError: another recipe, store or split than the run to resume has.
+        StoreError: no store, or a damaged one.
+        TrainError: too few slices, a loss that is not finite, or a folder that
+            cannot be written.
     """
-    (restarted,) = ranks.agree([was_restarted()])
-    resume = resume or (restarted and has_last(run_dir))
+    (was_started_again,) = ranks.agree([was_restarted()])
+    resume = resume or (was_started_again and has_last(run_dir))
     check_run_dir(run_dir, resume=resume)
     with Store(store_path) as store:
         split = split_slices(store, recipe.folds, limit=limit)
-        sampler = make_sampler(
-            recipe.data.sampling, store, split.train_N, batch_size=1, shuffle=True
-        )
-        recipe = _fit_batch(recipe, sampler.num_drawn, ranks)
-        record = RunRecord(
-            recipe=recipe,
-            normalization=measure_normalization(store, split.train_N, recipe.data),
-            store=str(store_path),
-            store_plan=dict(store.header.plan),
-            counts=split.counts(store),
-            environment=describe_environment(),
-        )
+        recipe = _fit_batch(recipe, _num_train(recipe, store, split), ranks)
+        record = make_record(recipe, store, split)
         if resume:
             check_same_run(read_record(run_dir), record, run_dir)
         model = build_run_model(recipe, device)
@@ -127,16 +133,15 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
             model = _join_batch_norm(model, device)
         if ranks.writes:
             begin_folder(run_dir, record)
+        stepper = Stepper(
+            model,
+            recipe.train,
+            amp=choose_amp(recipe.train.amp, device),
+            ranks=ranks,
+            spans=Profile(device, run_dir) if profile and ranks.writes else None,
+        )
         trainer = Trainer(
-            Stepper(
-                model,
-                recipe.train,
-                amp=choose_amp(recipe.train.amp, device),
-                ranks=ranks,
-                spans=Profile(device, run_dir)
-                if profile and ranks.writes
-                else Spans(device),
-            ),
+            stepper,
             run_dir=run_dir,
             name_slices=_names_from(store),
             should_stop=should_stop,
@@ -159,15 +164,23 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     )
 
 
+def _num_train(recipe: Recipe, store: Store, split: Split) -> int:
+    """Slices that one epoch draws from the training part."""
+    sampler = make_sampler(
+        recipe.data.sampling, store, split.train_N, batch_size=1, shuffle=True
+    )
+    return sampler.num_drawn
+
+
 def _fit_batch(recipe: Recipe, num_train: int, ranks: Ranks) -> Recipe:
-    """Shrink the batch if there are not slices enough for one step."""
+    """Shrink the batch if there are too few slices for one step."""
     num_parts = ranks.world_size * recipe.train.accumulate
     batch_size = min(recipe.data.batch_size, num_train // num_parts)
     if batch_size == recipe.data.batch_size:
         return recipe
     if batch_size == 0:
         raise TrainError(
-            f"{num_train} slice(s) to train on are less than the {num_parts} batches "
+            f"{num_train} slice(s) to train on are fewer than the {num_parts} batches "
             "of one step; start fewer ranks, or lower --set train.accumulate=N"
         )
     logger.warning(
@@ -183,14 +196,18 @@ def _join_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return synchronize_batch_norm(model)
     logger.warning(
-        "batch norm takes its statistics on each rank alone: torch can join them on "
-        "GPUs only, so that this run differs from one with a single rank"
+        "each rank computes batch norm's statistics alone: torch can synchronize them "
+        "on GPUs only, so this run differs from one with a single rank"
     )
     return model
 
 
 def build_run_model(recipe: Recipe, device: torch.device) -> nn.Module:
-    """Build a recipe's model with the weights it starts from, on its device.
+    """Build a recipe's model with the weights it starts from.
+
+    Args:
+        recipe: its seed decides random weights.
+        device: where the model goes.
 
     Raises:
         ModelError: the weights cannot be had, or do not fit.
@@ -239,7 +256,7 @@ def _names_from(store: Store) -> Callable[[Tensor], list[str]]:
 def _fit(
     trainer: Trainer, store: Store, split: Split, record: RunRecord, run_dir: Path
 ) -> History:
-    recipe, ranks = record.recipe, trainer.ranks
+    recipe, ranks = record.recipe, trainer.stepper.ranks
 
     def loader(
         slices_N: npt.NDArray[np.int64], augment: AugmentConfig | None
@@ -264,10 +281,10 @@ def _fit(
         logger.info("train: %r", train_loader)
         logger.info("valid: %r", valid_loader)
         stack.callback(trainer.stepper.spans.close)
-        num_epochs = sum(phase.epochs for phase in trainer.phases)
 
         def grow(epoch: int) -> None:
-            train_loader.set_size(recipe.data.size_in_epoch(epoch, num_epochs))
+            size = recipe.data.size_in_epoch(epoch, trainer.num_epochs)
+            train_loader.set_size(size)
 
         if not ranks.writes:
             return trainer.fit(train_loader, valid_loader, before_epoch=grow)
@@ -275,7 +292,7 @@ def _fit(
         if trainer.history:
             write_history(run_dir, trainer.history)
         else:
-            log.picture(train_loader, num_epochs)
+            log.show_slices(train_loader, trainer.num_epochs)
         return trainer.fit(
-            train_loader, valid_loader, before_epoch=grow, on_epoch=log.note
+            train_loader, valid_loader, before_epoch=grow, on_epoch=log.log_epoch
         )

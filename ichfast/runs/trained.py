@@ -1,4 +1,4 @@
-"""A trained run, opened for use: what it says, and its model with the best weights."""
+"""A trained run, opened for use: its record, and its model with the best weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ichfast.training.checkpoint import BEST, load_checkpoint
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedRun:
-    """A run with a good checkpoint."""
+    """A run with a finished epoch."""
 
     path: Path
     record: RunRecord
@@ -30,15 +30,14 @@ class TrainedRun:
         return self.path.resolve().name
 
     def trained_on(self, store: Store) -> bool:
-        """Whether this is the store it trained on, wherever that lies now."""
+        """Whether the run was trained on this store, even if it was moved."""
         return dict(store.header.plan) == self.record.store_plan
 
     def load_model(self, device: torch.device) -> nn.Module:
         """Build the model with the weights of its best epoch, in evaluation mode.
 
         Raises:
-            CheckpointError: a damaged checkpoint, or one that does not fit the
-                settings.
+            CheckpointError: the checkpoint is damaged, or does not fit the settings.
         """
         state = load_checkpoint(self.path / BEST)
         recipe = self.record.recipe
@@ -59,8 +58,8 @@ def open_run(path: Path) -> TrainedRun:
     """Open a run's folder.
 
     Raises:
-        CheckpointError: no run there, or no epoch of it is finished.
-        RecipeError: its record is damaged.
+        CheckpointError: there is no run, or no epoch of it is finished.
+        RecipeError: the run's record is damaged.
     """
     record = read_record(path)
     if not (path / BEST).is_file():
@@ -72,16 +71,18 @@ def open_run(path: Path) -> TrainedRun:
 
 
 def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
-    """Open runs whose predictions are to be averaged.
+    """Open runs whose predictions are averaged.
 
     Raises:
-        CheckpointError: as `open_run`.
+        CheckpointError: there is no run, or no epoch of one is finished.
         PredictionError: the same run twice, or runs of different sizes.
+        RecipeError: the record of a run is damaged.
     """
     runs = [open_run(path) for path in paths]
-    doubled = [path for path, count in _count(runs).items() if count > 1]
-    if doubled:
-        raise PredictionError(f"{doubled[0]} is named twice; name each run once")
+    counts = Counter(run.path.resolve() for run in runs)
+    repeated = [path for path, count in counts.items() if count > 1]
+    if repeated:
+        raise PredictionError(f"{repeated[0]} is named twice; name each run once")
     sizes = {run.record.recipe.data.size for run in runs}
     if len(sizes) > 1:
         shown = ", ".join(
@@ -92,7 +93,3 @@ def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
             "runs of one size, and predict the others on their own"
         )
     return runs
-
-
-def _count(runs: Sequence[TrainedRun]) -> Counter[Path]:
-    return Counter(run.path.resolve() for run in runs)

@@ -1,16 +1,19 @@
 """Checkpoints: what survives a crash.
 
+Promises:
+
 1. A checkpoint is written whole or not at all; the one before stays until then.
-2. The place where training stands is kept twice, the newest and the one before:
-   when the disk spoils the newest, the one before is taken, and it is said.
-3. Reading one never runs code: tensors, numbers, texts and plain containers only.
+2. The newest checkpoint and the one before are kept: if the newest is damaged, the
+   one before is taken, with a warning.
+3. Reading one never runs code: it holds tensors, numbers, texts and plain containers.
 4. A checkpoint that is damaged, foreign or of another format is an error that says
-   so, not a surprise later.
+   so when it is read.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,16 +29,48 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 
 LAST = "last.pt"
-"""Where training stands, in a run's folder."""
+"""Newest checkpoint of a run, in its folder."""
 
 PREVIOUS = "last.previous.pt"
-"""Where it stood when the checkpoint before was written."""
+"""The checkpoint before `LAST`."""
 
 BEST = "best.pt"
-"""The best epoch (`TrainConfig.best_by`), in a run's folder."""
+"""Checkpoint of the best epoch (`TrainConfig.best_by`)."""
 
 _NEWEST = "last.newest.pt"
-"""On its way to be `LAST`."""
+"""Name of a new checkpoint until it replaces `LAST`."""
+
+
+class Checkpointer:
+    """Saves the checkpoints of a run, on the rank that writes.
+
+    Args:
+        run_dir: the run's folder; exists.
+        writes: whether this rank writes.
+        minutes: time between two checkpoints within an epoch.
+    """
+
+    def __init__(self, run_dir: Path, *, writes: bool, minutes: float) -> None:
+        self.run_dir = run_dir
+        self._writes = writes
+        self._minutes = minutes
+        self._saved_at = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough for a new one."""
+        return (time.monotonic() - self._saved_at) / 60 >= self._minutes
+
+    def save_best(self, content: dict[str, Any]) -> None:
+        """Write `BEST`; raises as `save_checkpoint`."""
+        if self._writes:
+            save_checkpoint(self.run_dir / BEST, content)
+
+    def save_last(self, content: dict[str, Any]) -> None:
+        """Write `LAST`, keep `PREVIOUS`; raises as `save_checkpoint`."""
+        if self._writes:
+            save_last(self.run_dir, content)
+        self._saved_at = time.monotonic()
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -46,7 +81,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         content: tensors, numbers, texts and plain containers of these.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written.
+        CheckpointError: the disk is full, or the folder cannot be written.
     """
     try:
         with atomic_path(path) as temporary:
@@ -60,12 +95,17 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def save_last(run_dir: Path, content: dict[str, Any]) -> None:
-    """Write where training stands, and keep the place before.
+    """Write `LAST`, and keep the one before as `PREVIOUS`.
+
+    Args:
+        run_dir: the run's folder; exists.
+        content: tensors, numbers, texts and plain containers of these.
 
     Raises:
-        CheckpointError: as `save_checkpoint`; both places are as they were.
+        CheckpointError: the disk is full, or the folder cannot be written; both
+            files are as they were.
     """
-    # The newest is on the disk, flushed, before either of the others is touched.
+    # The new file is on the disk, flushed, before either of the others changes.
     save_checkpoint(run_dir / _NEWEST, content)
     if (run_dir / LAST).exists():
         (run_dir / LAST).replace(run_dir / PREVIOUS)
@@ -73,18 +113,18 @@ def save_last(run_dir: Path, content: dict[str, Any]) -> None:
 
 
 def has_last(run_dir: Path) -> bool:
-    """Whether a run's folder holds a place to continue from, whole or damaged."""
+    """Whether a run's folder holds a checkpoint to resume, intact or damaged."""
     return any((run_dir / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def clear_leftovers(run_dir: Path) -> None:
-    """Remove checkpoints that were not finished when their process was killed."""
+    """Remove the half-written checkpoints of a process that was killed."""
     for path in run_dir.glob(".*.pt.*.tmp"):
         path.unlink()
 
 
 def load_last(run_dir: Path) -> dict[str, Any]:
-    """Read where training stands; if that is damaged, where it stood before.
+    """Read `LAST`; if it is damaged, `PREVIOUS`, with a warning.
 
     Raises:
         CheckpointError: neither can be read.
@@ -103,8 +143,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint of ours, damaged, or of
-            another format version.
+        CheckpointError: there is no file, it is damaged or not a checkpoint of
+            ichfast, or it has another format version.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -113,7 +153,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = load_torch_file(path)
         _check_sums(path)
-    except Exception as error:  # torch raises nearly anything here
+    except Exception as error:  # torch raises almost any type here
         raise CheckpointError(
             f"{path} is damaged or no checkpoint: {first_line(error)}"
         ) from error
@@ -128,7 +168,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    """Compare the sums in the file, which `torch.load` does not look at."""
+    """Compare the checksums in the file, which `torch.load` ignores."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

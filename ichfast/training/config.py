@@ -1,4 +1,4 @@
-"""How a model is trained, as settings: the phases of a run, and what they share."""
+"""Settings of training: the phases of a run, and what they share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from ichfast.errors import RecipeError
 
 BEST_BY = ("valid_loss", "valid_weighted_log_loss")
-"""What the best epoch can be the lowest of."""
+"""Columns of the history by which the best epoch can be chosen; lowest is best."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A stretch of epochs with an optimizer and a schedule of its own."""
+    """A number of epochs with one optimizer and one schedule."""
 
     epochs: int
-    """How many."""
+    """Number of epochs."""
 
     lr: float
     """Highest learning rate."""
@@ -26,25 +26,25 @@ class Phase:
     """``one-cycle``, ``flat-cosine`` or ``cosine``."""
 
     start: float = 0.7
-    """Share of the steps after which the learning rate falls."""
+    """Share of the steps, in [0, 1), after which the learning rate falls."""
 
     optimizer: str = "ranger"
     """``adam``, ``radam``, ``ranger`` or ``lamb``."""
 
     betas: tuple[float, float] = (0.95, 0.99)
-    """Decay of the averages of the gradient and of its square."""
+    """Decay rates of the averages of the gradient and of its square."""
 
     eps: float = 1e-6
-    """Added to the root of the second average."""
+    """Added to the square root of the second average."""
 
     weight_decay: float = 1e-2
-    """Decoupled; batch norm and biases are spared."""
+    """Decoupled weight decay; batch norm and biases have none."""
 
     freeze_body: bool = False
     """Train the head and batch norm only."""
 
     mixup_alpha: float = 0.0
-    """Mixup's Beta(alpha, alpha), a draw a slice; 0 for none."""
+    """Mixup draws each slice's share from Beta(alpha, alpha); 0 for no mixup."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.lr > 0 or self.mixup_alpha < 0:
@@ -59,47 +59,49 @@ class TrainConfig:
     """How a model is trained."""
 
     phases: tuple[Phase, ...]
-    """One after another."""
+    """The phases, in order."""
 
     epochs: int | None = None
-    """Epochs altogether; the phases shrink or grow in proportion. None: as given."""
+    """Epochs in total; the phases shrink or grow in proportion. None: the phases'
+    own."""
 
     any_weight: float = 1.0
-    """Weight of the class `any` in the loss; the competition's metric has 2."""
+    """Weight of the class `any` in the loss; 2 in the competition's metric."""
 
     ema_decay: float = 0.0
-    """Decay of the average of the weights that validates; 0 for no average."""
+    """Decay of the moving average of the weights, which then validates; 0 for none."""
 
     amp: str = "auto"
     """``auto``, ``bf16``, ``fp16`` or ``fp32``."""
 
     seed: int = 42
-    """Decides weights, order, augmentation, dropout and mixup."""
+    """Seed of weights, order, augmentation, dropout and mixup."""
 
     accumulate: int = 1
-    """Batches whose gradients make one step: the update of a batch so many times
+    """Batches per step: their gradients are averaged, as in one batch so many times
     larger. Batch norm and mixup still see one batch at a time."""
 
     best_by: str = "valid_loss"
     """The best epoch has the lowest ``valid_loss`` or ``valid_weighted_log_loss``."""
 
     patience: int | None = None
-    """Epochs without a better one after which the run ends; None: never."""
+    """The run ends after so many epochs without a better one; None: never early."""
 
     checkpoint_minutes: float = 10.0
     """Minutes between two checkpoints within an epoch; each epoch ends with one."""
 
     sync_batch_norm: bool = True
     """With several GPUs, batch norm takes its statistics over all of them, as one
-    GPU would with the whole batch. False is faster, and no longer the same."""
+    GPU with the whole batch would. False is faster and gives other results."""
 
     compile: bool = False
-    """`torch.compile` the network; without a compiler a warning, and as it is."""
+    """Compile the network with `torch.compile`. Without a compiler the run warns and
+    trains uncompiled."""
 
     cuda_graphs: bool = False
-    """Replay forward and backward as CUDA graphs (``reduce-overhead`` of
-    `torch.compile`): for small batches, where starting kernels takes longer than
-    they run. Needs a GPU, a compiler and an `accumulate` of 1."""
+    """Replay forward and backward pass as CUDA graphs (``reduce-overhead`` of
+    `torch.compile`). Helps with small batches, whose kernels take longer to launch
+    than to run. Needs a GPU, a compiler and an `accumulate` of 1."""
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
@@ -129,7 +131,7 @@ class TrainConfig:
             )
 
     def planned_phases(self) -> tuple[Phase, ...]:
-        """The phases with the epochs they will really have; empty ones dropped."""
+        """The phases scaled to `epochs` in total; those left without any dropped."""
         if self.epochs is None:
             return self.phases
         ends = np.cumsum([phase.epochs for phase in self.phases])

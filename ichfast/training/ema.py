@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """An exponential moving average of a model's weights, as a model of its own.
+    """An exponential moving average of a model's weights, as a second model.
 
-    Buffers, such as the statistics of batch norm, are averages already: copied.
+    Buffers, such as the statistics of batch norm, are averages already and are copied.
 
     Args:
         model: the model that trains, not wrapped, on its final device.
-        decay: what the average keeps of itself at each update, in [0, 1).
+        decay: share of the average that each update keeps, in [0, 1).
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -30,7 +30,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the model; call it after each step."""
+        """Move the average towards the model. Call it after each step."""
         weights: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(weights, list(self._source.parameters()), 1 - self._decay)
         torch._foreach_copy_(list(self.model.buffers()), list(self._source.buffers()))
@@ -40,5 +40,5 @@ class Ema:
         return self.model.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from the averaged model's state dict."""
         self.model.load_state_dict(state_dict)

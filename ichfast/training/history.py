@@ -1,4 +1,4 @@
-"""The history of a run: one row an epoch, and which of them is the best.
+"""The history of a run: one row per epoch, and the best of them.
 
 Rows are dicts of epoch, phase, train_loss, valid_loss, valid_weighted_log_loss,
 valid_accuracy, learning_rate, slices_per_s, seconds and wait_share.
@@ -15,32 +15,48 @@ from ichfast.errors import CheckpointError
 from ichfast.system.files import atomic_path
 
 METRICS = "metrics.csv"
+"""File of the history, in a run's folder."""
 
 History = list[dict[str, Any]]
-"""Rows in the order of epochs."""
+"""Rows, in the order of the epochs."""
 
 
 def best_row(history: History, by: str) -> dict[str, Any]:
-    """The first epoch with the lowest value of the column `by`."""
+    """The row of the best epoch.
+
+    Args:
+        history: at least one row.
+        by: column; its lowest value is best, and the first of equal ones.
+    """
     return min(history, key=lambda row: row[by])
 
 
 def epochs_since_best(history: History, by: str) -> int:
-    """Epochs that came after the best one; 0 for an empty history."""
+    """Epochs after the best one.
+
+    Args:
+        history: may be empty, which gives 0.
+        by: column; its lowest value is best, and the first of equal ones.
+    """
     return history[-1]["epoch"] - best_row(history, by)["epoch"] if history else 0
 
 
 def write_history(run_dir: Path, history: History) -> None:
-    """Write a run's `metrics.csv`, atomically."""
+    """Write a run's `metrics.csv`, atomically.
+
+    Args:
+        run_dir: the run's folder; exists.
+        history: all rows so far.
+    """
     with atomic_path(run_dir / METRICS) as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
 
 
 def read_history(run_dir: Path) -> pd.DataFrame:
-    """Read a run's `metrics.csv`: one row an epoch.
+    """Read a run's `metrics.csv`: one row per epoch.
 
     Raises:
-        CheckpointError: no epoch is finished yet, or the file is damaged.
+        CheckpointError: no epoch is finished, or the file is damaged.
     """
     path = run_dir / METRICS
     try:

@@ -1,14 +1,10 @@
-"""A model and a loader to probabilities, and test-time augmentation.
+"""Inference: logits of a model over a loader, test-time augmentation, validation.
 
-Test-time augmentation looks at each slice several times and mixes the sigmoid
-outputs: plain passes and augmented ones, each with its weight.
+Test-time augmentation predicts each slice several times, plain and augmented, and
+averages the probabilities of these passes by weight.
 
 Shape letters: N slices, B slices of the batch, C channels, H rows, W columns,
 K classes.
-
-Validation: the whole fold judged once, however many ranks share it.
-
-Shape letters: N slices of the fold, K classes.
 """
 
 from __future__ import annotations
@@ -32,18 +28,18 @@ TTA_SCALE = 1.35
 """Zoom of the reference's augmented passes."""
 
 TTA_BETA = 0.4
-"""Weight of the reference's plain pass; the augmented ones share the rest."""
+"""Weight of the reference's plain pass; the augmented passes share the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """One look at every slice."""
+    """One prediction of every slice."""
 
     weight: float
-    """Share in the mean; the passes of a list add up to 1."""
+    """Share in the mean; the weights of all passes add up to 1."""
 
     augment: AugmentConfig
-    """What the pass sees."""
+    """Augmentation of the pass."""
 
 
 def tta_passes(name: str, augment: AugmentConfig) -> list[Pass]:
@@ -51,13 +47,12 @@ def tta_passes(name: str, augment: AugmentConfig) -> list[Pass]:
 
     Args:
         name: ``none``; ``flips``: plain and mirrored; ``reference``: one plain pass
-            and eight at scale 1.35, in four corners and mirrored, in which
-            whatever else the training drew goes on being drawn.
-        augment: what the run trained with.
+            and eight zoomed by `TTA_SCALE`, into four corners, mirrored and not.
+        augment: the augmentation of the training. The zoomed passes replace its
+            zoom and flip, and draw the rest.
 
     Source:
-        fastai v1 `Learner.TTA`: beta 0.4, scale 1.35; the zoom and the flip of
-        training give way to those of the pass.
+        fastai v1 `Learner.TTA`: beta 0.4, scale 1.35.
     """
     plain = AugmentConfig()
     if name == "none":
@@ -93,15 +88,15 @@ def predict_logits(
     """Run a model over one epoch of a loader.
 
     Args:
-        model: gives logits (B, K); put into evaluation mode here, and left so.
+        model: images to logits (B, K); left in evaluation mode.
         loader: gives batches on the model's device.
         amp: number format.
-        epoch: which epoch of the loader.
-        label: what the progress display says; empty shows none.
+        epoch: epoch of the loader.
+        label: label of the progress display; empty for no display.
 
     Returns:
         Store positions (N,), int64; logits (N, K) and targets (N, K), float32, on
-        the CPU. All in the order the loader gave.
+        the CPU. All in the order of the loader.
     """
     model.eval()
     positions, logits, targets = [], [], []
@@ -123,27 +118,26 @@ def predict_logits(
 def mix_passes(
     passes: Sequence[Pass], probs: Sequence[npt.NDArray[np.float64]]
 ) -> npt.NDArray[np.float64]:
-    """Average the passes' probabilities by weight.
+    """Average the probabilities of the passes by weight.
 
     Args:
-        passes: as `tta_passes` listed them.
-        probs: of each pass, shape (N, K), all in the same slice order.
+        passes: as `tta_passes` lists them.
+        probs: one array per pass, shape (N, K), all in the same slice order.
 
     Returns:
         Shape (N, K), float64.
     """
-    return np.sum(
-        [look.weight * probs_NK for look, probs_NK in zip(passes, probs, strict=True)],
-        axis=0,
-    )
+    pairs = zip(passes, probs, strict=True)
+    return np.sum([each.weight * probs_NK for each, probs_NK in pairs], axis=0)
 
 
 def validate(stepper: Stepper, loader: Loader) -> dict[str, float]:
-    """Judge the model that validates; all ranks get the same result.
+    """Validate the averaged model on the whole fold; the same result on all ranks.
 
     Args:
-        stepper: with the model, and the ranks that each predict their part.
-        loader: gives this rank's part; together every slice of the fold once.
+        stepper: holds the model and the ranks, which each predict their part.
+        loader: gives this rank's part; together the ranks give every slice of the
+            fold once.
 
     Returns:
         valid_loss, without class weights; valid_weighted_log_loss; valid_accuracy.
@@ -155,7 +149,7 @@ def validate(stepper: Stepper, loader: Loader) -> dict[str, float]:
             model, loader, stepper.amp, label="  validate" if ranks.writes else ""
         )
     )
-    # By position, so that the sums do not depend on who predicted what.
+    # Sorted by position, so that sums do not depend on which rank predicted what.
     order_N = np.argsort(np.concatenate([positions_N for positions_N, _, _ in parts]))
     logits_NK = torch.cat([logits_NK for _, logits_NK, _ in parts])[order_N].double()
     targets_NK = torch.cat([targets_NK for *_, targets_NK in parts])[order_N].double()

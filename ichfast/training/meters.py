@@ -1,16 +1,14 @@
-"""The losses of an epoch, read from the device an interval after they arose.
+"""What is measured during an epoch: its losses, its time, and the wait for data.
 
-Reading a number from a GPU waits until the GPU has got there. Losses are copied
-out in the background and looked at when the next interval ends, so that the loop
-never waits, and a loss that is not finite is still found within two intervals.
+Losses: reading a number from a GPU waits for the GPU. So losses are copied to the
+host in the background and read at the end of the next interval. The loop never
+waits, and a loss that is not finite is found within two intervals.
+
+Waiting: the host runs ahead of a GPU, so its clock does not show the wait. On a GPU
+the wait is the time between the last kernel of a step and the first of the next, by
+the device's clock, and it is read once it is known without waiting.
 
 Shape letters: B slices of the batch.
-
-How long training waits for data, and a word about it when it is too long.
-
-On a GPU the host runs ahead of the device, so that the host's clock says little.
-There the wait is the time between the last kernel of a step and the first of the
-next, on the device's own clock, and read when it is known without waiting.
 """
 
 from __future__ import annotations
@@ -20,21 +18,37 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 READ_INTERVAL = 20
-"""Batches between two looks at the losses."""
+"""Batches between two reads of the losses."""
+
+WARM_UP = 20
+"""Batches at the start of a run that `LoaderWatch` skips, while compilers and caches
+warm up."""
+
+WINDOW = 60
+"""Batches over which `LoaderWatch` measures the wait."""
+
+MAX_WAIT_SHARE = 0.2
+"""Share of the time, in [0, 1], that training may wait for data without a warning."""
 
 
 class LossTrace:
-    """Losses of the batches of an epoch, in order."""
+    """The losses of an epoch's batches, in order.
+
+    Args:
+        device: where the losses are computed.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.values: list[float] = []
-        """What has been read so far."""
+        """The losses that have been read."""
         self._on_cuda = device.type == "cuda"
         self._fresh: list[tuple[Tensor, Tensor]] = []
         self._in_flight = torch.empty(0)
@@ -43,11 +57,11 @@ class LossTrace:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to look."""
+        """Whether `READ_INTERVAL` batches were added since the last read."""
         return len(self._fresh) >= READ_INTERVAL
 
     def add(self, loss: Tensor, indices_B: Tensor) -> None:
-        """Note a batch.
+        """Add the loss of a batch.
 
         Args:
             loss: scalar on the device.
@@ -56,10 +70,10 @@ class LossTrace:
         self._fresh.append((loss, indices_B))
 
     def read_late(self) -> Tensor | None:
-        """Read the losses before the fresh ones, and send for the fresh ones.
+        """Read the losses of the interval before, and start to copy the fresh ones.
 
         Returns:
-            The positions of the first batch whose loss was not finite, or None.
+            Store positions of the first batch whose loss is not finite, or None.
         """
         bad_B = self._read_in_flight()
         if self._fresh:
@@ -73,7 +87,11 @@ class LossTrace:
         return bad_B
 
     def read_all(self) -> Tensor | None:
-        """Read every loss, waiting for the device; returns as `read_late`."""
+        """Read every loss, waiting for the device.
+
+        Returns:
+            Store positions of the first batch whose loss is not finite, or None.
+        """
         first_B, second_B = self.read_late(), self._read_in_flight()
         return second_B if first_B is None else first_B
 
@@ -91,28 +109,20 @@ class LossTrace:
         return None
 
     def mean(self) -> float:
-        """Mean of what was read; NaN before anything was."""
+        """Mean of the losses that have been read; NaN if there are none."""
         return math.fsum(self.values) / len(self.values) if self.values else math.nan
 
     def clear(self) -> None:
-        """Forget everything, for the next epoch."""
+        """Drop the losses that have been read, for the next epoch."""
         self.values = []
 
 
-logger = logging.getLogger(__name__)
-
-WARM_UP = 20
-"""Batches at the start of a run that do not count: compilers and caches warm up."""
-
-WINDOW = 60
-"""Batches that a verdict is made of."""
-
-TOO_LONG = 0.2
-"""Share of the time that training may wait for data without a word."""
-
-
 class WaitMeter:
-    """Adds up the seconds that training waited for data."""
+    """Adds up the seconds that training waits for data.
+
+    Args:
+        device: where the model trains.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
@@ -121,7 +131,7 @@ class WaitMeter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Wrap what asks for the next batch."""
+        """Wrap the call that takes the next batch."""
         if self._on_cuda:
             begin, end = _event(), _event()
             begin.record()
@@ -129,12 +139,12 @@ class WaitMeter:
             end.record()
             self._pending.append((begin, end))
         else:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - asked
+            self._seconds += time.perf_counter() - began
 
     def seconds(self) -> float:
-        """What is known so far; never waits for the device."""
+        """Seconds known so far; never waits for the device."""
         while self._pending and _has_passed(self._pending[0][1]):
             begin, end = self._pending.popleft()
             self._seconds += begin.elapsed_time(end) / 1000
@@ -151,30 +161,32 @@ def _has_passed(event: torch.cuda.Event) -> bool:
 
 
 class LoaderWatch:
-    """Warns, once a run, when training waits for data too long."""
+    """Warns, once per run, when training waits for data too long."""
 
     def __init__(self) -> None:
         self._num_batches = 0
-        self._since: tuple[float, float] | None = None
+        self._elapsed_s, self._waited_s = 0.0, 0.0
+        self._warm: tuple[float, float] | None = None
         self._is_done = False
 
     def note(self, *, elapsed_s: float, waited_s: float) -> None:
         """Note a batch.
 
         Args:
-            elapsed_s: seconds of training so far, without validation.
-            waited_s: seconds of these that were spent waiting for data.
+            elapsed_s: seconds since the epoch began.
+            waited_s: seconds of these spent waiting for data.
         """
         self._num_batches += 1
+        elapsed_s, waited_s = self._elapsed_s + elapsed_s, self._waited_s + waited_s
         if self._num_batches == WARM_UP:
-            self._since = (elapsed_s, waited_s)
-        if self._is_done or self._since is None:
+            self._warm = (elapsed_s, waited_s)
+        if self._is_done or self._warm is None:
             return
         if self._num_batches < WARM_UP + WINDOW:
             return
         self._is_done = True
-        share = (waited_s - self._since[1]) / max(elapsed_s - self._since[0], 1e-9)
-        if share > TOO_LONG:
+        share = (waited_s - self._warm[1]) / max(elapsed_s - self._warm[0], 1e-9)
+        if share > MAX_WAIT_SHARE:
             logger.warning(
                 "the loader is the limit: %.0f %% of the time of %d batches went into "
                 "waiting for data; read fewer bytes (--set data.level=256), keep the "
@@ -183,3 +195,61 @@ class LoaderWatch:
                 100 * share,
                 WINDOW,
             )
+
+    def end_epoch(self, *, elapsed_s: float, waited_s: float) -> None:
+        """End an epoch: the next one's seconds count from 0 again.
+
+        Args:
+            elapsed_s: seconds that its training took, without validation.
+            waited_s: seconds of these spent waiting for data.
+        """
+        self._elapsed_s += elapsed_s
+        self._waited_s += waited_s
+
+
+class EpochTimer:
+    """Times one epoch of training, from its creation to `finish`.
+
+    Args:
+        device: where the model trains.
+        watch: told the time of each batch.
+    """
+
+    def __init__(self, device: torch.device, watch: LoaderWatch) -> None:
+        self._watch = watch
+        self._waits = WaitMeter(device)
+        self._num_slices = 0
+        self._began = time.perf_counter()
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Wrap the call that takes the next batch."""
+        return self._waits.waiting()
+
+    def add(self, num_slices: int) -> None:
+        """Add a batch of so many slices."""
+        self._num_slices += num_slices
+        self._watch.note(elapsed_s=self._elapsed_s(), waited_s=self._waits.seconds())
+
+    def _elapsed_s(self) -> float:
+        return time.perf_counter() - self._began
+
+    def wait_share(self) -> float:
+        """Share of the time so far spent waiting for data, in [0, 1]."""
+        return self._waits.seconds() / max(self._elapsed_s(), 1e-9)
+
+    def finish(self, world_size: int) -> dict[str, float]:
+        """End the epoch.
+
+        Args:
+            world_size: ranks that each train on as many slices.
+
+        Returns:
+            slices_per_s, of all ranks together; seconds; wait_share, in [0, 1].
+        """
+        elapsed_s, waited_s = self._elapsed_s(), self._waits.seconds()
+        self._watch.end_epoch(elapsed_s=elapsed_s, waited_s=waited_s)
+        return {
+            "slices_per_s": self._num_slices * world_size / elapsed_s,
+            "seconds": elapsed_s,
+            "wait_share": waited_s / elapsed_s,
+        }

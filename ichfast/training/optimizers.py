@@ -1,15 +1,13 @@
-"""Optimizers by name, in the fastest implementation that a machine has.
+"""Optimizers by name, in the fastest implementation that the machine has.
 
 Promises:
 
 1. Weight decay is decoupled (each step shrinks a weight by lr x decay), and
-   `decay_groups` spares batch norms and biases, as the reference does.
+   `decay_groups` exempts batch norm and biases, as the reference does.
 2. Every optimizer continues from its state dict bit for bit.
-3. Which implementation runs is said in the log.
+3. The log says which implementation runs.
 
-Ranger: RAdam with Lookahead.
-
-It continues from its state dict bit for bit.
+Besides `models/build.py`, only this module imports timm, for its LAMB.
 """
 
 from __future__ import annotations
@@ -22,43 +20,53 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from timm.optim import Lamb
 from torch import nn
 from torch.optim import AdamW, Optimizer, RAdam
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
-from ichfast.training.lamb import Lamb
 
 logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adam", "radam", "ranger", "lamb")
-"""What `make_optimizer` knows. ``ranger`` is RAdam with Lookahead."""
+"""Names that `make_optimizer` takes. ``ranger`` is RAdam with Lookahead."""
+
+LOOKAHEAD_STEPS = 6
+"""Steps between two synchronizations of fast and slow weights.
+
+Source:
+    Zhang et al. 2019, arXiv:1907.08610; lessw2020's Ranger, as in the reference.
+"""
+
+LOOKAHEAD_ALPHA = 0.5
+"""Share of the way that the slow weights move towards the fast ones."""
 
 ParamGroups = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Sort the parameters that train into those that decay and those that do not.
+    """Split the parameters that train into those that decay and those that do not.
 
     Args:
         model: parameters that require no gradient are left out.
 
     Returns:
-        Parameter groups for `make_optimizer`; the second, batch norms and biases,
-        has a weight decay of 0 of its own.
+        Parameter groups for `make_optimizer`; the second, batch norm and biases, has
+        a weight decay of 0.
 
     Source:
         fastai v1, `split_no_wd_params` with `bn_wd=False`.
     """
     decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for module in model.modules():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                (spared if is_norm or name == "bias" else decayed).append(parameter)
+                (exempt if is_norm or name == "bias" else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": exempt, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -72,14 +80,14 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
 ) -> Optimizer:
-    """Make an optimizer, in the fastest implementation there is on this machine.
+    """Make an optimizer, in the fastest implementation that the machine has.
 
     Args:
         name: one of `OPTIMIZERS`.
-        params: parameters, or groups of them as `decay_groups` gives.
+        params: parameters, or groups of them as `decay_groups` returns.
         lr: learning rate; a `Schedule` changes it.
-        betas: decay of the averages of the gradient and of its square.
-        eps: added to the root of the second average.
+        betas: decay rates of the averages of the gradient and of its square.
+        eps: added to the square root of the second average.
         weight_decay: decoupled; for groups that do not have their own.
 
     Raises:
@@ -98,6 +106,8 @@ def make_optimizer(
     optimizer = make(entries, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     if name == "adam":
         optimizer.register_load_state_dict_pre_hook(_refuse_other_adam)
+    elif name == "lamb":
+        optimizer.register_load_state_dict_pre_hook(_accept_other_lamb)
     logger.info("optimizer %s runs as %s", name, runs_as)
     return optimizer
 
@@ -114,15 +124,15 @@ def _find_implementation(
         fused_class = {"adam": "FusedAdam", "lamb": "FusedLAMB"}[name]
         return getattr(apex, fused_class), f"NVIDIA apex {fused_class}"
     if name == "lamb":
-        return Lamb, "ichfast.training.lamb.Lamb, foreach"
+        return Lamb, "timm.optim.Lamb"
     return _make_fused_adam, "torch.optim.AdamW, fused"
 
 
 def nvidia_apex() -> ModuleType | None:
     """NVIDIA's `apex.optimizers`, if its CUDA extension is installed.
 
-    The `apex` of PyPI is a web toolkit by someone else; it has no `amp_C`, so it
-    is not even imported.
+    The `apex` of PyPI is another project, a web toolkit. It has no `amp_C`, so it
+    is never imported.
     """
     if importlib.util.find_spec("amp_C") is None:
         return None
@@ -142,8 +152,8 @@ def _make_radam(params: Any, **settings: Any) -> Optimizer:
 
 
 def _refuse_other_adam(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    # apex counts steps in the group, torch in each state: one would start the
-    # other's bias correction anew, or fail far from here.
+    # apex counts steps in the group, torch in each state: with the other's state one
+    # would restart its bias correction, or fail far from here.
     has_apex_steps = "step" in state_dict["param_groups"][0]
     if state_dict["state"] and has_apex_steps == isinstance(optimizer, AdamW):
         raise CheckpointError(
@@ -153,29 +163,32 @@ def _refuse_other_adam(optimizer: Optimizer, state_dict: dict[str, Any]) -> None
         )
 
 
-LOOKAHEAD_STEPS = 6
-"""Steps from one meeting of fast and slow weights to the next.
-
-Source:
-    Zhang et al. 2019, arXiv:1907.08610; lessw2020's Ranger, as the reference.
-"""
-
-LOOKAHEAD_ALPHA = 0.5
-"""The share of the way that the slow weights go to the fast ones."""
+def _accept_other_lamb(optimizer: Optimizer, state_dict: dict[str, Any]) -> Any:
+    # apex and timm share the moments. Only their groups differ: timm's have more
+    # settings and count steps in a tensor, which it makes of a number.
+    groups = [
+        {**optimizer.defaults, **group, "step": int(group.get("step", 0))}
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "param_groups": groups}
 
 
 class Ranger(RAdam):
-    """RAdam with Lookahead, decoupled weight decay.
+    """RAdam with Lookahead and decoupled weight decay.
 
-    Every `LOOKAHEAD_STEPS` steps a slow copy of the weights goes
-    `LOOKAHEAD_ALPHA` of the way to the weights, and the weights go there too.
-    The slow copy is the state ``slow`` of each parameter; RAdam's ``step`` counts.
+    Every `LOOKAHEAD_STEPS` steps the slow weights move `LOOKAHEAD_ALPHA` of the way
+    to the fast ones, which are then set to them. A parameter's state holds its slow
+    weights as ``slow``.
+
+    timm's Lookahead is another update: its slow weights start at the first
+    synchronization, which therefore changes nothing, where the paper and the
+    reference start them at the initial weights.
 
     Args:
         params: parameters or groups of them.
         lr: learning rate.
-        betas: as for RAdam.
-        eps: as for RAdam.
+        betas: decay rates of the averages of the gradient and of its square.
+        eps: added to the square root of the second average.
         weight_decay: decoupled.
 
     Source:
@@ -202,15 +215,15 @@ class Ranger(RAdam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step of RAdam and, when it is due, one of Lookahead."""
+        """Take one step of RAdam and, every `LOOKAHEAD_STEPS`, one of Lookahead."""
         trained = [
             parameter
             for group in self.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        # Taken before the first update, kept after it: RAdam sets up only states
-        # that are still empty.
+        # Copied before the first update and stored after it: RAdam initializes only
+        # states that are empty.
         fresh = {p: p.detach().clone() for p in trained if p not in self.state}
         loss = super().step(closure)
         for parameter, slow in fresh.items():

@@ -1,10 +1,10 @@
-"""Where the time of a step goes: a trace to look at, and a table to read.
+"""Profiling of steps: a trace, and a table of where the time goes.
 
-Every part of a step has a name, always: PyTorch's profiler shows it, and on a GPU
-Nsight Systems does (NVTX). `Profile` also looks at some steps of a run: first it
-traces them undisturbed, then it times the parts of others, for which it waits for
-the device after each part. So the parts' times are true, and their sum is more than
-an undisturbed step takes wherever host and device would have worked side by side.
+The parts of a step are always named, for PyTorch's profiler and, on a GPU, for Nsight
+Systems (NVTX). `Profile` also traces some steps of a run, undisturbed, and then times
+the parts of others. For that it waits for the device after each part, so the parts'
+times are exact, but their sum exceeds an undisturbed step in which host and device
+overlap.
 """
 
 from __future__ import annotations
@@ -23,20 +23,27 @@ from ichfast.system.files import atomic_path, write_text_atomically
 logger = logging.getLogger(__name__)
 
 PARTS = ("wait", "copy", "forward", "backward", "optimizer")
-"""Parts of a step: waiting for a batch; its cast and mixup; the network and the
-loss; gradients, with their exchange between ranks; optimizer and averaged weights."""
+"""Parts of a step: the wait for a batch; its cast and mixup; the network and the
+loss; the gradients and their exchange between ranks; optimizer and averaged weights."""
 
 SKIPPED_STEPS, TRACED_STEPS, TIMED_STEPS = 3, 5, 10
-"""The steps of a run that are skipped, then traced, then timed."""
+"""Numbers of steps that are first skipped, then traced, then timed."""
+
+PROFILED_STEPS = SKIPPED_STEPS + TRACED_STEPS + TIMED_STEPS
 
 TRACE = "trace.json"
-"""Chrome's trace format: open it with Perfetto or chrome://tracing."""
+"""File in Chrome's trace format; Perfetto and chrome://tracing open it."""
 
 SUMMARY = "profile.txt"
+"""File of the table, as `format_summary` lays it out."""
 
 
 class Spans:
-    """Names the parts of a step, for whichever profiler looks on."""
+    """Names the parts of a step for profilers.
+
+    Args:
+        device: where the run computes.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
@@ -49,14 +56,14 @@ class Spans:
             yield
 
     def end_step(self) -> None:
-        """Note that a step is over."""
+        """End a step."""
 
     def close(self) -> None:
-        """Note that the run is over."""
+        """End the run."""
 
 
 class Profile(Spans):
-    """Looks at some steps of a run, and writes `TRACE` and `SUMMARY`.
+    """Profiles some steps of a run, and writes `TRACE` and `SUMMARY`.
 
     Args:
         device: where the run computes.
@@ -74,12 +81,11 @@ class Profile(Spans):
 
     @property
     def _is_timing(self) -> bool:
-        first = SKIPPED_STEPS + TRACED_STEPS
-        return first <= self._num_steps < first + TIMED_STEPS
+        return SKIPPED_STEPS + TRACED_STEPS <= self._num_steps < PROFILED_STEPS
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Wrap one of `PARTS`; wait for the device at its end if it is timed."""
+        """Wrap one of `PARTS`; if it is timed, wait for the device at its end."""
         began = time.perf_counter()
         with super().part(name):
             yield
@@ -88,7 +94,7 @@ class Profile(Spans):
         self._seconds[name] += self._is_timing * (time.perf_counter() - began)
 
     def end_step(self) -> None:
-        """Note that a step is over, and begin or end what is due."""
+        """End a step; begin or end the trace and write the table where due."""
         now = time.perf_counter()
         if self._is_timing:
             self._seconds["step"] += now - self._step_began
@@ -98,18 +104,17 @@ class Profile(Spans):
             self._begin_trace()
         elif self._num_steps == SKIPPED_STEPS + TRACED_STEPS:
             self._end_trace()
-        elif self._num_steps == SKIPPED_STEPS + TRACED_STEPS + TIMED_STEPS:
+        elif self._num_steps == PROFILED_STEPS:
             self._write_summary()
 
     def close(self) -> None:
-        """End a trace that is under way; say what is missing."""
+        """End the run and a trace that is under way; warn if it was too short."""
         self._end_trace()
-        wanted = SKIPPED_STEPS + TRACED_STEPS + TIMED_STEPS
-        if self._num_steps < wanted:
+        if self._num_steps < PROFILED_STEPS:
             logger.warning(
-                "--profile looks at %d steps and this run had %d: %s is not written; "
+                "--profile needs %d steps and this run had %d: %s is not written; "
                 "train on more slices or more epochs",
-                wanted,
+                PROFILED_STEPS,
                 self._num_steps,
                 self._run_dir / SUMMARY,
             )
@@ -142,11 +147,12 @@ class Profile(Spans):
 
 
 def format_summary(seconds: Mapping[str, float], num_steps: int) -> str:
-    """Lay out where the time of some steps went.
+    """Format the times of some steps as a table.
 
     Args:
-        seconds: of each of `PARTS`, and of whole steps under ``step``; altogether.
-        num_steps: how many steps that were.
+        seconds: seconds of each of `PARTS`, and of whole steps under ``step``, added
+            up over the steps.
+        num_steps: number of steps.
     """
     whole = seconds["step"]
     rows = [(name, seconds[name]) for name in PARTS]
@@ -154,7 +160,7 @@ def format_summary(seconds: Mapping[str, float], num_steps: int) -> str:
     rows.append(("step", whole))
     return "\n".join(
         [
-            f"where a step's time goes (mean of {num_steps}; each part waited for)",
+            f"time of a step (mean of {num_steps}; the device finishes each part)",
             *(
                 f"  {name:<10}{1000 * each / num_steps:10.2f} ms"
                 f"{100 * each / whole:7.1f} %"

@@ -1,6 +1,6 @@
-"""How learning rate and momentum go over the steps of a phase.
+"""Schedules: learning rate and momentum over the steps of a phase.
 
-A schedule is a pure function of the step; nothing of it needs saving.
+A schedule is a pure function of the step, so it has no state to save.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from torch.optim import Optimizer
 
 from ichfast.errors import RecipeError
 
+SCHEDULES = ("one-cycle", "flat-cosine", "cosine")
+"""``one-cycle``: up and down by cosines, with momentum down and up; ``flat-cosine``:
+constant, then a cosine to 0; ``cosine``: a cosine to 0."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """How learning rate and momentum go over the steps of a phase."""
+    """Learning rate and momentum of each step of a phase."""
 
     kind: str
-    """``one-cycle``: up and down by cosines, momentum the other way round;
-    ``flat-cosine``: flat, then a cosine to 0; ``cosine``: a cosine to 0."""
+    """One of `SCHEDULES`."""
 
     lr: float
     """The highest learning rate."""
@@ -28,14 +31,13 @@ class Schedule:
     """Optimizer steps in the phase; at least 1."""
 
     start: float
-    """Where the descent starts, as a share of the steps in [0, 1): after the rise
-    (the reference: 0.3) or the flat part (0.7); 0 for ``cosine``."""
+    """Where the descent starts, as a share of the steps, in [0, 1): after the rise
+    (0.3 in the reference) or the constant part (0.7); 0 for ``cosine``."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("one-cycle", "flat-cosine", "cosine"):
+        if self.kind not in SCHEDULES:
             raise RecipeError(
-                f"unknown schedule {self.kind!r}; "
-                "known are one-cycle, flat-cosine, cosine"
+                f"unknown schedule {self.kind!r}; known are {', '.join(SCHEDULES)}"
             )
         if self.num_steps < 1:
             raise RecipeError(f"a schedule needs 1 step or more, got {self.num_steps}")
@@ -49,10 +51,10 @@ class Schedule:
         """Learning rate and beta1 of a step.
 
         Args:
-            step: from 0; `num_steps` gives the values where the descent ends.
+            step: from 0; `num_steps` gives the values at the end of the descent.
 
         Returns:
-            The learning rate, and beta1 or None where it is not scheduled.
+            The learning rate, and beta1, or None if it is not scheduled.
 
         Source:
             fastai v1, `OneCycleScheduler` (div_factor 25, final 25e4, momentum
@@ -60,11 +62,11 @@ class Schedule:
             ``int(num_steps * start)`` steps.
         """
         assert 0 <= step <= self.num_steps, f"step {step} of {self.num_steps}"
-        turning = int(self.num_steps * self.start)
-        descended = (step - turning) / (self.num_steps - turning)
+        num_before = int(self.num_steps * self.start)
+        descended = (step - num_before) / (self.num_steps - num_before)
         if self.kind == "one-cycle":
-            if step < turning:
-                risen = step / turning
+            if step < num_before:
+                risen = step / num_before
                 return _cosine(self.lr / 25, self.lr, risen), _cosine(0.95, 0.85, risen)
             return (
                 _cosine(self.lr, self.lr / 25e4, descended),
@@ -73,7 +75,12 @@ class Schedule:
         return _cosine(self.lr, 0.0, max(descended, 0.0)), None
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
-        """Set a step's learning rate, and beta1 if scheduled, in every group."""
+        """Set the learning rate, and beta1 if scheduled, in every parameter group.
+
+        Args:
+            optimizer: changed in place.
+            step: of the phase, from 0.
+        """
         lr, beta1 = self.at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr

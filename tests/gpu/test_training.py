@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ichfast.loading.batch import Batch
-from ichfast.models.build import build_model, synchronize_batch_norm
+from ichfast.models.build import ARCHS, build_model, synchronize_batch_norm
 from ichfast.models.precision import Amp
 from ichfast.training.config import Phase, TrainConfig
 from ichfast.training.meters import WaitMeter
@@ -57,7 +57,7 @@ def test_faster_steps_are_the_same_steps(setting: str) -> None:
     faster = make_stepper(replace(CONFIG, **{setting: True}))  # type: ignore[arg-type]
     # float32 sums in another order, and twenty steps that build on each other.
     np.testing.assert_allclose(take_steps(faster), plain, rtol=2e-2)
-    assert faster._forward is not faster.model
+    assert faster._phase.network.forward is not faster.model
 
 
 def test_waiting_is_read_from_the_devices_clock() -> None:
@@ -84,7 +84,7 @@ def test_a_profile_shows_kernels_and_parts(tmp_path: Path) -> None:
 
 
 def test_batch_norm_of_every_backbone_can_be_shared() -> None:
-    for arch in ("efficientnet-b0", "xresnet50-attn", "res2net50", "resnext50"):
+    for arch in ARCHS:
         model = synchronize_batch_norm(build_model(arch)).to(DEVICE)
         assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
         assert model(torch.zeros(2, 1, 64, 64, device=DEVICE)).shape == (2, 6)

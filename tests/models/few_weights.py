@@ -1,4 +1,4 @@
-"""A model of a few weights and the steps it takes: for tests of what trains it."""
+"""A model of a few weights, and training steps for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_model() -> nn.Module:
 
 
 def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
-    """Take the steps, each on images that only its number decides."""
+    """Take steps, each on images drawn from its number as the seed."""
     for step in steps:
         images = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What a file of `torch.save` may hold, and what of it takes no memory."""
+"""Untrusted torch files: what is read, and what is refused before it takes memory."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def test_a_file_that_asks_for_memory_is_refused(
     path = tmp_path / "a.pt"
     write_zip(path, pickle.dumps({"model": {"a": Large()}}, protocol=2))
     assert len(torch.load(path, weights_only=True)["model"]["a"]) == NUM_BYTES
-    for chunk_bytes in (2**20, 7, 3):  # the word may lie across chunks
+    for chunk_bytes in (2**20, 7, 3):  # the word may span two chunks
         monkeypatch.setattr(torchfile, "_CHUNK_BYTES", chunk_bytes)
         with pytest.raises(pickle.UnpicklingError, match="bytearray"):
             load_torch_file(path)
-    with pytest.raises(ModelError, match="something else than plain tensors"):
+    with pytest.raises(ModelError, match="something other than plain tensors"):
         read_tensors(path)
     with pytest.raises(CheckpointError, match="bytearray"):
         load_checkpoint(path)
 
 
-def test_a_file_whose_members_are_packed_is_refused(tmp_path: Path) -> None:
+def test_a_file_whose_members_are_compressed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     write_zip(path, bytes(NUM_BYTES), kind=zipfile.ZIP_DEFLATED)
-    with pytest.raises(zipfile.BadZipFile, match="packed"):
+    with pytest.raises(zipfile.BadZipFile, match="compressed"):
         load_torch_file(path)
 
 

@@ -1,9 +1,4 @@
-"""Weights come from a file whole, fitted where it is said, or not at all.
-
-fastai's mxresnet50 becomes ours under its own names, to the same logits.
-
-ImageNet weights come from the network once, or are refused in one line.
-"""
+"""Weights from our files, timm's and fastai's load completely or are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import logging
 import pickle
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -61,7 +55,7 @@ def test_a_model_starts_from_a_file_of_each_form(
 def test_a_model_starts_from_what_timm_publishes_for_it(
     arch: str, tmp_path: Path
 ) -> None:
-    # timm's own model, as its files are: three channels, a thousand classes.
+    # As timm's files are: three channels, a thousand classes.
     theirs = timm.create_model(ARCHS[arch].timm_name, pretrained=False).state_dict()
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({n: t.contiguous() for n, t in theirs.items()}, path)
@@ -89,7 +83,7 @@ def test_weights_for_three_channels_are_summed_for_one(
 
 
 @pytest.mark.parametrize("head", ["linear", "concat-pool"])
-def test_a_head_of_another_shape_gives_way_with_a_log_line(
+def test_a_head_of_another_shape_is_left_out_with_a_log_line(
     head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     imagenet = build_model("resnext50", num_classes=11).state_dict()
@@ -115,7 +109,7 @@ def test_weights_of_another_arch_are_refused_with_the_first_differences(
     ("name", "change", "message"),
     [
         ("conv_head.weight", None, "conv_head.weight is missing"),
-        ("conv_tail.weight", torch.ones(1), "conv_tail.weight is not known here"),
+        ("conv_tail.weight", torch.ones(1), "conv_tail.weight is unknown"),
         ("bn1.weight", torch.ones(7), r"bn1.weight is \(7,\), expected \(32,\)"),
     ],
 )
@@ -136,7 +130,7 @@ def test_weights_that_fit_in_part_are_refused(
 
 
 class Hostile:
-    """Pickled, it asks whoever opens it to create a file."""
+    """Unpickling it would create a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -160,7 +154,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(form: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_a_torn_file_is_one_line_that_names_it(
+def test_the_error_for_a_truncated_file_is_one_line_that_names_it(
     name: str, share: float, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -186,7 +180,7 @@ def test_weights_that_do_not_exist_are_an_error(tmp_path: Path) -> None:
         build_model("efficientnet-b0", weights=tmp_path / "missing.pth")
 
 
-def test_tensors_without_a_name_are_no_weights(tmp_path: Path) -> None:
+def test_tensors_without_a_name_are_refused(tmp_path: Path) -> None:
     torch.save({1: torch.zeros(1)}, tmp_path / "a.pt")
     with pytest.raises(ModelError, match="holds no state dict"):
         read_tensors(tmp_path / "a.pt")
@@ -214,7 +208,7 @@ def fastai_conv(
 
 
 class FastaiBlock(nn.Module):
-    """A bottleneck; what it does without is not a module, and has no name."""
+    """A bottleneck; a part that a block lacks is no module, and has no name."""
 
     def __init__(self, channels_in: int, width: int, stride: int, *, sa: bool) -> None:
         super().__init__()
@@ -268,7 +262,7 @@ def fastai_mxresnet50() -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Sequential:
-    """Such a network with every tensor different, in evaluation mode."""
+    """An mxresnet50 of fastai with all tensors different, in evaluation mode."""
     torch.manual_seed(0)
     model = fastai_mxresnet50()
     with torch.no_grad():
@@ -281,17 +275,17 @@ def trained() -> nn.Sequential:
                     assert tensor is not None
                     tensor.normal_(0, 0.1)
             if isinstance(module, FastaiAttention):
-                module.gamma.fill_(0.1)  # enough to be seen in the logits
+                module.gamma.fill_(0.1)  # large enough to change the logits
     return model.eval()
 
 
 def save_as_fastai(path: Path, state: dict[str, Tensor]) -> Path:
-    """As fastai's `Learner.save` does: weights, and its optimizer's state."""
+    """Save as fastai's `Learner.save` does: weights, and the optimizer's state."""
     torch.save({"model": state, "opt": {"state": {}, "param_groups": []}}, path)
     return path
 
 
-def test_it_gives_the_logits_that_fastai_gave(
+def test_weights_of_fastai_give_the_logits_of_fastai(
     trained: nn.Sequential, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = save_as_fastai(tmp_path / "exp_10.pth", trained.state_dict())
@@ -305,7 +299,7 @@ def test_it_gives_the_logits_that_fastai_gave(
     assert "holds fastai's mxresnet50; its tensors are renamed" in caplog.text
 
 
-def test_every_tensor_has_its_place(trained: nn.Sequential) -> None:
+def test_every_tensor_of_fastai_has_its_name_here(trained: nn.Sequential) -> None:
     state = trained.state_dict()
     renamed = from_fastai_mxresnet(state)
     wanted = build_model("xresnet50-attn", in_chans=3).state_dict()
@@ -315,7 +309,7 @@ def test_every_tensor_has_its_place(trained: nn.Sequential) -> None:
     assert all(t is u for t, u in zip(state.values(), renamed.values(), strict=True))
 
 
-def test_its_three_channels_are_summed_for_one(
+def test_three_channels_of_fastai_are_summed_for_one(
     trained: nn.Sequential, tmp_path: Path
 ) -> None:
     path = save_as_fastai(tmp_path / "exp_10.pth", trained.state_dict())
@@ -334,7 +328,7 @@ def test_its_three_channels_are_summed_for_one(
         ("7.2.convs.1.1.bias", "stages.3.2.convs.2.1.bias is missing"),
     ],
 )
-def test_one_that_is_not_whole_is_refused(
+def test_weights_of_fastai_that_lack_a_tensor_are_refused(
     name: str, message: str, trained: nn.Sequential, tmp_path: Path
 ) -> None:
     state = {n: tensor for n, tensor in trained.state_dict().items() if n != name}
@@ -346,7 +340,7 @@ def test_one_that_is_not_whole_is_refused(
         )
 
 
-def test_ours_is_not_taken_for_it() -> None:
+def test_our_own_state_dict_is_not_taken_for_that_of_fastai() -> None:
     assert not is_fastai_mxresnet(build_model("xresnet50-attn").state_dict())
 
 
@@ -358,60 +352,64 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ask_pretrained_of(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, float]:
+def message_without_weights(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The error of a server that does not have the weights."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server)
-    began = time.perf_counter()
     with pytest.raises(ModelError) as caught:
         build_model("resnext50", pretrained=True)
-    return str(caught.value), time.perf_counter() - began
+    return str(caught.value)
 
 
-@pytest.mark.usefixtures("empty_cache")
-def test_no_network_is_one_line_that_names_weights(
+@pytest.fixture
+def no_hub_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client, which retries for long, must not be called."""
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("called the hub")
+    )
+
+
+@pytest.mark.usefixtures("empty_cache", "no_hub_client")
+def test_the_error_without_a_network_is_one_line_that_names_weights(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: refused
         server = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        message, gone_s = ask_pretrained_of(server, monkeypatch)
+        message = message_without_weights(server, monkeypatch)
     assert "does not answer" in message
     assert "--weights" in message
     assert "timm/resnext50_32x4d.tv_in1k" in message
     assert "\n" not in message
-    assert gone_s < 5
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""
 
 
-@pytest.mark.usefixtures("empty_cache")
-def test_a_server_that_never_answers_is_not_waited_for(
+@pytest.mark.usefixtures("empty_cache", "no_hub_client")
+def test_the_wait_for_a_silent_server_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(weights, "CONNECT_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        message, gone_s = ask_pretrained_of(server, monkeypatch)
+        message = message_without_weights(server, monkeypatch)
     assert "does not answer" in message
-    assert gone_s < 5
 
 
 class Empty(BaseHTTPRequestHandler):
-    """A server that has nothing."""
+    """A server without any page."""
 
     def do_HEAD(self) -> None:
-        """Answer that there is no such page."""
+        """Respond that there is no such page."""
         self.send_error(404)
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_a_server_without_the_weights_is_one_line_that_names_weights(
+def test_the_error_of_a_server_without_the_weights_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
@@ -422,13 +420,13 @@ def test_a_server_without_the_weights_is_one_line_that_names_weights(
         thread.start()
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
         address = f"http://127.0.0.1:{server.server_port}"
-        message, _ = ask_pretrained_of(address, monkeypatch)
-        thread.join(timeout=5)
+        message = message_without_weights(address, monkeypatch)
+        thread.join(timeout=60)
     assert "no pretrained weights for resnext50: 404 Not Found; download" in message
     assert "--weights" in message
 
 
-def test_weights_fetched_before_need_no_network(
+def test_cached_weights_need_no_network(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = build_model("efficientnet-b0", in_chans=3, num_classes=1000).state_dict()
@@ -441,7 +439,7 @@ def test_weights_fetched_before_need_no_network(
         repository / "snapshots" / "abc" / "model.safetensors",
     )
     monkeypatch.setattr(
-        weights, "_answers", lambda *_: pytest.fail("asked the network")
+        weights, "_is_reachable", lambda *_: pytest.fail("asked the network")
     )
     model = build_model("efficientnet-b0", in_chans=3, pretrained=True)
     loaded = model.state_dict()

@@ -111,7 +111,7 @@ def test_large_activations_do_not_overflow_half_precision(
         half_BCHW = attention(x_BCHW.to(dtype))
     half_BCHW.float().sum().backward()
     assert half_BCHW.dtype == dtype
-    assert expected_BCHW.abs().max() > 2 * x_BCHW.abs().max()  # attention has a say
+    assert expected_BCHW.abs().max() > 2 * x_BCHW.abs().max()  # attention matters
     error = (half_BCHW - expected_BCHW).abs().max() / expected_BCHW.abs().max()
     assert error < 4 * torch.finfo(dtype).eps
     assert all(p.grad is not None and p.grad.isfinite().all() for p in
@@ -122,7 +122,7 @@ def test_spectral_norm_holds_the_largest_singular_value_at_one() -> None:
     attention = SimpleSelfAttention(16)
     with torch.no_grad():
         attention.conv.parametrizations.weight.original.mul_(9)  # type: ignore[union-attr, operator]
-    for _ in range(30):  # the power iteration goes on in training mode
+    for _ in range(30):  # one power iteration per pass in training mode
         attention(torch.randn(1, 16, 2, 2))
     weight_CC = attention.eval().conv.weight[:, :, 0]  # type: ignore[index]
     assert torch.linalg.matrix_norm(weight_CC, ord=2).item() == pytest.approx(

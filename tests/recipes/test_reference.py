@@ -1,4 +1,4 @@
-"""The experiments are the reference's, field by field, and train by its curves."""
+"""The recipes equal the reference's experiments, field by field and step by step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from ichfast.training.schedules import Schedule
 from tests.augment.test_config import NOTEBOOKS
 
 BATCHES = 7
-"""In an epoch of the curves below: an odd number, so that turns fall unevenly."""
+"""Batches in an epoch: a prime, so the schedule's parts have uneven lengths."""
 
-# arch, head, size, batch size, normalisation
 INPUTS = {
     "exp-00": ("efficientnet-b0", "linear", 224, 512, "imagenet"),
     "exp-10": ("xresnet50-attn", "linear", 224, 384, "data"),
@@ -30,8 +29,10 @@ INPUTS = {
     "exp-20": ("res2net50", "linear", 224, 384, "data"),
     "exp-30": ("resnext50", "concat-pool", 224, 512, "imagenet"),
 }
+"""Arch, head, size, batch size, normalization."""
+
 Phases = list[tuple[int, float, float, float | str, bool]]
-"""Epochs, rate, start, beta1, and whether frozen; one cycle is Adam, else Ranger."""
+"""Epochs, lr, start, beta1, frozen. ``one-cycle`` means Adam, a beta1 Ranger."""
 
 README: dict[str, Phases] = {
     "exp-00": [(5, 1e-2 / 3, 0.3, "one-cycle", True), (20, 1e-3 / 8, 0.7, 0.95, False)],
@@ -69,7 +70,7 @@ DEFAULTS = {
 every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
 
 
-def plain(name: str) -> str:
+def without_notebook(name: str) -> str:
     return name.removesuffix("-notebook")
 
 
@@ -83,30 +84,31 @@ def test_every_experiment_is_there_twice() -> None:
 @every_experiment
 def test_network_and_input_are_those_of_the_reference(name: str) -> None:
     recipe = EXPERIMENTS[name]()
-    arch, head, size, batch_size, normalize = INPUTS[plain(name)]
+    arch, head, size, batch_size, normalize = INPUTS[without_notebook(name)]
     windows = ("brain",)
-    if name != plain(name):
+    if name != without_notebook(name):
         windows = ("own",)
-        normalize = "imagenet" if plain(name) == "exp-30" else "none"
+        normalize = "imagenet" if without_notebook(name) == "exp-30" else "none"
     data = recipe.data
     assert (recipe.model.arch, recipe.model.head) == (arch, head)
     assert (data.size, data.batch_size, data.level) == (size, batch_size, 512)
     assert (data.normalize, data.windows) == (normalize, windows)
     assert not data.neighbours
-    from_imagenet = plain(name) in ("exp-00", "exp-30")
+    from_imagenet = without_notebook(name) in ("exp-00", "exp-30")
     assert recipe.model.pretrained == ("try" if from_imagenet else "no")
 
 
 @every_experiment
 def test_augmentation_is_that_of_the_reference(name: str) -> None:
-    wanted = AugmentConfig(**{**DEFAULTS, **NOTEBOOKS.get(plain(name), {})})
+    wanted = AugmentConfig(**{**DEFAULTS, **NOTEBOOKS.get(without_notebook(name), {})})
     assert EXPERIMENTS[name]().augment == wanted
 
 
 @every_experiment
 def test_phases_are_those_of_the_reference(name: str) -> None:
     recipe = EXPERIMENTS[name]()
-    expected = (README if name == plain(name) else NOTEBOOK)[plain(name)]
+    experiment = without_notebook(name)
+    expected = (README if name == experiment else NOTEBOOK)[experiment]
     for phase, (epochs, lr, start, kind, freeze) in zip(
         recipe.train.phases, expected, strict=True
     ):
@@ -158,18 +160,18 @@ def half_cosine(first: float, last: float, share: float) -> float:
 
 
 @every_experiment
-def test_rate_and_momentum_follow_the_formulas_at_every_turn(name: str) -> None:
+def test_rate_and_momentum_follow_the_formulas_around_the_peak(name: str) -> None:
     for phase in EXPERIMENTS[name]().train.phases:
         num_steps = phase.epochs * BATCHES
         curve = Schedule(
             kind=phase.schedule, lr=phase.lr, num_steps=num_steps, start=phase.start
         )
-        turn, last = int(num_steps * phase.start), num_steps - 1
-        fallen = (last - turn) / (num_steps - turn)
+        peak, last = int(num_steps * phase.start), num_steps - 1
+        fallen = (last - peak) / (num_steps - peak)
         if phase.schedule == "one-cycle":
             assert curve.at(0) == pytest.approx((phase.lr / 25, 0.95))
-            assert curve.at(turn) == pytest.approx((phase.lr, 0.85))
-            before, after = curve.at(turn - 1), curve.at(turn + 1)
+            assert curve.at(peak) == pytest.approx((phase.lr, 0.85))
+            before, after = curve.at(peak - 1), curve.at(peak + 1)
             assert before[0] < phase.lr > after[0]
             assert curve.at(last) == pytest.approx(
                 (
@@ -178,8 +180,8 @@ def test_rate_and_momentum_follow_the_formulas_at_every_turn(name: str) -> None:
                 )
             )
         else:
-            assert {curve.at(step) for step in range(turn + 1)} == {(phase.lr, None)}
-            assert curve.at(turn + 1)[0] < phase.lr
+            assert {curve.at(step) for step in range(peak + 1)} == {(phase.lr, None)}
+            assert curve.at(peak + 1)[0] < phase.lr
             assert curve.at(last) == pytest.approx(
                 (half_cosine(phase.lr, 0.0, fallen), None)
             )

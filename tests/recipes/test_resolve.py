@@ -1,7 +1,4 @@
-"""What a reader is shown of the recipes is what the recipes are.
-
-A recipe is found by its name, and fits the arch, the size and the device.
-"""
+"""Recipes resolve to settings that fit arch, size and device, and are shown truly."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ def test_a_notebook_has_the_results_of_its_experiment() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_recipes_text_gives_the_published_figures(name: str) -> None:
+def test_the_text_of_a_recipe_gives_the_published_results(name: str) -> None:
     text = " ".join(format_recipe(name).replace("#", "").split())
     published = PUBLISHED[name]
     for label, value, digits in (
@@ -75,7 +72,7 @@ def test_an_unknown_recipe_is_refused() -> None:
         format_recipe("exp-99")
 
 
-def test_unknown_recipes_list_the_known() -> None:
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are exp-00, "):
         resolve_recipe("exp-3")
 
@@ -95,7 +92,7 @@ def test_fast_starts_from_imagenet_where_there_are_weights_and_a_gpu() -> None:
     assert fast("resnext50", device_type="cpu").model.pretrained == "no"
 
 
-def test_another_arch_keeps_what_it_can_of_a_recipes_model() -> None:
+def test_another_arch_keeps_the_model_settings_that_fit_it() -> None:
     other = resolve_recipe("exp-30", arch="efficientnet-b0").model
     assert (other.arch, other.head, other.pretrained) == (
         "efficientnet-b0", "linear", "try"
@@ -113,7 +110,7 @@ def test_a_batch_shrinks_with_the_square_of_the_size() -> None:
     assert unchanged == 64
 
 
-def test_epochs_altogether_keep_the_proportion_of_the_phases() -> None:
+def test_the_phases_keep_their_proportion_when_the_epochs_change() -> None:
     def epochs(recipe: str, count: int) -> list[int]:
         changed = resolve_recipe(recipe, assignments=[f"train.epochs={count}"])
         return [phase.epochs for phase in changed.train.planned_phases()]
@@ -133,7 +130,7 @@ def test_an_augmentation_is_chosen_by_name_and_changed_from_there(name: str) -> 
     assert recipe.augment == replace(PRESETS[name], max_shift=0.1)
 
 
-def test_the_reference_recipes_augment_as_the_preset_of_their_name_does() -> None:
+def test_a_reference_recipe_augments_as_the_preset_of_its_name() -> None:
     for recipe, name in (
         ("exp-00", "fastai"),
         ("exp-10-mixup", "exp-10-mixup"),
@@ -142,13 +139,13 @@ def test_the_reference_recipes_augment_as_the_preset_of_their_name_does() -> Non
         assert resolve_recipe(recipe).augment == PRESETS[name]
 
 
-def test_an_unknown_augmentation_is_refused_with_those_there_are() -> None:
+def test_an_unknown_augmentation_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"did you mean exp-30\? known are none, "):
         resolve_recipe("fast", assignments=["augment=exp-3"])
 
 
 @pytest.mark.parametrize("seed", ["train.seed", "folds.seed"])
-def test_a_seed_that_draws_nothing_is_refused(seed: str) -> None:
+def test_a_negative_seed_is_refused(seed: str) -> None:
     resolve_recipe("fast", assignments=[f"{seed}=0"])
     with pytest.raises(RecipeError, match=rf"{seed} .* got -1"):
         resolve_recipe("fast", assignments=[f"{seed}=-1"])

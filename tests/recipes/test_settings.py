@@ -40,7 +40,7 @@ def test_settings_change_by_name_and_nothing_else_does() -> None:
     assert override(recipe, ["train.epochs=null"]).train.epochs is None
 
 
-def test_what_describe_prints_is_what_override_takes() -> None:
+def test_override_takes_the_lines_that_describe_prints() -> None:
     lines = [line.replace(" = ", "=", 1) for line in describe(fast()).splitlines()]
     assert override(resolve_recipe("exp-30"), lines[:7]).data.size == fast().data.size
     assert "train.phases.0.lr = 0.002" in describe(fast()).splitlines()
@@ -60,8 +60,11 @@ def test_what_describe_prints_is_what_override_takes() -> None:
         ("train.epochs=many", "train.epochs: expected int .*, found 'many'"),
         ("train.epochs=1.5", "expected int"),
         ("train.epochs=0", "train.epochs must be at least 1"),
-        ("model=1", "own; name one: model.arch, model.head, model.pretrained, ..."),
-        ("train.phases.0=1", r"own; name one: train\.phases\.0\.epochs"),
+        (
+            "model=1",
+            "name one of them: model.arch, model.head, model.pretrained, ...",
+        ),
+        ("train.phases.0=1", r"name one of them: train\.phases\.0\.epochs"),
         ("data.size.x=3", r"did you mean data\.size"),
         ("train.phases.7.lr=3", r"did you mean train\.phases\.0\.lr\?"),
         ("model.arch=resnet", "unknown architecture 'resnet'; did you mean"),

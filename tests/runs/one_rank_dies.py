@@ -1,4 +1,4 @@
-"""`ichfast` as torchrun starts it, except that one rank is killed in its first life."""
+"""`ichfast` as torchrun starts it, but one rank is killed before its first restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that train together on this machine, each a process of its own, over gloo."""
+"""Ranks that train together on this machine, over gloo, each in its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ FORKSERVER.set_forkserver_preload([__name__, "tests.training.tiny_trainer"])
 def run_ranks(
     world_size: int, target: Callable[..., None], *arguments: Any
 ) -> list[str | None]:
-    """Run `target(ranks, *arguments)` on ranks of their own.
+    """Run `target(ranks, *arguments)` on each rank.
+
+    Args:
+        world_size: number of ranks.
+        target: called in a process for each rank.
+        arguments: passed on.
 
     Returns:
         For each rank the error it ended with, ``""`` for none, None if it was killed.
@@ -32,24 +37,24 @@ def run_ranks(
     processes = [
         FORKSERVER.Process(
             target=_as_rank,
-            args=(rank, world_size, port, said, target, arguments),
+            args=(rank, world_size, port, sender, target, arguments),
         )
-        for rank, (_, said) in enumerate(ends)
+        for rank, (_, sender) in enumerate(ends)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         process.kill()
         process.join()
-    return [heard.recv() if heard.poll() else None for heard, _ in ends]
+    return [receiver.recv() if receiver.poll() else None for receiver, _ in ends]
 
 
 def _as_rank(
     rank: int,
     world_size: int,
     port: str,
-    said: Connection,
+    sender: Connection,
     target: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -65,6 +70,6 @@ def _as_rank(
     try:
         with join_ranks("cpu") as ranks:
             target(ranks, *arguments)
-    except Exception as caught:  # noqa: BLE001 - reported, whatever it is
+    except Exception as caught:  # noqa: BLE001 - the parent reports it
         error = f"{type(caught).__name__}: {caught}"
-    said.send(error)
+    sender.send(error)

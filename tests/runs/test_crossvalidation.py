@@ -1,4 +1,4 @@
-"""All folds, one after another."""
+"""Cross-validation trains each fold and summarizes them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RECIPE = resolve_recipe("fast", assignments=["folds.num_folds=3", "folds.fold=2"
 
 
 class FakeRun:
-    """Trains nothing; notes what it was asked for."""
+    """Trains nothing; records its arguments."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, str, bool]] = []
+        self.calls: list[tuple[int, str, bool]] = []
 
     def __call__(self, recipe: Recipe, run_dir: Path, *, resume: bool) -> TrainReport:
         fold = recipe.folds.fold
-        self.asked.append((fold, run_dir.name, resume))
+        self.calls.append((fold, run_dir.name, resume))
         return TrainReport(
             run=str(run_dir),
             epochs=1,
@@ -37,13 +37,13 @@ class FakeRun:
         )
 
 
-def test_each_fold_gets_a_run_and_all_get_a_summary(
+def test_each_fold_is_trained_and_all_are_summarized(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = FakeRun()
     with caplog.at_level("INFO"):
         report = train_folds(RECIPE, tmp_path, run)
-    assert run.asked == [(k, f"fold-{k}", False) for k in range(3)]
+    assert run.calls == [(k, f"fold-{k}", False) for k in range(3)]
     assert report.valid_loss == pytest.approx(0.2)
     assert report.valid_weighted_log_loss == pytest.approx(0.4)
     assert report.deviation_weighted_log_loss == pytest.approx(0.2)
@@ -51,10 +51,12 @@ def test_each_fold_gets_a_run_and_all_get_a_summary(
     assert "3 folds: weighted log loss 0.40000 +- 0.20000" in caplog.text
 
 
-def test_resuming_continues_what_was_begun_and_begins_the_rest(tmp_path: Path) -> None:
+def test_resuming_continues_folds_that_have_begun_and_starts_others(
+    tmp_path: Path,
+) -> None:
     for fold in (0, 1):
         (tmp_path / f"fold-{fold}").mkdir()
         save_last(tmp_path / f"fold-{fold}", {})
     run = FakeRun()
     train_folds(RECIPE, tmp_path, run, resume=True)
-    assert [resume for _, _, resume in run.asked] == [True, True, False]
+    assert [resume for _, _, resume in run.calls] == [True, True, False]

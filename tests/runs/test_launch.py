@@ -36,16 +36,16 @@ def test_torchrun_trains_on_two_ranks_and_survives_the_death_of_one(
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()  # of the one rank that writes
+    (line,) = done.stdout.splitlines()  # only one rank writes
     report = json.loads(line)
     history = read_history(run_dir)
     assert history["epoch"].tolist() == [0, 1]
     assert np.isfinite(report["valid_loss"])
-    # Started again, it went on in the second epoch instead of the first.
+    # After the restart it continued, instead of training the first epoch again.
     assert done.stderr.count("epoch 1: train loss") == 1
     assert "lost another rank" in done.stderr
 
@@ -78,7 +78,7 @@ def test_torchrun_trains_on_two_ranks_and_survives_the_death_of_one(
         ),
     ],
 )  # fmt: skip
-def test_the_command_that_continues_is_complete(
+def test_the_command_to_resume_is_complete(
     argv: list[str], environ: dict[str, str], command: str
 ) -> None:
     assert resume_command(argv, environ) == command

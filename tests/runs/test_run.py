@@ -1,4 +1,4 @@
-"""A run from store to page: splits, normalisation, training, results."""
+"""A run from store to report: splits, normalization, training, results."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from ichfast.cli.main import cli
 from ichfast.errors import (
     CheckpointError,
     FoldError,
@@ -34,9 +36,10 @@ from ichfast.loading.config import (
 )
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.splits import FoldConfig, split_slices
+from ichfast.models.build import ARCHS, Arch
 from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.recipes.recipe import Recipe
-from ichfast.recipes.resolve import RECIPES, resolve_recipe
+from ichfast.recipes.resolve import RECIPES, format_recipes, resolve_recipe
 from ichfast.report.run_report import report_run
 from ichfast.runs.folder import default_run_dir, read_record
 from ichfast.runs.run import train_run
@@ -88,14 +91,14 @@ def test_the_split_keeps_patients_apart_and_leaves_out_unlabelled(
     assert other.valid_N.tolist() == split.train_N.tolist()
 
 
-def test_a_limit_keeps_so_many_slices_and_a_quarter_to_validate(
+def test_a_limit_keeps_so_many_slices_to_train_and_a_quarter_to_validate(
     tiny_store: Store,
 ) -> None:
     split = split_slices(tiny_store, FoldConfig(num_folds=2), limit=8)
     assert (len(split.train_N), len(split.valid_N)) == (8, 2)
 
 
-def test_a_split_that_cannot_be_made_says_why(tiny_store: Store) -> None:
+def test_an_impossible_split_is_refused_with_the_reason(tiny_store: Store) -> None:
     with pytest.raises(FoldError, match="4 patient"):
         split_slices(tiny_store, FoldConfig(num_folds=5))
     tiny_store.table["any"] = pd.array([pd.NA] * len(tiny_store), dtype="Int8")
@@ -103,7 +106,7 @@ def test_a_split_that_cannot_be_made_says_why(tiny_store: Store) -> None:
         split_slices(tiny_store, FoldConfig(num_folds=2))
 
 
-def test_the_datas_own_normalization_gives_mean_0_and_deviation_1(
+def test_normalization_by_the_data_gives_mean_0_and_deviation_1(
     tiny_store: Store,
 ) -> None:
     config = DataConfig(
@@ -119,7 +122,7 @@ def test_the_datas_own_normalization_gives_mean_0_and_deviation_1(
         assert abs(float(images[:, channel].std()) - 1) < 1e-3
 
 
-def test_imagenets_normalization_fits_three_channels_and_one(
+def test_normalization_by_imagenet_fits_three_channels_and_one(
     tiny_store: Store,
 ) -> None:
     three = DataConfig(windows=("brain", "bone", "soft"), normalize="imagenet")
@@ -160,7 +163,7 @@ def test_a_profiled_run_leaves_a_trace(tiny_store_path: Path, tmp_path: Path) ->
     assert (tmp_path / "trace.json").stat().st_size > 1000
 
 
-def test_metrics_are_whole_again_when_a_finished_run_is_resumed(
+def test_metrics_are_written_again_when_a_finished_run_is_resumed(
     run_dir: Path, tiny_store_path: Path
 ) -> None:
     whole = (run_dir / "metrics.csv").read_bytes()
@@ -170,16 +173,16 @@ def test_metrics_are_whole_again_when_a_finished_run_is_resumed(
     assert (run_dir / "metrics.csv").read_bytes() == whole
 
 
-def test_a_job_that_was_started_again_goes_on(
+def test_a_restarted_job_continues(
     tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    for _ in range(2):  # from the start where nothing is, else from there
+    for _ in range(2):  # the first has nothing to resume
         report = train_run(tiny_store_path, small_recipe(), tmp_path, device=CPU)
         assert report.epochs == 1
 
 
-def test_less_slices_than_a_step_takes_is_refused(
+def test_fewer_slices_than_a_step_takes_are_refused(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
     recipe = small_recipe("train.accumulate=64")
@@ -212,7 +215,7 @@ def test_a_run_trains_on_growing_images_and_validates_on_whole_ones(
     assert {size for is_training, size in seen if not is_training} == {96}
 
 
-def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
+def test_predictions_are_of_the_fold_that_validates(
     run_dir: Path, tiny_store: Store
 ) -> None:
     table = predict_runs([run_dir], device=CPU)
@@ -227,7 +230,7 @@ def test_predictions_are_of_the_fold_that_the_run_has_not_seen(
     assert scored == pytest.approx(best["valid_weighted_log_loss"], abs=1e-6)
 
 
-def test_another_store_is_predicted_whole(run_dir: Path, tmp_path: Path) -> None:
+def test_another_store_is_predicted_completely(run_dir: Path, tmp_path: Path) -> None:
     from tests.conftest import write_store
 
     write_store(tmp_path / "other", plan={"listing": "another"})
@@ -306,7 +309,7 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(
         train_run(tiny_store_path, small_recipe(), tmp_path, device=CPU, resume=True)
 
 
-def test_a_split_smaller_than_a_batch_shrinks_the_batch_and_says_so(
+def test_a_split_smaller_than_a_batch_shrinks_the_batch_with_a_warning(
     tiny_store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -320,7 +323,7 @@ def test_a_split_smaller_than_a_batch_shrinks_the_batch_and_says_so(
 
 
 @pytest.mark.parametrize("sampling", ["balanced", "study"])
-def test_the_batch_shrinks_to_what_the_sampling_leaves(
+def test_the_batch_shrinks_to_the_slices_that_sampling_draws(
     tiny_store_path: Path,
     tmp_path: Path,
     sampling: str,
@@ -342,7 +345,7 @@ def test_weights_that_cannot_be_had_are_a_warning_or_an_error(
     from ichfast.errors import ModelError
     from ichfast.models import weights
 
-    monkeypatch.setattr(weights, "_answers", lambda *_: False)
+    monkeypatch.setattr(weights, "_is_reachable", lambda *_: False)
     train_run(
         tiny_store_path,
         small_recipe("model.pretrained=try"),
@@ -371,9 +374,25 @@ def test_a_run_starts_from_the_weights_of_another(
     assert np.isfinite(report.valid_loss)
 
 
+def test_a_new_backbone_is_one_entry_in_archs(
+    tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHS, "mobilenet", Arch(timm_name="mobilenetv3_small_050"))
+    assert ", mobilenet." in format_recipes()
+    store, run = str(tiny_store_path), str(tmp_path / "run")
+    settings = ["train.epochs=1", "folds.num_folds=2", "model.pretrained=no"]
+    train = ["train", "--store", store, "--out", run, "--arch", "mobilenet"]
+    train += ["--size", "32", "--device", "cpu"]
+    done = CliRunner().invoke(
+        cli, [*train, *itertools.chain(*(("--set", each) for each in settings))]
+    )
+    assert done.exit_code == 0, done.output
+    assert len(predict_runs([Path(run)], device=CPU)) > 0
+
+
 @pytest.mark.parametrize(
     "name",
-    # One notebook stands for all: they differ from the others in values alone.
+    # One notebook is enough: they differ from the others in values only.
     [n for n in RECIPES if n == "exp-30-notebook" or not n.endswith("-notebook")],
 )
 def test_every_recipe_starts(name: str, tiny_store_path: Path, tmp_path: Path) -> None:
@@ -407,7 +426,7 @@ def test_a_damaged_run_is_refused(run_dir: Path, tmp_path: Path) -> None:
         read_history(tmp_path)
 
 
-def test_a_run_goes_where_its_name_says() -> None:
+def test_the_default_folder_of_a_run_follows_from_its_settings() -> None:
     def default(*args: str, **options: int | str) -> str:
         return str(default_run_dir(resolve_recipe(*args, **options)))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Runs without training: the folder that a run leaves, with random weights."""
+"""Folders of runs as if they had trained, with random weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runs.folder import RunRecord, write_record
+from ichfast.runs.folder import make_record, write_record
 from ichfast.store.store import Store
-from ichfast.system.environment import describe_environment
 from ichfast.training.checkpoint import BEST, save_checkpoint
 from ichfast.training.history import METRICS
 
 HEAD_GAIN = 3000.0
-"""Random weights hardly tell slices apart; their head is made to."""
+"""Factor of the head's random weights, so that slices get different logits."""
 
 
 def tiny_recipe(*assignments: str, size: int = 32) -> Recipe:
@@ -41,15 +39,7 @@ def write_run(
     """Write a run's folder as if it had trained two epochs on a store."""
     recipe = tiny_recipe(*assignments, size=size)
     with Store(store_path) as store:
-        split = split_slices(store, recipe.folds)
-        record = RunRecord(
-            recipe=recipe,
-            normalization=measure_normalization(store, split.train_N, recipe.data),
-            store=str(store_path),
-            store_plan=dict(store.header.plan),
-            counts=split.counts(store),
-            environment=describe_environment(),
-        )
+        record = make_record(recipe, store, split_slices(store, recipe.folds))
     path.mkdir(parents=True)
     write_record(path, record)
     history = [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))]
@@ -59,7 +49,7 @@ def write_run(
 
 
 def _weights(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
-    """Random weights whose answers differ from slice to slice."""
+    """Random weights whose logits differ from slice to slice."""
     torch.manual_seed(seed)
     model = build_model(
         recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
@@ -74,7 +64,7 @@ def _weights(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
 def write_folds(
     folder: Path, store_path: Path, *assignments: str, folds: Sequence[int] = (0, 1)
 ) -> list[Path]:
-    """Write one run a fold."""
+    """Write one run per fold."""
     return [
         write_run(
             folder / f"fold{k}", store_path, f"folds.fold={k}", *assignments, seed=k

@@ -1,4 +1,4 @@
-"""Checkpoints: damaged, cut short, hostile, and a disk that is full."""
+"""Checkpoints: damaged, truncated, hostile, and on a full disk."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def files_no_larger_than(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path: Path) -> None:
+def test_a_missing_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(path)
@@ -75,7 +75,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_bit_that_the_disk_lost_is_noticed(tmp_path: Path) -> None:
+def test_a_single_wrong_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, content(1))
     damaged = bytearray(path.read_bytes())
@@ -86,7 +86,7 @@ def test_a_bit_that_the_disk_lost_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99, None])
-def test_the_one_before_is_taken_when_the_last_is_damaged(
+def test_the_checkpoint_before_is_read_when_the_last_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: float | None
 ) -> None:
     for epoch in (1, 2, 3):
@@ -112,7 +112,7 @@ def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
         load_last(tmp_path)
 
 
-def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_saved_checkpoints_unchanged(tmp_path: Path) -> None:
     for epoch in (1, 2):
         save_last(tmp_path, content(epoch))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -126,7 +126,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
     assert load_last(tmp_path)["epoch"] == 3
 
 
-def test_what_a_kill_left_half_written_is_cleared(tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     save_last(tmp_path, content(1))
     (tmp_path / ".last.newest.pt.0123456789ab.tmp").write_bytes(b"half")
     (tmp_path / ".last.newest.pt.notours").write_bytes(b"kept")

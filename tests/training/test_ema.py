@@ -1,4 +1,4 @@
-"""The moving average follows its formula and leaves the model alone."""
+"""The moving average follows its formula and does not change the model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_ema_follows_the_formula_and_copies_buffers() -> None:
         assert copied is not buffer
 
 
-def test_ema_is_a_frozen_model_in_evaluation_mode_and_leaves_the_other_alone() -> None:
+def test_ema_is_a_frozen_copy_in_evaluation_mode_and_keeps_the_model_as_it_is() -> None:
     model = make_model().train()
     ema = Ema(model, decay=0.9)
     assert not ema.model.training
@@ -43,7 +43,7 @@ def test_ema_is_a_frozen_model_in_evaluation_mode_and_leaves_the_other_alone() -
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_resumed_ema_goes_on_bit_for_bit() -> None:
+def test_a_resumed_ema_continues_bit_for_bit() -> None:
     model = make_model()
     ema = Ema(model, decay=0.9)
     optimizer = make_optimizer("adam", model.parameters(), **SETTINGS)

@@ -1,7 +1,4 @@
-"""Optimizers do what their papers say, in the implementation that is fastest.
-
-Ranger looks ahead from the right weights; its twin is held in `test_optim`.
-"""
+"""Optimizers compute what their papers say, and continue from saved states."""
 
 from __future__ import annotations
 
@@ -42,7 +39,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 @every_optimizer
 @pytest.mark.parametrize("num_steps_before", [1, 5, 6, 7, 13])
-def test_a_resumed_optimizer_goes_on_bit_for_bit(
+def test_a_resumed_optimizer_continues_bit_for_bit(
     name: str, num_steps_before: int
 ) -> None:
     model = make_model()
@@ -83,7 +80,7 @@ def test_an_optimizer_equals_the_twin_of_its_paper(
     ]
     optimizer = make_optimizer(name, params, **settings)
     twin = twin_class(weights=list(params), **settings)
-    for _ in range(20):  # across RAdam's change of law and three looks ahead
+    for _ in range(20):  # RAdam rectifies from step 6 on; Lookahead synchronizes thrice
         grads = [grad_scale * torch.randn(p.shape, generator=generator) for p in params]
         for parameter, grad in zip(params, grads, strict=True):
             parameter.grad = grad.clone()
@@ -122,12 +119,12 @@ def test_weight_decay_is_decoupled_from_the_gradient(name: str) -> None:
     assert torch.equal(bias, torch.ones(3))
 
 
-def test_batch_norm_and_biases_do_not_decay_and_frozen_weights_stay_out() -> None:
+def test_batch_norm_and_biases_do_not_decay_and_frozen_weights_are_left_out() -> None:
     model = make_model()
-    decayed, spared = decay_groups(model)
+    decayed, exempt = decay_groups(model)
     assert [tuple(p.shape) for p in decayed["params"]] == [(5, 1, 3, 3), (6, 45)]
-    assert [p.numel() for p in spared["params"]] == [5, 5, 6]
-    assert spared["weight_decay"] == 0
+    assert [p.numel() for p in exempt["params"]] == [5, 5, 6]
+    assert exempt["weight_decay"] == 0
     assert "weight_decay" not in decayed
     model[0].requires_grad_(False)  # type: ignore[index]  # noqa: FBT003
     assert [len(group["params"]) for group in decay_groups(model)] == [1, 3]
@@ -139,7 +136,7 @@ def test_nothing_to_train_is_an_error() -> None:
         make_optimizer("adam", [], **SETTINGS)
 
 
-def test_an_unknown_optimizer_names_the_known() -> None:
+def test_an_unknown_optimizer_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="'sgd'; known are adam, radam, ranger, lamb"):
         make_optimizer("sgd", make_model().parameters(), **SETTINGS)
 
@@ -154,7 +151,7 @@ def write_module(path: Path, text: str) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to put modules in; none of them stays imported."""
+    """A folder for modules on the import path; none of them stays imported."""
     for name in [m for m in sys.modules if m.split(".")[0] in ("apex", "amp_C")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
@@ -193,10 +190,10 @@ def test_the_apex_of_nvidia_is_found(site: Path) -> None:
 
 
 class FusedAdam(torch.optim.Adam):
-    """Counts its steps in the group, as apex's does."""
+    """Counts its steps in the group, as that of apex does."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As apex's: the step stands in the group."""
+        """Put the step into the group."""
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             group["step"] = 3
@@ -207,10 +204,10 @@ class FusedAdam(torch.optim.Adam):
 def test_apex_runs_on_cuda_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     apex = SimpleNamespace(FusedAdam=FusedAdam, FusedLAMB=FusedAdam)
     monkeypatch.setattr(optimizers, "nvidia_apex", lambda: apex)
-    on_cuda, says = optimizers._find_implementation(name, torch.device("cuda"))
+    on_cuda, runs_as = optimizers._find_implementation(name, torch.device("cuda"))
     on_cpu, _ = optimizers._find_implementation(name, torch.device("cpu"))
     assert on_cuda is FusedAdam
-    assert "NVIDIA apex Fused" in says
+    assert "NVIDIA apex Fused" in runs_as
     assert on_cpu is not FusedAdam
 
 
@@ -241,6 +238,53 @@ def test_adam_refuses_the_state_of_the_other_adam(
         reader.load_state_dict(writer.state_dict())
 
 
+APEX_LAMB = (
+    "params", "lr", "betas", "eps", "weight_decay", "bias_correction",
+    "grad_averaging", "max_grad_norm", "step",
+)  # fmt: skip
+"""What a parameter group of apex's FusedLAMB holds."""
+
+
+def test_lamb_continues_from_the_state_of_apex() -> None:
+    model, resumed = make_model(), make_model()
+    writer = make_optimizer("lamb", decay_groups(model), **SETTINGS)
+    train(model, writer, range(3))
+    state = writer.state_dict()
+    for group in state["param_groups"]:
+        for name in group.keys() - APEX_LAMB:
+            del group[name]
+        group["step"] = 3
+    resumed.load_state_dict(model.state_dict())
+    reader = make_optimizer("lamb", decay_groups(resumed), **SETTINGS)
+    reader.load_state_dict(through_a_file(state))
+    train(model, writer, range(3, 9))
+    train(resumed, reader, range(3, 9))
+    assert torch.equal(weights_of(resumed), weights_of(model))
+
+
+class FusedLAMB(Optimizer):
+    """Takes apex's settings and no steps."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, settings)
+
+
+def test_apex_reads_the_steps_of_lamb_as_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model()
+    writer = make_optimizer("lamb", decay_groups(model), **SETTINGS)
+    train(model, writer, range(3))
+    monkeypatch.setattr(
+        optimizers, "_find_implementation", lambda *_: (FusedLAMB, "apex")
+    )
+    apex = make_optimizer("lamb", decay_groups(make_model()), **SETTINGS)
+    apex.load_state_dict(through_a_file(writer.state_dict()))
+    steps = [group["step"] for group in apex.param_groups]
+    assert steps == [3, 3]
+    assert all(type(step) is int for step in steps)
+
+
 @every_optimizer
 def test_the_log_says_which_implementation_runs(
     name: str, caplog: pytest.LogCaptureFixture
@@ -260,7 +304,7 @@ def test_lookahead_starts_from_the_weights_before_the_first_step() -> None:
 
 
 def test_the_two_thresholds_of_the_reference_differ_in_one_step_only() -> None:
-    # Its Ranger rectifies where the length exceeds 5, in exp-30's notebook 4.
+    # Its Ranger rectifies above a length of 5, and of 4 in the notebook of exp-30.
     longest = 2 / (1 - 0.99) - 1
     lengths = [
         longest - 2 * step * 0.99**step / (1 - 0.99**step) for step in range(1, 100)

@@ -1,4 +1,4 @@
-"""A trace and a table of where a step's time goes."""
+"""Profiles: a trace, and a table of the parts of a step."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_a_run_is_traced_and_timed_and_ends_the_same(tmp_path: Path) -> None:
     assert float(rows["backward"]) > 0
 
 
-def test_a_run_that_is_too_short_says_what_is_missing(
+def test_a_run_that_is_too_short_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     short = make_trainer(tmp_path, replace(CONFIG, epochs=1))
     short.stepper.spans = Profile(DEVICE, tmp_path)
     fit(short)
     short.stepper.spans.close()
-    assert "looks at 18 steps and this run had 5" in caplog.text
+    assert "needs 18 steps and this run had 5" in caplog.text
     assert (tmp_path / TRACE).exists()
     assert not (tmp_path / SUMMARY).exists()
 

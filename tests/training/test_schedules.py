@@ -28,7 +28,7 @@ def make_schedule(**changes: Any) -> Schedule:
         (100, 1 / 25e4, 0.95),
     ],
 )
-def test_one_cycle_goes_up_and_down_and_momentum_the_other_way(
+def test_one_cycle_rises_and_falls_and_momentum_falls_and_rises(
     step: int, lr: float, beta1: float
 ) -> None:
     assert make_schedule().at(step) == pytest.approx((lr, beta1))
@@ -65,7 +65,7 @@ def test_a_phase_of_one_step_starts_at_the_peak(kind: str, start: float) -> None
     assert make_schedule(kind=kind, num_steps=1, start=start).at(0)[0] == 1.0
 
 
-def test_a_schedule_sets_every_group_and_touches_beta1_only_when_it_says_so() -> None:
+def test_a_schedule_sets_every_group_and_beta1_only_in_one_cycle() -> None:
     optimizer = make_optimizer("ranger", decay_groups(make_model()), **SETTINGS)
     make_schedule().apply(optimizer, 30)
     assert [g["lr"] for g in optimizer.param_groups] == [1.0, 1.0]
@@ -85,7 +85,7 @@ def test_a_schedule_sets_every_group_and_touches_beta1_only_when_it_says_so() ->
         ({"kind": "cosine"}, "0 for cosine"),
     ],
 )
-def test_a_schedule_that_makes_no_sense_is_refused(
+def test_a_schedule_out_of_range_is_refused(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -1,7 +1,4 @@
-"""`--compile` and `--cuda-graphs`: the same training, or one clear line.
-
-One step: accumulated gradients, and what a batch alone decides.
-"""
+"""Steps: compiled, with CUDA graphs, and with accumulated gradients."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ def _nothing_compiled_before_or_after() -> Iterator[None]:
 def test_a_compiled_network_trains_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Tracing and autograd as always, but no code that a C++ compiler must see.
+    # Tracing and autograd as usual, but no code for a C++ compiler.
     traced = partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr("torch.compile", lambda model, **_: traced(model))
     config = replace(CONFIG, epochs=2, compile=True)
@@ -46,10 +43,10 @@ def test_a_compiled_network_trains_the_same(
     expected = without_clock(fit(plain))
     for row, wanted in zip(without_clock(fit(compiled)), expected, strict=True):
         assert row == pytest.approx(wanted, rel=1e-5)
-    assert compiled.stepper._forward is not compiled.stepper.model
+    assert compiled.stepper._phase.network.forward is not compiled.stepper.model
 
 
-def test_without_a_compiler_training_goes_on_and_says_so(
+def test_without_a_compiler_training_continues_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -122,7 +119,7 @@ def test_an_epoch_without_a_whole_step_is_refused(tmp_path: Path) -> None:
         ({"cuda_graphs": True, "accumulate": 2}, "use one of the two"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(
+def test_settings_out_of_range_are_refused(
     settings: dict[str, int | float | str], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -1,4 +1,4 @@
-"""The loop: phases, losses, patience, the best epoch, and stopping in time."""
+"""The loop: phases, losses, patience, the best epoch, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.training.tiny_trainer import (
 )
 
 
-def test_training_lowers_the_loss_and_notes_each_epoch(tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_adds_a_row_per_epoch(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     history = fit(trainer)
     assert [row["epoch"] for row in history] == [0, 1, 2, 3]
@@ -74,7 +74,7 @@ def test_any_can_count_twice_in_the_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.stepper.loss(logits_BK, targets_BK), expected)
 
 
-def test_mixup_mixes_images_and_targets_alike_and_keeps_the_larger_part() -> None:
+def test_mixup_mixes_images_and_targets_equally_and_keeps_the_larger_part() -> None:
     images = torch.arange(8.0).reshape(8, 1, 1, 1).repeat(1, 1, 2, 2)
     targets = images[:, 0, 0, :1].repeat(1, 6)
     mixed, mixed_targets = mix_up(images, targets, alpha=0.4, seed=(1, 2, 3))
@@ -97,7 +97,7 @@ def test_the_share_of_mixup_is_the_larger_part_of_a_beta_draw() -> None:
     assert abs(float(partnered.mean()) - expected) < 0.01
 
 
-def test_losses_are_read_late_and_all_of_them_in_the_end() -> None:
+def test_losses_are_read_late_and_in_the_end_completely() -> None:
     trace = LossTrace(torch.device("cpu"))
     for step in range(READ_INTERVAL):
         trace.add(torch.tensor(float(step)), torch.tensor([step]))
@@ -145,7 +145,7 @@ def test_a_run_ends_when_it_gets_no_better(
     assert load_checkpoint(tmp_path / LAST)["epoch"] == 4
 
 
-def test_the_best_epoch_is_the_best_by_what_was_asked_for(
+def test_the_best_epoch_is_the_best_by_the_chosen_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, weighted = iter([0.2, 0.1, 0.3, 0.4]), iter([0.4, 0.3, 0.1, 0.2])

@@ -1,4 +1,4 @@
-"""A tiny network and a loader of blobs to train it on, in seconds."""
+"""A tiny network, a loader of blobs, and runs of them that take seconds."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ CONFIG = TrainConfig(
     any_weight=2.0,
     ema_decay=0.9,
 )  # fmt: skip
-"""With all that a run can have: phases, mixup, Lookahead, averaged weights."""
+"""Settings with all parts of a run: phases, mixup, Lookahead, averaged weights."""
 
 
 class FakeLoader:
-    """Blobs whose brightness is the label: a loader in ten lines."""
+    """Gives noise that is brighter where the first label is 1."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class FakeLoader:
 
 
 class TinyNet(nn.Module):
-    """With what a real one has: a body, batch norm, dropout and a head.
+    """A network with the parts of a real one: body, batch norm, dropout and head.
 
     Args:
-        looks_at_batch: False for neither batch norm nor dropout: a slice's logits
-            then do not depend on the others of its batch.
+        looks_at_batch: False replaces batch norm and dropout, so that the logits of a
+            slice do not depend on the other slices of its batch.
     """
 
     def __init__(self, *, looks_at_batch: bool = True) -> None:
@@ -122,7 +122,7 @@ def make_trainer(
 def fit(
     trainer: Trainer, *, poison: int | None = None, batch_size: int = BATCH_SIZE
 ) -> History:
-    ranks = trainer.ranks
+    ranks = trainer.stepper.ranks
     return trainer.fit(
         FakeLoader(shuffle=True, poison=poison, batch_size=batch_size, ranks=ranks),
         FakeLoader(shuffle=False, batch_size=batch_size, ranks=ranks),
@@ -150,8 +150,8 @@ def assert_same_run(first: Trainer, second: Trainer) -> None:
 
 
 def resumed_trainer(run_dir: Path, config: TrainConfig = CONFIG, **how: Any) -> Trainer:
-    """A trainer that stands where a run's last checkpoint does."""
+    """A trainer restored from the last checkpoint of a run."""
     trainer = make_trainer(run_dir, config, **how)
-    torch.manual_seed(999)  # another process: nothing is left of the first
+    torch.manual_seed(999)  # as in another process
     trainer.restore(load_last(run_dir))
     return trainer
