@@ -178,10 +178,11 @@ def test_only_what_the_graph_uses_is_computed(
     monkeypatch.setattr("ichfast.loading.feeds.window_columns", None)
     monkeypatch.setattr("ichfast.loading.feeds.neighbours", None)
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
-        assert loader._columns.feeds == ("matrix", "size")
-        assert loader._slices.feeds == ("stored",)
+        columns, slices = loader._feeds.columns, loader._feeds.slices
+        assert columns.feeds == ("matrix", "size")
+        assert slices.feeds == ("stored",)
         assert len(list(loader)) == 5
-        assert set(loader._columns._drawn) == {"target", "index", "matrix", "size"}
+        assert set(columns._drawn) == {"target", "index", "matrix", "size"}
 
 
 # Who halves and shades
@@ -204,8 +205,8 @@ def test_a_whole_graph_gives_the_bits_of_numpy_before_and_after_it(
         with make_loader(
             tiny_store, everything(tiny_store), config, augment=augment
         ) as loader:
-            assert ("halves.3" in loader._columns.feeds) is whole
-            assert ("corners" in loader._columns.feeds) is whole
+            assert ("halves.3" in loader._feeds.columns.feeds) is whole
+            assert ("corners" in loader._feeds.columns.feeds) is whole
             batches.append(list(loader))
             loader.set_size(160)
             batches[-1] += list(loader)
@@ -303,7 +304,10 @@ BALANCED = {"config": replace(DATA, sampling="balanced"), "shuffle": True}
     [
         ({"config": replace(DATA, level=128)}, "has the levels 512, 256, not 128"),
         ({"config": replace(DATA, level="512")}, "levels 512, 256, not '512'; choose"),
-        ({"slices_N": [True, False]}, r"numbers; got bool; of a mask take np\.flatnon"),
+        (
+            {"slices_N": [True, False]},
+            r"numbers; got bool; for a mask pass np\.flatnon",
+        ),
         ({"slices_N": [0.5, 1.0]}, "whole numbers; got float64"),
         ({"slices_N": ["ID_1"]}, "whole numbers; got <U4"),
         ({"seed": -1}, "the seed must be 0 or more, got -1"),

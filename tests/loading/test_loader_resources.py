@@ -53,10 +53,11 @@ def test_memory_of_slices_is_used_again_within_an_epoch(tiny_store: Store) -> No
     config = replace(DATA, batch_size=1)
     with make_loader(tiny_store, everything(tiny_store), config) as loader:
         assert len(list(loader)) == 29
-        assert isinstance(loader._supply, ReadAhead)
-        num_slots = len(loader._supply._free)
+        source = loader._feeds._source
+        assert isinstance(source, ReadAhead)
+        num_buffers = len(source._free)
     num_prepared = pipeline_options(1, on_gpu=False)["prefetch_queue_depth"]
-    assert num_slots <= batches_ahead(1) + num_prepared + 2
+    assert num_buffers <= batches_ahead(1) + num_prepared + 2
 
 
 def test_an_epoch_left_early_is_not_read_to_its_end(

@@ -13,8 +13,8 @@ import pytest
 
 from ichfast.augment.config import EXP_30, AugmentConfig
 from ichfast.augment.parameters import Parameters, draw
-from ichfast.augment.reference import jitter, shade
-from ichfast.loading.shading import Numbers, Shader
+from ichfast.augment.reference import Numbers, jitter, shade
+from ichfast.loading.shading import Shader
 from ichfast.windows import Normalization, parse_window
 
 COUNT, SIDE = 6, 256

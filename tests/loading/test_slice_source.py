@@ -44,7 +44,7 @@ def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -
     sampler = Sampler(
         slices_N=SLICES_N, batch_size=1, shuffle=shuffle, rank=1, world_size=2
     )
-    slice_source.make_supply(
+    slice_source.make_slice_source(
         store,
         sampler,
         DataConfig(**settings),

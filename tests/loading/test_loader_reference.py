@@ -3,7 +3,7 @@
 All is tried with both graphs: the one of a CPU, which resamples alone, and the whole
 one of a GPU, which runs on a CPU here.
 
-`tests.loading.twin_bounds` says how far the two may differ, and why.
+`tests.loading.reference_bounds` says how far the two may differ, and why.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ichfast.loading.config import (
 from ichfast.loading.loader import make_loader
 from ichfast.store.store import Store
 from ichfast.windows import Normalization, window_table
-from tests.loading.twin_bounds import check_within, stored_bounds
+from tests.loading.reference_bounds import check_within, stored_bounds
 from tests.store.slice_store import simple_rows, write_slices
 
 pytestmark = pytest.mark.usefixtures("_either_graph")
