@@ -10,7 +10,7 @@ Shape letters: N slices of the store, B slices of the batch, C windows, K classe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ import torch
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import Parameters, draw
-from ichfast.loading.cache import DeviceSlices
 from ichfast.loading.config import (
     MIN_SIZE,
     OWN,
@@ -127,7 +126,7 @@ class SliceNumbers:
 
     Args:
         store: for labels and the slices' own windows.
-        config: windows.
+        windows: names of windows.
         augment: the distributions to draw from.
         seed: run seed.
         scale: size of the images and of the slices.
@@ -136,9 +135,8 @@ class SliceNumbers:
     def __init__(
         self,
         store: Store,
-        config: DataConfig,
+        windows: Sequence[str],
         augment: AugmentConfig,
-        *,
         seed: int,
         scale: Scale,
     ) -> None:
@@ -146,17 +144,19 @@ class SliceNumbers:
         self._seed = seed
         self._scale = scale
         self._labels_NK = store.labels_NK()
-        differ = OWN in config.windows or any(augment.window_jitter)
-        self._windows = window_columns(store, config.windows) if differ else None
-        """Center and width, shape (N, C) each; None if all slices have the same."""
+        self._windows: Columns = {}
+        """Center and width, shape (N, C) each, if windows differ by slice."""
+
+        if OWN in windows or any(augment.window_jitter):
+            columns = window_columns(store, windows)
+            self._windows = dict(zip(WINDOW_FEEDS, columns, strict=True))
 
     def used(self) -> list[str]:
         """Names of the numbers that this augmentation and these windows need."""
-        drawn = [
-            name for name, feed in DRAWN_FEEDS.items() if feed.is_used(self._augment)
-        ]
-        windows = [] if self._windows is None else [*WINDOW_FEEDS]
-        return ["target", "index", "size", *drawn, *windows]
+        drawn = (
+            name for name, each in DRAWN_FEEDS.items() if each.is_used(self._augment)
+        )
+        return ["target", "index", "matrix", "size", *self._windows, *drawn]
 
     def compute(
         self, names: Iterable[str], epoch: int, picked_B: npt.NDArray[np.int64]
@@ -196,19 +196,14 @@ class SliceNumbers:
                 return picked_B[:, np.newaxis]
             case "size":
                 return np.full((len(picked_B), 2), self._scale.size, dtype=np.float32)
-            case "center" | "width":
-                return self._window_column(stem, picked_B, drawn)
-        return DRAWN_FEEDS[stem].column(drawn)
-
-    def _window_column(
-        self, name: str, picked_B: npt.NDArray[np.int64], drawn: Parameters
-    ) -> npt.NDArray[np.float32]:
-        assert self._windows is not None
-        center_NC, width_NC = self._windows
-        if name == "center":
-            return center_NC[picked_B] + drawn.center_shift_B[:, np.newaxis]
-        width_BC = width_NC[picked_B] + drawn.width_shift_B[:, np.newaxis]
-        return np.maximum(width_BC, MIN_WIDTH_HU)
+            case "center":
+                return self._windows[stem][picked_B] + drawn.center_shift_B[:, None]
+            case "width":
+                width_BC = self._windows[stem][picked_B] + drawn.width_shift_B[:, None]
+                return np.maximum(width_BC, MIN_WIDTH_HU)
+            case "matrix":
+                return drawn.matrix_B33
+        return DRAWN_FEEDS[stem].values(drawn).reshape(len(picked_B), -1)
 
 
 class ColumnFeeds:
@@ -364,9 +359,9 @@ class LoaderFeeds:
         self._sampler = sampler
         self._config = config
         self._whole = whole
-        self._schedule = Schedule(sampler)
         self._scale = Scale(source_shapes(store, level), config.size)
-        self._source = make_slice_source(
+        self.schedule = Schedule(sampler)
+        self.source = make_slice_source(
             store,
             sampler,
             config,
@@ -377,8 +372,8 @@ class LoaderFeeds:
         )
         self.slices = SliceFeeds(
             store,
-            self._schedule,
-            self._source,
+            self.schedule,
+            self.source,
             config,
             scale=None if whole else self._scale,
             pinned=on_gpu,
@@ -387,30 +382,15 @@ class LoaderFeeds:
         self.columns = self._make_columns()
 
     def _make_columns(self) -> ColumnFeeds:
-        numbers = SliceNumbers(
-            self._store,
-            self._config,
-            self.augment,
-            seed=self._sampler.seed,
-            scale=self._scale,
-        )
+        windows, seed = self._config.windows, self._sampler.seed
+        numbers = SliceNumbers(self._store, windows, self.augment, seed, self._scale)
         return ColumnFeeds(
             numbers,
-            self._schedule,
+            self.schedule,
             batch_size=self._config.batch_size,
             num_halvings=self._scale.max_halvings(self._sampler.slices_N),
             whole=self._whole,
         )
-
-    @property
-    def running(self) -> bool:
-        """Whether an epoch has begun and not all of its batches have come out."""
-        return self._schedule.running
-
-    @property
-    def on_device(self) -> bool:
-        """Whether the slices are in the GPU's memory already."""
-        return isinstance(self._source, DeviceSlices)
 
     def set_augment(self, augment: AugmentConfig) -> None:
         """Draw from other distributions; the graph must be built again."""
@@ -426,23 +406,6 @@ class LoaderFeeds:
             size: side of the images, pixels.
         """
         self._scale.set_size(size)
-        self._schedule.start(epoch, first_batch)
+        self.schedule.start(epoch, first_batch)
         self.columns.start()
         self.slices.start()
-
-    def stop(self) -> None:
-        """Feed no further batch of this epoch."""
-        self._schedule.stop()
-
-    def release(self) -> None:
-        """Let the slices of the batch that came out be overwritten."""
-        self._source.release()
-
-    def end(self) -> None:
-        """Note that the last batch of the epoch has come out."""
-        self._source.discard()
-        self._schedule.running = False
-
-    def close(self) -> None:
-        """Free memory and threads."""
-        self._source.close()

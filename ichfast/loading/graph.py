@@ -34,7 +34,7 @@ import torch
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
-from ichfast.augment.config import MAX_HOLES, AugmentConfig
+from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import Parameters
 from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.loading.dali import SLICE_LAYOUT
@@ -53,69 +53,58 @@ class Feed:
     the CPU."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class DrawnFeed(Feed):
     """A feed that is a drawn parameter."""
 
-    column: Callable[[Parameters], npt.NDArray[np.float32]]
-    """Takes the feed's array, shape (B, ...), from the parameters of a batch."""
+    values: Callable[[Parameters], npt.NDArray[np.float32]]
+    """Takes the feed from the parameters of a batch; it is flattened to (B, ...)."""
 
     is_used: Callable[[AugmentConfig], bool]
-    """Whether the parameter is drawn at all; if not, the graph has no step for it."""
+    """Whether the parameter is drawn; if not, the graph has no step for it."""
 
 
-SLICE_FEEDS = {
-    name: Feed(dtype=types.UINT16, num_axes=3, on_gpu=True)
-    for name in ("stored", "before", "after")
-}
+def _has_lighting(augment: AugmentConfig) -> bool:
+    return augment.max_lighting > 0
+
+
+def _has_holes(augment: AugmentConfig) -> bool:
+    return augment.cutout_probability > 0
+
+
+SLICE_FEEDS = ("stored", "before", "after")
 """Feeds that are slices. The last two are used only with neighbours."""
 
-DRAWN_FEEDS = {
-    "matrix": DrawnFeed(
-        num_axes=2, column=lambda drawn: drawn.matrix_B33, is_used=lambda _: True
-    ),
-    "contrast": DrawnFeed(
-        column=lambda drawn: drawn.contrast_B[:, np.newaxis],
-        is_used=lambda augment: augment.max_lighting > 0,
-    ),
-    "brightness": DrawnFeed(
-        column=lambda drawn: drawn.brightness_B[:, np.newaxis],
-        is_used=lambda augment: augment.max_lighting > 0,
-    ),
-    "corners": DrawnFeed(
-        column=lambda drawn: drawn.hole_corner_BM2.reshape(-1, 2 * MAX_HOLES),
-        is_used=lambda augment: augment.cutout_probability > 0,
-    ),
-    "sides": DrawnFeed(
-        column=lambda drawn: drawn.hole_side_BM2.reshape(-1, 2 * MAX_HOLES),
-        is_used=lambda augment: augment.cutout_probability > 0,
-    ),
-}
-"""Feeds that are drawn parameters. `loading.feeds` computes them from this table."""
-
-WINDOW_FEEDS = {"center": Feed(on_gpu=True), "width": Feed(on_gpu=True)}
+WINDOW_FEEDS = ("center", "width")
 """Windows in HU, a number per channel; used only if they differ by slice."""
 
-HALVING_FEEDS = {
-    "halves": Feed(dtype=types.BOOL, num_axes=0),  # whether the step halves this slice
-    "halved": Feed(),  # rows and columns after the step
-}
-"""Feeds of each halving step; their names end in its number: ``halves.0``."""
-
-FEEDS = {
-    "target": Feed(on_gpu=True),
-    "index": Feed(dtype=types.INT64),
-    "size": Feed(),
-    **SLICE_FEEDS,
-    **DRAWN_FEEDS,
-    **WINDOW_FEEDS,
-    **HALVING_FEEDS,
-}
-
-_UPLOADED = {name for name, feed in FEEDS.items() if feed.on_gpu}
+HALVING_FEEDS = ("halves", "halved")
+"""Feeds of each halving step: whether it halves the slice, and the rows and columns
+after it. Their names end in the number of the step: ``halves.0``."""
 
 RESAMPLE_FEEDS = ("matrix", "size")
-"""The numbers that a graph needs which only resamples."""
+"""The only numbers that a graph needs which only resamples."""
+
+DRAWN_FEEDS = {
+    "contrast": DrawnFeed(lambda drawn: drawn.contrast_B, _has_lighting),
+    "brightness": DrawnFeed(lambda drawn: drawn.brightness_B, _has_lighting),
+    "corners": DrawnFeed(lambda drawn: drawn.hole_corner_BM2, _has_holes),
+    "sides": DrawnFeed(lambda drawn: drawn.hole_side_BM2, _has_holes),
+}
+"""Feeds that are drawn parameters; `loading.feeds` computes them from this table."""
+
+FEEDS = {
+    **dict.fromkeys(SLICE_FEEDS, Feed(dtype=types.UINT16, num_axes=3, on_gpu=True)),
+    **dict.fromkeys(WINDOW_FEEDS, Feed(on_gpu=True)),
+    **DRAWN_FEEDS,
+    "target": Feed(on_gpu=True),
+    "index": Feed(dtype=types.INT64),
+    "matrix": Feed(num_axes=2),
+    "size": Feed(),
+    "halves": Feed(dtype=types.BOOL, num_axes=0),
+    "halved": Feed(),
+}
+_UPLOADED = {name for name, feed in FEEDS.items() if feed.on_gpu}
 
 _FIRST_STEP = 2**23
 LOGIT_ZERO = _FIRST_STEP + 32_768

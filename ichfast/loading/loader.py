@@ -23,8 +23,9 @@ C windows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ import torch
 from ichfast.augment.config import AugmentConfig
 from ichfast.errors import LoaderError
 from ichfast.loading.batch import Batch
+from ichfast.loading.cache import DeviceSlices
 from ichfast.loading.config import DataConfig, choose_level, parse_windows
 from ichfast.loading.dali import as_array, as_torch, failure_reason
 from ichfast.loading.feeds import LoaderFeeds
@@ -42,7 +44,7 @@ from ichfast.loading.sampler import Sampler, make_sampler
 from ichfast.loading.shading import Shader
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
-from ichfast.windows import Normalization, Window
+from ichfast.windows import Normalization
 
 
 def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
@@ -185,7 +187,7 @@ class DaliLoader:
         """Epochs begun, plus changes of the augmentation; outdates iterators."""
 
         windows = parse_windows(config.windows)
-        whole = graph_is_whole(device)
+        whole, on_gpu = graph_is_whole(device), device != "cpu"
         self._shader = None if whole else Shader(windows, normalization)
         self._feeds = LoaderFeeds(
             store,
@@ -194,16 +196,18 @@ class DaliLoader:
             level=self.level,
             augment=augment,
             whole=whole,
-            on_gpu=device != "cpu",
+            on_gpu=on_gpu,
             ranks=ranks,
         )
-        self._graph = GraphRunner(
-            self._feeds,
+        graph = partial(
+            slice_graph,
             windows=windows,
             normalization=normalization,
-            batch_size=config.batch_size,
-            on_gpu=device != "cpu",
+            on_gpu=on_gpu,
+            uploaded=isinstance(self._feeds.source, DeviceSlices),
+            **pipeline_options(config.batch_size, on_gpu=on_gpu),
         )
+        self._graph = GraphRunner(graph, self._feeds, on_gpu=on_gpu)
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -321,36 +325,22 @@ class GraphRunner:
     """Builds the DALI graph of a loader, runs it, drains it and shuts it down.
 
     Args:
-        feeds: the inputs of the graph; closed with it.
-        windows: C windows, in channel order.
-        normalization: mean and standard deviation per channel.
-        batch_size: slices in a batch.
+        graph: makes a DALI pipeline from the numbers and the slices of `feeds`.
+        feeds: the inputs of the graph; their source is closed with the graph.
         on_gpu: run on the current CUDA device.
     """
 
     def __init__(
-        self,
-        feeds: LoaderFeeds,
-        *,
-        windows: Sequence[Window],
-        normalization: Normalization,
-        batch_size: int,
-        on_gpu: bool,
+        self, graph: Callable[..., Any], feeds: LoaderFeeds, *, on_gpu: bool
     ) -> None:
         self.closed = False
+        self._graph = graph
         self._feeds = feeds
         self._on_gpu = on_gpu
-        self._options = {
-            "windows": windows,
-            "normalization": normalization,
-            "on_gpu": on_gpu,
-            "uploaded": feeds.on_device,
-            **pipeline_options(batch_size, on_gpu=on_gpu),
-        }
         self._pipeline = self._build()
 
     def _build(self) -> Any:
-        pipeline = slice_graph(self._feeds.columns, self._feeds.slices, **self._options)
+        pipeline = self._graph(self._feeds.columns, self._feeds.slices)
         pipeline.build()
         return pipeline
 
@@ -374,7 +364,8 @@ class GraphRunner:
                 outputs = self._pipeline.run()
         except StopIteration:
             self._pipeline.reset()
-            self._feeds.end()
+            self._feeds.source.discard()
+            self._feeds.schedule.running = False
             return None
         except BaseException as error:
             self.close()  # DALI cannot continue after an error
@@ -382,13 +373,13 @@ class GraphRunner:
                 raise
             reason = failure_reason(error)
             raise LoaderError(f"the DALI pipeline failed: {reason}") from error
-        self._feeds.release()
+        self._feeds.source.release()
         return outputs
 
     def drain(self) -> None:
         """Discard the batches prepared for an epoch that was left early."""
-        if self._feeds.running:
-            self._feeds.stop()
+        if self._feeds.schedule.running:
+            self._feeds.schedule.stop()
             while self.run() is not None:
                 pass
 
@@ -402,7 +393,7 @@ class GraphRunner:
         if not self.closed:
             self.closed = True
             self._shut_down()
-            self._feeds.close()
+            self._feeds.source.close()
 
     def _shut_down(self) -> None:
         self._pipeline._shutdown()  # DALI has no public way to close

@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -148,10 +148,8 @@ class ReadAhead:
         positions = np.concatenate([feed.positions_B for feed in batch])
         halvings = np.concatenate([feed.halvings_B for feed in batch])
         slices = buffer.lay_out(halved_shape(self._shape_N2[positions], halvings))
-        length = max(-(-len(slices) // self._num_readers), MIN_JOB_SLICES)
-        parts = [
-            slice(first, first + length) for first in range(0, len(slices), length)
-        ]
+        size = max(-(-len(slices) // self._num_readers), MIN_JOB_SLICES)
+        parts = [slice(first, first + size) for first in range(0, len(slices), size)]
         jobs = [
             self._readers.submit(
                 partial(
@@ -161,7 +159,11 @@ class ReadAhead:
             for part in parts
         ]
         lengths = [len(feed.positions_B) for feed in batch]
-        self._requested.append(_Read(buffer, slices, lengths, jobs))
+        feeds = tuple(
+            slices[end - length : end]
+            for length, end in zip(lengths, np.cumsum(lengths), strict=True)
+        )
+        self._requested.append(_Read(buffer, feeds, jobs))
 
     def take(self) -> tuple[Slices, ...]:
         """Wait for the oldest batch requested, and return the slices of each feed.
@@ -183,7 +185,7 @@ class ReadAhead:
                 "--resume"
             ) from error
         self._taken.append(self._requested.popleft().buffer)
-        return tuple(read.feeds())
+        return read.feeds
 
     def release(self) -> None:
         """Let the oldest batch taken be overwritten once the GPU has read it."""
@@ -198,7 +200,9 @@ class ReadAhead:
         jobs = [job for read in self._requested for job in read.jobs]
         futures.wait([job for job in jobs if not job.cancel()], READ_TIMEOUT_S)
         # A read that still hangs would write into the next batch: drop its buffer.
-        self._free += [read.buffer for read in self._requested if read.has_ended()]
+        for read in self._requested:
+            if all(job.done() for job in read.jobs):
+                self._free.append(read.buffer)
         self._requested.clear()
 
     def close(self) -> None:
@@ -287,22 +291,8 @@ class _Read:
     """A batch that is being read into a buffer."""
 
     buffer: _Buffer
-    slices: Slices
-    lengths: Sequence[int]
-    """Number of slices of each feed."""
-
+    feeds: tuple[Slices, ...]
     jobs: Sequence[Future[None]]
-
-    def has_ended(self) -> bool:
-        """Whether all jobs have ended, so that none writes to the buffer any more."""
-        return all(job.done() for job in self.jobs)
-
-    def feeds(self) -> Iterator[Slices]:
-        """Yield the slices of each feed."""
-        first = 0
-        for length in self.lengths:
-            yield self.slices[first : first + length]
-            first += length
 
 
 Job = Callable[[], object]

@@ -50,7 +50,9 @@ def lit_steps(
     with pipe:
         logit = fn.external_source(source=[logits], layout="HWC")
         fed = {
-            name: fn.external_source(source=[DRAWN_FEEDS[name].column(drawn)])
+            name: fn.external_source(
+                source=[DRAWN_FEEDS[name].values(drawn).reshape(count, 1)]
+            )
             for name in ("contrast", "brightness")
         }
         pipe.set_outputs(_step_of(logit.gpu() if on_gpu else logit, fed))

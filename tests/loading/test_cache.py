@@ -1,4 +1,4 @@
-"""Slices kept in memory are the store's own; what does not fit is refused."""
+"""Slices kept in memory equal the store's; a set that does not fit is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def keep_on_device(
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
-def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
+def test_kept_slices_come_in_the_order_requested_and_as_stored(
     tiny_store: Store,
     keep: Callable[[Store, int], SliceSource],
     monkeypatch: pytest.MonkeyPatch,
@@ -72,7 +72,7 @@ def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
-def test_what_was_taken_is_held_until_given_back_the_oldest_first(
+def test_batches_that_were_taken_are_held_until_released_oldest_first(
     tiny_store: Store, keep: Callable[[Store, int], SliceSource]
 ) -> None:
     source = keep(tiny_store, 256)
@@ -88,7 +88,7 @@ def test_what_was_taken_is_held_until_given_back_the_oldest_first(
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
-def test_two_chunks_at_a_time_are_read_to_fill_the_memory(
+def test_the_memory_is_filled_two_chunks_at_a_time(
     tiny_store: Store,
     keep: Callable[..., SliceSource],
     monkeypatch: pytest.MonkeyPatch,
@@ -118,13 +118,13 @@ def test_host_memory_keeps_slices_of_all_shapes(tiny_store: Store) -> None:
     source.close()
 
 
-def test_host_memory_gives_slices_halved_as_often_as_asked(tiny_store: Store) -> None:
+def test_host_memory_halves_slices_as_often_as_requested(tiny_store: Store) -> None:
     source = keep_on_host(tiny_store, 512, np.arange(29))
     source.request([SliceRequest(np.array([0, 13, 0]), np.array([2, 1, 0]))])
-    ((twice_HW, odd_HW, whole_HW),) = source.take()
+    ((twice_HW, once_HW, whole_HW),) = source.take()
     stored_HW = tiny_store.slice_HW(0)
     np.testing.assert_array_equal(twice_HW, halve(halve(stored_HW)))
-    np.testing.assert_array_equal(odd_HW, halve(tiny_store.slice_HW(13)))
+    np.testing.assert_array_equal(once_HW, halve(tiny_store.slice_HW(13)))
     np.testing.assert_array_equal(whole_HW, stored_HW)
     source.release()
     source.close()
@@ -158,14 +158,14 @@ def test_slices_that_do_not_fit_are_refused_with_both_figures(
         keep_on_host(tiny_store, 256)
 
 
-def test_gathered_slices_are_those_asked_for() -> None:
+def test_gathered_slices_are_those_requested() -> None:
     set_NHW = torch.arange(7 * 6 * 5, dtype=torch.int16).reshape(7, 6, 5)
     picked_BHW = gather_slices(set_NHW, torch.tensor([6, 0, 0]))
     assert torch.equal(picked_BHW, set_NHW[[6, 0, 0]])
     assert picked_BHW.is_contiguous()
 
 
-def test_a_cupy_that_cannot_compile_leaves_gathering_to_torch_and_says_so(
+def test_torch_gathers_with_a_warning_where_cupy_cannot_compile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cupy = ModuleType("cupy")  # as where CUDA's compiler is missing
