@@ -242,6 +242,11 @@ IMAGENET_GREY = Normalization(mean=(0.449,), std=(0.226,))
 """Mean of `IMAGENET` over its channels, for a single channel."""
 
 
+def no_normalization(num_windows: int) -> Normalization:
+    """Make a normalisation that leaves windowed values in [0, 1]."""
+    return Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows)
+
+
 def measure_normalization(
     store: Store, slices_N: npt.NDArray[np.int64], config: DataConfig
 ) -> Normalization:
@@ -258,7 +263,7 @@ def measure_normalization(
     """
     num_windows = len(config.windows)
     if config.normalize == "none":
-        return Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows)
+        return no_normalization(num_windows)
     if config.normalize == "imagenet":
         return IMAGENET if num_windows == 3 else IMAGENET_GREY
     level = choose_level(store, config)

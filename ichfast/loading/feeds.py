@@ -43,9 +43,9 @@ from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import MIN_WIDTH_HU
 
-MIN_DRAWN_SLICES = 256
-"""Small batches are drawn together, up to this many slices. The cost is in the calls
-into NumPy, not in the numbers."""
+DRAWN_SLICES = 256
+"""Small batches are drawn together, up to this many slices, because the calls into
+NumPy cost more than the numbers."""
 
 Columns = dict[str, npt.NDArray[Any]]
 """Arrays of shape (B, ...) by the name of their feed."""
@@ -232,7 +232,7 @@ class ColumnFeeds:
         self._numbers = numbers
         self._schedule = schedule
         self._batch_size = batch_size
-        self._num_drawn = max(1, MIN_DRAWN_SLICES // batch_size)
+        self._num_drawn = max(1, DRAWN_SLICES // batch_size)
         self._drawn: Columns = {}
         self._held_back: deque[Columns] = deque()
         used = numbers.used()
@@ -312,9 +312,11 @@ class SliceFeeds:
         picked_B = self._schedule.picked(call)
         if len(picked_B):
             others = [other_N[picked_B] for other_N in self._neighbours_N]
-            self._source.request([self._ask(feed_B) for feed_B in (picked_B, *others)])
+            self._source.request(
+                [self._halved(each_B) for each_B in (picked_B, *others)]
+            )
 
-    def _ask(self, positions_B: npt.NDArray[np.int64]) -> SliceRequest:
+    def _halved(self, positions_B: npt.NDArray[np.int64]) -> SliceRequest:
         if self._scale is None:
             return SliceRequest.unhalved(positions_B)
         return SliceRequest(positions_B, self._scale.halvings_N[positions_B])

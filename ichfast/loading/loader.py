@@ -36,7 +36,12 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.errors import LoaderError
 from ichfast.loading.batch import Batch
 from ichfast.loading.cache import DeviceSlices
-from ichfast.loading.config import DataConfig, choose_level, parse_windows
+from ichfast.loading.config import (
+    DataConfig,
+    choose_level,
+    no_normalization,
+    parse_windows,
+)
 from ichfast.loading.dali import as_array, as_torch, failure_reason
 from ichfast.loading.feeds import LoaderFeeds
 from ichfast.loading.graph import graph_is_whole, pipeline_options, slice_graph
@@ -92,22 +97,9 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
                     batch.images_BCHW  # (64, 1, 224, 224)
     """
     store.check_open()
-    slices_N = _positions(store, slices_N)
+    slices_N = _check_positions(store, slices_N)
     _check_device(device)
-    num_windows = len(config.windows)
-    if normalization is None and config.normalize != "none":
-        raise LoaderError(
-            f"data.normalize is {config.normalize}, which a loader does not measure; "
-            "pass normalization=measure_normalization(store, TRAINING_SLICES, config)"
-        )
-    normalization = normalization or Normalization(
-        mean=(0.0,) * num_windows, std=(1.0,) * num_windows
-    )
-    if len(normalization.mean) != num_windows:
-        raise LoaderError(
-            f"expected a mean and a standard deviation for each of {num_windows} "
-            f"window(s), got {len(normalization.mean)}"
-        )
+    normalization = _check_normalization(normalization, config)
     sampler = make_sampler(
         config.sampling,
         store,
@@ -135,7 +127,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     )
 
 
-def _positions(store: Store, slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def _check_positions(store: Store, slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Check store positions and convert them to int64."""
     found_N = np.asarray(slices_N)
     if found_N.size and found_N.dtype.kind not in "iu":
@@ -150,6 +142,25 @@ def _positions(store: Store, slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
             f"{store.path} holds slices 0 to {len(store) - 1}, asked for {outside[0]}"
         )
     return position_N
+
+
+def _check_normalization(
+    given: Normalization | None, config: DataConfig
+) -> Normalization:
+    """Return the given normalization, or one that changes nothing if none is needed."""
+    num_windows = len(config.windows)
+    if given is None and config.normalize != "none":
+        raise LoaderError(
+            f"data.normalize is {config.normalize}, which a loader does not measure; "
+            "pass normalization=measure_normalization(store, TRAINING_SLICES, config)"
+        )
+    given = given or no_normalization(num_windows)
+    if len(given.mean) != num_windows:
+        raise LoaderError(
+            f"expected a mean and a standard deviation for each of {num_windows} "
+            f"window(s), got {len(given.mean)}"
+        )
+    return given
 
 
 def _check_device(device: str) -> None:
