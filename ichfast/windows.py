@@ -134,7 +134,7 @@ def apply_windows(
 
     This is the readable definition; `ichfast.loading.shading` and the DALI graph in
     `ichfast.loading.graph` are the fast ones, which `tests/loading/test_shading.py` and
-    `tests/loading/test_loader_twin.py` hold to it.
+    `tests/loading/test_loader_reference.py` hold to it.
 
     Args:
         hu_BHW: CT numbers in HU, shape (B, H, W), any real dtype. Not changed.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bench.harness.measure import BenchError, Record
 from bench.harness.records import hardware_of
 from bench.scaling.fleet import Node, Storage
-from ichfast.loading.graph import MOST_THREADS
+from ichfast.loading.graph import MAX_THREADS
 
 MB = 1e6
 
@@ -161,7 +161,7 @@ def loader_record(records: Sequence[Record], level: int, size: int) -> Record | 
 def per_core(record: Record) -> float:
     """A loader's rate a core that it uses, slices a second."""
     assert record.estimate is not None
-    cores = min(MOST_THREADS, record.environment["cores"])
+    cores = min(MAX_THREADS, record.environment["cores"])
     return float(record.estimate.median / cores)
 
 

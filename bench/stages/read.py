@@ -30,7 +30,7 @@ from bench.harness.workload import Workload, common_slices
 from bench.limits.disk import BLOCK_BYTES, Disk
 from bench.limits.fio import Fio
 from ichfast.loading.config import source_shapes
-from ichfast.loading.prefetch import ReadAhead, Wanted, batches_ahead, num_readers
+from ichfast.loading.prefetch import ReadAhead, SliceRequest, batches_ahead, num_readers
 from ichfast.store.shards import PIXEL_DTYPE, shard_path
 from ichfast.store.store import Store
 
@@ -214,12 +214,12 @@ class _Reader:
             for first in range(0, len(self._picked_N), self.batch_size)
         ]
         for batch in batches[: self.num_ahead]:
-            self._reading.ask([Wanted.whole(batch)])
+            self._reading.request([SliceRequest.unhalved(batch)])
         for number in range(len(batches)):
             for batch in batches[number + self.num_ahead :][:1]:
-                self._reading.ask([Wanted.whole(batch)])
+                self._reading.request([SliceRequest.unhalved(batch)])
             self._reading.take()
-            self._reading.give_back()
+            self._reading.release()
         return len(self._picked_N)
 
     def close(self) -> None:

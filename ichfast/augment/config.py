@@ -1,7 +1,7 @@
-"""The laws that augmentation is drawn from, and those with a name.
+"""Settings of the augmentation, and the named presets.
 
-Laws say what may happen to a slice and how often; `ichfast.augment.parameters` draws
-from them.
+The settings are distributions: what may happen to a slice, how strongly and how often.
+`ichfast.augment.parameters` draws from them.
 """
 
 from __future__ import annotations
@@ -12,112 +12,116 @@ from dataclasses import dataclass, replace
 from ichfast.errors import RecipeError
 
 MAX_HOLES = 20
-"""Holes a slice's arrays have room for; unused ones have side zero."""
+"""Upper limit of holes in a slice, and the length of their arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """The laws that parameters are drawn from. The default changes nothing.
+    """The distributions that parameters are drawn from. The default changes nothing.
 
     Raises:
-        RecipeError: a value out of range.
+        RecipeError: a value is out of range.
 
     Source:
-        The laws are fastai v1's `get_transforms` and `cutout`; `max_shift` and
-        `window_jitter` are the competition's (1st and 4th place).
+        fastai v1's `get_transforms` and `cutout`. `max_shift` and `window_jitter` come
+        from the competition's 1st and 4th place.
     """
 
     flip_probability: float = 0.0
-    """Chance of a left-right flip."""
+    """Probability of a left-right flip."""
 
     dihedral_probability: float = 0.0
-    """Chance of one of the square's eight symmetries: quarter turns, mirrored or not,
-    each as likely, the identity among them. 1 is fastai's, in place of the flip."""
+    """Probability of a symmetry of the square, drawn uniformly from all eight: quarter
+    turns, mirrored or not, the identity included. fastai uses 1, without a flip."""
 
     affine_probability: float = 0.75
-    """Chance of a rotation, of a warp and of a shift, each on its own."""
+    """Probability of a rotation, of a warp and of a shift, drawn independently."""
 
     max_rotation_deg: float = 0.0
-    """Rotation is uniform between minus and plus this angle, degrees, 0 to 360."""
+    """Largest rotation, degrees, 0 to 360; uniform in both directions."""
 
     zoom_probability: float = 0.75
-    """Chance of a zoom."""
+    """Probability of a zoom."""
 
     min_zoom: float = 1.0
     max_zoom: float = 1.0
-    """The zoom factor is uniform between the two; below 1 it shows air around."""
+    """The zoom factor is uniform between `min_zoom` and `max_zoom`; a factor below 1
+    shows air around the slice."""
 
     zoom_focus: tuple[float, float] | None = None
-    """Share of width and height the zoom keeps in place, and then every slice is
-    zoomed; None draws the share, and whether to zoom."""
+    """Point that the zoom keeps in place, as fractions of width and height. If set,
+    every slice is zoomed; None draws the point, and whether to zoom."""
 
     max_warp: float = 0.0
-    """Four-corner perspective warp: how far a corner moves, in half sides, 0 to 0.5."""
+    """Four-corner perspective warp: how far a corner may move, in half sides, 0 to
+    0.5."""
 
     max_shift: float = 0.0
-    """How far the slice moves across and down, in sides of the output, 0 to 1; two
-    uniform numbers between minus and plus this one."""
+    """Largest shift across and down, in sides of the output, 0 to 1; uniform in both
+    directions."""
 
     max_lighting: float = 0.0
-    """Brightness and contrast in logit space, 0 to 0.99; 0.2 is fastai's default.
-    0.99 is a contrast of 1/100 to 100; the graph's arithmetic holds up to 250."""
+    """Change of brightness and contrast in logit space, 0 to 0.99; fastai's default is
+    0.2. 0.99 is a contrast of 1/100 to 100; the graph's arithmetic holds up to 250."""
 
     lighting_probability: float = 0.75
-    """Chance of a change of brightness, and of contrast, each on its own."""
+    """Probability of a change of brightness and of contrast, drawn independently."""
 
     window_jitter: tuple[float, float] = (0.0, 0.0)
-    """How far a window's center, and its width, may lie off, HU; uniform, one draw
-    a slice for all its windows. The 4th place of the competition used (7, 15)."""
+    """Largest change of a window's center and of its width, HU; uniform in both
+    directions, the same for all windows of a slice. The competition's 4th place used
+    (7, 15)."""
 
     cutout_probability: float = 0.0
-    """Chance that holes are cut at all."""
+    """Probability that holes are cut."""
 
     cutout_holes: tuple[int, int] = (4, 20)
-    """Fewest and most holes, both included."""
+    """Minimum and maximum number of holes, both included."""
 
     cutout_side: tuple[int, int] = (2, 30)
-    """Smallest and largest side in pixels, both included; one for all holes."""
+    """Minimum and maximum side in pixels, both included; all holes of a slice have the
+    same side."""
 
     def __post_init__(self) -> None:
-        for name in _CHANCES:
+        for name in _PROBABILITIES:
             found = getattr(self, name)
-            _expect(0.0 <= found <= 1.0, name, "a chance between 0 and 1", found)
+            _expect(0.0 <= found <= 1.0, name, "a probability from 0 to 1", found)
         for name, below in _LIMITS.items():
             found = getattr(self, name)
             _expect(0.0 <= found < below, name, f"0 or more, below {below:g}", found)
         _expect(
             0.0 < self.min_zoom <= self.max_zoom < float("inf"),
             "min_zoom and max_zoom",
-            "two rising factors above 0",
+            "two increasing factors above 0",
             (self.min_zoom, self.max_zoom),
         )
         _expect(
             self.zoom_focus is None or all(0.0 <= at <= 1.0 for at in self.zoom_focus),
             "zoom_focus",
-            "two shares between 0 and 1, or null",
+            "two fractions from 0 to 1, or null",
             self.zoom_focus,
         )
         _expect(
             all(0.0 <= off < 1000.0 for off in self.window_jitter),
             "window_jitter",
-            "two numbers of HU from 0 to 1000",
+            "two numbers of HU from 0 to below 1000",
             self.window_jitter,
         )
         _expect(
             1 <= self.cutout_holes[0] <= self.cutout_holes[1] <= MAX_HOLES,
             "cutout_holes",
-            f"two rising numbers from 1 to {MAX_HOLES}",
+            f"two increasing numbers from 1 to {MAX_HOLES}",
             self.cutout_holes,
         )
         _expect(
             1 <= self.cutout_side[0] <= self.cutout_side[1],
             "cutout_side",
-            "two rising numbers of pixels from 1",
+            "two increasing numbers of pixels from 1",
             self.cutout_side,
         )
 
 
-_CHANCES = (
+_PROBABILITIES = (
     "flip_probability",
     "dihedral_probability",
     "affine_probability",
@@ -132,16 +136,16 @@ _LIMITS = {
     "max_shift": 1.0,
     "max_lighting": 0.99,
 }
-"""What each must lie below."""
+"""Upper bound of each setting, excluded."""
 
 
-def _expect(holds: bool, name: str, expected: str, found: object) -> None:
-    if not holds:
+def _expect(valid: bool, name: str, expected: str, found: object) -> None:
+    if not valid:
         raise RecipeError(f"augment.{name}: expected {expected}, found {found}")
 
 
 NONE = AugmentConfig()
-"""Nothing changes."""
+"""No augmentation."""
 
 FASTAI = AugmentConfig(
     flip_probability=0.5,
@@ -159,16 +163,16 @@ EXP_30 = replace(
     max_warp=0.0,
     cutout_probability=0.5,
 )
-"""The reference's strongest: rotation 30, zoom 1.4, no warp, cutout."""
+"""The reference's strongest augmentation: rotation 30, zoom 1.4, no warp, cutout."""
 
 EXP_10_MIXUP = replace(
     FASTAI, max_rotation_deg=30.0, zoom_probability=1.0, min_zoom=1.05, max_zoom=1.4
 )
-"""The reference's for mixup: rotation 30, every slice zoomed by 1.05 to 1.4.
+"""The reference's augmentation for mixup: rotation 30, all slices zoomed 1.05 to 1.4.
 
 Source:
-    fastai v1 `zoom_crop(scale=(1.05, 1.4), do_rand=True)`, whose chance is 1. The
-    zoom of up to 1.1 that `get_transforms` would put on top is left out.
+    fastai v1 `zoom_crop(scale=(1.05, 1.4), do_rand=True)`, whose probability is 1. The
+    further zoom of up to 1.1 in `get_transforms` is left out.
 """
 
 LIGHT = AugmentConfig(
@@ -176,7 +180,7 @@ LIGHT = AugmentConfig(
     max_rotation_deg=15.0,
     max_zoom=1.2,
 )
-"""Flip, a little rotation and zoom: for short runs."""
+"""A flip, a small rotation and a small zoom, for short runs."""
 
 PRESETS: Mapping[str, AugmentConfig] = {
     "none": NONE,
@@ -185,4 +189,4 @@ PRESETS: Mapping[str, AugmentConfig] = {
     "exp-10-mixup": EXP_10_MIXUP,
     "exp-30": EXP_30,
 }
-"""Laws by name; ``--set augment=NAME`` takes them."""
+"""Settings by name, as ``--set augment=NAME`` takes them."""

@@ -1,9 +1,9 @@
-"""The geometry of augmentation: matrices, one for each thing that may happen.
+"""The geometry of augmentation: a 3x3 matrix for each kind of transform.
 
-Each function gives 3x3 matrices that take a place in the output to the place in the
-source it is read from, homogeneous, in centred coordinates: x to the right and y
-down, -1 to 1 from edge to edge. `to_pixels` composes them and changes to pixels,
-corner-based: the first pixel reaches from 0 to 1.
+A matrix maps a point of the output to the point of the source that it is read from, in
+homogeneous, centred coordinates: x to the right and y down, -1 to 1 from edge to edge.
+`to_pixels` composes matrices and converts them to pixels, corner-based: the first pixel
+reaches from 0 to 1.
 
 Shape letters: B slices of the batch, S output size.
 """
@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
-"""Shape (B,), or (B, 2) and so on as the name says."""
+"""Array of float64; the suffix of a name gives the shape."""
 
 
 def count_halvings(
     rows: npt.NDArray[np.integer], columns: npt.NDArray[np.integer], size: int
 ) -> npt.NDArray[np.int64]:
-    """How often slices are halved before the resample: never below `size`.
+    """How often slices are halved before the resample.
+
+    The longer side never falls below `size`.
 
     Args:
-        rows: of the sources, shape (B,).
-        columns: likewise.
+        rows: rows of the sources, shape (B,).
+        columns: columns of the sources, shape (B,).
         size: side of the output, pixels.
 
     Returns:
@@ -39,27 +41,31 @@ def count_halvings(
 def halved_shape(
     shape_B2: npt.NDArray[np.int64], halvings_B: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Rows and columns of slices after some halvings; odd sides are rounded up.
+    """Rows and columns of slices after halving; odd sides are rounded up.
 
     Args:
-        shape_B2: rows and columns before.
-        halvings_B: how often each is halved.
+        shape_B2: rows and columns before, shape (B, 2).
+        halvings_B: how often each slice is halved, shape (B,).
+
+    Returns:
+        Shape (B, 2), int64.
     """
     return -(-shape_B2 >> halvings_B[:, np.newaxis])
 
 
 def mirror(flipped_B: npt.NDArray[np.bool_]) -> Numbers:
-    """Left to right, where flipped."""
+    """Matrices that flip a slice left to right where `flipped_B` is True."""
     matrix_B33 = identity(len(flipped_B))
     matrix_B33[:, 0, 0] = np.where(flipped_B, -1.0, 1.0)
     return matrix_B33
 
 
 def symmetry(number_B: npt.NDArray[np.int64]) -> Numbers:
-    """One of the square's eight symmetries: 0 is the identity.
+    """Matrices of the square's eight symmetries.
 
     Args:
-        number_B: 0 to 7: plus 1 mirrors x, plus 2 mirrors y, plus 4 swaps the two.
+        number_B: 0 to 7. Bit 1 mirrors x, bit 2 mirrors y, bit 4 swaps x and y; 0 is
+            the identity.
 
     Source:
         fastai v1 `dihedral_affine`.
@@ -76,7 +82,11 @@ def symmetry(number_B: npt.NDArray[np.int64]) -> Numbers:
 
 
 def zoom(factor_B: Numbers, focus_B2: Numbers) -> Numbers:
-    """Enlarge by a factor; `focus_B2`, shares of width and height, stays in place.
+    """Matrices that enlarge a slice around a fixed point.
+
+    Args:
+        factor_B: zoom factor, above 0; 1 changes nothing.
+        focus_B2: the point that stays in place, as fractions of width and height.
 
     Source:
         fastai v1 `zoom`.
@@ -89,7 +99,7 @@ def zoom(factor_B: Numbers, focus_B2: Numbers) -> Numbers:
 
 
 def rotation(angle_B: Numbers) -> Numbers:
-    """Turn about the centre, clockwise, rad."""
+    """Matrices that turn a slice clockwise about its centre by `angle_B`, rad."""
     matrix_B33 = identity(len(angle_B))
     matrix_B33[:, 0, 0] = matrix_B33[:, 1, 1] = np.cos(angle_B)
     matrix_B33[:, 0, 1] = np.sin(angle_B)
@@ -98,11 +108,12 @@ def rotation(angle_B: Numbers) -> Numbers:
 
 
 def warp(moved_B4: Numbers) -> Numbers:
-    """The perspective that brings four moved corners back to the square's.
+    """Matrices of the perspective that maps four moved corners back to the square's.
 
     Args:
-        moved_B4: how far outwards, in half sides: of the right corners up and down,
-            of the left ones, of the lower ones to the sides, of the upper ones.
+        moved_B4: how far corners move outwards, in half sides: the right corners up and
+            down, the left corners up and down, the lower corners to the sides, the
+            upper corners to the sides.
 
     Source:
         fastai v1 `symmetric_warp`: four magnitudes, each moving one pair of
@@ -127,7 +138,7 @@ def warp(moved_B4: Numbers) -> Numbers:
 
 
 def shift(moved_B2: Numbers) -> Numbers:
-    """Move to the right and down, in sides of the output."""
+    """Matrices that move a slice right and down by `moved_B2`, in output sides."""
     matrix_B33 = identity(len(moved_B2))
     matrix_B33[:, :2, 2] = -2.0 * moved_B2
     return matrix_B33
@@ -138,16 +149,16 @@ def to_pixels(
     source_shape_B2: npt.NDArray[np.floating],
     size: int,
 ) -> npt.NDArray[np.float32]:
-    """Compose matrices and change from centred coordinates to pixels.
+    """Compose matrices and convert them from centred coordinates to pixels.
 
     Args:
-        steps: what happens to the slice, first to last.
+        steps: matrices of shape (B, 3, 3), in the order they apply to the slice.
         source_shape_B2: rows and columns of the sources; the longer side of each
             fills the output.
         size: side of the output, pixels.
 
     Returns:
-        Output pixel to source pixel, shape (B, 3, 3), float32.
+        Matrices from output pixel to source pixel, shape (B, 3, 3), float32.
     """
     matrix_B33 = identity(len(source_shape_B2))
     for step_B33 in steps:
@@ -161,5 +172,5 @@ def to_pixels(
 
 
 def identity(count: int) -> Numbers:
-    """Nothing moves, shape (`count`, 3, 3)."""
+    """Identity matrices, shape (count, 3, 3)."""
     return np.tile(np.eye(3), (count, 1, 1))

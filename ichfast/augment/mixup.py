@@ -1,4 +1,4 @@
-"""Mixup: each slice mixed with another one of its batch, targets alike.
+"""Mixup: blend each slice and its targets with another slice of the batch.
 
 Shape letters: B slices of the batch, C channels, H rows, W columns, K classes.
 """
@@ -13,17 +13,20 @@ from torch import Tensor
 def mix_up(
     images_BCHW: Tensor, targets_BK: Tensor, *, alpha: float, seed: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Mix each slice with another one of the batch, and their targets alike.
+    """Blend each slice and its targets with another slice of the batch.
 
     Args:
-        images_BCHW: any float dtype; its memory format is kept.
-        targets_BK: float32.
-        alpha: a slice's own share is the larger part of a Beta(alpha, alpha) draw.
-        seed: decides shares and partners.
+        images_BCHW: any float dtype. Not changed.
+        targets_BK: float32. Not changed.
+        alpha: a slice's own weight is the larger part of a Beta(alpha, alpha) draw.
+        seed: decides weights and partners.
+
+    Returns:
+        Images in the memory format of `images_BCHW`, and targets.
 
     Source:
-        Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018); a share a
-        slice and the larger part for the slice itself as in fastai v1.
+        Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018). As in fastai
+        v1, each slice has its own weight, and the larger part is the slice's own.
     """
     draws = np.random.default_rng(seed)
     share_B = draws.beta(alpha, alpha, size=len(images_BCHW)).astype(np.float32)

@@ -1,9 +1,10 @@
-"""What is drawn for a slice: a pure function of (run seed, epoch, slice).
+"""Draws the augmentation of a slice as a pure function of (run seed, epoch, slice).
 
-The numbers come from a counter-based generator. Each has a column of its own, which
-it keeps for good: a law that is added, or switched on, changes nothing else.
+The numbers come from a counter-based generator. Each use has its own column of uniform
+numbers and keeps it forever, so a setting that is added or switched on changes no other
+draw.
 
-Shape letters: B slices of the batch, M holes, U uniform numbers a slice.
+Shape letters: B slices of the batch, M holes, U uniform numbers of a slice.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ Uniforms = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """What was drawn for the slices of a batch."""
+    """Parameters drawn for the slices of a batch."""
 
     matrix_B33: npt.NDArray[np.float32]
-    """Output pixel to source pixel, homogeneous coordinates."""
+    """Maps an output pixel to a source pixel, in homogeneous coordinates."""
 
     center_shift_B: npt.NDArray[np.float32]
     """Added to the center of every window, HU."""
@@ -36,13 +37,13 @@ class Parameters:
     """Factor in logit space; 1 changes nothing."""
 
     brightness_B: npt.NDArray[np.float32]
-    """Summand in logit space; 0 changes nothing."""
+    """Offset in logit space; 0 changes nothing."""
 
     hole_corner_BM2: npt.NDArray[np.float32]
-    """First row and column of each hole, output pixels; may lie outside."""
+    """First row and column of each hole, output pixels; may lie outside the image."""
 
     hole_side_BM2: npt.NDArray[np.float32]
-    """Rows and columns of each hole, output pixels; 0 where there is none."""
+    """Rows and columns of each hole, output pixels; 0 for an unused hole."""
 
 
 def draw(
@@ -57,16 +58,16 @@ def draw(
     """Draw the parameters of some slices.
 
     Args:
-        config: the laws.
+        config: the distributions.
         seed: run seed.
         epoch: counted from 0.
         slices_B: store positions.
-        source_shape_B2: rows and columns of what the resample reads; a slice of 63
-            rows, halved, counts 31.5.
+        source_shape_B2: rows and columns of the slices that the resample reads; a slice
+            of 63 rows, halved, counts 31.5.
         size: side of the output, pixels.
 
     Returns:
-        One row a slice, in the order of `slices_B`.
+        One row per slice, in the order of `slices_B`.
     """
     uniform_BU = _uniforms(seed, epoch, slices_B, _NUM_UNIFORMS)
     jitter = config.window_jitter
@@ -85,7 +86,7 @@ def draw(
     )
 
 
-# Columns of the uniform numbers; each is used for one thing only, for good.
+# Columns of the uniform numbers. A column never changes its use.
 _FLIP, _IF_ROTATE, _ROTATE, _IF_ZOOM, _ZOOM = range(5)
 _FOCUS, _IF_WARP, _WARP = slice(5, 7), 7, slice(8, 12)
 _IF_BRIGHTNESS, _BRIGHTNESS, _IF_CONTRAST, _CONTRAST = range(12, 16)
@@ -96,19 +97,19 @@ _NUM_UNIFORMS = 66
 
 
 def _symmetric(uniform: Uniforms, limit: float) -> Uniforms:
-    """Uniform between minus and plus `limit`."""
+    """Map [0, 1) to the range from -limit to limit."""
     return (2.0 * uniform - 1.0) * limit
 
 
 def _uniforms(
     seed: int, epoch: int, slices_B: npt.NDArray[np.int64], count: int
 ) -> Uniforms:
-    """Uniform numbers in [0, 1), `count` a slice, keyed by (seed, epoch, slice).
+    """Uniform numbers in [0, 1), shape (B, count), keyed by (seed, epoch, slice).
 
     Source:
         SplitMix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number
-        Generators", 2014): a counter stepped by the golden ratio and mixed. Each
-        key is mixed in turn, so neighbouring slices share nothing.
+        Generators", 2014): a counter stepped by the golden ratio and mixed. The keys
+        are mixed one after another, so neighbouring slices are unrelated.
     """
     key = _mix(_mix(np.array([seed & _MASK64], np.uint64)) + np.uint64(epoch))
     start_B1 = _mix(key + slices_B.astype(np.uint64))[:, None]
@@ -127,7 +128,7 @@ def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _draw_steps(config: AugmentConfig, uniform_BU: Uniforms) -> list[Uniforms]:
-    """The matrices of what happens, first to last; what cannot happen is left out."""
+    """Matrices of the transforms that are switched on, in the order they apply."""
     steps = []
     if config.dihedral_probability:
         wanted_B = uniform_BU[:, _IF_DIHEDRAL] < config.dihedral_probability
@@ -165,7 +166,7 @@ def _draw_zoom(config: AugmentConfig, uniform_BU: Uniforms) -> Uniforms:
 def _draw_lighting(
     config: AugmentConfig, uniform_BU: Uniforms
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Contrast factor and brightness summand, both in logit space."""
+    """Contrast factor and brightness offset, both in logit space."""
     amount = config.max_lighting
     change_B = 0.5 * (1.0 + _symmetric(uniform_BU[:, _BRIGHTNESS], amount))
     brightness_B = np.log(change_B / (1.0 - change_B))
@@ -182,11 +183,11 @@ def _draw_lighting(
 def _draw_holes(
     config: AugmentConfig, uniform_BU: Uniforms, size: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Corners and sides of the holes, squares around a uniform pixel."""
-    fewest, most = config.cutout_holes
-    smallest, largest = config.cutout_side
-    holes_B = np.floor(fewest + uniform_BU[:, _HOLES] * (most - fewest + 1))
-    side_B = np.floor(smallest + uniform_BU[:, _SIDE] * (largest - smallest + 1))
+    """Corners and sides of the holes, which are squares around a uniform pixel."""
+    min_holes, max_holes = config.cutout_holes
+    min_side, max_side = config.cutout_side
+    holes_B = np.floor(min_holes + uniform_BU[:, _HOLES] * (max_holes - min_holes + 1))
+    side_B = np.floor(min_side + uniform_BU[:, _SIDE] * (max_side - min_side + 1))
     wanted_B = uniform_BU[:, _IF_CUTOUT] < config.cutout_probability
     used_BM = (np.arange(MAX_HOLES) < holes_B[:, None]) & wanted_B[:, None]
     uniform_BM2 = uniform_BU[:, _HOLE_CENTRES].reshape(-1, MAX_HOLES, 2)

@@ -1,16 +1,21 @@
-"""The NumPy twin of the DALI graph: what was drawn, applied slowly and readably.
+"""The NumPy reference of the DALI graph: applies drawn parameters slowly and readably.
 
-The chain: halve while the source is at least twice the output (`halve`), one
-perspective resample (`resample`), then one window a channel, lighting, holes and
-normalisation (`shade`). Halving takes exact 2x2 means, as the store's small level
-does; the resample reads 2x2 pixels, so below twice the output it skips none.
+The steps: halve while the source is at least twice the output (`halve`), resample in
+perspective once (`resample`), then window each channel, change values, cut holes and
+normalise (`shade`). Halving takes exact 2x2 means, as the store's small level does. The
+resample reads 2x2 pixels, so it skips none as long as the source is below twice the
+output.
+
+A photometric augmentation is added in four files: its setting in `augment.config`, its
+draw in `augment.parameters`, its arithmetic in `change_values` here, which
+`loading.shading` calls too, and its feed and DALI step in `loading.graph`.
 
 Shape letters: H rows, W columns, C windows, S output size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +26,8 @@ from ichfast.windows import HU_OFFSET, MIN_WIDTH_HU, Window, apply_windows
 
 LOGIT_EPSILON = 1e-7
 """Lighting keeps values this far from 0 and 1, as fastai v1 does."""
+
+Numbers = npt.NDArray[np.float32]
 
 
 def apply_parameters(
@@ -33,16 +40,16 @@ def apply_parameters(
     mean_C: Sequence[float],
     std_C: Sequence[float],
 ) -> npt.NDArray[np.float32]:
-    """Apply what was drawn for one slice.
+    """Apply the drawn parameters to one slice.
 
     Args:
-        stored_HW: the slice, halved already. Not changed.
-        parameters: what was drawn.
-        row: which row of `parameters` belongs to the slice.
+        stored_HW: the slice, already halved; stored numbers. Not changed.
+        parameters: drawn for a batch.
+        row: the slice's row in `parameters`.
         size: side of the output, pixels.
         windows: C windows.
         mean_C: subtracted from each windowed channel.
-        std_C: divides each.
+        std_C: divides each channel after that.
 
     Returns:
         Shape (size, size, C), float32, normalised.
@@ -55,7 +62,7 @@ def apply_parameters(
 
 
 def halve(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    """Half the rows and columns, each pixel the mean of four; air beyond an edge."""
+    """Halve rows and columns; a pixel is the mean of four, with air beyond an edge."""
     rows, columns = stored_HW.shape
     padded_HW = np.pad(stored_HW, ((0, rows % 2), (0, columns % 2))).astype(np.float64)
     quarters = [padded_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)]
@@ -65,9 +72,14 @@ def halve(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
 def source_places(
     matrix_33: npt.NDArray[np.float32], size: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Where each output pixel is read: x and y of the source, (size, size) each.
+    """Source coordinates of each output pixel.
 
-    In pixels, and the middle of the first one is 0, as `resample` counts.
+    Args:
+        matrix_33: maps an output pixel to a source pixel.
+        size: side of the output, pixels.
+
+    Returns:
+        x and y, shape (size, size) each, in pixels; the centre of the first pixel is 0.
     """
     middle_S = np.arange(size) + 0.5
     x_SS, y_SS = np.meshgrid(middle_S, middle_S)
@@ -82,7 +94,16 @@ def resample(
     x_SS: npt.NDArray[np.float64],
     y_SS: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """Read the source bilinearly at some places; outside is air, 0."""
+    """Interpolate a slice bilinearly; pixels outside are air, 0.
+
+    Args:
+        stored_HW: stored numbers. Not changed.
+        x_SS: columns to read at, in pixels; the centre of the first pixel is 0.
+        y_SS: rows to read at.
+
+    Returns:
+        Stored numbers, shape (S, S), float64, not rounded.
+    """
     padded_HW = np.pad(stored_HW.astype(np.float64), 1)
     rows, columns = padded_HW.shape
     x_SS = np.clip(x_SS + 1, 0, columns - 1 - 1e-9)
@@ -111,15 +132,26 @@ def shade(
 ) -> npt.NDArray[np.float32]:
     """Window, light, cut holes and normalise a resampled slice.
 
-    Each value depends on its own pixel alone, and rises with it: `apply_parameters`
-    says what the arguments are.
+    Each value depends only on its own pixel, and increases with it.
+
+    Args:
+        stored_SS: stored numbers. Not changed.
+        parameters: drawn for a batch.
+        row: the slice's row in `parameters`.
+        windows: C windows.
+        mean_C: subtracted from each windowed channel.
+        std_C: divides each channel after that.
+
+    Returns:
+        Shape (S, S, C), float32, normalised.
     """
     shifts = parameters.center_shift_B[row], parameters.width_shift_B[row]
     jittered = [jitter(window, *map(float, shifts)) for window in windows]
     image_SSC = apply_windows(stored_SS[None] - HU_OFFSET, jittered)[0]
     contrast, brightness = parameters.contrast_B[row], parameters.brightness_B[row]
     if contrast != 1.0 or brightness != 0.0:
-        image_SSC = light(image_SSC, contrast, brightness)
+        changes = {"contrast": contrast, "brightness": brightness}
+        image_SSC = change_values(image_SSC, changes)
     air_C = apply_windows(np.full((1, 1, 1), -HU_OFFSET), windows)[0, 0, 0]
     for (top, left), (rows, columns) in zip(
         parameters.hole_corner_BM2[row].astype(int),
@@ -133,21 +165,26 @@ def shade(
     return (image_SSC - np.asarray(mean_C, np.float32)) / np.asarray(std_C, np.float32)
 
 
-def light(
-    value: npt.NDArray[np.float32],
-    contrast: np.float32 | npt.NDArray[np.float32],
-    brightness: np.float32 | npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
-    """Change brightness and contrast in logit space, as fastai v1 does.
+def change_values(value: Numbers, drawn: Mapping[str, Numbers | np.float32]) -> Numbers:
+    """Apply the photometric augmentations to windowed values.
 
     Args:
-        value: in [0, 1], any shape.
-        contrast: factor; it and the next broadcast with `value`.
-        brightness: summand.
+        value: in [0, 1], float32, any shape.
+        drawn: parameters by the name of their feed in `loading.graph`. Each broadcasts
+            with `value`; a missing one changes nothing.
 
     Returns:
         Values in [0, 1], float32.
     """
+    if "contrast" in drawn:
+        value = _light(value, drawn["contrast"], drawn["brightness"])
+    return value
+
+
+def _light(
+    value: Numbers, contrast: Numbers | np.float32, brightness: Numbers | np.float32
+) -> Numbers:
+    """Change brightness and contrast in logit space, as fastai v1 does."""
     clipped = np.clip(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
     logit = np.log(clipped / (1.0 - clipped)) * contrast + brightness
     with np.errstate(over="ignore"):  # 1 / inf is 0
@@ -155,7 +192,13 @@ def light(
 
 
 def jitter(window: Window, center_shift: float, width_shift: float) -> Window:
-    """A window moved and stretched; it stays at least `MIN_WIDTH_HU` wide."""
+    """Shift the center and the width of a window.
+
+    Args:
+        window: not changed.
+        center_shift: added to the center, HU.
+        width_shift: added to the width, HU; the result is at least `MIN_WIDTH_HU`.
+    """
     return replace(
         window,
         center=window.center + center_shift,

@@ -1,12 +1,12 @@
-"""`Batch` and the `Loader` protocol: what trainer, predictor and bench may assume.
+"""`Batch` and the `Loader` protocol: what training, prediction and bench rely on.
 
-Promises of a loader (`tests/loading/contracts.py` checks them on every loader we have):
+Promises of a loader (`tests/loading/contracts.py` checks them on every loader):
 
 1. One iteration over the loader is one epoch; iterating again is the next.
 2. Validation gives each slice exactly once; the last batch is short, never
    padded and never dropped. Training drops the short last batch.
-3. Each batch carries the store positions it was read from, so that the first
-   two can be tested and results joined to slices without trusting order.
+3. Each batch carries the store positions it was read from. So promises 1 and 2 can
+   be tested, and results joined to slices, without relying on the order.
 4. The same seed gives the same batches.
 
 Shape letters: B slices in the batch, C channels, H rows, W columns, K classes.
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some slices, ready for a model."""
+    """A batch of slices, ready for a model."""
 
     images_BCHW: torch.Tensor
     """float16, channels-last, on the loader's device; windowed and normalised."""
 
     targets_BK: torch.Tensor
-    """float32, on the loader's device; the labels in `labels.CLASSES` order.
-    NaN where the store has none."""
+    """float32, on the loader's device; labels in the order of `labels.CLASSES`, NaN
+    where the store has none."""
 
     indices_B: torch.Tensor
-    """int64, on the CPU; store positions of the slices."""
+    """int64, on the CPU; store positions."""
 
     def __len__(self) -> int:
         return len(self.indices_B)
 
 
 class Loader(Protocol):
-    """Something that gives batches, an epoch at a time."""
+    """A source of batches, one epoch at a time."""
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -51,11 +51,14 @@ class Loader(Protocol):
         """Slices in one epoch."""
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
-        """Iterate over one epoch, from `first_batch` on.
+        """Iterate over the batches of one epoch.
 
-        The same epoch number gives the same batches whenever it is asked for,
-        which is what makes resuming exact.
+        The same arguments always give the same batches, which makes resuming exact.
+
+        Args:
+            epoch: counted from 0.
+            first_batch: the first batch to return, counted from 0.
         """
 
     def close(self) -> None:
-        """Release the pipeline and the memory it holds."""
+        """Free threads and memory."""

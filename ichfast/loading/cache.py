@@ -1,10 +1,11 @@
-"""Slices that a loader keeps in memory: read once, given out from there.
+"""Slices that a loader reads once and keeps in memory.
 
 `HostSlices` hands DALI views, without a copy. `DeviceSlices` gathers each batch on the
-device. Both give, bit for bit, what `ichfast.loading.prefetch` reads from the disk.
+device. Both give the same bits as reading from the disk (`ichfast.loading.prefetch`).
 
-Host memory holds one copy for all ranks of a machine. A device's holds all slices that
-its rank's epochs may need: a training split whole, whatever the number of ranks.
+Host memory holds one copy for all ranks of a machine. A device's memory holds all
+slices that the epochs of its rank may need: a whole training split for any number of
+ranks.
 
 Shape letters: N slices of the store, R slices kept, B slices of a batch, H rows,
 W columns.
@@ -25,7 +26,7 @@ import torch
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
 from ichfast.loading.gather import gather_slices
-from ichfast.loading.prefetch import ReadAhead, Slices, Wanted, divide
+from ichfast.loading.prefetch import ReadAhead, SliceRequest, Slices, divide
 from ichfast.loading.shared_memory import share_memory
 from ichfast.store.levels import halve_into
 from ichfast.store.store import Store
@@ -34,54 +35,63 @@ from ichfast.system.ranks import Ranks
 from ichfast.system.terminal import progress
 
 CHUNK_SLICES = 64
-"""Slices read at a time to fill the memory."""
+"""Slices that are read at a time to fill the memory."""
 
-SPARED_SHARE = 0.1
-"""Of the memory that is free, so much is left for everything else."""
+RESERVED_SHARE = 0.1
+"""Share of the free memory that is left for everything else."""
 
 GIB = 2**30
 
-Taken = TypeVar("Taken")
-"""The slices of a feed, as a batch has them."""
+SlicesT = TypeVar("SlicesT")
+"""Type of the slices of a feed: arrays on the host, or a tensor on the device."""
 
 
-class _Turns(Generic[Taken]):
-    """Batches asked for and taken, in turn. What was taken is held until given back."""
+class _KeptSlices(Generic[SlicesT]):
+    """The queue of a cache's batches. A batch that was taken is held until released."""
 
     def __init__(self) -> None:
-        self._asked: deque[Sequence[Wanted]] = deque()
-        self._taken: deque[tuple[Taken, ...]] = deque()
+        self._requested: deque[Sequence[SliceRequest]] = deque()
+        self._taken: deque[tuple[SlicesT, ...]] = deque()
 
-    def ask(self, wanted: Sequence[Wanted]) -> None:
-        """Note a batch that will be taken."""
-        self._asked.append(wanted)
+    def request(self, batch: Sequence[SliceRequest]) -> None:
+        """Announce a batch that will be taken, given the slices of each feed."""
+        self._requested.append(batch)
 
-    def give_back(self) -> None:
-        """Let go of the oldest batch taken; torch reuses it behind the queued work."""
+    def take(self) -> tuple[SlicesT, ...]:
+        """Return the slices of each feed of the oldest batch requested."""
+        self._taken.append(tuple(map(self._pick, self._requested.popleft())))
+        return self._taken[-1]
+
+    def _pick(self, feed: SliceRequest) -> SlicesT:
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Drop the oldest batch taken. Torch reuses its memory after queued work."""
         self._taken.popleft()
 
-    def forget(self) -> None:
-        """Give back what was taken, and drop what was asked for."""
+    def discard(self) -> None:
+        """Release all batches taken, and drop all requests."""
         self._taken.clear()
-        self._asked.clear()
+        self._requested.clear()
 
 
-class HostSlices(_Turns[Slices]):
-    """Slices in this machine's memory. A `loading.slice_source.SliceSupply`.
+class HostSlices(_KeptSlices[Slices]):
+    """Slices in this machine's memory. A `loading.slice_source.SliceSource`.
 
-    All ranks are to build it alike: each of a machine reads a part.
+    A batch consists of views, or of new arrays if any of its slices is halved. All
+    ranks build it with the same arguments, and those of a machine read a part each.
 
     Args:
-        store: open for reading; only needed to build this.
+        store: open for reading; only needed to build the cache.
         level: the store's level to read.
         shape_N2: rows and columns of every slice at that level.
-        kept_R: store positions that may be asked for on any rank, each once.
+        kept_R: store positions that any rank may request, each once.
         pinned: lock the memory, so that it can be uploaded without a copy.
-        ranks: who builds it.
+        ranks: all processes that build it.
 
     Raises:
         LoaderError: the slices do not fit.
-        StoreError: a shard is damaged, gone, or cannot be read.
+        StoreError: a shard is damaged, missing, or cannot be read.
     """
 
     def __init__(
@@ -117,12 +127,7 @@ class HostSlices(_Turns[Slices]):
                     self._slices[row][...] = stored_HW
         self._unlock = _lock(self, self._memory) if pinned else None
 
-    def take(self) -> tuple[Slices, ...]:
-        """Views of the slices, which nothing overwrites; new ones if any is halved."""
-        self._taken.append(tuple(self._give(feed) for feed in self._asked.popleft()))
-        return self._taken[-1]
-
-    def _give(self, feed: Wanted) -> Slices:
+    def _pick(self, feed: SliceRequest) -> Slices:
         kept = [self._slices[row] for row in self._row_N[feed.positions_B].tolist()]
         if not feed.halvings_B.any():
             return kept
@@ -137,31 +142,32 @@ class HostSlices(_Turns[Slices]):
         return out
 
     def close(self) -> None:
-        """Let go of the memory. What was taken must be in use no longer."""
+        """Free the memory. Batches that were taken must not be in use any more."""
         if self._unlock is not None:
             torch.cuda.synchronize()  # uploads may be under way
             self._unlock()
-        self.forget()
+        self.discard()
         self._slices = []
         self._memory = np.empty(0, np.uint16)
 
 
-class DeviceSlices(_Turns[torch.Tensor]):
+class DeviceSlices(_KeptSlices[torch.Tensor]):
     """Slices in a device's memory, all of one shape.
 
-    A `loading.slice_source.SliceSupply`.
+    A `loading.slice_source.SliceSource`. Batches are gathered on torch's current
+    stream.
 
     Args:
-        store: open for reading; only needed to build this.
+        store: open for reading; only needed to build the cache.
         level: the store's level to read.
         shape_N2: rows and columns of every slice at that level.
-        kept_R: store positions that may be asked for, each once.
-        device: where they are kept.
-        ranks: who builds it; the one that writes shows the progress.
+        kept_R: store positions that this rank may request, each once.
+        device: where the slices are kept.
+        ranks: all processes that build it; the rank that writes shows the progress.
 
     Raises:
         LoaderError: the slices do not fit, or differ in shape.
-        StoreError: a shard is damaged, gone, or cannot be read.
+        StoreError: a shard is damaged, missing, or cannot be read.
     """
 
     def __init__(
@@ -194,29 +200,18 @@ class DeviceSlices(_Turns[torch.Tensor]):
                     torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
                 )
 
-    def take(self) -> tuple[torch.Tensor, ...]:
-        """Gather the oldest batch asked for, on torch's current stream."""
-        self._taken.append(
-            tuple(
-                gather_slices(
-                    self._set_RHW,
-                    torch.from_numpy(self._row_N[feed.positions_B]).to(
-                        self._device, non_blocking=True
-                    ),
-                )
-                for feed in self._asked.popleft()
-            )
-        )
-        return self._taken[-1]
+    def _pick(self, feed: SliceRequest) -> torch.Tensor:
+        rows_B = torch.from_numpy(self._row_N[feed.positions_B])
+        return gather_slices(self._set_RHW, rows_B.to(self._device, non_blocking=True))
 
     def close(self) -> None:
-        """Let go of the memory."""
-        self.forget()
+        """Free the memory."""
+        self.discard()
         self._set_RHW = self._set_RHW.new_empty(0)
 
 
 def _rows(num_slices: int, kept_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each slice of the store is kept, shape (N,); -1: it is not."""
+    """Row of each store position in the cache, shape (N,); -1 if it is not kept."""
     row_N = np.full(num_slices, -1, dtype=np.int64)
     row_N[kept_R] = np.arange(len(kept_R))
     return row_N
@@ -231,28 +226,28 @@ def _read_all(
     pinned: bool,
     ranks: Ranks,
 ) -> Iterator[tuple[int, Slices]]:
-    """Read slices some at a time: the first one's row, and the slices."""
+    """Read all slices in chunks; yield the first row of a chunk, and its slices."""
     firsts = range(0, len(kept_R), CHUNK_SLICES)
     chunks = [kept_R[first : first + CHUNK_SLICES] for first in firsts]
     reader = ReadAhead(store, level, shape_N2, pinned=pinned)
     label = "cache" if ranks.writes else ""
     with closing(reader), progress(label, len(kept_R), "slice") as bar:
         for chunk in chunks[:1]:
-            reader.ask([Wanted.whole(chunk)])
+            reader.request([SliceRequest.unhalved(chunk)])
         for number, first in enumerate(firsts):
             if number + 1 < len(chunks):
-                reader.ask([Wanted.whole(chunks[number + 1])])
+                reader.request([SliceRequest.unhalved(chunks[number + 1])])
             (slices,) = reader.take()
             yield first, slices
-            reader.give_back()
+            reader.release()
             bar.update(len(slices))
 
 
 def _one_shape(shape_R2: npt.NDArray[np.int64], level: int) -> tuple[int, int]:
-    """Rows and columns of all slices.
+    """Rows and columns that all slices have in common.
 
     Raises:
-        LoaderError: they differ.
+        LoaderError: the slices differ in shape.
     """
     shapes, counts = np.unique(shape_R2, axis=0, return_counts=True)
     rows, columns = shapes[counts.argmax()].tolist()
@@ -267,7 +262,7 @@ def _one_shape(shape_R2: npt.NDArray[np.int64], level: int) -> tuple[int, int]:
 
 
 def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> None:
-    spare_bytes = (1 - SPARED_SHARE) * free_bytes
+    spare_bytes = (1 - RESERVED_SHARE) * free_bytes
     if needed_bytes > spare_bytes:
         raise LoaderError(
             f"the slices to keep take {needed_bytes / GIB:.1f} GiB, {where} "
@@ -277,9 +272,12 @@ def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> 
 
 
 def _lock(owner: object, memory: npt.NDArray[np.uint16]) -> Callable[[], object]:
-    """Lock memory for CUDA in place, until called or `owner` is gone.
+    """Page-lock memory for CUDA in place.
 
-    Torch's own page-locked memory comes in sizes of 2**n bytes.
+    Torch's own page-locked memory comes only in sizes of 2**n bytes.
+
+    Returns:
+        Unlocks the memory; also called when `owner` is garbage-collected.
     """
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)

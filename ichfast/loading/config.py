@@ -1,14 +1,9 @@
-"""How stored slices become a model's input: the settings, and what they settle.
+"""Settings of a loader, and what they mean for a store.
 
-Shape letters: N slices of the store.
+They decide the size and the level that is read, the channels (windows of a slice, or
+its neighbours in the series) and the normalisation.
 
-What the channels of a slice are: its windows, or its neighbours in the series.
-
-Shape letters: N slices of the store, C windows.
-
-Mean and standard deviation that a model's input is normalised by.
-
-Shape letters: N slices, C windows, V stored values.
+Shape letters: N slices of the store, C windows, V stored values.
 """
 
 from __future__ import annotations
@@ -33,83 +28,79 @@ from ichfast.windows import (
 )
 
 MIN_SIZE, MAX_SIZE = 32, 4096
-"""Smallest and largest side of an input, pixels."""
+"""Limits of the side of an image, pixels."""
 
 GROWING_SHARE = 2 / 3
+"""Share of the epochs in which the images grow."""
+
 SIZE_STEP = 32
-"""Of growing sizes. The backbones halve an image five times: 32 pixels make one more
-of their smallest map."""
+"""Step of growing sizes, pixels. The backbones halve an image five times, so 32 pixels
+are one pixel of their smallest map."""
+
+NORMALIZATIONS = ("imagenet", "data", "none")
+"""Sources of the normalisation."""
 
 CACHES = ("none", "host", "device")
-"""Where a loader may keep its slices."""
+"""Places where a loader may keep its slices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """How stored slices become a model's input."""
+    """Settings that turn stored slices into a model's input."""
 
     size: int = 224
-    """Side of the square the model sees, pixels."""
+    """Side of the square images, pixels."""
 
     grow_from: int | None = None
-    """Side in the first epoch of training, which grows to `size`; None: one size."""
+    """Side in the first epoch of training; it grows to `size`. None keeps one size."""
 
     batch_size: int = 64
     """Slices in a batch, per device."""
 
     level: int | str = 512
-    """Store level to read, or ``auto``: the smallest that is at least `size`."""
+    """Store level to read, or ``auto``: the smallest level that is at least `size`."""
 
     windows: tuple[str, ...] = ("brain",)
-    """One channel a window: preset names, CENTER/WIDTH, or ``own``: the header's."""
+    """One window per channel: a preset's name, CENTER/WIDTH, or ``own`` for the window
+    in the slice's header."""
 
     neighbours: bool = False
-    """Three channels from one window: the slice before, the slice, the one after."""
+    """Use three channels of one window: the slice before, the slice, the next one."""
 
     normalize: str = "none"
-    """``imagenet``; ``data``, mean and std of the training slices; or ``none``."""
+    """``imagenet``, ``data`` (figures of the training slices) or ``none``."""
 
     sampling: str = "all"
-    """What an epoch trains on: a name of `loading.sampler.SAMPLINGS`."""
+    """Slices of a training epoch: a name of `loading.sampler.SAMPLINGS`."""
 
     cache: str = "none"
-    """Read each slice once and keep it: in ``host`` memory, one copy for all ranks of
-    a machine, or in each ``device``'s (on a CPU, the host's). Changes no batch by a
-    bit."""
+    """Read each slice once and keep it in ``host`` memory, one copy for all ranks of a
+    machine, or in the memory of each ``device`` (on a CPU, the host's). Does not change
+    a bit of any batch."""
 
     def __post_init__(self) -> None:
-        if not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise LoaderError(
-                f"data.size is from {MIN_SIZE} to {MAX_SIZE} pixels, got {self.size}"
-            )
-        if self.grow_from is not None and not MIN_SIZE <= self.grow_from <= self.size:
-            raise LoaderError(
-                f"data.grow_from is from {MIN_SIZE} to data.size ({self.size}) pixels, "
-                f"got {self.grow_from}"
-            )
-        if self.batch_size < 1:
-            raise LoaderError(
-                f"data.batch_size must be at least 1, got {self.batch_size}"
-            )
-        if len(self.windows) not in (1, 3):
-            raise LoaderError(
-                "data.windows takes 1 window or 3, one a channel, "
-                f"got {len(self.windows)}"
-            )
-        if self.neighbours and len(self.windows) > 1:
-            raise LoaderError(
-                "data.neighbours shows three slices through one window, "
-                f"got {len(self.windows)} windows"
-            )
-        if self.normalize not in ("imagenet", "data", "none"):
-            raise LoaderError(
-                "data.normalize is imagenet, data or none, got " + repr(self.normalize)
-            )
-        if self.cache not in CACHES:
-            raise LoaderError(
-                f"data.cache is {', '.join(CACHES[:-1])} or {CACHES[-1]}, "
-                f"got {self.cache!r}"
-            )
+        _expect(
+            MIN_SIZE <= self.size <= MAX_SIZE,
+            f"size is from {MIN_SIZE} to {MAX_SIZE} pixels",
+            self.size,
+        )
+        _expect(
+            self.grow_from is None or MIN_SIZE <= self.grow_from <= self.size,
+            f"grow_from is from {MIN_SIZE} to data.size ({self.size}) pixels",
+            self.grow_from,
+        )
+        _expect(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        count = len(self.windows)
+        _expect(count in (1, 3), "windows takes 1 window or 3, one per channel", count)
+        _expect(
+            count == 1 or not self.neighbours,
+            "neighbours shows three slices through one window",
+            count,
+        )
+        for name, values in (("normalize", NORMALIZATIONS), ("cache", CACHES)):
+            found = getattr(self, name)
+            rule = f"{name} is {', '.join(values[:-1])} or {values[-1]}"
+            _expect(found in values, rule, found)
         parse_windows(self.windows)
         check_sampling(self.sampling)
 
@@ -117,11 +108,11 @@ class DataConfig:
         """Side of the training images in an epoch, pixels.
 
         It grows evenly over the first `GROWING_SHARE` of the epochs, in steps of
-        `SIZE_STEP`; the rest is trained at `size`.
+        `SIZE_STEP`, and is `size` after that.
 
         Args:
-            epoch: from 0.
-            num_epochs: of the whole run.
+            epoch: counted from 0.
+            num_epochs: number of epochs in the whole run.
         """
         if self.grow_from is None:
             return self.size
@@ -135,8 +126,17 @@ class DataConfig:
         return 3 if self.neighbours else len(self.windows)
 
 
+def _expect(valid: bool, rule: str, found: object) -> None:
+    if not valid:
+        raise LoaderError(f"data.{rule}, got {found!r}")
+
+
 def choose_level(store: Store, config: DataConfig) -> int:
-    """The store level that a loader reads.
+    """Choose the store level that a loader reads.
+
+    Args:
+        store: with one level or more.
+        config: level and size.
 
     Raises:
         LoaderError: the store was prepared without that level.
@@ -148,30 +148,38 @@ def choose_level(store: Store, config: DataConfig) -> int:
         raise LoaderError(
             f"{store.path} has the levels {', '.join(map(str, store.levels))}, not "
             f"{config.level!r}; choose one with --set data.level=N, or prepare again "
-            f"with --levels"
+            "with --levels"
         )
     return int(config.level)
 
 
 def source_shapes(store: Store, level: int) -> npt.NDArray[np.int64]:
-    """Rows and columns of every slice at a level, shape (N, 2), int64."""
+    """Rows and columns of every slice at a level.
+
+    Args:
+        store: with that level.
+        level: the largest level holds slices of any shape, the others square ones.
+
+    Returns:
+        Shape (N, 2), int64.
+    """
     if level == max(store.levels):
         return store.table[["rows", "columns"]].to_numpy(np.int64)
     return np.full((len(store), 2), level, dtype=np.int64)
 
 
 OWN = "own"
-"""The window that a slice's own header asks for."""
+"""Name of the window in a slice's own header."""
 
 OWN_FALLBACK = PRESETS["brain"]
-"""What stands in where the header asks for none that makes sense."""
+"""Window of a slice whose header has none, or an invalid one."""
 
 
 def parse_windows(names: Sequence[str]) -> tuple[Window, ...]:
-    """Windows by name, as `windows.parse_window`; ``own`` gives its stand-in.
+    """Parse windows as `windows.parse_window` does; ``own`` gives `OWN_FALLBACK`.
 
     Raises:
-        WindowError: a name that is no window.
+        WindowError: a name is not a window.
     """
     return tuple(OWN_FALLBACK if name == OWN else parse_window(name) for name in names)
 
@@ -179,19 +187,22 @@ def parse_windows(names: Sequence[str]) -> tuple[Window, ...]:
 def window_columns(
     store: Store, names: Sequence[str]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Center and width of every window for every slice, HU.
+    """Center and width of each window for each slice.
 
     Args:
-        store: whose table holds the slices' own windows.
-        names: C windows; ``own`` differs from slice to slice.
+        store: its table holds the slices' own windows.
+        names: C windows; ``own`` differs by slice.
 
     Returns:
-        Two arrays of shape (N, C), float32.
+        Centers and widths, HU, shape (N, C) each, float32.
+
+    Raises:
+        WindowError: a name is not a window.
     """
     windows = parse_windows(names)
-    asked_C2 = np.array([(w.center, w.width) for w in windows], dtype=np.float32)
-    center_NC = np.tile(asked_C2[:, 0], (len(store), 1))
-    width_NC = np.tile(asked_C2[:, 1], (len(store), 1))
+    window_C2 = np.array([(w.center, w.width) for w in windows], dtype=np.float32)
+    center_NC = np.tile(window_C2[:, 0], (len(store), 1))
+    width_NC = np.tile(window_C2[:, 1], (len(store), 1))
     own_center_N = store.table["window_center"].to_numpy(np.float64, na_value=np.nan)
     own_width_N = store.table["window_width"].to_numpy(np.float64, na_value=np.nan)
     given_N = are_windows(own_center_N, own_width_N)
@@ -203,13 +214,13 @@ def window_columns(
 
 
 def neighbours(store: Store) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The slice before and the slice after each slice, along its series.
+    """Store positions of the slices before and after each slice in its series.
 
-    At the ends of a series, and where the neighbour has another shape, a slice is
-    its own neighbour.
+    A slice is its own neighbour at the ends of a series, and next to a slice of another
+    shape.
 
     Returns:
-        Store positions, two arrays of shape (N,), int64.
+        Positions before and after, shape (N,) each, int64.
     """
     series_N = store.table["series"].to_numpy(dtype=object)
     shape_N2 = store.table[["rows", "columns"]].to_numpy()
@@ -222,28 +233,37 @@ def neighbours(store: Store) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 
 NUM_MEASURED = 256
-"""Slices that the data's own figures are measured on, spread over the split."""
+"""Slices, spread over the split, on which ``data`` is measured."""
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""What ImageNet's weights expect of three channels."""
+"""Normalisation of three channels for weights trained on ImageNet."""
 
 IMAGENET_GREY = Normalization(mean=(0.449,), std=(0.226,))
-"""The mean over the three, for a single channel."""
+"""Mean of `IMAGENET` over its channels, for a single channel."""
+
+
+def no_normalization(num_windows: int) -> Normalization:
+    """Make a normalisation that leaves windowed values in [0, 1]."""
+    return Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows)
 
 
 def measure_normalization(
     store: Store, slices_N: npt.NDArray[np.int64], config: DataConfig
 ) -> Normalization:
-    """Settle a recipe's ``normalize`` on figures.
+    """Determine mean and standard deviation per window, as `config.normalize` asks.
 
     Args:
-        store: read for ``data``.
+        store: read only for ``data``.
         slices_N: store positions of the training split.
         config: windows, level and the kind of normalisation.
+
+    Raises:
+        LoaderError: the store lacks the level to measure.
+        StoreError: a shard is damaged, missing, or cannot be read.
     """
     num_windows = len(config.windows)
     if config.normalize == "none":
-        return Normalization(mean=(0.0,) * num_windows, std=(1.0,) * num_windows)
+        return no_normalization(num_windows)
     if config.normalize == "imagenet":
         return IMAGENET if num_windows == 3 else IMAGENET_GREY
     level = choose_level(store, config)
@@ -265,5 +285,5 @@ def measure_normalization(
             sums_2C[:, channel] += count_V @ value_V, count_V @ value_V**2
     mean_C, square_C = sums_2C / num_pixels
     std_C = np.sqrt(square_C - mean_C**2)
-    std_C[std_C < 1e-6] = 1.0  # nothing varies: an empty window
+    std_C[std_C < 1e-6] = 1.0  # all values are the same
     return Normalization(mean=tuple(mean_C.tolist()), std=tuple(std_C.tolist()))

@@ -1,8 +1,8 @@
-"""Arrays handed to DALI, which reads them in place, and what is taken from it.
+"""The boundary to DALI: arrays in and out without a copy, its GPU check, its errors.
+
+DALI reads the arrays it is given in place.
 
 Shape letters: B slices of the batch, H rows, W columns.
-
-What went wrong inside DALI, out of all that it reports.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from nvidia.dali.tensors import TensorCPU, TensorListCPU
 from ichfast.errors import first_line
 
 SLICE_LAYOUT = "HWC"
-"""Axes of a slice, as DALI spells them."""
+"""Axes of a slice, in DALI's notation."""
 
 
 def wrap_columns(columns: Iterable[npt.NDArray[Any]]) -> tuple[TensorListCPU, ...]:
-    """Numbers of a batch as DALI would wrap them itself, in half the time.
+    """Wrap numbers of a batch for DALI, in half the time that DALI takes.
 
     Args:
-        columns: shape (B, ...) each, C order, of the dtype of their `Feed`.
+        columns: arrays of shape (B, ...), C order, with the dtype of their feed.
     """
     return tuple(TensorListCPU(column) for column in columns)
 
@@ -35,14 +35,14 @@ def wrap_columns(columns: Iterable[npt.NDArray[Any]]) -> tuple[TensorListCPU, ..
 def wrap_host_slices(
     slices: npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint16]], *, pinned: bool
 ) -> TensorListCPU | list[TensorCPU]:
-    """Slices in host memory as DALI takes them in place.
+    """Wrap slices in host memory for DALI.
 
     Args:
-        slices: an array (B, H, W), or an array (H, W) each; uint16, C order.
+        slices: an array (B, H, W), or a sequence of arrays (H, W); uint16, C order.
         pinned: their memory is page-locked.
 
     Returns:
-        One object for an array, else one a slice: making them is what costs.
+        One object for an array, which is fast to make; else one object per slice.
     """
     if isinstance(slices, np.ndarray):
         stored_BHWC = slices[..., np.newaxis]
@@ -54,32 +54,37 @@ def wrap_host_slices(
 
 
 def wrap_device_slices(stored_BHW: torch.Tensor) -> torch.Tensor:
-    """Slices in the GPU's memory, int16, as DALI takes them in place."""
+    """Wrap slices in the GPU's memory, int16, for DALI."""
     return stored_BHW.view(torch.uint16).unsqueeze(-1)
 
 
 def as_torch(tensors: Any, *, on_gpu: bool) -> torch.Tensor:
-    """An output of DALI that stays valid: on a CPU a copy, for DALI fills its own."""
+    """Convert an output of DALI to a tensor that stays valid.
+
+    Args:
+        tensors: a tensor list.
+        on_gpu: it is on the GPU. On a CPU it is copied, because DALI reuses its memory.
+    """
     tensor = tensors.as_tensor()
     if on_gpu:
         return torch.utils.dlpack.from_dlpack(tensor)
-    # By NumPy: torch wakes a thread for every core, which then spin for a while.
+    # NumPy copies: torch would wake a thread per core, and they spin for a while.
     return torch.from_numpy(np.array(tensor))
 
 
 def as_array(tensors: Any) -> npt.NDArray[Any]:
-    """An output of DALI on a CPU, valid until DALI runs again."""
+    """View an output of DALI on a CPU; valid until DALI runs again."""
     array: npt.NDArray[Any] = np.asarray(tensors.as_tensor())
     return array
 
 
 def gpu_problem() -> str | None:
-    """Why DALI cannot run on the current CUDA device; None if it can.
+    """Return why DALI cannot run on the current CUDA device; None if it can.
 
     Builds and runs the smallest graph that uses the GPU.
     """
     try:
-        # Not 0: each rank would take memory of the first GPU.
+        # With device 0, every rank would take memory of the first GPU.
         device_id = torch.cuda.current_device()
         pipe = _gpu_probe(batch_size=1, num_threads=1, device_id=device_id)
         pipe.build()
@@ -99,14 +104,14 @@ _REASON = re.compile(
     r"(?:\n\n|\nC\+\+ context|\nStacktrace|\nCurrent pipeline object|$)",
     re.DOTALL,
 )
-"""What went wrong, between what DALI says of every failure."""
+"""Matches the reason between the phrases of every DALI error."""
 
 
 def failure_reason(error: Exception) -> str:
-    """What DALI's error says went wrong, in one line.
+    """Extract the reason from an error of DALI, in one line.
 
-    DALI names the operator and quotes the graph; behind ``encountered:`` comes the
-    reason, over a few lines at times, then where in its own source.
+    DALI names the operator and quotes the graph. After ``encountered:`` comes the
+    reason, sometimes over several lines, and then the place in DALI's source.
     """
     found = _REASON.match(str(error).rpartition("encountered:")[2].strip())
     reason = " ".join(found[1].split()) if found else ""

@@ -1,8 +1,8 @@
-"""What the DALI graph is fed, a batch at a time: numbers for each slice, and slices.
+"""The inputs of the DALI graph: numbers for each slice of a batch, and the slices.
 
-`Schedule` says which slices a call is about. `ColumnFeeds` gives the numbers, only
-those that the graph uses; `SliceFeeds` the slices, from a `SliceSupply`. DALI calls
-both once a batch.
+DALI calls a feed once per batch. `ColumnFeeds` returns the numbers, `SliceFeeds` the
+slices, and `Schedule` decides which slices a call is about. `LoaderFeeds` holds them
+together for a loader.
 
 Shape letters: N slices of the store, B slices of the batch, C windows, K classes.
 """
@@ -10,7 +10,7 @@ Shape letters: N slices of the store, B slices of the batch, C windows, K classe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,35 +20,57 @@ import torch
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import Parameters, draw
-from ichfast.loading.config import MIN_SIZE, OWN, DataConfig, neighbours, window_columns
+from ichfast.loading.config import (
+    MIN_SIZE,
+    OWN,
+    DataConfig,
+    neighbours,
+    source_shapes,
+    window_columns,
+)
 from ichfast.loading.dali import wrap_columns, wrap_device_slices, wrap_host_slices
-from ichfast.loading.graph import FEEDS, HALVING_FEEDS, RESAMPLE_FEEDS, SLICE_FEEDS
-from ichfast.loading.prefetch import Wanted
+from ichfast.loading.graph import (
+    DRAWN_FEEDS,
+    HALVING_FEEDS,
+    RESAMPLE_FEEDS,
+    SLICE_FEEDS,
+    WINDOW_FEEDS,
+)
+from ichfast.loading.prefetch import SliceRequest, batches_ahead
 from ichfast.loading.sampler import Sampler
-from ichfast.loading.slice_source import SliceSupply
+from ichfast.loading.slice_source import SliceSource, make_slice_source
 from ichfast.store.store import Store
+from ichfast.system.ranks import Ranks
 from ichfast.windows import MIN_WIDTH_HU
 
 DRAWN_SLICES = 256
-"""Small batches are drawn several at once, up to so many slices: it is the calls into
-NumPy that cost, not the numbers."""
+"""Small batches are drawn together, up to this many slices, because the calls into
+NumPy cost more than the numbers."""
+
+Columns = dict[str, npt.NDArray[Any]]
+"""Arrays of shape (B, ...) by the name of their feed."""
 
 
 class Schedule:
-    """The slices of each call of the epoch that runs."""
+    """Decides which slices a call of the current epoch is about."""
 
     def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self._first_batch = 0
-        self._order = sampler.order(0)
         self.epoch = 0
         self.running = False
-        """From `start` until all batches have come out."""
+        """True from `start` until all batches of the epoch have come out."""
 
+        self._sampler = sampler
+        self._order = sampler.order(0)
+        self._first_batch = 0
         self._stopped = False
 
     def start(self, epoch: int, first_batch: int) -> None:
-        """Begin an epoch: call 0 is about its batch `first_batch`."""
+        """Begin an epoch.
+
+        Args:
+            epoch: counted from 0.
+            first_batch: the batch of the epoch that call 0 is about.
+        """
         self.epoch = epoch
         self._first_batch = first_batch
         self._order = self._sampler.order(epoch)
@@ -56,16 +78,16 @@ class Schedule:
         self.running = True
 
     def stop(self) -> None:
-        """Every further call is behind the last."""
+        """End the epoch before its next call."""
         self._stopped = True
 
     def picked(self, call: int) -> npt.NDArray[np.int64]:
-        """Store positions of a call's slices; empty behind the last."""
+        """Store positions of a call's slices; empty after the last call."""
         picked_B = self._sampler.batch(self._order, self._first_batch + call)
         return picked_B[:0] if self._stopped else picked_B
 
     def picked_or_stop(self, call: int) -> npt.NDArray[np.int64]:
-        """Likewise, but raise StopIteration behind the last, as DALI expects."""
+        """Store positions of a call's slices; StopIteration after the last call."""
         picked_B = self.picked(call)
         if len(picked_B) == 0:
             raise StopIteration
@@ -73,102 +95,88 @@ class Schedule:
 
 
 class Scale:
-    """The size of the images, and how often slices are halved on the way to it."""
+    """The size of the images, and how often each slice is halved to reach it.
+
+    Args:
+        shape_N2: rows and columns of the slices as read.
+        size: side of the images, pixels.
+    """
 
     def __init__(self, shape_N2: npt.NDArray[np.int64], size: int) -> None:
-        """Begin with a size, pixels; `shape_N2` is that of the slices as read."""
         self.shape_N2 = shape_N2
-        self.set_size(size)
+        self.size = size
+        self.halvings_N = self._count_halvings()
 
     def set_size(self, size: int) -> None:
         """Change the side of the images, pixels."""
         self.size = size
-        rows_N, columns_N = self.shape_N2.T
-        self.halvings_N = count_halvings(rows_N, columns_N, size)
+        self.halvings_N = self._count_halvings()
+
+    def _count_halvings(self) -> npt.NDArray[np.int64]:
+        return count_halvings(self.shape_N2[:, 0], self.shape_N2[:, 1], self.size)
+
+    def max_halvings(self, slices_N: npt.NDArray[np.int64]) -> int:
+        """Halvings of the largest slice for the smallest size that can be set."""
+        longest = self.shape_N2[slices_N].max(axis=0)
+        return int(count_halvings(longest[:1], longest[1:], MIN_SIZE)[0])
 
 
-class ColumnFeeds:
-    """Gives DALI the numbers of a batch: targets, positions and parameters.
+class SliceNumbers:
+    """Computes the numbers of slices: labels, sizes, windows and drawn parameters.
 
-    What a graph that is not whole cannot use is withheld until its batch comes out.
+    Args:
+        store: for labels and the slices' own windows.
+        windows: names of windows.
+        augment: the distributions to draw from.
+        seed: run seed.
+        scale: size of the images and of the slices.
     """
 
     def __init__(
         self,
         store: Store,
-        sampler: Sampler,
-        schedule: Schedule,
+        windows: Sequence[str],
         augment: AugmentConfig,
-        config: DataConfig,
-        *,
+        seed: int,
         scale: Scale,
-        whole: bool,
     ) -> None:
-        """Decide the feeds; `whole` says whether the graph is."""
-        self._schedule = schedule
         self._augment = augment
-        self._seed = sampler.seed
-        self._batch_size = config.batch_size
-        self._num_drawn = max(1, DRAWN_SLICES // config.batch_size)
-        self._drawn: dict[str, npt.NDArray[Any]] = {}
-        self._withheld: deque[dict[str, npt.NDArray[Any]]] = deque()
+        self._seed = seed
         self._scale = scale
         self._labels_NK = store.labels_NK()
-        windows_differ = OWN in config.windows or any(augment.window_jitter)
-        if windows_differ:
-            self._center_NC, self._width_NC = window_columns(store, config.windows)
-        unused = {
-            *SLICE_FEEDS,
-            *(() if windows_differ else ("center", "width")),
-            *(() if augment.max_lighting > 0 else ("contrast", "brightness")),
-            *(() if augment.cutout_probability > 0 else ("corners", "sides")),
-        }
-        used = [name for name in FEEDS if name not in unused]
-        halvings = [
-            f"{name}.{step}"
-            for step in range(_most_halvings(scale, sampler))
-            for name in HALVING_FEEDS
-        ]
-        self.feeds = (*used, *halvings) if whole else RESAMPLE_FEEDS
-        self._withheld_names = [name for name in used if name not in self.feeds]
+        self._windows: Columns = {}
+        """Center and width, shape (N, C) each, if windows differ by slice."""
 
-    def start(self) -> None:
-        """Forget what was withheld in an epoch that has ended."""
-        self._withheld.clear()
+        if OWN in windows or any(augment.window_jitter):
+            columns = window_columns(store, windows)
+            self._windows = dict(zip(WINDOW_FEEDS, columns, strict=True))
 
-    def __call__(self, info: Any) -> tuple[Any, ...]:
-        """The numbers of one batch, in the order of `feeds`."""
-        self._schedule.picked_or_stop(info.iteration)
-        place = info.iteration % self._num_drawn
-        if place == 0:
-            self._drawn = self._draw(info.iteration)
-        rows = slice(place * self._batch_size, (place + 1) * self._batch_size)
-        if self._withheld_names:
-            self._withheld.append(
-                {name: self._drawn[name][rows] for name in self._withheld_names}
-            )
-        return wrap_columns(self._drawn[name][rows] for name in self.feeds)
+    def used(self) -> list[str]:
+        """Names of the numbers that this augmentation and these windows need."""
+        drawn = (
+            name for name, each in DRAWN_FEEDS.items() if each.is_used(self._augment)
+        )
+        return ["target", "index", "matrix", "size", *self._windows, *drawn]
 
-    def take_withheld(self) -> dict[str, npt.NDArray[Any]]:
-        """What was withheld of the next batch that comes out, by name of its feed."""
-        return self._withheld.popleft()
+    def compute(
+        self, names: Iterable[str], epoch: int, picked_B: npt.NDArray[np.int64]
+    ) -> Columns:
+        """Compute numbers of some slices.
 
-    def _draw(self, first_call: int) -> dict[str, npt.NDArray[Any]]:
-        """The numbers of some batches, one behind the other."""
-        calls = range(first_call, first_call + self._num_drawn)
-        picked_B = np.concatenate([self._schedule.picked(call) for call in calls])
+        Args:
+            names: names of feeds.
+            epoch: counted from 0.
+            picked_B: store positions.
+        """
+        halvings_B1 = self._scale.halvings_N[picked_B, np.newaxis]
         drawn = draw(
             self._augment,
             seed=self._seed,
-            epoch=self._schedule.epoch,
+            epoch=epoch,
             slices_B=picked_B,
-            source_shape_B2=(
-                self._scale.shape_N2[picked_B]
-                / 2.0 ** self._scale.halvings_N[picked_B, np.newaxis]
-            ),
+            source_shape_B2=self._scale.shape_N2[picked_B] / 2.0**halvings_B1,
             size=self._scale.size,
         )
-        names = (*self.feeds, *self._withheld_names)
         return {name: self._column(name, picked_B, drawn) for name in names}
 
     def _column(
@@ -189,89 +197,217 @@ class ColumnFeeds:
             case "size":
                 return np.full((len(picked_B), 2), self._scale.size, dtype=np.float32)
             case "center":
-                return self._center_NC[picked_B] + drawn.center_shift_B[:, np.newaxis]
+                return self._windows[stem][picked_B] + drawn.center_shift_B[:, None]
             case "width":
-                width_BC = self._width_NC[picked_B] + drawn.width_shift_B[:, np.newaxis]
+                width_BC = self._windows[stem][picked_B] + drawn.width_shift_B[:, None]
                 return np.maximum(width_BC, MIN_WIDTH_HU)
-        return _DRAWN[stem](drawn)
+            case "matrix":
+                return drawn.matrix_B33
+        return DRAWN_FEEDS[stem].values(drawn).reshape(len(picked_B), -1)
 
 
-def _most_halvings(scale: Scale, sampler: Sampler) -> int:
-    """As many as the largest slice and the smallest size need."""
-    longest = scale.shape_N2[sampler.slices_N].max(axis=0)
-    return int(count_halvings(longest[:1], longest[1:], MIN_SIZE)[0])
+class ColumnFeeds:
+    """Gives DALI the numbers of a batch.
 
+    A graph that only resamples takes a few of them. The others are held back until the
+    batch comes out.
 
-_DRAWN: dict[str, Callable[[Parameters], npt.NDArray[np.float32]]] = {
-    "matrix": lambda drawn: drawn.matrix_B33,
-    "contrast": lambda drawn: drawn.contrast_B[:, np.newaxis],
-    "brightness": lambda drawn: drawn.brightness_B[:, np.newaxis],
-    "corners": lambda drawn: _flat(drawn.hole_corner_BM2),
-    "sides": lambda drawn: _flat(drawn.hole_side_BM2),
-}
-"""Feeds that are as drawn."""
+    Args:
+        numbers: computes the numbers.
+        schedule: of the current epoch.
+        batch_size: slices in a full batch.
+        num_halvings: halving steps of a whole graph.
+        whole: the graph does all steps, not only the resample.
+    """
 
+    def __init__(
+        self,
+        numbers: SliceNumbers,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        num_halvings: int,
+        whole: bool,
+    ) -> None:
+        self._numbers = numbers
+        self._schedule = schedule
+        self._batch_size = batch_size
+        self._num_drawn = max(1, DRAWN_SLICES // batch_size)
+        self._drawn: Columns = {}
+        self._held_back: deque[Columns] = deque()
+        used = numbers.used()
+        halvings = [
+            f"{name}.{k}" for k in range(num_halvings) for name in HALVING_FEEDS
+        ]
+        self.feeds = (*used, *halvings) if whole else RESAMPLE_FEEDS
+        self._other_names = [name for name in used if name not in self.feeds]
 
-def _flat(pair_BM2: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return pair_BM2.reshape(len(pair_BM2), -1)
+    def start(self) -> None:
+        """Drop the numbers that an earlier epoch has held back."""
+        self._held_back.clear()
+
+    def __call__(self, info: Any) -> tuple[Any, ...]:
+        """Return the numbers of one batch, in the order of `feeds`."""
+        self._schedule.picked_or_stop(info.iteration)
+        place = info.iteration % self._num_drawn
+        if place == 0:
+            calls = range(info.iteration, info.iteration + self._num_drawn)
+            picked_B = np.concatenate([self._schedule.picked(call) for call in calls])
+            names = (*self.feeds, *self._other_names)
+            self._drawn = self._numbers.compute(names, self._schedule.epoch, picked_B)
+        rows = slice(place * self._batch_size, (place + 1) * self._batch_size)
+        if self._other_names:
+            self._held_back.append(
+                {name: self._drawn[name][rows] for name in self._other_names}
+            )
+        return wrap_columns(self._drawn[name][rows] for name in self.feeds)
+
+    def take_held_back(self) -> Columns:
+        """Return what was held back of the batch that comes out next."""
+        return self._held_back.popleft()
 
 
 class SliceFeeds:
-    """Gives DALI the slices of a batch, and asks for those of later ones."""
+    """Gives DALI the slices of a batch, and requests those of later batches.
+
+    Args:
+        store: open for reading.
+        schedule: of the current epoch.
+        source: where the slices come from.
+        config: batch size, and whether neighbours are read.
+        scale: how often the source halves slices; None if the graph halves them.
+        pinned: the source's memory is page-locked.
+    """
 
     def __init__(
         self,
         store: Store,
         schedule: Schedule,
-        supply: SliceSupply,
+        source: SliceSource,
         config: DataConfig,
         *,
         scale: Scale | None,
-        num_ahead: int,
         pinned: bool,
     ) -> None:
-        """Decide the feeds.
-
-        Args:
-            store: open for reading.
-            schedule: of the epoch that runs.
-            supply: where the slices come from.
-            config: whether neighbours are seen.
-            scale: how often the supply halves slices; None: the graph does it.
-            num_ahead: batches that are asked for before their turn.
-            pinned: the supply's memory is page-locked.
-        """
         self._schedule = schedule
-        self._supply = supply
+        self._source = source
         self._scale = scale
-        self._num_ahead = num_ahead
+        self._num_ahead = batches_ahead(config.batch_size)
         self._pinned = pinned
-        self.feeds = SLICE_FEEDS[: 3 if config.neighbours else 1]
+        self.feeds = tuple(SLICE_FEEDS)[: 3 if config.neighbours else 1]
         self._neighbours_N = neighbours(store) if config.neighbours else ()
 
     def start(self) -> None:
-        """Ask for the first batches of the epoch that begins."""
+        """Request the first batches of the epoch that begins."""
         for call in range(self._num_ahead):
-            self._ask(call)
+            self._request(call)
 
     def __call__(self, info: Any) -> tuple[Any, ...]:
-        """The slices of one batch, in the order of `feeds`."""
+        """Return the slices of one batch, in the order of `feeds`."""
         self._schedule.picked_or_stop(info.iteration)
-        self._ask(info.iteration + self._num_ahead)
-        return tuple(self._wrap(slices) for slices in self._supply.take())
+        self._request(info.iteration + self._num_ahead)
+        return tuple(self._wrap(slices) for slices in self._source.take())
 
-    def _ask(self, call: int) -> None:
+    def _request(self, call: int) -> None:
         picked_B = self._schedule.picked(call)
         if len(picked_B):
             others = [other_N[picked_B] for other_N in self._neighbours_N]
-            self._supply.ask([self._want(feed_B) for feed_B in (picked_B, *others)])
+            self._source.request(
+                [self._halved(each_B) for each_B in (picked_B, *others)]
+            )
 
-    def _want(self, positions_B: npt.NDArray[np.int64]) -> Wanted:
+    def _halved(self, positions_B: npt.NDArray[np.int64]) -> SliceRequest:
         if self._scale is None:
-            return Wanted.whole(positions_B)
-        return Wanted(positions_B, self._scale.halvings_N[positions_B])
+            return SliceRequest.unhalved(positions_B)
+        return SliceRequest(positions_B, self._scale.halvings_N[positions_B])
 
     def _wrap(self, slices: Any) -> Any:
         if isinstance(slices, torch.Tensor):
             return wrap_device_slices(slices)
         return wrap_host_slices(slices, pinned=self._pinned)
+
+
+class LoaderFeeds:
+    """All inputs of a loader's graph, from the start of an epoch to its end.
+
+    Args:
+        store: open for reading; must outlive the feeds.
+        sampler: the order of the slices.
+        config: settings of the loader.
+        level: the store's level to read.
+        augment: the distributions to draw from.
+        whole: the graph does all steps, not only the resample.
+        on_gpu: the graph runs on the current CUDA device.
+        ranks: all processes that share the split.
+
+    Raises:
+        LoaderError: slices do not fit where they are to be kept.
+        StoreError: a shard is damaged, missing, or cannot be read.
+    """
+
+    def __init__(  # noqa: PLR0913 - all that a loader was made with
+        self,
+        store: Store,
+        sampler: Sampler,
+        config: DataConfig,
+        *,
+        level: int,
+        augment: AugmentConfig,
+        whole: bool,
+        on_gpu: bool,
+        ranks: Ranks,
+    ) -> None:
+        self._store = store
+        self._sampler = sampler
+        self._config = config
+        self._whole = whole
+        self._scale = Scale(source_shapes(store, level), config.size)
+        self.schedule = Schedule(sampler)
+        self.source = make_slice_source(
+            store,
+            sampler,
+            config,
+            self._scale.shape_N2,
+            level=level,
+            on_gpu=on_gpu,
+            ranks=ranks,
+        )
+        self.slices = SliceFeeds(
+            store,
+            self.schedule,
+            self.source,
+            config,
+            scale=None if whole else self._scale,
+            pinned=on_gpu,
+        )
+        self.augment = augment
+        self.columns = self._make_columns()
+
+    def _make_columns(self) -> ColumnFeeds:
+        windows, seed = self._config.windows, self._sampler.seed
+        numbers = SliceNumbers(self._store, windows, self.augment, seed, self._scale)
+        return ColumnFeeds(
+            numbers,
+            self.schedule,
+            batch_size=self._config.batch_size,
+            num_halvings=self._scale.max_halvings(self._sampler.slices_N),
+            whole=self._whole,
+        )
+
+    def set_augment(self, augment: AugmentConfig) -> None:
+        """Draw from other distributions; the graph must be built again."""
+        self.augment = augment
+        self.columns = self._make_columns()
+
+    def start(self, epoch: int, first_batch: int, size: int) -> None:
+        """Begin an epoch.
+
+        Args:
+            epoch: counted from 0.
+            first_batch: the first batch that comes out.
+            size: side of the images, pixels.
+        """
+        self._scale.set_size(size)
+        self.schedule.start(epoch, first_batch)
+        self.columns.start()
+        self.slices.start()

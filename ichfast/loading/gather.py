@@ -1,9 +1,9 @@
-"""Picking slices out of a set of them that lies in memory, on the GPU or not.
+"""Gathers a batch of slices from a set in memory, on the GPU or the CPU.
 
-`gather_slices` runs a CUDA kernel where one can; `index_select` is its twin, and what
-runs elsewhere.
+`gather_slices` runs a CUDA kernel where it can, and `torch.index_select`, its
+reference, elsewhere.
 
-Shape letters: N slices of the set, B slices picked, H rows, W columns.
+Shape letters: N slices of the set, B slices of the batch, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from ichfast.errors import first_line
 logger = logging.getLogger(__name__)
 
 WORD_BYTES = 16
-"""What a thread of the kernel moves at a time."""
+"""Bytes that a thread of the kernel copies at a time: a uint4."""
 
-THREADS_A_BLOCK = 256
-BLOCKS_A_SLICE = 8
+BLOCK_THREADS = 256
+SLICE_BLOCKS = 8
+"""Launch shape of the kernel: threads per block, and blocks per slice."""
 
 _KERNEL = r"""
 extern "C" __global__ void gather(
@@ -40,16 +41,16 @@ extern "C" __global__ void gather(
 
 
 def gather_slices(set_NHW: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
-    """Copy some slices of a set, in the order asked.
+    """Copy slices of a set, in the order of `rows_B`.
 
-    On a GPU the work is queued on torch's current stream, and nothing waits.
+    On a GPU the work is queued on torch's current stream; the host does not wait.
 
     Args:
         set_NHW: shape (N, H, W), int16, contiguous.
         rows_B: shape (B,), int64, in [0, N), on the same device. Repeats are allowed.
 
     Returns:
-        Shape (B, H, W), int16, contiguous, new.
+        A new tensor of shape (B, H, W), int16, contiguous.
     """
     slice_bytes = set_NHW[0].numel() * set_NHW.element_size()
     if not set_NHW.is_cuda or slice_bytes % WORD_BYTES or _kernel() is None:
@@ -70,15 +71,15 @@ def _launch(
         cupy.cuda.ExternalStream(stream.cuda_stream),
     ):
         _kernel()(
-            (BLOCKS_A_SLICE, len(rows_B)),
-            (THREADS_A_BLOCK,),
+            (SLICE_BLOCKS, len(rows_B)),
+            (BLOCK_THREADS,),
             (set_NHW.data_ptr(), rows_B.data_ptr(), picked_BHW.data_ptr(), words),
         )
 
 
 @cache
 def _kernel() -> Any:
-    """The kernel, compiled by CuPy; None where CuPy is not, or cannot."""
+    """The kernel, compiled by CuPy; None if CuPy is missing or cannot compile."""
     if find_spec("cupy") is None:
         return None
     try:
@@ -86,7 +87,7 @@ def _kernel() -> Any:
 
         kernel = cupy.RawKernel(_KERNEL, "gather")
         kernel.compile()
-    except Exception as error:  # noqa: BLE001 - of CuPy, CUDA's compiler or its driver
+    except Exception as error:  # noqa: BLE001 - from CuPy, the compiler or the driver
         logger.warning(
             "CuPy cannot compile a kernel (%s); torch gathers instead",
             first_line(error),

@@ -1,30 +1,30 @@
 """The DALI graph: stored uint16 slices in, windowed float16 images out.
 
-On a GPU the slices go up as uint16, two bytes a pixel, and everything else happens
-there:
+On a GPU the slices are uploaded as uint16, two bytes a pixel, and all steps run there:
 
     stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
-The output's size comes in with each batch, and only slices that a batch wants halved
-pass through a step that halves: one graph serves every size. On a CPU the graph is the
-resample alone, and NumPy does what comes before and after (`graph_is_whole` says why);
-the whole graph runs there too, which is how tests hold it to its twin.
+The size of the output is an input of each batch, and a slice is halved only if its
+batch asks for it, so one graph serves every size. On a CPU the graph only resamples,
+and NumPy does the steps before and after it (`graph_is_whole` explains why). The whole
+graph also runs on a CPU; that is how tests compare it with the reference.
 
-A window that is the same for every slice is one look-up in a table with the
-normalisation in it. Windows that differ by slice (its own, or jittered) and
-lighting are arithmetic in float32.
+A window that is the same for every slice is one look-up in a table that includes the
+normalisation. Windows that differ by slice (`own`, or jittered) and lighting are
+arithmetic in float32.
 
-The graph holds no state, no order and no chance: all of these come in with each batch.
-`ichfast.loading.loader` runs it, `augment.reference.apply_parameters` is its readable
-twin.
+The graph has no state, no order and no randomness: all of these are inputs of a batch.
+`ichfast.loading.loader` runs it; `augment.reference.apply_parameters` is its readable
+reference.
 
-Shape letters: H rows, W columns, C windows, S output size, V stored values.
+Shape letters: B slices of the batch, H rows, W columns, C windows, S output size,
+V stored values.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,124 +34,141 @@ import torch
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
+from ichfast.augment.config import AugmentConfig
+from ichfast.augment.parameters import Parameters
 from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.loading.dali import SLICE_LAYOUT
 from ichfast.windows import HU_OFFSET, Normalization, Window, window_table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Feed:
-    """One array that the graph gets for each slice."""
+    """An array that the graph reads for each slice of a batch."""
 
-    dtype: types.DALIDataType
-    num_axes: int
+    dtype: types.DALIDataType = types.FLOAT
+    num_axes: int = 1
+
+    on_gpu: bool = False
+    """Uploaded by a graph on a GPU. The others are arguments, which operators read on
+    the CPU."""
 
 
-FEEDS = {
-    "stored": Feed(types.UINT16, 3),
-    "target": Feed(types.FLOAT, 1),
-    "index": Feed(types.INT64, 1),
-    "matrix": Feed(types.FLOAT, 2),
-    "size": Feed(types.FLOAT, 1),
-    "before": Feed(types.UINT16, 3),
-    "after": Feed(types.UINT16, 3),
-    "center": Feed(types.FLOAT, 1),  # these two only if windows differ by slice
-    "width": Feed(types.FLOAT, 1),
-    "contrast": Feed(types.FLOAT, 1),  # these two only if there is lighting
-    "brightness": Feed(types.FLOAT, 1),
-    "corners": Feed(types.FLOAT, 1),  # these two only if there is cutout
-    "sides": Feed(types.FLOAT, 1),
-}
+@dataclass(frozen=True, slots=True)
+class DrawnFeed(Feed):
+    """A feed that is a drawn parameter."""
+
+    values: Callable[[Parameters], npt.NDArray[np.float32]]
+    """Takes the feed from the parameters of a batch; it is flattened to (B, ...)."""
+
+    is_used: Callable[[AugmentConfig], bool]
+    """Whether the parameter is drawn; if not, the graph has no step for it."""
+
+
+def _has_lighting(augment: AugmentConfig) -> bool:
+    return augment.max_lighting > 0
+
+
+def _has_holes(augment: AugmentConfig) -> bool:
+    return augment.cutout_probability > 0
+
 
 SLICE_FEEDS = ("stored", "before", "after")
-"""Feeds that are slices; the last two only if neighbours are seen."""
+"""Feeds that are slices. The last two are used only with neighbours."""
+
+WINDOW_FEEDS = ("center", "width")
+"""Windows in HU, a number per channel; used only if they differ by slice."""
+
+HALVING_FEEDS = ("halves", "halved")
+"""Feeds of each halving step: whether it halves the slice, and the rows and columns
+after it. Their names end in the number of the step: ``halves.0``."""
 
 RESAMPLE_FEEDS = ("matrix", "size")
-"""Feeds of numbers that a graph needs which is not whole."""
+"""The only numbers that a graph needs which only resamples."""
 
-_ON_GPU = {
-    *SLICE_FEEDS,
-    *("target", "center", "width"),
+DRAWN_FEEDS = {
+    "contrast": DrawnFeed(lambda drawn: drawn.contrast_B, _has_lighting),
+    "brightness": DrawnFeed(lambda drawn: drawn.brightness_B, _has_lighting),
+    "corners": DrawnFeed(lambda drawn: drawn.hole_corner_BM2, _has_holes),
+    "sides": DrawnFeed(lambda drawn: drawn.hole_side_BM2, _has_holes),
 }
-"""What is uploaded; positions, matrices, sizes, lighting and holes are arguments, read
-on the CPU."""
+"""Feeds that are drawn parameters; `loading.feeds` computes them from this table."""
 
+FEEDS = {
+    **dict.fromkeys(SLICE_FEEDS, Feed(dtype=types.UINT16, num_axes=3, on_gpu=True)),
+    **dict.fromkeys(WINDOW_FEEDS, Feed(on_gpu=True)),
+    **DRAWN_FEEDS,
+    "target": Feed(on_gpu=True),
+    "index": Feed(dtype=types.INT64),
+    "matrix": Feed(num_axes=2),
+    "size": Feed(),
+    "halves": Feed(dtype=types.BOOL, num_axes=0),
+    "halved": Feed(),
+}
+_UPLOADED = {name for name, feed in FEEDS.items() if feed.on_gpu}
 
 _FIRST_STEP = 2**23
 LOGIT_ZERO = _FIRST_STEP + 32_768
 LOGIT_STEPS = 2_048
-"""Lit values pass through a grid of 65,536 steps in logit space: 2,048 a unit, 16 units
-to each side, beyond which a value is 0 or 1 to 2e-7. Brightness is rounded to a step,
-then the sum is: together a step at most, which changes a value by less than float16 can
-tell near 1. Steps are counted from 2**23 on: `_step_of` says why."""
-
-
-HALVING_FEEDS = {
-    "halves": Feed(types.BOOL, 0),  # whether this slice passes through the step
-    "halved": Feed(types.FLOAT, 1),  # the shape that comes out
-}
-"""Of each step that halves, named with the step's number: ``halves.0``."""
+"""Lit values pass through a grid of 65,536 steps in logit space: 2,048 per unit, 16
+units to each side, beyond which a value is 0 or 1 to 2e-7. Brightness is rounded to a
+step, and then the sum is: one step of error at most, which changes a value by less than
+float16 resolves near 1. Steps are counted from 2**23 (see `_step_of`)."""
 
 _DOUBLE = [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0]
-"""From a pixel of a halved slice to the corner where its four pixels meet."""
-
+"""Maps a pixel of a halved slice to the corner where its four pixels meet."""
 
 PREFETCH = {"cpu": 4, "cuda": 2}
-"""Batches DALI prepares ahead, by device. A GPU's memory is scarce; a CPU shades
-batches beside, and with few of them waits for DALI and DALI for it."""
+"""Batches that DALI prepares ahead, by device. A GPU has little memory. On a CPU the
+loader shades batches meanwhile; with few of them, it and DALI wait for each other."""
 
-MOST_THREADS = 8
-"""Of a DALI pipeline, at most."""
+MAX_THREADS = 8
+"""Upper limit of threads in a DALI pipeline."""
 
 
 def graph_is_whole(device: str) -> bool:
-    """Whether the graph does all there is to do, or only resamples.
+    """Whether the graph does all steps, or only resamples.
 
-    The same images but for the last bits either way. On a CPU NumPy halves slices in
-    the threads that read them (`ichfast.store.levels`), and windows, lights and cuts
-    what comes out (`ichfast.loading.shading`), in a third of DALI's time or less. A GPU
-    has the time, the host's cores may not: a few of them read for each GPU. Whole
-    slices are four times the bytes on the bus, 2.6 GB/s for 5,000 slices/s of 512x512,
-    and slices kept on the device are halved there anyway.
+    The images are the same except for the last bits. On a CPU, NumPy halves slices in
+    the threads that read them (`ichfast.store.levels`) and shades the output
+    (`ichfast.loading.shading`), in a third of DALI's time or less. A GPU has time to
+    spare, while few CPU cores may read for each GPU. The price is that slices are
+    uploaded unhalved: four times the bytes, 2.6 GB/s for 5,000 slices/s of 512x512.
+    Slices kept on the device must be halved there anyway.
     """
     return device != "cpu"
 
 
 def pipeline_options(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
-    """How a DALI pipeline runs here: keywords of `nvidia.dali.Pipeline`.
+    """Keyword arguments of `nvidia.dali.Pipeline` for this machine.
 
     Args:
         batch_size: slices in a batch.
-        on_gpu: on the current CUDA device; else without one.
+        on_gpu: run on the current CUDA device; if False, without a device.
     """
     return {
         "batch_size": batch_size,
-        "num_threads": min(MOST_THREADS, len(os.sched_getaffinity(0))),
+        "num_threads": min(MAX_THREADS, len(os.sched_getaffinity(0))),
         "device_id": torch.cuda.current_device() if on_gpu else None,
         "prefetch_queue_depth": PREFETCH["cuda" if on_gpu else "cpu"],
-        # On a CPU it frees its buffers after each batch, and touching fresh pages costs
-        # more than copying the batch out of kept ones (bench/LOG.md, 2026-11).
+        # On a CPU the dynamic executor frees its buffers after each batch, and touching
+        # fresh pages costs more than copying the batch (bench/LOG.md, 2026-11).
         "exec_dynamic": on_gpu,
         "seed": 0,
     }
 
 
-def _feed_of(name: str) -> Feed:
-    stem, _, step = name.partition(".")
-    return HALVING_FEEDS[stem] if step else FEEDS[stem]
-
-
 class BatchSource(Protocol):
-    """What the graph reads from."""
+    """A callable that gives the graph its inputs."""
 
     feeds: tuple[str, ...]
-    """Names of the arrays of a call, in order; they decide the graph's steps."""
+    """Names of the arrays that a call returns, in order; they decide the graph's
+    steps."""
 
     def __call__(self, info: types.BatchInfo) -> tuple[Any, ...]:
-        """Give the arrays of one batch; raise StopIteration behind the last."""
+        """Return the arrays of one batch; raise StopIteration after the last batch."""
 
 
-# Only what stands in this function may branch on a feed (DALI rewrites its `if`).
+# Only code in this function may branch on a feed: DALI rewrites its `if` statements.
 @pipeline_def(enable_conditionals=True)
 def slice_graph(
     columns: BatchSource,
@@ -165,18 +182,18 @@ def slice_graph(
     """Describe the graph.
 
     Args:
-        columns: gives numbers for each slice; its `feeds` decide which steps there are.
-            Without a target the graph ends with the resample.
-        slices: gives the slices, in memory that DALI reads in place: it must stay as it
-            is until the batch has come out.
+        columns: gives numbers for each slice; its `feeds` decide the steps. Without
+            "target" the graph only resamples.
+        slices: gives the slices. DALI reads them in place, so their memory must not
+            change until the batch has come out.
         windows: C windows, in channel order.
-        normalization: per channel.
-        on_gpu: do everything on the GPU; slices go up as uint16.
-        uploaded: the slices come from the GPU's memory.
+        normalization: mean and standard deviation per channel.
+        on_gpu: run all steps on the GPU; slices are uploaded as uint16.
+        uploaded: the slices are in the GPU's memory already.
 
     Returns:
-        images float16 (S, S, C) a slice; targets; store positions. Or the resampled
-        slices alone, uint16 (S, S, 1 or 3).
+        Images, float16, shape (S, S, C) per slice; targets; store positions. If the
+        graph only resamples: slices, uint16, shape (S, S, 1) or (S, S, 3).
     """
     fed = {
         **_read(columns),
@@ -184,24 +201,24 @@ def slice_graph(
             slices,
             no_copy=True,
             device="gpu" if uploaded else "cpu",
-            # Slices of the host bring it along; DALI would wrap each once more.
+            # Slices in host memory carry their layout; DALI would wrap each again.
             layout=SLICE_LAYOUT if uploaded else None,
         ),
     }
     if on_gpu:
-        for name in _ON_GPU & fed.keys():
+        for name in _UPLOADED & fed.keys():
             fed[name] = fed[name].gpu()
     stored = fed["stored"]
     if "before" in fed:
         stored = fn.cat(fed["before"], stored, fed["after"], axis=2)
     elif not on_gpu:
-        # Copied in sequence, slices are in the cache when the resample reads them in
-        # any direction: 187 -> 114 us a slice, both together (bench/LOG.md, 2026-11).
+        # A sequential copy brings a slice into the cache before the resample reads it
+        # in any direction: 187 -> 114 us a slice in total (bench/LOG.md, 2026-11).
         stored = fn.copy(stored)
     for step in range(sum(name.startswith("halves.") for name in fed)):
         if fed[f"halves.{step}"]:
-            # Bilinear, read where four pixels meet: their mean. Six times the rate
-            # of an antialiased fn.resize (see bench/LOG.md).
+            # Bilinear interpolation where four pixels meet is their mean. Six times
+            # the rate of an antialiased fn.resize (bench/LOG.md).
             stored = fn.experimental.warp_perspective(
                 stored, matrix=_DOUBLE, size=fed[f"halved.{step}"], fill_value=0
             )
@@ -223,11 +240,12 @@ def _shade(
     normalization: Normalization,
     fed: Mapping[str, Any],
 ) -> Any:
-    """All channels of the image, with holes."""
-    laws = list(zip(windows, normalization.mean, normalization.std, strict=True))
-    image = _join(
-        [_channel(warped, number, law, fed) for number, law in enumerate(laws)]
-    )
+    """Window, light and normalise each channel, then cut holes."""
+    shades = list(zip(windows, normalization.mean, normalization.std, strict=True))
+    channels = [
+        _channel(warped, number, *each, fed) for number, each in enumerate(shades)
+    ]
+    image = fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
     if "corners" not in fed:
         return image
     return fn.erase(
@@ -237,15 +255,15 @@ def _shade(
         axis_names="HW",
         fill_value=[
             float(window_table(window, mean=mean, std=std)[0])
-            for window, mean, std in laws
+            for window, mean, std in shades
         ],
     )
 
 
 @do_not_convert
 def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
-    """The feeds of a source, by name."""
-    feeds = [_feed_of(name) for name in source.feeds]
+    """Read the feeds of a source, by name."""
+    feeds = [FEEDS[name.partition(".")[0]] for name in source.feeds]
     outputs = fn.external_source(
         source=source,
         batch=True,
@@ -266,15 +284,19 @@ def _look_up(
 
 
 def _channel(
-    warped: Any, number: int, law: tuple[Window, float, float], fed: Mapping[str, Any]
+    warped: Any,
+    number: int,
+    window: Window,
+    mean: float,
+    std: float,
+    fed: Mapping[str, Any],
 ) -> Any:
-    """One channel: windowed, lit, normalised and in float16.
+    """Window, light and normalise one channel, to float16.
 
-    Arithmetic takes no float16 in DALI and is slow on the CPU, an exponential above
-    all. So what can be tabulated is: the window and the normalisation; with
-    lighting, first the logit and then, on a fine grid, the way back from it.
+    DALI's arithmetic takes no float16 and is slow on the CPU, exponentials above all.
+    So tables do what they can: the window and the normalisation; with lighting, first
+    the logit and then, on a fine grid, its inverse.
     """
-    window, mean, std = law
     lit = "contrast" in fed
     if "center" in fed:
         value = _window_by_slice(warped, number, window.shape, fed)
@@ -292,26 +314,26 @@ def _channel(
 
 
 def _step_of(logit: Any, fed: Mapping[str, Any]) -> Any:
-    """The step, uint16, of the grid that a logit, float32, is lit to.
+    """Light a logit, float32, and return its step on the grid, uint16.
 
-    From 2**23 to 2**24 every float32 is whole, and its low 23 bits say by how much it
-    is above 2**23. So a sum there is rounded by being formed, and its bits, read as an
-    int32, less those of 2**23, are the step. Bits of sums from 0 on are in order, so
-    what lies beyond the grid lands at its ends; `AugmentConfig.max_lighting` keeps sums
-    from falling below 0.
+    From 2**23 to 2**24 every float32 is a whole number, and its low 23 bits are its
+    distance from 2**23. So a sum in that range is rounded as it is formed, and its
+    bits, read as an int32, minus those of 2**23, are the step. The bits of numbers from
+    0 on are in order, so sums beyond the grid saturate at its ends;
+    `AugmentConfig.max_lighting` keeps sums from falling below 0.
 
     Source:
         IEEE 754-2019, 3.4, binary32. On the CPU DALI takes two to four times as long
         to cast float32 to uint16 as it takes for int32 (bench/LOG.md, 2026-11).
     """
-    # float32 has room for whole steps only where the grid begins, so brightness is
-    # rounded to one here, and then the sum is.
+    # float32 resolves only whole steps where the grid begins, so brightness is rounded
+    # to a step here, and then the sum is.
     lit = fn.brightness_contrast(
         logit,
         contrast=fed["contrast"] * float(LOGIT_STEPS),
         contrast_center=0.0,
         brightness_shift=fed["brightness"] * float(LOGIT_STEPS) + float(LOGIT_ZERO),
-        dtype=types.FLOAT,  # of this type, a shift is added as it is
+        dtype=types.FLOAT,  # for this type a shift is added without scaling
     )
     bits = fn.reinterpret(lit, dtype=types.INT32)
     bits_of_first = int(np.float32(_FIRST_STEP).view(np.int32))
@@ -321,7 +343,7 @@ def _step_of(logit: Any, fed: Mapping[str, Any]) -> Any:
 def _window_by_slice(
     warped: Any, number: int, shape: str, fed: Mapping[str, Any]
 ) -> Any:
-    """A value in [0, 1], float32, through a window that differs by slice."""
+    """Apply a window that differs by slice: values in [0, 1], float32."""
     hu = fn.cast(warped, dtype=types.FLOAT) - float(HU_OFFSET)
     distance = (hu - fed["center"][number]) / fed["width"][number]
     if shape == "sigmoid":
@@ -330,18 +352,14 @@ def _window_by_slice(
 
 
 def _value_of_step() -> npt.NDArray[np.float32]:
-    """The value in [0, 1] of every step of the logit grid."""
+    """Values in [0, 1] of all steps of the logit grid."""
     logit_V = (_FIRST_STEP + np.arange(65_536) - LOGIT_ZERO) / LOGIT_STEPS
     return (1.0 / (1.0 + np.exp(-logit_V))).astype(np.float32)
 
 
 def _logit_table(window: Window) -> npt.NDArray[np.float32]:
-    """Every stored value's windowed value, in logit space."""
+    """Windowed values of all stored values, in logit space."""
     value_V = window_table(window, mean=0.0, std=1.0)
-    # In float32, as the twin does: the greatest number below 1 has a logit of 15.9.
+    # In float32, as in the reference: the largest number below 1 has a logit of 15.9.
     value_V = np.clip(value_V, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON).astype(np.float64)
     return np.log(value_V / (1.0 - value_V)).astype(np.float32)
-
-
-def _join(channels: Sequence[Any]) -> Any:
-    return fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]

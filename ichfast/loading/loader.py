@@ -2,16 +2,20 @@
 
 What an epoch means here (if the code disagrees, the code is wrong):
 
-1. `Sampler` alone decides the order; `augment.parameters.draw` alone decides the
+1. Only `Sampler` decides the order; only `augment.parameters.draw` decides the
    parameters.
-2. `epoch(k)` gives the same batches whenever it is asked for, from any batch on.
+2. `epoch(k)` gives the same batches each time, starting at any batch.
 3. Validation gives every slice exactly once; the last batch is short, never padded
    and never dropped. Training gives full batches only.
 4. Each batch carries the store positions it was read from.
-5. Leaving an epoch early and starting another works; so does closing at any time.
-6. What goes wrong while reading reaches the caller as an `IchfastError` that says what
-   to do; the loader is closed then.
-7. Where slices are kept (`DataConfig.cache`) changes no batch by a bit.
+5. An epoch may be left early and another one started; the loader may be closed at any
+   time.
+6. An error while reading is raised as an `IchfastError` that says what to do, and
+   closes the loader.
+7. Keeping slices in memory (`DataConfig.cache`) does not change a bit of any batch.
+
+`DaliLoader` hands out epochs, `GraphRunner` runs the DALI graph, and
+`loading.feeds.LoaderFeeds` gives the graph its inputs.
 
 Shape letters: N slices of the store, B slices of the batch, H rows, W columns,
 C windows, K classes.
@@ -19,9 +23,9 @@ C windows, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,16 +39,14 @@ from ichfast.loading.cache import DeviceSlices
 from ichfast.loading.config import (
     DataConfig,
     choose_level,
+    no_normalization,
     parse_windows,
-    source_shapes,
 )
 from ichfast.loading.dali import as_array, as_torch, failure_reason
-from ichfast.loading.feeds import ColumnFeeds, Scale, Schedule, SliceFeeds
+from ichfast.loading.feeds import LoaderFeeds
 from ichfast.loading.graph import graph_is_whole, pipeline_options, slice_graph
-from ichfast.loading.prefetch import batches_ahead
 from ichfast.loading.sampler import Sampler, make_sampler
 from ichfast.loading.shading import Shader
-from ichfast.loading.slice_source import make_supply
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization
@@ -67,24 +69,26 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     Args:
         store: open for reading; must outlive the loader.
         slices_N: store positions of the split.
-        config: size, batch size, level, windows.
-        normalization: per channel, as `loading.config.measure_normalization` settles
-            `config.normalize`; None leaves windowed values in [0, 1].
-        augment: what may be drawn; None changes nothing.
+        config: size, batch size, level, windows, cache.
+        normalization: mean and standard deviation per window, from
+            `loading.config.measure_normalization`. None leaves windowed values in
+            [0, 1].
+        augment: distributions to draw from; None changes nothing.
         shuffle: True to train, False to validate or predict.
         seed: run seed, for the order and the augmentation.
-        ranks: this process among those that share the split; they are in one
-            process group of torch where `config.cache` is ``host``.
+        ranks: this process among all that share the split. They must be in one torch
+            process group if `config.cache` is ``host``.
         device: ``cpu``, or ``cuda`` for the current CUDA device.
 
     Returns:
-        A `loading.batch.Loader`, and a context manager that closes it.
+        A `loading.batch.Loader` that is also a context manager.
 
     Raises:
-        LoaderError: no slice, what is no position, a level the store lacks, less than
-            one batch, a seed below 0, no normalization though `config` asks for one,
-            slices that do not fit where `config.cache` wants them, or no such device.
-        StoreError: the store is closed; or damaged, where slices are kept.
+        LoaderError: `slices_N` is empty, not of positions, or less than one batch; the
+            store lacks the level; the seed is below 0; `config` asks for a
+            normalization and none is given; slices do not fit where `config.cache`
+            wants them; or there is no such device.
+        StoreError: the store is closed, or damaged where slices are kept.
 
     Example:
         with Store("ichfast-store") as store:
@@ -93,29 +97,16 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
                     batch.images_BCHW  # (64, 1, 224, 224)
     """
     store.check_open()
-    slices_N = _positions(store, slices_N)
+    slices_N = _check_positions(store, slices_N)
     _check_device(device)
-    num_windows = len(config.windows)
-    if normalization is None and config.normalize != "none":
-        raise LoaderError(
-            f"data.normalize is {config.normalize}, which a loader does not settle; "
-            "pass normalization=measure_normalization(store, TRAINING_SLICES, config)"
-        )
-    normalization = normalization or Normalization(
-        mean=(0.0,) * num_windows, std=(1.0,) * num_windows
-    )
-    if len(normalization.mean) != num_windows:
-        raise LoaderError(
-            f"expected a mean and a standard deviation for each of {num_windows} "
-            f"window(s), got {len(normalization.mean)}"
-        )
+    normalization = _check_normalization(normalization, config)
     sampler = make_sampler(
         config.sampling,
         store,
         slices_N,
         batch_size=config.batch_size,
         shuffle=shuffle,
-        seed=int(seed),  # one of NumPy's is too short for 64 bits without a sign
+        seed=int(seed),  # NumPy's integers overflow at 64 bits without a sign
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
@@ -136,13 +127,13 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     )
 
 
-def _positions(store: Store, slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Store positions as int64, not made of what is something else."""
+def _check_positions(store: Store, slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Check store positions and convert them to int64."""
     found_N = np.asarray(slices_N)
     if found_N.size and found_N.dtype.kind not in "iu":
         raise LoaderError(
             f"slices are store positions, whole numbers; got {found_N.dtype}; "
-            "of a mask take np.flatnonzero(mask)"
+            "for a mask pass np.flatnonzero(mask)"
         )
     position_N = found_N.astype(np.int64)
     outside = position_N[(position_N < 0) | (position_N >= len(store))]
@@ -151,6 +142,25 @@ def _positions(store: Store, slices_N: npt.ArrayLike) -> npt.NDArray[np.int64]:
             f"{store.path} holds slices 0 to {len(store) - 1}, asked for {outside[0]}"
         )
     return position_N
+
+
+def _check_normalization(
+    given: Normalization | None, config: DataConfig
+) -> Normalization:
+    """Return the given normalization, or one that changes nothing if none is needed."""
+    num_windows = len(config.windows)
+    if given is None and config.normalize != "none":
+        raise LoaderError(
+            f"data.normalize is {config.normalize}, which a loader does not measure; "
+            "pass normalization=measure_normalization(store, TRAINING_SLICES, config)"
+        )
+    given = given or no_normalization(num_windows)
+    if len(given.mean) != num_windows:
+        raise LoaderError(
+            f"expected a mean and a standard deviation for each of {num_windows} "
+            f"window(s), got {len(given.mean)}"
+        )
+    return given
 
 
 def _check_device(device: str) -> None:
@@ -163,7 +173,7 @@ def _check_device(device: str) -> None:
 class DaliLoader:
     """Batches of a store through DALI. Made by `make_loader`.
 
-    One iterator at a time; not safe to share between threads.
+    It gives one epoch at a time, and is not safe to share between threads.
     """
 
     def __init__(
@@ -181,59 +191,34 @@ class DaliLoader:
         self.config = config
         self.level = choose_level(store, config)
         self.device = device
-        self._store = store
-        self._normalization = normalization
         self._num_epochs = 0
+        """Epochs that `__iter__` has begun."""
+
         self._num_begun = 0
-        self._closed = False
-        self._is_whole = graph_is_whole(device)
-        self._shader = Shader(parse_windows(config.windows), normalization)
-        on_gpu = device != "cpu"
-        self._schedule = Schedule(sampler)
-        self._scale = Scale(source_shapes(store, self.level), config.size)
-        self._supply = make_supply(
+        """Epochs begun, plus changes of the augmentation; outdates iterators."""
+
+        windows = parse_windows(config.windows)
+        whole, on_gpu = graph_is_whole(device), device != "cpu"
+        self._shader = None if whole else Shader(windows, normalization)
+        self._feeds = LoaderFeeds(
             store,
             sampler,
             config,
-            self._scale.shape_N2,
             level=self.level,
+            augment=augment,
+            whole=whole,
             on_gpu=on_gpu,
             ranks=ranks,
         )
-        self._slices = SliceFeeds(
-            store,
-            self._schedule,
-            self._supply,
-            config,
-            scale=None if self._is_whole else self._scale,
-            num_ahead=batches_ahead(config.batch_size),
-            pinned=on_gpu,
-        )
-        self._build(augment)
-
-    def _build(self, augment: AugmentConfig) -> None:
-        """Make the graph, and what feeds it with all but slices."""
-        self._augment = augment
-        self._columns = ColumnFeeds(
-            self._store,
-            self.sampler,
-            self._schedule,
-            augment,
-            self.config,
-            scale=self._scale,
-            whole=self._is_whole,
-        )
-        on_gpu = self.device != "cpu"
-        self._pipeline = slice_graph(
-            self._columns,
-            self._slices,
-            windows=parse_windows(self.config.windows),
-            normalization=self._normalization,
+        graph = partial(
+            slice_graph,
+            windows=windows,
+            normalization=normalization,
             on_gpu=on_gpu,
-            uploaded=isinstance(self._supply, DeviceSlices),
-            **pipeline_options(self.config.batch_size, on_gpu=on_gpu),
+            uploaded=isinstance(self._feeds.source, DeviceSlices),
+            **pipeline_options(config.batch_size, on_gpu=on_gpu),
         )
-        self._pipeline.build()
+        self._graph = GraphRunner(graph, self._feeds, on_gpu=on_gpu)
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -250,7 +235,7 @@ class DaliLoader:
             f"DaliLoader({self.num_slices} slices in {len(self)} batches of "
             f"{self.config.batch_size}, level {self.level} -> {self.config.size} px, "
             f"windows {'+'.join(self.config.windows)}, {self.device}{kept}"
-            f"{', closed' if self._closed else ''})"
+            f"{', closed' if self._graph.closed else ''})"
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -260,74 +245,73 @@ class DaliLoader:
         return self.epoch(epoch)
 
     def set_size(self, size: int) -> None:
-        """Change the side of the images, from the next epoch that begins on.
+        """Change the side of the images, pixels, from the next epoch on.
 
-        The graph stays as it is. Batches are those of a loader made with that size;
-        the level read is still the one chosen for the first.
-
-        Args:
-            size: pixels.
+        The batches equal those of a loader made with that size, except that the level
+        chosen for the first size is kept. The graph is not built again.
 
         Raises:
-            LoaderError: too small.
+            LoaderError: the size is out of range.
         """
         self.config = replace(self.config, size=size)
 
     def set_augment(self, augment: AugmentConfig) -> None:
-        """Change what may be drawn, and end the epoch that runs.
+        """Change the distributions to draw from, and end the current epoch.
 
-        The graph is built anew; slices that are kept stay. Batches are those of a
-        loader made with that augmentation.
+        The batches equal those of a loader made with that augmentation. The graph is
+        built again; slices kept in memory stay.
 
         Raises:
             LoaderError: the loader is closed.
         """
-        self._check_open()
-        if augment != self._augment:
-            self._drain()
+        self._graph.check_open()
+        if augment != self._feeds.augment:
+            self._graph.drain()
             self._num_begun += 1
-            self._shut_down()
-            self._build(augment)
+            self._feeds.set_augment(augment)
+            self._graph.rebuild()
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of one epoch, from `first_batch` on.
+        """Iterate over the batches of one epoch.
+
+        Args:
+            epoch: counted from 0.
+            first_batch: the first batch to return, counted from 0.
 
         Raises:
-            LoaderError: the loader is closed, or its disk does not answer.
-            StoreError: a shard is damaged, gone, or cannot be read.
+            LoaderError: the loader is closed, another epoch was begun, or the disk does
+                not respond.
+            StoreError: a shard is damaged, missing, or cannot be read.
         """
         if epoch < 0 or first_batch < 0:
             raise LoaderError(
                 "epochs and batches are counted from 0, got epoch "
                 f"{epoch} from batch {first_batch} on"
             )
-        self._check_open()
-        self._drain()
+        self._graph.check_open()
+        self._graph.drain()
         self._num_begun += 1
         own_number = self._num_begun
-        self._scale.set_size(self.config.size)
-        self._schedule.start(epoch, first_batch)
-        self._columns.start()
-        self._slices.start()
+        self._feeds.start(epoch, first_batch, self.config.size)
         while True:
             if own_number != self._num_begun:
                 raise LoaderError(
                     "another epoch of this loader was begun, or its augmentation "
                     "changed; it gives one epoch at a time"
                 )
-            outputs = self._run()
+            outputs = self._graph.run()
             if outputs is None:
                 return
             yield self._batch(outputs)
 
     def _batch(self, outputs: Sequence[Any]) -> Batch:
-        """A batch of what the graph gave."""
-        if self._is_whole:
+        """Make a batch from the outputs of the graph."""
+        if self._shader is None:
             image_BHWC, target_BK, index_B1 = (
                 as_torch(tensors, on_gpu=self.device != "cpu") for tensors in outputs
             )
         else:
-            numbers = self._columns.take_withheld()
+            numbers = self._feeds.columns.take_held_back()
             image_BHWC = torch.from_numpy(self._shader(as_array(*outputs), numbers))
             target_BK = torch.from_numpy(numbers["target"])
             index_B1 = torch.from_numpy(numbers["index"])
@@ -337,57 +321,90 @@ class DaliLoader:
             indices_B=index_B1[:, 0],
         )
 
-    def _run(self) -> Sequence[Any] | None:
-        """The next outputs; None, and ready for another epoch, behind the last."""
-        self._check_open()
-        try:
-            if self.device == "cpu":
-                outputs = self._pipeline.run()
-            else:
-                # Ordered on torch's stream: nothing waits on the host.
-                outputs = self._pipeline.run(torch.cuda.current_stream())
-        except StopIteration:
-            self._pipeline.reset()
-            self._supply.forget()
-            self._schedule.running = False
-            return None
-        except BaseException as error:
-            self.close()  # DALI cannot go on from here
-            if not isinstance(error, RuntimeError):
-                raise
-            reason = failure_reason(error)
-            raise LoaderError(f"the DALI pipeline failed: {reason}") from error
-        self._supply.give_back()
-        return outputs
-
-    def _drain(self) -> None:
-        """Throw away what an epoch that was left early had prepared."""
-        if self._schedule.running:
-            self._schedule.stop()
-            while self._run() is not None:
-                pass
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise LoaderError("the loader is closed; make another with make_loader")
-
     def close(self) -> None:
         """Stop all threads and free all buffers. Batches given out stay valid."""
-        if not self._closed:
-            self._closed = True
-            self._shut_down()
-            self._supply.close()
-
-    def _shut_down(self) -> None:
-        self._pipeline._shutdown()  # DALI has no public way to close
+        self._graph.close()
 
     def __enter__(self) -> DaliLoader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+class GraphRunner:
+    """Builds the DALI graph of a loader, runs it, drains it and shuts it down.
+
+    Args:
+        graph: makes a DALI pipeline from the numbers and the slices of `feeds`.
+        feeds: the inputs of the graph; their source is closed with the graph.
+        on_gpu: run on the current CUDA device.
+    """
+
+    def __init__(
+        self, graph: Callable[..., Any], feeds: LoaderFeeds, *, on_gpu: bool
+    ) -> None:
+        self.closed = False
+        self._graph = graph
+        self._feeds = feeds
+        self._on_gpu = on_gpu
+        self._pipeline = self._build()
+
+    def _build(self) -> Any:
+        pipeline = self._graph(self._feeds.columns, self._feeds.slices)
+        pipeline.build()
+        return pipeline
+
+    def rebuild(self) -> None:
+        """Build the graph again, for feeds that have changed."""
+        self._shut_down()
+        self._pipeline = self._build()
+
+    def run(self) -> Sequence[Any] | None:
+        """Return the outputs of the next batch; None after the last of an epoch.
+
+        Raises:
+            LoaderError: the graph is closed, or has failed.
+        """
+        self.check_open()
+        try:
+            if self._on_gpu:
+                # Ordered on torch's stream: the host does not wait.
+                outputs = self._pipeline.run(torch.cuda.current_stream())
+            else:
+                outputs = self._pipeline.run()
+        except StopIteration:
+            self._pipeline.reset()
+            self._feeds.source.discard()
+            self._feeds.schedule.running = False
+            return None
+        except BaseException as error:
+            self.close()  # DALI cannot continue after an error
+            if not isinstance(error, RuntimeError):
+                raise
+            reason = failure_reason(error)
+            raise LoaderError(f"the DALI pipeline failed: {reason}") from error
+        self._feeds.source.release()
+        return outputs
+
+    def drain(self) -> None:
+        """Discard the batches prepared for an epoch that was left early."""
+        if self._feeds.schedule.running:
+            self._feeds.schedule.stop()
+            while self.run() is not None:
+                pass
+
+    def check_open(self) -> None:
+        """Raise a LoaderError if the graph is closed."""
+        if self.closed:
+            raise LoaderError("the loader is closed; make another with make_loader")
+
+    def close(self) -> None:
+        """Shut the graph down and close its feeds; may be called again."""
+        if not self.closed:
+            self.closed = True
+            self._shut_down()
+            self._feeds.source.close()
+
+    def _shut_down(self) -> None:
+        self._pipeline._shutdown()  # DALI has no public way to close

@@ -1,27 +1,23 @@
-"""Slices from a store into memory that DALI reads in place, some batches ahead.
+"""Reads slices from a store, some batches ahead, into memory that DALI reads in place.
 
 Promises:
 
-1. `take` gives what was asked for, in the order of asking, as it is in the store or
-   halved as often as asked.
-2. What was taken is not written to before it is given back, and on a GPU not before
-   the work queued until then is done. So DALI needs no copy of its own.
-3. An error while reading reaches whoever takes that batch, as a `StoreError` that
-   names the shard. A wait for the disk ends after `PATIENCE_S`.
-4. Memory is reused: there are as many slots as batches were ever asked for and not
-   given back at one time, each as large as the largest batch it held. One that a read
-   still writes to, after that wait, is not.
+1. `ReadAhead.take` returns batches in the order they were requested. A slice is as in
+   the store, or halved as often as requested.
+2. A batch that was taken is not overwritten before it is released, and on a GPU not
+   before the work queued until then is done. So DALI needs no copy of its own.
+3. An error while reading is raised by `take` of that batch, as a `StoreError` that
+   names the shard. A wait for the disk ends after `READ_TIMEOUT_S`.
+4. Memory is reused. There are as many buffers as batches were ever requested and not
+   released at one time, each as large as the largest batch it held. A buffer is dropped
+   if a read still writes to it after the timeout.
+5. The end of a process never waits for a disk that does not respond.
 
-Reads are system calls by several threads at once: one copy a slice, made without the
+Several threads read at once by system calls. Each slice is copied once, without the
 interpreter's lock, and a cold disk always has several requests to work on (measured
-against memory maps and ``posix_fadvise``: see bench/LOG.md, 2026-11).
+against memory maps and ``posix_fadvise``: bench/LOG.md, 2026-11).
 
 Shape letters: N slices of the store, B slices of a batch, H rows, W columns.
-
-Threads that read for their owner, and that the end of a process never waits for.
-
-A `ThreadPoolExecutor` has the interpreter join its threads. One that waits for a disk
-that does not answer is never joined, and the process that has said so would not end.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -49,46 +45,47 @@ from ichfast.store.shards import DIRECT_BYTES
 from ichfast.store.store import Store
 from ichfast.system.memory import empty_bytes
 
-PATIENCE_S = 60.0
-"""How long a batch may take to read before the disk counts as dead."""
+READ_TIMEOUT_S = 60.0
+"""Longest wait for one batch, seconds; after it the disk counts as unresponsive."""
 
-MOST_READERS = 8
-"""Threads that read, at most."""
+MAX_READERS = 8
+"""Upper limit of threads that read."""
 
-LEAST_SHARE = 4
-"""Slices that a thread takes on at a time; taking on costs as much as some slices."""
+MIN_JOB_SLICES = 4
+"""Slices that one job of a thread reads at least: starting a job costs as much as
+reading a few slices."""
 
-AHEAD_BATCHES = 4
-AHEAD_SLICES = 256
-"""Read ahead: so many batches, or fewer that hold so many slices."""
+MAX_BATCHES_AHEAD = 4
+MAX_SLICES_AHEAD = 256
+"""Limits of reading ahead; the smaller one applies, but one batch is always read."""
 
 
 def num_readers(*, past_cache: bool) -> int:
-    """How many threads read: one a core of this process, or two that wait for a disk.
+    """Number of threads that read: one per core, or two where each waits for a disk.
 
-    Out of the page cache they copy, and halve, each in memory of its own: more of them
-    than cores push each other out of the processor's cache (bench/LOG.md, 2026-11).
+    From the page cache they copy and halve, each in its own memory. More threads than
+    cores evict each other's data from the processor's cache (bench/LOG.md, 2026-11).
     """
     num_cores = len(os.sched_getaffinity(0))
-    return min(MOST_READERS, 2 * num_cores if past_cache else num_cores)
+    return min(MAX_READERS, 2 * num_cores if past_cache else num_cores)
 
 
 def batches_ahead(batch_size: int) -> int:
-    """How many batches to ask for before the first is taken: a few, one at least."""
-    return max(1, min(AHEAD_BATCHES, AHEAD_SLICES // batch_size))
+    """Number of batches to request before the first is taken; at least one."""
+    return max(1, min(MAX_BATCHES_AHEAD, MAX_SLICES_AHEAD // batch_size))
 
 
 Slices = npt.NDArray[np.uint16] | Sequence[npt.NDArray[np.uint16]]
-"""Slices in host memory: one array (B, H, W) if all have one shape and lie one behind
-the other, else an array (H, W) each. Both give (H, W) arrays one by one."""
+"""Slices in host memory: one array (B, H, W) if all have one shape and are contiguous,
+else an array (H, W) each."""
 
 
 def divide(flat: npt.NDArray[np.uint16], shape_B2: npt.NDArray[np.int64]) -> Slices:
-    """Cut memory into slices, one behind the other, without a copy.
+    """Cut memory into consecutive slices, without a copy.
 
     Args:
         flat: shape (pixels of all slices,).
-        shape_B2: rows and columns of each; one slice at least.
+        shape_B2: rows and columns of each slice; at least one slice.
     """
     shapes = shape_B2.tolist()
     if shapes.count(shapes[0]) == len(shapes):
@@ -101,29 +98,29 @@ def divide(flat: npt.NDArray[np.uint16], shape_B2: npt.NDArray[np.int64]) -> Sli
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Slices of a batch, as asked of whoever supplies them."""
+class SliceRequest:
+    """The slices that one feed needs for a batch."""
 
     positions_B: npt.NDArray[np.int64]
-    """In the store."""
+    """Store positions."""
 
     halvings_B: npt.NDArray[np.int64]
-    """How often each is halved before it is given out."""
+    """How often each slice is halved."""
 
     @staticmethod
-    def whole(positions_B: npt.NDArray[np.int64]) -> Wanted:
-        """Ask for slices as they are stored."""
-        return Wanted(positions_B, np.zeros_like(positions_B))
+    def unhalved(positions_B: npt.NDArray[np.int64]) -> SliceRequest:
+        """Request slices as they are stored."""
+        return SliceRequest(positions_B, np.zeros_like(positions_B))
 
 
 class ReadAhead:
-    """Reads slices from the disk. A `loading.slice_source.SliceSupply`.
+    """Reads slices from the disk. A `loading.slice_source.SliceSource`.
 
     Args:
         store: open for reading; must outlive this.
         level: the store's level to read.
         shape_N2: rows and columns of every slice at that level.
-        pinned: use page-locked memory, and watch the current CUDA stream.
+        pinned: use page-locked memory, and wait for the current CUDA stream.
     """
 
     def __init__(
@@ -139,101 +136,111 @@ class ReadAhead:
         self._shape_N2 = shape_N2
         self._pinned = pinned
         self._num_readers = num_readers(past_cache=store.past_cache(level))
-        self._readers = Readers(self._num_readers)
-        self._desk = _Desk()
-        self._free: list[_Slot] = []
-        self._asked: deque[_Filling] = deque()
-        self._taken: deque[_Slot] = deque()
+        self._readers = DaemonThreadPool(self._num_readers)
+        self._scratch = _Scratch()
+        self._free: list[_Buffer] = []
+        self._requested: deque[_Read] = deque()
+        self._taken: deque[_Buffer] = deque()
 
-    def ask(self, wanted: Sequence[Wanted]) -> None:
-        """Begin to read a batch."""
-        slot = self._free.pop() if self._free else _Slot(pinned=self._pinned)
-        positions = np.concatenate([feed.positions_B for feed in wanted])
-        halvings = np.concatenate([feed.halvings_B for feed in wanted])
-        slices = slot.lay_out(halved_shape(self._shape_N2[positions], halvings))
-        share = max(-(-len(slices) // self._num_readers), LEAST_SHARE)
-        parts = [slice(first, first + share) for first in range(0, len(slices), share)]
-        reads = [
+    def request(self, batch: Sequence[SliceRequest]) -> None:
+        """Begin to read a batch, given the slices of each feed."""
+        buffer = self._free.pop() if self._free else _Buffer(pinned=self._pinned)
+        positions = np.concatenate([feed.positions_B for feed in batch])
+        halvings = np.concatenate([feed.halvings_B for feed in batch])
+        slices = buffer.lay_out(halved_shape(self._shape_N2[positions], halvings))
+        size = max(-(-len(slices) // self._num_readers), MIN_JOB_SLICES)
+        parts = [slice(first, first + size) for first in range(0, len(slices), size)]
+        jobs = [
             self._readers.submit(
-                partial(self._read, slot, positions[part], halvings[part], slices[part])
+                partial(
+                    self._fill, buffer, positions[part], halvings[part], slices[part]
+                )
             )
             for part in parts
         ]
-        lengths = [len(feed.positions_B) for feed in wanted]
-        self._asked.append(_Filling(slot, slices, lengths, reads))
+        lengths = [len(feed.positions_B) for feed in batch]
+        feeds = tuple(
+            slices[end - length : end]
+            for length, end in zip(lengths, np.cumsum(lengths), strict=True)
+        )
+        self._requested.append(_Read(buffer, feeds, jobs))
 
     def take(self) -> tuple[Slices, ...]:
-        """Wait until the oldest batch asked for is there."""
-        filling = self._asked[0]
-        end_s = time.monotonic() + PATIENCE_S
+        """Wait for the oldest batch requested, and return the slices of each feed.
+
+        Raises:
+            StoreError: a shard is damaged, missing, or cannot be read.
+            LoaderError: the disk does not respond.
+        """
+        read = self._requested[0]
+        end_s = time.monotonic() + READ_TIMEOUT_S
         try:
-            for read in filling.reads:
-                # Raises what the reader raised.
-                read.result(max(0.0, end_s - time.monotonic()))
+            for job in read.jobs:
+                # Raises the exception of the thread.
+                job.result(max(0.0, end_s - time.monotonic()))
         except futures.TimeoutError as error:
             raise LoaderError(
-                f"{self._store.path} gave no batch within {PATIENCE_S:.0f} s; its disk "
-                "or network does not answer: check it, then continue with --resume"
+                f"{self._store.path} gave no batch within {READ_TIMEOUT_S:.0f} s; its "
+                "disk or network does not respond: check it, then continue with "
+                "--resume"
             ) from error
-        self._taken.append(self._asked.popleft().slot)
-        return tuple(filling.feeds())
+        self._taken.append(self._requested.popleft().buffer)
+        return read.feeds
 
-    def give_back(self) -> None:
-        """Let the oldest batch taken be overwritten when the GPU has read it."""
-        slot = self._taken.popleft()
-        slot.mark()
-        self._free.append(slot)
+    def release(self) -> None:
+        """Let the oldest batch taken be overwritten once the GPU has read it."""
+        buffer = self._taken.popleft()
+        buffer.mark()
+        self._free.append(buffer)
 
-    def forget(self) -> None:
-        """Give back what was taken, wait for reads under way, drop the others."""
+    def discard(self) -> None:
+        """Release all batches taken, cancel requests, and wait for reads under way."""
         while self._taken:
-            self.give_back()
-        _end(read for filling in self._asked for read in filling.reads)
-        # A read that the disk has not answered would write to what comes next.
-        self._free += [filling.slot for filling in self._asked if filling.has_ended()]
-        self._asked.clear()
+            self.release()
+        jobs = [job for read in self._requested for job in read.jobs]
+        futures.wait([job for job in jobs if not job.cancel()], READ_TIMEOUT_S)
+        # A read that still hangs would write into the next batch: drop its buffer.
+        for read in self._requested:
+            if all(job.done() for job in read.jobs):
+                self._free.append(read.buffer)
+        self._requested.clear()
 
     def close(self) -> None:
-        """End the threads and let go of the memory."""
-        self.forget()
+        """End the threads and free the memory."""
+        self.discard()
         self._readers.close()
         while self._free:
             self._free.pop().wait()
 
-    def _read(
+    def _fill(
         self,
-        slot: _Slot,
+        buffer: _Buffer,
         positions_B: npt.NDArray[np.int64],
         halvings_B: npt.NDArray[np.int64],
         slices: Slices,
     ) -> None:
-        """Fill slices of a slot."""
-        slot.wait()
+        """Read slices into a buffer."""
+        buffer.wait()
         jobs = zip(positions_B.tolist(), halvings_B.tolist(), slices, strict=True)
         for position, halvings, out_HW in jobs:
             if halvings == 0:
                 self._store.read_into(position, self._level, out_HW)
                 continue
-            # A thread's own memory, small enough to stay in the processor's cache.
-            whole_HW = self._desk.array(*self._shape_N2[position].tolist())
+            # The thread's own memory, small enough to stay in the processor's cache.
+            whole_HW = self._scratch.array(*self._shape_N2[position].tolist())
             self._store.read_into(position, self._level, whole_HW)
             halve_into(whole_HW, halvings, out_HW)
 
 
-def _end(reads: Iterator[futures.Future[None]]) -> None:
-    """Cancel reads, and wait for those that run."""
-    futures.wait([read for read in reads if not read.cancel()], PATIENCE_S)
-
-
-class _Desk(threading.local):
-    """Each reading thread's memory for the slice that it halves."""
+class _Scratch(threading.local):
+    """Memory of each reading thread for the slice that it halves."""
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
         self._whole_HW = np.empty((0, 0), np.uint16)
 
     def array(self, rows: int, columns: int) -> npt.NDArray[np.uint16]:
-        """An array of that shape, on a page; what it holds is undefined."""
+        """Return an array of that shape, on a page boundary, with undefined content."""
         if self._whole_HW.shape != (rows, columns):
             num_bytes = 2 * rows * columns
             if num_bytes > len(self._bytes):
@@ -243,8 +250,8 @@ class _Desk(threading.local):
         return self._whole_HW
 
 
-class _Slot:
-    """Memory for the slices of a batch, one behind the other."""
+class _Buffer:
+    """Memory for the slices of a batch, contiguous."""
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
@@ -252,7 +259,7 @@ class _Slot:
         self._read_by_gpu: torch.cuda.Event | None = None
 
     def lay_out(self, shape_B2: npt.NDArray[np.int64]) -> Slices:
-        """Slices of these shapes, in the order given; what they hold is undefined."""
+        """Return slices of these shapes, in this order; their content is undefined."""
         num_bytes = 2 * int(shape_B2[:, 0] @ shape_B2[:, 1])
         if num_bytes > len(self._bytes):
             self.wait()
@@ -261,89 +268,80 @@ class _Slot:
         return divide(self._bytes[:num_bytes].view(np.uint16), shape_B2)
 
     def mark(self) -> None:
-        """Note the work that the current CUDA stream has been given until now."""
+        """Note the work that is queued on the current CUDA stream now."""
         if self._pinned:
             self._read_by_gpu = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._read_by_gpu.record()
 
     def wait(self) -> None:
-        """Wait until that work is done."""
+        """Wait until the work noted by `mark` is done."""
         if self._read_by_gpu is not None:
             self._read_by_gpu.synchronize()
 
 
 def _pinned_bytes(num_bytes: int) -> npt.NDArray[np.uint8]:
-    """Page-locked memory that begins on a page, as O_DIRECT wants it."""
+    """Allocate page-locked memory that begins on a page, as O_DIRECT requires."""
     memory = torch.empty(num_bytes + DIRECT_BYTES, dtype=torch.uint8, pin_memory=True)
     aligned: npt.NDArray[np.uint8] = memory.numpy()
     return aligned[-memory.data_ptr() % DIRECT_BYTES :][:num_bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class _Filling:
-    """A batch being read into a slot."""
+class _Read:
+    """A batch that is being read into a buffer."""
 
-    slot: _Slot
-    slices: Slices
-    lengths: Sequence[int]
-    """Slices of each feed."""
-
-    reads: Sequence[futures.Future[None]]
-
-    def has_ended(self) -> bool:
-        """Whether no read writes to the slot any more."""
-        return all(read.done() for read in self.reads)
-
-    def feeds(self) -> Iterator[Slices]:
-        """The slices of each feed."""
-        first = 0
-        for length in self.lengths:
-            yield self.slices[first : first + length]
-            first += length
+    buffer: _Buffer
+    feeds: tuple[Slices, ...]
+    jobs: Sequence[Future[None]]
 
 
 Job = Callable[[], object]
 
 
-class Readers:
-    """Some threads that do jobs in the order given, until closed or gone."""
+class DaemonThreadPool:
+    """Threads that run jobs in order, until the pool is closed or garbage-collected.
+
+    The interpreter joins the threads of a `ThreadPoolExecutor` when the process ends.
+    One that waits for a disk that does not respond would never end, and neither would
+    the process.
+    """
 
     def __init__(self, count: int) -> None:
         jobs: SimpleQueue[Job | None] = SimpleQueue()
         for _ in range(count):
-            threading.Thread(target=_work, args=(jobs,), daemon=True).start()
+            threading.Thread(target=_run_jobs, args=(jobs,), daemon=True).start()
         self._jobs = jobs
-        self._dismiss = weakref.finalize(self, _dismiss, jobs, count)
+        self._stop = weakref.finalize(self, _stop_threads, jobs, count)
 
     def submit(self, job: Job) -> Future[None]:
-        """Have a job done; what is given back ends with it, and has what it raised."""
+        """Queue a job; the future ends with it and holds its exception."""
         future: Future[None] = Future()
-        self._jobs.put(partial(_do, job, future))
+        self._jobs.put(partial(_run_job, job, future))
         return future
 
     def close(self) -> None:
-        """Let each thread end, behind all jobs given before."""
-        self._dismiss()
+        """End each thread after all jobs that were submitted before."""
+        self._stop()
 
 
-def _work(jobs: SimpleQueue[Job | None]) -> None:
+def _run_jobs(jobs: SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
         job()
-        del job  # while this waits for the next, nobody holds what the last one read
+        del job  # frees what the job held while this waits for the next
 
 
-def _do(job: Job, future: Future[None]) -> None:
+def _run_job(job: Job, future: Future[None]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
         job()
-    except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+    except BaseException as error:  # noqa: BLE001 - raised by `Future.result`
         future.set_exception(error)
         del job, future  # the error holds this frame
     else:
         future.set_result(None)
 
 
-def _dismiss(jobs: SimpleQueue[Job | None], count: int) -> None:
+def _stop_threads(jobs: SimpleQueue[Job | None], count: int) -> None:
     for _ in range(count):
         jobs.put(None)

@@ -1,24 +1,19 @@
-"""Which slice comes when: a pure function of seed, epoch, rank and world size.
+"""The order of slices: a pure function of seed, epoch, rank and world size.
 
 Promises:
 
-1. Training sees a fresh order each epoch; validation keeps store order.
-2. Ranks are disjoint, and no slice comes twice in an epoch. In validation the
-   ranks together hold every slice once; in training each has the same number of
-   full batches, and what is left over (less than one global batch) waits for
-   another epoch.
-3. There is no state: a batch can be computed without the ones before it, which
-   makes resuming exact.
+1. Training has a new order each epoch; validation keeps store order.
+2. Ranks are disjoint, and no slice comes twice in an epoch. In validation the ranks
+   together hold every slice once. In training each rank has the same number of full
+   batches; the remaining slices, less than one global batch, wait for another epoch.
+3. There is no state: any batch can be computed without the ones before it, which makes
+   resuming exact.
 
-`Sampler` trains on every slice; its subclasses choose some anew each epoch. They
-choose only to train: validation is the same for all.
+`Sampler` trains on every slice. Its subclasses choose slices anew for each training
+epoch; validation is the same for all.
 
 Shape letters: N slices of the split, B slices of the batch, M studies of the split,
 E slices of one training epoch on all ranks.
-
-The ways to choose the slices of a training epoch, by name.
-
-Shape letters: N slices of the split.
 """
 
 from __future__ import annotations
@@ -36,19 +31,19 @@ from ichfast.store.store import Store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampler:
-    """The order of one split's slices on one rank."""
+    """The order of a split's slices on one rank."""
 
     slices_N: npt.NDArray[np.int64]
-    """Store positions of the split, the same array on every rank."""
+    """Store positions of the split; the same on every rank."""
 
     batch_size: int
     """Slices in a batch on one rank."""
 
     shuffle: bool
-    """True to train: shuffled, full batches only. False to validate."""
+    """True to train: shuffled, only full batches. False to validate."""
 
     seed: int = 0
-    """Run seed; an epoch's order is drawn from (seed, epoch)."""
+    """Run seed; the order of an epoch is drawn from (seed, epoch)."""
 
     rank: int = 0
     world_size: int = 1
@@ -81,11 +76,7 @@ class Sampler:
         return -(-self.num_slices // self.batch_size)
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Store positions of this rank in the order of `epoch`.
-
-        Returns:
-            Shape (num_slices,), int64, contiguous.
-        """
+        """Store positions of this rank in an epoch, shape (num_slices,), int64."""
         if not self.shuffle:
             return self.slices_N[self.rank :: self.world_size].copy()
         drawn_E = self._draw(np.random.default_rng([self.seed, epoch]))
@@ -94,40 +85,45 @@ class Sampler:
     def batch(
         self, order: npt.NDArray[np.int64], iteration: int
     ) -> npt.NDArray[np.int64]:
-        """Store positions of one batch of `order`; empty behind the last one."""
+        """Store positions of a batch; empty after the last one.
+
+        Args:
+            order: the order of an epoch.
+            iteration: number of the batch in the epoch, from 0.
+        """
         start = iteration * self.batch_size
         return order[start : start + self.batch_size]
 
     @property
     def num_drawn(self) -> int:
-        """E, slices of an epoch on all ranks together, before batches are cut."""
+        """E: slices of a training epoch on all ranks, before it is cut into batches."""
         return len(self.slices_N)
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """The slices of a training epoch in order, shape (E,), for all ranks."""
+        """Draw the slices of a training epoch for all ranks, in order, shape (E,)."""
         return rng.permutation(self.slices_N)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BalancedSampler(Sampler):
-    """As many slices with hemorrhage as without.
+    """Trains on as many slices with hemorrhage as without.
 
     An epoch has every slice of the rarer kind, and as many of the other kind, drawn
-    anew. On the RSNA set it has 2 of 7 slices, every one with hemorrhage among them.
+    anew. On the RSNA set these are 2 of 7 slices, all slices with hemorrhage included.
 
     Source:
-        Undersampling as the competition's 142nd place began its training.
+        Undersampling by the competition's 142nd place at the start of training.
     """
 
     has_hemorrhage_N: npt.NDArray[np.bool_]
-    """For each of `slices_N`, whether the label `any` is 1."""
+    """Whether the label `any` of each slice in `slices_N` is 1."""
 
     def __post_init__(self) -> None:
-        Sampler.__post_init__(self)  # super() fails: python/cpython#90562, to 3.13
+        Sampler.__post_init__(self)  # super() fails up to 3.13: python/cpython#90562
         if self._num_each() == 0:
             raise LoaderError(
                 "balanced sampling needs slices with and without hemorrhage, found "
-                f"{int(self.has_hemorrhage_N.sum())} with among "
+                f"{int(self.has_hemorrhage_N.sum())} with hemorrhage among "
                 f"{len(self.slices_N)}; choose another fold or sampling"
             )
 
@@ -137,7 +133,7 @@ class BalancedSampler(Sampler):
 
     @property
     def num_drawn(self) -> int:
-        """Twice the rarer kind."""
+        """Twice the number of slices of the rarer kind."""
         return 2 * self._num_each()
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -150,10 +146,10 @@ class BalancedSampler(Sampler):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudySampler(Sampler):
-    """One slice of each study, more likely from its middle than from its ends.
+    """Trains on one slice of each study, more often from its middle than its ends.
 
-    Neighbouring slices look alike, so an epoch of a 35th of the slices shows most
-    of what a whole one does.
+    Neighbouring slices look alike, so an epoch with a 35th of the slices shows most of
+    what a whole epoch shows.
 
     Source:
         SeuTao/RSNA2019_Intracranial-Hemorrhage-Detection (1st place),
@@ -161,50 +157,49 @@ class StudySampler(Sampler):
     """
 
     study_N: npt.NDArray[np.int64]
-    """For each of `slices_N`, the number of its study; slices of a study stand
-    together, in the order of their positions."""
+    """Number of the study of each slice in `slices_N`. Slices of a study are
+    consecutive, in the order of their positions."""
 
     def _first_M(self) -> npt.NDArray[np.intp]:
-        """Where in `slices_N` each study begins."""
+        """Index in `slices_N` of each study's first slice."""
         return np.flatnonzero(np.diff(self.study_N, prepend=self.study_N[0] - 1))
 
     @property
     def num_drawn(self) -> int:
-        """One for each study."""
+        """Number of studies."""
         return len(self._first_M())
 
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         first_M = self._first_M()
         count_M = np.diff(first_M, append=len(self.slices_N))
         weight_N = _centre_weights(first_M, count_M)
-        # A uniform number of the study's total weight falls on one of its slices.
-        behind_N = np.cumsum(weight_N)
-        behind_M = behind_N[first_M + count_M - 1]
-        before_M = behind_N[first_M] - weight_N[first_M]
-        point_M = rng.integers(before_M, behind_M)
-        drawn_M = np.searchsorted(behind_N, point_M, side="right")
+        # A uniform point in the cumulated weight of a study falls on one of its slices.
+        end_N = np.cumsum(weight_N)
+        end_M = end_N[first_M + count_M - 1]
+        start_M = end_N[first_M] - weight_N[first_M]
+        point_M = rng.integers(start_M, end_M)
+        drawn_M = np.searchsorted(end_N, point_M, side="right")
         return rng.permutation(self.slices_N[drawn_M])
 
 
 def _centre_weights(
     first_M: npt.NDArray[np.intp], count_M: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.int64]:
-    """A quarter of the distance to the nearer end of the study, but at least 1."""
+    """Weight of each slice: a quarter of its distance to the nearer end, or 1."""
     place_N = np.arange(count_M.sum()) - np.repeat(first_M, count_M)
     to_end_N = np.repeat(count_M, count_M) - 1 - place_N
     return np.maximum(np.minimum(place_N, to_end_N) // 4, 1)
 
 
 SAMPLINGS = ("all", "balanced", "study")
-"""``all``: every slice; ``balanced``: as many with hemorrhage as without;
-``study``: one slice of each study, rather from its middle."""
+"""Names of the samplers: `Sampler`, `BalancedSampler` and `StudySampler`."""
 
 
 def check_sampling(sampling: str) -> None:
-    """Refuse a name that is not one of `SAMPLINGS`.
+    """Check the name of a sampler.
 
     Raises:
-        LoaderError: it is not.
+        LoaderError: the name is not in `SAMPLINGS`.
     """
     if sampling not in SAMPLINGS:
         raise LoaderError(unknown("sampling", sampling, SAMPLINGS))
@@ -213,17 +208,18 @@ def check_sampling(sampling: str) -> None:
 def make_sampler(
     sampling: str, store: Store, slices_N: npt.NDArray[np.int64], **settings: Any
 ) -> Sampler:
-    """Make the sampler of a name.
+    """Make a sampler by name.
 
     Args:
-        sampling: a name of `SAMPLINGS`; it matters for training only.
+        sampling: a name in `SAMPLINGS`; it matters only for training.
         store: gives labels and studies.
-        slices_N: store positions of the split, rising.
-        settings: what every `Sampler` takes: ``batch_size``, ``shuffle``, ``seed``,
+        slices_N: store positions of the split, increasing.
+        settings: the other fields of `Sampler`: ``batch_size``, ``shuffle``, ``seed``,
             ``rank`` and ``world_size``.
 
     Raises:
-        LoaderError: an unknown name, or only one kind of slice to balance.
+        LoaderError: the name is unknown, a setting is out of range, or there are only
+            slices of one kind to balance.
     """
     check_sampling(sampling)
     if sampling == "balanced" and settings["shuffle"]:
@@ -239,7 +235,7 @@ def make_sampler(
 
 
 def _study_numbers(store: Store) -> npt.NDArray[np.int64]:
-    """The number of each stored slice's study; slices are sorted by study."""
+    """Number of each slice's study, shape (slices of the store,), increasing."""
     ids = store.table[["patient", "study"]]
     is_first_N = (ids != ids.shift()).any(axis=1)
     return is_first_N.cumsum().to_numpy(np.int64)

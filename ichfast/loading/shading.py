@@ -1,14 +1,15 @@
-"""Windows, lighting and holes on a CPU: a table a slice, looked up by NumPy.
+"""Windows, lighting and holes on a CPU: one table per slice, looked up by NumPy.
 
-What becomes of a pixel depends on its stored number alone, and a window has few numbers
-between black and white. So these are windowed, lit and normalised, once a slice, in
-place of every pixel, and one look-up gives all channels. DALI has no look-up with a
-table a slice on a CPU, and what it has instead takes four times as long (bench/LOG.md,
-2026-11). On a GPU all this is part of its graph (`ichfast.loading.graph`).
+The result for a pixel depends only on its stored number, and a window has few numbers
+between black and white. So these numbers are windowed, lit and normalised once per
+slice, instead of every pixel, and one look-up gives all channels. DALI has no look-up
+with a table per slice on a CPU, and its alternative takes four times as long
+(bench/LOG.md, 2026-11). On a GPU these steps are part of the graph
+(`ichfast.loading.graph`).
 
-Shape letters: B slices of the batch, S side of the images, Z slices that each is seen
-with, itself among them (1, or 3 with neighbours), C windows, T stored numbers of a
-table, M holes a slice has room for, X holes of all slices.
+Shape letters: B slices of the batch, S side of the images, Z slices read for each slice
+(1, or 3 with neighbours), C windows, T stored numbers of a table, M holes of a slice
+(used or not), X used holes of all slices.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.augment.reference import light
+from ichfast.augment.reference import Numbers, change_values
 from ichfast.windows import (
     HU_OFFSET,
     NUM_STORED_VALUES,
@@ -28,18 +29,17 @@ from ichfast.windows import (
     window_values,
 )
 
-Numbers = npt.NDArray[np.float32]
-
 SIGMOID_REACH = 4.5
-"""Widths from its center at which a sigmoid window is black or white, to 2e-8."""
+"""Distance from its center at which a sigmoid window is black or white, in widths; the
+error is 2e-8."""
 
 
 class Shader:
-    """Makes images of resampled slices.
+    """Makes images from resampled slices.
 
     Args:
         windows: C windows, in channel order.
-        normalization: per window.
+        normalization: mean and standard deviation per window.
     """
 
     def __init__(self, windows: Sequence[Window], normalization: Normalization) -> None:
@@ -55,10 +55,10 @@ class Shader:
         """Window, light, normalise and cut holes.
 
         Args:
-            warped_BSSZ: stored numbers.
-            numbers: what differs by slice, as `loading.graph.FEEDS` has it: center and
-                width, (B, C) HU; contrast and brightness, (B, 1); corners and sides,
-                (B, 2M) pixels. What is not there changes nothing.
+            warped_BSSZ: stored numbers, uint16.
+            numbers: parameters by the name of their feed in `loading.graph`: center and
+                width, shape (B, C), HU; those of `change_values`, shape (B, 1); corners
+                and sides, shape (B, 2M), pixels. A missing one changes nothing.
 
         Returns:
             Shape (B, S, S, Z * C), float16, C order.
@@ -70,16 +70,16 @@ class Shader:
         for warped_SSZ, table_TC, image_SSZC in zip(
             warped_BSSZ, table_BTC, image_BSSZC, strict=True
         ):
-            # Clipped: numbers above the table's last are as white as that.
+            # Numbers above the end of the table are as white as its last entry.
             table_TC.take(warped_SSZ, axis=0, out=image_SSZC, mode="clip")
         if "corners" in numbers:
             self._cut(image_BSSZC, numbers["corners"], numbers["sides"])
         return image_BSSZC.reshape(*warped_BSSZ.shape[:3], -1)
 
     def _tables(self, numbers: Mapping[str, Numbers]) -> npt.NDArray[np.float16]:
-        """What each stored number, from 0 on, becomes: (B, T, C).
+        """Shaded values of the stored numbers from 0 on, shape (B, T, C).
 
-        (1, T, C) if all slices are alike.
+        The shape is (1, T, C) if all slices have the same table.
         """
         center_BC = numbers.get("center", self._center_1C)
         width_BC = numbers.get("width", self._width_1C)
@@ -89,8 +89,7 @@ class Shader:
             first, last = _span(center_B1, width_B1, window.shape)
             hu_T = np.arange(first, last + 1, dtype=np.float32) - HU_OFFSET
             value_BT = window_values(hu_T, center_B1, width_B1, window.shape)
-            if "contrast" in numbers:
-                value_BT = light(value_BT, numbers["contrast"], numbers["brightness"])
+            value_BT = change_values(value_BT, numbers)
             value_BT -= np.float32(self._normalization.mean[c])
             value_BT /= np.float32(self._normalization.std[c])
             shades.append((first, last, value_BT.astype(np.float16)))
@@ -110,7 +109,7 @@ class Shader:
         corners: Numbers,
         sides: Numbers,
     ) -> None:
-        """Fill holes with air, unlit and through the windows that were asked for."""
+        """Fill holes with air, unlit, through the windows before any jitter."""
         corner_BM2, side_BM2 = (
             each.reshape(len(image_BSSZC), -1, 2) for each in (corners, sides)
         )
@@ -125,7 +124,7 @@ class Shader:
 
 
 def _span(center_B1: Numbers, width_B1: Numbers, shape: str) -> tuple[int, int]:
-    """The stored numbers at which all windows are black, and white, or the ends."""
+    """Stored numbers at which all windows are black and white, clipped to the range."""
     reach = SIGMOID_REACH if shape == "sigmoid" else 0.5
     black = float((center_B1 - reach * width_B1).min()) + HU_OFFSET
     white = float((center_B1 + reach * width_B1).max()) + HU_OFFSET

@@ -1,8 +1,8 @@
-"""One piece of memory for all ranks of a machine, filled by all of them together.
+"""Memory shared by all ranks of a machine, which fill it together.
 
-It has no name in any file system: the kernel frees it when the last process that sees
-it is gone, however that ended. Nor does the size of /dev/shm, which containers keep
-small, limit it.
+It has no name in any file system, so the kernel frees it when the last process that
+maps it ends, even by a crash. The size of /dev/shm, small in containers, does not limit
+it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ichfast.system.ranks import Ranks
 
 @dataclass(frozen=True, slots=True)
 class SharedMemory:
-    """Memory that this rank and others of its machine see."""
+    """Memory that the ranks of a machine share."""
 
     memory: npt.NDArray[np.uint8]
 
     number: int
-    """Of this rank among them, from 0."""
+    """Number of this rank on its machine, from 0."""
 
     count: int
-    """How many they are."""
+    """Number of ranks on the machine."""
 
     def own_part(self, length: int) -> slice:
-        """Which of `length` things this rank is to fill in."""
+        """Part of a sequence of `length` items that this rank fills."""
         return slice(
             self.number * length // self.count,
             (self.number + 1) * length // self.count,
@@ -44,20 +44,21 @@ class SharedMemory:
 
 @contextmanager
 def share_memory(num_bytes: int, ranks: Ranks) -> Iterator[SharedMemory]:
-    """Take memory together, fill it, and wait until all have.
+    """Allocate memory that the ranks of a machine share, and fill it together.
 
-    All ranks call this alike. A rank alone gets memory of its own.
+    All ranks enter this context. A single rank gets ordinary memory.
 
     Args:
-        num_bytes: of all; the same on every rank of a machine.
-        ranks: who calls.
+        num_bytes: size of the memory; the same on every rank of a machine.
+        ranks: all processes that enter the context.
 
     Yields:
-        The memory, to be filled by each rank in part. Behind the context it holds
-        what all have filled in, and lasts as long as arrays show it.
+        The memory; each rank fills its own part. After the context it holds the parts
+        of all ranks, and lives as long as an array refers to it.
 
     Raises:
-        LoaderError: the ranks have not joined, or cannot see another's memory.
+        LoaderError: the ranks are in no process group, or cannot map the memory of
+            another rank.
     """
     if ranks.world_size == 1:
         yield SharedMemory(np.empty(num_bytes, np.uint8), 0, 1)
@@ -67,8 +68,8 @@ def share_memory(num_bytes: int, ranks: Ranks) -> Iterator[SharedMemory]:
             f"{ranks.world_size} ranks share memory, but torch.distributed is not "
             "initialized; call init_process_group before, or take cache none"
         )
-    # Each rank offers some, which takes nothing before it is written to; that of the
-    # first on a machine is taken.
+    # Each rank offers memory, which costs nothing before it is written to. The ranks of
+    # a machine map that of their first.
     descriptor = os.memfd_create("ichfast")
     try:
         os.ftruncate(descriptor, num_bytes)
@@ -83,7 +84,7 @@ def share_memory(num_bytes: int, ranks: Ranks) -> Iterator[SharedMemory]:
 
 
 def _machine() -> tuple[str, int]:
-    """What processes have in common that see each other in /proc."""
+    """Identify the processes that see each other in /proc."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
     return boot, Path("/proc/self/ns/pid").stat().st_ino
 
@@ -94,6 +95,6 @@ def _map(path: Path, num_bytes: int) -> npt.NDArray[np.uint8]:
             return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), np.uint8)
     except OSError as error:
         raise LoaderError(
-            "cannot see the memory of another rank on this machine "
+            "cannot map the memory of another rank on this machine "
             f"({error.strerror}); take --cache none, or start all ranks by one user"
         ) from error

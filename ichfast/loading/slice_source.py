@@ -1,4 +1,4 @@
-"""Where a loader's slices come from: the disk, or memory that holds them all.
+"""The source of a loader's slices: the disk, or memory that holds them all.
 
 Shape letters: N slices of the store, R slices kept, B slices of a batch, H rows,
 W columns.
@@ -15,44 +15,45 @@ import torch
 
 from ichfast.loading.cache import DeviceSlices, HostSlices
 from ichfast.loading.config import DataConfig, neighbours
-from ichfast.loading.prefetch import ReadAhead, Wanted
+from ichfast.loading.prefetch import ReadAhead, SliceRequest
 from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
 
-class SliceSupply(Protocol):
-    """Where a loader's slices come from: the disk, or memory."""
+class SliceSource(Protocol):
+    """A queue of batches: they are taken in the order they were requested."""
 
-    def ask(self, wanted: Sequence[Wanted]) -> None:
-        """Name a batch that will be taken, behind those named before.
+    def request(self, batch: Sequence[SliceRequest]) -> None:
+        """Announce a batch that will be taken.
 
         Args:
-            wanted: slices of each feed. What stays on the device is not halved here.
+            batch: slices of each feed. Slices kept on the device are never halved here.
         """
 
     def take(self) -> tuple[Any, ...]:
-        """The slices of the oldest batch asked for, one value for each feed.
+        """Wait for the oldest batch requested, and return the slices of each feed.
 
-        Returns: For each feed `loading.prefetch.Slices`, or a (B, H, W) int16 tensor on
-            the device. They stay as they are until given back.
+        Returns:
+            For each feed `loading.prefetch.Slices`, or an int16 tensor of shape
+            (B, H, W) on the device. They do not change until the batch is released.
 
         Raises:
-            StoreError: a shard is damaged, gone, or cannot be read.
-            LoaderError: the disk does not answer.
+            StoreError: a shard is damaged, missing, or cannot be read.
+            LoaderError: the disk does not respond.
         """
 
-    def give_back(self) -> None:
-        """Whatever reads the oldest batch taken has been queued, or is done."""
+    def release(self) -> None:
+        """Let the oldest batch taken be overwritten, after the work queued so far."""
 
-    def forget(self) -> None:
-        """Give back what was taken, and drop what was asked for."""
+    def discard(self) -> None:
+        """Release all batches taken, and drop all requests."""
 
     def close(self) -> None:
-        """Let go of memory and threads."""
+        """Free memory and threads."""
 
 
-def make_supply(
+def make_slice_source(
     store: Store,
     sampler: Sampler,
     config: DataConfig,
@@ -61,21 +62,22 @@ def make_supply(
     level: int,
     on_gpu: bool,
     ranks: Ranks,
-) -> SliceSupply:
-    """Make what `config.cache` asks for. On the CPU the device's memory is the host's.
+) -> SliceSource:
+    """Make the source that `config.cache` names. On a CPU, ``device`` means the host.
 
     Args:
-        store: open for reading; must outlive what is made.
-        sampler: says which slices may be wanted.
-        config: cache, and whether neighbours are seen.
+        store: open for reading; must outlive the source.
+        sampler: decides which slices may be requested.
+        config: cache, and whether neighbours are read.
         shape_N2: rows and columns of every slice at that level.
         level: the store's level to read.
-        on_gpu: slices are wanted by the current CUDA device.
-        ranks: who makes one; those of a machine keep slices in host memory together.
+        on_gpu: the slices are for the current CUDA device.
+        ranks: all processes that share the split. Those of one machine share host
+            memory.
 
     Raises:
-        LoaderError: slices that do not fit where they are to be kept.
-        StoreError: a shard is damaged, gone, or cannot be read.
+        LoaderError: slices do not fit where they are to be kept.
+        StoreError: a shard is damaged, missing, or cannot be read.
     """
     if config.cache == "none":
         return ReadAhead(store, level, shape_N2, pinned=on_gpu)
@@ -91,7 +93,7 @@ def make_supply(
 def _with_neighbours(
     picked_N: npt.NDArray[np.int64], store: Store, config: DataConfig
 ) -> npt.NDArray[np.int64]:
-    """Store positions of slices and of whatever else is seen with them, sorted."""
+    """Store positions of slices and of the neighbours read with them, sorted."""
     others = neighbours(store) if config.neighbours else ()
     return np.unique(
         np.concatenate([picked_N, *(other_N[picked_N] for other_N in others)])

@@ -1,23 +1,20 @@
-"""Folds: disjoint parts of the slices, one of which validates.
+"""Folds: disjoint parts of a store's slices. One fold validates, the others train.
+
+Only slices with all six labels take part. For a slice without a patient id, its study
+counts as the patient.
 
 Promises of `patient_folds`:
 
 1. All slices of a patient are in one fold.
 2. Each class is spread as evenly as whole patients allow.
-3. The same slices and seed give the same folds, in whatever order they come.
+3. The same slices and seed give the same folds, in any order of the slices.
 
-`slice_folds` is the reference's own split. It puts slices of one patient on both
-sides, so its validation loss looks about 8 % better than it is; it exists to
-compare with the reference's figures.
+`slice_folds` is the reference's own split. It puts slices of one patient on both sides,
+so the validation loss looks about 8 % better than it is. It is there to compare with
+the reference's figures.
 
-Shape letters: N slices, K classes, P patients, F folds.
-
-Which slices of a store train and which validate.
-
-Only slices with all six labels take part. A slice without a patient id counts as
-a patient of its own study.
-
-Shape letters: N slices of the store, of the training or of the validation part.
+Shape letters: N slices, K classes, P patients, F folds, C columns of counts (the
+classes and all slices).
 """
 
 from __future__ import annotations
@@ -38,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 NUM_FOLDS = 5
 FOLD_SEED = 42
+"""Number and seed of the folds by default, as in the experiments of the reference."""
 
 
 def patient_folds(
@@ -47,28 +45,28 @@ def patient_folds(
     num_folds: int = NUM_FOLDS,
     seed: int = FOLD_SEED,
 ) -> npt.NDArray[np.int8]:
-    """Deal whole patients into folds, the rarest class first.
+    """Distribute whole patients over folds, the rarest class first.
 
-    Patients with the rarest class go first, those with most slices of it
-    leading, each to the fold where it adds least to the unevenness: the squared
-    share a fold holds of a class, summed over folds and classes. Then the next
-    rarest class, and last the patients without any.
+    Patients with the rarest class come first, sorted by their number of its slices.
+    Each goes to the fold where it adds least to the unevenness: the squared share of a
+    class that a fold holds, summed over folds and classes. The next rarest class
+    follows, and patients without any class come last.
 
     Args:
         patients_N: the patient of each slice.
         labels_NK: 0 or 1, shape (N, 6).
-        num_folds: how many folds.
-        seed: orders patients that are alike.
+        num_folds: number of folds.
+        seed: orders patients with equal counts.
 
     Returns:
-        Shape (N,), int8, the fold of each slice, 0 to `num_folds` - 1.
+        The fold of each slice, 0 to `num_folds` - 1, shape (N,), int8.
 
     Raises:
-        FoldError: fewer patients than folds.
+        FoldError: there are fewer patients than folds.
 
     Source:
-        Rarest label first is the split of the competition's 11th place, which
-        the reference's later experiments use; dealing by counts is Sechidis,
+        Rarest label first is the split of the competition's 11th place, which the
+        reference's later experiments use. Distribution by counts is Sechidis,
         Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data" (2011).
     """
     patient_N, patients_P = pd.factorize(np.asarray(patients_N), sort=True)
@@ -88,7 +86,7 @@ def patient_folds(
         open_P = np.flatnonzero((fold_P < 0) & (counts_PC[:, column] > 0))
         order = np.lexsort((tie_P[open_P], -counts_PC[open_P, column]))
         for patient in open_P[order]:
-            # The growth of the squared unevenness, summed over the classes.
+            # Growth of the squared unevenness, summed over the classes.
             growth_F = totals_FC @ (counts_PC[patient] * weight_C)
             emptiest = np.argmin(growth_F)
             fold_P[patient] = emptiest
@@ -103,21 +101,21 @@ def slice_folds(
     num_folds: int = NUM_FOLDS,
     seed: int = FOLD_SEED,
 ) -> npt.NDArray[np.int8]:
-    """Deal slices into folds by their combination of labels, as the reference did.
+    """Distribute slices over folds by their combination of labels.
 
-    Slices of one patient land in several folds: a warning says so.
+    Slices of one patient get into several folds, so a warning is logged.
 
     Args:
         labels_NK: 0 or 1, shape (N, 6).
-        num_folds: how many folds.
+        num_folds: number of folds.
         seed: shuffles the slices of each combination.
 
     Returns:
-        Shape (N,), int8, the fold of each slice.
+        The fold of each slice, shape (N,), int8.
 
     Source:
-        scikit-learn's StratifiedKFold over the label string is what the
-        reference calls; the same law, not the same draws.
+        The reference calls scikit-learn's StratifiedKFold on the label string. This has
+        the same distribution, not the same draws.
     """
     logger.warning(
         "slice folds put slices of one patient on both sides; "
@@ -137,7 +135,7 @@ def _count_by_patient(
     labels_NK: npt.NDArray[np.number],
     num_patients: int,
 ) -> npt.NDArray[np.int64]:
-    """Slices of each class a patient has; the last column counts all slices."""
+    """Count each patient's slices of each class, and all slices in the last column."""
     labels_and_one_NC = np.column_stack([labels_NK, np.ones(len(labels_NK))])
     return np.stack(
         [
@@ -149,25 +147,25 @@ def _count_by_patient(
 
 
 def _rarest_first(counts_PC: npt.NDArray[np.int64]) -> list[int]:
-    """Class columns by rising number of slices; the column of all slices last."""
+    """Columns by increasing number of slices; the column of all slices is last."""
     return [int(c) for c in np.argsort(counts_PC.sum(axis=0), kind="stable")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldConfig:
-    """Which slices validate."""
+    """Settings that decide which slices validate."""
 
     kind: str = "patient"
-    """``patient``: whole patients; ``slice``: the reference's own, which leaks."""
+    """``patient``: whole patients; ``slice``: the reference's split, which leaks."""
 
     num_folds: int = NUM_FOLDS
-    """Parts the slices are dealt into."""
+    """Number of folds."""
 
     fold: int = 0
-    """The part that validates."""
+    """The fold that validates."""
 
     seed: int = FOLD_SEED
-    """Deals the parts."""
+    """Seed of the folds."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("patient", "slice"):
@@ -183,16 +181,16 @@ class FoldConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """Store positions, in store order."""
+    """Training and validation slices of a store, in store order."""
 
     fold_N: npt.NDArray[np.int8]
-    """The fold of each slice of the store, -1 where it has no labels."""
+    """The fold of each slice of the store; -1 if it has no labels."""
 
     train_N: npt.NDArray[np.int64]
     valid_N: npt.NDArray[np.int64]
 
     def counts(self, store: Store) -> dict[str, int]:
-        """Slices and patients of both parts."""
+        """Number of slices and patients of both parts, by name."""
         patients = store.table["patient"].to_numpy(dtype=object)
         return {
             "train_slices": len(self.train_N),
@@ -203,16 +201,16 @@ class Split:
 
 
 def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -> Split:
-    """Deal a store's labelled slices into folds, and choose the one that validates.
+    """Split a store's labelled slices into folds, and choose the one that validates.
 
     Args:
         store: with labels.
         folds: kind, number, seed and the fold that validates.
-        limit: keep so many training slices, and a quarter as many for validation,
-            spread evenly; None keeps all.
+        limit: number of training slices to keep, spread evenly, with a quarter as many
+            for validation; None keeps all.
 
     Raises:
-        FoldError: no labels, too few patients, or an empty part.
+        FoldError: there are no labels, too few patients, or a part is empty.
     """
     labels_NK = store.labels_NK()
     labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
@@ -222,18 +220,18 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
             "with another --store"
         )
     if folds.kind == "patient":
-        dealt_N = patient_folds(
+        labelled_folds_N = patient_folds(
             patients_N(store.table)[labelled_N],
             labels_NK[labelled_N],
             num_folds=folds.num_folds,
             seed=folds.seed,
         )
     else:
-        dealt_N = slice_folds(
+        labelled_folds_N = slice_folds(
             labels_NK[labelled_N], num_folds=folds.num_folds, seed=folds.seed
         )
     fold_N = np.full(len(store), -1, dtype=np.int8)
-    fold_N[labelled_N] = dealt_N
+    fold_N[labelled_N] = labelled_folds_N
     valid_N = np.flatnonzero(fold_N == folds.fold)
     train_N = np.flatnonzero((fold_N >= 0) & (fold_N != folds.fold))
     if limit is not None:

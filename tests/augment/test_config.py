@@ -1,4 +1,4 @@
-"""Laws of augmentation: the presets are fastai's, and nonsense is refused."""
+"""Settings of the augmentation: presets equal fastai's, invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GET_TRANSFORMS: dict[str, Any] = {
     "window_jitter": (0.0, 0.0),
     "cutout_probability": 0.0,
 }
-"""The defaults of fastai v1's `get_transforms`, in our words."""
+"""The defaults of fastai v1's `get_transforms`, by our names."""
 
 NOTEBOOKS: dict[str, dict[str, Any]] = {
     "fastai": {},
@@ -44,13 +44,13 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
         "cutout_side": (2, 30),
     },
 }
-"""What the reference's notebooks ask for otherwise."""
+"""Settings in the reference's notebooks that differ from the defaults."""
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_preset_is_what_the_references_notebook_asks_of_fastai(name: str) -> None:
-    for law, value in (GET_TRANSFORMS | NOTEBOOKS[name]).items():
-        assert getattr(PRESETS[name], law) == value, law
+def test_a_preset_has_the_settings_of_the_references_notebook(name: str) -> None:
+    for setting, value in (GET_TRANSFORMS | NOTEBOOKS[name]).items():
+        assert getattr(PRESETS[name], setting) == value, setting
 
 
 def test_no_augmentation_is_the_default() -> None:
@@ -78,6 +78,6 @@ def test_no_augmentation_is_the_default() -> None:
         {"cutout_side": (5, 4)},
     ],
 )
-def test_laws_that_make_no_sense_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=rf"augment\.{next(iter(wrong))}.*expected"):
         replace(AugmentConfig(), **wrong)

@@ -1,4 +1,4 @@
-"""Each matrix moves a slice as its name says."""
+"""Each matrix moves a slice as its name promises."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ichfast.augment.reference import resample, source_places
 SIDE = 24
 LETTER_HW = np.zeros((SIDE, SIDE), np.uint16)
 LETTER_HW[4:20, 4:8] = LETTER_HW[4:8, 4:18] = LETTER_HW[10:14, 4:14] = 2000
-"""An F: none of the square's symmetries leaves it as it is."""
+"""The letter F, which every symmetry of the square but the identity changes."""
 
 
 def moved(
     *steps: npt.NDArray[np.float64], source_HW: npt.NDArray[np.uint16] = LETTER_HW
 ) -> npt.NDArray[np.uint16]:
-    """A source of `SIDE` columns, seen through some matrices of one slice."""
+    """Resample a slice to `SIDE` pixels through the matrices of one slice."""
     matrix_B33 = geometry.to_pixels(steps, np.array([source_HW.shape]), SIDE)
     stored_SS = resample(source_HW, *source_places(matrix_B33[0], SIDE))
     return np.rint(stored_SS).astype(np.uint16)
@@ -55,7 +55,7 @@ def test_a_shift_goes_right_and_down_and_leaves_air() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_a_shift_comes_last_and_is_no_longer_for_a_zoom() -> None:
+def test_a_shift_after_a_zoom_is_not_enlarged() -> None:
     zoom = geometry.zoom(np.array([2.0]), np.array([[0.5, 0.5]]))
     shift = geometry.shift(np.array([[0.25, 0.0]]))
     np.testing.assert_array_equal(moved(zoom, shift)[:, 6:], moved(zoom)[:, :-6])
@@ -75,7 +75,7 @@ def test_a_zoom_enlarges_and_keeps_its_focus_in_place(
 @pytest.mark.parametrize(
     ("magnitudes", "corners"),
     [
-        # the right corners up and down, the left, the lower to the sides, the upper
+        # right corners up and down, left ones, lower ones to the sides, upper ones
         ((0.2, 0.0, 0.0, 0.0), [(-1, -1), (-1, 1), (1, -1.2), (1, 1.2)]),
         ((0.0, -0.2, 0.0, 0.0), [(-1, -0.8), (-1, 0.8), (1, -1), (1, 1)]),
         ((0.0, 0.0, 0.2, 0.0), [(-1, -1), (-1.2, 1), (1, -1), (1.2, 1)]),

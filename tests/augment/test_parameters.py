@@ -1,9 +1,9 @@
-"""What is drawn follows fastai's laws, and belongs to its slice alone.
+"""Draws follow fastai's distributions, and depend on their slice alone.
 
-The seed is fixed, so nothing here is left to chance; the tolerances are those of a
-sample of `COUNT`. A share is within 4 of its standard deviations. A quantity is
-uniform if no quantile is further off than Kolmogorov's 1.95 / sqrt(n), which one fair
-sample in a thousand exceeds.
+The seed is fixed, so the tests are deterministic. Tolerances are those of a sample of
+`COUNT`. A share is within 4 of its standard deviations. A quantity is uniform if no
+quantile is further off than Kolmogorov's 1.95 / sqrt(n), which one fair sample in a
+thousand exceeds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EVERYTHING = AugmentConfig(
 
 
 def drawn(config: AugmentConfig, slices: Any = COUNT, **options: int) -> Parameters:
-    """Parameters of some slices, all 40x40 at the source."""
+    """Draw parameters of slices of 40x40."""
     slices_B = np.arange(slices) if isinstance(slices, int) else np.asarray(slices)
     return draw(
         config,
@@ -50,7 +50,7 @@ def drawn(config: AugmentConfig, slices: Any = COUNT, **options: int) -> Paramet
 
 
 def centred(parameters: Parameters) -> Numbers:
-    """The matrices in centred coordinates, -1 to 1, (B, 3, 3)."""
+    """The matrices in centred coordinates, -1 to 1, shape (B, 3, 3)."""
     to_pixels_33 = np.array(
         [[SIZE / 2, 0, SIZE / 2], [0, SIZE / 2, SIZE / 2], [0, 0, 1]]
     )
@@ -64,7 +64,7 @@ def check_share(claims: npt.NDArray[np.bool_], share: float) -> None:
 
 
 def check_uniform(values: Numbers, low: float, high: float) -> None:
-    """Whether values are spread evenly from `low` to `high`."""
+    """Check that values are uniform between `low` and `high`."""
     places = np.sort((values - low) / (high - low))
     assert places[0] > -1e-4
     assert places[-1] < 1 + 1e-4
@@ -73,18 +73,18 @@ def check_uniform(values: Numbers, low: float, high: float) -> None:
     assert distance < 1.95 / math.sqrt(len(places))
 
 
-def check_integers(values: npt.NDArray[Any], fewest: int, most: int) -> None:
-    """Whether integers are equally frequent, both ends included."""
-    assert set(values.astype(int)) == set(range(fewest, most + 1))
-    for each in range(fewest, most + 1):
-        check_share(values == each, 1 / (most - fewest + 1))
+def check_integers(values: npt.NDArray[Any], low: int, high: int) -> None:
+    """Check that integers are equally frequent, both ends included."""
+    assert set(values.astype(int)) == set(range(low, high + 1))
+    for each in range(low, high + 1):
+        check_share(values == each, 1 / (high - low + 1))
 
 
-# The numbers beneath all laws
+# The random generator
 
 
 def splitmix(seed: int, epoch: int, position: int, count: int) -> list[float]:
-    """The generator in whole numbers of Python, one slice at a time."""
+    """The generator in Python's integers, for one slice."""
     mask = 2**64 - 1
 
     def mix(bits: int) -> int:
@@ -106,7 +106,7 @@ def test_the_generator_is_splitmix64_to_the_bit(seed: int) -> None:
         assert found_BU[row].tolist() == splitmix(seed, 7, position, 66)
 
 
-def test_every_number_is_uniform_and_tells_nothing_of_any_other() -> None:
+def test_all_numbers_are_uniform_and_uncorrelated() -> None:
     slices_B = np.arange(COUNT)
     uniform_BU = _uniforms(11, 0, slices_B, 66)
     for column_B in uniform_BU.T:
@@ -119,11 +119,11 @@ def test_every_number_is_uniform_and_tells_nothing_of_any_other() -> None:
     ]
     together = np.corrcoef(np.concatenate(neighbours_BU, axis=1).T)
     np.fill_diagonal(together, 0)
-    # Of 34,716 pairs, 0.02 fair ones are to be expected beyond 5 deviations.
+    # Of 34,716 pairs, 0.02 fair ones are expected beyond 5 deviations.
     assert abs(together).max() < 5 / math.sqrt(COUNT)
 
 
-# Each law
+# Distributions
 
 
 def test_a_flip_is_as_likely_as_asked() -> None:
@@ -152,21 +152,21 @@ def test_rotation_is_uniform_between_its_limits_about_the_centre() -> None:
     np.testing.assert_allclose(matrix_B33[:, :2, 2], 0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("chance", "least"), [(0.75, 1.0), (1.0, 1.05)])
-def test_zoom_and_its_focus_are_uniform(chance: float, least: float) -> None:
-    config = AugmentConfig(zoom_probability=chance, min_zoom=least, max_zoom=1.4)
+@pytest.mark.parametrize(("chance", "min_zoom"), [(0.75, 1.0), (1.0, 1.05)])
+def test_zoom_and_its_focus_are_uniform(chance: float, min_zoom: float) -> None:
+    config = AugmentConfig(zoom_probability=chance, min_zoom=min_zoom, max_zoom=1.4)
     matrix_B33 = centred(drawn(config))
     scale_B = matrix_B33[:, 0, 0]
     zoomed_B = scale_B < 1 - 1e-6
     check_share(zoomed_B, chance)
-    check_uniform(1 / scale_B[zoomed_B], least, 1.4)
-    enough_B = scale_B < 1 - 1e-2  # a focus cannot be read back from hardly any zoom
+    check_uniform(1 / scale_B[zoomed_B], min_zoom, 1.4)
+    enough_B = scale_B < 1 - 1e-2  # a tiny zoom does not tell its focus
     for axis in (0, 1):
         focus_B = matrix_B33[enough_B, axis, 2] / (1 - scale_B[enough_B]) / 2 + 0.5
         check_uniform(focus_B, 0, 1)
 
 
-def test_a_zoom_with_a_focus_of_its_own_happens_to_every_slice() -> None:
+def test_a_zoom_with_a_given_focus_happens_to_every_slice() -> None:
     config = AugmentConfig(min_zoom=1.35, max_zoom=1.35, zoom_focus=(1.0, 0.0))
     matrix_B33 = centred(drawn(config, 50))
     rest = 1 - 1 / 1.35
@@ -183,7 +183,7 @@ def test_a_warp_moves_four_pairs_of_corners_each_uniformly() -> None:
     warped_B = (abs(out_B24) > 1e-5).any(axis=(1, 2))
     check_share(warped_B, 0.75)
     x_B4, y_B4 = out_B24[warped_B, 0], out_B24[warped_B, 1]
-    # In each pair the two corners move as far as each other, in opposite directions.
+    # The two corners of a pair move equally far, in opposite directions.
     for pair_B4, first, second in (
         (x_B4, 0, 2),
         (x_B4, 1, 3),
@@ -228,7 +228,7 @@ def test_window_jitter_is_uniform_between_its_limits() -> None:
     check_uniform(parameters.width_shift_B.astype(np.float64), -15, 15)
 
 
-def test_holes_have_the_number_and_side_asked_for_both_ends_included() -> None:
+def test_holes_have_numbers_and_sides_in_range_both_ends_included() -> None:
     parameters = drawn(PRESETS["exp-30"])
     assert (parameters.hole_side_BM2[..., 0] == parameters.hole_side_BM2[..., 1]).all()
     side_BM = parameters.hole_side_BM2[..., 0]
@@ -248,11 +248,11 @@ def test_holes_lie_around_a_uniform_pixel() -> None:
     check_integers(middle_BM2[:, 19, 1], 0, SIZE - 1)
 
 
-# Each on its own
+# Independence of the settings
 
 
 def features() -> Iterator[tuple[str, Numbers]]:
-    """What can be told of each slice from what was drawn, law by law."""
+    """Yield numbers of each slice that its parameters reveal, by name."""
     yield "flip", centred(drawn(AugmentConfig(flip_probability=0.5)))[:, 0, 0]
     symmetric_B33 = centred(drawn(AugmentConfig(dihedral_probability=0.5)))
     yield from ((f"symmetry {k}", symmetric_B33[:, 0, k]) for k in (0, 1))
@@ -278,7 +278,7 @@ def features() -> Iterator[tuple[str, Numbers]]:
     yield "hole row", rest.hole_corner_BM2[:, 0, 0].astype(np.float64)
 
 
-def test_what_is_drawn_of_one_kind_tells_nothing_of_another() -> None:
+def test_draws_of_different_settings_are_uncorrelated() -> None:
     names, values = zip(*features(), strict=True)
     together = np.corrcoef(np.stack(values))
     related = {
@@ -291,8 +291,8 @@ def test_what_is_drawn_of_one_kind_tells_nothing_of_another() -> None:
             assert abs(value) < 4 / math.sqrt(COUNT), pair
 
 
-def test_a_law_that_is_switched_on_changes_nothing_else() -> None:
-    """So the matrix of all laws is the product of those of each."""
+def test_a_setting_that_is_switched_on_changes_no_other_draw() -> None:
+    """The matrix of all settings is the product of the matrices of each."""
     alone = [
         AugmentConfig(dihedral_probability=0.5),
         AugmentConfig(flip_probability=0.5),
@@ -312,11 +312,11 @@ def test_a_law_that_is_switched_on_changes_nothing_else() -> None:
     np.testing.assert_array_equal(cut.hole_side_BM2, together.hole_side_BM2)
 
 
-# Each slice on its own
+# Independence of the slices
 
 
 def test_a_slice_draws_what_it_drew_in_earlier_versions() -> None:
-    """So a run can be repeated with a later version."""
+    """A run can be repeated with a later version."""
     parameters = drawn(EVERYTHING, [1009])
     matrix_33 = [
         [1.00525391, 0.20687328, -3.66592145],

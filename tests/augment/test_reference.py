@@ -1,4 +1,4 @@
-"""The twin does to a slice what its parameters say."""
+"""The reference applies each parameter to a slice."""
 
 from __future__ import annotations
 

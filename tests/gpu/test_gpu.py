@@ -1,4 +1,4 @@
-"""On a GPU: the loader's promises, agreement with the CPU, and a training run."""
+"""The loader's promises, agreement with the CPU, and a training run, on a GPU."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def real(
     real_slices: list[npt.NDArray[np.uint16]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Store]:
-    """Slices of the competition."""
+    """A store of the competition's slices."""
     path = tmp_path_factory.mktemp("real") / "store"
     count = len(real_slices)
     write_slices(path, real_slices, simple_rows(count), np.zeros((count, 6), int))
@@ -90,13 +90,13 @@ def test_gpu_and_cpu_draw_and_apply_the_same(
             batches = [batch.images_BCHW.float().cpu() for batch in loader]
             images[device] = torch.cat(batches)
     difference = (images["cpu"] - images["cuda"]).abs()
-    # The CPU may round places to 1/32 pixel (see `twin_bounds`), the GPU does not.
+    # Only the CPU may round coordinates to 1/32 pixel (see `reference_bounds`).
     assert difference.mean() < 0.01
     assert difference.quantile(0.99) < 2 / 32
 
 
 def test_gpu_and_cpu_light_to_the_same_step_or_the_next() -> None:
-    """The GPU may round a product and a sum at once, the CPU rounds each."""
+    """The GPU may round a product and a sum together, the CPU rounds each."""
     logit_V = np.linspace(-16.1, 16.1, 9_973, dtype=np.float32)
     contrast_B = np.array([0.8, 1.0, 1.25, 99.0], np.float32)
     brightness_B = np.array([0.4, 0.0, -0.3, 5.0], np.float32)
@@ -108,7 +108,7 @@ def test_gpu_and_cpu_light_to_the_same_step_or_the_next() -> None:
 
 
 @pytest.mark.parametrize("cache", ["host", "device"])
-def test_kept_slices_give_the_very_same_batches_on_the_gpu(
+def test_kept_slices_give_the_same_batches_on_the_gpu_to_the_bit(
     tiny_store: Store, cache: str
 ) -> None:
     config = DataConfig(size=64, batch_size=6, level=256)
@@ -163,7 +163,7 @@ def load_kept_together(ranks: Ranks, store_path: Path) -> None:
     assert all(map(same_images, *batches))
 
 
-def test_memory_that_ranks_share_can_be_locked_by_each(tiny_store_path: Path) -> None:
+def test_each_rank_can_lock_memory_that_ranks_share(tiny_store_path: Path) -> None:
     # Both use the first GPU.
     assert run_ranks(2, load_kept_together, tiny_store_path) == ["", ""]
 
@@ -185,7 +185,7 @@ def test_the_augmentation_changes_on_the_gpu(tiny_store: Store, cache: str) -> N
         assert torch.equal(batch.images_BCHW, copy)
 
 
-def test_gathered_slices_are_those_of_the_twin() -> None:
+def test_gathered_slices_equal_the_reference() -> None:
     pytest.importorskip("cupy")
     assert gather._kernel() is not None
     set_NHW = torch.randint(0, 3000, (37, 64, 48), dtype=torch.int16, device="cuda")

@@ -1,4 +1,4 @@
-"""What every loader promises, as functions to call on any of them."""
+"""The promises of every loader, as checks to call on any of them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def check_loader(
     shuffle: bool,
     repeats_images: bool = True,
 ) -> None:
-    """Hold a loader to the promises of `ichfast.loading.batch`, for slices on one rank.
+    """Check the promises of `ichfast.loading.batch` on one rank.
 
     Args:
-        loader: whose epochs are looked at; still usable afterwards.
+        loader: the loader to check; still usable afterwards.
         slices: store positions it was given, in order.
-        batch_size: of a full batch.
+        batch_size: slices in a full batch.
         shuffle: whether it trains, so that epochs differ and batches are full.
-        repeats_images: False for what draws from a random state of its own: then only
-            order and targets are held to be the same again.
+        repeats_images: False for a loader with its own random state; then only order
+            and targets must repeat.
     """
     first = list(loader.epoch(0))
     _check_epoch(loader, first, slices, batch_size=batch_size, shuffle=shuffle)
@@ -63,7 +63,7 @@ def _check_epoch(
     batch_size: int,
     shuffle: bool,
 ) -> None:
-    """Each slice at most once, the last batch short or dropped, the types as said."""
+    """Check that no slice repeats, how the last batch ends, and all types."""
     num_full, left_over = divmod(len(slices), batch_size)
     lengths = [len(batch) for batch in batches]
     short = [left_over] * bool(left_over and not shuffle)
@@ -91,13 +91,13 @@ def check_ranks(
     batch_size: int,
     shuffle: bool,
 ) -> None:
-    """Hold the ranks of one epoch together: disjoint, and complete.
+    """Check that the ranks of an epoch are disjoint, and complete together.
 
     Args:
-        orders: what each rank saw.
+        orders: store positions that each rank saw, in order.
         slices: store positions they shared.
-        batch_size: on one rank.
-        shuffle: in training less than one batch a rank may wait for another epoch.
+        batch_size: slices in a full batch on one rank.
+        shuffle: whether they train; then less than one batch per rank may be missing.
     """
     seen = [position for order in orders for position in order]
     assert len(set(seen)) == len(seen)
@@ -110,14 +110,14 @@ def check_ranks(
 
 
 def order_of(batches: list[Batch]) -> list[int]:
-    """Store positions in the order they came."""
+    """Store positions of batches, in order."""
     if not batches:
         return []
     return [int(k) for k in np.concatenate([b.indices_B.numpy() for b in batches])]
 
 
 def same_images(first: Batch, second: Batch) -> bool:
-    """Whether two batches are equal to the bit."""
+    """Whether two batches are equal to the bit, targets included."""
     same = torch.equal(first.images_BCHW, second.images_BCHW)
     return same and _same_targets(first, second)
 

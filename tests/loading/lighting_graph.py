@@ -1,4 +1,4 @@
-"""The graph's lighting alone: which steps of its grid logits come to.
+"""A DALI graph with only the lighting: the steps of the grid that logits become.
 
 Shape letters: B slices, V logits.
 """
@@ -13,8 +13,7 @@ from nvidia.dali import Pipeline, fn
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
-from ichfast.loading.feeds import _DRAWN
-from ichfast.loading.graph import _step_of
+from ichfast.loading.graph import DRAWN_FEEDS, _step_of
 
 
 def lit_steps(
@@ -24,16 +23,16 @@ def lit_steps(
     *,
     device: str = "cpu",
 ) -> npt.NDArray[np.uint16]:
-    """Light the same logits with each slice's contrast and brightness.
+    """Light the same logits with the contrast and brightness of each slice.
 
     Args:
         logit_V: float32.
         contrast_B: factors in logit space.
-        brightness_B: summands in logit space.
+        brightness_B: offsets in logit space.
         device: ``cpu``, or ``cuda`` for the first CUDA device.
 
     Returns:
-        Steps, (B, V).
+        Steps, shape (B, V).
     """
     count = len(contrast_B)
     drawn = draw(
@@ -51,7 +50,9 @@ def lit_steps(
     with pipe:
         logit = fn.external_source(source=[logits], layout="HWC")
         fed = {
-            name: fn.external_source(source=[_DRAWN[name](drawn)])
+            name: fn.external_source(
+                source=[DRAWN_FEEDS[name].values(drawn).reshape(count, 1)]
+            )
             for name in ("contrast", "brightness")
         }
         pipe.set_outputs(_step_of(logit.gpu() if on_gpu else logit, fed))

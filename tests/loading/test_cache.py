@@ -1,4 +1,4 @@
-"""Slices kept in memory are the store's own; what does not fit is refused."""
+"""Slices kept in memory equal the store's; a set that does not fit is refused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ichfast.loading import cache, gather, prefetch
 from ichfast.loading.cache import DeviceSlices, HostSlices
 from ichfast.loading.config import source_shapes
 from ichfast.loading.gather import gather_slices
-from ichfast.loading.prefetch import Wanted
-from ichfast.loading.slice_source import SliceSupply
+from ichfast.loading.prefetch import SliceRequest
+from ichfast.loading.slice_source import SliceSource
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
@@ -30,106 +30,113 @@ CPU = torch.device("cpu")
 
 def keep_on_host(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
-) -> SliceSupply:
+) -> SliceSource:
     shape_N2 = source_shapes(store, level)
     return HostSlices(store, level, shape_N2, kept_R, pinned=False, ranks=Ranks())
 
 
 def keep_on_device(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
-) -> SliceSupply:
+) -> SliceSource:
     shape_N2 = source_shapes(store, level)
     return DeviceSlices(store, level, shape_N2, kept_R, device=CPU, ranks=Ranks())
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
-def test_what_is_kept_comes_in_the_order_asked_and_as_stored(
+def test_kept_slices_come_in_the_order_requested_and_as_stored(
     tiny_store: Store,
-    keep: Callable[[Store, int], SliceSupply],
+    keep: Callable[[Store, int], SliceSource],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cache, "CHUNK_SLICES", 2)
-    supply = keep(tiny_store, 256)
-    supply.ask([Wanted.whole(np.array([28, 4, 4])), Wanted.whole(np.array([1]))])
-    supply.ask([Wanted.whole(np.array([9]))])
+    source = keep(tiny_store, 256)
+    source.request(
+        [
+            SliceRequest.unhalved(np.array([28, 4, 4])),
+            SliceRequest.unhalved(np.array([1])),
+        ]
+    )
+    source.request([SliceRequest.unhalved(np.array([9]))])
     for expected in ([[28, 4, 4], [1]], [[9]]):
-        taken = supply.take()
+        taken = source.take()
         assert len(taken) == len(expected)
         for slices, positions in zip(taken, expected, strict=True):
             for stored_HW, position in zip(slices, positions, strict=True):
                 np.testing.assert_array_equal(
                     np.asarray(stored_HW), tiny_store.slice_HW(position, 256)
                 )
-        supply.give_back()
-    supply.ask([Wanted.whole(np.array([20]))])
-    supply.forget()
-    supply.close()
+        source.release()
+    source.request([SliceRequest.unhalved(np.array([20]))])
+    source.discard()
+    source.close()
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
-def test_what_was_taken_is_held_until_given_back_the_oldest_first(
-    tiny_store: Store, keep: Callable[[Store, int], SliceSupply]
+def test_batches_that_were_taken_are_held_until_released_oldest_first(
+    tiny_store: Store, keep: Callable[[Store, int], SliceSource]
 ) -> None:
-    supply = keep(tiny_store, 256)
+    source = keep(tiny_store, 256)
     for position in (1, 4):
-        supply.ask([Wanted(np.array([position]), np.array([1]))])
-    first, second = (weakref.ref(supply.take()[0]) for _ in range(2))
+        source.request([SliceRequest(np.array([position]), np.array([1]))])
+    first, second = (weakref.ref(source.take()[0]) for _ in range(2))
     assert first() is not None
-    supply.give_back()
+    source.release()
     assert first() is None
     assert second() is not None
-    supply.close()
+    source.close()
     assert second() is None
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
-def test_two_chunks_at_a_time_are_read_to_fill_the_memory(
+def test_the_memory_is_filled_two_chunks_at_a_time(
     tiny_store: Store,
-    keep: Callable[..., SliceSupply],
+    keep: Callable[..., SliceSource],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     laid_out = set()
-    lay_out = prefetch._Slot.lay_out
+    lay_out = prefetch._Buffer.lay_out
 
-    def note(slot: prefetch._Slot, shape_B2: npt.NDArray[np.int64]) -> prefetch.Slices:
-        laid_out.add(slot)
-        return lay_out(slot, shape_B2)
+    def note(
+        buffer: prefetch._Buffer, shape_B2: npt.NDArray[np.int64]
+    ) -> prefetch.Slices:
+        laid_out.add(buffer)
+        return lay_out(buffer, shape_B2)
 
     monkeypatch.setattr(cache, "CHUNK_SLICES", 2)
-    monkeypatch.setattr(prefetch._Slot, "lay_out", note)
+    monkeypatch.setattr(prefetch._Buffer, "lay_out", note)
     keep(tiny_store, 256, np.arange(29)).close()
     assert len(laid_out) == 2
 
 
 def test_host_memory_keeps_slices_of_all_shapes(tiny_store: Store) -> None:
     kept_R = np.arange(29)
-    supply = keep_on_host(tiny_store, 512, kept_R)
-    supply.ask([Wanted.whole(kept_R)])
-    (slices,) = supply.take()
+    source = keep_on_host(tiny_store, 512, kept_R)
+    source.request([SliceRequest.unhalved(kept_R)])
+    (slices,) = source.take()
     for position, stored_HW in enumerate(slices):
         np.testing.assert_array_equal(stored_HW, tiny_store.slice_HW(position))
-    supply.close()
+    source.close()
 
 
-def test_host_memory_gives_slices_halved_as_often_as_asked(tiny_store: Store) -> None:
-    supply = keep_on_host(tiny_store, 512, np.arange(29))
-    supply.ask([Wanted(np.array([0, 13, 0]), np.array([2, 1, 0]))])
-    ((twice_HW, odd_HW, whole_HW),) = supply.take()
+def test_host_memory_halves_slices_as_often_as_requested(tiny_store: Store) -> None:
+    source = keep_on_host(tiny_store, 512, np.arange(29))
+    source.request([SliceRequest(np.array([0, 13, 0]), np.array([2, 1, 0]))])
+    ((twice_HW, once_HW, whole_HW),) = source.take()
     stored_HW = tiny_store.slice_HW(0)
     np.testing.assert_array_equal(twice_HW, halve(halve(stored_HW)))
-    np.testing.assert_array_equal(odd_HW, halve(tiny_store.slice_HW(13)))
+    np.testing.assert_array_equal(once_HW, halve(tiny_store.slice_HW(13)))
     np.testing.assert_array_equal(whole_HW, stored_HW)
-    supply.give_back()
-    supply.close()
+    source.release()
+    source.close()
 
 
 def test_slices_halved_to_one_shape_come_in_one_array(tiny_store: Store) -> None:
-    supply = keep_on_host(tiny_store, 512, np.arange(29))
-    supply.ask([Wanted(np.array([0, 3]), np.array([1, 1]))])
-    (halved_BHW,) = supply.take()
+    source = keep_on_host(tiny_store, 512, np.arange(29))
+    source.request([SliceRequest(np.array([0, 3]), np.array([1, 1]))])
+    (halved_BHW,) = source.take()
     assert isinstance(halved_BHW, np.ndarray)
     np.testing.assert_array_equal(halved_BHW[1], halve(tiny_store.slice_HW(3)))
-    supply.close()
+    source.close()
 
 
 def test_the_device_keeps_slices_of_one_shape_only(tiny_store: Store) -> None:
@@ -151,14 +158,14 @@ def test_slices_that_do_not_fit_are_refused_with_both_figures(
         keep_on_host(tiny_store, 256)
 
 
-def test_gathered_slices_are_those_asked_for() -> None:
+def test_gathered_slices_are_those_requested() -> None:
     set_NHW = torch.arange(7 * 6 * 5, dtype=torch.int16).reshape(7, 6, 5)
     picked_BHW = gather_slices(set_NHW, torch.tensor([6, 0, 0]))
     assert torch.equal(picked_BHW, set_NHW[[6, 0, 0]])
     assert picked_BHW.is_contiguous()
 
 
-def test_a_cupy_that_cannot_compile_leaves_gathering_to_torch_and_says_so(
+def test_torch_gathers_with_a_warning_where_cupy_cannot_compile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cupy = ModuleType("cupy")  # as where CUDA's compiler is missing

@@ -1,4 +1,4 @@
-"""Images grow over the first epochs where a recipe wants it."""
+"""Images grow over the first epochs if a recipe asks for it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def test_images_grow_in_steps_over_two_thirds_of_the_epochs() -> None:
     assert sizes(config, 1) == [128]
 
 
-def test_a_size_that_is_no_multiple_of_a_step_is_reached_in_the_end() -> None:
+def test_a_size_that_is_not_a_multiple_of_the_step_is_reached_at_the_end() -> None:
     assert sizes(DataConfig(size=100, grow_from=60), 6) == [60, 60, 60, 60, 100, 100]
 
 
-def test_images_stay_as_large_as_they_are_where_nothing_is_said() -> None:
+def test_images_do_not_grow_by_default() -> None:
     assert sizes(DataConfig(size=224), 3) == [224] * 3
 
 

@@ -1,4 +1,4 @@
-"""The contract of loaders passes what keeps it and sees what breaks it."""
+"""The checks of loaders accept loaders that keep their promises, and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLICES = list(range(13))
 
 @dataclass
 class PlainLoader:
-    """Batches whose images are their positions; `fault` names how it is broken."""
+    """Batches whose images are their positions; `fault` names a broken promise."""
 
     shuffle: bool
     fault: str = ""
@@ -58,7 +58,7 @@ class PlainLoader:
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_what_keeps_the_contract_passes(*, shuffle: bool) -> None:
+def test_a_loader_that_keeps_its_promises_passes(*, shuffle: bool) -> None:
     check_loader(PlainLoader(shuffle), SLICES, batch_size=4, shuffle=shuffle)
 
 
@@ -75,7 +75,7 @@ def test_what_keeps_the_contract_passes(*, shuffle: bool) -> None:
         (False, "resumes late"),
     ],
 )
-def test_what_breaks_the_contract_is_seen(*, shuffle: bool, fault: str) -> None:
+def test_a_loader_that_breaks_a_promise_fails(*, shuffle: bool, fault: str) -> None:
     with pytest.raises(AssertionError):
         check_loader(PlainLoader(shuffle, fault), SLICES, batch_size=4, shuffle=shuffle)
 
@@ -100,12 +100,12 @@ def test_batches_loaded_before_are_a_loader_that_validates() -> None:
     [
         ([[0, 1, 2], [2, 3]], False),  # not disjoint
         ([[0, 1], [3]], False),  # not complete
-        ([[0, 1], [2]], True),  # not alike
+        ([[0, 1], [2]], True),  # not of one length
         ([[0], [1]], True),  # more left over than a batch of each
         ([[0, 9], [1, 2]], True),  # a slice from elsewhere
     ],
 )
-def test_ranks_that_do_not_fit_together_are_seen(
+def test_ranks_that_do_not_fit_together_fail(
     orders: list[list[int]], *, shuffle: bool
 ) -> None:
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""The graph's parts: what it is handed is not copied, what is lit ends on a grid."""
+"""The graph's inputs are not copied, its errors are one line, its lighting a grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.loading.contracts import same_images
 from tests.loading.lighting_graph import lit_steps
 
 
-def test_an_array_of_slices_is_one_object_and_not_copied() -> None:
+def test_an_array_of_slices_is_wrapped_as_one_object_without_a_copy() -> None:
     stored_BHW = np.zeros((3, 4, 5), np.uint16)
     wrapped = wrap_host_slices(stored_BHW, pinned=False)
     assert isinstance(wrapped, TensorListCPU)
@@ -30,7 +30,7 @@ def test_an_array_of_slices_is_one_object_and_not_copied() -> None:
     assert wrapped.at(2)[3, 1, 0] == 7
 
 
-def test_slices_of_several_shapes_are_an_object_each_and_not_copied() -> None:
+def test_slices_of_several_shapes_are_wrapped_one_by_one_without_a_copy() -> None:
     slices = [np.zeros((4, 5), np.uint16), np.zeros((2, 3), np.uint16)]
     wrapped = wrap_host_slices(slices, pinned=False)
     assert isinstance(wrapped, list)
@@ -61,7 +61,7 @@ def test_batches_are_the_same_whether_slices_come_in_one_array_or_in_a_list(
 
 
 def dali_report(reason: str) -> str:
-    """What DALI says when an operator fails."""
+    """The text of DALI's error when an operator fails."""
     return (
         "Critical error in pipeline:\nCritical error in pipeline:\n"
         "Error in CPU operator `nvidia.dali.fn.slice`,\nwhich was used in the pipeline "
@@ -93,7 +93,9 @@ def dali_report(reason: str) -> str:
         ("", "RuntimeError"),
     ],
 )
-def test_of_what_dali_says_the_reason_is_shown(report: str, reason: str) -> None:
+def test_the_reason_is_extracted_from_an_error_of_dali(
+    report: str, reason: str
+) -> None:
     assert failure_reason(RuntimeError(report)) == reason
 
 
@@ -103,22 +105,22 @@ MIDDLE = 32_768
 
 HIGHEST = float(np.log((1.0 - LOGIT_EPSILON) / LOGIT_EPSILON))
 LOGIT_V = np.linspace(-HIGHEST, HIGHEST, 9_973, dtype=np.float32)
-"""As far as logits go."""
+"""The whole range of logits."""
 
 SINGLE = 1 / 128
-"""What float32 may add to that, in products of up to 2**16 steps."""
+"""Rounding error of float32 in products of up to 2**16 steps, in steps."""
 
 
 def places(
     contrast_B: npt.NDArray[np.float32], brightness_B: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
-    """Where the twin's logits lie on the grid, between steps too, (B, V)."""
+    """The reference's logits as steps of the grid, not rounded, shape (B, V)."""
     lit_BV = LOGIT_V * contrast_B[:, np.newaxis].astype(float)
     return (lit_BV + brightness_B[:, np.newaxis]) * LOGIT_STEPS + MIDDLE
 
 
 def lighting_at_the_limit() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Contrast and brightness, as strong and as weak as may be drawn, all pairs."""
+    """All pairs of the smallest and largest contrast and brightness."""
     drawn = draw(
         AugmentConfig(max_lighting=np.nextafter(0.99, 0), lighting_probability=1.0),
         seed=0,
@@ -133,7 +135,7 @@ def lighting_at_the_limit() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.flo
     return np.repeat(contrasts, 2), np.tile(brightnesses, 2)
 
 
-def test_contrast_alone_gives_the_step_nearest_to_the_twins_logit() -> None:
+def test_contrast_alone_gives_the_step_nearest_to_the_references_logit() -> None:
     contrast_B = np.array([0.8, 0.9371, 1.0, 1.2499], np.float32)
     zero_B = np.zeros_like(contrast_B)
     place_BV = places(contrast_B, zero_B).clip(0, LAST_STEP)
@@ -141,7 +143,7 @@ def test_contrast_alone_gives_the_step_nearest_to_the_twins_logit() -> None:
     assert abs(step_BV - place_BV).max() <= 0.5 + SINGLE
 
 
-def test_brightness_puts_it_off_by_half_a_step_more_at_most() -> None:
+def test_brightness_adds_an_error_of_half_a_step_or_less() -> None:
     brightness_B = np.linspace(-0.41, 0.41, 31, dtype=np.float32)
     contrast_B = np.linspace(1.25, 0.8, 31, dtype=np.float32)
     place_BV = places(contrast_B, brightness_B).clip(0, LAST_STEP)
@@ -149,7 +151,7 @@ def test_brightness_puts_it_off_by_half_a_step_more_at_most() -> None:
     assert abs(step_BV - place_BV).max() <= 1.0 + SINGLE
 
 
-def test_what_is_lit_beyond_the_grid_lands_at_its_ends() -> None:
+def test_values_lit_beyond_the_grid_saturate_at_its_ends() -> None:
     contrast_B, brightness_B = lighting_at_the_limit()
     place_BV = places(contrast_B, brightness_B)
     assert place_BV.min() < -3_000_000

@@ -1,10 +1,9 @@
-"""The DALI loader keeps its promises, and says what is wrong in one line."""
+"""The DALI loader keeps its promises, and its errors are one line."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,11 +62,12 @@ def images_of(store: Store, config: DataConfig, **options: Any) -> torch.Tensor:
         return torch.cat([batch.images_BCHW for batch in loader])
 
 
-def test_a_slices_own_window_is_the_one_its_header_asks_for(tiny_store: Store) -> None:
+def test_a_slices_own_window_is_the_one_in_its_header(tiny_store: Store) -> None:
     tiny_store.table["window_center"] = np.where(everything(tiny_store) % 2, 80, 40)
     tiny_store.table["window_width"] = np.where(everything(tiny_store) % 2, 200.0, 80.0)
-    tiny_store.table.loc[4, "window_center"] = np.nan  # brain stands in, there and
-    tiny_store.table.loc[8, "window_width"] = 1e39  # where float32 ends
+    # These three are no windows: missing, beyond float32, too narrow. Brain is used.
+    tiny_store.table.loc[4, "window_center"] = np.nan
+    tiny_store.table.loc[8, "window_width"] = 1e39
     tiny_store.table.loc[10, "window_width"] = 0.5
     own = images_of(tiny_store, replace(DATA, windows=("own",)))
     brain = images_of(tiny_store, replace(DATA, windows=("brain",)))
@@ -90,7 +90,7 @@ def test_neighbours_are_the_slices_before_and_after_in_the_series(
         assert torch.equal(three[k], plain[[before, k, after]])
 
 
-def test_neighbours_are_augmented_as_one(tiny_store: Store) -> None:
+def test_neighbours_are_augmented_like_their_slice(tiny_store: Store) -> None:
     config = replace(DATA, neighbours=True)
     augment = replace(GEOMETRY, cutout_probability=1.0)
     three = images_of(tiny_store, config, augment=augment)
@@ -133,13 +133,13 @@ def test_auto_takes_the_smallest_level_that_is_large_enough(tiny_store: Store) -
     assert choose_level(tiny_store, replace(DATA, size=600, level="auto")) == 512
 
 
-# Where slices are kept
+# Caches
 
 
 @pytest.mark.parametrize("cache", ["host", "device"])
 @pytest.mark.parametrize("neighbours", [False, True])
 @pytest.mark.parametrize("level", [512, 256])
-def test_kept_slices_give_the_very_same_batches(
+def test_kept_slices_give_the_same_batches_to_the_bit(
     tiny_store: Store, cache: str, level: int, *, neighbours: bool
 ) -> None:
     slices_N = everything(tiny_store)[3:25:2]
@@ -169,29 +169,30 @@ def test_kept_slices_are_read_once(
         assert "cpu, kept: host)" in repr(loader)
 
 
-# What is computed
+# Inputs of the graph
 
 
-def test_only_what_the_graph_uses_is_computed(
+def test_only_numbers_that_are_used_are_computed(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ichfast.loading.feeds.window_columns", None)
     monkeypatch.setattr("ichfast.loading.feeds.neighbours", None)
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
-        assert loader._columns.feeds == ("matrix", "size")
-        assert loader._slices.feeds == ("stored",)
+        columns, slices = loader._feeds.columns, loader._feeds.slices
+        assert columns.feeds == ("matrix", "size")
+        assert slices.feeds == ("stored",)
         assert len(list(loader)) == 5
-        assert set(loader._columns._drawn) == {"target", "index", "matrix", "size"}
+        assert set(columns._drawn) == {"target", "index", "matrix", "size"}
 
 
-# Who halves and shades
+# The whole graph, and NumPy around the resample
 
 
 @pytest.mark.parametrize("cache", ["none", "host"])
-def test_a_whole_graph_gives_the_bits_of_numpy_before_and_after_it(
+def test_the_whole_graph_gives_the_bits_of_numpy_around_the_resample(
     tiny_store: Store, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With holes, and without lighting: that goes through a grid in the graph."""
+    """There are holes but no lighting, which uses a grid only in the graph."""
     config = replace(
         DATA, size=40, level=512, windows=("400/3000",), neighbours=True, cache=cache
     )
@@ -204,8 +205,8 @@ def test_a_whole_graph_gives_the_bits_of_numpy_before_and_after_it(
         with make_loader(
             tiny_store, everything(tiny_store), config, augment=augment
         ) as loader:
-            assert ("halves.3" in loader._columns.feeds) is whole
-            assert ("corners" in loader._columns.feeds) is whole
+            assert ("halves.3" in loader._feeds.columns.feeds) is whole
+            assert ("corners" in loader._feeds.columns.feeds) is whole
             batches.append(list(loader))
             loader.set_size(160)
             batches[-1] += list(loader)
@@ -214,7 +215,7 @@ def test_a_whole_graph_gives_the_bits_of_numpy_before_and_after_it(
         assert same_images(by_numpy, by_graph)
 
 
-# Sizes that change
+# Changes between epochs
 
 
 @pytest.mark.parametrize("level", [512, 256])
@@ -237,7 +238,7 @@ def test_a_changed_size_gives_the_batches_of_a_loader_made_with_it(
                 assert same_images(found, wanted)
 
 
-def test_a_size_changes_with_the_next_epoch_and_not_within_one(
+def test_a_size_changes_with_the_next_epoch_and_not_before(
     tiny_store: Store,
 ) -> None:
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
@@ -272,7 +273,7 @@ def test_a_changed_augmentation_gives_the_batches_of_a_loader_made_with_it(
         changing.set_augment(AugmentConfig())
 
 
-# What is refused, and what goes wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_a_changed_augmentation_gives_the_batches_of_a_loader_made_with_it(
         ({"windows": ("brain",) * 3, "neighbours": True}, "one window, got 3"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(
+def test_invalid_settings_are_refused_in_one_line(
     wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(IchfastError, match=message) as caught:
@@ -303,7 +304,10 @@ BALANCED = {"config": replace(DATA, sampling="balanced"), "shuffle": True}
     [
         ({"config": replace(DATA, level=128)}, "has the levels 512, 256, not 128"),
         ({"config": replace(DATA, level="512")}, "levels 512, 256, not '512'; choose"),
-        ({"slices_N": [True, False]}, r"numbers; got bool; of a mask take np\.flatnon"),
+        (
+            {"slices_N": [True, False]},
+            r"numbers; got bool; for a mask pass np\.flatnon",
+        ),
         ({"slices_N": [0.5, 1.0]}, "whole numbers; got float64"),
         ({"slices_N": ["ID_1"]}, "whole numbers; got <U4"),
         ({"seed": -1}, "the seed must be 0 or more, got -1"),
@@ -330,7 +334,7 @@ BALANCED = {"config": replace(DATA, sampling="balanced"), "shuffle": True}
         ({"normalization": NORMALIZATION}, r"each of 1 window\(s\), got 3"),
     ],
 )
-def test_a_loader_that_makes_no_sense_is_refused_in_one_line(
+def test_invalid_arguments_are_refused_in_one_line(
     tiny_store: Store, wrong: dict[str, Any], message: str
 ) -> None:
     options: dict[str, Any] = {"slices_N": everything(tiny_store), "config": DATA}
@@ -339,7 +343,7 @@ def test_a_loader_that_makes_no_sense_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_seed_of_numpys_is_a_seed(tiny_store: Store) -> None:
+def test_a_numpy_integer_is_a_seed(tiny_store: Store) -> None:
     ours, numpys = (
         images_of(tiny_store, DATA, augment=GEOMETRY, shuffle=True, seed=seed)
         for seed in (3, np.int64(3))
@@ -347,7 +351,7 @@ def test_a_seed_of_numpys_is_a_seed(tiny_store: Store) -> None:
     assert torch.equal(ours, numpys)
 
 
-def test_without_a_gpu_cuda_is_refused(
+def test_cuda_is_refused_without_a_gpu(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -368,7 +372,7 @@ def test_a_closed_store_and_a_closed_loader_are_refused(tiny_store_path: Path) -
         make_loader(store, slices_N, DATA)
 
 
-def test_a_store_closed_under_a_running_loader_is_an_error(
+def test_closing_the_store_of_a_running_loader_is_an_error(
     tiny_store_path: Path,
 ) -> None:
     store = Store(tiny_store_path)
@@ -378,11 +382,11 @@ def test_a_store_closed_under_a_running_loader_is_an_error(
             list(loader)
 
 
-def test_a_failure_inside_dali_is_said_in_one_line(
+def test_a_failure_inside_dali_is_an_error_of_one_line(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def set_size(scale: Scale, _size: int) -> None:
-        scale.size = 10**7  # more bytes a slice than a process may address
+        scale.size = 10**7  # more bytes per slice than a process may address
 
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
         monkeypatch.setattr(Scale, "set_size", set_size)
@@ -412,7 +416,7 @@ def damage_by_deleting(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_by_cutting, damage_by_deleting])
-def test_a_shard_damaged_in_an_epoch_ends_it_with_an_error_that_names_it(
+def test_a_shard_damaged_during_an_epoch_is_an_error_that_names_it(
     tiny_store_path: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     copied = Path(shutil.copytree(tiny_store_path, tmp_path / "store"))
@@ -425,10 +429,8 @@ def test_a_shard_damaged_in_an_epoch_ends_it_with_an_error_that_names_it(
         first = next(batches)
         copy = first.images_BCHW.clone()
         damage(copied / "level-256" / "00001.npy")
-        begun = time.monotonic()
         with pytest.raises(StoreError, match=r"level-256/00001\.npy"):
             list(batches)
-        assert time.monotonic() - begun < 10
         assert torch.equal(first.images_BCHW, copy)
         with pytest.raises(LoaderError, match="the loader is closed; make another"):
             next(loader.epoch(0))

@@ -1,6 +1,6 @@
-"""An epoch of the DALI loader is an epoch, and a slice's augmentation its own.
+"""An epoch visits each slice once, and a slice's augmentation depends on it alone.
 
-1,009 slices: a prime, so no batch size and no number of ranks divides them.
+There are 1,009 slices, a prime: no batch size and no number of ranks divides it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.store.slice_store import simple_rows, write_slices
 
 NUM_SLICES = 1009
 EVERY_SLICE = np.arange(NUM_SLICES)
-AUGMENT = replace(EXP_30, cutout_side=(2, 5))  # larger holes leave nothing of 32 px
+AUGMENT = replace(EXP_30, cutout_side=(2, 5))  # larger holes would cover 32 pixels
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def loader_of(store: Store, *, batch_size: int = 64, **options: Any) -> DaliLoad
 
 
 def images_by_slice(loader: DaliLoader, epoch: int = 2) -> dict[int, torch.Tensor]:
-    """Each slice's image in an epoch, copied."""
+    """Copies of each slice's image in an epoch, by store position."""
     return {
         int(position): image.clone()
         for batch in loader.epoch(epoch)
@@ -54,7 +54,7 @@ def images_by_slice(loader: DaliLoader, epoch: int = 2) -> dict[int, torch.Tenso
 
 @pytest.fixture(scope="module")
 def images(many: Store) -> dict[int, torch.Tensor]:
-    """What each slice looks like in epoch 2: in order, in batches of 64."""
+    """Each slice's image in epoch 2, loaded in order in batches of 64."""
     with loader_of(many) as loader:
         return images_by_slice(loader)
 
@@ -66,7 +66,7 @@ def check_same_images(
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_the_loader_keeps_the_contract_of_loaders(
+def test_the_loader_keeps_its_promises_on_many_slices(
     many: Store, *, shuffle: bool
 ) -> None:
     with loader_of(many, batch_size=128, shuffle=shuffle) as loader:
@@ -117,7 +117,7 @@ def test_a_slice_looks_the_same_after_resuming_and_another_in_another_epoch(
 ) -> None:
     with loader_of(many, shuffle=True) as loader:
         whole = order_of(list(loader.epoch(2)))
-    with loader_of(many, shuffle=True) as resumed:  # as after a crash: a new process
+    with loader_of(many, shuffle=True) as resumed:  # a new loader, as after a crash
         rest = list(resumed.epoch(2, first_batch=11))
         assert order_of(rest) == whole[11 * 64 :]
         for batch in rest:

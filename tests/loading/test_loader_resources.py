@@ -1,11 +1,10 @@
-"""What a loader takes it uses again, and gives back when it is closed."""
+"""A loader reuses its memory, and frees memory, files and threads when closed."""
 
 from __future__ import annotations
 
 import gc
 import os
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ichfast.loading.graph import pipeline_options
 from ichfast.loading.loader import make_loader
 from ichfast.loading.prefetch import ReadAhead, batches_ahead
 from ichfast.store.store import Store
+from tests.loading.waiting import becomes_true
 
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))
 
@@ -49,14 +49,15 @@ def test_fifty_epochs_take_no_more_memory_and_no_more_files(
         assert count_resident_bytes() - resident_bytes < 4 * 2**20
 
 
-def test_memory_of_slices_is_used_again_within_an_epoch(tiny_store: Store) -> None:
+def test_memory_of_slices_is_reused_within_an_epoch(tiny_store: Store) -> None:
     config = replace(DATA, batch_size=1)
     with make_loader(tiny_store, everything(tiny_store), config) as loader:
         assert len(list(loader)) == 29
-        assert isinstance(loader._supply, ReadAhead)
-        num_slots = len(loader._supply._free)
+        source = loader._feeds.source
+        assert isinstance(source, ReadAhead)
+        num_buffers = len(source._free)
     num_prepared = pipeline_options(1, on_gpu=False)["prefetch_queue_depth"]
-    assert num_slots <= batches_ahead(1) + num_prepared + 2
+    assert num_buffers <= batches_ahead(1) + num_prepared + 2
 
 
 def test_an_epoch_left_early_is_not_read_to_its_end(
@@ -78,7 +79,7 @@ def test_an_epoch_left_early_is_not_read_to_its_end(
     assert read[-1] == 28
 
 
-def test_loaders_made_one_after_the_other_leave_nothing_behind(
+def test_loaders_made_one_after_another_leak_no_file_and_no_thread(
     tiny_store: Store,
 ) -> None:
     def run_loader() -> None:
@@ -92,31 +93,25 @@ def test_loaders_made_one_after_the_other_leave_nothing_behind(
     for _ in range(3):
         run_loader()
     assert num_open_files() <= files
-    until = time.monotonic() + 5
-    while threading.active_count() > threads and time.monotonic() < until:
-        time.sleep(0.01)
-    assert threading.active_count() <= threads
+    assert becomes_true(lambda: threading.active_count() <= threads)
 
 
-def test_a_loader_that_is_closed_has_no_threads_though_it_is_still_there(
+def test_a_closed_loader_has_no_threads_even_while_it_is_referenced(
     tiny_store: Store,
 ) -> None:
     with make_loader(tiny_store, everything(tiny_store), DATA):
-        pass  # the first one starts threads that stay
+        pass  # the first loader starts threads that stay
     before = num_threads()
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
         next(iter(loader))
         assert num_threads() > before + 1
-    until = time.monotonic() + 5
-    while num_threads() > before and time.monotonic() < until:
-        time.sleep(0.01)
-    assert num_threads() <= before
+    assert becomes_true(lambda: num_threads() <= before)
 
 
-def test_a_loader_that_nobody_closed_ends_when_it_is_let_go(
+def test_a_loader_that_was_not_closed_ends_when_it_is_collected(
     tiny_store: Store,
 ) -> None:
-    """As in a notebook, whose cell makes a loader each time it runs."""
+    """A notebook's cell makes a loader each time it runs."""
 
     def run_cell() -> None:
         batches = iter(make_loader(tiny_store, everything(tiny_store), DATA))
@@ -128,15 +123,12 @@ def test_a_loader_that_nobody_closed_ends_when_it_is_let_go(
     for _ in range(3):
         run_cell()
     gc.collect()
-    until = time.monotonic() + 5
-    while num_threads() > threads and time.monotonic() < until:
-        time.sleep(0.01)
-    assert num_threads() <= threads
+    assert becomes_true(lambda: num_threads() <= threads)
     assert num_open_files() <= files
 
 
 def num_threads() -> int:
-    """Of this process, whoever started them."""
+    """Count the threads of this process, those of C++ libraries included."""
     return len(list(Path("/proc/self/task").iterdir()))
 
 

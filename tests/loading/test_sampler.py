@@ -53,7 +53,7 @@ def ranks_of(make: Make, world_size: int, **settings: Any) -> list[Sampler]:
     ]
 
 
-# --------------------------------------------------------- what every order promises
+# -------------------------------------------------------- promises of every sampler
 
 
 @every_order
@@ -106,7 +106,7 @@ def test_validation_keeps_order_and_ends_on_a_short_batch(make: Make) -> None:
 
 
 @pytest.mark.parametrize("rarer", [HAS_HEMORRHAGE_N, ~HAS_HEMORRHAGE_N])
-def test_a_balanced_epoch_has_all_of_the_rarer_kind_and_as_many_others(
+def test_a_balanced_epoch_has_the_whole_rarer_kind_and_as_many_others(
     rarer: npt.NDArray[np.bool_],
 ) -> None:
     order = BalancedSampler(
@@ -124,7 +124,7 @@ def test_a_balanced_epoch_has_all_of_the_rarer_kind_and_as_many_others(
 
 @pytest.mark.parametrize("has", [True, False])
 def test_balance_needs_both_kinds(has: bool) -> None:
-    with pytest.raises(LoaderError, match=r"found (0|1009) with among 1009"):
+    with pytest.raises(LoaderError, match=r"found (0|1009) with hemorrhage among 1009"):
         BalancedSampler(
             slices_N=SLICES_N,
             has_hemorrhage_N=np.full(1009, has),
@@ -144,7 +144,7 @@ def test_a_study_wise_epoch_has_one_slice_of_each_study() -> None:
     assert studies != sorted(studies)
 
 
-def test_the_middle_of_a_study_is_drawn_as_often_as_the_first_places_law_says() -> None:
+def test_the_middle_of_a_study_is_drawn_as_often_as_by_the_first_place() -> None:
     num_epochs, count = 4000, 37
     order = StudySampler(
         slices_N=np.arange(count),
@@ -164,7 +164,9 @@ def test_the_middle_of_a_study_is_drawn_as_often_as_the_first_places_law_says() 
 # ------------------------------------------------------------------- from a store
 
 
-def test_a_name_makes_the_sampler_of_a_store(tiny_store: Store) -> None:
+def test_make_sampler_takes_labels_and_studies_from_the_store(
+    tiny_store: Store,
+) -> None:
     labelled_N = np.flatnonzero(~np.isnan(tiny_store.labels_NK()).any(axis=1))
     made = {
         name: make_sampler(name, tiny_store, labelled_N, batch_size=1, shuffle=True)
@@ -179,7 +181,7 @@ def test_a_name_makes_the_sampler_of_a_store(tiny_store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-def test_validation_is_of_every_slice_whatever_the_sampling(
+def test_validation_has_every_slice_for_any_sampling(
     name: str, tiny_store: Store
 ) -> None:
     slices_N = np.array([3, 4, 20])

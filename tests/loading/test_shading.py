@@ -1,4 +1,4 @@
-"""Tables a slice give what the twin computes pixel by pixel, for every stored number.
+"""A table per slice gives the reference's values, for every stored number.
 
 Shape letters: B slices, S side of the images, C windows.
 """
@@ -13,15 +13,15 @@ import pytest
 
 from ichfast.augment.config import EXP_30, AugmentConfig
 from ichfast.augment.parameters import Parameters, draw
-from ichfast.augment.reference import jitter, shade
-from ichfast.loading.shading import Numbers, Shader
+from ichfast.augment.reference import Numbers, jitter, shade
+from ichfast.loading.shading import Shader
 from ichfast.windows import Normalization, parse_window
 
 COUNT, SIDE = 6, 256
 EVERY_SS = np.arange(65_536, dtype=np.uint16).reshape(SIDE, SIDE)
 NAMES = ("brain", "600/2800/sigmoid", "stroke", "40/200000")
 WINDOWS = tuple(parse_window(name) for name in NAMES)
-"""The last takes a table of every stored number; without it the table is cut short."""
+"""The last window needs a table of all stored numbers; the others need a part of it."""
 
 MEAN, STD = (0.2, 0.3, 0.0, 0.5), (0.5, 0.6, 1.0, 0.25)
 
@@ -38,7 +38,7 @@ def drawn(augment: AugmentConfig) -> Parameters:
 
 
 def numbers_of(parameters: Parameters, *names: str) -> dict[str, Numbers]:
-    """What the loader hands to a shader, by name."""
+    """Arrays that the loader hands to a shader, by name."""
     shifted = [
         [jitter(window, *map(float, shifts)) for window in WINDOWS]
         for shifts in zip(
@@ -74,19 +74,19 @@ def expected(parameters: Parameters) -> npt.NDArray[np.float32]:
 def shaded(
     numbers: dict[str, Numbers], count: int = len(WINDOWS)
 ) -> npt.NDArray[np.float16]:
-    """Every stored number through the first few of `WINDOWS`."""
+    """Shade every stored number through the first `count` of `WINDOWS`."""
     warped_BSS1 = np.tile(EVERY_SS[..., np.newaxis], (COUNT, 1, 1, 1))
     normalization = Normalization(mean=MEAN[:count], std=STD[:count])
     return Shader(WINDOWS[:count], normalization)(warped_BSS1, numbers)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
-def test_windows_alone_are_the_twins_to_the_bit(count: int) -> None:
+def test_windows_alone_equal_the_reference_to_the_bit(count: int) -> None:
     wanted_BSSC = expected(drawn(AugmentConfig())).astype(np.float16)
     np.testing.assert_array_equal(shaded({}, count), wanted_BSSC[..., :count])
 
 
-def test_holes_are_the_twins_to_the_bit() -> None:
+def test_holes_equal_the_reference_to_the_bit() -> None:
     parameters = drawn(replace(EXP_30, max_lighting=0.0, cutout_probability=1.0))
     assert (parameters.hole_corner_BM2[parameters.hole_side_BM2 > 0] < 0).any()
     found_BSSC = shaded(numbers_of(parameters, "corners", "sides"))
@@ -94,7 +94,9 @@ def test_holes_are_the_twins_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("amount", [0.2, 0.98])
-def test_lit_and_jittered_windows_are_the_twins_but_for_rounding(amount: float) -> None:
+def test_lit_and_jittered_windows_equal_the_reference_up_to_rounding(
+    amount: float,
+) -> None:
     augment = AugmentConfig(
         max_lighting=amount, lighting_probability=1.0, window_jitter=(7.0, 100.0)
     )
@@ -102,7 +104,7 @@ def test_lit_and_jittered_windows_are_the_twins_but_for_rounding(amount: float) 
     wanted_BSSC = expected(parameters)
     names = ("center", "width", "contrast", "brightness")
     found_BSSC = shaded(numbers_of(parameters, *names))
-    # float16 has 11 bits; what is near black is small beside the deviation.
+    # float16 has 11 bits; values near black are small compared with the deviation.
     np.testing.assert_allclose(found_BSSC, wanted_BSSC, rtol=2**-11, atol=2e-6)
     parameters.contrast_B[2] *= 1.01
     with pytest.raises(AssertionError):
@@ -111,7 +113,7 @@ def test_lit_and_jittered_windows_are_the_twins_but_for_rounding(amount: float) 
         )
 
 
-def test_neighbours_are_channels_of_their_own() -> None:
+def test_neighbours_are_shaded_as_separate_channels() -> None:
     brain = Shader(WINDOWS[:1], Normalization(mean=(0.2,), std=(0.5,)))
     warped_1SS3 = np.stack([EVERY_SS, EVERY_SS // 40, EVERY_SS.T], axis=-1)[np.newaxis]
     together_1SS3 = brain(warped_1SS3, {})

@@ -1,4 +1,4 @@
-"""Ranks of a machine keep one copy of what they all read, over gloo."""
+"""The ranks of a machine share one copy of the slices they keep, over gloo."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fill(ranks: Ranks, num_bytes: int) -> shared_memory.SharedMemory:
 def fill_together(ranks: Ranks) -> None:
     shared = fill(ranks, 1001)
     assert shared.memory.tolist() == [0] * 500 + [1] * 501
-    ranks.gather(None)  # all have seen it
+    ranks.gather(None)  # both ranks have read it
     shared.memory[ranks.rank] = 7
     ranks.gather(None)
     assert shared.memory[:2].tolist() == [7, 7]
@@ -68,13 +68,13 @@ def test_a_rank_that_fails_to_fill_its_part_ends_the_others() -> None:
     assert other.startswith("TrainError: rank 0 lost another rank")
 
 
-def test_a_rank_alone_has_memory_of_its_own() -> None:
+def test_a_single_rank_gets_ordinary_memory() -> None:
     shared = fill(Ranks(), 5)
     assert shared.memory.tolist() == [0] * 5
     assert (shared.number, shared.count) == (0, 1)
 
 
-def test_ranks_that_have_not_joined_are_told_to() -> None:
+def test_ranks_without_a_process_group_are_refused() -> None:
     with (
         pytest.raises(LoaderError, match="call init_process_group before"),
         share_memory(5, Ranks(1, 2)),
@@ -110,7 +110,7 @@ def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
                     ranks=ranks,
                 ) as loader:
                     batches.append([*loader.epoch(0), *loader.epoch(1)])
-            # The last slice has a neighbour that is not of the split.
+            # The last slice has a neighbour outside the split.
             assert sum(ranks.gather(store.num_read)) == num_slices + 1
         for without, kept in zip(*batches, strict=True):
             assert without.indices_B.tolist() == kept.indices_B.tolist()

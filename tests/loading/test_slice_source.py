@@ -1,4 +1,4 @@
-"""What a loader's slices are kept for: its split, its rank's part, their neighbours."""
+"""A cache keeps the split, or a rank's part of it, with the neighbours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLICES_N = np.arange(2, 17, 3)
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Store positions that were to be kept, on the host or a GPU that is not there."""
+    """Store positions that caches were made for; no GPU is needed."""
     asked: list[list[int]] = []
 
     def note(
@@ -44,7 +44,7 @@ def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -
     sampler = Sampler(
         slices_N=SLICES_N, batch_size=1, shuffle=shuffle, rank=1, world_size=2
     )
-    slice_source.make_supply(
+    slice_source.make_slice_source(
         store,
         sampler,
         DataConfig(**settings),
@@ -55,7 +55,7 @@ def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -
     )
 
 
-def test_a_device_keeps_a_training_split_whole_and_its_ranks_part_of_another(
+def test_a_device_keeps_a_whole_training_split_but_a_part_for_validation(
     tiny_store: Store, kept: list[list[int]]
 ) -> None:
     make(tiny_store, cache="device", shuffle=True)
@@ -63,7 +63,7 @@ def test_a_device_keeps_a_training_split_whole_and_its_ranks_part_of_another(
     assert kept == [[2, 5, 8, 11, 14], [5, 11]]
 
 
-def test_a_machine_keeps_what_any_rank_may_want(
+def test_host_memory_keeps_the_slices_of_all_ranks(
     tiny_store: Store, kept: list[list[int]]
 ) -> None:
     for cache, on_gpu in (("host", True), ("host", False), ("device", False)):
@@ -71,9 +71,9 @@ def test_a_machine_keeps_what_any_rank_may_want(
     assert kept == [SLICES_N.tolist()] * 3
 
 
-def test_neighbours_are_kept_with_their_slices_each_once(
+def test_neighbours_are_kept_too_and_each_slice_once(
     tiny_store: Store, kept: list[list[int]]
 ) -> None:
     make(tiny_store, cache="host", shuffle=False, neighbours=True)
-    # 6 and 7 are of two series, and so are 11 and 12.
+    # 6 and 7 are in different series, and so are 11 and 12.
     assert kept == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15]]

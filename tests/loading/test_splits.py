@@ -68,6 +68,6 @@ def test_slice_folds_are_even_and_warn_that_they_leak(
     _, labels_NK = made_up()
     folds_N = slice_folds(labels_NK)
     counts_FK = np.array([labels_NK[folds_N == fold].sum(axis=0) for fold in range(5)])
-    assert (np.ptp(counts_FK, axis=0) <= 32).all()  # one a combination of labels
+    assert (np.ptp(counts_FK, axis=0) <= 32).all()  # one per combination of labels
     assert np.ptp(np.bincount(folds_N)) <= 1
     assert "both sides" in caplog.text

@@ -22,13 +22,19 @@ from ichfast.training.optimizers import (
     make_optimizer,
     nvidia_apex,
 )
-from tests.loading.twins import Twin, TwinAdamW, TwinLamb, TwinRAdam, TwinRanger
 from tests.models.few_weights import (
     SETTINGS,
     make_model,
     through_a_file,
     train,
     weights_of,
+)
+from tests.training.reference_optimizers import (
+    ReferenceAdamW,
+    ReferenceLamb,
+    ReferenceOptimizer,
+    ReferenceRAdam,
+    ReferenceRanger,
 )
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -59,18 +65,21 @@ def test_a_resumed_optimizer_continues_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("name", "twin_class"),
+    ("name", "reference_class"),
     [
-        ("adam", TwinAdamW),
-        ("radam", TwinRAdam),
-        ("ranger", TwinRanger),
-        ("lamb", TwinLamb),
+        ("adam", ReferenceAdamW),
+        ("radam", ReferenceRAdam),
+        ("ranger", ReferenceRanger),
+        ("lamb", ReferenceLamb),
     ],
 )
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("grad_scale", [0.01, 10.0])
-def test_an_optimizer_equals_the_twin_of_its_paper(
-    name: str, twin_class: type[Twin], decay: float, grad_scale: float
+def test_an_optimizer_equals_the_reference_of_its_paper(
+    name: str,
+    reference_class: type[ReferenceOptimizer],
+    decay: float,
+    grad_scale: float,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     settings = {**SETTINGS, "weight_decay": decay}
@@ -79,14 +88,14 @@ def test_an_optimizer_equals_the_twin_of_its_paper(
         nn.Parameter(torch.zeros(7)),
     ]
     optimizer = make_optimizer(name, params, **settings)
-    twin = twin_class(weights=list(params), **settings)
+    reference = reference_class(weights=list(params), **settings)
     for _ in range(20):  # RAdam rectifies from step 6 on; Lookahead synchronizes thrice
         grads = [grad_scale * torch.randn(p.shape, generator=generator) for p in params]
         for parameter, grad in zip(params, grads, strict=True):
             parameter.grad = grad.clone()
         optimizer.step()
-        twin.step(grads)
-        for parameter, weight in zip(params, twin.weights, strict=True):
+        reference.step(grads)
+        for parameter, weight in zip(params, reference.weights, strict=True):
             torch.testing.assert_close(
                 parameter.detach(), weight.float(), rtol=1e-4, atol=1e-6
             )

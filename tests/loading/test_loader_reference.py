@@ -1,9 +1,9 @@
-"""The loader equals its NumPy twin, pixel by pixel, on slices that try it hardest.
+"""The loader equals the NumPy reference, pixel by pixel, on adversarial slices.
 
-All is tried with both graphs: the one of a CPU, which resamples alone, and the whole
-one of a GPU, which runs on a CPU here.
+All tests run with both graphs: that of a CPU, which only resamples, and the whole graph
+of a GPU, here on a CPU.
 
-`tests.loading.twin_bounds` says how far the two may differ, and why.
+`tests.loading.reference_bounds` explains how far graph and reference may differ.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ichfast.loading.config import (
 from ichfast.loading.loader import make_loader
 from ichfast.store.store import Store
 from ichfast.windows import Normalization, window_table
-from tests.loading.twin_bounds import check_within, stored_bounds
+from tests.loading.reference_bounds import check_within, stored_bounds
 from tests.store.slice_store import simple_rows, write_slices
 
 pytestmark = pytest.mark.usefixtures("_either_graph")
@@ -56,7 +56,7 @@ AUGMENTS = {
         max_shift=0.3,
         max_lighting=0.5,
         lighting_probability=1.0,
-        window_jitter=(7.0, 200.0),  # the narrow ones end at their least width
+        window_jitter=(7.0, 200.0),  # narrow windows reach their minimum width
         cutout_probability=1.0,
     ),
 }
@@ -75,7 +75,7 @@ def in_hu(hu_HW: npt.ArrayLike) -> npt.NDArray[np.uint16]:
 
 
 def noise(rows: int, columns: int) -> npt.NDArray[np.uint16]:
-    """Brain and bone in no order at all, up to what a store can hold."""
+    """Random numbers of brain and bone, up to the largest that a store can hold."""
     rng = np.random.default_rng(rows)
     hu_HW = np.where(
         rng.random((rows, columns)) < 0.01,
@@ -86,7 +86,7 @@ def noise(rows: int, columns: int) -> npt.NDArray[np.uint16]:
 
 
 def impulses() -> npt.NDArray[np.uint16]:
-    """A single bright pixel in each corner and in the middle of air."""
+    """Air with a single bright pixel in each corner and in the middle."""
     stored_HW = np.zeros((512, 512), np.uint16)
     stored_HW[[0, 0, -1, -1, 256], [0, -1, 0, -1, 256]] = 32_767
     return stored_HW
@@ -115,7 +115,7 @@ SLICES: dict[str, npt.NDArray[np.uint16]] = {
         )
     },
 }
-"""Adversaries of a resample, of windows, and of halving."""
+"""Difficult slices for a resample, for windows and for halving."""
 
 OWN = [(40.0, 80.0), (80.0, 200.0), (36.0, 80.0), (np.nan, np.nan), (50.0, 100.0)]
 
@@ -138,7 +138,7 @@ def write_adversaries(
 def _either_graph(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph of a CPU, with NumPy before and after it; and that of a GPU."""
+    """Use the graph of a CPU, with NumPy before and after it, or that of a GPU."""
     monkeypatch.setattr(
         "ichfast.loading.loader.graph_is_whole", lambda _: request.param
     )
@@ -146,7 +146,7 @@ def _either_graph(
 
 @pytest.fixture(scope="module")
 def adversaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """`SLICES`, in series of four."""
+    """A store of `SLICES` in series of four."""
     path = tmp_path_factory.mktemp("adversaries") / "store"
     write_adversaries(path, list(SLICES.values()), slices_a_series=4)
     with Store(path) as store:
@@ -158,7 +158,7 @@ def real(
     real_slices: list[npt.NDArray[np.uint16]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Store]:
-    """Slices of the competition, as if of one series."""
+    """A store of the competition's slices, all in one series."""
     path = tmp_path_factory.mktemp("real") / "store"
     write_adversaries(path, real_slices, slices_a_series=len(real_slices))
     with Store(path) as store:
@@ -185,7 +185,7 @@ def run_graph(
 def draw_all(
     store: Store, config: DataConfig, augment: AugmentConfig
 ) -> tuple[Parameters, list[npt.NDArray[np.uint16]]]:
-    """What the twin draws for every slice, and what it resamples: slices, halved."""
+    """Draw the parameters of every slice, and halve it as the reference does."""
     shape_N2 = source_shapes(store, int(config.level))
     halvings_N = count_halvings(shape_N2[:, 0], shape_N2[:, 1], config.size)
     parameters = draw(
@@ -219,7 +219,14 @@ def check_graph(
     *,
     change: Callable[[Parameters], object] | None = None,
 ) -> None:
-    """Hold every image of a store to the bounds of its twin, or of a changed one."""
+    """Check every image of a store against the bounds of the reference.
+
+    Args:
+        store: its slices are loaded in one epoch.
+        config: settings of the loader.
+        augment: the distributions to draw from.
+        change: changes the parameters of the reference, but not of the loader.
+    """
     found_NSSC = run_graph(store, config, augment)
     parameters, halved = draw_all(store, config, augment)
     if change:
@@ -235,7 +242,7 @@ def check_graph(
             )
         ]
         seen = [before_N[row], row, after_N[row]] if config.neighbours else [row]
-        # With neighbours, a channel a slice; else all windows of the one.
+        # With neighbours, each channel is a slice; else all are windows of one slice.
         for channel, source in enumerate(seen):
             shown = [channel] if config.neighbours else range(found_SSC.shape[2])
             check_within(
@@ -256,7 +263,7 @@ def fitted(windows: str, level: int, size: int = SIZE) -> DataConfig:
 @pytest.mark.parametrize("level", [512, 256])
 @pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("augment", AUGMENTS)
-def test_the_graph_stays_within_the_bounds_of_its_twin(
+def test_the_graph_stays_within_the_bounds_of_the_reference(
     adversaries: Store, augment: str, windows: str, level: int
 ) -> None:
     check_graph(adversaries, fitted(windows, level), AUGMENTS[augment])
@@ -272,14 +279,14 @@ def test_the_graph_stays_within_the_bounds_on_slices_of_patients(
 
 
 @pytest.mark.parametrize("size", [32, 57, 130])
-def test_the_graph_stays_within_the_bounds_however_often_it_halves(
+def test_the_graph_stays_within_the_bounds_for_any_number_of_halvings(
     adversaries: Store, size: int
 ) -> None:
     check_graph(adversaries, fitted("linear", 512, size), AUGMENTS["everything"])
 
 
 def add(field: str, amount: float, *place: object) -> Callable[[Parameters], object]:
-    """A change of parameters: `amount` more at some place of a field."""
+    """Make a change that adds `amount` at some index of a field of the parameters."""
 
     def change(parameters: Parameters) -> None:
         where = (slice(None), *place)
@@ -302,7 +309,7 @@ def add(field: str, amount: float, *place: object) -> Callable[[Parameters], obj
         add("hole_side_BM2", 1.0, 0),
     ],
 )
-def test_the_bounds_are_narrow_enough_to_see_any_parameter_off(
+def test_the_bounds_are_narrow_enough_to_detect_a_change_of_any_parameter(
     adversaries: Store, change: Callable[[Parameters], object]
 ) -> None:
     with pytest.raises(AssertionError, match="too low"):
@@ -311,12 +318,12 @@ def test_the_bounds_are_narrow_enough_to_see_any_parameter_off(
         )
 
 
-LEAST_FLOAT16 = 2.0**-24
-"""DALI rounds what is smaller than this up to it, NumPy down to 0."""
+MIN_FLOAT16 = 2.0**-24
+"""Smallest float16 above 0. DALI rounds smaller numbers up to it, NumPy down to 0."""
 
 
 def tabulated(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.float16]:
-    """Stored numbers through the brain window, as the graph looks them up."""
+    """Apply the brain window by a table, as the graph does."""
     window = parse_windows(["brain"])[0]
     table_V = window_table(window, mean=MEAN[0], std=STD[0])
     return table_V.astype(np.float16)[stored_HW]
@@ -334,10 +341,10 @@ BRAIN = DataConfig(windows=("brain",), batch_size=8)
     ],
     ids=["none", "flip", "dihedral"],
 )
-def test_pixels_that_only_change_places_keep_every_bit(
+def test_pixels_that_only_move_keep_every_bit(
     adversaries: Store, augment: AugmentConfig
 ) -> None:
-    """Not even 1-pixel checkerboards are blurred, and no impulse is lost."""
+    """Even checkerboards of single pixels stay sharp, and no impulse is lost."""
     found_NSS1 = run_graph(adversaries, replace(BRAIN, size=256, level=256), augment)
     parameters, slices = draw_all(
         adversaries, replace(BRAIN, size=256, level=256), augment
@@ -350,19 +357,19 @@ def test_pixels_that_only_change_places_keep_every_bit(
         x_SS, y_SS, _ = np.floor(np.tensordot(matrix_33, corner_SS, 1)).astype(int)
         expected_SS = tabulated(stored_HW[y_SS, x_SS])
         np.testing.assert_allclose(
-            found_SS1[..., 0], expected_SS, rtol=0, atol=LEAST_FLOAT16
+            found_SS1[..., 0], expected_SS, rtol=0, atol=MIN_FLOAT16
         )
 
 
-def test_halving_gives_the_twins_numbers_to_the_bit(adversaries: Store) -> None:
+def test_halving_gives_the_references_numbers_to_the_bit(adversaries: Store) -> None:
     config = replace(BRAIN, size=64, level=512)
     found_NSS1 = run_graph(adversaries, config, AugmentConfig())
     _, halved = draw_all(adversaries, config, AugmentConfig())
     num_checked = 0
     for found_SS1, stored_HW in zip(found_NSS1, halved, strict=True):
-        if stored_HW.shape == (64, 64):  # three times halved, and then left in place
+        if stored_HW.shape == (64, 64):  # halved three times, not resampled after that
             np.testing.assert_allclose(
-                found_SS1[..., 0], tabulated(stored_HW), rtol=0, atol=LEAST_FLOAT16
+                found_SS1[..., 0], tabulated(stored_HW), rtol=0, atol=MIN_FLOAT16
             )
             num_checked += 1
     assert num_checked == 11

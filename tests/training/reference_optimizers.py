@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 @dataclass(kw_only=True)
-class Twin:
-    """What the twins share: settings, weights, and the two averages."""
+class ReferenceOptimizer:
+    """What the optimizers share: settings, weights, and the two averages."""
 
     weights: list[Tensor]
     lr: float
@@ -47,7 +47,7 @@ class Twin:
         raise NotImplementedError
 
 
-class TwinAdamW(Twin):
+class ReferenceAdamW(ReferenceOptimizer):
     """Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019 for the decay."""
 
     def move(self, i: int, mean: Tensor, square: Tensor) -> None:
@@ -56,7 +56,7 @@ class TwinAdamW(Twin):
         self.weights[i] -= self.lr * mean / (square.sqrt() + self.eps)
 
 
-class TwinRAdam(Twin):
+class ReferenceRAdam(ReferenceOptimizer):
     """Liu et al. 2019, algorithm 2, rectified from a length above 5 on.
 
     As in its authors' code, eps is added before the bias of the root is removed.
@@ -80,8 +80,8 @@ class TwinRAdam(Twin):
         self.weights[i] -= self.lr * rectification * mean * math.sqrt(bias) / root
 
 
-class TwinRanger(TwinRAdam):
-    """`TwinRAdam` inside Zhang et al. 2019, algorithm 1, with k 6 and alpha 0.5."""
+class ReferenceRanger(ReferenceRAdam):
+    """RAdam inside Zhang et al. 2019, algorithm 1, with k = 6 and alpha = 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +96,7 @@ class TwinRanger(TwinRAdam):
             self.weights = [slow.clone() for slow in self.slow]
 
 
-class TwinLamb(Twin):
+class ReferenceLamb(ReferenceOptimizer):
     """You et al. 2019, algorithm 2, with the defaults of NVIDIA apex."""
 
     def prepare(self, grads: list[Tensor]) -> list[Tensor]:
