@@ -345,15 +345,16 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
-def test_a_giant_header_of_a_tar_is_not_read(
+def test_a_giant_header_of_a_tar_is_refused(
     tmp_path: Path, suffix: str, kind: bytes
 ) -> None:
     header = tarfile.TarInfo("header")
     header.type, header.size = kind, 2**20 + 1
-    content = header.tobuf(tarfile.GNU_FORMAT) + b"n" * 3 * 2**20
+    content = header.tobuf(tarfile.GNU_FORMAT) + b"n" * header.size
+    content += bytes(-len(content) % 512) + tarfile.TarInfo("a").tobuf() + bytes(1024)
     path = tmp_path / f"h.{suffix}"
     path.write_bytes(gzip.compress(content) if suffix == "tar.gz" else content)
-    with pytest.raises(SourceError, match="extended headers of 1,048,577 bytes"):
+    with pytest.raises(SourceError, match=r"cannot read .*header"):
         list_entries([path])
 
 
@@ -510,13 +511,18 @@ def test_no_damage_escapes_as_another_error(tmp_path: Path, suffix: str) -> None
     whole = write_archive(tmp_path / f"w.{suffix}", CONTENTS).read_bytes()
     entries = list_entries([tmp_path])
     path = tmp_path / f"w.{suffix}"
-    for _ in range(60):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for number in range(60):
         content = bytearray(whole)
         for _ in range(draw.choice([1, 4, 30])):
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content[: draw.choice([len(content), draw.randrange(9999)])])
         assert len(read_all(entries)) == len(entries)
-        assert read_all(list_entries([tmp_path]))
+        path.rename(damaged / f"{number}.{suffix}")
+    found = read_all(list_entries([damaged]))
+    numbers = {key.partition(".")[0] for key in found}
+    assert numbers == {str(number) for number in range(60)}
 
 
 def test_a_zip_member_costs_one_seek_and_not_the_table_of_contents(
