@@ -1,8 +1,9 @@
-"""What sources hold, in packed columns."""
+"""Entries are kept in one sorted table."""
 
 from __future__ import annotations
 
 import pickle
+import random
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,32 @@ def test_entries_come_back_as_they_were_found_in_order() -> None:
 def test_order_is_that_of_code_points() -> None:
     keys = ["é", "z", "\U0001f9e0", "Z", "a/b", "a", "a.b", "ﬀ"]
     assert keys_of(make_listing(*keys)) == sorted(keys)
+
+
+def test_entries_are_those_of_a_plain_sort() -> None:
+    draw = random.Random(3)
+    letters = "aB/.-~\u00e9\ufb00\uffff\U0001f9e0"
+    found: list[list[Found]] = [[], [], []]
+    for _ in range(3000):
+        home = Path(draw.choice(("f", "g.zip")))
+        key = "".join(draw.choices(letters, k=draw.randrange(1, 5)))
+        file = "" if home.suffix else f"{key}{draw.randrange(99)}"
+        offset = draw.randrange(2**40) if home.suffix else -1
+        found[draw.choice((0, 2))].append(
+            Found(home, file, "" if file else key, key, draw.randrange(2**40), offset)
+        )
+    expected: list[Entry] = []
+    for source, files in enumerate(found):
+        in_order = sorted(files, key=lambda row: (row.key, row.offset, row.file))
+        expected += [
+            Entry(source, row.home / row.file, row.member, *row[3:], number=number)
+            for number, row in enumerate(in_order)
+        ]
+    listing = Listing.of(found)
+    assert list(listing) == expected
+    assert [entry.key for entry in listing[2000:1000:-7]] == [
+        entry.key for entry in expected[2000:1000:-7]
+    ]
 
 
 def test_names_that_are_no_utf8_survive() -> None:
@@ -114,5 +141,5 @@ def test_a_file_costs_few_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert len(listing) == 20_000
-    assert objects < 20 * len(listing)  # the packed columns are among them
+    assert objects < 20 * len(listing)  # the table is Arrow's memory
     assert len(pickle.dumps(listing)) < 90 * len(listing)
