@@ -43,7 +43,7 @@ def test_entries_come_back_as_they_were_found_in_order() -> None:
     assert listing.num_bytes == 2 + 3 + 4 + 2
 
 
-def test_order_is_that_of_code_points() -> None:
+def test_keys_are_sorted_by_code_point() -> None:
     keys = ["é", "z", "\U0001f9e0", "Z", "a/b", "a", "a.b", "ﬀ"]
     assert keys_of(make_listing(*keys)) == sorted(keys)
 
@@ -74,14 +74,14 @@ def test_entries_are_those_of_a_plain_sort() -> None:
     ]
 
 
-def test_names_that_are_no_utf8_survive() -> None:
+def test_names_that_are_not_utf8_survive() -> None:
     file = "\udcff.dcm"
     listing = Listing.of([[Found(FOLDER, file, file, "shown", 1)]])
     [entry] = pickle.loads(pickle.dumps(listing))
     assert (entry.container, entry.member) == (FOLDER / file, file)
 
 
-def test_parts_are_those_of_a_list() -> None:
+def test_indices_and_slices_work_as_in_a_list() -> None:
     listing = make_listing(*"abcdefgh")
     as_list = list(listing)
     for part in (slice(2, 5), slice(5, 2), slice(None, None, -2), slice(-3, 99)):
@@ -109,7 +109,7 @@ def test_a_part_keeps_its_numbers_and_pickles_without_the_rest() -> None:
     assert len(packed) < 5_000
 
 
-def test_a_place_is_absolute_and_an_url_without_its_secrets(
+def test_a_place_is_an_absolute_path_or_a_url_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -58,7 +58,7 @@ def write_folder(path: Path, contents: dict[str, bytes]) -> Path:
 
 
 def read_all(entries: Sequence[Entry]) -> dict[str, bytes | str]:
-    """What each key reads as: its bytes or the code of its rejection."""
+    """For each key its bytes, or the code of its rejection."""
     return {
         entry.key: found.code if isinstance(found, RejectError) else found
         for entry, found in read_entries(entries)
@@ -165,7 +165,7 @@ def test_a_zip_member_without_a_name_is_listed_and_spoils_no_other(
     assert read_all(entries) == {"h.zip/": b"nameless", "h.zip/a": b"1"}
 
 
-def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+def test_names_that_are_not_text_are_escaped(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.dcm")).write_bytes(b"x")
     assert read_all(list_entries([tmp_path])) == {"\\udcff.dcm": b"x"}
 
@@ -185,7 +185,7 @@ def test_a_folder_of_many_files_is_never_in_memory(tmp_path: Path) -> None:
     num_files = 8000
     for number in range(num_files):
         (tmp_path / f"ID_{number * 7919 % num_files:09}.dcm").touch()
-    list_entries([tmp_path])  # what is made once is not counted
+    list_entries([tmp_path])  # caches are filled before the count
     tracemalloc.start()
     try:
         entries = list_entries([tmp_path])
@@ -196,7 +196,7 @@ def test_a_folder_of_many_files_is_never_in_memory(tmp_path: Path) -> None:
     assert peak < 250 * num_files  # a file's name, path and status take 700
 
 
-def test_of_names_that_look_alike_the_first_by_its_bytes_comes_first(
+def test_names_that_look_alike_are_sorted_by_their_bytes(
     tmp_path: Path,
 ) -> None:
     for name in ("a\\n", "a\n"):
@@ -216,7 +216,7 @@ def test_links_in_a_tar_are_left_out(tmp_path: Path) -> None:
     assert [e.member for e in list_entries([path])] == ["file"]
 
 
-def test_a_streamed_zip_is_read_and_its_checksum_held(tmp_path: Path) -> None:
+def test_a_streamed_zip_is_read_and_its_checksum_is_checked(tmp_path: Path) -> None:
     class Unseekable(io.BytesIO):
         def seekable(self) -> bool:
             return False
@@ -362,7 +362,7 @@ def test_an_xz_that_asks_for_much_memory_is_not_unpacked(tmp_path: Path) -> None
     path = write_archive(tmp_path / "d.tar.xz", CONTENTS)
     content = bytearray(path.read_bytes())
     assert content[14:16] == b"\x21\x01"  # a filter, LZMA2; then its dictionary
-    content[16] = 37  # of 1.5 GiB
+    content[16] = 37  # 1.5 GiB
     content[20:24] = struct.pack("<I", zlib.crc32(content[12:20]))
     path.write_bytes(content)
     with pytest.raises(SourceError, match="Memory usage limit exceeded"):
