@@ -149,8 +149,11 @@ def _replies(timeout_s: float) -> Iterator[tuple[list[Any], Exception | None, bo
     batch: list[Any] = []
     try:
         function, arguments = pickle.load(sys.stdin.buffer)
+        parent = os.getppid()
         signal.setitimer(_TIMER, timeout_s)
         for item in function(*arguments):
+            if os.getppid() != parent:
+                sys.exit()  # killed; without items to send, no pipe would break
             batch.append(item)
             if len(batch) == BATCH_ITEMS:
                 yield batch, None, False

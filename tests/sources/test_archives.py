@@ -57,7 +57,7 @@ def pax(*records: tuple[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
 
 
 def sparse_map(num_blocks: int) -> bytes:
-    """A sparse member of 0 bytes, whose map has `num_blocks` blocks after its header."""
+    """A sparse member of 0 bytes; its map has `num_blocks` blocks after its header."""
     block = (b"%011o\0" % 512 * 42).ljust(504, b"\0")
     blocks = [block + bytes([at + 1 < num_blocks]) for at in range(num_blocks)]
     return header("s", tarfile.GNUTYPE_SPARSE, 0, b"\1") + b"".join(map(filled, blocks))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,42 @@ def test_a_call_that_is_abandoned_does_not_spoil_the_next(
     assert next(items)[0] == 0
     items.close()  # type: ignore[attr-defined]
     assert [number for number, _ in process.iterate(count, 2)] == [0, 1]
+
+
+def tick() -> Iterator[int]:
+    Path("pid").write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.2)  # a batch, and so a broken pipe, would take 200 s
+        yield 1
+
+
+def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    code = """
+from ichfast.system.limits import LimitedProcess
+from tests.system.test_limits import tick
+next(LimitedProcess(extra_bytes=2**26, timeout_s=100).iterate(tick))
+"""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    pid_path = tmp_path / "pid"
+    try:
+        wait_until(lambda: pid_path.is_file() and bool(pid_path.read_text()))
+    finally:
+        parent.kill()
+        parent.wait()
+    process_path = Path("/proc", pid_path.read_text(), "cmdline")
+    wait_until(lambda: not process_path.exists() or not process_path.read_bytes())
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 120
+    while not is_true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
 
 
 def test_it_works_from_threads_and_ends_when_it_is_closed() -> None:
