@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from ichfast.system.memory import limit_memory
 
@@ -135,20 +135,22 @@ def extend_timer(seconds: float) -> None:
 
 def _serve(extra_bytes: int, timeout_s: float) -> None:
     """Answer calls until standard input ends."""
-    replies = os.fdopen(os.dup(1), "wb")
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no reply
     limit_memory(extra_bytes)
-    while sys.stdin.buffer.peek(1):
-        for reply in _replies(timeout_s):
+    while requests.peek(1):
+        for reply in _replies(requests, timeout_s):
             pickle.dump(reply, replies)
             replies.flush()
 
 
-def _replies(timeout_s: float) -> Iterator[tuple[list[Any], Exception | None, bool]]:
+def _replies(
+    requests: IO[bytes], timeout_s: float
+) -> Iterator[tuple[list[Any], Exception | None, bool]]:
     """Run one call; give its items in batches, its error, and whether it is done."""
     batch: list[Any] = []
     try:
-        function, arguments = pickle.load(sys.stdin.buffer)
+        function, arguments = pickle.load(requests)
         parent = os.getppid()
         signal.setitimer(_TIMER, timeout_s)
         for item in function(*arguments):

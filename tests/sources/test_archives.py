@@ -122,7 +122,7 @@ def test_a_tar_cannot_ask_for_much(
 def test_a_header_that_takes_hours_is_ended_by_the_timer(
     tmp_path: Path, suffix: str
 ) -> None:
-    digits = pax(("a", "1" * 10**6)) + header()  # CVE-2024-6232: quadratic
+    digits = pax(("a", "1" * 10**5)) + header()  # CVE-2024-6232: quadratic
     with (
         LimitedProcess(extra_bytes=archives.LIST_BYTES, timeout_s=1) as process,
         pytest.raises(LimitError, match="processor time"),
