@@ -142,7 +142,7 @@ class Listing(Sequence[Entry]):
         start, stop, step = index.indices(len(self))
         if step != 1:
             return self.take(range(start, stop, step))
-        return self._with(self._table.slice(start, max(0, stop - start)))
+        return Listing(self._homes, self._table.slice(start, max(0, stop - start)))
 
     def __reduce__(self) -> tuple[object, ...]:
         used = pc.unique(self._table["home"])
@@ -155,11 +155,11 @@ class Listing(Sequence[Entry]):
 
     def select(self, is_wanted_E: npt.NDArray[np.bool_]) -> Listing:
         """The entries for which a mask of shape (len(self),) is True."""
-        return self._with(self._table.filter(pa.array(is_wanted_E)))
+        return Listing(self._homes, self._table.filter(pa.array(is_wanted_E)))
 
     def take(self, index_E: Sequence[int]) -> Listing:
         """The entries at some indices, in the order of the indices."""
-        return self._with(self._table.take(pa.array(index_E, pa.int64())))
+        return Listing(self._homes, self._table.take(pa.array(index_E, pa.int64())))
 
     def absolute(self) -> Listing:
         """The same entries, with paths that are good in any folder."""
@@ -176,9 +176,6 @@ class Listing(Sequence[Entry]):
         homes = [place_of(home) for home in self._homes]
         for home, file in self.columns("home", "file"):
             yield f"{homes[home].rstrip('/')}/{file}" if file else homes[home]
-
-    def _with(self, table: pa.Table) -> Listing:
-        return Listing(self._homes, table)
 
 
 def _batches_of(
