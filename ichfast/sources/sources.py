@@ -63,7 +63,8 @@ def list_entries(
     Raises:
         SourceError: a source or one of its folders does not exist or cannot be
             read, an archive that was asked for is broken, a URL needs a package
-            that is not installed, or there is no file.
+            that is not installed, a tar lies in the memory of this process
+            (``memory://``), or there is no file.
     """
     places = [locate(source) for source in sources]
     with archives.lister() as process:
