@@ -2,15 +2,15 @@
 
 Two forms are read, as ``.csv``, ``.csv.gz``, ``.csv.bz2`` or ``.csv.xz``:
 
-    long    ``ID,Label`` with ``ID_xxxxxxxxx_subtype`` in ID, as Kaggle gives it
-    wide    one row a slice: its id, and a column for each of the six classes
+    long    ``ID,Label`` with ``ID_xxxxxxxxx_subtype`` in ID, the form of Kaggle
+    wide    one row per slice: its id, and a column for each of the six classes
 
 Promises:
 
-1. A row that stands twice, word for word, counts once, and is counted.
+1. Identical rows count once; the number of dropped rows is reported.
 2. Rows that contradict each other, unknown classes, values other than 0 and 1,
    slices with fewer than six classes, and an `any` that is not the OR of the
-   other five are errors that show the first offenders. Nothing is guessed.
+   other five are errors that name the first offenders. Nothing is guessed.
 
 Shape letters: N slices, K classes, R rows of the csv.
 """
@@ -47,18 +47,18 @@ CLASSES = (
 """The six classes, in the order of every array with a K axis."""
 
 WIDE_ID_COLUMNS = ("slice_id", "sop_instance_uid", "SOPInstanceUID", "ID", "image")
-"""Names under which a wide csv may give the slice id; the first found counts."""
+"""Column names for the slice id of a wide csv; the first that is there counts."""
 
-MOST_HEADER_BYTES = 2**20
-"""Of a csv's first line; a longer one is cut, and is no label csv."""
+MAX_HEADER_BYTES = 2**20
+"""Upper limit of a csv's first line, bytes. A longer line is no label csv's."""
 
 NUM_SHOWN = 3
-"""Offenders named in an error."""
+"""Number of offenders that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelTable:
-    """What a label csv says."""
+    """The labels of a csv."""
 
     slice_ids: npt.NDArray[np.object_]
     """Shape (N,), each slice id once, in the csv's order."""
@@ -67,7 +67,7 @@ class LabelTable:
     """Shape (N, 6), 0 or 1, classes in `CLASSES` order."""
 
     num_duplicates: int
-    """Rows dropped because the same row stood before."""
+    """Rows dropped because they repeat an earlier row."""
 
 
 def read_labels(path: Path) -> LabelTable:
@@ -79,8 +79,8 @@ def read_labels(path: Path) -> LabelTable:
         path: a csv file, plain or compressed.
 
     Raises:
-        LabelError: unreadable, or one of the contradictions of this module's
-            docstring.
+        LabelError: the csv is missing, cannot be read, has no labels, or breaks a rule
+            of this module's docstring.
     """
     table = _read_csv(path)
     names = table.column_names
@@ -104,10 +104,10 @@ def _read_csv(path: Path) -> pa.Table:
         with opener(path, "rb") as stream:
             if opener is Path.open:
                 return _parse_csv(stream)
-            most = most_unpacked(path.stat().st_size)
-            content = stream.read(most + 1)
-            if len(content) > most:
-                raise ValueError(f"it would unpack to more than {most:,} bytes")
+            max_bytes = most_unpacked(path.stat().st_size)
+            content = stream.read(max_bytes + 1)
+            if len(content) > max_bytes:
+                raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")
             return _parse_csv(io.BytesIO(content))
     except FileNotFoundError as error:
         raise LabelError(f"no label csv at {path}") from error
@@ -117,10 +117,10 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _parse_csv(stream: IO[bytes]) -> pa.Table:
-    # Everything is read as text, so that "2" or "yes" can be shown as it stands. The
-    # header is parsed by itself: a reader of the stream would go on reading ahead, and
-    # now and then take rows from the reader that comes after it.
-    header = io.BytesIO(stream.readline(MOST_HEADER_BYTES))
+    # All columns are read as text, so that an error can show "2" or "yes" unchanged.
+    # The header is parsed alone: Arrow reads ahead in a thread, so a first reader of
+    # the whole stream could take rows from the second.
+    header = io.BytesIO(stream.readline(MAX_HEADER_BYTES))
     names = pa_csv.open_csv(header).schema.names
     stream.seek(0)
     as_text = pa_csv.ConvertOptions(
@@ -141,7 +141,7 @@ def _from_long(path: Path, ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> Lab
     _refuse(path, "Label is not 0 or 1", ids, label_R < 0)
 
     encoded = pc.list_element(parts, 0).combine_chunks().dictionary_encode()
-    del parts  # half a GiB of the full csv
+    del parts  # frees half a GiB for the full csv
     slice_ids = encoded.dictionary.to_numpy(zero_copy_only=False)
     cell_R = encoded.indices.to_numpy() * np.int32(len(CLASSES)) + class_R
 
@@ -168,7 +168,7 @@ def _from_wide(path: Path, table: pa.Table) -> LabelTable:
             f"{path} names no slice: expected a column called "
             f"{', '.join(WIDE_ID_COLUMNS)}; found {', '.join(table.column_names[:12])}"
         )
-    # A row without any label is a slice that nobody has labelled.
+    # A row whose labels are all empty is an unlabelled slice.
     labelled = pc.not_equal(
         pc.binary_join_element_wise(*(table[name] for name in CLASSES), ""), ""
     )
@@ -195,7 +195,7 @@ def _from_wide(path: Path, table: pa.Table) -> LabelTable:
 
 
 def _index_in(texts: pa.ChunkedArray, known: Sequence[str]) -> npt.NDArray[np.int8]:
-    """The position of each text in `known`, -1 where it is not there."""
+    """The position of each text in `known`; -1 for an unknown text."""
     found = pc.index_in(texts, value_set=pa.array(known))
     positions: npt.NDArray[np.int8] = pc.fill_null(found, -1).to_numpy().astype(np.int8)
     return positions
@@ -211,7 +211,7 @@ def _check_any(
 
 
 def _refuse(path: Path, problem: str, ids: Any, bad: npt.ArrayLike) -> None:
-    """Raise if anything is bad, with the count and the first offenders."""
+    """Raise a `LabelError` with the count and the first offenders, if any is bad."""
     where = np.flatnonzero(bad)
     if where.size == 0:
         return

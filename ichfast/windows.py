@@ -1,8 +1,8 @@
 """CT display windows: the map from Hounsfield units to [0, 1].
 
-A window is applied in two ways that tests hold equal: `apply_windows` is the
-readable definition on HU, `window_table` is the same function tabulated over
-every number the store can hold, which is what the DALI graph looks up on a GPU.
+A window is applied in two ways, and tests hold them equal: `apply_windows` is the
+readable definition on HU; `window_table` tabulates the same function over every
+number that the store can hold, for the DALI graph to look up.
 
 Shape letters in this file:
     B  slices in the batch    H  rows    W  columns    C  windows (channels)
@@ -20,35 +20,36 @@ import numpy.typing as npt
 from ichfast.errors import WindowError
 
 HU_OFFSET = 1024
-"""The store keeps ``HU + HU_OFFSET``, so air is 24 and padding 0."""
+"""The store keeps ``HU + HU_OFFSET``: air (-1000 HU) is 24, padding is 0."""
 
 NUM_STORED_VALUES = 65_536
-"""Every value of a uint16."""
+"""Number of values of a uint16, the type that the store keeps."""
 
 MIN_WIDTH_HU = 1.0
-"""No window is narrower.
+"""Lower limit of a window's width, HU: the step of stored numbers.
 
 Source:
-    DICOM PS3.3 C.11.2.1.2.1; what is stored has steps of 1 HU.
+    DICOM PS3.3 C.11.2.1.2.1.
 """
 
 MAX_WINDOW_HU = 1e6
-"""Of a center, to both sides, and of a width; far beyond what a store can hold."""
+"""Upper limit of a width and of a center's distance from 0, HU; far beyond the 31,743
+that a store can hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A display window, with DICOM's own words for its two numbers.
+    """A display window, in DICOM's terms.
 
     ``Window(center=40, width=80)`` is the brain window: 0 HU and below is
     black, 80 HU and above is white.
     """
 
     center: float
-    """(0028,1050) Window Center, HU. From minus to plus `MAX_WINDOW_HU`."""
+    """(0028,1050) Window Center, HU, from ``-MAX_WINDOW_HU`` to ``MAX_WINDOW_HU``."""
 
     width: float
-    """(0028,1051) Window Width, HU. From `MIN_WIDTH_HU` to `MAX_WINDOW_HU`."""
+    """(0028,1051) Window Width, HU, from `MIN_WIDTH_HU` to `MAX_WINDOW_HU`."""
 
     shape: str = "linear"
     """``linear`` or ``sigmoid``: (0028,1056) VOI LUT Function."""
@@ -56,8 +57,8 @@ class Window:
     def __post_init__(self) -> None:
         if not are_windows(self.center, self.width):
             raise WindowError(
-                f"a window is {MIN_WIDTH_HU:g} to {MAX_WINDOW_HU:,.0f} HU wide, its "
-                f"center as far from 0 at most; got width {self.width:g} and "
+                f"a window is {MIN_WIDTH_HU:g} to {MAX_WINDOW_HU:,.0f} HU wide and its "
+                f"center at most that far from 0; got width {self.width:g} and "
                 f"center {self.center:g}"
             )
         if self.shape not in ("linear", "sigmoid"):
@@ -69,7 +70,15 @@ class Window:
 def are_windows(
     center: float | npt.NDArray[np.float64], width: float | npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
-    """Whether centers and widths, HU, make windows; NaN makes none."""
+    """Whether centers and widths are in range.
+
+    Args:
+        center: HU, any shape.
+        width: HU, of a shape that broadcasts with `center`.
+
+    Returns:
+        bool, of the shape they broadcast to; False for NaN.
+    """
     center_fits: npt.NDArray[np.bool_] = np.less_equal(np.abs(center), MAX_WINDOW_HU)
     return (
         center_fits
@@ -80,10 +89,13 @@ def are_windows(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalization:
-    """What turns a windowed value in [0, 1] into a model's input, per channel."""
+    """A model's input is ``(value - mean) / std`` of the windowed value in [0, 1]."""
 
     mean: tuple[float, ...]
+    """One number per channel."""
+
     std: tuple[float, ...]
+    """One number per channel, greater than zero."""
 
 
 PRESETS: dict[str, Window] = {
@@ -93,7 +105,7 @@ PRESETS: dict[str, Window] = {
     "soft": Window(center=40, width=380),
     "stroke": Window(center=32, width=8),
 }
-"""Windows by name.
+"""Windows by name. To add a preset, add a line here.
 
 Source:
     brain, subdural, soft: the three channels of the competition's 2nd and 11th
@@ -108,7 +120,7 @@ def parse_window(text: str) -> Window:
         text: such as ``brain``, ``40/80`` or ``40/80/sigmoid``.
 
     Raises:
-        WindowError: neither a known name nor numbers.
+        WindowError: the text is neither a known name nor numbers, or is out of range.
 
     Example:
         >>> parse_window("40/80") == PRESETS["brain"]
@@ -132,9 +144,9 @@ def apply_windows(
 ) -> npt.NDArray[np.float32]:
     """Window a batch of slices, one output channel per window.
 
-    This is the readable definition; `ichfast.loading.shading` and the DALI graph in
-    `ichfast.loading.graph` are the fast ones, which `tests/loading/test_shading.py` and
-    `tests/loading/test_loader_reference.py` hold to it.
+    This is the readable definition. `ichfast.loading.shading` and the DALI graph in
+    `ichfast.loading.graph` are fast; `tests/loading/test_shading.py` and
+    `tests/loading/test_loader_reference.py` compare them with it.
 
     Args:
         hu_BHW: CT numbers in HU, shape (B, H, W), any real dtype. Not changed.
@@ -169,12 +181,12 @@ def window_values(
     width: float | npt.NDArray[np.float32],
     shape: str,
 ) -> npt.NDArray[np.float32]:
-    """Values in [0, 1] of CT numbers through one window, or through several.
+    """Map CT numbers to [0, 1] by one window, or by one window per slice.
 
     Args:
         hu: CT numbers in HU, any shape.
-        center: HU; it and the next broadcast with `hu`.
-        width: HU, greater than zero.
+        center: HU, of a shape that broadcasts with `hu`.
+        width: HU, of a shape that broadcasts with `hu`; greater than zero.
         shape: ``linear`` or ``sigmoid``.
 
     Returns:
@@ -182,18 +194,18 @@ def window_values(
     """
     distance = (hu - center).astype(np.float32) / width
     if shape == "sigmoid":
-        with np.errstate(over="ignore"):  # far below it: 1 / inf is 0
+        with np.errstate(over="ignore"):  # far below the window: 1 / inf is 0
             return 1.0 / (1.0 + np.exp(-4.0 * distance))
     return np.clip(distance + 0.5, 0.0, 1.0)
 
 
 def window_table(window: Window, *, mean: float, std: float) -> npt.NDArray[np.float32]:
-    """Tabulate windowing and normalisation over every stored number.
+    """Tabulate windowing and normalization over every stored number.
 
     Args:
         window: the window to tabulate.
         mean: subtracted from the windowed value in [0, 1].
-        std: divides what remains. Greater than zero.
+        std: divisor after that; greater than zero.
 
     Returns:
         Shape (65536,), float32: entry ``s`` belongs to ``s - HU_OFFSET`` HU.
@@ -202,7 +214,7 @@ def window_table(window: Window, *, mean: float, std: float) -> npt.NDArray[np.f
         WindowError: `std` is not greater than zero.
     """
     if not std > 0:
-        raise WindowError(f"the normalisation's std must be above 0, got {std}")
+        raise WindowError(f"the normalization's std must be above 0, got {std}")
     hu_11V = np.arange(NUM_STORED_VALUES, dtype=np.float32)[None, None] - HU_OFFSET
     value_V = apply_windows(hu_11V, [window])[0, 0, :, 0]
     table_V: npt.NDArray[np.float32] = (value_V - np.float32(mean)) / np.float32(std)

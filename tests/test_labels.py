@@ -42,7 +42,7 @@ def test_the_long_form_becomes_one_row_a_slice(tmp_path: Path) -> None:
     assert table.num_duplicates == 0
 
 
-def test_rows_that_stand_twice_count_once_and_are_counted(tmp_path: Path) -> None:
+def test_identical_rows_count_once_and_are_counted(tmp_path: Path) -> None:
     rows = [
         *long_rows("ID_a", "epidural"),
         *long_rows("ID_b"),
@@ -53,7 +53,7 @@ def test_rows_that_stand_twice_count_once_and_are_counted(tmp_path: Path) -> Non
     assert table.num_duplicates == 6
 
 
-def test_the_wide_form_says_the_same(tmp_path: Path) -> None:
+def test_the_wide_form_becomes_one_row_a_slice(tmp_path: Path) -> None:
     header = "image," + ",".join(CLASSES)
     rows = ["ID_b,1,0,0,0,0,1", "ID_a,0,0,0,0,0,0", "ID_c,,,,,,", "ID_a,0,0,0,0,0,0"]
     table = read_labels(write_csv(tmp_path / "labels.csv", rows, header))
@@ -65,7 +65,7 @@ def test_the_wide_form_says_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "opener"), [(".gz", gzip.open), (".bz2", bz2.open), (".xz", lzma.open)]
 )
-def test_a_compressed_csv_is_read_as_it_is(
+def test_a_compressed_csv_is_read_without_unpacking_it(
     tmp_path: Path, suffix: str, opener: type
 ) -> None:
     path = tmp_path / f"labels.csv{suffix}"
@@ -90,7 +90,7 @@ def test_a_compressed_csv_is_read_as_it_is(
         ([], "has no row"),
     ],
 )
-def test_what_cannot_be_trusted_is_refused_with_the_offender(
+def test_a_long_csv_that_contradicts_itself_is_refused_with_the_offender(
     tmp_path: Path, rows: list[str], problem: str
 ) -> None:
     with pytest.raises(LabelError, match=problem):
@@ -106,7 +106,7 @@ def test_what_cannot_be_trusted_is_refused_with_the_offender(
         (["ID_a,,,,,,"], "no labelled row"),
     ],
 )
-def test_a_wide_csv_is_held_to_the_same(
+def test_a_wide_csv_that_contradicts_itself_is_refused(
     tmp_path: Path, rows: list[str], problem: str
 ) -> None:
     header = "image," + ",".join(CLASSES)
@@ -149,9 +149,7 @@ def test_a_csv_that_cannot_be_read_is_refused(
     ("header", "name"),
     [("ID,Label,Label", "Label"), (",".join(["ID", "any", *CLASSES]), "any")],
 )
-def test_a_column_that_stands_twice_is_refused(
-    tmp_path: Path, header: str, name: str
-) -> None:
+def test_a_repeated_column_is_refused(tmp_path: Path, header: str, name: str) -> None:
     with pytest.raises(LabelError, match=f"more than one column {name}"):
         read_labels(write_csv(tmp_path / "labels.csv", [], header))
 
@@ -170,7 +168,7 @@ def test_the_whole_kaggle_csv_is_read_with_its_repeated_rows() -> None:
 
 
 class _WatchedStream(io.BytesIO):
-    """Notes in which order it is used."""
+    """Records the order of its calls."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -185,8 +183,8 @@ class _WatchedStream(io.BytesIO):
         return super().seek(offset, whence)
 
 
-def test_nobody_reads_rows_before_the_one_who_keeps_them() -> None:
-    """Arrow reads ahead: a reader of the header took a MiB of rows, once in a while."""
+def test_the_header_is_read_without_taking_rows() -> None:
+    """A regression: Arrow reads ahead, and its header reader sometimes took rows."""
     row = "ID_0123456789ab_any,0\n"
     count = 5 * 2**20 // len(row)
     stream = _WatchedStream(("ID,Label\n" + row * count).encode())
@@ -197,11 +195,11 @@ def test_nobody_reads_rows_before_the_one_who_keeps_them() -> None:
 
 
 def test_a_first_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    content = b"x" * (labels.MOST_HEADER_BYTES + 100)
+    content = b"x" * (labels.MAX_HEADER_BYTES + 100)
     stream = io.BytesIO(content)
     with pytest.raises(pa.ArrowInvalid):
         labels._parse_csv(stream)
-    assert stream.tell() == labels.MOST_HEADER_BYTES
+    assert stream.tell() == labels.MAX_HEADER_BYTES
     (tmp_path / "endless.csv").write_bytes(content)
     with pytest.raises(LabelError, match="cannot read the label csv"):
         read_labels(tmp_path / "endless.csv")

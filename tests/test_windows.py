@@ -1,4 +1,4 @@
-"""Windows map HU to [0, 1] as DICOM says, and the table is the same map."""
+"""Windows map HU to [0, 1] as DICOM defines, and the table is the same map."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_window_can_be_written_as_center_and_width() -> None:
         *(("nan/80", "center nan"), ("-1e39/80", "center -1e.39")),
     ],
 )
-def test_a_window_that_makes_no_sense_is_refused(text: str, found: str) -> None:
+def test_a_text_that_is_no_window_is_refused(text: str, found: str) -> None:
     with pytest.raises(WindowError, match=found):
         parse_window(text)
 

@@ -1,16 +1,14 @@
-"""The files that sources hold, one row each, kept in packed columns.
+"""The files that sources hold, as one sorted Arrow table.
 
 A competition's set has 752,803 files. As objects with a path each they would take
-1 GB of the process that hands out the work; packed they take 8 MB. An `Entry` is
+1 GB of the process that hands out the work; as a table they take 80 MB. An `Entry` is
 made when it is asked for.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.sources.remote import Container
-from ichfast.system.external_sort import Shelf, in_parts, sort_runs
 
-CHUNK_ROWS = 1024
-"""Rows that are unpacked at a time: those of a unit of work."""
+BATCH_ROWS = 1024
+"""Rows that are turned into Python objects at a time."""
 
 _ORDER = ("source", "key", "offset", "file")
+"""Sort columns, ascending. Arrow compares texts by code point."""
 
 _SCHEMA = pa.schema(
     [
@@ -67,40 +65,40 @@ class Entry:
 
     @property
     def archive(self) -> Container | None:
-        """The archive that it lies in, maybe without a name there."""
+        """The archive that holds it; None for a plain file."""
         return self.container if self.offset >= 0 else None
 
 
 class Found(NamedTuple):
-    """A file as a walk through a source comes across it."""
+    """A file as a walk through a source finds it; `Entry` explains the other fields."""
 
     home: Container
-    """Its folder; or an archive, or a file, that is known by itself."""
+    """Its folder; or the archive that holds it; or itself, if it is a source."""
 
     file: str
-    """Its name in the folder, ``/`` between parts; empty for any other home."""
+    """Its path below the folder, ``/`` between parts; empty for any other home."""
 
     member: str
     key: str
     size: int
     offset: int = -1
-    """As in `Entry`."""
 
 
 class Listing(Sequence[Entry]):
-    """Entries in order. A slice of it shares its memory; it pickles as its rows."""
+    """Entries in order. A slice shares its memory; it pickles as its own rows.
 
-    def __init__(
-        self, homes: Sequence[Container], shelf: Shelf, start: int, stop: int
-    ) -> None:
+    Args:
+        homes: what the column ``home`` counts.
+        table: of the schema of this module.
+    """
+
+    def __init__(self, homes: Sequence[Container], table: pa.Table) -> None:
         self._homes = homes
-        self._shelf = shelf
-        """Batches of `CHUNK_ROWS` rows; the last may have less."""
-        self._start, self._stop = start, stop
+        self._table = table
 
     @staticmethod
     def of(found: Iterable[Iterable[Found]]) -> Listing:
-        """Put what was found into order.
+        """Sort files.
 
         Args:
             found: for each source, its files, in any order.
@@ -109,19 +107,21 @@ class Listing(Sequence[Entry]):
             Sorted by source, then key, in code point order, then offset.
         """
         homes: dict[Container, int] = {}
-        rows = _found_rows(found, homes)
-        ordered = sort_runs(rows, Shelf(_SCHEMA, io.BytesIO()), _ORDER).rows()
-        shelf = _shelved(_numbered(ordered))
-        num_rows = sum(len(batch) for batch in shelf)
-        return Listing(list(homes), shelf, 0, num_rows)
+        table = pa.Table.from_batches(_batches_of(found, homes), _SCHEMA)
+        order = [(name, "ascending") for name in _ORDER]
+        table = table.take(pc.sort_indices(table, sort_keys=order))
+        pa.default_memory_pool().release_unused()
+        source_E = table["source"].to_numpy()
+        number_E = np.arange(len(table)) - np.searchsorted(source_E, source_E)
+        return Listing(list(homes), _with_column(table, "number", number_E))
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(pc.sum(rows["size"]).as_py() for rows in self._batches())
+        return pc.sum(self._table["size"]).as_py() or 0
 
     def __len__(self) -> int:
-        return self._stop - self._start
+        return len(self._table)
 
     def __iter__(self) -> Iterator[Entry]:
         names = ("home", "file", "source", "member", "key", "size", "offset", "number")
@@ -142,104 +142,70 @@ class Listing(Sequence[Entry]):
         start, stop, step = index.indices(len(self))
         if step != 1:
             return self.take(range(start, stop, step))
-        start, stop = self._start + start, self._start + max(start, stop)
-        return Listing(self._homes, self._shelf, start, stop)
+        return Listing(self._homes, self._table.slice(start, max(0, stop - start)))
 
     def __reduce__(self) -> tuple[object, ...]:
-        table = self._table()
-        used = pc.unique(table["home"])
-        table = _with_column(table, "home", pc.index_in(table["home"], used))
+        used = pc.unique(self._table["home"])
+        home_E = pc.index_in(self._table["home"], used)
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, _SCHEMA) as writer:
-            writer.write_table(table)
+            writer.write_table(_with_column(self._table, "home", home_E))
         homes = [self._homes[home] for home in used.to_pylist()]
         return _restore, (homes, stream.getvalue().to_pybytes())
 
     def select(self, is_wanted_E: npt.NDArray[np.bool_]) -> Listing:
         """The entries for which a mask of shape (len(self),) is True."""
-        return self._with(self._table().filter(pa.array(is_wanted_E)))
+        return Listing(self._homes, self._table.filter(pa.array(is_wanted_E)))
 
     def take(self, index_E: Sequence[int]) -> Listing:
-        """The entries at some indices, in their order."""
-        return self._with(self._table().take(pa.array(index_E, pa.int64())))
+        """The entries at some indices, in the order of the indices."""
+        return Listing(self._homes, self._table.take(pa.array(index_E, pa.int64())))
 
     def absolute(self) -> Listing:
         """The same entries, with paths that are good in any folder."""
         homes = [h.absolute() if isinstance(h, Path) else h for h in self._homes]
-        return Listing(homes, self._shelf, self._start, self._stop)
+        return Listing(homes, self._table)
 
     def columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Some columns, row by row."""
-        for batch in self._batches():
-            yield from zip(*(_values(batch[name]) for name in names), strict=True)
+        for batch in self._table.select(names).to_batches(BATCH_ROWS):
+            yield from zip(*map(_values, batch.columns), strict=True)
 
     def places(self) -> Iterator[str]:
-        """Where each file or archive lies, as `place_of` says it."""
+        """Where each file or archive lies, in the form of `place_of`."""
         homes = [place_of(home) for home in self._homes]
         for home, file in self.columns("home", "file"):
             yield f"{homes[home].rstrip('/')}/{file}" if file else homes[home]
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        first_batch, skipped = divmod(self._start, CHUNK_ROWS)
-        left = len(self)
-        for number in itertools.count(first_batch):
-            if not left:
-                return
-            batch = self._shelf.get(number).slice(skipped, left)
-            left -= len(batch)
-            skipped = 0
-            yield batch
 
-    def _table(self) -> pa.Table:
-        return pa.Table.from_batches(self._batches(), _SCHEMA)
-
-    def _with(self, table: pa.Table) -> Listing:
-        return Listing(self._homes, _shelved([table]), 0, len(table))
-
-
-def _found_rows(
+def _batches_of(
     found: Iterable[Iterable[Found]], homes: dict[Container, int]
-) -> Iterator[pa.Table]:
-    """The rows of all sources, not numbered; what is new is added to `homes`."""
+) -> Iterator[pa.RecordBatch]:
+    """The rows of all sources, without numbers; new homes are added to `homes`."""
     left = ((source, row) for source, files in enumerate(found) for row in files)
-    while batch := list(itertools.islice(left, CHUNK_ROWS)):
-        sources, rows = zip(*batch, strict=True)
+    while rows := list(itertools.islice(left, BATCH_ROWS)):
         columns = {
-            "source": sources,
+            "source": [source for source, _ in rows],
             "number": [0] * len(rows),
-            "home": [homes.setdefault(row.home, len(homes)) for row in rows],
-            "file": [_bytes(row.file) for row in rows],
-            "member": [_bytes(row.member) for row in rows],
-            "key": [row.key for row in rows],
-            "size": [row.size for row in rows],
-            "offset": [row.offset for row in rows],
+            "home": [homes.setdefault(row.home, len(homes)) for _, row in rows],
+            "file": [_bytes(row.file) for _, row in rows],
+            "member": [_bytes(row.member) for _, row in rows],
+            "key": [row.key for _, row in rows],
+            "size": [row.size for _, row in rows],
+            "offset": [row.offset for _, row in rows],
         }
-        yield pa.Table.from_pydict(columns, schema=_SCHEMA)
-
-
-def _numbered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Rows in order, with the place of each among those of its source."""
-    next_of: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
-    for table in tables:
-        number = [next(next_of[source]) for source in table["source"].to_pylist()]
-        yield _with_column(table, "number", pa.array(number, pa.int32()))
-
-
-def _shelved(tables: Iterable[pa.Table]) -> Shelf:
-    shelf = Shelf(_SCHEMA, io.BytesIO())
-    for table in in_parts(tables, CHUNK_ROWS):
-        shelf.put(*table.to_batches())
-    return shelf
+        yield pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
 
 
 def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     at = _SCHEMA.get_field_index(name)
+    if isinstance(values, np.ndarray):
+        values = pa.array(values, _SCHEMA.field(at).type)
     return table.set_column(at, _SCHEMA.field(at), values)
 
 
 def _restore(homes: Sequence[Container], rows: bytes) -> Listing:
-    table = pa.ipc.open_stream(rows).read_all()
-    return Listing(homes, _shelved([table]), 0, len(table))
+    return Listing(homes, pa.ipc.open_stream(rows).read_all())
 
 
 def _values(column: pa.Array) -> list[Any]:

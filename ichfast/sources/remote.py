@@ -1,25 +1,28 @@
-"""Files behind URLs: object stores and web servers, through fsspec.
+"""Files at URLs: object stores and web servers, through fsspec.
 
-fsspec and what it needs for a protocol come with the extra ``cloud``; they are
+fsspec and its packages for each protocol come with the extra ``cloud``. They are
 imported when a URL is used, and not before.
 
 Promises:
 
-1. A `Remote` is two short texts. It pickles, and opens by itself in any process or
-   machine that has the extra and the credentials: those of the service's own
-   environment variables and files, or in the URL itself.
+1. A `Remote` is two short texts. It pickles, and opens in any process or machine that
+   has the extra and the credentials: in the service's own environment variables and
+   files, or in the URL itself.
 2. User names, passwords and query strings of a URL are in no message, no name and no
-   repr; nor is what a service says, for it quotes them.
+   repr. Neither are a service's own messages, because they quote the URL.
 3. Every failure is an `OSError`, like that of a local file.
-4. An open file is read by ranges; nothing is fetched but what was asked for and up
-   to `RANGE_BYTES` after it. What is shorter or longer than asked is an error.
+4. An open file is read by ranges: what is asked for, and up to `RANGE_BYTES` after it.
+   A reply that is shorter or longer than its range is an error.
 5. Every wait ends, after the time limits of the service's own client.
 
-Tested with ``s3://`` (s3fs, against moto's server), ``http://`` (against a server of
-Python) and fsspec's ``memory://`` (which workers cannot read, so prepare refuses it).
-``gs://`` was tried by hand with gcsfs 2026.10 against gcp-storage-emulator: a folder
-and a zip in place gave the bytes of the same files on disk. It has no test, and was
-not tried against Google's service.
+Ranges are requested here and not by fsspec's own files, which accept a short reply,
+and the first bytes of a server that ignores ranges.
+
+Tested with ``s3://`` (s3fs and moto's server), ``http://`` (Python's server), and
+fsspec's ``memory://``, which `prepare` and the listing of tars refuse because it cannot
+be read from another process. ``gs://`` was tried by hand with gcsfs 2026.10 and
+gcp-storage-emulator: a folder and a zip gave the bytes of the files on disk. It has no
+test, and was not tried with Google's service.
 """
 
 from __future__ import annotations
@@ -37,20 +40,20 @@ from urllib.parse import unquote
 from ichfast.errors import SourceError
 
 RANGE_BYTES = 2**20
-"""Least number of bytes asked for at once from an open file: two slices' worth."""
+"""Lower limit of the bytes requested at once from an open file: two slices."""
 
 _SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*?(?=::|$)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file or folder behind a URL."""
+    """A file or folder at a URL."""
 
     url: str = field(repr=False)
-    """Where its file system is found: what the user gave."""
+    """What the user gave; fsspec finds the file system with it."""
 
     path: str = field(repr=False)
-    """Its name in that file system."""
+    """Its path in that file system."""
 
     def __str__(self) -> str:
         return without_secrets(self.url)
@@ -63,25 +66,25 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """The last part of its path, without a query."""
+        """The last part of the path, without a query."""
         return _label(self, self.path.partition("?")[0].rstrip("/")).rpartition("/")[2]
 
     def is_dir(self) -> bool:
-        """Whether it is a folder. On a web server, a folder ends with a slash."""
+        """Whether it is a folder. On a web server, the URL of one ends with a slash."""
         if without_secrets(self.url).endswith("/"):
             return True
         return bool(self._describe().get("type") == "directory")
 
     def size(self) -> int:
-        """Bytes."""
+        """The size of the file, bytes."""
         return _known(self._describe().get("size"))
 
     def files(self) -> list[tuple[str, str, int]]:
-        """List every file of this folder and those below.
+        """List every file of this folder and of the folders below it.
 
         Returns:
-            Each with its path relative to this folder, as it is and as it is shown,
-            and its bytes; unsorted.
+            For each file its path relative to this folder, that path as it is shown,
+            and its size in bytes; unsorted.
         """
         with _plain_errors():
             system = _file_system(self.url)
@@ -92,7 +95,7 @@ class Remote:
                 if not path.endswith("/") and not (_is_web(self) and "?" in path)
             }
             unknown = [path for path, size in found.items() if size is None]
-            if unknown:  # a web server's listing names files, and no sizes
+            if unknown:  # a web server's listing has no sizes
                 found |= zip(unknown, system.sizes(unknown), strict=True)
         base = f"{self.path.rstrip('/')}/"
         below = ((path.removeprefix(base), path, size) for path, size in found.items())
@@ -103,11 +106,7 @@ class Remote:
         ]
 
     def open(self, mode: Literal["rb"]) -> io.BufferedReader:
-        """Open it for reading by ranges; for `pathlib.Path`'s callers.
-
-        Args:
-            mode: ``rb``.
-        """
+        """Open the file for reading by ranges, like `pathlib.Path.open`."""
         del mode
         return io.BufferedReader(_Ranges(self, self.size()), RANGE_BYTES)
 
@@ -117,7 +116,7 @@ class Remote:
 
 
 Container = Path | Remote
-"""A file that is one entry, or an archive that holds some; or a folder of these."""
+"""A file, an archive, or a folder of files and archives."""
 
 
 def locate(source: Path | str) -> Container:
@@ -139,14 +138,14 @@ def locate(source: Path | str) -> Container:
         if not rest.startswith("/"):
             raise SourceError(f"{source} has no absolute path; write file:///FOLDER")
         return Path(unquote(rest))
-    return Remote(source, _strip(source))
+    return Remote(source, _connect(source)[1])
 
 
 def check_reachable(sources: Sequence[Path | str]) -> None:
-    """See that no source lies where only this process can read it.
+    """Check that other processes can read all sources.
 
     Raises:
-        SourceError: one does, and worker processes are to read it.
+        SourceError: a source lies in the memory of this process.
     """
     for source in sources:
         links = str(source).split("::")
@@ -162,7 +161,7 @@ def read_files(files: Sequence[Remote]) -> list[bytes | OSError]:
     """Read whole files of one source, all at the same time.
 
     Returns:
-        For each its bytes, or why there are none.
+        For each file its bytes, or the error that reading it gave.
     """
     try:
         with _plain_errors():
@@ -186,7 +185,7 @@ def without_secrets(url: str) -> str:
 
 
 class _Ranges(io.RawIOBase):
-    """A file of which each read is a request."""
+    """An open file that makes a request for each read."""
 
     def __init__(self, file: Remote, num_bytes: int) -> None:
         self._file = file
@@ -232,12 +231,8 @@ def _file_system(url: str) -> Any:
     return _connect(url)[0]
 
 
-def _strip(url: str) -> str:
-    return str(_connect(url)[1])
-
-
 def _connect(url: str) -> tuple[Any, str]:
-    """The file system (kept by fsspec, one a process) and the path in it."""
+    """The file system, of which fsspec keeps one per process, and the path in it."""
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
@@ -252,7 +247,7 @@ def _connect(url: str) -> tuple[Any, str]:
             f"cannot read {without_secrets(url)}: this URL is not understood; give "
             "s3://BUCKET/KEY, gs://BUCKET/KEY, https://HOST/FILE or a local path"
         ) from None
-    return system, path
+    return system, str(path)
 
 
 @contextmanager
@@ -261,12 +256,12 @@ def _plain_errors() -> Iterator[None]:
         yield
     except SourceError:
         raise
-    except Exception as error:  # noqa: BLE001  each service raises its own
+    except Exception as error:  # noqa: BLE001  each service has its own errors
         raise _plain(error) from None
 
 
 def _plain(error: Exception) -> OSError:
-    """The same failure without a word of what the service said."""
+    """The same failure without the service's own message."""
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "it is not there")
     if isinstance(error, PermissionError):
@@ -278,7 +273,7 @@ def _plain(error: Exception) -> OSError:
 
 def _known(size: object) -> int:
     if not isinstance(size, int):
-        raise OSError(errno.EIO, "the server tells no size; download it first")
+        raise OSError(errno.EIO, "the server does not tell its size; download it first")
     return size
 
 

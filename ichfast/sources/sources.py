@@ -1,7 +1,7 @@
 """Where DICOM bytes come from: folders, files, and archives read in place.
 
 A source is a folder of any nesting, a file, or an archive: ``.zip``, ``.tar``,
-``.tar.gz``, ``.tar.xz``, ``.tar.bz2``; on this machine, or behind a URL
+``.tar.gz``, ``.tar.xz``, ``.tar.bz2``; on this machine, or at a URL
 (`ichfast.sources.remote`). Archives inside a folder are looked into as well (known by
 suffix, then by content); archives inside archives are not.
 
@@ -14,10 +14,10 @@ Promises:
 3. Nothing above `MAX_BYTES` is read or unpacked.
 4. Reading gives each entry once: its bytes, or a `RejectError` with one of
    ``too-large``, ``unreadable-file``, ``unreadable-archive``.
-5. A broken archive is a `SourceError` when it was asked for. Found in a folder it
-   is one entry that reads as ``unreadable-archive``, beside the members that
-   could be listed.
-6. A local file is read without anything that URLs need. Files behind URLs are
+5. A broken archive is a `SourceError` when it was asked for. Found in a folder, it
+   is one entry that reads as ``unreadable-archive``, in addition to the members
+   that could be listed.
+6. A local file is read without the packages that URLs need. Remote files are
    fetched several at once, at most `FETCH_BYTES` together.
 """
 
@@ -34,27 +34,28 @@ from ichfast.errors import RejectError, SourceError
 from ichfast.sources import archives
 from ichfast.sources.listing import Entry, Found, Listing, place_of
 from ichfast.sources.remote import Container, Remote, locate, read_files
+from ichfast.system.limits import LimitedProcess
 from ichfast.system.terminal import printable
 
 MAX_BYTES = 512 * 2**20
-"""Largest file or member that is read, bytes."""
+"""Upper limit of a file or member that is read, bytes; a slice has 0.5 MB."""
 
 FETCH_BYTES = 32 * 2**20
-"""Files behind URLs that are fetched together, bytes; a larger one comes alone."""
+"""Upper limit of remote files fetched together, bytes; a larger file comes alone."""
 
 FETCH_FILES = 32
-"""Files behind URLs that are fetched together, at most."""
+"""Upper limit of remote files fetched together."""
 
 
 def list_entries(
     sources: Sequence[Path | str], without: Sequence[Path] = ()
 ) -> Listing:
-    """List every file of the sources, looking into archives.
+    """List every file of the sources, including the members of archives.
 
     Args:
         sources: folders, files and archives, in any mixture; paths, or URLs as
             texts.
-        without: files, and folders with all they hold, that are left out.
+        without: files and folders to leave out, each folder with all it holds.
 
     Returns:
         Sorted by source, then key, then offset.
@@ -62,11 +63,13 @@ def list_entries(
     Raises:
         SourceError: a source or one of its folders does not exist or cannot be
             read, an archive that was asked for is broken, a URL needs a package
-            that is not installed, or there is no file.
+            that is not installed, a tar lies in the memory of this process
+            (``memory://``), or there is no file.
     """
     places = [locate(source) for source in sources]
-    outside = frozenset(map(place_of, without))
-    entries = Listing.of(_list_source(place, outside) for place in places)
+    with archives.lister() as process:
+        walk = _Walk(without, process)
+        entries = Listing.of(walk.files(place) for place in places)
     if not entries:
         names = ", ".join(map(str, places)) or "an empty list of sources"
         beside = "".join(f", outside {path}" for path in without)
@@ -105,73 +108,110 @@ def read_entries(
             yield from _read_files(fitting)
 
 
-def _list_source(place: Container, without: frozenset[str]) -> Iterator[Found]:
-    with _source_errors(place):
-        is_folder = place.is_dir()
-    if isinstance(place, Path) and _lies_in(place, without):
-        return
-    if not is_folder:
-        yield from _list_file(place)
-    elif isinstance(place, Remote):
-        yield from _list_remote_folder(place)
-    else:
-        yield from _list_folder(place, without)
+class _Walk:
+    """Finds the files of sources.
 
+    Args:
+        without: files and folders to leave out.
+        process: lists tars, see `archives.lister`.
+    """
 
-def _list_remote_folder(top: Remote) -> Iterator[Found]:
-    with _source_errors(top):
-        for file, key, size in top.files():
-            if not _is_hidden(key):
-                yield from _list_child(top, file, key, size)
+    def __init__(self, without: Sequence[Path], process: LimitedProcess) -> None:
+        self._without = frozenset(map(place_of, without))
+        self._process = process
 
+    def files(self, place: Container) -> Iterator[Found]:
+        """The files of one source, in any order."""
+        with _source_errors(place):
+            is_folder = place.is_dir()
+        if isinstance(place, Path) and self._leaves_out(place):
+            return
+        if not is_folder:
+            yield from self._single(place)
+        elif isinstance(place, Remote):
+            yield from self._remote_folder(place)
+        else:
+            yield from self._folder(place)
 
-def _list_folder(top: Path, without: frozenset[str]) -> Iterator[Found]:
-    seen: set[tuple[int, int]] = set()
-    waiting = [(top, "")]
-    while waiting:
-        folder, prefix = waiting.pop()
-        if _lies_in(folder, without):
-            continue
-        with _source_errors(folder):
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
+    def _remote_folder(self, top: Remote) -> Iterator[Found]:
+        with _source_errors(top):
+            for file, key, size in top.files():
+                if not _is_hidden(key):
+                    yield from self._child(top, file, key, size)
+
+    def _folder(self, top: Path) -> Iterator[Found]:
+        seen: set[tuple[int, int]] = set()
+        waiting = [(top, "")]
+        while waiting:
+            folder, prefix = waiting.pop()
+            if self._leaves_out(folder):
                 continue
-            seen.add((status.st_dev, status.st_ino))
-            left_out = _names_in(folder, without)
-            folders = []
-            # One after the other: a folder may hold a million.
-            with os.scandir(folder) as listing:
-                for child in listing:
-                    name = child.name
-                    found = None if name.startswith(".") else _status(child)
-                    if found is None:
-                        continue
-                    if stat.S_ISDIR(found.st_mode):
-                        folders.append(name)
-                    elif stat.S_ISREG(found.st_mode) and name not in left_out:
-                        yield from _list_child(
-                            folder, name, prefix + name, found.st_size
-                        )
-            # In order, for it decides by which of several links a folder is visited.
-            for name in sorted(folders):
-                waiting.append((folder / name, f"{prefix}{name}/"))
+            with _source_errors(folder):
+                status = folder.stat()
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                left_out = self._names_in(folder)
+                folders = []
+                # One child at a time: a folder may hold a million.
+                with os.scandir(folder) as children:
+                    for child in children:
+                        name = child.name
+                        found = None if name.startswith(".") else _status(child)
+                        if found is None:
+                            continue
+                        if stat.S_ISDIR(found.st_mode):
+                            folders.append(name)
+                        elif stat.S_ISREG(found.st_mode) and name not in left_out:
+                            yield from self._child(
+                                folder, name, prefix + name, found.st_size
+                            )
+            # The order decides through which of several links a folder is visited.
+            waiting.extend((folder / n, f"{prefix}{n}/") for n in sorted(folders))
 
+    def _leaves_out(self, path: Path) -> bool:
+        """Whether a path is left out, or lies in a folder that is."""
+        absolute = f"{place_of(path)}{os.sep}"
+        return any(absolute.startswith(f"{other}{os.sep}") for other in self._without)
 
-def _lies_in(path: Path, without: frozenset[str]) -> bool:
-    """Whether it is one of `without`, or below one."""
-    absolute = f"{place_of(path)}{os.sep}"
-    return any(absolute.startswith(f"{other}{os.sep}") for other in without)
+    def _names_in(self, folder: Path) -> set[str]:
+        """The names that are left out of a folder."""
+        parts = map(os.path.split, self._without)
+        absolute = place_of(folder)
+        return {name for parent, name in parts if parent == absolute}
 
+    def _child(
+        self, home: Container, file: str, key: str, size: int
+    ) -> Iterator[Found]:
+        if key.lower().endswith(archives.SUFFIXES):
+            path = home / file
+            try:
+                if kind := archives.archive_kind(path):
+                    yield from self._members(path, key, kind)
+                    return
+            except archives.BROKEN:
+                pass  # listed as a file; `_read_files` rejects it
+        yield Found(home, file, "", printable(key), size)
 
-def _names_in(folder: Path, without: frozenset[str]) -> set[str]:
-    """The names of those of `without` that lie in a folder."""
-    parts = (os.path.split(other) for other in without)
-    absolute = place_of(folder)
-    return {name for parent, name in parts if parent == absolute}
+    def _single(self, path: Container) -> Iterator[Found]:
+        with _source_errors(path):
+            if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
+                raise OSError("it is a pipe or a device, not a file")
+            if kind := archives.archive_kind(path):
+                yield from self._members(path, path.name, kind)
+            else:
+                size = path.size() if isinstance(path, Remote) else path.stat().st_size
+                yield Found(path, "", "", printable(path.name), size)
+
+    def _members(self, path: Container, key: str, kind: str) -> Iterator[Found]:
+        for member, size, offset in archives.list_members(path, kind, self._process):
+            if not _is_hidden(member):
+                name = printable(f"{key}/{member}")
+                yield Found(path, "", member, name, size, offset)
 
 
 def _status(child: os.DirEntry[str]) -> os.stat_result | None:
-    """None of a link to nothing or to itself, and of what is gone by now."""
+    """Status of a file; None if it is gone, or a link to nothing or to itself."""
     try:
         return child.stat()
     except FileNotFoundError:
@@ -182,46 +222,16 @@ def _status(child: os.DirEntry[str]) -> os.stat_result | None:
         raise
 
 
-def _list_child(home: Container, file: str, key: str, size: int) -> Iterator[Found]:
-    if key.lower().endswith(archives.SUFFIXES):
-        path = home / file
-        try:
-            if kind := archives.archive_kind(path):
-                yield from _list_members(path, key, kind)
-                return
-        except archives.BROKEN:
-            pass  # listed as a file; `_read_files` says that it is broken
-    yield Found(home, file, "", printable(key), size)
-
-
-def _list_file(path: Container) -> Iterator[Found]:
-    with _source_errors(path):
-        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
-            raise OSError("it is a pipe or a device, not a file")
-        if kind := archives.archive_kind(path):
-            yield from _list_members(path, path.name, kind)
-        else:
-            size = path.size() if isinstance(path, Remote) else path.stat().st_size
-            yield Found(path, "", "", printable(path.name), size)
-
-
-def _list_members(path: Container, key: str, kind: str) -> Iterator[Found]:
-    for member, size, offset in archives.list_members(path, kind):
-        if not _is_hidden(member):
-            name = printable(f"{key}/{member}")
-            yield Found(path, "", member, name, size, offset)
-
-
 def _read_files(
     entries: Iterable[Entry],
 ) -> Iterator[tuple[Entry, bytes | RejectError]]:
-    behind_urls: list[tuple[Entry, Remote]] = []
+    remote: list[tuple[Entry, Remote]] = []
     for entry in entries:
         if isinstance(entry.container, Remote):
-            behind_urls.append((entry, entry.container))
+            remote.append((entry, entry.container))
         else:
             yield entry, _checked(entry, _read_file(entry.container))
-    for batch in _batches(behind_urls):
+    for batch in _batches(remote):
         found = read_files([file for _, file in batch])
         for (entry, _), content in zip(batch, found, strict=True):
             yield entry, _checked(entry, content)
@@ -262,7 +272,7 @@ def _checked(entry: Entry, content: bytes | OSError) -> bytes | RejectError:
 
 
 def _oversized(entry: Entry) -> RejectError:
-    """Why a file or member above `MAX_BYTES` is not read."""
+    """The reason why a file or member above `MAX_BYTES` is not read."""
     try:
         is_file = entry.archive is None and _has_suffix(entry)
         if is_file and archives.archive_kind(entry.container):
@@ -275,12 +285,12 @@ def _oversized(entry: Entry) -> RejectError:
 
 
 def _broken_archive() -> RejectError:
-    """Of a file in a folder that is listed as a file, although it is an archive."""
+    """The reason for an archive in a folder that could not be listed to its end."""
     return RejectError("unreadable-archive", "it is damaged; copy it again")
 
 
 def _has_suffix(entry: Entry) -> bool:
-    """Whether it, or the archive it lies in, is named as an archive."""
+    """Whether the file, or the archive it lies in, is named like an archive."""
     return entry.container.name.lower().endswith(archives.SUFFIXES)
 
 
@@ -299,7 +309,7 @@ def _read_members(
             return
         read = archives.READERS.get(kind)
         if read is None:
-            yield from _reject_all(entries, "it is no archive any more")
+            yield from _reject_all(entries, "it is no longer an archive")
             return
         for entry in entries:
             try:
@@ -308,7 +318,7 @@ def _read_members(
                 yield entry, RejectError("unreadable-archive", _reason(error))
             else:
                 yield entry, content
-                del content  # else it is there while the next one is read
+                del content  # before the next one is read
 
 
 def _read_packed(
@@ -318,7 +328,7 @@ def _read_packed(
     try:
         for offset, content in archives.read_packed_members(container, list(left)):
             yield left.pop(offset), content
-            del content  # else it is there while the next one is read
+            del content  # before the next one is read
     except archives.BROKEN as error:
         yield from _reject_all(left.values(), _reason(error))
 
@@ -340,7 +350,7 @@ def _source_errors(path: Container) -> Iterator[None]:
     except archives.BROKEN as error:
         raise SourceError(
             f"cannot read {path}: {_reason(error)}; check its permissions, or copy it "
-            "again from where it came"
+            "again from its origin"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Behind a URL lies the same as on this machine, and no secret of it is told."""
+"""Files at URLs read like local files, and no secret of a URL is shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import http.server
 import importlib.util
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -60,15 +61,14 @@ def by_key(source: Path | str) -> dict[str, bytes | str]:
     return read_all(list_entries([source]))
 
 
-def test_a_folder_behind_a_url_gives_what_a_local_one_gives(
-    tmp_path: Path, memory: Any
-) -> None:
+def test_a_folder_at_a_url_reads_like_a_local_one(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "heads", {**CONTENTS, ".hidden/x": b"h"})
     for suffix in ARCHIVES:
         write_archive(folder / f"in.{suffix}", CONTENTS)
     (folder / "broken.zip").write_bytes((folder / "in.zip").read_bytes()[:-30])
-    url = upload(memory, folder, "memory://heads")
-    local, remote = list_entries([folder]), list_entries([url])
+    # fsspec's local files: a `Remote` that the process that lists tars sees too.
+    local, remote = list_entries([folder]), list_entries([f"local://{folder}"])
+    assert isinstance(remote[0].container, Remote)
     assert [(e.key, e.member, e.size, e.offset) for e in remote] == [
         (e.key, e.member, e.size, e.offset) for e in local
     ]
@@ -77,12 +77,9 @@ def test_a_folder_behind_a_url_gives_what_a_local_one_gives(
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.xz"])
-def test_an_archive_behind_a_url_is_looked_into(
-    tmp_path: Path, memory: Any, suffix: str
-) -> None:
+def test_an_archive_at_a_url_is_looked_into(tmp_path: Path, suffix: str) -> None:
     path = write_archive(tmp_path / f"heads.{suffix}", CONTENTS)
-    memory.pipe_file(f"/box/{path.name}", path.read_bytes())
-    assert by_key(f"memory://box/{path.name}") == by_key(path)
+    assert by_key(f"local://{path}") == by_key(path)
 
 
 def test_a_file_url_is_a_local_path(
@@ -102,10 +99,10 @@ def test_a_file_url_is_a_local_path(
 def test_the_bytes_of_an_archive_are_asked_for_by_range(
     tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noise = {f"{k:02d}": bytes([k]) * 2**19 for k in range(20)}
-    path = write_archive(tmp_path / "heads.tar", noise)
-    memory.pipe_file("/heads.tar", path.read_bytes())
-    entries = list_entries(["memory://heads.tar"])
+    noise = {f"{k:02d}": random.Random(k).randbytes(2**19) for k in range(20)}
+    path = write_archive(tmp_path / "heads.zip", noise)
+    memory.pipe_file("/heads.zip", path.read_bytes())
+    entries = list_entries(["memory://heads.zip"])
     asked: list[int] = []
     original = type(memory).cat_file
 
@@ -153,7 +150,7 @@ def test_files_are_fetched_together_but_not_too_many(
     assert set(fetched[:-1]) == {2, 1}
 
 
-def test_what_vanishes_behind_a_url_is_rejected(tmp_path: Path, memory: Any) -> None:
+def test_a_remote_file_that_vanishes_is_rejected(tmp_path: Path, memory: Any) -> None:
     folder = write_folder(tmp_path, {"a": b"1", "b": b"2"})
     write_archive(folder / "c.zip", {"m": b"3"})
     entries = list_entries([upload(memory, folder, "memory://heads")])
@@ -170,6 +167,18 @@ def test_a_missing_url_is_named(memory: Any) -> None:
     del memory
     with pytest.raises(SourceError, match="no source at memory://nowhere"):
         list_entries(["memory://nowhere"])
+
+
+@pytest.mark.parametrize("content", [b"short", b"longer than before"])
+def test_a_file_that_changes_its_size_while_it_is_open_is_an_error(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    memory.pipe_file("/heads.tar", b"0123456789")
+    stream = Remote("memory://heads.tar", "/heads.tar").open("rb")
+    # Like a server that answers with the whole of a file that has changed.
+    monkeypatch.setattr(type(memory), "cat_file", lambda *_, **__: content)
+    with pytest.raises(OSError, match="the file has changed: download it first"):
+        stream.read(10)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +305,7 @@ class _S3Server:
         self._process.communicate(timeout=10)
 
 
-def test_a_bucket_gives_what_a_folder_gives(
-    tmp_path: Path, bucket: tuple[Any, str]
-) -> None:
+def test_a_bucket_reads_like_a_folder(tmp_path: Path, bucket: tuple[Any, str]) -> None:
     folder = write_folder(tmp_path / "heads", CONTENTS)
     for suffix in ARCHIVES:
         write_archive(folder / f"in.{suffix}", CONTENTS)
@@ -344,7 +351,7 @@ def test_a_store_made_from_a_bucket_is_that_of_the_folder(
     prepare_from(str(source), local)
     prepare_from(upload(bucket[0], source, "s3://heads/whole"), remote)
     assert verify_store(remote) == []
-    # The intake tells where a store came from; the header has its checksum.
+    # `entries.parquet` depends on the source's place; the header has its checksum.
     apart = {"journal/entries.parquet", "store.json"}
     ours, theirs = contents(remote), contents(local)
     assert set(ours) == set(theirs)
@@ -358,7 +365,7 @@ def test_a_store_made_from_a_bucket_is_that_of_the_folder(
 
 
 def prepare_from(source: str, store: Path) -> None:
-    """Run the command; its workers get this process's environment, as it is now."""
+    """Run the command in a process with the present environment."""
     subprocess.run(
         [
             *(sys.executable, "-m", "ichfast", "prepare", source),
@@ -373,7 +380,7 @@ def prepare_from(source: str, store: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["memory://heads", "zip://::memory://heads.zip"])
-def test_what_lies_in_the_memory_of_one_process_is_refused(
+def test_a_source_in_the_memory_of_this_process_is_refused(
     tmp_path: Path, url: str
 ) -> None:
     with pytest.raises(SourceError, match=r"^\S+ lies in the memory of this process.*"):

@@ -1,8 +1,9 @@
-"""What sources hold, in packed columns."""
+"""Entries are kept in one sorted table."""
 
 from __future__ import annotations
 
 import pickle
+import random
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,19 +43,45 @@ def test_entries_come_back_as_they_were_found_in_order() -> None:
     assert listing.num_bytes == 2 + 3 + 4 + 2
 
 
-def test_order_is_that_of_code_points() -> None:
+def test_keys_are_sorted_by_code_point() -> None:
     keys = ["é", "z", "\U0001f9e0", "Z", "a/b", "a", "a.b", "ﬀ"]
     assert keys_of(make_listing(*keys)) == sorted(keys)
 
 
-def test_names_that_are_no_utf8_survive() -> None:
+def test_entries_are_those_of_a_plain_sort() -> None:
+    draw = random.Random(3)
+    letters = "aB/.-~\u00e9\ufb00\uffff\U0001f9e0"
+    found: list[list[Found]] = [[], [], []]
+    for _ in range(3000):
+        home = Path(draw.choice(("f", "g.zip")))
+        key = "".join(draw.choices(letters, k=draw.randrange(1, 5)))
+        file = "" if home.suffix else f"{key}{draw.randrange(99)}"
+        offset = draw.randrange(2**40) if home.suffix else -1
+        found[draw.choice((0, 2))].append(
+            Found(home, file, "" if file else key, key, draw.randrange(2**40), offset)
+        )
+    expected: list[Entry] = []
+    for source, files in enumerate(found):
+        in_order = sorted(files, key=lambda row: (row.key, row.offset, row.file))
+        expected += [
+            Entry(source, row.home / row.file, row.member, *row[3:], number=number)
+            for number, row in enumerate(in_order)
+        ]
+    listing = Listing.of(found)
+    assert list(listing) == expected
+    assert [entry.key for entry in listing[2000:1000:-7]] == [
+        entry.key for entry in expected[2000:1000:-7]
+    ]
+
+
+def test_names_that_are_not_utf8_survive() -> None:
     file = "\udcff.dcm"
     listing = Listing.of([[Found(FOLDER, file, file, "shown", 1)]])
     [entry] = pickle.loads(pickle.dumps(listing))
     assert (entry.container, entry.member) == (FOLDER / file, file)
 
 
-def test_parts_are_those_of_a_list() -> None:
+def test_indices_and_slices_work_as_in_a_list() -> None:
     listing = make_listing(*"abcdefgh")
     as_list = list(listing)
     for part in (slice(2, 5), slice(5, 2), slice(None, None, -2), slice(-3, 99)):
@@ -82,7 +109,7 @@ def test_a_part_keeps_its_numbers_and_pickles_without_the_rest() -> None:
     assert len(packed) < 5_000
 
 
-def test_a_place_is_absolute_and_an_url_without_its_secrets(
+def test_a_place_is_an_absolute_path_or_a_url_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,5 +141,5 @@ def test_a_file_costs_few_bytes() -> None:
     finally:
         tracemalloc.stop()
     assert len(listing) == 20_000
-    assert objects < 20 * len(listing)  # the packed columns are among them
+    assert objects < 20 * len(listing)  # the table is Arrow's memory
     assert len(pickle.dumps(listing)) < 90 * len(listing)

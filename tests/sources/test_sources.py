@@ -58,7 +58,7 @@ def write_folder(path: Path, contents: dict[str, bytes]) -> Path:
 
 
 def read_all(entries: Sequence[Entry]) -> dict[str, bytes | str]:
-    """What each key reads as: its bytes or the code of its rejection."""
+    """For each key its bytes, or the code of its rejection."""
     return {
         entry.key: found.code if isinstance(found, RejectError) else found
         for entry, found in read_entries(entries)
@@ -165,7 +165,7 @@ def test_a_zip_member_without_a_name_is_listed_and_spoils_no_other(
     assert read_all(entries) == {"h.zip/": b"nameless", "h.zip/a": b"1"}
 
 
-def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+def test_names_that_are_not_text_are_escaped(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.dcm")).write_bytes(b"x")
     assert read_all(list_entries([tmp_path])) == {"\\udcff.dcm": b"x"}
 
@@ -185,7 +185,7 @@ def test_a_folder_of_many_files_is_never_in_memory(tmp_path: Path) -> None:
     num_files = 8000
     for number in range(num_files):
         (tmp_path / f"ID_{number * 7919 % num_files:09}.dcm").touch()
-    list_entries([tmp_path])  # what is made once is not counted
+    list_entries([tmp_path])  # caches are filled before the count
     tracemalloc.start()
     try:
         entries = list_entries([tmp_path])
@@ -196,7 +196,7 @@ def test_a_folder_of_many_files_is_never_in_memory(tmp_path: Path) -> None:
     assert peak < 250 * num_files  # a file's name, path and status take 700
 
 
-def test_of_names_that_look_alike_the_first_by_its_bytes_comes_first(
+def test_names_that_look_alike_are_sorted_by_their_bytes(
     tmp_path: Path,
 ) -> None:
     for name in ("a\\n", "a\n"):
@@ -216,7 +216,7 @@ def test_links_in_a_tar_are_left_out(tmp_path: Path) -> None:
     assert [e.member for e in list_entries([path])] == ["file"]
 
 
-def test_a_streamed_zip_is_read_and_its_checksum_held(tmp_path: Path) -> None:
+def test_a_streamed_zip_is_read_and_its_checksum_is_checked(tmp_path: Path) -> None:
     class Unseekable(io.BytesIO):
         def seekable(self) -> bool:
             return False
@@ -345,15 +345,16 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
-def test_a_giant_header_of_a_tar_is_not_read(
+def test_a_giant_header_of_a_tar_is_refused(
     tmp_path: Path, suffix: str, kind: bytes
 ) -> None:
     header = tarfile.TarInfo("header")
     header.type, header.size = kind, 2**20 + 1
-    content = header.tobuf(tarfile.GNU_FORMAT) + b"n" * 3 * 2**20
+    content = header.tobuf(tarfile.GNU_FORMAT) + b"n" * header.size
+    content += bytes(-len(content) % 512) + tarfile.TarInfo("a").tobuf() + bytes(1024)
     path = tmp_path / f"h.{suffix}"
     path.write_bytes(gzip.compress(content) if suffix == "tar.gz" else content)
-    with pytest.raises(SourceError, match="extended headers of 1,048,577 bytes"):
+    with pytest.raises(SourceError, match=r"cannot read .*header"):
         list_entries([path])
 
 
@@ -361,7 +362,7 @@ def test_an_xz_that_asks_for_much_memory_is_not_unpacked(tmp_path: Path) -> None
     path = write_archive(tmp_path / "d.tar.xz", CONTENTS)
     content = bytearray(path.read_bytes())
     assert content[14:16] == b"\x21\x01"  # a filter, LZMA2; then its dictionary
-    content[16] = 37  # of 1.5 GiB
+    content[16] = 37  # 1.5 GiB
     content[20:24] = struct.pack("<I", zlib.crc32(content[12:20]))
     path.write_bytes(content)
     with pytest.raises(SourceError, match="Memory usage limit exceeded"):
@@ -510,13 +511,18 @@ def test_no_damage_escapes_as_another_error(tmp_path: Path, suffix: str) -> None
     whole = write_archive(tmp_path / f"w.{suffix}", CONTENTS).read_bytes()
     entries = list_entries([tmp_path])
     path = tmp_path / f"w.{suffix}"
-    for _ in range(60):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for number in range(60):
         content = bytearray(whole)
         for _ in range(draw.choice([1, 4, 30])):
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content[: draw.choice([len(content), draw.randrange(9999)])])
         assert len(read_all(entries)) == len(entries)
-        assert read_all(list_entries([tmp_path]))
+        path.rename(damaged / f"{number}.{suffix}")
+    found = read_all(list_entries([damaged]))
+    numbers = {key.partition(".")[0] for key in found}
+    assert numbers == {str(number) for number in range(60)}
 
 
 def test_a_zip_member_costs_one_seek_and_not_the_table_of_contents(

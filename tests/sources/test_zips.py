@@ -1,4 +1,4 @@
-"""A zip's table of contents is what `zipfile` finds in it, in no memory."""
+"""A zip's table of contents is the one that `zipfile` finds, read in no memory."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def plain(
 
 
 class OldInfo(zipfile.ZipInfo):
-    """Names without the flag of UTF-8, as old programs write them."""
+    """Writes names without the UTF-8 flag, like old programs."""
 
     def _encodeFilenameFlags(self) -> tuple[bytes, int]:
         return self.filename.encode("cp437", "replace"), self.flag_bits
 
 
 def with_zip64(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """Every number in a ZIP64 field, and an end of that kind."""
+    """A zip with every number in a ZIP64 field, and a ZIP64 end."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
     content = plain(zipfile.ZIP_DEFLATED)
@@ -63,7 +63,7 @@ BUILDERS: dict[str, Callable[[pytest.MonkeyPatch], bytes]] = {
     "prefix": lambda _: b"#!/bin/sh\n" * 99 + plain(),
     "cp437": lambda _: plain(info=OldInfo),
     "zip64": with_zip64,
-    "zip64 behind a prefix": lambda patch: b"prefix" + with_zip64(patch),
+    "zip64 after a prefix": lambda patch: b"prefix" + with_zip64(patch),
     "no member": lambda _: b"PK\5\6" + bytes(18),
 }
 
@@ -77,17 +77,19 @@ def by_zipfile(content: bytes) -> Listed:
         ]
 
 
-def by_us(content: bytes) -> Listed:
+def by_list_zip(content: bytes) -> Listed:
     return list(list_zip(io.BytesIO(content)))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_the_table_is_what_zipfile_finds(
+def test_the_table_is_the_one_that_zipfile_finds(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = BUILDERS[name](monkeypatch)
-    assert by_us(content) == by_zipfile(content)
-    assert len(by_us(content)) == (0 if name == "no member" else len(CONTENTS) - 1)
+    assert by_list_zip(content) == by_zipfile(content)
+    assert len(by_list_zip(content)) == (
+        0 if name == "no member" else len(CONTENTS) - 1
+    )
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -102,7 +104,7 @@ def test_members_are_read_from_where_they_are_listed(
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_damage_is_an_error_or_changes_nothing_that_zipfile_would_not(
+def test_a_damaged_table_is_an_error_or_reads_as_in_zipfile(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(name)
@@ -116,14 +118,14 @@ def test_damage_is_an_error_or_changes_nothing_that_zipfile_would_not(
             at = min(draw.randrange(len(content)), draw.randrange(2000)) + 1
             content[-min(at, len(content))] = draw.randrange(256)
         try:
-            found = by_us(bytes(content))
+            found = by_list_zip(bytes(content))
         except BROKEN:
             num_refused += 1
             continue
         try:
             expected = by_zipfile(bytes(content))
         except (*BROKEN, NotImplementedError):
-            continue  # it also refuses versions that it does not know
+            continue  # it also refuses unknown versions
         assert found == expected
     assert num_refused
 
@@ -154,16 +156,18 @@ def end_of(content: bytes) -> int:
         (lambda c: c[:-30], "no table of contents"),
         (lambda c: c[: end_of(c) + 12], "no table of contents"),
         (lambda c: put(c, end_of(c) + 4, "<H", 1), "several parts"),
-        (lambda c: put(c, end_of(c) + 12, "<I", 2**31), "larger than itself"),
-        (lambda c: put(c, c.index(b"PK\1\2") + 42, "<I", len(c)), "cannot lie in it"),
-        (lambda c: put(c, end_of(c) + 16, "<I", len(c)), "cannot lie in it"),
+        (lambda c: put(c, end_of(c) + 12, "<I", 2**31), "larger than the file"),
+        (lambda c: put(c, c.index(b"PK\1\2") + 42, "<I", len(c)), "lies outside it"),
+        (lambda c: put(c, end_of(c) + 16, "<I", len(c)), "lies outside it"),
         (lambda c: put(c, c.index(b"PK\1\2") + 24, "<I", 2**32 - 1), "ZIP64 field"),
         (lambda c: c.replace(b"PK\1\2", b"PK\1\3"), "table of contents is damaged"),
     ],
 )
-def test_what_is_wrong_is_said(change: Callable[[bytes], bytes], message: str) -> None:
+def test_the_message_names_the_damage(
+    change: Callable[[bytes], bytes], message: str
+) -> None:
     with pytest.raises(zipfile.BadZipFile, match=message):
-        by_us(change(plain()))
+        by_list_zip(change(plain()))
 
 
 def put(content: bytes, at: int, layout: str, number: int) -> bytes:
@@ -172,7 +176,7 @@ def put(content: bytes, at: int, layout: str, number: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_size_beyond_64_bits_with_a_sign_is_refused(
+def test_a_size_beyond_63_bits_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     content = with_zip64(monkeypatch)
@@ -180,10 +184,10 @@ def test_a_size_beyond_64_bits_with_a_sign_is_refused(
     name_bytes = len("b/2.dcm")
     field = at + 46 + name_bytes + 4
     with pytest.raises(zipfile.BadZipFile, match="promise more than it can hold"):
-        by_us(put(content, field, "<Q", 2**63))
+        by_list_zip(put(content, field, "<Q", 2**63))
 
 
-def test_an_end_that_cannot_be_read_is_no_damage() -> None:
+def test_a_failing_disk_is_not_reported_as_damage() -> None:
     class FailingDisk(io.BytesIO):
         def read(self, _size: int | None = -1) -> bytes:
             raise OSError(5, "Input/output error")
@@ -200,18 +204,18 @@ def test_members_that_overlap_are_refused() -> None:
     table = content.index(b"PK\1\2")
     assert packed <= table
     put_size = struct.Struct("<I")
-    # As packed bytes of the first member, all there is; the others are too many then.
+    # The first member claims all packed bytes, which leaves none for the others.
     put_size.pack_into(content, table + 20, table)
     with pytest.raises(zipfile.BadZipFile, match="its members overlap"):
-        by_us(bytes(content))
+        by_list_zip(bytes(content))
 
 
-def test_a_promise_that_deflate_cannot_keep_is_refused() -> None:
+def test_a_size_that_deflate_cannot_reach_is_refused() -> None:
     content = bytearray(plain())
     table = content.index(b"PK\1\2")
     struct.pack_into("<I", content, table + 24, 1033 * table)
     with pytest.raises(zipfile.BadZipFile, match="promise more than it can hold"):
-        by_us(bytes(content))
+        by_list_zip(bytes(content))
 
 
 def test_a_member_of_zeros_fits_what_deflate_can_pack() -> None:
@@ -221,7 +225,7 @@ def test_a_member_of_zeros_fits_what_deflate_can_pack() -> None:
     assert [size for _, size, _ in list_zip(stream)] == [10**7]
 
 
-def test_deflated_data_that_give_nothing_are_not_read_to_their_end() -> None:
+def test_empty_deflate_blocks_are_not_read_to_their_end() -> None:
     local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 8, 0, 0, 0, 0, 1, 0, 0)
     stream = io.BytesIO(local + b"\0\0\0\xff\xff" * 10**6)
     with pytest.raises(EOFError, match="hold too little"):

@@ -1,11 +1,10 @@
-"""The memory that is left is the machine's, or that of the tightest cgroup.
-
-Memory in huge pages: aligned, empty, and gone when nobody looks at it any more.
-"""
+"""Available memory follows the tightest limit; memory in huge pages is aligned."""
 
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from ichfast.system.memory import (
 
 MIB = 2**20
 PROC = {"proc/meminfo": "MemTotal: 9437184 kB\nMemAvailable: 8388608 kB\nHuge: 0\n"}
-UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 JOB = "sys/fs/cgroup/system.slice/job.scope"
 
 
@@ -35,24 +33,13 @@ def machine(root: Path, files: dict[str, str]) -> Path:
 
 
 def cgroup2(folder: str, limit: str, used: int, file_pages: int = 0) -> dict[str, str]:
-    """A cgroup of version 2; sizes in MiB."""
+    """The files of a cgroup; sizes in MiB, that of the limit in bytes."""
     return {
         f"{folder}/memory.max": limit,
         f"{folder}/memory.high": "max\n",
         f"{folder}/memory.current": f"{used * MIB}\n",
         f"{folder}/memory.stat": (
             f"anon 7\nfile 9\nactive_file {file_pages * MIB}\ninactive_file 0\n"
-        ),
-    }
-
-
-def cgroup1(folder: str, limit: int, used: int, file_pages: int = 0) -> dict[str, str]:
-    """A cgroup of version 1; sizes in MiB, that of the limit in bytes."""
-    return {
-        f"{folder}/memory.limit_in_bytes": f"{limit}\n",
-        f"{folder}/memory.usage_in_bytes": f"{used * MIB}\n",
-        f"{folder}/memory.stat": (
-            f"cache 1\nactive_file 1\ntotal_inactive_file {file_pages * MIB}\n"
         ),
     }
 
@@ -65,7 +52,6 @@ def test_without_cgroups_it_is_what_the_machine_has(tmp_path: Path) -> None:
 
 def test_a_cgroup_without_a_limit_changes_nothing(tmp_path: Path) -> None:
     files = {
-        "proc/self/mountinfo": UNIFIED,
         "proc/self/cgroup": "0::/system.slice/job.scope\n",
         **cgroup2(JOB, "max\n", 100),
     }
@@ -74,7 +60,6 @@ def test_a_cgroup_without_a_limit_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_limit_above_what_the_machine_has_changes_nothing(tmp_path: Path) -> None:
     files = {
-        "proc/self/mountinfo": UNIFIED,
         "proc/self/cgroup": "0::/\n",
         **cgroup2("sys/fs/cgroup", f"{9000 * MIB}\n", 0),
     }
@@ -83,7 +68,6 @@ def test_a_limit_above_what_the_machine_has_changes_nothing(tmp_path: Path) -> N
 
 def test_the_tightest_of_nested_limits_counts(tmp_path: Path) -> None:
     files = {
-        "proc/self/mountinfo": UNIFIED,
         "proc/self/cgroup": "0::/system.slice/job.scope\n",
         **cgroup2(JOB, f"{900 * MIB}\n", 100),
         **cgroup2("sys/fs/cgroup/system.slice", f"{1000 * MIB}\n", 700),
@@ -94,16 +78,16 @@ def test_the_tightest_of_nested_limits_counts(tmp_path: Path) -> None:
 
 def test_pages_of_files_that_were_read_count_as_left(tmp_path: Path) -> None:
     files = {
-        "proc/self/mountinfo": UNIFIED,
         "proc/self/cgroup": "0::/\n",
         **cgroup2("sys/fs/cgroup", f"{1000 * MIB}\n", 950, file_pages=600),
     }
     assert available_memory(machine(tmp_path, files)) == 650 * MIB
 
 
-def test_a_process_is_slowed_down_above_the_high_mark(tmp_path: Path) -> None:
+def test_the_high_mark_above_which_a_process_is_slowed_down_is_a_limit(
+    tmp_path: Path,
+) -> None:
     files = {
-        "proc/self/mountinfo": UNIFIED,
         "proc/self/cgroup": "0::/\n",
         **cgroup2("sys/fs/cgroup", f"{1000 * MIB}\n", 100),
         "sys/fs/cgroup/memory.high": f"{800 * MIB}\n",
@@ -113,40 +97,46 @@ def test_a_process_is_slowed_down_above_the_high_mark(tmp_path: Path) -> None:
 
 def test_a_limit_that_is_overdrawn_leaves_nothing(tmp_path: Path) -> None:
     files = {
-        "proc/self/mountinfo": UNIFIED,
         "proc/self/cgroup": "0::/\n",
         **cgroup2("sys/fs/cgroup", f"{100 * MIB}\n", 101),
     }
     assert available_memory(machine(tmp_path, files)) == 0
 
 
-@pytest.mark.parametrize("shown", ["/docker/4711", "/"])
-def test_limits_of_version_1_count_inside_a_container_and_outside(
-    tmp_path: Path, shown: str
+def test_a_container_that_sees_only_its_own_cgroup_has_its_limit(
+    tmp_path: Path,
 ) -> None:
-    inside = "" if shown != "/" else "docker/4711"
     files = {
-        "proc/self/mountinfo": (
-            "34 31 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
-            f"35 31 0:32 {shown} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
-            "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
-        ),
-        "proc/self/cgroup": (
-            "5:cpu,cpuacct:/docker/4711\n4:memory:/docker/4711\n0::/\n"
-        ),
-        **cgroup1("sys/fs/cgroup/memory", 2**63 - 4096, 5000),
-        **cgroup1(f"sys/fs/cgroup/memory/{inside}", 512 * MIB, 300, file_pages=88),
-    }
-    assert available_memory(machine(tmp_path, files)) == 300 * MIB
-
-
-def test_a_place_that_is_not_shown_leaves_the_limit_of_what_is(tmp_path: Path) -> None:
-    files = {
-        "proc/self/mountinfo": UNIFIED.replace(" / ", " /docker/4711 "),
-        "proc/self/cgroup": "0::/\n",
+        "proc/self/cgroup": "0::/docker/4711\n",
         **cgroup2("sys/fs/cgroup", f"{100 * MIB}\n", 60),
     }
     assert available_memory(machine(tmp_path, files)) == 40 * MIB
+
+
+def test_memory_beyond_the_limit_is_a_memory_error() -> None:
+    code = """
+from ichfast.system.memory import limit_memory
+limit_memory(300 * 2**20)
+kept = bytearray(200 * 2**20)
+try:
+    bytearray(200 * 2**20)
+except MemoryError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("refused\n", "")
+
+
+def test_a_limit_that_was_set_before_is_not_raised() -> None:
+    code = """
+import resource
+from ichfast.system.memory import limit_memory
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+limit_memory(2**40)
+print(resource.getrlimit(resource.RLIMIT_AS) == (2**33, 2**33))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -165,7 +155,7 @@ def test_memory_begins_on_a_huge_page_and_is_empty(num_bytes: int) -> None:
 def test_memory_begins_there_also_where_the_kernel_maps_it_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The kernel may align to huge pages itself; larger ones it does not know."""
+    """The kernel may align to huge pages itself, but not to pages of 256 MiB."""
     huge_bytes = 128 * HUGE_BYTES
     monkeypatch.setattr(system_memory, "HUGE_BYTES", huge_bytes)
     memory = empty_bytes(huge_bytes)
@@ -181,7 +171,7 @@ def test_the_kernel_is_asked_for_huge_pages() -> None:
 
 
 def flags_of(address: int) -> list[str]:
-    """What the kernel notes of the memory at an address, proc_pid_smaps(5)."""
+    """The kernel's flags of the memory at an address, proc_pid_smaps(5)."""
     here = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first = line.split()[0]
