@@ -29,8 +29,13 @@ from bench.harness.pagecache import drop_cache
 from bench.harness.workload import Workload, common_slices
 from bench.limits.disk import BLOCK_BYTES, Disk
 from bench.limits.fio import Fio
-from ichfast.loading.config import source_shapes
-from ichfast.loading.prefetch import ReadAhead, SliceRequest, batches_ahead, num_readers
+from ichfast.loading.prefetch import (
+    ReadAhead,
+    SliceRequest,
+    StoreLevel,
+    batches_ahead,
+    num_readers,
+)
 from ichfast.store.shards import PIXEL_DTYPE, shard_path
 from ichfast.store.store import Store
 
@@ -182,10 +187,10 @@ class _Reader:
         """Of each slice: the number of its shard, its row there."""
         self.batch_size = batch_size
         self.num_ahead = batches_ahead(batch_size)
-        shape_N2 = source_shapes(store, self.level)
-        self.slice_shape = tuple(shape_N2[picked_N[0]].tolist())
+        level = StoreLevel(store, self.level)
+        self.slice_shape = tuple(level.shape_N2[picked_N[0]].tolist())
         self._picked_N = picked_N
-        self._reading = ReadAhead(store, self.level, shape_N2, pinned=False)
+        self._reading = ReadAhead(level, pinned=False)
 
     @property
     def settings(self) -> dict[str, object]:

@@ -26,10 +26,15 @@ import torch
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
 from ichfast.loading.gather import gather_slices
-from ichfast.loading.prefetch import ReadAhead, SliceRequest, Slices, divide
+from ichfast.loading.prefetch import (
+    ReadAhead,
+    SliceRequest,
+    Slices,
+    StoreLevel,
+    divide,
+)
 from ichfast.loading.shared_memory import share_memory
 from ichfast.store.levels import halve_into
-from ichfast.store.store import Store
 from ichfast.system.memory import available_memory
 from ichfast.system.ranks import Ranks
 from ichfast.system.terminal import progress
@@ -82,9 +87,7 @@ class HostSlices(_KeptSlices[Slices]):
     ranks build it with the same arguments, and those of a machine read a part each.
 
     Args:
-        store: open for reading; only needed to build the cache.
-        level: the store's level to read.
-        shape_N2: rows and columns of every slice at that level.
+        level: the level to read; only needed to build the cache.
         kept_R: store positions that any rank may request, each once.
         pinned: lock the memory, so that it can be uploaded without a copy.
         ranks: all processes that build it.
@@ -96,21 +99,19 @@ class HostSlices(_KeptSlices[Slices]):
 
     def __init__(
         self,
-        store: Store,
-        level: int,
-        shape_N2: npt.NDArray[np.int64],
+        level: StoreLevel,
         kept_R: npt.NDArray[np.int64],
         *,
         pinned: bool,
         ranks: Ranks,
     ) -> None:
-        shape_R2 = shape_N2[kept_R]
+        shape_R2 = level.shape_N2[kept_R]
         ends = np.cumsum(shape_R2.prod(axis=1))
         num_bytes = 2 * int(ends[-1])
         _check_fit(num_bytes, available_memory(), "host memory can spare", "none")
-        self._row_N = _rows(len(store), kept_R)
+        self._row_N = _rows(len(level.shape_N2), kept_R)
         super().__init__()
-        self._shape_N2 = shape_N2
+        self._shape_N2 = level.shape_N2
         with share_memory(num_bytes, ranks) as shared:
             self._memory = shared.memory.view(np.uint16)
             self._slices = [
@@ -121,7 +122,7 @@ class HostSlices(_KeptSlices[Slices]):
             ]
             own = shared.own_part(len(kept_R))
             for first, slices in _read_all(
-                store, level, shape_N2, kept_R[own], pinned=False, ranks=ranks
+                level, kept_R[own], pinned=False, ranks=ranks
             ):
                 for row, stored_HW in enumerate(slices, own.start + first):
                     self._slices[row][...] = stored_HW
@@ -158,9 +159,7 @@ class DeviceSlices(_KeptSlices[torch.Tensor]):
     stream.
 
     Args:
-        store: open for reading; only needed to build the cache.
-        level: the store's level to read.
-        shape_N2: rows and columns of every slice at that level.
+        level: the level to read; only needed to build the cache.
         kept_R: store positions that this rank may request, each once.
         device: where the slices are kept.
         ranks: all processes that build it; the rank that writes shows the progress.
@@ -172,15 +171,13 @@ class DeviceSlices(_KeptSlices[torch.Tensor]):
 
     def __init__(
         self,
-        store: Store,
-        level: int,
-        shape_N2: npt.NDArray[np.int64],
+        level: StoreLevel,
         kept_R: npt.NDArray[np.int64],
         *,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        shape = _one_shape(shape_N2[kept_R], level)
+        shape = _one_shape(level.shape_N2[kept_R], level.level)
         if device.type == "cuda":
             free_bytes = torch.cuda.mem_get_info(device)[0]
             needed_bytes = 2 * len(kept_R) * shape[0] * shape[1]
@@ -189,12 +186,10 @@ class DeviceSlices(_KeptSlices[torch.Tensor]):
         self._set_RHW = torch.empty(
             (len(kept_R), *shape), dtype=torch.int16, device=device
         )
-        self._row_N = _rows(len(store), kept_R)
+        self._row_N = _rows(len(level.shape_N2), kept_R)
         super().__init__()
         pinned = device.type == "cuda"
-        for first, slices in _read_all(
-            store, level, shape_N2, kept_R, pinned=pinned, ranks=ranks
-        ):
+        for first, slices in _read_all(level, kept_R, pinned=pinned, ranks=ranks):
             for row, stored_HW in enumerate(slices, first):
                 self._set_RHW[row].copy_(
                     torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
@@ -218,9 +213,7 @@ def _rows(num_slices: int, kept_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int6
 
 
 def _read_all(
-    store: Store,
-    level: int,
-    shape_N2: npt.NDArray[np.int64],
+    level: StoreLevel,
     kept_R: npt.NDArray[np.int64],
     *,
     pinned: bool,
@@ -229,7 +222,7 @@ def _read_all(
     """Read all slices in chunks; yield the first row of a chunk, and its slices."""
     firsts = range(0, len(kept_R), CHUNK_SLICES)
     chunks = [kept_R[first : first + CHUNK_SLICES] for first in firsts]
-    reader = ReadAhead(store, level, shape_N2, pinned=pinned)
+    reader = ReadAhead(level, pinned=pinned)
     label = "cache" if ranks.writes else ""
     with closing(reader), progress(label, len(kept_R), "slice") as bar:
         for chunk in chunks[:1]:

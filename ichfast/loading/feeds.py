@@ -25,7 +25,6 @@ from ichfast.loading.config import (
     OWN,
     DataConfig,
     neighbours,
-    source_shapes,
     window_columns,
 )
 from ichfast.loading.dali import wrap_columns, wrap_device_slices, wrap_host_slices
@@ -36,7 +35,7 @@ from ichfast.loading.graph import (
     SLICE_FEEDS,
     WINDOW_FEEDS,
 )
-from ichfast.loading.prefetch import SliceRequest, batches_ahead
+from ichfast.loading.prefetch import SliceRequest, StoreLevel, batches_ahead
 from ichfast.loading.sampler import Sampler
 from ichfast.loading.slice_source import SliceSource, make_slice_source
 from ichfast.store.store import Store
@@ -361,16 +360,11 @@ class LoaderFeeds:
         self._sampler = sampler
         self._config = config
         self._whole = whole
-        self._scale = Scale(source_shapes(store, level), config.size)
+        store_level = StoreLevel(store, level)
+        self._scale = Scale(store_level.shape_N2, config.size)
         self.schedule = Schedule(sampler)
         self.source = make_slice_source(
-            store,
-            sampler,
-            config,
-            self._scale.shape_N2,
-            level=level,
-            on_gpu=on_gpu,
-            ranks=ranks,
+            store_level, sampler, config, on_gpu=on_gpu, ranks=ranks
         )
         self.slices = SliceFeeds(
             store,

@@ -40,6 +40,7 @@ import torch
 
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
+from ichfast.loading.config import source_shapes
 from ichfast.store.levels import halve_into
 from ichfast.store.shards import DIRECT_BYTES
 from ichfast.store.store import Store
@@ -113,29 +114,32 @@ class SliceRequest:
         return SliceRequest(positions_B, np.zeros_like(positions_B))
 
 
+class StoreLevel:
+    """A level of a store, and the rows and columns of its slices.
+
+    Args:
+        store: open for reading; must outlive this object.
+        level: a level of the store.
+    """
+
+    def __init__(self, store: Store, level: int) -> None:
+        self.store = store
+        self.level = level
+        self.shape_N2 = source_shapes(store, level)
+
+
 class ReadAhead:
     """Reads slices from the disk. A `loading.slice_source.SliceSource`.
 
     Args:
-        store: open for reading; must outlive this.
-        level: the store's level to read.
-        shape_N2: rows and columns of every slice at that level.
+        level: the level to read.
         pinned: use page-locked memory, and wait for the current CUDA stream.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        level: int,
-        shape_N2: npt.NDArray[np.int64],
-        *,
-        pinned: bool,
-    ) -> None:
-        self._store = store
+    def __init__(self, level: StoreLevel, *, pinned: bool) -> None:
         self._level = level
-        self._shape_N2 = shape_N2
         self._pinned = pinned
-        self._num_readers = num_readers(past_cache=store.past_cache(level))
+        self._num_readers = num_readers(past_cache=level.store.past_cache(level.level))
         self._readers = DaemonThreadPool(self._num_readers)
         self._scratch = _Scratch()
         self._free: list[_Buffer] = []
@@ -147,7 +151,7 @@ class ReadAhead:
         buffer = self._free.pop() if self._free else _Buffer(pinned=self._pinned)
         positions = np.concatenate([feed.positions_B for feed in batch])
         halvings = np.concatenate([feed.halvings_B for feed in batch])
-        slices = buffer.lay_out(halved_shape(self._shape_N2[positions], halvings))
+        slices = buffer.lay_out(halved_shape(self._level.shape_N2[positions], halvings))
         size = max(-(-len(slices) // self._num_readers), MIN_JOB_SLICES)
         parts = [slice(first, first + size) for first in range(0, len(slices), size)]
         jobs = [
@@ -180,8 +184,8 @@ class ReadAhead:
                 job.result(max(0.0, end_s - time.monotonic()))
         except futures.TimeoutError as error:
             raise LoaderError(
-                f"{self._store.path} gave no batch within {READ_TIMEOUT_S:.0f} s; its "
-                "disk or network does not respond: check it, then continue with "
+                f"{self._level.store.path} gave no batch within {READ_TIMEOUT_S:.0f} "
+                "s; its disk or network does not respond: check it, then continue with "
                 "--resume"
             ) from error
         self._taken.append(self._requested.popleft().buffer)
@@ -221,14 +225,15 @@ class ReadAhead:
     ) -> None:
         """Read slices into a buffer."""
         buffer.wait()
+        store, level = self._level.store, self._level.level
         jobs = zip(positions_B.tolist(), halvings_B.tolist(), slices, strict=True)
         for position, halvings, out_HW in jobs:
             if halvings == 0:
-                self._store.read_into(position, self._level, out_HW)
+                store.read_into(position, level, out_HW)
                 continue
             # The thread's own memory, small enough to stay in the processor's cache.
-            whole_HW = self._scratch.array(*self._shape_N2[position].tolist())
-            self._store.read_into(position, self._level, whole_HW)
+            whole_HW = self._scratch.array(*self._level.shape_N2[position].tolist())
+            store.read_into(position, level, whole_HW)
             halve_into(whole_HW, halvings, out_HW)
 
 

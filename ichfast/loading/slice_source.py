@@ -15,7 +15,7 @@ import torch
 
 from ichfast.loading.cache import DeviceSlices, HostSlices
 from ichfast.loading.config import DataConfig, neighbours
-from ichfast.loading.prefetch import ReadAhead, SliceRequest
+from ichfast.loading.prefetch import ReadAhead, SliceRequest, StoreLevel
 from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
@@ -54,23 +54,19 @@ class SliceSource(Protocol):
 
 
 def make_slice_source(
-    store: Store,
+    level: StoreLevel,
     sampler: Sampler,
     config: DataConfig,
-    shape_N2: npt.NDArray[np.int64],
     *,
-    level: int,
     on_gpu: bool,
     ranks: Ranks,
 ) -> SliceSource:
     """Make the source that `config.cache` names. On a CPU, ``device`` means the host.
 
     Args:
-        store: open for reading; must outlive the source.
+        level: the level to read; its store must outlive the source.
         sampler: decides which slices may be requested.
         config: cache, and whether neighbours are read.
-        shape_N2: rows and columns of every slice at that level.
-        level: the store's level to read.
         on_gpu: the slices are for the current CUDA device.
         ranks: all processes that share the split. Those of one machine share host
             memory.
@@ -80,14 +76,14 @@ def make_slice_source(
         StoreError: a shard is damaged, missing, or cannot be read.
     """
     if config.cache == "none":
-        return ReadAhead(store, level, shape_N2, pinned=on_gpu)
+        return ReadAhead(level, pinned=on_gpu)
     if config.cache == "device" and on_gpu:
         picked_N = sampler.slices_N if sampler.shuffle else sampler.order(0)
-        kept_R = _with_neighbours(picked_N, store, config)
+        kept_R = _with_neighbours(picked_N, level.store, config)
         device = torch.device("cuda", torch.cuda.current_device())
-        return DeviceSlices(store, level, shape_N2, kept_R, device=device, ranks=ranks)
-    kept_R = _with_neighbours(sampler.slices_N, store, config)
-    return HostSlices(store, level, shape_N2, kept_R, pinned=on_gpu, ranks=ranks)
+        return DeviceSlices(level, kept_R, device=device, ranks=ranks)
+    kept_R = _with_neighbours(sampler.slices_N, level.store, config)
+    return HostSlices(level, kept_R, pinned=on_gpu, ranks=ranks)
 
 
 def _with_neighbours(

@@ -17,9 +17,8 @@ from ichfast.augment.reference import halve
 from ichfast.errors import LoaderError
 from ichfast.loading import cache, gather, prefetch
 from ichfast.loading.cache import DeviceSlices, HostSlices
-from ichfast.loading.config import source_shapes
 from ichfast.loading.gather import gather_slices
-from ichfast.loading.prefetch import SliceRequest
+from ichfast.loading.prefetch import SliceRequest, StoreLevel
 from ichfast.loading.slice_source import SliceSource
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
@@ -31,15 +30,13 @@ CPU = torch.device("cpu")
 def keep_on_host(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
 ) -> SliceSource:
-    shape_N2 = source_shapes(store, level)
-    return HostSlices(store, level, shape_N2, kept_R, pinned=False, ranks=Ranks())
+    return HostSlices(StoreLevel(store, level), kept_R, pinned=False, ranks=Ranks())
 
 
 def keep_on_device(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
 ) -> SliceSource:
-    shape_N2 = source_shapes(store, level)
-    return DeviceSlices(store, level, shape_N2, kept_R, device=CPU, ranks=Ranks())
+    return DeviceSlices(StoreLevel(store, level), kept_R, device=CPU, ranks=Ranks())
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])

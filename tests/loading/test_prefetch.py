@@ -19,11 +19,11 @@ import pytest
 from ichfast.augment.reference import halve
 from ichfast.errors import LoaderError, StoreError
 from ichfast.loading import prefetch
-from ichfast.loading.config import source_shapes
 from ichfast.loading.prefetch import (
     DaemonThreadPool,
     ReadAhead,
     SliceRequest,
+    StoreLevel,
     batches_ahead,
     divide,
     num_readers,
@@ -116,7 +116,7 @@ Stored = npt.NDArray[np.uint16]
 
 @pytest.fixture
 def ahead(tiny_store: Store) -> Iterator[ReadAhead]:
-    source = ReadAhead(tiny_store, 512, source_shapes(tiny_store, 512), pinned=False)
+    source = ReadAhead(StoreLevel(tiny_store, 512), pinned=False)
     yield source
     source.close()
 
@@ -220,7 +220,7 @@ def test_taking_a_batch_of_a_missing_shard_raises_an_error_that_names_it(
 ) -> None:
     copied = Path(shutil.copytree(tiny_store_path, tmp_path / "store"))
     with Store(copied) as store:
-        source = ReadAhead(store, 256, source_shapes(store, 256), pinned=False)
+        source = ReadAhead(StoreLevel(store, 256), pinned=False)
         source.request([batch(0)])
         source.take()
         (copied / "level-256" / "00001.npy").unlink()
@@ -266,7 +266,7 @@ def test_memory_that_a_discarded_read_still_writes_to_is_not_reused(
             written.set()
 
     monkeypatch.setattr(Store, "read_into", hang)
-    ahead = ReadAhead(tiny_store, 512, source_shapes(tiny_store, 512), pinned=False)
+    ahead = ReadAhead(StoreLevel(tiny_store, 512), pinned=False)
     ahead.request([batch(0)])
     assert begun.wait(60)
     with monkeypatch.context() as hurried:

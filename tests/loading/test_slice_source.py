@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ichfast.loading import slice_source
-from ichfast.loading.config import DataConfig, source_shapes
+from ichfast.loading.config import DataConfig
+from ichfast.loading.prefetch import StoreLevel
 from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
@@ -25,9 +26,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     asked: list[list[int]] = []
 
     def note(
-        _store: Store,
-        _level: int,
-        _shape_N2: npt.NDArray[np.int64],
+        _level: StoreLevel,
         kept_R: npt.NDArray[np.int64],
         **_options: Any,
     ) -> None:
@@ -45,11 +44,9 @@ def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -
         slices_N=SLICES_N, batch_size=1, shuffle=shuffle, rank=1, world_size=2
     )
     slice_source.make_slice_source(
-        store,
+        StoreLevel(store, 256),
         sampler,
         DataConfig(**settings),
-        source_shapes(store, 256),
-        level=256,
         on_gpu=on_gpu,
         ranks=ranks,
     )
