@@ -47,6 +47,11 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
     two epochs from random weights. Folds are of patients, so its valid loss does not
     compare with the reference's, whose folds leak; ``--set folds.kind=slice`` gives
     those. Its valid loss on the RSNA set is not measured.
+
+    Args:
+        arch: one of `ARCHS`.
+        size: side of an image, pixels.
+        device_type: ``cpu`` or ``cuda``.
     """
     on_gpu = device_type == "cuda"
     batch_size = fitting_batch_size(
@@ -159,6 +164,14 @@ def _override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
     return override(recipe, assignments, presets={"augment": PRESETS})
 
 
+TABLE_NOTE = """\
+The results are the reference's, from its notebooks: unweighted loss on slice folds
+that share patients; LB is the public stage-1 leaderboard. Where README and notebook
+differ, exp-NN follows the README. No result of ichfast on the whole RSNA set is
+measured yet."""
+"""Explains the results below the table of recipes."""
+
+
 def format_recipes() -> str:
     """Format the recipes as a table, with the reference's published results."""
     header = (
@@ -190,17 +203,8 @@ def format_recipes() -> str:
         )
         for row in rows
     ]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "The results are the reference's, from its notebooks: unweighted loss on",
-            "slice folds that share patients; LB is the public stage-1 leaderboard.",
-            "Where README and notebook differ, exp-NN follows the README. No result of",
-            "ichfast on the whole RSNA set is measured yet.",
-            f"Backbones for --arch: {', '.join(ARCHS)}.",
-        ]
-    )
+    archs = f"Backbones for --arch: {', '.join(ARCHS)}."
+    return "\n".join([*lines, "", TABLE_NOTE, archs])
 
 
 def _results(published: Published | None) -> list[tuple[float | None, int]]:
@@ -222,6 +226,6 @@ def format_recipe(name: str) -> str:
         RecipeError: an unknown name.
     """
     settings = describe(resolve_recipe(name))
-    explanation = inspect.getdoc(RECIPES[name]) or ""
+    explanation, *_ = (inspect.getdoc(RECIPES[name]) or "").partition("\n\nArgs:")
     comments = [f"# {line}".rstrip() for line in explanation.splitlines()]
     return "\n".join([*comments, "", settings])

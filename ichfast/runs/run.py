@@ -20,17 +20,16 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ichfast.augment.config import AugmentConfig
 from ichfast.errors import ModelError, TrainError
 from ichfast.evaluation.metrics import prevalence_loss
-from ichfast.loading.loader import DaliLoader, make_loader
+from ichfast.loading.loader import make_loader
 from ichfast.loading.sampler import make_sampler
 from ichfast.loading.splits import Split, split_slices
 from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
@@ -49,7 +48,7 @@ from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks, was_restarted
 from ichfast.training.checkpoint import has_last, load_last
 from ichfast.training.history import History, best_row, write_history
-from ichfast.training.profiler import Profile
+from ichfast.training.profiler import Profile, Spans
 from ichfast.training.step import Stepper
 from ichfast.training.trainer import Trainer
 
@@ -128,18 +127,10 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         record = make_record(recipe, store, split)
         if resume:
             check_same_run(read_record(run_dir), record, run_dir)
-        model = build_run_model(recipe, device)
-        if ranks.world_size > 1 and recipe.train.sync_batch_norm:
-            model = _join_batch_norm(model, device)
+        spans = Profile(device, run_dir) if profile and ranks.writes else None
+        stepper = _make_stepper(recipe, device, ranks, spans)
         if ranks.writes:
             begin_folder(run_dir, record)
-        stepper = Stepper(
-            model,
-            recipe.train,
-            amp=choose_amp(recipe.train.amp, device),
-            ranks=ranks,
-            spans=Profile(device, run_dir) if profile and ranks.writes else None,
-        )
         trainer = Trainer(
             stepper,
             run_dir=run_dir,
@@ -190,6 +181,16 @@ def _fit_batch(recipe: Recipe, num_train: int, ranks: Ranks) -> Recipe:
         batch_size,
     )
     return replace(recipe, data=replace(recipe.data, batch_size=batch_size))
+
+
+def _make_stepper(
+    recipe: Recipe, device: torch.device, ranks: Ranks, spans: Spans | None
+) -> Stepper:
+    model = build_run_model(recipe, device)
+    if ranks.world_size > 1 and recipe.train.sync_batch_norm:
+        model = _join_batch_norm(model, device)
+    amp = choose_amp(recipe.train.amp, device)
+    return Stepper(model, recipe.train, amp=amp, ranks=ranks, spans=spans)
 
 
 def _join_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -257,25 +258,18 @@ def _fit(
     trainer: Trainer, store: Store, split: Split, record: RunRecord, run_dir: Path
 ) -> History:
     recipe, ranks = record.recipe, trainer.stepper.ranks
-
-    def loader(
-        slices_N: npt.NDArray[np.int64], augment: AugmentConfig | None
-    ) -> DaliLoader:
-        return make_loader(
-            store,
-            slices_N,
-            recipe.data,
-            normalization=record.normalization,
-            augment=augment,
-            shuffle=augment is not None,
-            seed=recipe.train.seed,
-            ranks=ranks,
-            device=trainer.stepper.device.type,
-        )
-
+    loader = partial(
+        make_loader,
+        store,
+        config=recipe.data,
+        normalization=record.normalization,
+        seed=recipe.train.seed,
+        ranks=ranks,
+        device=trainer.stepper.device.type,
+    )
     with (
-        loader(split.train_N, recipe.augment) as train_loader,
-        loader(split.valid_N, None) as valid_loader,
+        loader(split.train_N, augment=recipe.augment, shuffle=True) as train_loader,
+        loader(split.valid_N) as valid_loader,
         ExitStack() as stack,
     ):
         logger.info("train: %r", train_loader)
