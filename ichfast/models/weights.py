@@ -221,7 +221,7 @@ def fetch_pretrained(arch: str, timm_name: str | None) -> Path:
     """
     if timm_name is None:
         raise ModelError(
-            f"nobody has published ImageNet weights for {arch}; "
+            f"there are no published ImageNet weights for {arch}; "
             "leave out --pretrained, or give --weights FILE"
         )
     repository = f"timm/{timm_name}"

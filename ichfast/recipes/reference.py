@@ -229,7 +229,7 @@ EXPERIMENTS: dict[str, Callable[[], Recipe]] = {
 """The reference's experiments by name."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Published:
     """Results that the reference reports for an experiment, on slice folds."""
 
@@ -245,62 +245,14 @@ class Published:
 
 
 PUBLISHED = {
-    "exp-00": Published(
-        train_loss=0.054292,
-        valid_loss=0.059521,
-        accuracy=0.978539,
-        leaderboard=0.086,
-        leaderboard_tta=0.078,
-        images_per_s=835.0,
-        gpu_minutes=336.0,
-    ),
-    "exp-10": Published(
-        train_loss=0.041329,
-        valid_loss=0.055582,
-        accuracy=0.980156,
-        leaderboard=0.090,
-        leaderboard_tta=0.079,
-        images_per_s=544.0,
-        gpu_minutes=413.0,
-    ),
-    "exp-10-tfl": Published(
-        train_loss=0.050205,
-        valid_loss=0.055050,
-        accuracy=0.979957,
-        leaderboard=0.076,
-        leaderboard_tta=0.074,
-        images_per_s=100.0,
-        gpu_minutes=568.0,
-    ),
-    "exp-10-mixup": Published(
-        train_loss=0.086897,
-        valid_loss=0.057901,
-        accuracy=0.979283,
-        leaderboard=0.084,
-        leaderboard_tta=0.074,
-        images_per_s=None,
-        gpu_minutes=1151.0,
-    ),
-    "exp-20": Published(
-        train_loss=0.053704,
-        valid_loss=0.059312,
-        accuracy=0.978431,
-        leaderboard=0.084,
-        leaderboard_tta=0.079,
-        images_per_s=443.0,
-        gpu_minutes=508.0,
-    ),
-    "exp-30": Published(
-        train_loss=0.045051,
-        valid_loss=0.054926,
-        accuracy=0.980641,
-        leaderboard=0.095,
-        leaderboard_tta=0.079,
-        images_per_s=627.0,
-        gpu_minutes=681.0,
-    ),
+    "exp-00": Published(0.054292, 0.059521, 0.978539, 0.086, 0.078, 835.0, 336.0),
+    "exp-10": Published(0.041329, 0.055582, 0.980156, 0.090, 0.079, 544.0, 413.0),
+    "exp-10-tfl": Published(0.050205, 0.055050, 0.979957, 0.076, 0.074, 100.0, 568.0),
+    "exp-10-mixup": Published(0.086897, 0.057901, 0.979283, 0.084, 0.074, None, 1151.0),
+    "exp-20": Published(0.053704, 0.059312, 0.978431, 0.084, 0.079, 443.0, 508.0),
+    "exp-30": Published(0.045051, 0.054926, 0.980641, 0.095, 0.079, 627.0, 681.0),
 }
-"""The reference's results by experiment, from the output of its notebooks."""
+"""The reference's results by experiment, from its notebooks; a table of `Published`."""
 
 
 def find_published(recipe: str) -> Published | None:

@@ -109,7 +109,7 @@ def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
 
     Args:
         begun: the folder's record.
-        wanted: the record of what is asked for now.
+        wanted: the record that a new run would get.
         run_dir: the run's folder, for the message.
 
     Raises:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import TracebackType
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -25,7 +24,7 @@ NUM_SHOWN_EPOCHS = 3
 
 
 class RunLog:
-    """Logs a run's epochs in its folder. A context manager that closes TensorBoard.
+    """Logs a run's epochs in its folder, until it is closed.
 
     Args:
         run_dir: the run's folder.
@@ -65,15 +64,8 @@ class RunLog:
             100 * row["wait_share"],
         )
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write what TensorBoard still holds back, and close its file."""
         self._board.close()
 
 

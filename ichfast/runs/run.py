@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         resume: continue the run in `run_dir`. A job that torchrun or Slurm has
             restarted continues in any case.
         profile: measure where the time of a step goes.
-        limit: train on so many slices only, and validate on a quarter as many.
+        limit: number of slices to train on; a quarter as many validate. None: all.
         should_stop: called after each step; True saves and ends the run.
 
     Raises:
@@ -282,7 +282,7 @@ def _fit(
 
         if not ranks.writes:
             return trainer.fit(train_loader, valid_loader, before_epoch=grow)
-        log = stack.enter_context(RunLog(run_dir))
+        log = stack.enter_context(closing(RunLog(run_dir)))
         if trainer.history:
             write_history(run_dir, trainer.history)
         else:

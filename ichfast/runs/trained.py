@@ -48,7 +48,7 @@ class TrainedRun:
             model.load_state_dict(state["model"])
         except (KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"{self.path / BEST} does not fit the settings beside it: "
+                f"{self.path / BEST} does not fit the run's settings: "
                 f"{first_line(error)}; train again"
             ) from error
         return model.to(device).eval()

@@ -78,14 +78,14 @@ class TrainConfig:
     """Seed of weights, order, augmentation, dropout and mixup."""
 
     accumulate: int = 1
-    """Batches per step: their gradients are averaged, as in one batch so many times
-    larger. Batch norm and mixup still see one batch at a time."""
+    """Batches per step. Their gradients are averaged, as in one larger batch. Batch
+    norm and mixup still see one batch at a time."""
 
     best_by: str = "valid_loss"
     """The best epoch has the lowest ``valid_loss`` or ``valid_weighted_log_loss``."""
 
     patience: int | None = None
-    """The run ends after so many epochs without a better one; None: never early."""
+    """Epochs without a better one after which the run ends; None: never early."""
 
     checkpoint_minutes: float = 10.0
     """Minutes between two checkpoints within an epoch; each epoch ends with one."""

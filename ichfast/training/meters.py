@@ -226,7 +226,7 @@ class EpochTimer:
         return self._waits.waiting()
 
     def add(self, num_slices: int) -> None:
-        """Add a batch of so many slices."""
+        """Add a batch of `num_slices`."""
         self._num_slices += num_slices
         self._watch.note(elapsed_s=self._elapsed_s(), waited_s=self._waits.seconds())
 

@@ -7,7 +7,7 @@ Promises:
 2. Every optimizer continues from its state dict bit for bit.
 3. The log says which implementation runs.
 
-Besides `models/build.py`, only this module imports timm, for its LAMB.
+Only this module and `models/build.py` import timm; this one takes its LAMB.
 """
 
 from __future__ import annotations

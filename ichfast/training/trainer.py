@@ -41,7 +41,7 @@ MAX_NAMED_SLICES = 8
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a run stands: the next batch to take."""
+    """The position of a run: the next batch to take."""
 
     epoch: int = 0
     """Counted over all phases, from 0."""
@@ -96,7 +96,7 @@ class Trainer:
         before_epoch: Callable[[int], None] = lambda _: None,
         on_epoch: Callable[[History], None] = lambda _: None,
     ) -> History:
-        """Train through all phases, from where the run stands.
+        """Train through all phases, from the run's position.
 
         Args:
             train_loader: gives full batches, shuffled; this rank's part.
@@ -301,7 +301,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to where a checkpoint stands; `fit` continues from there.
+        """Take the state of a checkpoint; `fit` continues from there.
 
         Raises:
             CheckpointError: it was written by another number of ranks.

@@ -448,5 +448,5 @@ def test_cached_weights_need_no_network(
 
 
 def test_an_arch_without_published_weights_says_so() -> None:
-    with pytest.raises(ModelError, match="nobody has published"):
+    with pytest.raises(ModelError, match="no published ImageNet weights"):
         build_model("xresnet50-attn", pretrained=True)
