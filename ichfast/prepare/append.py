@@ -24,9 +24,8 @@ from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal
-from ichfast.prepare.merge import Base
+from ichfast.prepare.merge import Base, add_labels
 from ichfast.prepare.plan import Unit, check_plan, cut_units
-from ichfast.prepare.rows import Labelling
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
@@ -123,7 +122,7 @@ def adds_labels(
     """
     if base is None or labels is None:
         return False
-    Labelling.of(labels, key).add(base.rows)
+    add_labels(base.rows, labels, key)
     return base.header.plan.get("labels") != labels_plan["labels"]
 
 

@@ -1,4 +1,4 @@
-"""The pages of a journal, put together."""
+"""The pages of a journal become one sorted table without repeats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,18 +14,14 @@ import pytest
 
 from ichfast.labels import CLASSES
 from ichfast.prepare import merge as merging
-from ichfast.prepare import rows as allrows
-from ichfast.prepare.duplicates import find_repeats
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal, Page
-from ichfast.prepare.merge import Merged, finish, merge
+from ichfast.prepare.merge import Merged, find_repeats, finish, merge
 from ichfast.prepare.plan import Unit, cut_units, entry_name
-from ichfast.prepare.rows import AllRows
 from ichfast.sources.listing import Found, Listing
 from ichfast.store.header import read_header
 from ichfast.store.shards import Shard, shard_name
 from ichfast.store.tables import ORDER, read_table
-from ichfast.system import external_sort
 
 NUM_ROWS, UNIT_ENTRIES = 500, 64
 
@@ -82,20 +77,11 @@ def merged_store(journal: Journal, units: list[Unit]) -> Merged:
     return merged
 
 
-@pytest.mark.parametrize(
-    ("part_rows", "run_rows", "batch_rows"), [(2**15, 2**13, 2**7), (7, 96, 8)]
-)
+@pytest.mark.parametrize("part_rows", [2**15, 7])
 def test_rows_are_sorted_as_pandas_sorts_them(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    part_rows: int,
-    run_rows: int,
-    batch_rows: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
 ) -> None:
     monkeypatch.setattr(merging, "PART_ROWS", part_rows)
-    monkeypatch.setattr(allrows, "RUN_ROWS", run_rows)
-    monkeypatch.setattr(external_sort, "RUN_ROWS", run_rows)
-    monkeypatch.setattr(external_sort, "BATCH_ROWS", batch_rows)
     frame = odd_rows()
     journal, units = write_pages(tmp_path / "store", frame)
     merged = merged_store(journal, units)
@@ -110,17 +96,7 @@ def test_rows_are_sorted_as_pandas_sorts_them(
     assert groups.num_row_groups == math.ceil(NUM_ROWS / part_rows)
 
 
-def same_digest(texts: npt.NDArray[np.object_], **_: object) -> npt.NDArray[np.uint64]:
-    return np.zeros(len(texts), dtype=np.uint64)
-
-
-@pytest.mark.parametrize("all_collide", [False, True])
-def test_the_first_of_several_equal_slices_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_collide: bool
-) -> None:
-    monkeypatch.setattr(allrows, "RUN_ROWS", 50)
-    if all_collide:
-        monkeypatch.setattr(pd.util, "hash_array", same_digest)
+def test_the_first_of_several_equal_slices_is_kept(tmp_path: Path) -> None:
     frame = odd_rows().assign(crc32c=1)
     ids = frame["slice_id"].tolist()
     # Pages apart and in one page; the third one has other pixels.
@@ -147,27 +123,26 @@ def test_the_first_of_several_equal_slices_is_kept(
     assert found.set_index("slice_id").loc[ids[3], "row_in_shard"] == 3
 
 
-def test_a_repeat_names_the_first_of_its_kind(tmp_path: Path) -> None:
-    frame = odd_rows()
+def test_a_repeat_names_the_first_of_its_kind() -> None:
+    frame = odd_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
     ids = frame["slice_id"].tolist()
     for row in (80, 300, 490):
         ids[row] = ids[5]
     frame["slice_id"] = ids
-    journal, units = write_pages(tmp_path / "store", frame)
-    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    found = find_repeats(pa.Table.from_pandas(frame))
     assert np.flatnonzero(found.is_repeat_N).tolist() == [80, 300, 490]
     assert found.entry_R.tolist() == [80, 300, 490]
     assert found.original_entry_R.tolist() == [5, 5, 5]
     assert not found.differs_R.any()
 
 
-def test_slices_of_one_id_are_equal_in_size_and_pixels(tmp_path: Path) -> None:
+def test_slices_of_one_id_are_equal_in_size_and_pixels() -> None:
     """Empty slices of other shapes have equal bytes, and so equal checksums."""
-    frame = odd_rows().assign(slice_id="same", rows=2, columns=3, crc32c=5)
+    frame = odd_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
+    frame["slice_id"] = "same"
     for row, column in ((1, "rows"), (2, "columns"), (3, "crc32c")):
         frame.loc[row, column] = 6
-    journal, units = write_pages(tmp_path / "store", frame)
-    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    found = find_repeats(pa.Table.from_pandas(frame))
     assert np.flatnonzero(found.differs_R).tolist() == [0, 1, 2]
 
 
@@ -183,5 +158,4 @@ def test_a_shard_without_a_slice_that_counts_is_left_out(tmp_path: Path) -> None
     assert [shard.name for shard in header.shards] == [shard_name(0, 1, 1)]
     assert header.counts["slices"] == UNIT_ENTRIES
     assert not left_out.exists()
-    # The scratch file had no name, so the journal holds nothing but the intake.
     assert [file.name for file in journal.path.iterdir()] == ["entries.parquet"]
