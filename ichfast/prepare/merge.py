@@ -142,7 +142,8 @@ def merge(
     rejected = pd.DataFrame(rejects, columns=["entry", "path", "reason", "detail"])
     conflicts = _conflicts(repeats, units, name)
     if repeats.is_repeat_N.any():
-        rows = rows.filter(pa.array(~repeats.is_repeat_N)).combine_chunks()
+        rows = rows.filter(~repeats.is_repeat_N)
+        pa.default_memory_pool().release_unused()
     return Merged(
         rows=rows,
         rejected=pd.concat([rejected, conflicts]).sort_values(
@@ -355,6 +356,7 @@ def _concatenated(tables: list[pa.Table]) -> pa.Table:
     tables.clear()
     for name in rows.column_names:
         rows = _replaced(rows, name, rows[name].combine_chunks())
+        pa.default_memory_pool().release_unused()
     return rows
 
 
