@@ -32,7 +32,7 @@ from ichfast.prepare.plan import Unit
 from ichfast.prepare.pseudonyms import plain_text, stored_id
 from ichfast.sources.listing import Entry
 from ichfast.sources.sources import read_entries
-from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.store.levels import checksum_column
 from ichfast.store.writer import UnitWriter
 
 FILE_TIMEOUTS = 10
@@ -195,8 +195,7 @@ def _row(
         else -1,
         "shard": shard,
         "row_in_shard": row_in_shard,
-        "crc32c": sums[SOURCE_LEVEL],
-        "crc32c_256": sums.get(SMALL_LEVEL),
+        **{checksum_column(level): crc32c for level, crc32c in sums.items()},
         "rescale_slope": slice_.rescale_slope,
         "rescale_intercept": slice_.rescale_intercept,
         "transfer_syntax_uid": slice_.transfer_syntax_uid,

@@ -36,6 +36,7 @@ from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.prepare.plan import Unit, check_plan
 from ichfast.store.header import ENTRIES_FILE
+from ichfast.store.levels import level_folder
 from ichfast.store.shards import Shard
 from ichfast.store.tables import table_schema
 from ichfast.system.files import (
@@ -203,7 +204,7 @@ class Journal:
     def clear_shards(self, names: Collection[str]) -> None:
         """Remove the shards that are not among `names`."""
         for level in self.levels:
-            for left in (self.store / f"level-{level}").iterdir():
+            for left in (self.store / level_folder(level)).iterdir():
                 if left.name not in names:
                     # Workers may outlive a killed parent by a moment, and rename it.
                     left.unlink(missing_ok=True)

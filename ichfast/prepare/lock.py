@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ichfast.errors import StoreError
+from ichfast.store.levels import LEVELS, level_folder
 from ichfast.system.files import make_folder
 
 _OUR_NAMES = frozenset(
-    {".lock", "journal", "level-512", "level-256", "slices.parquet", "rejected.csv"}
-    | {"store.json"}
+    {".lock", "journal", "slices.parquet", "rejected.csv", "store.json"}
+    | set(map(level_folder, LEVELS))
 )
 
 

@@ -60,7 +60,7 @@ from ichfast.prepare.workers import convert_units
 from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
 from ichfast.store.header import read_header
-from ichfast.store.levels import check_levels
+from ichfast.store.levels import LEVELS, check_levels
 from ichfast.store.tables import write_rejected
 from ichfast.system.signals import sigterm_interrupts
 
@@ -81,7 +81,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     store: Path,
     *,
     labels: LabelTable | None,
-    levels: tuple[int, ...] = (512, 256),
+    levels: tuple[int, ...] = LEVELS,
     workers: int,
     keep_ids: bool,
     id_key: Path | None = None,
@@ -97,7 +97,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         store: the store's folder; its parents are made. May lie in a source.
         labels: joined by slice id; slices without a label get nulls. When appending,
             they go to all slices that have none yet, and must not contradict others.
-        levels: (512, 256), or (512,) to save a fifth of the disk.
+        levels: `LEVELS`, or (512,) to save a fifth of the disk.
         workers: decoding processes, at most `MOST_A_CORE` for each core.
         keep_ids: keep patient, study, series and slice ids as they are.
         id_key: file of the key that ids are hashed with, made if missing; outside

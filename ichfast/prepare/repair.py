@@ -34,8 +34,8 @@ from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
 from ichfast.store.header import StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard, shard_path
-from ichfast.store.verify import find_damage
-from ichfast.system.files import atomic_path, file_crc32c
+from ichfast.store.verify import find_damage, shard_damage
+from ichfast.system.files import atomic_path
 
 NUM_SHOWN = 3
 """Problems named in an error."""
@@ -186,9 +186,8 @@ def _convert(
 
 def _put_back(path: Path, scratch: Path, shard: Shard, level: int) -> bool:
     """Replace a damaged file by the one in `scratch`, if that is as it should be."""
-    rebuilt = shard_path(scratch, shard.name, level)
-    if not rebuilt.is_file() or file_crc32c(rebuilt) != shard.crc32c[level]:
+    if shard_damage(scratch, shard, level, None):
         return False
     with atomic_path(shard_path(path, shard.name, level)) as temporary:
-        shutil.copyfile(rebuilt, temporary)
+        shutil.copyfile(shard_path(scratch, shard.name, level), temporary)
     return True

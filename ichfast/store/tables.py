@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ichfast.errors import StoreError, first_line
 from ichfast.labels import CLASSES
 from ichfast.store.header import StoreHeader, tables_dir
-from ichfast.store.levels import SMALL_LEVEL
+from ichfast.store.levels import checksum_column
 from ichfast.system.files import atomic_path, file_crc32c
 from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 
@@ -47,8 +47,7 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
         *(("row_spacing_mm", number), ("column_spacing_mm", number)),
         *(("thickness_mm", number), ("instance_number", pa.int64())),
         *(("tilt_deg", number), ("shard", pa.int32()), ("row_in_shard", pa.int32())),
-        ("crc32c", pa.int64()),
-        *([("crc32c_256", pa.int64())] if SMALL_LEVEL in levels else []),
+        *((checksum_column(level), pa.int64()) for level in levels),
         *(("rescale_slope", number), ("rescale_intercept", number)),
         *(("bits_stored", pa.int32()), ("is_signed", pa.bool_())),
         *(("window_center", number), ("window_width", number)),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ichfast.labels import CLASSES
 from ichfast.store.header import StoreHeader
+from ichfast.store.levels import LEVELS, checksum_column
 from ichfast.store.store import finish_store
 from ichfast.store.tables import rows_of
 from ichfast.store.writer import UnitWriter
@@ -39,7 +40,7 @@ def write_slices(
     rows: Sequence[Mapping[str, Any]],
     labels_NK: npt.NDArray[np.integer],
     *,
-    levels: tuple[int, ...] = (512, 256),
+    levels: tuple[int, ...] = LEVELS,
     slices_a_unit: int = 1024,
     plan: Mapping[str, str] | None = None,
 ) -> None:
@@ -65,7 +66,7 @@ def write_slices(
                 written.append(
                     {"shard": name, "row_in_shard": row_in_shard}
                     | {"rows": stored_HW.shape[0], "columns": stored_HW.shape[1]}
-                    | {"crc32c": sums[512], "crc32c_256": sums.get(256)}
+                    | {checksum_column(level): sums[level] for level in levels}
                 )
         shards += writer.shards
     shards.sort(key=lambda shard: shard.name)
