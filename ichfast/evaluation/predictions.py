@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from ichfast.errors import PredictionError, first_line
 from ichfast.labels import CLASSES
-from ichfast.system.files import atomic_path
+from ichfast.system.files import output_path
 from ichfast.system.untrusted import most_unpacked, read_parquet
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
@@ -59,16 +59,13 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
         PredictionError: another suffix, or a folder that cannot be written.
     """
     check_destination(path)
-    try:
-        with atomic_path(path) as temporary:
-            if path.suffix == ".parquet":
-                table.to_parquet(temporary, index=False)
-            elif path.suffix == ".csv":
-                table.to_csv(temporary, index=False, float_format="%.9g")
-            else:
-                _write_npz(temporary, table)
-    except OSError as error:
-        raise PredictionError(f"cannot write {path}: {error.strerror}") from error
+    with output_path(path, PredictionError) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        elif path.suffix == ".csv":
+            table.to_csv(temporary, index=False, float_format="%.9g")
+        else:
+            _write_npz(temporary, table)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -22,6 +22,8 @@ from uuid import uuid4
 
 import google_crc32c
 
+from ichfast.errors import IchfastError
+
 CHUNK_BYTES = 2**20
 """Read at once to find a file's checksum."""
 
@@ -43,6 +45,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+@contextmanager
+def output_path(
+    path: Path, error_type: type[IchfastError], advice: str = ""
+) -> Iterator[Path]:
+    """Like `atomic_path`, for a file that the user named: its folder is made.
+
+    Args:
+        path: the final name. Replaced if it exists.
+        error_type: raised when the folder or the file cannot be written.
+        advice: end of that error's message, such as ``; name another file``.
+
+    Raises:
+        IchfastError: of `error_type`, for any OSError in the block.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}{advice}"
+        raise error_type(message) from error
 
 
 def make_folder(path: Path) -> None:
