@@ -27,7 +27,7 @@ from pathlib import Path
 from ichfast.errors import IchfastError, StoreError
 from ichfast.prepare.convert import Job, StoppedError
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import REFRESH_S, convert_in_lanes
+from ichfast.prepare.pool import REFRESH_S, convert_in_processes
 
 STOP_S = 20.0
 """How long a unit may take to stop before its process is killed, seconds."""
@@ -166,7 +166,7 @@ def _serve() -> None:
 def _convert(job: Job, unit: Unit, is_over: threading.Event) -> int | Exception:
     outcome = 0
     try:
-        with closing(convert_in_lanes(job, deque([unit]), 1)) as states:
+        with closing(convert_in_processes(job, deque([unit]), 1)) as states:
             for _, num_rejected in states:
                 outcome = num_rejected
                 if is_over.is_set():

@@ -18,7 +18,7 @@ from contextlib import closing
 from ichfast.prepare.convert import Job
 from ichfast.prepare.dask import convert_on_cluster
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import convert_in_lanes
+from ichfast.prepare.pool import convert_in_processes
 from ichfast.system.terminal import progress
 
 
@@ -50,7 +50,7 @@ def convert_units(
     num_files = sum(len(unit.entries) for unit in units)
     num_bytes = sum(unit.entries.num_bytes for unit in units)
     if scheduler is None or not waiting:
-        conversion = convert_in_lanes(job, waiting, workers)
+        conversion = convert_in_processes(job, waiting, workers)
     else:
         conversion = convert_on_cluster(job, waiting, scheduler)
     mean_bytes = num_bytes / max(num_files, 1)
