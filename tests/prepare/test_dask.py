@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import pytest
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare import dask, prepare
-from ichfast.prepare.convert import Job
+from ichfast.prepare.convert import MAX_WORKER_BYTES, Job
+from ichfast.prepare.dask_worker import convert_beside, end_run
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import Unit, entry_name
 from ichfast.prepare.prepare import prepare_store
@@ -142,6 +144,23 @@ def kill_one_at_work(
                     return worker
         time.sleep(0.02)
     raise TimeoutError("no worker began")
+
+
+def hoarding_read(content: bytes) -> Iterator[Slice]:
+    """`read_slices`, after taking more memory than a worker may have."""
+    bytearray(2 * MAX_WORKER_BYTES)
+    yield from read_slices(content)
+
+
+def test_a_unit_on_a_cluster_has_the_memory_limit_of_one_machine(
+    source: Path, tmp_path: Path
+) -> None:
+    job = replace(job_for(tmp_path / "store"), decode=hoarding_read)
+    unit = units_of(source)[0]
+    assert convert_beside(job, unit, "a run") == UNIT_ENTRIES
+    end_run("a run")
+    rejects = job.journal.read(unit).rejects
+    assert [reason for _, _, reason, _ in rejects] == ["too-large"] * UNIT_ENTRIES
 
 
 @pytest.fixture
