@@ -1,7 +1,7 @@
 """Rebuilding damaged shards from the sources of their store.
 
-1. A shard is only replaced by one with the checksum in `store.json`. So a repaired store
-   has the bytes that it was written with.
+1. A shard is only replaced by one with the checksum in `store.json`. So a repaired
+   store has the bytes that it was written with.
 2. All entries of a damaged shard's unit are converted again, as prepare does, in a
    folder inside the store's journal that is removed afterwards.
 3. Tables and `store.json` are not rebuilt; that needs a new store.

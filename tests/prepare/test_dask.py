@@ -21,7 +21,7 @@ from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare import dask, prepare
 from ichfast.prepare.convert import MAX_WORKER_BYTES, Job
-from ichfast.prepare.dask_worker import convert_beside, end_run
+from ichfast.prepare.dask_worker import convert_in_subprocess, end_run
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import Unit, entry_name
 from ichfast.prepare.prepare import prepare_store
@@ -157,7 +157,7 @@ def test_a_unit_on_a_cluster_has_the_memory_limit_of_one_machine(
 ) -> None:
     job = replace(job_for(tmp_path / "store"), decode=hoarding_read)
     unit = units_of(source)[0]
-    assert convert_beside(job, unit, "a run") == UNIT_ENTRIES
+    assert convert_in_subprocess(job, unit, "a run") == UNIT_ENTRIES
     end_run("a run")
     rejects = job.journal.read(unit).rejects
     assert [reason for _, _, reason, _ in rejects] == ["too-large"] * UNIT_ENTRIES
