@@ -183,8 +183,8 @@ def _check_options(levels: tuple[int, ...], workers: int, max_rejected: str) -> 
     max_workers = MAX_WORKERS_PER_CORE * len(os.sched_getaffinity(0))
     if not 1 <= workers <= max_workers:
         raise StoreError(
-            f"--workers is from 1 to {max_workers} here, {MAX_WORKERS_PER_CORE} for each "
-            f"core, got {workers}; one a core is the default"
+            f"--workers is from 1 to {max_workers} here, {MAX_WORKERS_PER_CORE} for "
+            f"each core, got {workers}; one a core is the default"
         )
     try:
         check_levels(levels)
