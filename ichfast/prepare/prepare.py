@@ -119,6 +119,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             same command continues.
         LabelError: appended labels contradict those of the store.
     """
+    # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()
     _check_options(levels, workers, max_rejected)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)

@@ -106,17 +106,21 @@ def repair_store(
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     if problems:
-        shown = "; ".join(problems[:NUM_SHOWN])
-        raise StoreError(
-            f"{path}: {len(repaired)} file(s) repaired, {len(problems)} problem(s) "
-            f"stay: {shown}. Give the sources that the store was made from, or delete "
-            "it and run `ichfast prepare` again"
-        )
+        raise _not_repaired(path, len(repaired), problems)
     return RepairReport(
         store=str(path),
         repaired=tuple(str(file.relative_to(path)) for file in repaired),
         bytes=sum(file.stat().st_size for file in repaired),
         seconds=time.monotonic() - started_s,
+    )
+
+
+def _not_repaired(path: Path, num_repaired: int, problems: list[str]) -> StoreError:
+    shown = "; ".join(problems[:NUM_SHOWN])
+    return StoreError(
+        f"{path}: {num_repaired} file(s) repaired, {len(problems)} problem(s) stay: "
+        f"{shown}. Give the sources that the store was made from, or delete it and run "
+        "`ichfast prepare` again"
     )
 
 

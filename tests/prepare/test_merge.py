@@ -26,8 +26,8 @@ from ichfast.store.tables import ORDER, read_table
 NUM_ROWS, UNIT_ENTRIES = 500, 64
 
 
-def odd_rows() -> pd.DataFrame:
-    """Rows whose order hangs on every column of `ORDER`, and on what is missing."""
+def mixed_rows() -> pd.DataFrame:
+    """Rows whose order depends on every column of `ORDER`, and on missing values."""
     rng = np.random.default_rng(0)
     texts = np.array(["", "a", "B", "é", "a.b", "\U0001f9e0", "ﬀ"], dtype=object)
     position_mm = rng.choice([-2.5, -0.0, 0.0, 7.0, math.nan], NUM_ROWS)
@@ -39,7 +39,7 @@ def odd_rows() -> pd.DataFrame:
 
 
 def write_pages(store: Path, frame: pd.DataFrame) -> tuple[Journal, list[Unit]]:
-    """A journal whose pages hold the rows of a table, and its units."""
+    """Write the rows of a table as pages; return the journal and its units."""
     journal = Journal(store, (512,))
     journal.path.mkdir(parents=True)
     (journal.store / "level-512").mkdir()
@@ -82,7 +82,7 @@ def test_rows_are_sorted_as_pandas_sorts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
 ) -> None:
     monkeypatch.setattr(merging, "PART_ROWS", part_rows)
-    frame = odd_rows()
+    frame = mixed_rows()
     journal, units = write_pages(tmp_path / "store", frame)
     merged = merged_store(journal, units)
     assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS, 0)
@@ -97,7 +97,7 @@ def test_rows_are_sorted_as_pandas_sorts_them(
 
 
 def test_the_first_of_several_equal_slices_is_kept(tmp_path: Path) -> None:
-    frame = odd_rows().assign(crc32c=1)
+    frame = mixed_rows().assign(crc32c=1)
     ids = frame["slice_id"].tolist()
     # Pages apart and in one page; the third one has other pixels.
     for row, first in ((450, 3), (70, 69), (200, 100), (499, 450)):
@@ -124,7 +124,7 @@ def test_the_first_of_several_equal_slices_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_repeat_names_the_first_of_its_kind() -> None:
-    frame = odd_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
+    frame = mixed_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
     ids = frame["slice_id"].tolist()
     for row in (80, 300, 490):
         ids[row] = ids[5]
@@ -138,7 +138,7 @@ def test_a_repeat_names_the_first_of_its_kind() -> None:
 
 def test_slices_of_one_id_are_equal_in_size_and_pixels() -> None:
     """Empty slices of other shapes have equal bytes, and so equal checksums."""
-    frame = odd_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
+    frame = mixed_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
     frame["slice_id"] = "same"
     for row, column in ((1, "rows"), (2, "columns"), (3, "crc32c")):
         frame.loc[row, column] = 6
@@ -147,7 +147,7 @@ def test_slices_of_one_id_are_equal_in_size_and_pixels() -> None:
 
 
 def test_a_shard_without_a_slice_that_counts_is_left_out(tmp_path: Path) -> None:
-    frame = odd_rows().iloc[: 2 * UNIT_ENTRIES].copy()
+    frame = mixed_rows().iloc[: 2 * UNIT_ENTRIES].copy()
     half = frame.index[UNIT_ENTRIES:]
     frame.loc[half, "slice_id"] = frame["slice_id"].to_numpy()[:UNIT_ENTRIES]
     journal, units = write_pages(tmp_path / "store", frame)
