@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""
 
-_UNKNOWN = {
+_UNKNOWN: dict[pa.DataType, Any] = {
     pa.string(): "",
     pa.float64(): math.nan,
     pa.int64(): -1,

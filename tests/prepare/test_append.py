@@ -1,4 +1,4 @@
-"""Appending adds what is new to a finished store, and leaves what is there."""
+"""Appending adds new slices to a finished store and keeps its shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ append = partial(run, append=True)
 
 
 def grow(source: Path) -> None:
-    """Three slices more, one before and one between those that are there."""
+    """Add three slices, one before and one between the existing ones."""
     for name, number in (("000a", 30), ("010b", 31), ("zzz", 32)):
         write_dicom(source / name, f"ID_{number}", hu_HW=random_hu(number))
 

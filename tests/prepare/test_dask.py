@@ -1,4 +1,4 @@
-"""A cluster makes the bytes of one machine, and goes on when a worker is killed."""
+"""A cluster writes the bytes of one machine, also when a worker is killed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ START_S = 30.0
 
 @contextmanager
 def process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a part of the cluster; killed with the block."""
+    """Run a part of the cluster, and kill it at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
         cwd=Path(__file__).parents[2],
@@ -54,7 +54,7 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def appears(path: Path) -> str:
-    """Wait for a file, and give its text."""
+    """Wait for a file, and return its text."""
     deadline_s = time.monotonic() + START_S
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline_s, f"{path.name} does not appear"
@@ -110,7 +110,7 @@ def job_for(store: Path) -> Job:
 
 
 def watched_read(folder: Path, content: bytes) -> Iterator[Slice]:
-    """Leave a trace of the process that reads, and wait while the test says so."""
+    """Record the process that reads, and wait while the file ``wait`` exists."""
     slices = list(read_slices(content))
     trace = folder / f"{slices[0].slice_id}.{os.getpid()}"
     trace.write_text(str(os.getpid()))
@@ -131,7 +131,7 @@ def ancestors(pid: int) -> set[int]:
 def kill_one_at_work(
     running: list[subprocess.Popen[bytes]], reads: Path
 ) -> subprocess.Popen[bytes]:
-    """Kill a worker while it decodes, then let everything go on."""
+    """Kill a worker while it decodes, then let the others continue."""
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s:
         for trace in reads.glob("ID_*"):
@@ -165,7 +165,7 @@ def test_a_unit_on_a_cluster_has_the_memory_limit_of_one_machine(
 
 @pytest.fixture
 def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where files leave a trace when they are read, and wait as long as ``wait``."""
+    """Folder in which reads are recorded, and wait while it has a file ``wait``."""
     folder = tmp_path / "reads"
     folder.mkdir()
     (folder / "wait").touch()
@@ -179,7 +179,7 @@ run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
 
 @contextmanager
 def when_reading(reads: Path, act: Callable[[], object]) -> Iterator[None]:
-    """Do something as soon as a unit is being converted, in a thread."""
+    """Call a function in a thread as soon as a unit is being converted."""
 
     def wait_and_act() -> None:
         deadline_s = time.monotonic() + START_S
@@ -196,7 +196,7 @@ def when_reading(reads: Path, act: Callable[[], object]) -> Iterator[None]:
 
 
 def is_reading(reads: Path) -> bool:
-    """Whether a process that has left a trace is still at work."""
+    """Whether a process that has read a file is still running."""
     for trace in reads.glob("ID_*"):
         status = Path(f"/proc/{trace.name.rpartition('.')[2]}/stat")
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a store has taken in is known again by where it lay, and by its name."""
+"""Entries of a store are recognized by their place and by their name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_file_is_new_wherever_it_differs(other: Found, *, same_name: bool) -> 
     assert (intake.name_E == changed.name_E).all() == same_name
 
 
-def test_with_a_key_nobody_else_can_try_out_names() -> None:
+def test_names_cannot_be_tested_without_the_key() -> None:
     plain, keyed = intake_of(FOUND), intake_of(FOUND, key=b"secret")
     assert plain.name_E != keyed.name_E
     assert plain.place_E != keyed.place_E

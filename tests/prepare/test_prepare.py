@@ -1,4 +1,4 @@
-"""A run of prepare stores every CT slice once, whatever happens on the way."""
+"""A run of prepare stores every CT slice once."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_a_missing_source_leaves_no_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 33, 100_000])
-def test_more_workers_than_sense_are_refused_and_so_are_none(
+def test_too_many_workers_and_none_are_refused(
     source: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
@@ -225,7 +225,7 @@ def test_the_same_slice_twice_is_kept_once(source: Path, tmp_path: Path) -> None
     assert verify_store(tmp_path / "store") == []
 
 
-def test_the_first_in_the_listing_is_kept_whatever_the_order_in_the_archive(
+def test_the_first_in_the_listing_is_kept_in_any_order_of_the_archive(
     tmp_path: Path,
 ) -> None:
     for name in ("a", "b"):
@@ -270,7 +270,7 @@ def start(
     *,
     file_limit: int | None = None,
 ) -> subprocess.Popen[str]:
-    """Run the same prepare in a process of its own, slowly."""
+    """Run the same prepare in another process, slowly."""
 
     def limit_file_size() -> None:
         if file_limit is not None:
@@ -299,7 +299,7 @@ def wait_until(happened: Callable[[], object], timeout_s: float = 20.0) -> None:
 
 
 def processes_of(store: Path) -> list[str]:
-    """Processes that `start` started for this store, their workers included."""
+    """Processes that `start` started for this store, and their workers."""
     mark = f"ICHFAST_TEST_STORE={store}".encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -393,7 +393,7 @@ def test_a_full_disk_says_how_far_it_came_and_the_rest_follows(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, in memory."""
+    """A small file system in memory."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "ichfast-test", str(disk)]
@@ -508,7 +508,7 @@ def test_labels_may_come_late_to_an_unfinished_store(
     assert run([source], tmp_path / "store", labels=one_label()).labelled == 1
 
 
-def test_what_a_crash_left_behind_is_cleared_away(source: Path, tmp_path: Path) -> None:
+def test_what_a_crash_has_left_is_removed(source: Path, tmp_path: Path) -> None:
     run([source], tmp_path / "calm")
     store = tmp_path / "store"
     stop_before_merging(source, store, keep_ids=True)
@@ -570,7 +570,7 @@ def test_names_cannot_be_tried_out_on_the_digests_of_a_store(
     source: Path, tmp_path: Path
 ) -> None:
     labels, plans = one_label(), []
-    for name in ("one", "two"):  # each with a key of its own
+    for name in ("one", "two"):  # each with its own key
         run([source], tmp_path / name, labels=labels, keep_ids=False)
         plans.append(read_header(tmp_path / name).plan)
     for digest in ("listing", "labels", "ids"):

@@ -1,4 +1,4 @@
-"""A bad file costs itself, a dead worker nothing, and files are counted as they go."""
+"""A bad file costs only itself, a dead worker nothing, and progress counts files."""
 
 from __future__ import annotations
 

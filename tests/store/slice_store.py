@@ -1,4 +1,4 @@
-"""A finished store of slices that a test has made up."""
+"""A finished store of synthetic slices for tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER_COLUMNS: dict[str, object] = {
     "transfer_syntax_uid": "1.2.840.10008.1.2.1",
     "quirks": "",
 }
-"""What the table says of every slice that has nothing else to say."""
+"""Defaults of the table's columns."""
 
 
 def write_slices(
@@ -50,7 +50,7 @@ def write_slices(
         path: the store's folder, which must not exist.
         slices: as they are stored, each (H, W) uint16, in the order of the table.
         rows: what the table says of each: patient, study, series, whether it is
-            ``labelled``, and whatever is not in `OTHER_COLUMNS`.
+            ``labelled``, and every column that is not in `OTHER_COLUMNS`.
         labels_NK: left out where a slice is not labelled.
         levels: of the store.
         slices_a_unit: slices written at a time.

@@ -1,4 +1,4 @@
-"""What is odd about the order of a series is named."""
+"""Irregularities in the order of a series are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store gives back what was written, and notices what is not as it was written."""
+"""A store returns what was written, and finds what is not as written."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_only_the_files_of_the_last_shape_are_open(tmp_path: Path) -> None:
 def test_a_unit_whose_files_cannot_be_closed_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, may_finish: bool
 ) -> None:
-    """As on a network's disk, where what was written may fail only then."""
+    """A network disk may report a failed write only when the file is closed."""
     shut = os.close
 
     def close(descriptor: int) -> None:

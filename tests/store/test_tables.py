@@ -1,4 +1,4 @@
-"""A table is taken for what its header promises, or refused."""
+"""A table that does not fit its header is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.conftest import write_store
 
 @pytest.fixture
 def header(tmp_path: Path) -> StoreHeader:
-    """That of a store in `tmp_path`."""
+    """The header of a store in `tmp_path`."""
     write_store(tmp_path / "store")
     return read_header(tmp_path / "store")
 
