@@ -39,7 +39,7 @@ def test_a_file_of_slices_that_nearly_hang_is_given_up(
     with pytest.raises(RejectError) as caught:
         list(convert._decode(job, b""))
     assert caught.value.code == "timeout"
-    assert 2 <= len(begun) <= 5
+    assert 1 <= len(begun) <= 5  # how many depends on the load
 
 
 def rows_of(archive: Path, store: Path) -> pa.Table:

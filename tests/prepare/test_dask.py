@@ -33,7 +33,7 @@ pytest.importorskip("distributed", reason="needs the extra dask")
 
 LEVELS = (512, 256)
 UNIT_ENTRIES = 6
-START_S = 30.0
+START_S = 120.0
 """How long scheduler and workers may take to start."""
 
 
