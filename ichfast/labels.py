@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from ichfast.errors import LabelError, first_line
-from ichfast.system.untrusted import most_unpacked
+from ichfast.system.untrusted import max_unpacked_bytes
 
 CLASSES = (
     "any",
@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> pa.Table:
         with opener(path, "rb") as stream:
             if opener is Path.open:
                 return _parse_csv(stream)
-            max_bytes = most_unpacked(path.stat().st_size)
+            max_bytes = max_unpacked_bytes(path.stat().st_size)
             content = stream.read(max_bytes + 1)
             if len(content) > max_bytes:
                 raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")

@@ -15,6 +15,7 @@ from ichfast.labels import CLASSES
 from ichfast.prepare.ingested import Intake, write_intake
 from ichfast.prepare.prepare import UNIT_ENTRIES
 from ichfast.store.header import ENTRIES_FILE, StoreHeader
+from ichfast.store.levels import LEVELS, checksum_column, level_folder
 from ichfast.store.shards import Shard, npy_header, shard_name, shard_path
 from ichfast.store.store import finish_store
 from ichfast.store.tables import rows_of
@@ -23,7 +24,6 @@ NUM_SLICES = 752_803
 """Training slices of the RSNA 2019 competition."""
 
 SLICES_A_SERIES = 34
-LEVELS = (512, 256)
 
 
 def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
@@ -47,7 +47,7 @@ def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
         for unit, first in enumerate(range(0, num_slices, UNIT_ENTRIES))
     ]
     for level in LEVELS:
-        (path / f"level-{level}").mkdir()
+        (path / level_folder(level)).mkdir()
         for shard in shards:
             _write_hole(path, shard, level, shards[0])
     intake = _intake(num_slices)
@@ -113,8 +113,10 @@ def _table(num_slices: int) -> pd.DataFrame:
             "tilt_deg": rng.integers(-30, 1, num_slices) / 2,
             "shard": order_N // UNIT_ENTRIES,
             "row_in_shard": order_N % UNIT_ENTRIES,
-            "crc32c": rng.integers(0, 2**32, num_slices),
-            "crc32c_256": rng.integers(0, 2**32, num_slices),
+            **{
+                checksum_column(level): rng.integers(0, 2**32, num_slices)
+                for level in LEVELS
+            },
             "rescale_slope": 1.0,
             "rescale_intercept": -1024.0,
             "bits_stored": 16,

@@ -11,7 +11,7 @@ from ichfast.errors import PredictionError
 from ichfast.evaluation.evaluation import Evaluation, evaluate
 from ichfast.evaluation.leaks import check_leaks
 from ichfast.evaluation.predictions import read_predictions
-from ichfast.system.files import write_text_atomically
+from ichfast.system.files import output_path
 
 METRICS_FILE = "metrics.json"
 """Beside the predictions: every figure."""
@@ -55,11 +55,7 @@ def judge_file(path: Path, *, replicates: int, allow_leak: bool) -> Judgement:
         evaluation=evaluate(table, replicates=replicates),
     )
     out = path.with_name(METRICS_FILE)
-    try:
-        write_text_atomically(out, json.dumps(judgement.to_json(), indent=2) + "\n")
-    except OSError as error:
-        raise PredictionError(
-            f"cannot write {out}: {error.strerror}; copy the predictions to a folder "
-            "that can be written"
-        ) from error
+    advice = "; copy the predictions to a folder that can be written"
+    with output_path(out, PredictionError, advice) as temporary:
+        temporary.write_text(json.dumps(judgement.to_json(), indent=2) + "\n")
     return judgement

@@ -31,8 +31,8 @@ import pyarrow as pa
 
 from ichfast.errors import PredictionError, first_line
 from ichfast.labels import CLASSES
-from ichfast.system.files import atomic_path
-from ichfast.system.untrusted import most_unpacked, read_parquet
+from ichfast.system.files import output_path
+from ichfast.system.untrusted import max_unpacked_bytes, read_parquet
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
 NUMBER_COLUMNS = ("position_mm", "fold")
@@ -59,16 +59,13 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
         PredictionError: another suffix, or a folder that cannot be written.
     """
     check_destination(path)
-    try:
-        with atomic_path(path) as temporary:
-            if path.suffix == ".parquet":
-                table.to_parquet(temporary, index=False)
-            elif path.suffix == ".csv":
-                table.to_csv(temporary, index=False, float_format="%.9g")
-            else:
-                _write_npz(temporary, table)
-    except OSError as error:
-        raise PredictionError(f"cannot write {path}: {error.strerror}") from error
+    with output_path(path, PredictionError) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        elif path.suffix == ".csv":
+            table.to_csv(temporary, index=False, float_format="%.9g")
+        else:
+            _write_npz(temporary, table)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -209,7 +206,7 @@ def _check_lines(path: Path) -> None:
 
 def _check_unpacked(path: Path) -> None:
     """Refuse an npz whose arrays are out of proportion to the file."""
-    most = most_unpacked(path.stat().st_size)
+    most = max_unpacked_bytes(path.stat().st_size)
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > most:
             raise ValueError(f"it would become more than {most:,} bytes")

@@ -22,7 +22,7 @@ from ichfast.labels import CLASSES
 from ichfast.loading.config import OWN, DataConfig, parse_windows
 from ichfast.runs.trained import TrainedRun, open_run
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
-from ichfast.system.files import atomic_path, write_text_atomically
+from ichfast.system.files import output_path
 
 SUFFIXES = (".pt2", ".onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript")
@@ -55,20 +55,16 @@ def export_run(path: Path, out: Path) -> ExportReport:
     _check_form(out)
     run = open_run(path)
     card = format_card(run, out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    advice = "; name another file"
+    with output_path(out, ModelError, advice) as temporary:
         program = trace(run)
-        with atomic_path(out) as temporary:
-            if out.suffix == ".onnx":
-                _write_onnx(program, temporary)
-            else:
-                with temporary.open("wb") as file:
-                    torch.export.save(program, file)
-        write_text_atomically(card_path(out), card)
-    except OSError as error:
-        raise ModelError(
-            f"cannot write {out}: {error.strerror}; name another file"
-        ) from error
+        if out.suffix == ".onnx":
+            _write_onnx(program, temporary)
+        else:
+            with temporary.open("wb") as file:
+                torch.export.save(program, file)
+    with output_path(card_path(out), ModelError, advice) as temporary:
+        temporary.write_text(card, encoding="utf-8")
     return ExportReport(
         model=str(out),
         card=str(card_path(out)),

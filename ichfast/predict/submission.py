@@ -23,7 +23,7 @@ import pandas as pd
 from ichfast.errors import SubmissionError, first_line
 from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
-from ichfast.system.files import atomic_path
+from ichfast.system.files import output_path
 
 DEFAULT_CLIP = 1e-6
 """What the competition's better teams clipped at; one sure and wrong answer then
@@ -177,20 +177,16 @@ def _read_sample(sample: Path) -> pd.Series[str]:
 def _write_rows(
     out: Path, row_ids: list[str], probs_R: npt.NDArray[np.float64]
 ) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_path(out) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["ID", "Label"])
-            writer.writerows(
-                (row_id, f"{prob:.10f}")
-                for row_id, prob in zip(row_ids, probs_R.tolist(), strict=True)
-            )
-    except OSError as error:
-        raise SubmissionError(f"cannot write {out}: {error.strerror}") from error
+    with (
+        output_path(out, SubmissionError) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["ID", "Label"])
+        writer.writerows(
+            (row_id, f"{prob:.10f}")
+            for row_id, prob in zip(row_ids, probs_R.tolist(), strict=True)
+        )
 
 
 def _examples(ids: pd.Index[str] | pd.Series[str]) -> str:

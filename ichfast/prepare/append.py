@@ -1,13 +1,13 @@
-"""What a run of prepare may do to a finished store, and what it adds to it.
+"""Appending to a finished store.
 
-1. Without ``--append`` a finished store is left alone, by the command that made it,
-   and refused to any other. After an append that is the command which appended,
-   with the labels that the store was last given.
-2. New is what the store has not taken in (`ichfast.prepare.ingested`). It becomes units
-   behind the last one, whatever room that one had left.
-3. A store that has lost its `store.json` is neither continued nor begun anew.
-4. Labels are new to a store if they are others than those it was last given.
-5. Where nothing is new, an append that was cut short is given up: nothing of it stays.
+1. Without ``--append``, the command that made a finished store leaves it unchanged, and
+   any other command is refused. After an append, that is the command that appended,
+   with the labels of its run.
+2. Entries that are not in the intake (`ichfast.prepare.ingested`) are new. They become
+   new units; the last unit is never filled up.
+3. A store that has lost its `store.json` is neither continued nor started again.
+4. Labels are new if they differ from those that the store was last given.
+5. If nothing is new, an append that was cut short is discarded.
 
 Shape letters: E entries of the listing.
 """
@@ -24,9 +24,8 @@ from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal
-from ichfast.prepare.merge import Base
+from ichfast.prepare.merge import Base, add_labels
 from ichfast.prepare.plan import Unit, check_plan, cut_units
-from ichfast.prepare.rows import Labelling
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
@@ -38,17 +37,17 @@ def check_finished(
     *,
     append: bool,
 ) -> None:
-    """Compare a finished store with the command at hand.
+    """Check that a finished store fits the plan of this run.
 
     Args:
         journal: the store's.
-        plan: the command's, without labels.
-        labels_plan: what `label_plan` says of the command's labels.
-        append: whether the command appends.
+        plan: the plan of this run, without labels.
+        labels_plan: the `label_plan` of this run.
+        append: whether this run appends.
 
     Raises:
-        StoreError: the store was made with other options, from something else (but
-            not when appending), or an append to it was cut short.
+        StoreError: the store was made with other options; or, without `append`, from
+            other sources or labels, or an append to it was cut short.
     """
     store, header = journal.store, read_header(journal.store)
     if append:
@@ -63,18 +62,18 @@ def check_finished(
 
 
 def give_up(journal: Journal) -> None:
-    """Remove what a finished store does not need, such as of an append cut short."""
-    # The pages first: one whose shards are gone would pass for done.
+    """Remove what an append that was cut short has left in a finished store."""
+    # Pages first: a page without its shards would count as done.
     journal.remove()
     header = read_header(journal.store)
     journal.clear_shards({shard.name for shard in header.shards})
 
 
 def check_unfinished(store: Path) -> None:
-    """See that a store without `store.json` never had one, for then it is begun anew.
+    """Check that a store without `store.json` was never finished.
 
     Raises:
-        StoreError: it had: its shards must not be cleared away.
+        StoreError: it was finished, so its shards must not be removed.
     """
     table = store / "slices.parquet"
     if os.path.lexists(table):
@@ -86,20 +85,26 @@ def check_unfinished(store: Path) -> None:
 
 
 def new_entries(entries: Listing, base: Base | None, key: bytes | None) -> Listing:
-    """What a store has not taken in.
+    """The entries that are not in a store's intake.
 
     Args:
         entries: the listing.
-        base: the store that is appended to; without one all is new.
-        key: of the store's hashed ids, if they are hashed.
+        base: the store that is appended to; None for a new store.
+        key: key of the hashed ids; None where ids are kept.
     """
     if base is None:
         return entries
-    return entries.select(~base.intake.knows(entries, key))
+    return entries.select(~base.intake.contains(entries, key))
 
 
 def new_units(entries: Listing, base: Base | None, unit_entries: int) -> list[Unit]:
-    """Cut new entries into units, numbered behind those of `base`."""
+    """Cut new entries into units, numbered after those of `base`.
+
+    Args:
+        entries: the new entries.
+        base: the store that is appended to; None for a new store.
+        unit_entries: entries per unit.
+    """
     first_unit = base.intake.num_units if base else 0
     return cut_units(entries, unit_entries, first_unit=first_unit)
 
@@ -110,27 +115,34 @@ def adds_labels(
     key: bytes | None,
     labels_plan: Mapping[str, str],
 ) -> bool:
-    """Whether `labels` are new to the store that is appended to, if one is.
+    """Whether `labels` are new to the store that is appended to.
 
     Args:
-        base: the store that is appended to, if one is.
-        labels: the command's.
-        key: of the store's hashed ids, if they are hashed.
-        labels_plan: what `label_plan` says of `labels`.
+        base: the store that is appended to; None for a new store, which gives False.
+        labels: of this run; None gives False.
+        key: key of the hashed ids; None where ids are kept.
+        labels_plan: the `label_plan` of `labels`.
 
     Raises:
-        LabelError: they contradict those it has.
+        LabelError: `labels` contradict the store's.
     """
     if base is None or labels is None:
         return False
-    Labelling.of(labels, key).add(base.rows)
+    add_labels(base.rows, labels, key)
     return base.header.plan.get("labels") != labels_plan["labels"]
 
 
 def grown_intake(
     entries: Listing, units: Sequence[Unit], base: Base | None, key: bytes | None
 ) -> Intake:
-    """The intake of the store when new `entries`, cut into `units`, are in it."""
+    """The intake of the store after this run.
+
+    Args:
+        entries: the new entries.
+        units: the new entries as units.
+        base: the store that is appended to; None for a new store.
+        key: key of the hashed ids; None where ids are kept.
+    """
     numbers = np.array([unit.number for unit in units], dtype=np.int32)
     lengths = [len(unit.entries) for unit in units]
     intake = Intake.of(entries, np.repeat(numbers, lengths), key)

@@ -1,10 +1,14 @@
-"""One unit's files to shards and a page of the journal, in a worker process.
+"""Converting the files of one unit to shards and a page of the journal.
 
-Worker and parent share a `Watch`. Through it the parent sees how far the worker
-came, and, when a decoder has ended the process, with which file; the worker sees
-that it should stop.
+This runs in a worker process. Worker and parent share a `Watch`: the parent sees the
+worker's progress and the file that ended it, the worker sees a request to stop.
 
-Shape letters: H rows, W columns.
+Memory and time are limited for the process, so that a hostile file costs only itself:
+
+1. Memory above `MAX_WORKER_BYTES` is a MemoryError, which rejects the file as
+   ``too-large``, or the end of the process inside a decoder.
+2. A decoder that exceeds the job's timeout ends the process, by a timer of the kernel.
+3. `ichfast.prepare.pool` starts a process that ended again, and rejects the file.
 """
 
 from __future__ import annotations
@@ -32,71 +36,84 @@ from ichfast.prepare.plan import Unit
 from ichfast.prepare.pseudonyms import plain_text, stored_id
 from ichfast.sources.listing import Entry
 from ichfast.sources.sources import read_entries
-from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.store.levels import checksum_column
 from ichfast.store.writer import UnitWriter
+from ichfast.system.memory import limit_memory
+
+MAX_WORKER_BYTES = 4 * 2**30
+"""Memory that a worker may map beyond what it has mapped at its start, bytes.
+
+The largest files, 512 MiB, need 1.9 GiB, of which pyarrow reserves 1 GiB without using
+it. Headers with the most elements, and threads that fetch URLs, need 1 GiB more."""
 
 FILE_TIMEOUTS = 10
-"""A file may take as long as so many slices that nearly hang. One of 64 slices of
-4096x4096, the most, takes two minutes where the decoder is slow."""
+"""Upper limit of a file's decoding time, in timeouts of one slice. The largest file,
+64 slices of 4096x4096, takes two minutes with a slow decoder."""
 
 _PACKED_ROWS = 4096
-"""Rows are packed when there are so many: as dicts they take 20 times the memory."""
+"""Rows collected as dicts before they become an Arrow table, which takes a twentieth of
+the memory."""
 
 _BAN_DETAILS = {
     "decoder-crash": "the decoder ended its process, twice",
     "timeout": "the decoder did not finish in time, twice",
 }
 
+_TOO_LARGE = f"decoding it takes more memory than {MAX_WORKER_BYTES:,} bytes"
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every unit of a run is converted with."""
+    """Settings of a run that all its units share."""
 
     journal: Journal
 
     key: bytes | None
-    """Hashes the ids; None keeps them."""
+    """Key of the hashed ids; None keeps ids."""
 
     decode: Callable[[bytes], Iterator[Slice]]
+    """Gives the slices of a DICOM file."""
 
     timeout_s: float
-    """A slice hangs that takes longer to decode. A file has `FILE_TIMEOUTS` of it."""
+    """Upper limit of the time to decode one slice, seconds. A file has `FILE_TIMEOUTS`
+    times as long."""
 
     name: Callable[[Entry], str]
-    """What `rejected.csv` calls an entry."""
+    """Gives the name of an entry in `rejected.csv`."""
 
 
 class Watch(ctypes.Structure):
     """Memory shared by a worker and its parent."""
 
     _fields_ = (
-        # Of the entry being decoded, in its unit; -1 while nothing is decoded.
+        # The position in its unit of the entry being decoded; -1 between entries.
         ("position", ctypes.c_longlong),
         # time.monotonic() when the last decode began.
         ("since_s", ctypes.c_double),
-        # Of the unit at hand: entries done, and how many of them were rejected.
+        # Entries of the unit that are done, and how many of them were rejected.
         ("num_done", ctypes.c_longlong),
         ("num_rejected", ctypes.c_longlong),
-        # Set by the parent: give up.
+        # Set by the parent to stop the worker.
         ("stop", ctypes.c_bool),
     )
 
 
 class StoppedError(Exception):
-    """The parent asked the worker to give up."""
+    """The parent asked the worker to stop."""
 
 
 _watch = Watch()
 
 
 def start_worker(watch: Watch) -> None:
-    """Make this process a worker: it heeds `watch`, no signal, and its parent's end."""
-    # Else the first collection would write to every object that the server it is
-    # forked from has made: 5,000 pages to copy.
+    """Set up a worker process: its watch, memory limit, signals and end."""
+    # Without this the first collection writes to every object inherited from the fork
+    # server, and so copies 5,000 pages.
     gc.freeze()
+    limit_memory(MAX_WORKER_BYTES)
     global _watch
     _watch = watch
-    # The parent gets Ctrl-C and SIGTERM too, and stops the workers through the watch.
+    # The parent gets Ctrl-C and SIGTERM too, and stops its workers through the watch.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -104,7 +121,7 @@ def start_worker(watch: Watch) -> None:
 
 
 def _die_with_parent() -> None:
-    # A worker whose parent was killed would wait for work for ever.
+    # A worker whose parent was killed would wait for work forever.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -112,10 +129,14 @@ def _die_with_parent() -> None:
 
 
 def convert_unit(job: Job, unit: Unit) -> None:
-    """Decode a unit's entries, write its shards and its page of the journal.
+    """Decode a unit's entries, and write its shards and its page of the journal.
+
+    Args:
+        job: the settings of the run.
+        unit: the unit.
 
     Raises:
-        StoppedError: the parent asked for it; the unit leaves nothing behind.
+        StoppedError: the parent asked the worker to stop. No file of the unit is left.
     """
     journal = job.journal
     packed = [pa.Table.from_pylist([], schema=journal.schema)]
@@ -135,7 +156,7 @@ def convert_unit(job: Job, unit: Unit) -> None:
             index = unit.first + position
             _watch.position = position
             try:
-                # Of a file that fails at a later frame, the first ones have no row.
+                # If a later frame fails, the file's first frames get no rows either.
                 rows += [
                     _row(job, index, slice_, writer.add(slice_.stored_HW))
                     for slice_ in _decode(job, content)
@@ -143,16 +164,17 @@ def convert_unit(job: Job, unit: Unit) -> None:
             except RejectError as error:
                 detail = plain_text(error.detail)
                 rejects.append((index, job.name(entry), error.code, detail))
+            except MemoryError:
+                rejects.append((index, job.name(entry), "too-large", _TOO_LARGE))
             if len(rows) >= _PACKED_ROWS:
                 packed.append(pa.Table.from_pylist(rows, schema=journal.schema))
                 rows.clear()
-            # Before the next is read: two of the largest take 1 GiB.
-            del content
+            del content  # before the next file is read: two take up to 1 GiB
             _watch.position = -1
             _watch.num_done += 1
             _watch.num_rejected = len(rejects)
     packed.append(pa.Table.from_pylist(rows, schema=journal.schema))
-    # Members of a compressed tar come in the archive's order. The sort is stable.
+    # Members of a compressed tar come in the archive's order. This sort is stable.
     table = pa.concat_tables(packed).sort_by("entry")
     journal.write(unit, Page(rows=table, rejects=sorted(rejects), shards=writer.shards))
 
@@ -165,8 +187,8 @@ def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
     while not _watch.stop:
         if left_s <= 0:
             raise RejectError("timeout", "its slices did not decode in time together")
-        # The kernel ends the process when the time is over, also inside a decoder
-        # that never returns to Python; the parent sees the worker die.
+        # The kernel ends the process after this time, even inside a decoder that never
+        # returns to Python. The parent sees the worker's death.
         _watch.since_s = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, job.timeout_s)
         try:
@@ -189,14 +211,13 @@ def _row(
         "entry": entry,
         "slice_id": stored_id(job.key, slice_.slice_id),
         "position_mm": slice_.position_mm,
-        # IS has 12 characters at most; a hostile one must not overflow the column.
+        # IS has up to 12 characters; a longer number could overflow the column.
         "instance_number": slice_.instance_number
         if abs(slice_.instance_number) < 10**12
         else -1,
         "shard": shard,
         "row_in_shard": row_in_shard,
-        "crc32c": sums[SOURCE_LEVEL],
-        "crc32c_256": sums.get(SMALL_LEVEL),
+        **{checksum_column(level): crc32c for level, crc32c in sums.items()},
         "rescale_slope": slice_.rescale_slope,
         "rescale_intercept": slice_.rescale_intercept,
         "transfer_syntax_uid": slice_.transfer_syntax_uid,
@@ -206,7 +227,7 @@ def _row(
 
 @lru_cache(maxsize=64)
 def _common_columns(key: bytes | None, common: Common) -> Mapping[str, Any]:
-    """The columns that the rows of a series have in common."""
+    """The columns that all rows of a series share."""
     return {
         "patient": stored_id(key, common.patient_id),
         "study": stored_id(key, common.study_uid),
@@ -228,8 +249,8 @@ def _tilt_deg(orientation: Sequence[float]) -> float:
     """The angle between the slice's columns and the axial plane, degrees.
 
     Source:
-        DICOM PS3.3 C.7.6.2.1.1: the last three cosines are the columns' direction,
-        z pointing to the head.
+        DICOM PS3.3 C.7.6.2.1.1: the last three cosines are the direction of columns, z
+        points to the head.
     """
     if not orientation:
         return math.nan

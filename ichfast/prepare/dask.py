@@ -1,17 +1,17 @@
-"""Units converted by the workers of a Dask cluster, to a store that all of them see.
+"""Converting units on a Dask cluster, to a store on a shared file system.
 
-Only this module imports distributed, which comes with the extra ``dask``, and only
-when a scheduler's address was given.
+Only this module imports distributed (the extra ``dask``), and only when a scheduler's
+address is given.
 
-1. A Dask worker hands each unit to a process beside it (`ichfast.prepare.dask_worker`),
-   where `ichfast.prepare.pool` converts it: so bytes, timeouts and crashes are those of
-   a run on one machine, whatever threads or nannies the cluster has.
-2. A unit whose Dask worker is lost is converted by another one. What the first one
-   may still write is the same, and replaces files as a whole.
-3. Store and local sources must have the same absolute paths on all machines. That
-   the workers see them, and that their pages are seen here, is checked.
-4. The end of the run stops the units that are being converted; so does the end of
-   their Dask worker.
+1. A Dask worker passes each unit to a separate process
+   (`ichfast.prepare.dask_worker`), in which `ichfast.prepare.pool` converts it. So
+   bytes, limits and crashes are those of a run on one machine, for any number of
+   threads and with or without nannies.
+2. If a Dask worker is lost, another one converts its unit. The first one may still
+   write the same bytes, and replaces whole files.
+3. Store and local sources must have the same absolute paths on all machines. It is
+   checked that workers have them, and that their pages appear here.
+4. The end of the run, or of a Dask worker, stops the units in conversion.
 5. Every wait ends: without a worker for `NO_WORKER_S`, or without the scheduler, the
    run stops, and the same command continues it.
 """
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from ichfast.errors import IchfastError, StoreError
 from ichfast.prepare.convert import Job
-from ichfast.prepare.dask_worker import STOP_S, convert_beside, end_run
+from ichfast.prepare.dask_worker import STOP_S, convert_in_subprocess, end_run
 from ichfast.prepare.plan import Unit
 from ichfast.prepare.pool import REFRESH_S
 
@@ -38,33 +38,33 @@ if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT_S = 15.0
-"""How long the scheduler may take to answer, seconds."""
+"""Time for the scheduler to answer, seconds."""
 
 NO_WORKER_S = 60.0
-"""How long a run waits for a first worker, or for another one, seconds."""
+"""Time that a run waits for a worker when there is none, seconds."""
 
 PAGES_S = 90.0
-"""How long pages written elsewhere may take to be seen here, seconds. NFS keeps
-what it knows of a folder for up to 60."""
+"""Time for pages written on other machines to appear here, seconds. NFS caches a
+folder for up to 60 s."""
 
 
 def convert_on_cluster(
     job: Job, waiting: deque[Unit], scheduler: str
 ) -> Generator[tuple[int, int]]:
-    """Convert units on a Dask cluster. Close the generator.
+    """Convert units on a Dask cluster. The caller closes the generator.
 
     Args:
-        job: what they are converted with.
-        waiting: the units; emptied.
+        job: the settings of the run.
+        waiting: the units to convert. Emptied.
         scheduler: the scheduler's address, such as ``tcp://HOST:8786``.
 
     Yields:
-        Several times a second, and at the end: files done and files rejected so far,
-        counted when their unit is done.
+        Files done and files rejected so far, several times a second and at the end.
+        They count when their unit is done.
 
     Raises:
-        StoreError: distributed is not installed, the cluster cannot be reached or
-            does not see the store or a source, or a unit lost its worker too often.
+        StoreError: distributed is not installed, the cluster cannot be reached or does
+            not have the store or a source, or a unit lost its worker too often.
         OSError: a worker cannot write.
     """
     run_id = uuid.uuid4().hex
@@ -79,8 +79,10 @@ def convert_on_cluster(
             while waiting or running:
                 wanted = num_wanted()
                 while waiting and len(running) < wanted:
-                    unit = _everywhere(waiting.popleft())
-                    running[executor.submit(convert_beside, job, unit, run_id)] = unit
+                    unit = _with_absolute_paths(waiting.popleft())
+                    running[
+                        executor.submit(convert_in_subprocess, job, unit, run_id)
+                    ] = unit
                 for future in wait(running, REFRESH_S, FIRST_COMPLETED).done:
                     unit = running.pop(future)
                     num_rejected += _result(future, unit, scheduler)
@@ -93,7 +95,7 @@ def convert_on_cluster(
 
 def _connect(scheduler: str) -> Client:
     if "://" not in scheduler:
-        # Client would wait for long, and speak of it again when it is collected.
+        # Client would wait for a long time, and log again when it is collected.
         raise StoreError(
             f"no Dask scheduler has the address {scheduler!r}; give the one that "
             "`dask scheduler` prints, such as tcp://HOST:8786"
@@ -117,7 +119,7 @@ def _connect(scheduler: str) -> Client:
 
 
 def _worker_count(client: Client, scheduler: str) -> Callable[[], int]:
-    """Gives a function: how many units to hand out now, two for each thread."""
+    """A function that returns the number of units to submit: two for each thread."""
     seen_s = time.monotonic()
 
     def count() -> int:
@@ -140,8 +142,7 @@ def _worker_count(client: Client, scheduler: str) -> Callable[[], int]:
     return count
 
 
-def _everywhere(unit: Unit) -> Unit:
-    """The unit with paths that are good in any folder."""
+def _with_absolute_paths(unit: Unit) -> Unit:
     return replace(unit, entries=unit.entries.absolute())
 
 
@@ -176,9 +177,9 @@ def _lost(scheduler: str) -> StoreError:
 
 
 def _stop(client: Client, running: Collection[Future[int]], run_id: str) -> None:
-    if client.status != "running":  # the scheduler may be gone
+    if client.status != "running":  # the scheduler may be lost
         return
-    with suppress(OSError, TimeoutError):  # it may go now
+    with suppress(OSError, TimeoutError):  # the scheduler may be lost now
         client.run(end_run, run_id, on_error="ignore")
         wait(running, STOP_S)
     for future in running:
@@ -193,5 +194,5 @@ def _wait_for_pages(job: Job, units: Sequence[Unit]) -> None:
                 f"the workers' files do not appear in {job.journal.store}; name a "
                 "--store on a file system that this machine and all workers share"
             )
-        os.listdir(job.journal.path)  # noqa: PTH208  makes NFS look again
+        os.listdir(job.journal.path)  # noqa: PTH208  refreshes NFS' cache
         time.sleep(REFRESH_S)

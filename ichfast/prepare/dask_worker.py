@@ -1,13 +1,14 @@
-"""What a Dask worker does with a unit: it has it converted by a process beside it.
+"""Converting units on a Dask worker, in a separate process.
 
-A Dask worker may be the daemon of a nanny, which must have no workers of its own, and
-its threads must not be ended with a decoder that hangs. So it starts processes, of
-which each takes one unit after another; what they import costs a second or two, once.
+A Dask worker may be a daemon, which cannot have child processes of multiprocessing, and
+its threads cannot be killed when a decoder hangs. So it starts a process that converts
+one unit after another with `ichfast.prepare.pool`, whose workers have the time and
+memory limits of one machine. Its imports take one or two seconds, once.
 
-1. One process converts one unit at a time. It is used again when it gave an outcome,
-   and killed when it did not.
-2. A process stops, and ends, when its stdin is closed: by `end_run`, or by the end of
-   the Dask worker, however that comes.
+1. A process converts one unit at a time. It is reused after a result, and killed after
+   an error.
+2. A process stops and ends when its stdin is closed, by `end_run` or by the end of the
+   Dask worker.
 """
 
 from __future__ import annotations
@@ -27,33 +28,33 @@ from pathlib import Path
 from ichfast.errors import IchfastError, StoreError
 from ichfast.prepare.convert import Job, StoppedError
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import REFRESH_S, convert_in_lanes
+from ichfast.prepare.pool import REFRESH_S, convert_in_processes
 
 STOP_S = 20.0
-"""How long a unit may take to stop before its process is killed, seconds."""
+"""Time for a unit to stop before its process is killed, seconds."""
 
 _stopped: set[str] = set()
-"""The runs that are over."""
+"""Ids of the runs that have ended."""
 
 _idle: list[subprocess.Popen[bytes]] = []
-"""Processes without a unit."""
+"""Processes that wait for a unit."""
 
 
-def convert_beside(job: Job, unit: Unit, run_id: str) -> int:
-    """Convert a unit in a process of this machine; runs in a Dask worker.
+def convert_in_subprocess(job: Job, unit: Unit, run_id: str) -> int:
+    """Convert a unit in a process of this machine. Runs in a Dask worker.
 
     Args:
-        job: what it is converted with.
-        unit: with absolute paths.
-        run_id: after `end_run` with it, the unit is given up.
+        job: the settings of the run.
+        unit: a unit with absolute paths.
+        run_id: id of the run; `end_run` with this id stops the unit.
 
     Returns:
-        How many of its files were rejected.
+        Number of rejected files.
 
     Raises:
-        StoreError: this machine does not see the store or the source, or the process
+        StoreError: this machine does not have the store or the source, or the process
             ended.
-        StoppedError: the run is over.
+        StoppedError: the run has ended.
         OSError: the store cannot be written.
     """
     if run_id in _stopped:
@@ -72,7 +73,7 @@ def convert_beside(job: Job, unit: Unit, run_id: str) -> int:
 
 
 def end_run(run_id: str) -> None:
-    """Give up the units of a run, and end the processes that have none."""
+    """Stop the units of a run, and end the idle processes."""
     _stopped.add(run_id)
     while _idle:
         _end(_idle.pop(), wait_s=STOP_S)
@@ -88,7 +89,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes], wait_s: float) -> None:
-    """Let a process end by itself, for so long, then kill it."""
+    """Wait for a process to end, then kill it."""
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(BrokenPipeError):
@@ -103,12 +104,12 @@ def _end(process: subprocess.Popen[bytes], wait_s: float) -> None:
 def _ask(
     process: subprocess.Popen[bytes], job: Job, unit: Unit, run_id: str
 ) -> int | Exception:
-    """Hand a unit to a process and wait for how it ended."""
+    """Send a unit to a process, and wait for the number of rejects or an error."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        # Packed twice: the process takes bytes in one thread, and imports what they
-        # name in its first, as some modules want it.
+        # Pickled twice: the process receives bytes in a thread and unpickles them in
+        # its main thread, where some modules must be imported.
         process.stdin.write(pickle.dumps(pickle.dumps((job, unit))))
         process.stdin.flush()
         while not select.select([process.stdout], [], [], REFRESH_S)[0]:
@@ -142,7 +143,7 @@ def _check_shared(job: Job, unit: Unit) -> None:
 
 
 def _serve() -> None:
-    """The process: units come in, for each its rejects or an error goes out."""
+    """Main loop of the process: units on stdin, results on stdout."""
     orders: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     is_over = threading.Event()
 
@@ -166,7 +167,7 @@ def _serve() -> None:
 def _convert(job: Job, unit: Unit, is_over: threading.Event) -> int | Exception:
     outcome = 0
     try:
-        with closing(convert_in_lanes(job, deque([unit]), 1)) as states:
+        with closing(convert_in_processes(job, deque([unit]), 1)) as states:
             for _, num_rejected in states:
                 outcome = num_rejected
                 if is_over.is_set():

@@ -1,16 +1,15 @@
-"""The intake of a store: every entry it was made from, as digests.
+"""The intake of a store: digests of all entries that it was made from.
 
-    STORE/journal/entries.parquet   one row an entry, in the order of reading: the
-                                    number of its unit, and two digests, `name`
-                                    and `place`
+    STORE/journal/entries.parquet   one row per entry in the order of reading: number of
+                                    its unit, and two digests, `name` and `place`
 
-1. An entry is taken in when its `place` is known: the absolute path of its file or
-   archive, its name and offset in there, and its size. So a folder that has grown
-   gives what is new in it, and two folders with files of equal names are told apart.
-   A source that was moved counts as new; its slices turn out to be duplicates.
-2. `name` is the entry's key and size, wherever the source lies now: with it, a
-   unit's entries are found again in a copy of the source.
-3. Nothing but digests reaches the disk, keyed where the store's ids are.
+1. `place` is the absolute path of the entry's file or archive, its name and offset in
+   the archive, and its size. An entry whose place is in the intake is not read again.
+   So only new files of a folder are appended, and equal names in two folders differ. A
+   source that was moved is read again, and its slices are found to be duplicates.
+2. `name` is the entry's key and size, without the location of the source. With it the
+   entries of a unit are found in a copy of the source.
+3. Only digests are written to the disk. They are keyed if the store's ids are hashed.
 
 Shape letters: E entries.
 """
@@ -34,7 +33,8 @@ from ichfast.system.files import atomic_path, file_crc32c
 from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 
 DIGEST_BYTES = 8
-"""Of 10^6 entries, two share a digest with a chance of 1 in 37 million."""
+"""Size of a digest. Among 10^6 entries, the chance of two equal ones is 1 in 37
+million."""
 
 _SCHEMA = pa.schema(
     [("unit", pa.int32()), ("name", pa.uint64()), ("place", pa.uint64())]
@@ -43,16 +43,16 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intake:
-    """What a store has taken in."""
+    """The entries that a store was made from."""
 
     unit_E: npt.NDArray[np.int32]
-    """Shape (E,), ascending: the unit that each entry belongs to."""
+    """Shape (E,), ascending: number of each entry's unit."""
 
     name_E: npt.NDArray[np.uint64]
     """Shape (E,): digests of key and size."""
 
     place_E: npt.NDArray[np.uint64]
-    """Shape (E,): digests of where each entry lay, and its size."""
+    """Shape (E,): digests of place and size."""
 
     @staticmethod
     def of(
@@ -62,8 +62,8 @@ class Intake:
 
         Args:
             entries: in the order of reading.
-            unit_E: shape (len(entries),), the number of each entry's unit.
-            key: of the store's hashed ids, if they are hashed.
+            unit_E: shape (E,), int32, number of each entry's unit.
+            key: key of the hashed ids; None where ids are kept.
         """
         return Intake(
             unit_E=unit_E,
@@ -76,11 +76,16 @@ class Intake:
 
     @property
     def num_units(self) -> int:
-        """Units that were read so far; the number of the next one."""
+        """Number of units so far, which is the number of the next one."""
         return int(self.unit_E[-1]) + 1 if len(self) else 0
 
-    def knows(self, entries: Listing, key: bytes | None) -> npt.NDArray[np.bool_]:
-        """Which of `entries` were taken in already, shape (len(entries),)."""
+    def contains(self, entries: Listing, key: bytes | None) -> npt.NDArray[np.bool_]:
+        """Whether each entry is in the intake, shape (len(entries),).
+
+        Args:
+            entries: of a listing.
+            key: key of the hashed ids; None where ids are kept.
+        """
         return np.isin(place_digests(entries, key), self.place_E)
 
     def __add__(self, other: Intake) -> Intake:
@@ -92,7 +97,12 @@ class Intake:
 
 
 def write_intake(file: Path, intake: Intake) -> int:
-    """Write `intake` to `file`; return the file's checksum, CRC-32C."""
+    """Write an intake; return the file's checksum, CRC-32C.
+
+    Args:
+        file: replaced if it exists.
+        intake: the entries.
+    """
     columns = [intake.unit_E, intake.name_E, intake.place_E]
     with atomic_path(file) as temporary:
         pq.write_table(pa.table(columns, schema=_SCHEMA), temporary)
@@ -100,14 +110,14 @@ def write_intake(file: Path, intake: Intake) -> int:
 
 
 def read_intake(file: Path, crc32c: int) -> Intake:
-    """Read what `write_intake` wrote.
+    """Read an intake that `write_intake` has written.
 
     Args:
-        file: a store's.
-        crc32c: the checksum that the store's header gives.
+        file: path of the intake.
+        crc32c: its checksum in the store's header.
 
     Raises:
-        StoreError: it is missing or damaged.
+        StoreError: the file is missing or damaged.
     """
     advice = "the store can be read, but neither appended to nor repaired"
     content = checked_content(file, crc32c, advice)
@@ -122,13 +132,23 @@ def read_intake(file: Path, crc32c: int) -> Intake:
 
 
 def name_digests(entries: Listing, key: bytes | None) -> npt.NDArray[np.uint64]:
-    """Digests of keys and sizes, shape (len(entries),)."""
+    """Digests of keys and sizes, shape (len(entries),), uint64.
+
+    Args:
+        entries: of a listing.
+        key: key of the digests; None for plain ones.
+    """
     rows = entries.columns("key", "size")
     return _digests((f"{name}\0{size}" for name, size in rows), key)
 
 
 def place_digests(entries: Listing, key: bytes | None) -> npt.NDArray[np.uint64]:
-    """Digests of where entries lie, and their sizes, shape (len(entries),)."""
+    """Digests of places and sizes, shape (len(entries),), uint64.
+
+    Args:
+        entries: of a listing.
+        key: key of the digests; None for plain ones.
+    """
     rows = entries.columns("member", "offset", "size")
     return _digests(
         (
@@ -145,7 +165,7 @@ def _digests(texts: Iterable[str], key: bytes | None) -> npt.NDArray[np.uint64]:
     digests = bytearray()
     for text in texts:
         digests += hashlib.blake2b(
-            # As `plain_text`; a listing has texts by the million.
+            # As in `plain_text`, but inline: there are millions of texts.
             text.encode("utf-8", "backslashreplace"),
             digest_size=DIGEST_BYTES,
             key=key or b"",

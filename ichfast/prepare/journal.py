@@ -1,21 +1,22 @@
-"""The journal of a store in the making: a page for every unit that is done.
+"""The journal of an unfinished store: one page for each unit that is done.
 
-    STORE/journal/plan.json        what the run is bound to STORE/journal/00000.page
-    a unit's rows, as a parquet file in whose metadata its shards and rejected files
-    stand; behind it the file's CRC-32C, 4 bytes, little-endian STORE/journal/next/
-    the tables and header of the store to be STORE/journal/entries.parquet  the intake
-    (`ichfast.prepare.ingested`); it alone stays
+    STORE/journal/plan.json         the plan of the run
+    STORE/journal/00000.page        a unit's rows, as a parquet file whose metadata has
+                                    its shards and rejected files; then the file's
+                                    CRC-32C, 4 bytes, little-endian
+    STORE/journal/next/             tables and header of the finished store
+    STORE/journal/entries.parquet   the intake (`ichfast.prepare.ingested`); it stays
 
-1. A page is written after its unit's shards, at once or not at all. So a unit with
-   a page is done, and one without leaves nothing that counts.
-2. Pages do not depend on the order in which units were done.
-3. A run touches no file of a finished store before `next` is complete, which its
-   ``store.json``, written last, says. From then on `publish` alone is left to do,
-   and may be repeated: it copies, and removes the journal when all is in its place.
-   Readers take the store from `next` until then (`ichfast.store.header.tables_dir`), so
-   the rename of that one file is the moment at which the old store becomes the new.
-4. A page is read whole and against its checksum. One that was damaged since it was
-   written is removed when the run continues, and its unit is done again.
+1. A page is written atomically, after the shards of its unit. So a unit with a page is
+   done, and one without a page has left nothing that counts.
+2. Pages do not depend on the order in which units are converted.
+3. A run changes no file of a finished store before `next` is complete, that is, has a
+   ``store.json``, which is written last. Then only `publish` is left to do, and may be
+   repeated: it copies the files to their places and removes the journal. Until it is
+   done, readers take the store from `next` (`ichfast.store.header.tables_dir`). So the
+   rename of that one file replaces the old store by the new one.
+4. A page is checked against its checksum. One that was damaged on the disk is removed
+   when the run continues, and its unit is converted again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.prepare.plan import Unit, check_plan
 from ichfast.store.header import ENTRIES_FILE
+from ichfast.store.levels import level_folder
 from ichfast.store.shards import Shard
 from ichfast.store.tables import table_schema
 from ichfast.system.files import (
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 _CRC32C_BYTES = 4
 
 _NOTES = b"ichfast"
-"""The key in a page's metadata under which its rejects and shards stand."""
+"""The key of a page's rejects and shards in its metadata."""
 
 Reject = tuple[int, str, str, str]
 """Index in the listing, name in `rejected.csv`, reason, detail."""
@@ -58,16 +60,16 @@ Reject = tuple[int, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a unit came to."""
+    """The result of a unit."""
 
     rows: pa.Table
-    """Columns of `Journal.schema`, in the order of the listing."""
+    """One row per slice in the order of the listing, columns of `Journal.schema`."""
 
     rejects: Sequence[Reject]
-    """In the order of the listing."""
+    """Rejected files in the order of the listing."""
 
     shards: Sequence[Shard]
-    """By name."""
+    """The unit's shards by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Journal:
     """The store's folder."""
 
     levels: tuple[int, ...]
-    """The store's."""
+    """The store's levels."""
 
     @property
     def path(self) -> Path:
@@ -87,17 +89,17 @@ class Journal:
 
     @property
     def next(self) -> Path:
-        """Where `finish_store` writes; `publish` takes it from there."""
+        """The folder of tables and header until `publish` copies them."""
         return self.path / "next"
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run has begun and none has finished."""
+        """Whether a run has begun and not finished."""
         return (self.path / "plan.json").exists()
 
     @property
     def schema(self) -> pa.Schema:
-        """The table's columns without labels, plus where a row came from."""
+        """The columns of a page: those of the table without labels, and `entry`."""
         fields = [pa.field("entry", pa.int64())]
         for column in table_schema(self.levels):
             if column.name == "shard":
@@ -107,14 +109,14 @@ class Journal:
         return pa.schema(fields)
 
     def begin(self, plan: Mapping[str, str], *, may_restart: bool) -> None:
-        """Begin, or continue, and clear away what a crash left or the disk damaged.
+        """Begin or continue; remove what a crash has left and damaged pages.
 
         Args:
-            plan: what decides the pages.
-            may_restart: begin again if it was begun with another plan.
+            plan: the plan of this run.
+            may_restart: discard a journal that was begun with another plan.
 
         Raises:
-            StoreError: it was begun with another plan, and may not restart.
+            StoreError: begun with another plan, and `may_restart` is False.
         """
         make_folder(self.path)
         self._clear_temporaries()
@@ -131,11 +133,16 @@ class Journal:
             self._clear_damaged_pages()
 
     def done(self, units: Iterable[Unit]) -> list[Unit]:
-        """Those of `units` that have a page."""
+        """The units that have a page."""
         return [unit for unit in units if self._page_path(unit).exists()]
 
     def write(self, unit: Unit, page: Page) -> None:
-        """Write a unit's page; its shards must be on the disk."""
+        """Write a unit's page. Its shards must be on the disk.
+
+        Args:
+            unit: the unit.
+            page: its result.
+        """
         notes = {
             "rejects": page.rejects,
             "shards": [shard.to_json() for shard in page.shards],
@@ -151,13 +158,13 @@ class Journal:
         """Read a unit's page.
 
         Args:
-            unit: has a page.
-            columns: of the rows; None: all.
+            unit: a unit with a page.
+            columns: names of the columns to read; None reads all.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: the page is damaged.
         """
-        # A page is too small for threads to gain, and each of them keeps memory.
+        # Threads gain nothing on a file of this size, and each keeps memory.
         rows = pq.read_table(self._open_page(unit), columns=columns, use_threads=False)
         notes = _notes(rows.schema)
         return Page(
@@ -167,7 +174,7 @@ class Journal:
         )
 
     def num_rejected(self, unit: Unit) -> int:
-        """How many of a unit's files its page rejects.
+        """The number of rejected files in a unit's page.
 
         Raises:
             StoreError: the page is damaged.
@@ -175,7 +182,7 @@ class Journal:
         return len(_notes(pq.read_schema(self._open_page(unit)))["rejects"])
 
     def publish(self) -> bool:
-        """Finish the store if `next` is complete; return whether it was."""
+        """Finish the store if `next` is complete; return whether it is."""
         if not (self.next / "store.json").exists():
             return False
         self._clear_temporaries()
@@ -191,7 +198,7 @@ class Journal:
         return True
 
     def remove(self) -> None:
-        """Remove what a finished store does not need, and what would mislead first."""
+        """Remove what a finished store does not need, first what could mislead."""
         remove_file(self.path / "plan.json")
         remove_file(self.next / "store.json")
         for left in self.path.glob("*"):
@@ -201,16 +208,16 @@ class Journal:
                 left.unlink(missing_ok=True)
 
     def clear_shards(self, names: Collection[str]) -> None:
-        """Remove the shards that are not among `names`."""
+        """Remove all shards except those with the given names."""
         for level in self.levels:
-            for left in (self.store / f"level-{level}").iterdir():
+            for left in (self.store / level_folder(level)).iterdir():
                 if left.name not in names:
-                    # Workers may outlive a killed parent by a moment, and rename it.
+                    # A worker may outlive its killed parent briefly and rename it.
                     left.unlink(missing_ok=True)
 
     def _clear_temporaries(self) -> None:
         for left_by_a_crash in self.store.glob("**/.*.tmp"):
-            # Workers may outlive a killed parent by a moment, and rename it.
+            # A worker may outlive its killed parent briefly and rename it.
             left_by_a_crash.unlink(missing_ok=True)
 
     def _clear_damaged_pages(self) -> None:
@@ -224,7 +231,7 @@ class Journal:
                 page.unlink()
 
     def _open_page(self, unit: Unit) -> pa.BufferReader:
-        """A page's parquet file, in memory."""
+        """The parquet file of a page, in memory."""
         page = self._page_path(unit)
         content = page.read_bytes()
         if not _is_sound(content):
@@ -239,7 +246,7 @@ class Journal:
 
 
 def _read_plan(file: Path) -> dict[str, str]:
-    """The plan that a run was begun with; of a damaged one, that it is another."""
+    """The plan that a run was begun with; an empty one if the file is damaged."""
     try:
         document = json.loads(file.read_bytes())
         return {str(name): str(value) for name, value in document.items()}

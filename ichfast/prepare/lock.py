@@ -1,8 +1,8 @@
-"""The folder of a store in the making: one writer at a time, and no file of others.
+"""The lock of a store's folder: one writer at a time, and only files of a store.
 
-The lock is the kernel's, on ``STORE/.lock``: it goes however the process ends. On NFS,
-Linux locks on the server, so it holds between machines, unless a share is mounted with
-``nolock`` or ``local_lock``; there, see to it that one machine writes at a time.
+The kernel holds the lock, on ``STORE/.lock``, and releases it when the process ends. On
+NFS the lock is on the server and holds between machines, unless the share is mounted
+with ``nolock`` or ``local_lock``. With these, only one machine may write at a time.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ichfast.errors import StoreError
+from ichfast.store.levels import LEVELS, level_folder
 from ichfast.system.files import make_folder
 
 _OUR_NAMES = frozenset(
-    {".lock", "journal", "level-512", "level-256", "slices.parquet", "rejected.csv"}
-    | {"store.json"}
+    {".lock", "journal", "slices.parquet", "rejected.csv", "store.json"}
+    | set(map(level_folder, LEVELS))
 )
 
 
 @contextmanager
 def only_writer(store: Path) -> Iterator[None]:
-    """Make the folder if there is none, and hold its lock while the block runs.
+    """Make a store's folder and its parents, and lock it while the block runs.
 
-    Its parents are made as well. What was made survives a loss of power.
+    Folders that were made survive a loss of power.
 
     Raises:
-        StoreError: the folder holds links or files that no store has, cannot be made,
-            or is being written by another process.
+        StoreError: the folder has links or files that no store has, cannot be made, or
+            is being written by another process.
     """
     if store.exists() and (
         not store.is_dir() or not _OUR_NAMES.issuperset(_names(store))

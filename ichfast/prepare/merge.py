@@ -1,51 +1,54 @@
-"""The pages of the journal, and what is in the store already, to one finished store.
+"""The pages of the journal, and the rows of the store before, to one finished store.
 
-1. Two slices of one id: with equal checksums the first is kept and the other
-   counted as a duplicate; else the other is rejected as ``duplicate-conflict``.
-   Slices that are in the store already come first.
-2. Labels are joined by slice id, hashed like the slices' own where ids are hashed.
-   They go to every slice without labels, be it new or not; a label that contradicts
-   the one in the store is an error.
-3. `store.json` is written last, the journal is removed after it. A run cut short
-   in between finishes in the same bytes.
-4. Shards that a finished store names are not touched. New shards without a slice
-   that the store lacked are left out.
-5. Pages are read as often as need be, rather than kept: in memory are a few thousand
-   rows, a digest of each slice id, and the texts that many rows share, once. A store
-   that is appended to is in memory as a whole.
+1. Of the slices with one id the first is kept; those of the store before come first.
+   One with the same size and checksum is counted as a duplicate, any other is
+   rejected as ``duplicate-conflict``.
+2. Labels are joined by slice id, hashed where the store's ids are hashed. They fill
+   every row that has none, new or old. A label that contradicts the one in the store
+   is an error.
+3. `store.json` is written last, and the journal is removed after it. A run that is cut
+   short in between finishes with the same bytes.
+4. Shards that a finished store names are not touched. A new shard is removed if all
+   its slices are duplicates.
+5. All rows are in memory at once; opening the finished store takes more.
 
-Shape letters: R rows that repeat a slice id.
+Shape letters: N rows, R rows that repeat a slice id, L labelled slices, K classes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from tempfile import TemporaryFile
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ichfast.errors import LabelError
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.prepare.duplicates import Repeats, find_repeats
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
 from ichfast.prepare.plan import Unit, entry_at
-from ichfast.prepare.rows import SHARED, AllRows, Labelling, SharedTexts, replaced
+from ichfast.prepare.pseudonyms import stored_id
 from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard
 from ichfast.store.store import finish_store
 from ichfast.store.tables import ORDER, read_rejected, read_rows
-from ichfast.system.external_sort import Runs, Shelf, in_parts, sort_runs
 from ichfast.system.files import make_folder
 
 PART_ROWS = 2**15
-"""Rows of a row group of the finished table."""
+"""Rows in a row group of `slices.parquet`. It decides the file's bytes."""
+
+_SHARED = ("patient", "study", "series", "shard", "transfer_syntax_uid", "quirks")
+"""Text columns in which many rows have the same value; dictionaries while merged."""
+
+_SAME = ("rows", "columns", "crc32c")
+"""Columns in which two equal slices agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,10 @@ class Base:
     header: StoreHeader
 
     rows: pa.Table
-    """One a slice, with the columns of a page and the labels; texts that many rows
-    share as dictionaries."""
+    """One row per slice: the columns of a page, with `entry` -1, and the labels."""
 
     rejected: pd.DataFrame
-    """As `ichfast.store.tables.read_rejected` gives it."""
+    """Columns path, reason, detail."""
 
     intake: Intake
 
@@ -73,12 +75,11 @@ def read_base(journal: Journal) -> Base:
     header = read_header(journal.store)
     rows = read_rows(journal.store, header)
     names = pa.array([shard.name for shard in header.shards])
-    rows = replaced(rows, "shard", names.take(rows["shard"].combine_chunks()))
-    for name in SHARED:
-        rows = replaced(rows, name, rows[name].dictionary_encode())
+    rows = _replaced(rows, "shard", names.take(rows["shard"].combine_chunks()))
+    rows = rows.append_column("entry", pa.array(np.full(len(rows), -1)))
     return Base(
         header,
-        rows.append_column("entry", pa.array(np.full(len(rows), -1))),
+        _with_dictionaries(rows),
         read_rejected(journal.store, header),
         read_intake(intake_path(journal.store), header.entries_crc32c),
     )
@@ -86,23 +87,23 @@ def read_base(journal: Journal) -> Base:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The journal as a whole, and what the store held before."""
+    """The rows of a store that is not written yet."""
 
-    rows: AllRows
-    """Without duplicates, with the labels that the store had before; unsorted."""
+    rows: pa.Table
+    """The columns of a page and the labels that the store had before; unsorted,
+    without repeats. Columns of `_SHARED` are dictionaries."""
 
     rejected: pd.DataFrame
-    """Columns entry, path, reason, detail; in the order of the listing. Without
-    those of the store before."""
+    """New rejections. Columns entry, path, reason, detail; sorted by entry."""
 
     shards: tuple[Shard, ...]
-    """Those that the pages name."""
+    """The shards of all pages."""
 
     num_entries: int
-    """That were read for this."""
+    """Entries of all units."""
 
     num_duplicates: int
-    """Slices left out because the same one stood before."""
+    """Rows left out because an equal slice came first."""
 
     base: Base | None
     """The store before."""
@@ -114,29 +115,37 @@ def merge(
     base: Base | None,
     name: Callable[[Entry], str],
 ) -> Merged:
-    """Put the pages of `units`, which all have one, together, behind `base`.
+    """Put the rows of all pages behind those of `base`, and drop repeats.
 
     Args:
         journal: the store's.
-        units: of the run, in order.
-        base: the store before.
-        name: what `rejected.csv` calls an entry.
+        units: all units of the run, in order; each has a page.
+        base: the store that is appended to; None for a new store.
+        name: gives the name of an entry in `rejected.csv`.
+
+    Raises:
+        StoreError: a page is damaged.
     """
     rejects: list[Reject] = []
     shards: list[Shard] = []
-    num_rows = 0 if base is None else len(base.rows)
+    tables = [] if base is None else [base.rows]
     for unit in units:
-        page = journal.read(unit, ["entry"])
+        page = journal.read(unit)
         rejects += page.rejects
         shards += page.shards
-        num_rows += len(page.rows)
-    before = None if base is None else base.rows
-    rows = AllRows(journal, units, before, np.ones(num_rows, dtype=np.bool_))
+        rows = _with_dictionaries(page.rows)
+        for column in CLASSES:
+            rows = rows.append_column(column, pa.nulls(len(rows), pa.int8()))
+        tables.append(rows.select(tables[0].column_names) if tables else rows)
+    rows = _concatenated(tables)
     repeats = find_repeats(rows)
-    conflicts = _conflicts(repeats, units, name)
     rejected = pd.DataFrame(rejects, columns=["entry", "path", "reason", "detail"])
+    conflicts = _conflicts(repeats, units, name)
+    if repeats.is_repeat_N.any():
+        rows = rows.filter(~repeats.is_repeat_N)
+        pa.default_memory_pool().release_unused()
     return Merged(
-        rows=replace(rows, is_kept_N=~repeats.is_repeat_N),
+        rows=rows,
         rejected=pd.concat([rejected, conflicts]).sort_values(
             "entry", ignore_index=True
         ),
@@ -147,10 +156,53 @@ def merge(
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeats:
+    """Rows whose slice id is also in an earlier row."""
+
+    is_repeat_N: npt.NDArray[np.bool_]
+    """Shape (N,): which rows repeat an id."""
+
+    entry_R: npt.NDArray[np.int64]
+    """Shape (R,): the entry of each repeat, in the order of rows."""
+
+    original_entry_R: npt.NDArray[np.int64]
+    """Shape (R,): the entry of the first row with the same slice id."""
+
+    differs_R: npt.NDArray[np.bool_]
+    """Shape (R,): whether the slice is not equal to the first one."""
+
+
+def find_repeats(rows: pa.Table) -> Repeats:
+    """Find the rows whose slice id is also in an earlier row.
+
+    Args:
+        rows: columns slice_id, entry, rows, columns and crc32c.
+    """
+    # Codes count up in the order in which ids appear.
+    ids = rows["slice_id"].combine_chunks().dictionary_encode()
+    code_N = ids.indices.to_numpy()
+    _, first_of = np.unique(code_N, return_index=True)
+    original_N = first_of[code_N]
+    is_repeat_N = original_N != np.arange(len(rows))
+    original_R = original_N[is_repeat_N]
+    differs_R = np.zeros(len(original_R), dtype=np.bool_)
+    for column in _SAME:
+        value_N = rows[column].to_numpy()
+        differs_R |= value_N[is_repeat_N] != value_N[original_R]
+    entry_N = rows["entry"].to_numpy()
+    return Repeats(
+        is_repeat_N=is_repeat_N,
+        entry_R=entry_N[is_repeat_N],
+        original_entry_R=entry_N[original_R],
+        differs_R=differs_R,
+    )
+
+
 def _conflicts(
     repeats: Repeats, units: Sequence[Unit], name: Callable[[Entry], str]
 ) -> pd.DataFrame:
-    """The rejections of files whose slice has the id of another."""
+    """The rejections of files with a slice that has another one's id."""
 
     def name_of(entry: int) -> str:
         return "a slice stored before" if entry < 0 else name(entry_at(units, entry))
@@ -170,6 +222,39 @@ def _conflicts(
     ).drop_duplicates("entry")
 
 
+def add_labels(
+    rows: pa.Table, labels: LabelTable, key: bytes | None
+) -> tuple[pa.Table, int]:
+    """Label the rows that have no labels.
+
+    Args:
+        rows: slice_id and six label columns (int8, null without a label).
+        labels: labels by slice id.
+        key: of the store's hashed ids; None where ids are kept.
+
+    Returns:
+        The rows, and how many of them have an id that is in `labels`.
+
+    Raises:
+        LabelError: `labels` contradict the labels of a row.
+    """
+    ids = pa.array([stored_id(key, slice_id) for slice_id in labels.slice_ids])
+    found = pc.index_in(rows["slice_id"], ids.cast(pa.string()))
+    differs_N = np.zeros(len(rows), dtype=np.bool_)
+    for k, name in enumerate(CLASSES):
+        new = pa.array(labels.labels_NK[:, k]).cast(pa.int8()).take(found)
+        differs = pc.fill_null(pc.not_equal(rows[name], new), fill_value=False)
+        differs_N |= differs.to_numpy()
+        rows = _replaced(rows, name, pc.coalesce(new, rows[name]).combine_chunks())
+    if differs_N.any():
+        first = rows["slice_id"][int(differs_N.argmax())]
+        raise LabelError(
+            f"the labels contradict those in the store for {differs_N.sum():,} "
+            f"slice(s), first {first}; correct the csv, or prepare a new store"
+        )
+    return rows, len(rows) - found.null_count
+
+
 def finish(
     journal: Journal,
     merged: Merged,
@@ -178,16 +263,18 @@ def finish(
     plan: Mapping[str, str],
     intake: Intake,
 ) -> None:
-    """Join the labels, write the tables and `store.json`, leave nothing else.
+    """Join the labels, write the tables and `store.json`, and remove the journal.
 
     Args:
-        journal: the store's; what it does not need any more is removed.
-        merged: what the store holds.
-        labels: joined by slice id; slices without one get nulls. They agree with
-            those that the store had before.
-        key: what the ids of `merged` were hashed with, if they were.
+        journal: the store's.
+        merged: what the store will hold.
+        labels: joined by slice id; None adds none.
+        key: of the store's hashed ids; None where ids are kept.
         plan: what the store was made from.
         intake: all entries that the store was made from.
+
+    Raises:
+        LabelError: `labels` contradict those that the store had before.
     """
     rejected, counts = merged.rejected, Counter[str]()
     if merged.base is not None:
@@ -195,70 +282,86 @@ def finish(
         counts.update(merged.base.header.counts)
         if labels is None and "labels" in merged.base.header.plan:
             plan = {**plan, "labels": merged.base.header.plan["labels"]}
-    labelling = None if labels is None else Labelling.of(labels, key)
-    if labelling is not None:
-        counts["labels_without_slice"] = len(labelling.slice_ids)
-    counts["labelled"] = 0
-    shared = SharedTexts.of(merged.rows)
-    shards = _used_shards(merged, shared)
+    rows = merged.rows
+    if labels is not None:
+        rows, num_found = add_labels(rows, labels, key)
+        counts["labels_without_slice"] = len(labels.slice_ids) - num_found
+    shards = _used_shards(merged)
     names = [shard.name for shard in shards]
-    # The file has no name, so nothing is left of it, however the run ends.
-    with TemporaryFile(dir=journal.path) as file:
-        schema = pa.schema([f for f in merged.rows.schema() if f.name != "entry"])
-        rows = _labelled(merged.rows.tables(schema.names), labelling, counts)
-        shelf = Shelf(shared.schema(schema), file)
-        runs = sort_runs(map(shared.encode, rows), shelf, ORDER)
-        journal.clear_shards(names)
-        make_folder(journal.next)
-        header = StoreHeader(
-            levels=journal.levels,
-            shards=shards,
-            counts={
-                "entries": counts["entries"] + merged.num_entries,
-                "slices": len(merged.rows),
-                "series": len(shared.texts["series"]),
-                "patients": len(shared.texts["patient"]),
-                "duplicates": counts["duplicates"] + merged.num_duplicates,
-                "labelled": counts["labelled"],
-                "labels_without_slice": counts["labels_without_slice"],
-            },
-            rejected=dict(sorted(Counter(rejected["reason"]).items())),
-            keep_ids=key is None,
-            plan=plan,
-            versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},
-            entries_crc32c=write_intake(journal.next / ENTRIES_FILE, intake),
-        )
-        finish_store(journal.next, header, _parts(runs, shared, names), rejected)
+    journal.clear_shards(names)
+    make_folder(journal.next)
+    header = StoreHeader(
+        levels=journal.levels,
+        shards=shards,
+        counts={
+            "entries": counts["entries"] + merged.num_entries,
+            "slices": len(rows),
+            "series": len(rows["series"].unique()),
+            "patients": len(rows["patient"].unique()),
+            "duplicates": counts["duplicates"] + merged.num_duplicates,
+            "labelled": len(rows) - rows[CLASSES[0]].null_count,
+            "labels_without_slice": counts["labels_without_slice"],
+        },
+        rejected=dict(sorted(Counter(rejected["reason"]).items())),
+        keep_ids=key is None,
+        plan=plan,
+        versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},
+        entries_crc32c=write_intake(journal.next / ENTRIES_FILE, intake),
+    )
+    finish_store(journal.next, header, _sorted_parts(rows, names), rejected)
     journal.publish()
 
 
-def _used_shards(merged: Merged, shared: SharedTexts) -> tuple[Shard, ...]:
-    """The shards of the store to be, by name."""
-    used = set(shared.texts["shard"].to_pylist())
+def _used_shards(merged: Merged) -> tuple[Shard, ...]:
+    """The shards of the finished store, by name."""
+    used = set(merged.rows["shard"].unique().to_pylist())
     shards = [shard for shard in merged.shards if shard.name in used]
     if merged.base is not None:
         shards += merged.base.header.shards
     return tuple(sorted(shards, key=lambda shard: shard.name))
 
 
-def _labelled(
-    tables: Iterable[pa.Table], labelling: Labelling | None, counts: Counter[str]
-) -> Iterator[pa.Table]:
-    """The rows with the labels; what the store counts of them, added to `counts`."""
-    for table in tables:
-        rows, num_named = labelling.add(table) if labelling else (table, 0)
-        counts["labels_without_slice"] -= num_named
-        counts["labelled"] += len(rows) - rows[CLASSES[0]].null_count
-        yield rows
+def _sorted_parts(rows: pa.Table, shard_names: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows by `ORDER` in parts of `PART_ROWS`, shards as numbers."""
+    keys = rows.select(ORDER)
+    for name in _SHARED:
+        if name in ORDER:
+            keys = _replaced(keys, name, _mapped(keys[name], pc.rank))
+    index = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in ORDER])
+    del keys
+    names = pa.array(shard_names)
+    shard = _mapped(rows["shard"], lambda texts: pc.index_in(texts, names))
+    rows = _replaced(rows, "shard", shard)
+    for first in range(0, len(rows), PART_ROWS):
+        yield rows.take(index[first : first + PART_ROWS])
 
 
-def _parts(runs: Runs, shared: SharedTexts, names: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows in the store's order, as they are written."""
-    numbers = pc.index_in(shared.texts["shard"], pa.array(names))
+def _mapped(
+    column: pa.ChunkedArray, values_of: Callable[[pa.Array], pa.Array]
+) -> pa.Array:
+    """A column of dictionaries with a value in place of each text."""
+    whole = column.combine_chunks()
+    return values_of(whole.dictionary).take(whole.indices)
 
-    def finished(part: pa.Table) -> pa.Table:
-        shard = numbers.take(part["shard"].combine_chunks())
-        return replaced(shared.decode(part), "shard", shard)
 
-    # A row group's bytes hang on where its columns are cut: they must be one piece.
-    return map(finished, in_parts(runs.rows(), PART_ROWS))
+def _with_dictionaries(rows: pa.Table) -> pa.Table:
+    for name in _SHARED:
+        rows = _replaced(rows, name, rows[name].dictionary_encode())
+    return rows
+
+
+def _concatenated(tables: list[pa.Table]) -> pa.Table:
+    """The tables as one, each column in one piece. Empties the list to free memory."""
+    rows = pa.concat_tables(tables).unify_dictionaries()
+    tables.clear()
+    for name in rows.column_names:
+        rows = _replaced(rows, name, rows[name].combine_chunks())
+        pa.default_memory_pool().release_unused()
+    return rows
+
+
+def _replaced(
+    rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray
+) -> pa.Table:
+    """The rows with other values in one column."""
+    return rows.set_column(rows.schema.get_field_index(name), name, values)

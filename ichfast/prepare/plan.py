@@ -1,10 +1,9 @@
-"""What a run of prepare is to do: its units of work, and what they are bound to.
+"""The plan of a run of prepare: its units of work, and digests of sources and options.
 
-A plan is a few texts, mostly digests, that say no path. Where ids are hashed, what is
-digested begins with the key, so that nobody else can try out names of files or ids. A
-store in the making keeps the plan it was begun with, a finished one keeps it in its
-header. So it is neither continued from another listing or with other options, nor
-taken for something else.
+A plan is a few texts, mostly digests, without paths. If ids are hashed, digests are
+keyed too, so that nobody without the key can test names of files or ids. An unfinished
+store keeps the plan that it was begun with, a finished one has it in its header. So a
+store is never continued from another listing or with other options.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from ichfast.sources.listing import Entry, Listing
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Consecutive entries of the listing, and what their worker died of."""
+    """Consecutive entries of the listing, and the deaths of workers at them."""
 
     number: int
 
     first: int
-    """Index of its first entry among those of the run."""
+    """Index of its first entry among all entries of the run."""
 
     entries: Listing
 
@@ -36,18 +35,18 @@ class Unit:
     """Reject codes of entries that must not be decoded, by position."""
 
     deaths: tuple[int, ...] = ()
-    """Positions at which a worker died since the last ban; -1: not in a decoder."""
+    """Positions at which a worker died since the last ban; -1 outside a decoder."""
 
 
 def entry_name(entry: Entry, *, keep_ids: bool, first_unit: int) -> str:
-    """What `rejected.csv` calls an entry.
+    """The name of an entry in `rejected.csv`.
 
     Args:
         entry: of the listing.
-        keep_ids: name it by its key; else by its number in its source, for a file's
-            name may be a patient's.
-        first_unit: the first that the run makes; not 0 when it appends, whose
-            numbers are not those of the runs before.
+        keep_ids: take the entry's key. Otherwise its number in its source, because a
+            file's name may be a patient's.
+        first_unit: number of the run's first unit. Above 0 in an append, whose entries
+            are numbered anew.
     """
     if keep_ids:
         return entry.key
@@ -56,11 +55,11 @@ def entry_name(entry: Entry, *, keep_ids: bool, first_unit: int) -> str:
 
 
 def entry_at(units: Sequence[Unit], index: int) -> Entry:
-    """The entry with an index among those of the run.
+    """The entry with an index among all entries of the run.
 
     Args:
-        units: of the run, in order.
-        index: of an entry of theirs.
+        units: all units of the run, in order.
+        index: the entry's index.
     """
     unit = units[bisect_right(units, index, key=lambda unit: unit.first) - 1]
     return unit.entries[index - unit.first]
@@ -70,8 +69,8 @@ def cut_units(entries: Listing, unit_entries: int, *, first_unit: int) -> list[U
     """Cut entries into units of work.
 
     Args:
-        entries: those to read.
-        unit_entries: how many make a unit; the last may be short.
+        entries: the entries to read.
+        unit_entries: entries per unit; the last unit may have fewer.
         first_unit: number of the first unit.
     """
     return [
@@ -86,7 +85,14 @@ def shard_plan(
     levels: tuple[int, ...],
     id_key: bytes | None,
 ) -> dict[str, str]:
-    """What decides the shards and the journal."""
+    """The part of the plan that determines the shards and the journal.
+
+    Args:
+        entries: the whole listing.
+        unit_entries: entries per unit.
+        levels: the store's.
+        id_key: key of the hashed ids; None where ids are kept.
+    """
     listing = hashlib.sha256(id_key or b"")
     for source, key, size in entries.columns("source", "key", "size"):
         listing.update(f"{source}\t{key}\t{size}\n".encode())
@@ -100,12 +106,17 @@ def shard_plan(
 
 
 def ids_plan(key: bytes | None) -> str:
-    """How ids are kept; of a key, enough to know it again."""
+    """How ids are stored; for hashed ids, with a digest that identifies the key."""
     return "kept" if key is None else f"hashed with key {stored_id(key, 'key')}"
 
 
 def label_plan(labels: LabelTable | None, id_key: bytes | None) -> dict[str, str]:
-    """What decides the label columns; they come last, so they may come late."""
+    """The part of the plan that determines the label columns.
+
+    Args:
+        labels: of the run; None without labels.
+        id_key: key of the hashed ids; None where ids are kept.
+    """
     if labels is None:
         return {"labels": "none"}
     digest = hashlib.sha256(id_key or b"")
@@ -115,10 +126,15 @@ def label_plan(labels: LabelTable | None, id_key: bytes | None) -> dict[str, str
 
 
 def check_plan(store: Path, begun: Mapping[str, str], plan: Mapping[str, str]) -> None:
-    """Compare the plan that `store` was begun with, and the one at hand.
+    """Compare the plan of a store with that of this run.
+
+    Args:
+        store: the store's folder.
+        begun: the plan that the store was begun with.
+        plan: the plan of this run, or a part of it.
 
     Raises:
-        StoreError: they differ, in what, and what to do.
+        StoreError: the plans differ.
     """
     different = [name for name in plan if begun.get(name) != plan[name]]
     if different:

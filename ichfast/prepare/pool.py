@@ -1,9 +1,9 @@
-"""Worker processes that convert units, each watched over by its parent.
+"""A pool of worker processes that convert units, supervised by their parent.
 
-1. A worker that dies, or decodes one file for longer than the job's timeout, costs
-   that file and nothing else: its unit is tried again, and the file is rejected
-   (``decoder-crash``, ``timeout``) if it does the same again.
-2. However the generator ends, no worker is left when it is closed.
+1. A file that ends its worker, or takes longer to decode than the job's timeout, costs
+   only itself. Its unit is tried again, and if the same happens the file is rejected
+   (``decoder-crash``, ``timeout``).
+2. No worker is left once the generator is closed.
 """
 
 from __future__ import annotations
@@ -30,76 +30,76 @@ from ichfast.prepare.plan import Unit
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.2
-"""Seconds between two looks at how far the workers are."""
+"""Seconds between two updates of the workers' progress."""
 
 PRELOADED = ("__main__", __name__, "ichfast.cli.main")
-"""What the server that processes are forked from has imported.
+"""Modules that the fork server imports before it forks workers.
 
-Python 3.11 does not import `__main__` there (python/cpython#126631), so every worker
-runs it again. The command's takes 25 ms, and next to nothing if what it imports is
-there already.
+Python 3.11 does not import `__main__` there (python/cpython#126631), so each worker
+runs it again. For the `ichfast` command that takes 25 ms, and nearly nothing when its
+imports are loaded.
 """
 
 MAX_DEATHS = 5
-"""Deaths of a unit's worker, at different files, before the run gives up."""
+"""Deaths of a unit's workers, at different files, that end the run."""
 
 
-def convert_in_lanes(
+def convert_in_processes(
     job: Job, waiting: deque[Unit], workers: int
 ) -> Generator[tuple[int, int]]:
-    """Convert units in processes of this machine. Close the generator.
+    """Convert units in processes of this machine. The caller closes the generator.
 
     Args:
-        job: what they are converted with.
-        waiting: the units; emptied.
-        workers: processes at once.
+        job: the settings of the run.
+        waiting: the units to convert. Emptied.
+        workers: number of processes.
 
     Yields:
-        Several times a second, and at the end: files done and files rejected so far.
+        Files done and files rejected so far, several times a second and at the end.
 
     Raises:
-        StoreError: the workers of a unit die, and not because of a file.
+        StoreError: a unit's workers die repeatedly, but not because of one file.
         OSError: a worker cannot write.
     """
-    lanes = [_Lane() for _ in range(min(workers, len(waiting)))]
-    idle = list(lanes)
-    running: dict[Future[None], tuple[_Lane, Unit]] = {}
+    pool = [_Worker() for _ in range(min(workers, len(waiting)))]
+    idle = list(pool)
+    running: dict[Future[None], tuple[_Worker, Unit]] = {}
     num_done = num_rejected = 0
     try:
         while waiting or running:
             while waiting and idle:
-                lane, unit = idle.pop(), waiting.popleft()
-                running[lane.submit(job, unit)] = lane, unit
+                worker, unit = idle.pop(), waiting.popleft()
+                running[worker.submit(job, unit)] = worker, unit
             for future in wait(running, REFRESH_S, FIRST_COMPLETED).done:
-                lane, unit = running.pop(future)
-                idle.append(lane)
+                worker, unit = running.pop(future)
+                idle.append(worker)
                 try:
                     future.result()
-                except BrokenProcessPool:
-                    waiting.appendleft(_after_death(job, unit, lane.watch))
-                    lane.restart()
+                except (BrokenProcessPool, MemoryError):
+                    waiting.appendleft(_after_death(job, unit, worker.watch))
+                    worker.restart()
                 else:
                     num_done += len(unit.entries)
-                    num_rejected += lane.watch.num_rejected
-            watches = [lane.watch for lane, _ in running.values()]
+                    num_rejected += worker.watch.num_rejected
+            watches = [worker.watch for worker, _ in running.values()]
             yield (
                 num_done + sum(watch.num_done for watch in watches),
                 num_rejected + sum(watch.num_rejected for watch in watches),
             )
     finally:
-        for lane in lanes:
-            lane.watch.stop = True
-        # Together: a process takes milliseconds to end.
+        for worker in pool:
+            worker.watch.stop = True
+        # In parallel, because each process takes milliseconds to end.
         with ThreadPoolExecutor() as closing:
-            list(closing.map(_Lane.close, lanes))
+            list(closing.map(_Worker.close, pool))
 
 
-class _Lane:
-    """A worker process: an executor of one, so that a death names its unit."""
+class _Worker:
+    """One worker process. An executor of one, so that a death belongs to one unit."""
 
     def __init__(self) -> None:
-        # Processes are forked from a clean server that has imported this module,
-        # not from here, where threads of torch or DALI may be running.
+        # Forked from a clean server, because threads of torch or DALI may be running
+        # in this process.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOADED))
         self.watch: Watch = self._context.RawValue(Watch)
@@ -127,7 +127,7 @@ class _Lane:
 
 
 def _after_death(job: Job, unit: Unit, watch: Watch) -> Unit:
-    """The unit to try again, without the entry that ended its worker twice."""
+    """The unit to try again, without an entry that has ended its worker twice."""
     position = watch.position
     if position >= 0 and position in unit.deaths:
         hung = time.monotonic() - watch.since_s >= job.timeout_s

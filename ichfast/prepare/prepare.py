@@ -1,27 +1,27 @@
-"""Sources of DICOM files to a slice store, in parallel and in one pass.
+"""Preparing a slice store from DICOM sources, in parallel and in one pass.
 
 The sorted listing is cut into units of 1,024 consecutive entries
-(`ichfast.prepare.plan`). A worker decodes a unit, writes its shards, and then its page
+(`ichfast.prepare.plan`). A worker decodes a unit, writes its shards and then its page
 of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
-`ichfast.prepare.journal`). When every unit has its page, the pages are merged
+`ichfast.prepare.journal`). When every unit has a page, the pages are merged
 (`ichfast.prepare.merge`).
 
-1. Whatever kills a run, the same command again ends in the same bytes as a run
-   that nothing disturbed. Units with a page are not decoded again.
+1. After a run was killed at any moment, the same command gives the same bytes as an
+   undisturbed run. Units with a page are not decoded again.
 2. Order, bytes and table do not depend on the number of workers.
 3. `store.json` is written last. On a finished store the same command does nothing.
-4. Each entry of the listing becomes slices, or one row of `rejected.csv`; a file of
-   many frames both, if some of them conflict with slices of others. That includes files
-   that plainly are no images, such as a csv beside the DICOM: they are rejected as
-   ``not-dicom`` and count towards `max_rejected`.
-5. A file that ends its worker or hangs costs itself and nothing else.
-6. The same slice twice is kept once.
-7. Without `keep_ids`, ids are keyed hashes before they reach the disk
-   (`ichfast.prepare.pseudonyms`), and `rejected.csv` numbers the entries instead of
-   naming them.
-8. Appending reads what the store has not taken in yet (`ichfast.prepare.ingested`) into
-   units behind the last one. Shards that are there keep their bytes, and until the
-   appending ends, whatever kills it, the store is as it was.
+4. Each entry of the listing becomes slices or one row of `rejected.csv`. A file of many
+   frames can become both, if some of its frames conflict with other slices. Files that
+   are no DICOM, such as a csv, are rejected as ``not-dicom`` and count towards
+   `max_rejected`.
+5. A file that hangs, or ends its worker, costs only itself.
+6. Of equal slices one is kept.
+7. Without `keep_ids`, ids are hashed before they reach the disk
+   (`ichfast.prepare.pseudonyms`), and `rejected.csv` has numbers of entries instead of
+   names.
+8. Appending converts entries that are not in the intake (`ichfast.prepare.ingested`) to
+   new units. Existing shards keep their bytes, and until the append is complete the
+   store is unchanged, also when it is killed.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ from ichfast.prepare.workers import convert_units
 from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
 from ichfast.store.header import read_header
-from ichfast.store.levels import check_levels
+from ichfast.store.levels import LEVELS, check_levels
 from ichfast.store.tables import write_rejected
 from ichfast.system.signals import sigterm_interrupts
 
 log = logging.getLogger(__name__)
 
 UNIT_ENTRIES = 1024
-"""Entries of the listing in a unit of work."""
+"""Entries of the listing per unit of work."""
 
-MOST_A_CORE = 16
-"""Workers for each core, at most: each takes 150 MiB, and they wait for each other."""
+MAX_WORKERS_PER_CORE = 16
+"""Upper limit of workers per core. Each takes 150 MiB, and more only wait."""
 
 DECODE_TIMEOUT_S = 60.0
-"""A slice that takes longer to decode hangs."""
+"""Upper limit of the time to decode one slice, seconds."""
 
 
 def prepare_store(  # noqa: PLR0913  the options of the command
@@ -81,7 +81,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     store: Path,
     *,
     labels: LabelTable | None,
-    levels: tuple[int, ...] = (512, 256),
+    levels: tuple[int, ...] = LEVELS,
     workers: int,
     keep_ids: bool,
     id_key: Path | None = None,
@@ -90,36 +90,36 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     append: bool = False,
     scheduler: str | None = None,
 ) -> PrepareReport:
-    """Make a store of every CT slice in `sources`, or continue making it.
+    """Make a store of every CT slice in `sources`, or continue an interrupted run.
 
     Args:
-        sources: folders, files, archives and URLs, as `ichfast.sources` takes them.
-        store: the store's folder; its parents are made. May lie in a source.
-        labels: joined by slice id; slices without a label get nulls. When appending,
-            they go to all slices that have none yet, and must not contradict others.
-        levels: (512, 256), or (512,) to save a fifth of the disk.
-        workers: decoding processes, at most `MOST_A_CORE` for each core.
-        keep_ids: keep patient, study, series and slice ids as they are.
-        id_key: file of the key that ids are hashed with, made if missing; outside
-            the store. Without one, a file beside the store.
-        max_rejected: how many files of the listing may be rejected, as a number
-            (``12``) or a share (``5%``). Not part of what a store is made from:
-            a refused run continues with a higher one. When appending, of those that
-            are new; a rejected file is not tried again.
-        limit: take only the first entries of the listing.
+        sources: folders, files, archives and URLs, as for `ichfast.sources`.
+        store: the store's folder, which may be inside a source; its parents are made.
+        labels: joined by slice id; slices without a label get nulls. In an append they
+            fill all slices without labels, and must not contradict existing ones.
+        levels: `LEVELS`, or (512,) to save a fifth of the disk.
+        workers: number of decoding processes, up to `MAX_WORKERS_PER_CORE` per core.
+        keep_ids: keep patient, study, series and slice ids. Otherwise they are hashed.
+        id_key: file of the key of hashed ids, outside the store; made if it does not
+            exist. None takes a file beside the store.
+        max_rejected: upper limit of rejected files, as a number (``12``) or a share of
+            the listing (``5%``); in an append, of its new files. A run that was refused
+            continues with a higher limit. Rejected files are not tried again.
+        limit: number of entries to take from the start of the listing; None takes all.
+        append: add new entries of `sources` to a finished store. Without a finished
+            store this changes nothing.
         scheduler: address of a Dask scheduler, whose workers decode instead.
-        append: add to a finished store what is new in `sources`, which may hold what
-            is in it already or not. Without a finished store, no different.
 
     Raises:
-        SourceError: a source is missing or out of the workers' reach, nothing in it
-            is a CT slice, or more files were rejected than `max_rejected` allows.
-        StoreError: no or too many workers, the folder is in use, holds something
-            else, was begun from other sources or options, the key is missing or not
-            private, the store cannot be written, or the run was interrupted. The last
-            two continue with the same command.
+        SourceError: a source is missing or cannot be reached by the workers, has no CT
+            slice, or more files were rejected than `max_rejected` allows.
+        StoreError: an option is invalid; the folder is in use, has other files, or was
+            begun from other sources or options; the key is missing or not private; the
+            store cannot be written; or the run was interrupted. After the last two the
+            same command continues.
         LabelError: appended labels contradict those of the store.
     """
+    # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()
     _check_options(levels, workers, max_rejected)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
@@ -146,7 +146,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         if append or not is_finished:
             entries = new_entries(entries, base, key)
             units += new_units(entries, base, UNIT_ENTRIES)
-        # Asked first: labels that contradict the store's end the run here.
+        # First, because labels that contradict the store's end the run here.
         if adds_labels(base, labels, key, labels_plan) or units:
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
@@ -181,11 +181,11 @@ def prepare_store(  # noqa: PLR0913  the options of the command
 
 
 def _check_options(levels: tuple[int, ...], workers: int, max_rejected: str) -> None:
-    most_workers = MOST_A_CORE * len(os.sched_getaffinity(0))
-    if not 1 <= workers <= most_workers:
+    max_workers = MAX_WORKERS_PER_CORE * len(os.sched_getaffinity(0))
+    if not 1 <= workers <= max_workers:
         raise StoreError(
-            f"--workers is from 1 to {most_workers} here, {MOST_A_CORE} for each core, "
-            f"got {workers}; one a core is the default"
+            f"--workers is from 1 to {max_workers} here, {MAX_WORKERS_PER_CORE} for "
+            f"each core, got {workers}; one a core is the default"
         )
     try:
         check_levels(levels)
@@ -223,7 +223,7 @@ def _num_allowed(max_rejected: str, num_entries: int) -> float:
 
 @contextmanager
 def _resumable(journal: Journal, units: Sequence[Unit]) -> Iterator[None]:
-    """When the run is cut short, say how far it came and how it goes on."""
+    """Turn an interruption or a write error into a StoreError with the progress."""
     try:
         yield
     except KeyboardInterrupt as error:

@@ -1,11 +1,10 @@
-"""Ids as a store keeps them: plain, or keyed hashes.
+"""Ids in a store: plain, or keyed hashes.
 
-1. A hashed id is the first 64 bits of HMAC-SHA256 under the store's key, so nobody
-   without the key can tell whose it is, nor try out names.
-2. The key is a file beside the store (``STORE.key``) or where ``--id-key`` says,
-   readable by its owner only. With it, the same id gives the same hash again: stores
-   made with one key name the same patient alike.
-3. An absent id stays absent: empty.
+1. A hashed id is the first 64 bits of HMAC-SHA256 with the store's key. Without the key
+   it can neither be traced nor tested against names.
+2. The key is a file beside the store (``STORE.key``) or at ``--id-key``, readable only
+   by its owner. Stores made with the same key have the same ids for the same patient.
+3. A missing id stays empty.
 """
 
 from __future__ import annotations
@@ -21,26 +20,27 @@ HASH_DIGITS = 16
 """Hexadecimal digits of a hashed id: 64 bits."""
 
 KEY_BYTES = 32
+"""Size of a key: that of SHA-256's output."""
 
 
 def default_key_path(store: Path) -> Path:
-    """Where the key of a store lies unless another place is named."""
+    """The default path of a store's key."""
     return beside(store, ".key")
 
 
 def read_or_make_key(path: Path, *, is_begun: bool) -> bytes:
-    """The secret of a store's hashed ids.
+    """Read the key of a store's hashed ids, or make a new one.
 
     Args:
-        path: the key's file. If there is none, it is made, and never replaced.
-        is_begun: the store has hashed ids already, so a new key would not fit.
+        path: the key's file. It is made if it does not exist, and never replaced.
+        is_begun: whether the store has hashed ids already, which need the same key.
 
     Returns:
         `KEY_BYTES` random bytes.
 
     Raises:
-        StoreError: the key is damaged, others can read it, it cannot be read or
-            made, or the one of a begun store is missing.
+        StoreError: the key is damaged, others can read it, it cannot be read or made,
+            or `is_begun` and it is missing.
     """
     try:
         if not path.exists():
@@ -50,7 +50,7 @@ def read_or_make_key(path: Path, *, is_begun: bool) -> bytes:
                     "another --id-key or with --keep-ids; restore it, give the options "
                     "again, or delete the store to start again"
                 )
-            # Another run, of a store with the same key, may do so just now.
+            # Another run with the same key file may be writing it now.
             write_private_once(path, secrets.token_bytes(KEY_BYTES))
         key, mode = path.read_bytes(), path.stat().st_mode
     except OSError as error:
@@ -73,7 +73,12 @@ def read_or_make_key(path: Path, *, is_begun: bool) -> bytes:
 
 
 def stored_id(key: bytes | None, text: str) -> str:
-    """An id as the store keeps it: hashed with `key`, or plain without one."""
+    """An id as it is stored.
+
+    Args:
+        key: hashes the id; None keeps it.
+        text: the id; an empty one stays empty.
+    """
     plain = plain_text(text)
     if key is None or not plain:
         return plain
@@ -81,5 +86,5 @@ def stored_id(key: bytes | None, text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Text that UTF-8 can hold, whatever bytes a file system or a header had."""
+    """Escape what UTF-8 cannot encode, such as surrogates from undecodable bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,10 +1,10 @@
-"""Damaged shards made again from the sources of their store.
+"""Rebuilding damaged shards from the sources of their store.
 
-1. A shard is replaced by one with the checksum that `store.json` gives, or not at
-   all. So a repaired store has the bytes it was written with.
-2. All entries of a damaged shard's unit are read again, as prepare read them, in a
-   folder inside the store's journal that is gone afterwards.
-3. The tables and `store.json` are not made again: that takes a new store.
+1. A shard is only replaced by one with the checksum in `store.json`. So a repaired
+   store has the bytes that it was written with.
+2. All entries of a damaged shard's unit are converted again, as prepare does, in a
+   folder inside the store's journal that is removed afterwards.
+3. Tables and `store.json` are not rebuilt; that needs a new store.
 
 Shape letters: E entries.
 """
@@ -34,23 +34,25 @@ from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
 from ichfast.store.header import StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard, shard_path
-from ichfast.store.verify import find_damage
-from ichfast.system.files import atomic_path, file_crc32c
+from ichfast.store.verify import find_damage, shard_damage
+from ichfast.system.files import atomic_path
 
 NUM_SHOWN = 3
-"""Problems named in an error."""
+"""Number of problems named in an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairReport:
-    """What `repair_store` did."""
+    """The result of `repair_store`."""
 
     store: str
+    """The store's folder."""
     repaired: tuple[str, ...]
-    """Files that were damaged and are as written again, relative to the store."""
+    """Repaired files, relative to the store."""
     bytes: int
-    """Their size."""
+    """Total size of the repaired files."""
     seconds: float
+    """Duration of the repair."""
 
 
 def repair_store(
@@ -60,20 +62,18 @@ def repair_store(
     workers: int = 1,
     id_key: Path | None = None,
 ) -> RepairReport:
-    """Make the damaged shards of a store again.
+    """Rebuild the damaged shards of a store.
 
     Args:
         path: the store's folder.
-        sources: what it was made from, given as they were to prepare. They may lie
-            elsewhere now.
-        workers: decoding processes.
-        id_key: the key of the store's hashed ids, if it lies elsewhere than beside
-            the store.
+        sources: the sources of the store, as for prepare. They may have been moved.
+        workers: number of decoding processes.
+        id_key: file with the key of the hashed ids, unless it is beside the store.
 
     Raises:
-        StoreError: the key is missing or another; or something stays damaged: the
-            tables, or a shard whose files are not in `sources` or gave something
-            else. What could be repaired, was.
+        StoreError: the key is missing or another one; or, after all possible repairs,
+            a table is damaged, or a shard whose files are not in `sources` or give
+            other bytes.
         SourceError: a source cannot be read.
     """
     started_s = time.monotonic()
@@ -106,12 +106,7 @@ def repair_store(
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     if problems:
-        shown = "; ".join(problems[:NUM_SHOWN])
-        raise StoreError(
-            f"{path}: {len(repaired)} file(s) repaired, {len(problems)} problem(s) "
-            f"stay: {shown}. Give the sources that the store was made from, or delete "
-            "it and run `ichfast prepare` again"
-        )
+        raise _not_repaired(path, len(repaired), problems)
     return RepairReport(
         store=str(path),
         repaired=tuple(str(file.relative_to(path)) for file in repaired),
@@ -120,8 +115,17 @@ def repair_store(
     )
 
 
+def _not_repaired(path: Path, num_repaired: int, problems: list[str]) -> StoreError:
+    shown = "; ".join(problems[:NUM_SHOWN])
+    return StoreError(
+        f"{path}: {num_repaired} file(s) repaired, {len(problems)} problem(s) stay: "
+        f"{shown}. Give the sources that the store was made from, or delete it and run "
+        "`ichfast prepare` again"
+    )
+
+
 def _key(path: Path, header: StoreHeader, id_key: Path | None) -> bytes | None:
-    """The key that the store's ids were hashed with, if they were."""
+    """The key of the store's hashed ids; None where ids are kept."""
     if header.keep_ids:
         return None
     key = read_or_make_key(id_key or default_key_path(path), is_begun=True)
@@ -136,7 +140,7 @@ def _unit_of(shard_name: str) -> int:
 def _units(
     intake: Intake, entries: Listing, key: bytes | None, numbers: Collection[int]
 ) -> tuple[list[Unit], list[str]]:
-    """The units of these numbers as they were read; a line for each that is lost."""
+    """The units with these numbers, and a line for each one with missing files."""
     units, lost = [], []
     for number, found in _find(intake, entries, key, numbers).items():
         present = [index for index in found if index is not None]
@@ -153,7 +157,7 @@ def _units(
 def _find(
     intake: Intake, entries: Listing, key: bytes | None, numbers: Collection[int]
 ) -> dict[int, list[int | None]]:
-    """Where the entries of some units are in `entries`; None for one that is gone."""
+    """The indices in `entries` of the entries of units; None for a missing one."""
     at_place = {p: e for e, p in enumerate(place_digests(entries, key).tolist())}
     by_name: defaultdict[int, deque[int]] = defaultdict(deque)
     for index, name in enumerate(name_digests(entries, key).tolist()):
@@ -165,7 +169,7 @@ def _find(
         intake.place_E.tolist(),
         strict=True,
     ):
-        # Of several files of one name, the first taken in is the first listed.
+        # Files with one name are matched in the order of the intake and the listing.
         moved = by_name[name].popleft() if by_name[name] else None
         if number in found:
             found[number].append(at_place.get(place, moved))
@@ -175,20 +179,19 @@ def _find(
 def _convert(
     journal: Journal, units: Sequence[Unit], key: bytes | None, workers: int
 ) -> None:
-    """Write the shards of `units`, as a run of prepare would."""
+    """Write the shards of units as a run of prepare does."""
     journal.store.mkdir(parents=True)
     journal.begin({}, may_restart=False)
-    # Names are for rejected.csv, which is not written here.
+    # Names are for rejected.csv, which a repair does not write.
     name = partial(entry_name, keep_ids=False, first_unit=0)
     job = Job(journal, key, read_slices, DECODE_TIMEOUT_S, name)
     convert_units(job, units, workers)
 
 
 def _put_back(path: Path, scratch: Path, shard: Shard, level: int) -> bool:
-    """Replace a damaged file by the one in `scratch`, if that is as it should be."""
-    rebuilt = shard_path(scratch, shard.name, level)
-    if not rebuilt.is_file() or file_crc32c(rebuilt) != shard.crc32c[level]:
+    """Replace a damaged file by the one in `scratch`, if that is not damaged."""
+    if shard_damage(scratch, shard, level, None):
         return False
     with atomic_path(shard_path(path, shard.name, level)) as temporary:
-        shutil.copyfile(rebuilt, temporary)
+        shutil.copyfile(shard_path(scratch, shard.name, level), temporary)
     return True

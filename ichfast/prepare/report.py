@@ -1,4 +1,4 @@
-"""What a run of prepare made: figures, and the line that it ends with."""
+"""The report of a run of prepare."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from ichfast.store.header import StoreHeader
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareReport:
-    """What a run of `prepare_store` made. Counts are of the store as it is now."""
+    """The result of `prepare_store`. Counts are those of the whole store."""
 
     store: str
+    """The store's folder."""
     slices: int
     series: int
     patients: int
     rejected: Mapping[str, int]
-    """Rejected files for each code."""
+    """Number of rejected files for each code."""
     duplicates: int
-    """Slices left out because the same one stood before."""
+    """Slices left out because an equal one came first."""
     labelled: int
     """Slices with labels."""
     labels_without_slice: int
@@ -28,12 +29,13 @@ class PrepareReport:
     bytes: int
     """Size of all shards."""
     files: int
-    """Read by this run, not by the runs that it continued."""
+    """Files read by this run, without those of runs that it continued."""
     seconds: float
-    """Of this run."""
+    """Duration of this run."""
     files_per_s: float
-    """Of this run."""
+    """Rate of this run."""
     already_finished: bool
+    """Whether the run found nothing to do."""
 
 
 def summarize(
@@ -44,14 +46,14 @@ def summarize(
     seconds: float,
     already_finished: bool,
 ) -> PrepareReport:
-    """Put a store's figures and those of the run together.
+    """Make the report of a run.
 
     Args:
         store: the store's folder.
-        header: of the finished store.
-        num_files: files that the run read.
-        seconds: how long it took.
-        already_finished: there was nothing to do.
+        header: header of the finished store.
+        num_files: files read by the run.
+        seconds: duration of the run.
+        already_finished: whether there was nothing to do.
     """
     counts = header.counts
     return PrepareReport(
@@ -73,7 +75,7 @@ def summarize(
 
 
 def format_report(report: PrepareReport) -> str:
-    """A report as one line."""
+    """Format a report as one line."""
     codes = ", ".join(f"{n:,} {code}" for code, n in sorted(report.rejected.items()))
     rejected = f"{sum(report.rejected.values()):,} files rejected"
     kept = (

@@ -1,12 +1,11 @@
-"""Converting the units of a run that have no page yet, and showing how far it is.
+"""Converting all units of a run that have no page yet, with a progress display.
 
-1. The same units are converted in the same way by processes of this machine
-   (`ichfast.prepare.pool`) and by a Dask cluster (`ichfast.prepare.dask`); the bytes
-   are equal.
-2. The display counts files as they are done, several times a second, so the rate
-   and the time left are there from the start. A cluster's files are counted when
-   their unit is done. Bytes are counted as if all files were of the mean size.
-3. However the run ends, no worker converts anything when `convert_units` has returned.
+1. Processes of this machine (`ichfast.prepare.pool`) and a Dask cluster
+   (`ichfast.prepare.dask`) write the same bytes.
+2. The display counts files several times a second, so that rate and time left are
+   shown from the start. On a cluster, files count when their unit is done. Bytes are
+   counted as if all files had the mean size.
+3. When `convert_units` has returned or raised, no worker converts any more.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ from contextlib import closing
 from ichfast.prepare.convert import Job
 from ichfast.prepare.dask import convert_on_cluster
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import convert_in_lanes
+from ichfast.prepare.pool import convert_in_processes
 from ichfast.system.terminal import progress
 
 
 def convert_units(
     job: Job, units: Sequence[Unit], workers: int, scheduler: str | None = None
 ) -> int:
-    """Convert every unit that has no page yet, the first ones first.
+    """Convert every unit that has no page yet, in order.
 
     Args:
-        job: what they are converted with.
+        job: the settings of the run.
         units: all units of the run.
-        workers: processes at once on this machine; on a cluster, its threads decide.
+        workers: number of processes on this machine; a cluster has its own threads.
         scheduler: address of a Dask scheduler, such as ``tcp://HOST:8786``, whose
-            workers see the store and the local sources under the same paths.
+            workers have the store and the local sources at the same paths.
 
     Returns:
-        How many files that was.
+        Number of files converted.
 
     Raises:
-        StoreError: the workers of a unit die, and not because of a file; or the
-            cluster cannot be used, or is lost.
+        StoreError: a unit's workers die repeatedly, but not because of one file; or
+            the cluster cannot be used, or is lost.
         OSError: a worker cannot write.
     """
     done = job.journal.done(units)
@@ -50,7 +49,7 @@ def convert_units(
     num_files = sum(len(unit.entries) for unit in units)
     num_bytes = sum(unit.entries.num_bytes for unit in units)
     if scheduler is None or not waiting:
-        conversion = convert_in_lanes(job, waiting, workers)
+        conversion = convert_in_processes(job, waiting, workers)
     else:
         conversion = convert_on_cluster(job, waiting, scheduler)
     mean_bytes = num_bytes / max(num_files, 1)

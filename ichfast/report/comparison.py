@@ -21,7 +21,7 @@ from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
 from ichfast.report.charts.style import LIGHT, MODEL_COLOR
 from ichfast.runs.folder import RunRecord, read_record
-from ichfast.system.files import atomic_path
+from ichfast.system.files import output_path
 from ichfast.training.history import read_history
 
 
@@ -195,12 +195,8 @@ def write_comparison(rows: Sequence[Row], path: Path) -> None:
         PredictionError: the file cannot be written.
     """
     table = pd.DataFrame(map(asdict, rows), columns=[each.name for each in fields(Row)])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            table.to_csv(temporary, index=False)
-    except OSError as error:
-        raise PredictionError(f"cannot write {path}: {error.strerror}") from error
+    with output_path(path, PredictionError) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 PANELS = (
@@ -247,9 +243,5 @@ def draw_comparison(rows: Sequence[Row], path: Path) -> None:
     """
     if path.suffix != ".png":
         raise PredictionError(f"the picture is a .png file, got {path.name!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            comparison_figure(rows).savefig(temporary, format="png", dpi=150)
-    except OSError as error:
-        raise PredictionError(f"cannot write {path}: {error.strerror}") from error
+    with output_path(path, PredictionError) as temporary:
+        comparison_figure(rows).savefig(temporary, format="png", dpi=150)

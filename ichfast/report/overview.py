@@ -53,7 +53,7 @@ class Overview:
     transfer_syntaxes: dict[str, int]
     quirks: dict[str, int]
     odd_series: dict[str, int]
-    """Series, for each oddity of their order (`ichfast.store.series`)."""
+    """Series, for each irregularity of their order (`ichfast.store.series`)."""
     rejected: dict[str, int]
     """Files, for each code."""
     ids: str
@@ -95,7 +95,9 @@ def _counts(values: pd.Series[str]) -> dict[str, int]:
 
 def _odd_series(table: pd.DataFrame) -> dict[str, int]:
     counts = Counter(
-        oddity for series in describe_series(table) for oddity in series.oddities
+        irregularity
+        for series in describe_series(table)
+        for irregularity in series.irregularities
     )
     return dict(counts.most_common())
 

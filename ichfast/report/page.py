@@ -32,7 +32,7 @@ from ichfast.report.cards import (
     make_cards,
 )
 from ichfast.report.charts.captions import curve_charts, result_charts, training_charts
-from ichfast.system.files import write_text_atomically
+from ichfast.system.files import output_path
 from ichfast.windows import PRESETS
 
 
@@ -109,11 +109,8 @@ def write_report(out: Path, report: ReportData) -> None:
             "Environment": _flat(report.environment),
         },
     )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(out, page)
-    except OSError as error:
-        raise IchfastError(f"cannot write {out}: {error.strerror}") from error
+    with output_path(out, IchfastError) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _template() -> jinja2.Template:

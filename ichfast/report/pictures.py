@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ichfast.errors import IchfastError
-from ichfast.system.files import atomic_path
+from ichfast.system.files import output_path
 from ichfast.windows import HU_OFFSET, Window, apply_windows
 
 Stored = npt.NDArray[np.uint16]
@@ -87,12 +87,8 @@ def write_figure(out: Path, figure: Figure) -> None:
         IchfastError: the file cannot be written.
     """
     png = figure_png(figure)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(out) as temporary:
-            temporary.write_bytes(png)
-    except OSError as error:
-        raise IchfastError(f"cannot write {out}: {error.strerror}") from error
+    with output_path(out, IchfastError) as temporary:
+        temporary.write_bytes(png)
 
 
 def contact_sheet(

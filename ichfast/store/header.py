@@ -1,9 +1,9 @@
 """The header of a store: its `store.json`.
 
-1. It is written last, so a folder without one is not a store. Once it is complete
-   in ``journal/next``, the store is the one it describes (`tables_dir`).
-2. It holds no time and no path: the same sources give the same bytes.
-3. What is read is taken for hostile until every type and range has been checked.
+1. It is written last, so a folder without one is not a store. Once it is complete in
+   ``journal/next``, it and the tables there are the store's (`tables_dir`).
+2. It contains no time and no path, so the same sources give the same bytes.
+3. It is untrusted: every type and range is checked when it is read.
 4. Its last field is the checksum of the rest, for `is_as_written`.
 """
 
@@ -34,49 +34,49 @@ COUNTS = (
     *("entries", "slices", "series", "patients"),
     *("duplicates", "labelled", "labels_without_slice"),
 )
-"""What a header counts: entries of the listing, what the table holds, slices left
-out because the same one stood before, slices with labels, labels of no slice."""
+"""The counts of a header: entries of the listing; slices, series and patients of the
+table; slices left out as duplicates; slices with labels; labels without a slice."""
 
 MAX_HEADER_BYTES = 2**28
-"""Largest `store.json` that is read: that of a million shards."""
+"""Upper limit of the size of a `store.json`, bytes: that of a million shards."""
 
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What reading JSON that means harm may raise."""
+"""Errors raised by hostile JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreHeader:
-    """What `store.json` says."""
+    """The contents of `store.json`."""
 
     levels: tuple[int, ...]
-    """(512, 256) or (512,)."""
+    """The store's levels, largest first; see `check_levels`."""
 
     shards: tuple[Shard, ...]
-    """Sorted by name; the table's `shard` column counts into it."""
+    """Sorted by name. The table's `shard` column is an index into it."""
 
     counts: Mapping[str, int]
     """The numbers named in `COUNTS`."""
 
     rejected: Mapping[str, int]
-    """Rejected files for each code."""
+    """Number of rejected files for each code."""
 
     keep_ids: bool
-    """False: patient, study, series and slice ids are keyed hashes."""
+    """Whether ids are kept; if not, they are keyed hashes."""
 
     plan: Mapping[str, str]
-    """What the store was made from, as digests; see `ichfast.prepare.plan`."""
+    """Digests of what the store was made from; see `ichfast.prepare.plan`."""
 
     versions: Mapping[str, str]
-    """Of the packages that wrote it."""
+    """Versions of the packages that wrote the store."""
 
     table_crc32c: int = 0
-    """Checksum of `slices.parquet`. Filled in by `ichfast.store.store.finish_store`."""
+    """CRC-32C of `slices.parquet`. Set by `ichfast.store.store.finish_store`."""
 
     rejected_crc32c: int = 0
-    """Checksum of `rejected.csv`. Filled in likewise."""
+    """CRC-32C of `rejected.csv`. Set by `ichfast.store.store.finish_store`."""
 
     entries_crc32c: int = 0
-    """Checksum of `journal/entries.parquet`."""
+    """CRC-32C of `journal/entries.parquet`; 0 for a store without one."""
 
     hu_offset: int = HU_OFFSET
     """Added to HU when the store was written; subtract it to get HU back."""
@@ -90,33 +90,38 @@ class StoreHeader:
 
 
 def tables_dir(path: Path) -> Path:
-    """Where `store.json` and the tables of the store at `path` are read.
+    """The folder of `store.json` and the tables of the store at `path`.
 
-    A run of prepare completes all of them in ``journal/next``, `store.json` last, and
-    copies them to their places afterwards. Until that is done, and after a run that
-    was killed doing it, those in the journal count: at any moment a store is either
-    the one before or the one after.
+    Prepare completes these files in ``journal/next``, `store.json` last, and then
+    copies them to their places. While it copies, and if it is killed then, the files in
+    the journal are valid. So at any moment a store is the old one or the new one.
     """
     complete = path / "journal" / "next"
     return complete if (complete / "store.json").exists() else path
 
 
 def intake_path(path: Path) -> Path:
-    """Where the intake (`ichfast.prepare.ingested`) of the store at `path` is read."""
+    """The path of the intake (`ichfast.prepare.ingested`) of the store at `path`."""
     folder = tables_dir(path)
     return (path / "journal" if folder == path else folder) / ENTRIES_FILE
 
 
 def write_header(path: Path, header: StoreHeader) -> None:
-    """Write `store.json` to the folder `path`."""
+    """Write `store.json`.
+
+    Args:
+        path: the folder to write to.
+        header: the contents.
+    """
     document = {**asdict(header), "shards": [s.to_json() for s in header.shards]}
     write_text_atomically(path / "store.json", _sealed(document))
 
 
 def is_as_written(path: Path) -> bool:
-    """Whether every byte of the `store.json` of the store at `path` is as written.
+    """Whether every byte of `store.json` is as written.
 
-    The store's header must be readable (`read_header`).
+    Args:
+        path: the folder of a store whose header `read_header` can read.
     """
     content = (tables_dir(path) / "store.json").read_bytes()
     document = json.loads(content)
@@ -133,7 +138,7 @@ def read_header(path: Path) -> StoreHeader:
     """Read and check the `store.json` of the store at `path`.
 
     Raises:
-        StoreError: no store, an unfinished or damaged one, or another version.
+        StoreError: no store, an unfinished or damaged one, or another format version.
     """
     file = tables_dir(path) / "store.json"
     try:

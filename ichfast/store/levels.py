@@ -1,16 +1,13 @@
-"""The levels of a store: a mip map with two of them.
+"""The levels of a store, a mip map, and how slices are reduced.
 
-1. Level 512 is the source resolution: slices as they came, whatever their shape.
-   At 512x512, the rule in head CT, it is what its name says.
-2. Level 256 holds every slice as 256x256, made by `reduce_to_256`.
-3. A store has both, or level 512 alone.
+1. Level 512 is the source resolution: slices as they came, of any shape. In head CT
+   nearly all are 512x512, hence the name.
+2. A smaller level holds every slice as a square of that many pixels, made by
+   `reduce_to_level`.
+3. A store has level 512, alone or with smaller ones.
 
-Shape letters: H rows, W columns.
-
-Halving a slice in NumPy: each new pixel is the mean of 2x2, ties to the even number.
-
-The fast form of `ichfast.augment.reference.halve`, equal to the bit. On a CPU it takes
-a third of what DALI needs for the same means, or less (see bench/LOG.md, 2026-11).
+`halve_into` is the fast form of `ichfast.augment.reference.halve`, equal to the bit. On
+a CPU it takes at most a third of the time that DALI takes (bench/LOG.md, 2026-11).
 
 Shape letters: H rows, W columns.
 """
@@ -23,46 +20,66 @@ import numpy as np
 import numpy.typing as npt
 
 SOURCE_LEVEL = 512
-"""The level that holds slices as they came, whatever their shape."""
+"""The level that holds slices as they came, of any shape."""
 
 SMALL_LEVEL = 256
 """The level that holds every slice as 256x256."""
+
+LEVELS = (SOURCE_LEVEL, SMALL_LEVEL)
+"""The levels that a store can have, largest first. Another one is added here."""
 
 
 def check_levels(levels: Sequence[int]) -> None:
     """Refuse levels that a store cannot have.
 
     Raises:
-        ValueError: neither (512, 256) nor (512,).
+        ValueError: not the source level, followed by any others in falling order.
     """
-    if tuple(levels) not in ((SOURCE_LEVEL, SMALL_LEVEL), (SOURCE_LEVEL,)):
-        raise ValueError(f"levels are 512,256 or 512 alone, got {list(levels)}")
+    allowed = [level for level in LEVELS if level == SOURCE_LEVEL or level in levels]
+    if list(levels) != allowed:
+        names = ",".join(map(str, LEVELS))
+        raise ValueError(
+            f"levels are {names} or {SOURCE_LEVEL} alone, got {list(levels)}"
+        )
 
 
-def reduce_to_256(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    """Make the level-256 form of a slice: area filter, aspect kept, air around.
+def level_folder(level: int) -> str:
+    """The name of the folder in a store that holds the shards of a level."""
+    return f"level-{level}"
 
-    Each new pixel is the mean of the source area it covers, halves rounded up;
-    at 512x512 that is the exact mean of 2x2 pixels. The same filter enlarges
-    slices smaller than 256, which repeats their pixels and invents nothing. The
-    longer side becomes 256; the rest, split evenly, is filled with 0.
+
+def checksum_column(level: int) -> str:
+    """The column of `slices.parquet` with the checksums of slices at a level."""
+    return "crc32c" if level == SOURCE_LEVEL else f"crc32c_{level}"
+
+
+def reduce_to_level(
+    stored_HW: npt.NDArray[np.uint16], level: int
+) -> npt.NDArray[np.uint16]:
+    """Reduce a slice to a smaller level: area filter, aspect kept, air around.
+
+    Each new pixel is the mean of the source area that it covers, halves rounded up;
+    from 512x512 to 256x256 that is the exact mean of 2x2 pixels. A slice smaller than
+    the level is enlarged by repeating its pixels. The longer side fills the level; the
+    rest of the shorter one, split evenly, is 0.
 
     Args:
         stored_HW: shape (H, W), uint16 up to 32,767. Not changed.
+        level: side of the new slice, pixels.
 
     Returns:
-        Shape (256, 256), uint16.
+        Shape (level, level), uint16.
     """
     rows, columns = stored_HW.shape
-    if rows == columns == SOURCE_LEVEL:
+    if rows == columns == 2 * level:
         return _mean_of_2x2(stored_HW)
     longer = max(rows, columns)
-    new_rows = max(1, round(rows * SMALL_LEVEL / longer))
-    new_columns = max(1, round(columns * SMALL_LEVEL / longer))
+    new_rows = max(1, round(rows * level / longer))
+    new_columns = max(1, round(columns * level / longer))
     mean_HW = _area_filter_rows(stored_HW.astype(np.float64), new_rows)
     mean_HW = _area_filter_rows(mean_HW.T, new_columns).T
-    top, left = (SMALL_LEVEL - new_rows) // 2, (SMALL_LEVEL - new_columns) // 2
-    out_HW = np.zeros((SMALL_LEVEL, SMALL_LEVEL), dtype=np.uint16)
+    top, left = (level - new_rows) // 2, (level - new_columns) // 2
+    out_HW = np.zeros((level, level), dtype=np.uint16)
     out_HW[top : top + new_rows, left : left + new_columns] = np.floor(mean_HW + 0.5)
     return out_HW
 
@@ -90,12 +107,12 @@ def _area_filter_rows(
 def halve_into(
     stored_HW: npt.NDArray[np.uint16], times: int, out_HW: npt.NDArray[np.uint16]
 ) -> None:
-    """Halve rows and columns some times; ties go to the even number.
+    """Halve rows and columns repeatedly: means of 2x2, ties to the even number.
 
     Args:
-        stored_HW: shape (H, W), uint16 up to 32,767, C order. Not changed. Beyond an
-            odd edge lies air, 0.
-        times: how often, once at least.
+        stored_HW: shape (H, W), uint16 up to 32,767, C order. Not changed. An odd side
+            is padded with air, 0.
+        times: number of halvings, 1 or more.
         out_HW: shape (ceil(H / 2**times), ceil(W / 2**times)), uint16; overwritten.
     """
     for _ in range(times - 1):
@@ -104,11 +121,11 @@ def halve_into(
 
 
 def _quarter(sum_HW: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """A quarter of each sum in its low 16 bits; above them is rubbish. In place.
+    """Divide sums by 4 in place, ties to even. Only the low 16 bits are valid.
 
-    Two additions instead of the six steps of whole numbers that round ties to the even
-    number: with the bits of 2**23 a sum is a float32, 2**23 larger; and what is added
-    to reach 2**25 is rounded to steps of 4, as a processor rounds, so that the low bits
+    Two float additions replace the six integer steps of rounding ties to even. With
+    the bits of 2**23 added, a sum is a float32 that is 2**23 larger. The addition that
+    brings it to 2**25 makes the processor round to steps of 4, so that the low bits
     count the steps.
 
     Source:
@@ -121,13 +138,13 @@ def _quarter(sum_HW: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 
 
 def sum_of_2x2(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
-    """Sums of four pixels.
+    """Sum each block of 2x2 pixels.
 
     Args:
         stored_HW: shape (H, W), both even, uint16 up to 32,767, C order. Not changed.
 
     Returns:
-        Shape (H / 2, W / 2), uint32; the caller's own.
+        Shape (H / 2, W / 2), uint32; a new array.
     """
     # Two numbers up to 32,767 fit in a uint16; two neighbours are one uint32.
     sum_HW = (stored_HW[0::2] + stored_HW[1::2]).view(np.uint32)

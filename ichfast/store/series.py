@@ -1,8 +1,8 @@
-"""What is odd about the order of a series.
+"""Irregularities in the order of a series.
 
-A store orders the slices of a series by their position along the normal. Gaps, slices
-that lie in the same place, and numbers that run the other way are real: they are
-named here, not mended.
+A store sorts the slices of a series by their position along the normal. Gaps, slices at
+the same position and instance numbers in another order occur in real data. They are
+reported here, not corrected.
 
 Shape letters: Z slices of a series.
 """
@@ -16,49 +16,49 @@ import numpy.typing as npt
 import pandas as pd
 
 SAME_PLACE_MM = 0.01
-"""Positions that differ by less are one place: headers round."""
+"""Positions that differ by less are the same, mm, because headers are rounded."""
 
 UNEVEN_MM = 0.1
-"""Spacings that differ by less are even: headers round."""
+"""Spacings that differ by less are equal, mm, because headers are rounded."""
 
 GAP_SPACINGS = 1.5
-"""A distance of so many median spacings leaves room for a slice."""
+"""A distance of this many median spacings or more is a gap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeriesOrder:
-    """How the slices of one series lie along their normal."""
+    """The order of the slices of one series along their normal."""
 
     series: str
-    """As the store names it."""
+    """The series' id in the store."""
 
     count: int
-    """Slices."""
+    """Number of slices."""
 
     spacing_mm: float
-    """Median distance between neighbours in different places; NaN below two."""
+    """Median distance between neighbours at different positions; NaN below two."""
 
     gaps: int
-    """Distances of `GAP_SPACINGS` and more."""
+    """Number of gaps; see `GAP_SPACINGS`."""
 
     is_uneven: bool
     """Whether distances between neighbours differ, gaps included."""
 
     repeated_positions: int
-    """Slices that lie where another one lies already: the head scanned twice."""
+    """Number of slices at the position of another, as when a head is scanned twice."""
 
     is_reversed: bool
-    """Whether instance numbers fall where positions rise. Half the clinics do so."""
+    """Whether instance numbers fall where positions rise, as in half the clinics."""
 
     is_shuffled: bool
     """Whether instance numbers neither rise nor fall with the positions."""
 
     unknown_positions: int
-    """Slices without a position; they stand last."""
+    """Number of slices without a position. They are last in the series."""
 
     @property
-    def oddities(self) -> tuple[str, ...]:
-        """The names of what is odd; empty for a series without fault."""
+    def irregularities(self) -> tuple[str, ...]:
+        """The names of the irregularities; empty if there are none."""
         found = {
             "gaps": self.gaps > 0,
             "uneven": self.is_uneven,
@@ -74,12 +74,12 @@ def describe_series(table: pd.DataFrame) -> list[SeriesOrder]:
     """Describe the order of each series.
 
     Args:
-        table: of a store, or its columns patient, study, series, position_mm and
+        table: a store's table, or its columns patient, study, series, position_mm and
             instance_number; in any order.
 
     Returns:
-        One a series, sorted by patient, study, series. Slices that name no series
-        are taken for one series of their study.
+        One item per series, sorted by patient, study, series. Slices without a series
+        id count as one series of their study.
     """
     groups = table.groupby(["patient", "study", "series"], sort=True)
     return [
@@ -120,7 +120,7 @@ def _describe(
 def _rise(
     number_Z: npt.NDArray[np.int64], is_step: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
-    """How the number changes from place to place; nothing where a slice has none."""
+    """Changes of the instance number per step; empty if a slice has no number."""
     if (number_Z < 0).any():
         return np.empty(0, dtype=np.int64)
     rise: npt.NDArray[np.int64] = np.diff(number_Z)[is_step]

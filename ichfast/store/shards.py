@@ -4,7 +4,9 @@
    order. Its header is padded to 4,096 bytes, so slices of 512x512 start on a page.
 2. ``00000.npy`` holds a unit's 512x512 slices, ``00000-638x490.npy`` those of 638
    rows and 490 columns. The number is the unit's; a level does not change the name.
-3. A `Shard` says everything about its files, to the last byte of their headers.
+3. A `Shard` determines the size of its files and every byte of their headers.
+4. The checksum of a shard's file is that of its rows' checksums (`shard_checksum`). The
+   header is not part of it: it is compared byte by byte.
 
 Shape letters: N slices in the shard, H rows, W columns.
 """
@@ -14,67 +16,79 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from ichfast.errors import StoreError
-from ichfast.store.levels import SOURCE_LEVEL
+from ichfast.store.levels import SOURCE_LEVEL, level_folder
 
 NPY_HEADER_BYTES = 4096
+"""Size of a shard's header: one page, so that slices of 512x512 start on pages."""
+
 DIRECT_BYTES = 4096
-"""What reads past the page cache are a multiple of, in place and length."""
+"""Reads past the page cache start at, and have lengths of, multiples of this."""
+
 PIXEL_DTYPE = np.dtype("<u2")
+"""Type of a stored pixel: little-endian uint16."""
+
 MAX_PIXELS = 4096 * 4096
-"""Largest slice, rows times columns."""
+"""Upper limit of a slice's rows times columns; `prepare` rejects larger ones."""
 
 _NAME = re.compile(r"([0-9]{5,9})(?:-[0-9]+x[0-9]+)?\.npy", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """What a store's header says of a shard."""
+    """The entry of a shard in a store's header."""
 
     name: str
-    """Of the file, in the folder of every level."""
+    """Name of its file in the folder of every level."""
 
     rows: int
+    """Rows of its slices at level 512."""
+
     columns: int
-    """Of its slices at level 512."""
+    """Columns of its slices at level 512."""
 
     count: int
-    """Slices in it, unmapped ones included."""
+    """Number of slices, including those that no row of the table points to."""
 
     crc32c: Mapping[int, int]
-    """Checksum of the whole file, for each level."""
+    """For each level, the file's `shard_checksum`."""
 
     def shape(self, level: int) -> tuple[int, int, int]:
-        """(n, rows, columns) of the file at `level`."""
+        """Shape (N, H, W) of the array in the file at `level`."""
         if level == SOURCE_LEVEL:
             return self.count, self.rows, self.columns
         return self.count, level, level
 
     def num_bytes(self, level: int) -> int:
-        """The exact size of the file at `level`, bytes."""
+        """Exact size of the file at `level`, bytes."""
         count, rows, columns = self.shape(level)
         return NPY_HEADER_BYTES + count * rows * columns * PIXEL_DTYPE.itemsize
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in `store.json`."""
+        """The shard as an object of `store.json`."""
         sizes = {str(level): self.num_bytes(level) for level in self.crc32c}
         sums = {str(level): value for level, value in self.crc32c.items()}
         return {**asdict(self), "bytes": sizes, "crc32c": sums}
 
     @staticmethod
     def from_json(found: Mapping[str, Any], levels: Sequence[int]) -> Shard:
-        """Read what `to_json` made, trusting nothing.
+        """Read what `to_json` made, and check every type and range.
+
+        Args:
+            found: an object from an untrusted `store.json`.
+            levels: the store's.
 
         Raises:
-            ValueError, LookupError, TypeError: missing, or out of range.
+            ValueError, LookupError, TypeError: a field is missing or out of range.
         """
         rows = integer_field(found, "rows", 1, MAX_PIXELS)
         columns = integer_field(found, "columns", 1, MAX_PIXELS // rows)
@@ -97,10 +111,16 @@ class Shard:
 
 
 def integer_field(found: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    """An integer out of JSON that nobody vouches for.
+    """Take an integer out of untrusted JSON.
+
+    Args:
+        found: a JSON object.
+        name: of the field.
+        low: smallest allowed value.
+        high: largest allowed value.
 
     Raises:
-        ValueError, LookupError, TypeError: missing, or not from `low` to `high`.
+        ValueError, LookupError, TypeError: the field is missing or out of range.
     """
     value = found[name]
     if type(value) is not int or not low <= value <= high:
@@ -111,18 +131,40 @@ def integer_field(found: Mapping[str, Any], name: str, low: int, high: int) -> i
 
 
 def shard_name(unit: int, rows: int, columns: int) -> str:
-    """The file name of a unit's slices of one shape, the same at every level."""
+    """The file name of a unit's shard for slices of one shape, at every level.
+
+    Args:
+        unit: the unit's number.
+        rows: of the slices at level 512.
+        columns: of the slices at level 512.
+    """
     shape = "" if rows == columns == SOURCE_LEVEL else f"-{rows}x{columns}"
     return f"{unit:05d}{shape}.npy"
 
 
 def shard_path(store: Path, name: str, level: int) -> Path:
-    """Where the file of that name stands in the folder `store`."""
-    return store / f"level-{level}" / name
+    """The path of a shard's file.
+
+    Args:
+        store: the store's folder.
+        name: the shard's.
+        level: one of the store's.
+    """
+    return store / level_folder(level) / name
+
+
+def shard_checksum(row_crc32c: Iterable[int]) -> int:
+    """The checksum of a shard's file: the CRC-32C of the checksums of all its rows.
+
+    Args:
+        row_crc32c: the CRC-32C of each row's bytes, in the order of rows. They are
+            put together as 4 bytes each, little-endian.
+    """
+    return int(google_crc32c.value(np.fromiter(row_crc32c, "<u4").tobytes()))
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """The first 4,096 bytes of a shard of that shape, padded with spaces.
+    """The header of a shard with that shape: `NPY_HEADER_BYTES`, padded with spaces.
 
     Source:
         numpy.lib.format, version 1.0: magic, uint16 length, a literal, newline.
@@ -145,11 +187,11 @@ class OpenShard:
         store: the store's folder.
         shard: what the store's header says of it.
         level: one of the store's.
-        past_cache: read from the disk to the caller's memory (O_DIRECT), without a
-            place in the page cache, where slice, memory and file system allow it.
+        past_cache: read from the disk into the caller's memory without filling the
+            page cache (O_DIRECT), where slice, memory and file system allow it.
 
     Raises:
-        StoreError: the file cannot be opened, or is not this shard's.
+        StoreError: the file cannot be opened, or its header is not this shard's.
     """
 
     def __init__(
@@ -177,7 +219,7 @@ class OpenShard:
             )
 
     def _open_direct(self) -> int | None:
-        """A second descriptor that reads past the page cache, where that is known."""
+        """A second descriptor that reads past the page cache, if that is supported."""
         try:
             direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
@@ -186,10 +228,10 @@ class OpenShard:
         return direct
 
     def read_into(self, row: int, out_HW: npt.NDArray[np.uint16]) -> None:
-        """Read a slice; waits for the disk, without the interpreter's lock.
+        """Read a slice. Waits for the disk without holding the interpreter's lock.
 
         Args:
-            row: of the slice in this shard.
+            row: the slice's row in this shard.
             out_HW: shape `slice_shape`, uint16, C order; overwritten.
 
         Raises:
@@ -202,7 +244,7 @@ class OpenShard:
         view = out.data.cast("B")
         descriptor = self._descriptor
         if self._direct is not None:
-            # O_DIRECT wants whole pages, in the file and in memory.
+            # O_DIRECT needs whole pages, in the file and in memory.
             places = start | len(view) | out.ctypes.data
             if places % DIRECT_BYTES == 0:
                 descriptor = self._direct
@@ -222,4 +264,4 @@ class OpenShard:
                     "it was opened; mend it with `ichfast verify STORE --repair SOURCE`"
                 )
             num_read += found
-            descriptor = self._descriptor  # for a rest, which is no whole page
+            descriptor = self._descriptor  # what is left is not a whole page

@@ -2,36 +2,34 @@
 
 Format 1. A store is a folder:
 
-    store.json           `StoreHeader`; written last, so a folder without it is not a
-                         store. Holds no time and no path. slices.parquet       one row
-                         a slice (`table_schema`), sorted by patient, study, series,
-                         position_mm, instance_number, slice_id rejected.csv
-                         path, reason (a fixed code), detail journal/entries.parquet
-                         what the store was made from, as digests
-                         (`ichfast.prepare.ingested`); stores not made by prepare lack
-                         it level-512/00000.npy  (n, rows, columns) uint16,
-                         little-endian, C order level-256/00000.npy  (n, 256, 256), row
-                         for row the same slices
+    store.json               `StoreHeader`; written last, so a folder without it is not
+                             a store. It contains no time and no path
+    slices.parquet           one row per slice (`table_schema`), sorted by patient,
+                             study, series, position_mm, instance_number, slice_id
+    rejected.csv             path, reason (a fixed code), detail
+    journal/entries.parquet  digests of what the store was made from
+                             (`ichfast.prepare.ingested`); only in stores that prepare
+                             has made
+    level-512/00000.npy      (n, rows, columns) uint16, little-endian, C order
+    level-256/00000.npy      (n, 256, 256), the same slices row for row
 
-1. The stored number is ``clip(round(HU) + 1024, 0, 32767)``: air is 24, padding
-   0, and the same bytes are valid int16.
-2. Level 512 is the source resolution, untouched. One unit of work (1,024 entries
-   of the listing) makes one shard a shape: ``00000.npy`` holds its 512x512
-   slices, ``00000-638x490.npy`` those of 638 rows and 490 columns. The number is
-   the unit's.
-3. Level 256 is made from level 512 by `reduce_to_256`, under the same shard
+1. The stored number is ``clip(round(HU) + 1024, 0, 32767)``: air is 24, padding is 0,
+   and the same bytes are valid int16.
+2. Level 512 is the source resolution, unchanged. One unit of work (1,024 entries of the
+   listing) makes one shard per shape: ``00000.npy`` has its 512x512 slices,
+   ``00000-638x490.npy`` those of 638 rows and 490 columns. The number is the unit's.
+3. Smaller levels are made from level 512 by `reduce_to_level`, with the same shard
    names. So (shard, row_in_shard) finds a slice at every level.
-4. The .npy header (version 1.0) is padded to 4,096 bytes: slices of 512x512 start
-   on a page, and memory maps, O_DIRECT and GPUDirect read the same file.
-5. Rows that no table row points to (dropped duplicates) may be in a shard.
-6. ``crc32c`` of a table row covers the slice's bytes at level 512,
-   ``crc32c_256`` those at level 256, a shard's the whole file.
+4. The .npy header (version 1.0) is padded to 4,096 bytes. So slices of 512x512 start on
+   a page, and memory maps, O_DIRECT and GPUDirect can read the file.
+5. A shard may have rows that no table row points to (dropped duplicates).
+6. The checksum of a slice is the CRC-32C of its bytes at a level (`checksum_column`),
+   that of a shard is the CRC-32C of its rows' checksums (`shard_checksum`).
 
 The parts: `ichfast.store.header` is store.json, `ichfast.store.tables` the tables,
 `ichfast.store.shards` the .npy files, `ichfast.store.writer` writes them,
-`ichfast.store.levels` is the mip map, `ichfast.store.verify` finds what is not as
-written. Here they become a
-store: finished, opened, verified.
+`ichfast.store.levels` is the mip map, `ichfast.store.verify` finds damage. This module
+finishes a store and opens it.
 
 Shape letters: N slices in the store, B slices asked for, H rows, W columns,
 K classes.
@@ -57,7 +55,7 @@ from ichfast.store.header import (
     read_header,
     write_header,
 )
-from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.store.levels import LEVELS, SOURCE_LEVEL
 from ichfast.store.shards import PIXEL_DTYPE, OpenShard
 from ichfast.store.tables import read_table, write_rejected, write_rows
 from ichfast.store.verify import check_size
@@ -70,12 +68,12 @@ def finish_store(
     parts: Iterable[pa.Table],
     rejected: pd.DataFrame,
 ) -> StoreHeader:
-    """Write what makes a folder of shards a store; `store.json` comes last.
+    """Write the tables of a store, and `store.json` last.
 
     Args:
-        path: the store's folder, or one whose files are then put there.
-        header: everything but `table_crc32c` and `rejected_crc32c`.
-        parts: of the rows, one a slice, sorted, with the columns of `table_schema`.
+        path: the store's folder, or one whose files are moved there later.
+        header: complete except for `table_crc32c` and `rejected_crc32c`.
+        parts: consecutive parts of the sorted rows, with the columns of `table_schema`.
         rejected: columns path, reason, detail.
 
     Returns:
@@ -93,16 +91,15 @@ def finish_store(
 class Store:
     """A store opened for reading. Safe to share between threads.
 
-    Shards are opened when first read and stay open until `close`; so opening a
-    store of many shards raises this process's limit of open files (RLIMIT_NOFILE)
-    as far as the hard limit allows. A copy, or a store pickled for another process,
-    opens its shards itself.
+    A shard is opened when it is first read, and stays open until `close`. So a store of
+    many shards raises this process's limit of open files (RLIMIT_NOFILE), up to the
+    hard limit. A copy, or a store pickled for another process, opens its own files.
 
     Args:
         path: the store's folder.
-        past_cache: read from the disk without filling the page cache. None: where a
-            level is larger than the memory that this process may take, so that the
-            cache would lose each slice before it is read again.
+        past_cache: whether to read from the disk without filling the page cache. None
+            does so for levels larger than the memory of this process, where the cache
+            would drop each slice before it is read again.
 
     Raises:
         StoreError: no store, an unfinished or damaged one, or another version.
@@ -137,7 +134,7 @@ class Store:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The number of an open file is another file's in another process.
+        # File descriptors are not valid in another process.
         return {**self.__dict__, "_open": None if self._open is None else {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -145,7 +142,7 @@ class Store:
         self._allow_open_files()
 
     def close(self) -> None:
-        """Close the shards, each when the last read under way has ended."""
+        """Close each shard as soon as its reads in progress have ended."""
         self._open = None
 
     def check_open(self) -> None:
@@ -160,7 +157,7 @@ class Store:
             level: one of `levels`.
 
         Returns:
-            Shape (H, W), uint16, HU + `header.hu_offset`; the caller's own.
+            Shape (H, W), uint16, HU + `header.hu_offset`; a new array.
 
         Raises:
             StoreError: `index` or `level` lies outside the store, the shard is
@@ -172,15 +169,16 @@ class Store:
         return stored_HW
 
     def read_into(self, index: int, level: int, out_HW: npt.NDArray[np.uint16]) -> None:
-        """Read one slice into memory of the caller's, which it must fit.
+        """Read one slice into an array of the caller.
 
         Args:
             index: store position in [0, N).
             level: one of `levels`.
-            out_HW: of the slice's shape at `level`, uint16, C order; overwritten.
+            out_HW: shape of the slice at `level`, uint16, C order; overwritten.
 
         Raises:
-            StoreError: as `slice_HW`.
+            StoreError: `index` or `level` lies outside the store, the shard is
+                damaged or cannot be read, or the store is closed.
         """
         self._shard_of(index, level).read_into(int(self._row_N[index]), out_HW)
 
@@ -207,7 +205,7 @@ class Store:
         key = (level, self._shard_N[index])
         found = opened.get(key)
         if found is None:
-            # Two threads may both open it; one is kept, the other let go.
+            # Two threads may both open it; one of the two is kept.
             found = opened.setdefault(key, self._open_shard(key[1], level))
         return found
 
@@ -215,8 +213,8 @@ class Store:
         if level not in self.levels:
             raise StoreError(
                 f"{self.path} has the levels {', '.join(map(str, self.levels))}, asked "
-                f"for {level}; prepare a store with --levels 512,{SMALL_LEVEL} or read "
-                "512"
+                f"for {level}; prepare a store with --levels "
+                f"{','.join(map(str, LEVELS))} or read {SOURCE_LEVEL}"
             )
         return OpenShard(
             self.path,

@@ -1,7 +1,7 @@
-"""The tables of a store: `slices.parquet`, one row a slice, and `rejected.csv`.
+"""The tables of a store: `slices.parquet`, one row per slice, and `rejected.csv`.
 
-Rows of `slices.parquet` are sorted by `ORDER`. A row's number is the slice's store
-position, which is how the rest of ichfast names a slice.
+Rows of `slices.parquet` are sorted by `ORDER`. A row's number is the store position of
+its slice, by which the rest of ichfast names it.
 
 Shape letters: N slices in the store, S shards.
 """
@@ -9,8 +9,10 @@ Shape letters: N slices in the store, S shards.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,23 +24,32 @@ import pyarrow.parquet as pq
 from ichfast.errors import StoreError, first_line
 from ichfast.labels import CLASSES
 from ichfast.store.header import StoreHeader, tables_dir
-from ichfast.store.levels import SMALL_LEVEL
+from ichfast.store.levels import checksum_column
 from ichfast.system.files import atomic_path, file_crc32c
 from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""
 
+_UNKNOWN: dict[pa.DataType, Any] = {
+    pa.string(): "",
+    pa.float64(): math.nan,
+    pa.int64(): -1,
+    pa.int32(): -1,
+    pa.bool_(): False,
+}
+"""For each type of column, the value of a slice whose file does not say."""
+
 _NEW_STORE = "delete the store and run `ichfast prepare` again"
 
 
 def table_schema(levels: Sequence[int]) -> pa.Schema:
-    """Columns and types of `slices.parquet`, in order.
+    """Columns and types of `slices.parquet` in a store with these levels, in order.
 
-    Empty strings, NaN and -1 (instance_number) mean that the file did not say.
-    `tilt_deg` is the rotation of the slice about the patient's left-right axis,
-    0 where the gantry stood upright. `shard` counts into the header's shards.
-    Labels are 0, 1 or null.
+    Empty strings, NaN and -1 (instance_number) are values missing in the DICOM file.
+    `tilt_deg` is the rotation of the slice about the patient's left-right axis, 0 for
+    an upright gantry. `shard` is an index into the header's shards. Labels are 0, 1 or
+    null.
     """
     text, number = pa.string(), pa.float64()
     columns = [
@@ -47,8 +58,7 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
         *(("row_spacing_mm", number), ("column_spacing_mm", number)),
         *(("thickness_mm", number), ("instance_number", pa.int64())),
         *(("tilt_deg", number), ("shard", pa.int32()), ("row_in_shard", pa.int32())),
-        ("crc32c", pa.int64()),
-        *([("crc32c_256", pa.int64())] if SMALL_LEVEL in levels else []),
+        *((checksum_column(level), pa.int64()) for level in levels),
         *(("rescale_slope", number), ("rescale_intercept", number)),
         *(("bits_stored", pa.int32()), ("is_signed", pa.bool_())),
         *(("window_center", number), ("window_width", number)),
@@ -63,7 +73,8 @@ def write_rows(path: Path, parts: Iterable[pa.Table], levels: Sequence[int]) -> 
 
     Args:
         path: the store's folder.
-        parts: of the rows, one a slice, sorted, with the columns of `table_schema`.
+        parts: consecutive parts of the sorted rows, with the columns of `table_schema`.
+            Each becomes a row group.
         levels: the store's.
 
     Returns:
@@ -76,32 +87,42 @@ def write_rows(path: Path, parts: Iterable[pa.Table], levels: Sequence[int]) -> 
     ):
         for part in parts:
             writer.write_table(part.select(schema.names).cast(schema))
-            # Before the next is made.
-            del part
+            del part  # before the next one is made
             pa.default_memory_pool().release_unused()
     return file_crc32c(path / "slices.parquet")
 
 
 def rows_of(table: pd.DataFrame, levels: Sequence[int]) -> pa.Table:
-    """A table as rows that can be written.
+    """Rows for `write_rows`, from pandas.
 
     Args:
-        table: has the columns of `table_schema`, one row a slice, sorted.
+        table: one row per slice, sorted, with columns of `table_schema`. One that is
+            missing, and is no label, gets the value for unknown.
         levels: the store's.
     """
+    schema = table_schema(levels)
+    missing = {
+        field.name: _UNKNOWN[field.type]
+        for field in schema
+        if field.name not in table and field.type in _UNKNOWN
+    }
     return pa.Table.from_pandas(
-        table, schema=table_schema(levels), preserve_index=False
+        table.assign(**missing), schema=schema, preserve_index=False
     ).replace_schema_metadata(None)
 
 
 def read_rows(path: Path, header: StoreHeader) -> pa.Table:
-    """Read and check the `slices.parquet` of the store at `path`.
+    """Read and check `slices.parquet`.
+
+    Args:
+        path: the store's folder.
+        header: the store's.
 
     Returns:
-        The columns of `table_schema`, one row a slice.
+        The columns of `table_schema`, one row per slice.
 
     Raises:
-        StoreError: it is missing, or not the one that `header` was written with.
+        StoreError: the file is missing, damaged, or does not fit the header.
     """
     file = tables_dir(path) / "slices.parquet"
     content = pa.py_buffer(checked_content(file, header.table_crc32c, _NEW_STORE))
@@ -120,10 +141,14 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
 
 
 def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
-    """As `read_rows`, for pandas. Labels are ``Int8``, which may be null.
+    """Read and check `slices.parquet` for pandas. Labels are ``Int8``, may be null.
+
+    Args:
+        path: the store's folder.
+        header: the store's.
 
     Raises:
-        StoreError: as `read_rows`.
+        StoreError: the file is missing, damaged, or does not fit the header.
     """
     table: pd.DataFrame = read_rows(path, header).to_pandas(
         types_mapper={pa.int8(): pd.Int8Dtype()}.get
@@ -132,11 +157,11 @@ def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
 
 
 def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
-    """What the table says that its store cannot hold; empty where there is nothing."""
+    """A value of the table that its store cannot have; empty if there is none."""
     if len(rows) != header.counts["slices"]:
         return f"has {len(rows):,} slices, expected {header.counts['slices']:,}"
     for field in rows.schema:
-        # A number that is not known may be a null as well as NaN.
+        # An unknown number may be null as well as NaN.
         may_lack = field.name in CLASSES or pa.types.is_floating(field.type)
         if not may_lack and rows[field.name].null_count:
             return f"lacks a value of {field.name}"
@@ -177,13 +202,17 @@ def write_rejected(path: Path, rejected: pd.DataFrame) -> int:
 
 
 def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:
-    """Read and check the `rejected.csv` of the store at `path`.
+    """Read and check `rejected.csv`.
+
+    Args:
+        path: the store's folder.
+        header: the store's.
 
     Returns:
         Columns path, reason, detail, all text.
 
     Raises:
-        StoreError: it is missing, or not the one that `header` was written with.
+        StoreError: the file is missing or damaged.
     """
     advice = "the slices are not concerned, but the store cannot be appended to"
     file = tables_dir(path) / "rejected.csv"
@@ -192,12 +221,15 @@ def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:
 
 
 def checked_content(file: Path, crc32c: int, advice: str) -> bytes:
-    """The bytes of a table, if they have the checksum that the header gives.
+    """Read a file whose checksum is right. A damaged one is never held in memory.
 
-    What does not is never held in memory, however large it is.
+    Args:
+        file: a file of the store.
+        crc32c: its checksum in the header.
+        advice: end of the error's message; says what to do.
 
     Raises:
-        StoreError: it is missing or damaged; `advice` says what to do.
+        StoreError: the file is missing or damaged.
     """
     try:
         if file_crc32c(file) == crc32c:
@@ -208,7 +240,7 @@ def checked_content(file: Path, crc32c: int, advice: str) -> bytes:
 
 
 def patients_N(table: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """The patient of each slice, shape (N,); its study where no patient is known.
+    """The patient of each slice, shape (N,); the study where no patient is known.
 
     Args:
         table: a predictions table, or a store's.

@@ -1,10 +1,10 @@
-"""Files of a store that are not as they were written, found by reading every byte.
+"""Finding damaged files of a store by reading every byte.
 
-1. Files are read, not mapped: a disk that cannot be read is a finding. On a map it
-   would end the process.
-2. Whatever stands in the place of a file is a finding, too: nothing, a folder, a
-   pipe, a link that leads nowhere.
-3. Memory does not grow with the files.
+1. Files are read, not mapped. So a disk error is a finding; on a map it would end the
+   process.
+2. Anything in the place of a file is a finding too: nothing, a folder, a pipe, a broken
+   link.
+3. Memory does not grow with the size of files.
 
 Shape letters: N slices in the shard.
 """
@@ -26,38 +26,43 @@ from ichfast.store.header import (
     read_header,
     tables_dir,
 )
-from ichfast.store.levels import SOURCE_LEVEL
+from ichfast.store.levels import checksum_column
 from ichfast.store.shards import (
     NPY_HEADER_BYTES,
     Shard,
     npy_header,
+    shard_checksum,
     shard_path,
 )
 from ichfast.store.tables import read_table
-from ichfast.store.writer import combine
 from ichfast.system.files import file_crc32c
 from ichfast.system.terminal import progress
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is wrong with a store."""
+    """One problem of a store."""
 
     problem: str
-    """One line that names the file and, where it is one, the slice."""
+    """One line that names the file and, if one is damaged, the slice."""
 
     level: int = 0
-    """0: not of a shard."""
+    """The level of the damaged shard; 0 for any other file."""
 
     shard: str = ""
-    """Name of the damaged shard, or empty."""
+    """The name of the damaged shard; empty for any other file."""
 
 
 def check_size(store: Path, shard: Shard, level: int) -> None:
-    """See that a shard's file is there, and of the size that the header promises.
+    """Check that a shard's file exists and has the size that the header promises.
+
+    Args:
+        store: the store's folder.
+        shard: of the store's header.
+        level: one of the store's.
 
     Raises:
-        StoreError: it is not.
+        StoreError: the file is missing or has another size.
     """
     file = shard_path(store, shard.name, level)
     found = file.stat().st_size if file.is_file() else 0
@@ -70,11 +75,11 @@ def check_size(store: Path, shard: Shard, level: int) -> None:
 
 
 def file_damage(file: Path, crc32c: int) -> list[Damage]:
-    """What is wrong with a file that is no shard; empty if nothing is.
+    """The damage of a file that is not a shard; empty if it is sound.
 
     Args:
-        file: of a store.
-        crc32c: the checksum that the store's header gives.
+        file: a table of a store.
+        crc32c: its checksum in the store's header.
     """
     try:
         if file_crc32c(file) == crc32c:
@@ -87,36 +92,36 @@ def file_damage(file: Path, crc32c: int) -> list[Damage]:
 def shard_damage(
     store: Path, shard: Shard, level: int, rows: pd.DataFrame | None
 ) -> list[Damage]:
-    """What is wrong with a shard's file; empty if nothing is.
+    """The damage of a shard's file; empty if every byte is as written.
 
     Args:
         store: the store's folder.
-        shard: what the store's header says of it.
+        shard: of the store's header.
         level: one of the store's.
-        rows: those of the store's table that point into this shard; None when the
-            table is damaged, so that no slice can be named.
+        rows: the rows of the store's table that point into this shard; None if the
+            table is not known, so that no slice can be named.
     """
     file = shard_path(store, shard.name, level)
     try:
         check_size(store, shard, level)
-        has_header, found_N, crc32c = _read_shard(file, shard, level)
+        header, found_N = _read_shard(file, shard, level)
     except StoreError as error:
         return [Damage(str(error), level, shard.name)]
     except OSError as error:
         problem = f"cannot read {file}: {error.strerror}"
         return [Damage(problem, level, shard.name)]
     problems = []
-    if not has_header:
-        shape = shard.shape(level)
+    shape = shard.shape(level)
+    if header != npy_header(shape):
         problems.append(f"{file} is damaged: its header is not that of uint16 {shape}")
     if rows is not None:
-        column = "crc32c" if level == SOURCE_LEVEL else f"crc32c_{level}"
-        bad = rows[rows[column].to_numpy() != found_N[rows["row_in_shard"].to_numpy()]]
+        expected = rows[checksum_column(level)].to_numpy()
+        bad = rows[expected != found_N[rows["row_in_shard"].to_numpy()]]
         problems += [
             f"{file}: slice {slice_id} (row {row}) does not match its checksum"
             for slice_id, row in zip(bad["slice_id"], bad["row_in_shard"], strict=True)
         ]
-    if crc32c != shard.crc32c[level] and not problems:
+    if shard_checksum(found_N) != shard.crc32c[level] and not problems:
         what = "a row" if rows is None else "a row without a slice"
         problems.append(f"{file}: {what} does not match its checksum")
     return [Damage(problem, level, shard.name) for problem in problems]
@@ -124,33 +129,28 @@ def shard_damage(
 
 def _read_shard(
     file: Path, shard: Shard, level: int
-) -> tuple[bool, npt.NDArray[np.int64], int]:
-    """Whether the header is as it should be, and checksums: of rows, of the file."""
+) -> tuple[bytes, npt.NDArray[np.int64]]:
+    """The header of a shard's file, and the checksum of each row, shape (N,)."""
     count, rows, columns = shard.shape(level)
-    found_N = np.zeros(count, dtype=np.int64)
     with file.open("rb") as opened:
         header = opened.read(NPY_HEADER_BYTES)
-        whole = int(google_crc32c.value(header))
-        for row in range(count):
-            stored = opened.read(2 * rows * columns)
-            crc32c = int(google_crc32c.value(stored))
-            found_N[row] = crc32c
-            whole = combine(whole, crc32c, len(stored))
-    return header == npy_header(shard.shape(level)), found_N, whole
+        row_bytes = (opened.read(2 * rows * columns) for _ in range(count))
+        found_N = np.fromiter(map(google_crc32c.value, row_bytes), np.int64, count)
+    return header, found_N
 
 
 def verify_store(path: str | Path) -> list[str]:
     """Read every byte of a store and compare it with its checksums.
 
     Returns:
-        The problems found, each naming the file and, where it is one, the slice.
-        Empty: the store is as it was written.
+        The problems found, each naming the file and, if one is damaged, the slice.
+        Empty if the store is as it was written.
     """
     return [damage.problem for damage in find_damage(Path(path))]
 
 
 def find_damage(path: Path) -> list[Damage]:
-    """Read every byte of the store at `path`; return what is not as written."""
+    """Read every byte of a store; return the damage that was found."""
     try:
         header = read_header(path)
     except StoreError as error:

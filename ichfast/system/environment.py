@@ -1,4 +1,4 @@
-"""What ran: versions, hardware and commit, for every run and every record."""
+"""The environment of a run or a benchmark: versions, hardware and commit."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Collect what a reader needs to repeat a run or judge a figure.
+    """Collect versions, processor, cores, GPUs and commit.
 
     Returns:
-        Plain values for JSON: versions, processor, cores, GPUs, commit. Nothing in
-        it names the machine or its user.
+        Plain values for JSON, which identify neither the machine nor its user.
     """
     return {
         "python": platform.python_version(),
@@ -73,21 +72,11 @@ def _gpus() -> list[str]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that runs; None for an installed package."""
+    """The commit of this checkout; None for an installed package."""
+    folder = str(Path(__file__).parent)
+    command = ["git", "-C", folder, "rev-parse", "--short=12", "HEAD"]
     try:
-        done = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(Path(__file__).parent),
-                "rev-parse",
-                "--short=12",
-                "HEAD",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -1,13 +1,12 @@
-"""Writing files so that a crash never leaves half of one, and their checksums.
+"""Writing files atomically, and their checksums.
 
-A file is written under a temporary name in the same folder, flushed to the
-disk, and renamed over its final name. Readers see the old file or the new one.
+A file is written under a temporary name in the same folder, flushed to the disk, and
+renamed to its final name. Readers see the old file or the new one, never a part.
 
-1. What a function here has returned from survives a loss of power: the file is
-   flushed before its name is given, and the folder after it. That takes a disk that
-   flushes when it is told to.
-2. On NFS the same holds, for the server's disk. Other machines may see the folder as
-   it was for as long as their mounts remember it (``acdirmax``, 60 s).
+1. When a function here has returned, its work survives a loss of power, if the disk
+   flushes on request: the file is flushed before the rename, the folder after it.
+2. On NFS the same holds for the server's disk. Other machines may see the old folder
+   for as long as their mounts cache it (``acdirmax``, 60 s).
 """
 
 from __future__ import annotations
@@ -22,15 +21,17 @@ from uuid import uuid4
 
 import google_crc32c
 
+from ichfast.errors import IchfastError
+
 CHUNK_BYTES = 2**20
-"""Read at once to find a file's checksum."""
+"""Bytes read at a time to compute a file's checksum."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; rename it to `path` when the block ends.
+    """Yield a temporary path to write to; rename it to `path` when the block ends.
 
-    When the block raises, the temporary file is removed and `path` is untouched.
+    If the block raises, the temporary file is removed and `path` is unchanged.
 
     Args:
         path: the final name. Its folder must exist. Replaced if it exists.
@@ -45,40 +46,73 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _flush(path.parent)
 
 
+@contextmanager
+def output_path(
+    path: Path, error_type: type[IchfastError], advice: str = ""
+) -> Iterator[Path]:
+    """Like `atomic_path`, for a file that the user named: its folder is made.
+
+    Args:
+        path: the final name. Replaced if it exists.
+        error_type: raised when the folder or the file cannot be written.
+        advice: end of that error's message, such as ``; name another file``.
+
+    Raises:
+        IchfastError: of `error_type`, for any OSError in the block.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}{advice}"
+        raise error_type(message) from error
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder if there is none; its parent must exist."""
+    """Make a folder unless it exists, and flush its parent, which must exist."""
     if not path.is_dir():
         path.mkdir(exist_ok=True)
         _flush(path.parent)
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file if there is one, before anything that is done afterwards."""
+    """Remove a file if it exists, and flush its folder."""
     if path.exists():
         path.unlink(missing_ok=True)
         _flush(path.parent)
 
 
 def beside(folder: Path, suffix: str) -> Path:
-    """A file next to a folder, with its name: for ``a/store``, ``a/store.key``.
+    """The path of a file next to a folder: for ``a/store``, ``a/store.key``.
 
-    A folder that is called ``.`` or ``..`` has its true name taken.
+    Args:
+        folder: ``.`` and ``..`` are resolved to the folder's real name.
+        suffix: appended to the folder's name, such as ``.key``.
     """
     named = folder if folder.name not in ("", "..") else folder.resolve()
     return named.parent / f"{named.name}{suffix}"
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, all of it or nothing."""
+    """Write text as UTF-8, completely or not at all.
+
+    Args:
+        path: as in `atomic_path`.
+        text: the content.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_private_once(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone may read, all of it or nothing.
+    """Write a file that only its owner may read, completely or not at all.
 
-    A file that is there already stays as it is, whoever made it and when: of two
-    processes that write at once, one wins.
+    An existing file is never changed. If two processes write at once, one wins.
+
+    Args:
+        path: as in `atomic_path`.
+        content: the bytes.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
@@ -94,13 +128,13 @@ def write_private_once(path: Path, content: bytes) -> None:
 
 
 def file_crc32c(path: Path) -> int:
-    """The checksum of a file, CRC-32C; however large it is, in little memory.
+    """The CRC-32C of a file, computed in `CHUNK_BYTES` of memory.
 
     Raises:
-        OSError: it is missing, no regular file, or cannot be read.
+        OSError: the file is missing, not a regular one, or cannot be read.
     """
     if not path.is_file():
-        # Opening a pipe would wait for whoever writes to it.
+        # Opening a pipe would wait for a writer.
         raise OSError(errno.ENOENT, "no such file, or not a regular one")
     crc32c = 0
     with path.open("rb") as file:
@@ -110,13 +144,13 @@ def file_crc32c(path: Path) -> int:
 
 
 def begin_flush(descriptor: int) -> None:
-    """Have the disk begin to write what is new in a file, and wait for nothing.
+    """Tell the disk to start writing the new pages of a file, without waiting.
 
-    What was written stays in the page cache, for whoever reads it next. This is advice:
-    a file system that does not take it is no error, and nothing is safe by it.
+    The pages stay in the page cache. This is a hint: file systems may ignore it, and it
+    guarantees nothing.
 
     Args:
-        descriptor: open for writing.
+        descriptor: of a file that is open for writing.
 
     Source:
         sync_file_range(2), SYNC_FILE_RANGE_WRITE. Python's `os` does not have it.

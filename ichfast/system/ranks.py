@@ -1,9 +1,9 @@
-"""The processes that train together, one a device; `torchrun` starts them.
+"""The processes that train together, one per device, started by `torchrun`.
 
-1. Without torchrun there is one rank, and nothing here waits for anybody.
-2. All ranks take the same way: whoever is to stop, save or fail asks `agree`.
-3. When a rank dies the others end as well, with a message, within `TIMEOUT`.
-4. One rank writes files and lines: the one that `writes`.
+1. Without torchrun there is one rank, and nothing here waits.
+2. All ranks take the same path: before one stops, saves or fails, all `agree`.
+3. When a rank dies, the others end with a message within `TIMEOUT`.
+4. Only the rank that `writes` writes files and log lines.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ from torch.distributed.rendezvous import rendezvous
 from ichfast.errors import DeviceError, IchfastError, TrainError, first_line
 
 TIMEOUT = timedelta(minutes=5)
-"""How long a rank waits for another one. Nothing that one rank does alone, such as
-saving a checkpoint, takes longer."""
+"""How long a rank waits for another. Work of a single rank, such as saving a
+checkpoint, takes less."""
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells a rank in its environment."""
+"""Environment variables that torchrun sets for a rank."""
 
 RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-"""How often torchrun, or Slurm after a requeue, has started this job again."""
+"""Environment variables in which torchrun and Slurm count restarts of this job."""
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that train together."""
+    """This process and the others that train together."""
 
     rank: int = 0
+    """Number of this process, from 0."""
+
     world_size: int = 1
+    """Number of processes."""
 
     @property
     def writes(self) -> bool:
@@ -49,7 +52,7 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, flags: Sequence[bool]) -> list[bool]:
-        """For each flag, whether any rank raised it; the same answer on every rank."""
+        """For each flag, whether it is set on any rank; equal on every rank."""
         if self.world_size == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.uint8)
@@ -57,7 +60,7 @@ class Ranks:
         return [bool(flag) for flag in raised.tolist()]
 
     def gather(self, value: Value) -> list[Value]:
-        """Every rank's value, in the order of ranks, on every rank."""
+        """The values of all ranks in their order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Value | None] = [None] * self.world_size
@@ -65,26 +68,26 @@ class Ranks:
         return [each for each in values if each is not None]
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give every rank the buffers of the first, such as batch norm's statistics."""
+        """Copy the first rank's buffers, such as batch norm's, to all ranks."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, src=0)
 
 
 def was_restarted() -> bool:
-    """Whether torchrun or Slurm started this job again after it had failed."""
+    """Whether torchrun or Slurm has restarted this job after a failure."""
     return any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTS)
 
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """Meet the other ranks that torchrun started, and leave them in the end.
+    """Join the other ranks started by torchrun, and leave them when the block ends.
 
-    Tensors on a GPU travel by NCCL, those on the CPU by gloo. Each rank gets the
-    GPU of its number on its machine.
+    GPU tensors are sent with NCCL, CPU tensors with gloo. Each rank takes the GPU with
+    its local rank.
 
     Args:
-        device: ``auto``, ``cuda`` or ``cpu``, as `choose_device` takes it.
+        device: ``auto``, ``cuda`` or ``cpu``, as for `choose_device`.
 
     Raises:
         DeviceError: this machine has fewer GPUs than ranks.
@@ -111,7 +114,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
             f"{os.environ['MASTER_PORT']}: {_reason(error)}; check the rendezvous "
             "options of torchrun and the network between the machines"
         ) from error
-    # After an error nothing is waited for: the end of the process tells the others.
+    # After an error, do not wait: the other ranks notice the end of this process.
     try:
         yield Ranks(rank, world_size)
     except IchfastError as error:
@@ -127,13 +130,13 @@ def join_ranks(device: str) -> Iterator[Ranks]:
 
 
 def _meeting_place() -> Store:
-    """Where ranks leave their addresses for each other."""
+    """The store in which ranks exchange their addresses."""
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store
-    # On one machine torchrun keeps the store when it starts the ranks again, with
-    # the addresses of the dead: pytorch/pytorch#135712. (On several the count is
-    # not the same everywhere, pytorch/pytorch#108158; see docs/training.md.)
+    # On one machine torchrun keeps the store across restarts, with the addresses of
+    # dead ranks: pytorch/pytorch#135712. On several machines restart counts differ:
+    # pytorch/pytorch#108158; see docs/training.md.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"attempt-{attempt}", store)
 
@@ -155,5 +158,5 @@ def _lost_a_rank(error: RuntimeError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, without the place in its source and its advice."""
+    """Torch's message without its source location and its advice."""
     return re.sub(r"^\[\S+\] ", "", first_line(error)).split(". ")[0]

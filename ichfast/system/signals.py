@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: as a question a loop can ask, or as one interruption."""
+"""Ctrl-C and SIGTERM, as a flag that a loop checks or as a KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 ECHO_S = 1.0
-"""Signals that follow the first one sooner are the same one: a terminal and torchrun,
-or Slurm and torchrun, both pass it on."""
+"""A signal within this time of the first one is ignored, seconds. A terminal and
+torchrun, or Slurm and torchrun, both send it."""
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a flag while the block runs.
 
-    A second signal, `ECHO_S` later or more, has its usual effect at once. Must be
-    entered in the main thread.
+    A second signal, `ECHO_S` later or more, has its usual effect at once. Only for the
+    main thread.
 
     Yields:
-        A function that tells whether a signal came.
+        A function that returns whether a signal came.
     """
     came_at: float | None = None
     before = {
@@ -51,9 +51,9 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does: with a KeyboardInterrupt.
+    """Let SIGTERM raise a KeyboardInterrupt in the block, as Ctrl-C does.
 
-    Does nothing outside the main thread, where no signal arrives.
+    Outside the main thread, which receives no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, plain lines else.
+"""Progress displays, and text that is safe to print.
 
-Everything goes to stderr, so that stdout carries results only.
-
-Text without what a terminal obeys: names and ids may come from anyone.
+Progress is a bar with rate and ETA on a terminal, plain lines elsewhere. It goes to
+stderr, so that stdout has only results. Names and ids from files are untrusted: control
+characters in them are escaped before they are printed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def progress(
     """Open a progress display; call `update(n)` on it as work gets done.
 
     Args:
-        label: what is being done, such as ``prepare``; empty shows nothing.
-        total: units of work altogether.
-        unit: what is counted, in the singular, such as ``slice``.
-        unit_bytes: mean size of a unit; if given, the rate is shown in MB/s as well.
+        label: name of the work, such as ``prepare``; empty shows nothing.
+        total: number of units of work.
+        unit: name of one unit, such as ``slice``.
+        unit_bytes: mean size of a unit, bytes; above 0 adds the rate in MB/s.
 
     Yields:
-        The display: `update(n)` adds n units, `set_postfix_str(text)` adds a
-        remark behind the rate.
+        The display: `update(n)` adds n units, `set_postfix_str(text)` adds a text after
+        the rate.
     """
     on_terminal = sys.stderr.isatty()
     with _Display(
@@ -52,17 +52,17 @@ def progress(
 
 
 def _size(*, on_terminal: bool) -> dict[str, int | bool]:
-    """How tqdm is to find the room for a bar."""
+    """Options of tqdm for the width of a bar."""
     if not on_terminal:
         return {"dynamic_ncols": False}
     if 0 in os.get_terminal_size(sys.stderr.fileno()):
-        # A terminal without a person's window, as of `docker run -t`; tqdm shows none.
+        # `docker run -t` has a terminal of size 0, on which tqdm would show nothing.
         return {"ncols": 100, "nrows": 24}
     return {"dynamic_ncols": True}
 
 
 class _Display(tqdm):  # type: ignore[type-arg]  # tqdm's class takes none at run time
-    """A tqdm whose format knows ``{bytes_rate}``, such as ``, 53.1 MB/s``."""
+    """A tqdm with ``{bytes_rate}`` in its format, such as ``, 53.1 MB/s``."""
 
     def __init__(self, *, unit_bytes: float, **options: Any) -> None:
         self._unit_bytes = unit_bytes
@@ -80,7 +80,7 @@ class _Display(tqdm):  # type: ignore[type-arg]  # tqdm's class takes none at ru
 
 
 class _Lines:
-    """Writes each state of a display to stderr as a line of its own."""
+    """Writes each state of a display to stderr as a separate line."""
 
     def write(self, text: str) -> None:
         line = text.strip()
@@ -102,7 +102,7 @@ _PLAIN_FORMAT = (
 
 
 def printable(text: str) -> str:
-    """The text, with escapes for what cannot be printed, line ends among it."""
+    """Escape what cannot be printed, including line ends."""
     if text.isprintable():
         return text
     return "".join(
@@ -112,5 +112,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, with the line ends that it has."""
+    """Escape what cannot be printed, except line ends."""
     return "\n".join(map(printable, text.split("\n")))

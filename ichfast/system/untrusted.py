@@ -1,8 +1,6 @@
-"""A parquet file that nobody vouches for, read in memory that fits its size.
+"""Reading untrusted parquet files in memory that is proportional to their size.
 
-A few KB may claim a billion rows of one value, or one text of megabytes in each row.
-
-How much a file that nobody vouches for may become when it is unpacked.
+A few KB can claim a billion rows of one value, or a text of megabytes in each row.
 """
 
 from __future__ import annotations
@@ -14,39 +12,39 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 NOT_PARQUET = (pa.ArrowException, OSError, ValueError)
-"""What `read_parquet` may raise of bytes that are no such table."""
+"""Errors that `read_parquet` raises for anything but a valid table."""
 
 
 def read_parquet(content: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table whose rows and texts are in proportion to the file.
+    """Read a table, unless its rows or texts are out of proportion to the file.
 
     Args:
-        content: the file.
-        columns: to read; None: all.
+        content: the bytes of the file.
+        columns: names of the columns to read; None reads all.
 
     Returns:
-        The columns, in the file's order, without metadata.
+        The columns in the file's order, without metadata.
 
     Raises:
-        ArrowException, OSError, ValueError: it is not parquet, claims more than it
-            can hold, or holds lists.
+        ArrowException, OSError, ValueError: not parquet, too large when unpacked, or
+            with a column of lists.
     """
     schema = pq.read_schema(pa.BufferReader(content))
     schema = pa.schema([f for f in schema if columns is None or f.name in columns])
     if any(pa.types.is_nested(field.type) for field in schema):
         raise ValueError("a column holds lists, expected one value a row")
-    # A text that many rows share is in memory once, until it is known to be short.
+    # As dictionaries, repeated texts are in memory once until their size is known.
     texts = [f.name for f in schema if _is_text(f.type)]
     file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts)
-    metadata, most = file.metadata, most_unpacked(content.size)
+    metadata, limit = file.metadata, max_unpacked_bytes(content.size)
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     if metadata.num_rows > content.size:
         raise ValueError(f"it claims {metadata.num_rows:,} rows, more than its bytes")
-    if sum(group.total_byte_size for group in groups) > most:
-        raise ValueError(f"it would become more than {most:,} bytes")
+    if sum(group.total_byte_size for group in groups) > limit:
+        raise ValueError(f"it would become more than {limit:,} bytes")
     rows = file.read(columns=schema.names)
-    if sum(_text_bytes(rows[name]) for name in texts) > most:
-        raise ValueError(f"its texts would become more than {most:,} bytes")
+    if sum(_text_bytes(rows[name]) for name in texts) > limit:
+        raise ValueError(f"its texts would become more than {limit:,} bytes")
     return rows.cast(schema)
 
 
@@ -55,7 +53,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
-    """How long the texts of a column of dictionaries are together."""
+    """Total length of the texts in a column of dictionaries, bytes."""
     lengths = (
         pc.binary_length(chunk.dictionary.cast(pa.large_string())).take(chunk.indices)
         for chunk in column.chunks
@@ -63,13 +61,13 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
     return sum(pc.sum(each.cast(pa.int64())).as_py() or 0 for each in lengths)
 
 
-_MOST_EXPANSION = 100
-"""Bytes that one byte of a file may become. A store's tables become 6."""
+_MAX_EXPANSION = 100
+"""Upper limit of unpacked bytes per byte of a file. A store's tables have 6."""
 
 _FREE_BYTES = 2**20
-"""What any file may become, for small ones repeat themselves most."""
+"""Unpacked bytes allowed for any file, because small files compress best."""
 
 
-def most_unpacked(num_bytes: int) -> int:
-    """Most bytes that a file of so many may become."""
-    return num_bytes * _MOST_EXPANSION + _FREE_BYTES
+def max_unpacked_bytes(num_bytes: int) -> int:
+    """Upper limit of the unpacked size of a file with `num_bytes`."""
+    return num_bytes * _MAX_EXPANSION + _FREE_BYTES

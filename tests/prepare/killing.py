@@ -1,4 +1,4 @@
-"""Runs of prepare that are killed at a chosen event of a chosen stage.
+"""Runs of prepare that are killed at a given event of a given stage.
 
 A server process has imported everything and forks each run, so a run costs tens of
 milliseconds. An event is any call of, or return from, a function in Python or C, as
@@ -46,22 +46,22 @@ _events: Counter[str] = Counter()
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """Where a run is to die. Goes to its workers with every unit."""
+    """The event at which a run is killed. Sent to its workers with every unit."""
 
     stage: str
-    """One of `STAGES`; any other text: nowhere."""
+    """One of `STAGES`; any other text kills nothing."""
 
     event: int
-    """Of that stage, in one process; from 1."""
+    """Number of the event in that stage and one process, from 1."""
 
     delay_s: float
-    """How long after that event; heeded in the parent only."""
+    """Delay after that event, seconds; only in the parent."""
 
     main_pid: int
     """The process to kill."""
 
     traces: Path
-    """A folder. ``sprung``: the trap has sprung; STAGE.PID: events of a process."""
+    """A folder with a file ``sprung`` after the kill, and one STAGE.PID per process."""
 
     def enter(self, stage: str) -> None:
         """Count this process's events for `stage` from now on."""
@@ -92,7 +92,7 @@ class Trap:
 
 @dataclass(frozen=True, slots=True)
 class TrappedJournal(Journal):
-    """A journal whose pages are written, and that is published, inside of a trap."""
+    """A journal that writes its pages and publishes inside a trap."""
 
     trap: Trap
 
@@ -109,7 +109,7 @@ class TrappedJournal(Journal):
 
 @dataclass(frozen=True, slots=True)
 class TrappedRead:
-    """`read_slices` inside of a trap."""
+    """`read_slices` inside a trap."""
 
     trap: Trap
 
@@ -149,7 +149,7 @@ def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
 
 
 def serve() -> None:
-    """Fork a run for each line of stdin; answer with how it ended."""
+    """Fork a run for each line of stdin; print how it ended."""
     multiprocessing.set_forkserver_preload([__name__, "ichfast.prepare.pool"])
     for line in sys.stdin:
         order = json.loads(line)
@@ -168,7 +168,7 @@ def serve() -> None:
 
 
 def _wake_fork_server() -> None:
-    """Make sure that workers can be forked; a run killed asking for one ends it."""
+    """Start the fork server again if a run that was killed has ended it."""
     while True:
         probe = multiprocessing.get_context("forkserver").Process(target=_nothing)
         try:
@@ -253,7 +253,7 @@ def killer() -> Iterator[Killer]:
         [sys.executable, "-c", f"from {__name__} import serve; serve()"],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        # Who is killed leaves semaphores behind; they are removed with the server.
+        # A killed process leaves semaphores, which are removed with the server.
         | {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Appending adds what is new to a finished store, and leaves what is there."""
+"""Appending adds new slices to a finished store and keeps its shards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from ichfast.errors import LabelError, SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable
-from ichfast.prepare import prepare, rows
+from ichfast.prepare import prepare
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
@@ -30,7 +30,7 @@ append = partial(run, append=True)
 
 
 def grow(source: Path) -> None:
-    """Three slices more, one before and one between those that are there."""
+    """Add three slices, one before and one between the existing ones."""
     for name, number in (("000a", 30), ("010b", 31), ("zzz", 32)):
         write_dicom(source / name, f"ID_{number}", hu_HW=random_hu(number))
 
@@ -168,10 +168,9 @@ def test_labels_go_to_all_slices_that_have_none(source: Path, tmp_path: Path) ->
     assert contents(store_path) == before
 
 
-def test_labels_are_joined_and_compared_across_all_parts(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_labels_are_joined_and_compared_over_old_and_new_slices(
+    source: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rows, "RUN_ROWS", 2)
     store_path = tmp_path / "store"
     report = run([source], store_path, labels=labels_of(ID_1=1, ID_5=0, ID_no=0))
     assert (report.labelled, report.labels_without_slice) == (2, 1)

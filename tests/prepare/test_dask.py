@@ -1,4 +1,4 @@
-"""A cluster makes the bytes of one machine, and goes on when a worker is killed."""
+"""A cluster writes the bytes of one machine, also when a worker is killed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import pytest
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare import dask, prepare
-from ichfast.prepare.convert import Job
+from ichfast.prepare.convert import MAX_WORKER_BYTES, Job
+from ichfast.prepare.dask_worker import convert_in_subprocess, end_run
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import Unit, entry_name
 from ichfast.prepare.prepare import prepare_store
@@ -31,13 +33,13 @@ pytest.importorskip("distributed", reason="needs the extra dask")
 
 LEVELS = (512, 256)
 UNIT_ENTRIES = 6
-START_S = 30.0
+START_S = 120.0
 """How long scheduler and workers may take to start."""
 
 
 @contextmanager
 def process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a part of the cluster; killed with the block."""
+    """Run a part of the cluster, and kill it at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
         cwd=Path(__file__).parents[2],
@@ -52,7 +54,7 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def appears(path: Path) -> str:
-    """Wait for a file, and give its text."""
+    """Wait for a file, and return its text."""
     deadline_s = time.monotonic() + START_S
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline_s, f"{path.name} does not appear"
@@ -108,7 +110,7 @@ def job_for(store: Path) -> Job:
 
 
 def watched_read(folder: Path, content: bytes) -> Iterator[Slice]:
-    """Leave a trace of the process that reads, and wait while the test says so."""
+    """Record the process that reads, and wait while the file ``wait`` exists."""
     slices = list(read_slices(content))
     trace = folder / f"{slices[0].slice_id}.{os.getpid()}"
     trace.write_text(str(os.getpid()))
@@ -129,7 +131,7 @@ def ancestors(pid: int) -> set[int]:
 def kill_one_at_work(
     running: list[subprocess.Popen[bytes]], reads: Path
 ) -> subprocess.Popen[bytes]:
-    """Kill a worker while it decodes, then let everything go on."""
+    """Kill a worker while it decodes, then let the others continue."""
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s:
         for trace in reads.glob("ID_*"):
@@ -144,9 +146,26 @@ def kill_one_at_work(
     raise TimeoutError("no worker began")
 
 
+def hoarding_read(content: bytes) -> Iterator[Slice]:
+    """`read_slices`, after taking more memory than a worker may have."""
+    bytearray(2 * MAX_WORKER_BYTES)
+    yield from read_slices(content)
+
+
+def test_a_unit_on_a_cluster_has_the_memory_limit_of_one_machine(
+    source: Path, tmp_path: Path
+) -> None:
+    job = replace(job_for(tmp_path / "store"), decode=hoarding_read)
+    unit = units_of(source)[0]
+    assert convert_in_subprocess(job, unit, "a run") == UNIT_ENTRIES
+    end_run("a run")
+    rejects = job.journal.read(unit).rejects
+    assert [reason for _, _, reason, _ in rejects] == ["too-large"] * UNIT_ENTRIES
+
+
 @pytest.fixture
 def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where files leave a trace when they are read, and wait as long as ``wait``."""
+    """Folder in which reads are recorded, and wait while it has a file ``wait``."""
     folder = tmp_path / "reads"
     folder.mkdir()
     (folder / "wait").touch()
@@ -160,7 +179,7 @@ run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
 
 @contextmanager
 def when_reading(reads: Path, act: Callable[[], object]) -> Iterator[None]:
-    """Do something as soon as a unit is being converted, in a thread."""
+    """Call a function in a thread as soon as a unit is being converted."""
 
     def wait_and_act() -> None:
         deadline_s = time.monotonic() + START_S
@@ -177,7 +196,7 @@ def when_reading(reads: Path, act: Callable[[], object]) -> Iterator[None]:
 
 
 def is_reading(reads: Path) -> bool:
-    """Whether a process that has left a trace is still at work."""
+    """Whether a process that has read a file is still running."""
     for trace in reads.glob("ID_*"):
         status = Path(f"/proc/{trace.name.rpartition('.')[2]}/stat")
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a store has taken in is known again by where it lay, and by its name."""
+"""Entries of a store are recognized by their place and by their name."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def intake_of(*found: Found, key: bytes | None = None) -> Intake:
 )
 def test_a_file_is_new_wherever_it_differs(other: Found, *, same_name: bool) -> None:
     intake, changed = intake_of(FOUND), intake_of(other)
-    assert intake.knows(Listing.of([[other, FOUND]]), None).sum() == 1
-    assert intake.knows(Listing.of([[other]]), None).tolist() == [False]
+    assert intake.contains(Listing.of([[other, FOUND]]), None).sum() == 1
+    assert intake.contains(Listing.of([[other]]), None).tolist() == [False]
     assert (intake.name_E == changed.name_E).all() == same_name
 
 
-def test_with_a_key_nobody_else_can_try_out_names() -> None:
+def test_names_cannot_be_tested_without_the_key() -> None:
     plain, keyed = intake_of(FOUND), intake_of(FOUND, key=b"secret")
     assert plain.name_E != keyed.name_E
     assert plain.place_E != keyed.place_E
-    assert keyed.knows(Listing.of([[FOUND]]), b"secret").all()
-    assert not keyed.knows(Listing.of([[FOUND]]), b"other").any()
+    assert keyed.contains(Listing.of([[FOUND]]), b"secret").all()
+    assert not keyed.contains(Listing.of([[FOUND]]), b"other").any()
 
 
 def test_an_empty_intake_knows_nothing_and_begins_with_unit_0() -> None:
     empty = intake_of()
     assert (len(empty), empty.num_units) == (0, 0)
-    assert not empty.knows(Listing.of([[FOUND]]), None).any()
+    assert not empty.contains(Listing.of([[FOUND]]), None).any()
     assert (empty + intake_of(FOUND)).num_units == 1

@@ -1,4 +1,4 @@
-"""The disk may damage what a stopped run left: it is seen, and made again."""
+"""Damaged pages of a run that was stopped are found and made again."""
 
 from __future__ import annotations
 

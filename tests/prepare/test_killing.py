@@ -1,4 +1,4 @@
-"""A run of prepare, killed in any stage, ends in the bytes of an undisturbed one."""
+"""A run that was killed in any stage continues to the bytes of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def runs() -> Iterator[Killer]:
 
 
 def options_for(source: Path, workers: int) -> partial[dict[str, Any]]:
-    """Options of a run; the store is to be added."""
+    """Options of a run, except the store."""
     return partial(
         dict[str, Any],
         sources=[source],

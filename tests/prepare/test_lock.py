@@ -1,4 +1,4 @@
-"""The folder of a store in the making is there for good, and has one writer."""
+"""The folder of an unfinished store survives power loss and has one writer."""
 
 from __future__ import annotations
 

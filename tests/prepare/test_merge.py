@@ -1,4 +1,4 @@
-"""The pages of a journal, put together."""
+"""The pages of a journal become one sorted table without repeats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,24 +14,20 @@ import pytest
 
 from ichfast.labels import CLASSES
 from ichfast.prepare import merge as merging
-from ichfast.prepare import rows as allrows
-from ichfast.prepare.duplicates import find_repeats
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal, Page
-from ichfast.prepare.merge import Merged, finish, merge
+from ichfast.prepare.merge import Merged, find_repeats, finish, merge
 from ichfast.prepare.plan import Unit, cut_units, entry_name
-from ichfast.prepare.rows import AllRows
 from ichfast.sources.listing import Found, Listing
 from ichfast.store.header import read_header
 from ichfast.store.shards import Shard, shard_name
 from ichfast.store.tables import ORDER, read_table
-from ichfast.system import external_sort
 
 NUM_ROWS, UNIT_ENTRIES = 500, 64
 
 
-def odd_rows() -> pd.DataFrame:
-    """Rows whose order hangs on every column of `ORDER`, and on what is missing."""
+def mixed_rows() -> pd.DataFrame:
+    """Rows whose order depends on every column of `ORDER`, and on missing values."""
     rng = np.random.default_rng(0)
     texts = np.array(["", "a", "B", "é", "a.b", "\U0001f9e0", "ﬀ"], dtype=object)
     position_mm = rng.choice([-2.5, -0.0, 0.0, 7.0, math.nan], NUM_ROWS)
@@ -44,7 +39,7 @@ def odd_rows() -> pd.DataFrame:
 
 
 def write_pages(store: Path, frame: pd.DataFrame) -> tuple[Journal, list[Unit]]:
-    """A journal whose pages hold the rows of a table, and its units."""
+    """Write the rows of a table as pages; return the journal and its units."""
     journal = Journal(store, (512,))
     journal.path.mkdir(parents=True)
     (journal.store / "level-512").mkdir()
@@ -82,21 +77,12 @@ def merged_store(journal: Journal, units: list[Unit]) -> Merged:
     return merged
 
 
-@pytest.mark.parametrize(
-    ("part_rows", "run_rows", "batch_rows"), [(2**15, 2**13, 2**7), (7, 96, 8)]
-)
+@pytest.mark.parametrize("part_rows", [2**15, 7])
 def test_rows_are_sorted_as_pandas_sorts_them(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    part_rows: int,
-    run_rows: int,
-    batch_rows: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
 ) -> None:
     monkeypatch.setattr(merging, "PART_ROWS", part_rows)
-    monkeypatch.setattr(allrows, "RUN_ROWS", run_rows)
-    monkeypatch.setattr(external_sort, "RUN_ROWS", run_rows)
-    monkeypatch.setattr(external_sort, "BATCH_ROWS", batch_rows)
-    frame = odd_rows()
+    frame = mixed_rows()
     journal, units = write_pages(tmp_path / "store", frame)
     merged = merged_store(journal, units)
     assert (len(merged.rows), merged.num_duplicates) == (NUM_ROWS, 0)
@@ -110,18 +96,8 @@ def test_rows_are_sorted_as_pandas_sorts_them(
     assert groups.num_row_groups == math.ceil(NUM_ROWS / part_rows)
 
 
-def same_digest(texts: npt.NDArray[np.object_], **_: object) -> npt.NDArray[np.uint64]:
-    return np.zeros(len(texts), dtype=np.uint64)
-
-
-@pytest.mark.parametrize("all_collide", [False, True])
-def test_the_first_of_several_equal_slices_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, all_collide: bool
-) -> None:
-    monkeypatch.setattr(allrows, "RUN_ROWS", 50)
-    if all_collide:
-        monkeypatch.setattr(pd.util, "hash_array", same_digest)
-    frame = odd_rows().assign(crc32c=1)
+def test_the_first_of_several_equal_slices_is_kept(tmp_path: Path) -> None:
+    frame = mixed_rows().assign(crc32c=1)
     ids = frame["slice_id"].tolist()
     # Pages apart and in one page; the third one has other pixels.
     for row, first in ((450, 3), (70, 69), (200, 100), (499, 450)):
@@ -147,32 +123,31 @@ def test_the_first_of_several_equal_slices_is_kept(
     assert found.set_index("slice_id").loc[ids[3], "row_in_shard"] == 3
 
 
-def test_a_repeat_names_the_first_of_its_kind(tmp_path: Path) -> None:
-    frame = odd_rows()
+def test_a_repeat_names_the_first_of_its_kind() -> None:
+    frame = mixed_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
     ids = frame["slice_id"].tolist()
     for row in (80, 300, 490):
         ids[row] = ids[5]
     frame["slice_id"] = ids
-    journal, units = write_pages(tmp_path / "store", frame)
-    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    found = find_repeats(pa.Table.from_pandas(frame))
     assert np.flatnonzero(found.is_repeat_N).tolist() == [80, 300, 490]
     assert found.entry_R.tolist() == [80, 300, 490]
     assert found.original_entry_R.tolist() == [5, 5, 5]
     assert not found.differs_R.any()
 
 
-def test_slices_of_one_id_are_equal_in_size_and_pixels(tmp_path: Path) -> None:
+def test_slices_of_one_id_are_equal_in_size_and_pixels() -> None:
     """Empty slices of other shapes have equal bytes, and so equal checksums."""
-    frame = odd_rows().assign(slice_id="same", rows=2, columns=3, crc32c=5)
+    frame = mixed_rows().assign(entry=range(NUM_ROWS), rows=2, columns=3, crc32c=5)
+    frame["slice_id"] = "same"
     for row, column in ((1, "rows"), (2, "columns"), (3, "crc32c")):
         frame.loc[row, column] = 6
-    journal, units = write_pages(tmp_path / "store", frame)
-    found = find_repeats(AllRows(journal, units, None, np.ones(NUM_ROWS, np.bool_)))
+    found = find_repeats(pa.Table.from_pandas(frame))
     assert np.flatnonzero(found.differs_R).tolist() == [0, 1, 2]
 
 
 def test_a_shard_without_a_slice_that_counts_is_left_out(tmp_path: Path) -> None:
-    frame = odd_rows().iloc[: 2 * UNIT_ENTRIES].copy()
+    frame = mixed_rows().iloc[: 2 * UNIT_ENTRIES].copy()
     half = frame.index[UNIT_ENTRIES:]
     frame.loc[half, "slice_id"] = frame["slice_id"].to_numpy()[:UNIT_ENTRIES]
     journal, units = write_pages(tmp_path / "store", frame)
@@ -183,5 +158,4 @@ def test_a_shard_without_a_slice_that_counts_is_left_out(tmp_path: Path) -> None
     assert [shard.name for shard in header.shards] == [shard_name(0, 1, 1)]
     assert header.counts["slices"] == UNIT_ENTRIES
     assert not left_out.exists()
-    # The scratch file had no name, so the journal holds nothing but the intake.
     assert [file.name for file in journal.path.iterdir()] == ["entries.parquet"]

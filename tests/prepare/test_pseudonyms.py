@@ -1,4 +1,4 @@
-"""The key of hashed ids: made once, kept private, refused when it cannot be right."""
+"""The key of hashed ids is made once, kept private, and refused when damaged."""
 
 from __future__ import annotations
 

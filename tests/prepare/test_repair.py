@@ -1,4 +1,4 @@
-"""A repaired store has the bytes it was written with, or an error says what has not."""
+"""A repaired store has the bytes it was written with, or an error names the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last line of prepare says what a person wants to know of it."""
+"""The last line of prepare summarizes the run."""
 
 from __future__ import annotations
 

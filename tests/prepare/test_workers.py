@@ -1,4 +1,4 @@
-"""A bad file costs itself, a dead worker nothing, and files are counted as they go."""
+"""A bad file costs only itself, a dead worker nothing, and progress counts files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ import pytest
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError, StoreError
 from ichfast.prepare import pool, prepare, workers
+from ichfast.prepare.convert import MAX_WORKER_BYTES
+from ichfast.prepare.journal import Journal, Page
+from ichfast.prepare.plan import Unit
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
@@ -27,7 +30,9 @@ from tests.conftest import SHAPES, contents, write_dicom
 
 CRASHING_HU = 3001
 HANGING_HU = 3002
-"""First pixel of slices at which `fragile_read` dies or hangs; never random."""
+HOARDING_HU = 3003
+"""First pixel of slices at which `fragile_read` dies, hangs or takes all memory; never
+random."""
 
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
@@ -76,34 +81,40 @@ def fragile_read(content: bytes) -> Iterator[Slice]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while True:
             time.sleep(60)
+    if corner_hu == HOARDING_HU:
+        bytearray(2 * MAX_WORKER_BYTES)
     yield from slices
 
 
-def test_a_crash_and_a_hang_cost_their_files_and_no_other(
+def test_a_crash_a_hang_and_a_hoard_cost_their_files_and_no_other(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
 ) -> None:
-    for name, hu in (("009", CRASHING_HU), ("008", HANGING_HU), ("017", CRASHING_HU)):
+    fragile = {"009": CRASHING_HU, "008": HANGING_HU, "017": CRASHING_HU}
+    fragile["021"] = HOARDING_HU
+    for name, hu in fragile.items():
         write_dicom(
             source / f"{name}.dcm", name, hu_HW=np.full(SHAPES[0], hu, np.int16)
         )
     monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
     monkeypatch.setattr(prepare, "read_slices", fragile_read)
-    monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", 0.3)
-    report = run([source], tmp_path / "store", workers=2, max_rejected="3")
-    assert report.slices == 20
-    assert report.rejected == {"decoder-crash": 2, "timeout": 1}
+    monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", 1.0)
+    report = run([source], tmp_path / "store", workers=2, max_rejected="4")
+    assert report.slices == 19
+    assert report.rejected == {"decoder-crash": 2, "timeout": 1, "too-large": 1}
     table = pd.read_csv(tmp_path / "store" / "rejected.csv").set_index("path")
     assert table["reason"].to_dict() == {
         "009.dcm": "decoder-crash",
         "008.dcm": "timeout",
         "017.dcm": "decoder-crash",
+        "021.dcm": "too-large",
     }
-    assert display.states[-1] == (23, "3 rejected")
+    assert display.states[-1] == (23, "4 rejected")
     assert verify_store(tmp_path / "store") == []
 
 
-FRAMES_S = 0.6
-"""What four frames take together; one of them is within the time for a slice."""
+FRAMES_S = 2.0
+"""Duration of four frames together. The timeout of a slice is below it, and far above
+that of one frame, so that a busy machine changes nothing."""
 
 
 def many_frames(fails: bool, content: bytes) -> Iterator[Slice]:
@@ -124,7 +135,7 @@ def test_each_frame_has_its_time_and_all_count_or_none(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     monkeypatch.setattr(prepare, "read_slices", partial(many_frames, fails))
-    monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", FRAMES_S / 2)
+    monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", 0.8 * FRAMES_S)
     report = run([source], tmp_path / "store", max_rejected="1")
     assert report.slices == (22 if fails else 26)
     assert report.rejected == ({"decoder-error": 1} if fails else {})
@@ -165,6 +176,24 @@ def test_workers_that_die_of_everything_end_the_run(
     monkeypatch.setattr(pool, "MAX_DEATHS", 1)
     with pytest.raises(StoreError, match=r"unit 0 died 1 times.*fewer --workers"):
         run([source], tmp_path / "store")
+
+
+def write_without_memory(_journal: Journal, _unit: Unit, _page: Page) -> None:
+    bytearray(2 * MAX_WORKER_BYTES)
+
+
+def test_a_worker_without_memory_ends_the_run_with_advice(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "read_slices", read_and_break_the_journal)
+    with pytest.raises(StoreError, match=r"unit 0 died 2 times.*memory ran out"):
+        run([source], tmp_path / "store")
+
+
+def read_and_break_the_journal(content: bytes) -> Iterator[Slice]:
+    """`read_slices`, in a worker whose pages are written without enough memory."""
+    Journal.write = write_without_memory  # type: ignore[method-assign, assignment]
+    yield from read_slices(content)
 
 
 def test_a_script_that_workers_run_again_is_told_how_to_call(

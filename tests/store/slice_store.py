@@ -1,4 +1,4 @@
-"""A finished store of slices that a test has made up."""
+"""A finished store of synthetic slices for tests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from ichfast.labels import CLASSES
 from ichfast.store.header import StoreHeader
+from ichfast.store.levels import LEVELS, checksum_column
 from ichfast.store.store import finish_store
 from ichfast.store.tables import rows_of
 from ichfast.store.writer import UnitWriter
@@ -30,7 +31,7 @@ OTHER_COLUMNS: dict[str, object] = {
     "transfer_syntax_uid": "1.2.840.10008.1.2.1",
     "quirks": "",
 }
-"""What the table says of every slice that has nothing else to say."""
+"""Defaults of the table's columns."""
 
 
 def write_slices(
@@ -39,7 +40,7 @@ def write_slices(
     rows: Sequence[Mapping[str, Any]],
     labels_NK: npt.NDArray[np.integer],
     *,
-    levels: tuple[int, ...] = (512, 256),
+    levels: tuple[int, ...] = LEVELS,
     slices_a_unit: int = 1024,
     plan: Mapping[str, str] | None = None,
 ) -> None:
@@ -49,7 +50,7 @@ def write_slices(
         path: the store's folder, which must not exist.
         slices: as they are stored, each (H, W) uint16, in the order of the table.
         rows: what the table says of each: patient, study, series, whether it is
-            ``labelled``, and whatever is not in `OTHER_COLUMNS`.
+            ``labelled``, and every column that is not in `OTHER_COLUMNS`.
         labels_NK: left out where a slice is not labelled.
         levels: of the store.
         slices_a_unit: slices written at a time.
@@ -65,7 +66,7 @@ def write_slices(
                 written.append(
                     {"shard": name, "row_in_shard": row_in_shard}
                     | {"rows": stored_HW.shape[0], "columns": stored_HW.shape[1]}
-                    | {"crc32c": sums[512], "crc32c_256": sums.get(256)}
+                    | {checksum_column(level): sums[level] for level in levels}
                 )
         shards += writer.shards
     shards.sort(key=lambda shard: shard.name)

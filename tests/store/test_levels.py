@@ -11,14 +11,14 @@ import pytest
 
 from ichfast.augment.geometry import halved_shape
 from ichfast.augment.reference import halve
-from ichfast.store.levels import check_levels, halve_into, reduce_to_256, sum_of_2x2
+from ichfast.store.levels import check_levels, halve_into, reduce_to_level, sum_of_2x2
 
 
 def test_level_256_is_the_mean_of_2x2_with_halves_rounded_up() -> None:
     stored_HW = np.random.default_rng(1).integers(0, 32768, (512, 512), np.uint16)
     blocks = stored_HW.reshape(256, 2, 256, 2).astype(np.int64)
     expected_HW = (blocks.sum(axis=(1, 3)) + 2) // 4
-    np.testing.assert_array_equal(reduce_to_256(stored_HW), expected_HW)
+    np.testing.assert_array_equal(reduce_to_level(stored_HW, 256), expected_HW)
 
 
 @pytest.mark.parametrize("shape", [(768, 768), (1024, 1024), (128, 128)])
@@ -31,15 +31,15 @@ def test_whole_factors_are_exact_means_or_repeats(shape: tuple[int, int]) -> Non
         expected_HW = stored_HW.reshape(256, factor, 256, factor).mean(axis=(1, 3))
     # Ninths of an integer are not exact in binary, but never near a half.
     np.testing.assert_array_equal(
-        reduce_to_256(stored_HW), np.floor(expected_HW + 0.5).astype(np.uint16)
+        reduce_to_level(stored_HW, 256), np.floor(expected_HW + 0.5).astype(np.uint16)
     )
 
 
 def test_the_general_filter_agrees_with_the_fast_one() -> None:
     stored_HW = np.random.default_rng(3).integers(0, 32768, (512, 512), np.uint16)
     # With every pixel repeated, 1024x1024 must give what 512x512 gives.
-    general_HW = reduce_to_256(stored_HW.repeat(2, axis=0).repeat(2, axis=1))
-    np.testing.assert_array_equal(general_HW, reduce_to_256(stored_HW))
+    general_HW = reduce_to_level(stored_HW.repeat(2, axis=0).repeat(2, axis=1), 256)
+    np.testing.assert_array_equal(general_HW, reduce_to_level(stored_HW, 256))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_general_filter_agrees_with_the_fast_one() -> None:
 def test_the_aspect_is_kept_and_the_rest_is_air(
     shape: tuple[int, int], inside: tuple[slice, slice]
 ) -> None:
-    small_HW = reduce_to_256(np.full(shape, 1064, np.uint16))
+    small_HW = reduce_to_level(np.full(shape, 1064, np.uint16), 256)
     assert small_HW.shape == (256, 256)
     assert (small_HW[inside] == 1064).all()
     small_HW[inside] = 0

@@ -1,4 +1,4 @@
-"""What is odd about the order of a series is named."""
+"""Irregularities in the order of a series are named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def describe(
 def test_an_even_series_has_nothing_odd() -> None:
     one = describe([0, 5, 10, 15.04], [1, 2, 3, 4])
     assert (one.series, one.count, one.spacing_mm) == ("R", 4, 5)
-    assert one.oddities == ()
+    assert one.irregularities == ()
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
@@ -46,21 +46,21 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
 def test_a_missing_slice_is_a_gap() -> None:
     one = describe([0, 5, 10, 20, 25])
     assert (one.gaps, one.spacing_mm) == (1, 5)
-    assert one.oddities == ("gaps", "uneven")
+    assert one.irregularities == ("gaps", "uneven")
 
 
 def test_two_thicknesses_are_uneven_without_a_gap() -> None:
-    assert describe([0, 5, 10, 15, 22]).oddities == ("uneven",)
+    assert describe([0, 5, 10, 15, 22]).irregularities == ("uneven",)
 
 
 def test_places_scanned_twice_are_counted_and_no_spacing() -> None:
     one = describe([0, 5, 5.001, 10, 10, 15], [1, 2, 7, 3, 8, 4])
     assert (one.repeated_positions, one.spacing_mm, one.gaps) == (2, 5, 0)
-    assert "repeated_positions" in one.oddities
+    assert "repeated_positions" in one.irregularities
 
 
 @pytest.mark.parametrize(
-    ("numbers", "oddities"),
+    ("numbers", "irregularities"),
     [
         ([4, 3, 2, 1], ("reversed",)),
         ([1, 3, 2, 4], ("shuffled",)),
@@ -69,15 +69,15 @@ def test_places_scanned_twice_are_counted_and_no_spacing() -> None:
     ],
 )
 def test_positions_are_checked_against_instance_numbers(
-    numbers: list[int], oddities: tuple[str, ...]
+    numbers: list[int], irregularities: tuple[str, ...]
 ) -> None:
-    assert describe([0, 5, 10, 15], numbers).oddities == oddities
+    assert describe([0, 5, 10, 15], numbers).irregularities == irregularities
 
 
 def test_unknown_positions_are_counted_and_left_out() -> None:
     one = describe([math.nan, 0, 5, math.nan], [1, 2, 3, 4])
     assert (one.count, one.unknown_positions, one.spacing_mm) == (4, 2, 5)
-    assert one.oddities == ("unknown_positions",)
+    assert one.irregularities == ("unknown_positions",)
 
 
 @pytest.mark.parametrize("position_mm", [[3.0], [math.nan], [2.0, 2.0]])
@@ -90,7 +90,7 @@ def test_each_series_of_a_store_is_described(tiny_store: Store) -> None:
     assert [one.series for one in found] == ["R1", "R2", "R3", "R4", "R5", "R6"]
     assert [one.count for one in found] == [7, 5, 6, 5, 3, 3]
     assert {one.spacing_mm for one in found} == {5.0}
-    assert {one.oddities for one in found} == {()}
+    assert {one.irregularities for one in found} == {()}
 
 
 def read_table(archive: Path) -> pd.DataFrame:
@@ -115,7 +115,9 @@ def test_the_real_series_are_described() -> None:
         for path in sorted(DATA.glob("*_series/*.tar.xz"))
     }
     assert {
-        name: [(one.count, round(one.spacing_mm, 2), one.oddities) for one in all_of]
+        name: [
+            (one.count, round(one.spacing_mm, 2), one.irregularities) for one in all_of
+        ]
         for name, all_of in found.items()
     } == {
         "GE_HiSpeedDual_head": [(28, 4.0, ("gaps", "uneven"))],

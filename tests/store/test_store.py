@@ -1,4 +1,4 @@
-"""A store gives back what was written, and notices what is not as it was written."""
+"""A store returns what was written, and finds what is not as written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.store import store as store_module
-from ichfast.store.levels import reduce_to_256
+from ichfast.store.levels import checksum_column, reduce_to_level
 from ichfast.store.shards import OpenShard
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
@@ -52,7 +52,7 @@ def test_every_slice_comes_back_bit_for_bit(tmp_path: Path) -> None:
         for index, expected_HW in enumerate(slices):
             np.testing.assert_array_equal(store.slice_HW(index), expected_HW)
             np.testing.assert_array_equal(
-                store.slice_HW(index, 256), reduce_to_256(expected_HW)
+                store.slice_HW(index, 256), reduce_to_level(expected_HW, 256)
             )
 
 
@@ -190,20 +190,25 @@ def test_shards_are_named_by_unit_and_shape(tiny_store: Store) -> None:
     assert names == ["00000-63x65.npy", "00000.npy", "00001-63x65.npy", "00001.npy"]
 
 
-def test_the_checksum_of_a_shard_is_that_of_the_file(tiny_store: Store) -> None:
+def test_the_checksum_of_a_shard_is_that_of_its_rows_checksums(
+    tiny_store: Store,
+) -> None:
     for shard in tiny_store.header.shards:
         for level in tiny_store.levels:
-            content = (tiny_store.path / f"level-{level}" / shard.name).read_bytes()
-            assert google_crc32c.value(content) == shard.crc32c[level]
-            assert len(content) == shard.num_bytes(level)
+            file = tiny_store.path / f"level-{level}" / shard.name
+            sums = b"".join(
+                google_crc32c.value(row).to_bytes(4, "little") for row in np.load(file)
+            )
+            assert google_crc32c.value(sums) == shard.crc32c[level]
+            assert file.stat().st_size == shard.num_bytes(level)
 
 
 def test_the_checksum_of_a_row_is_that_of_the_slice(tiny_store: Store) -> None:
     for index in (0, 13, 28):
         row = tiny_store.table.iloc[index]
-        for level, column in ((512, "crc32c"), (256, "crc32c_256")):
+        for level in tiny_store.levels:
             content = tiny_store.slice_HW(index, level).tobytes()
-            assert google_crc32c.value(content) == row[column]
+            assert google_crc32c.value(content) == row[checksum_column(level)]
 
 
 def test_a_failed_unit_leaves_no_file(tmp_path: Path) -> None:
@@ -242,7 +247,7 @@ def test_only_the_files_of_the_last_shape_are_open(tmp_path: Path) -> None:
 def test_a_unit_whose_files_cannot_be_closed_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, may_finish: bool
 ) -> None:
-    """As on a network's disk, where what was written may fail only then."""
+    """A network disk may report a failed write only when the file is closed."""
     shut = os.close
 
     def close(descriptor: int) -> None:

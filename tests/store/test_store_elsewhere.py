@@ -1,4 +1,4 @@
-"""A store that is handed to another process reads there what it reads here."""
+"""A store that is sent to another process reads the same slices there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table is taken for what its header promises, or refused."""
+"""A table that does not fit its header is refused."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ichfast.store.tables import (
     read_rejected,
     read_rows,
     rows_of,
+    table_schema,
     write_rejected,
     write_rows,
 )
@@ -26,7 +27,7 @@ from tests.conftest import write_store
 
 @pytest.fixture
 def header(tmp_path: Path) -> StoreHeader:
-    """That of a store in `tmp_path`."""
+    """The header of a store in `tmp_path`."""
     write_store(tmp_path / "store")
     return read_header(tmp_path / "store")
 
@@ -87,6 +88,16 @@ def test_rows_come_back_as_they_were_written(
     assert crc32c == file_crc32c(tmp_path / "slices.parquet")
     frame = rows.to_pandas(types_mapper={pa.int8(): pd.Int8Dtype()}.get)
     assert rows_of(frame, header.levels).equals(rows)
+
+
+def test_a_column_that_is_missing_is_unknown(
+    tmp_path: Path, header: StoreHeader
+) -> None:
+    frame = read_rows(tmp_path / "store", header).to_pandas()
+    names = ["quirks", "tilt_deg", "instance_number", "is_signed"]
+    rows = rows_of(frame.drop(columns=names), header.levels)
+    assert rows.schema.equals(table_schema(header.levels))
+    assert [rows[name][0].as_py() for name in names] == ["", None, -1, False]
 
 
 def test_names_that_look_like_nothing_survive(

@@ -1,4 +1,4 @@
-"""Whatever happens to a file of a store, it is found, named, and said in one line."""
+"""Any damage of a store's files is found and named in one line."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ DAMAGES = (
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_whatever_stands_in_the_place_of_a_file_is_found(
+def test_anything_in_the_place_of_a_file_is_found(
     store: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(store / name)
@@ -213,11 +213,11 @@ def check_append_is_refused(store: Path, source: Path) -> None:
     assert contents(store) == before
 
 
-# Content that means harm
+# Hostile content
 
 
 def numbers_in(document: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where the integers of a JSON document stand."""
+    """The paths of all integers in a JSON document."""
     if isinstance(document, dict):
         for name, value in document.items():
             yield from numbers_in(value, (*at, name))

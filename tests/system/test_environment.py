@@ -1,4 +1,4 @@
-"""What ran is described for a reader, and names nobody."""
+"""The environment is described without names of machines and users."""
 
 from __future__ import annotations
 

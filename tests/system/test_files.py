@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ichfast.errors import StoreError
 from ichfast.store.writer import UnitWriter
 from ichfast.system.files import (
     atomic_path,
     begin_flush,
     beside,
     make_folder,
+    output_path,
     remove_file,
     write_private_once,
     write_text_atomically,
@@ -43,6 +45,19 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         fail_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_output_has_its_folder_made_and_its_failure_named(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with output_path(path, StoreError) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    message = f"cannot write {path}/b: File exists; try another"
+    with (
+        pytest.raises(StoreError, match=message),
+        output_path(path / "b", StoreError, "; try another"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("folder", ["heads/store", "heads/store/", ".", "journal/.."])

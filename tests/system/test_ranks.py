@@ -1,4 +1,4 @@
-"""Several ranks on one machine, over gloo: the same run, one writer, no hanging."""
+"""Several ranks on one machine make one run, with one writer and without hanging."""
 
 from __future__ import annotations
 

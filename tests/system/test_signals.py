@@ -1,4 +1,4 @@
-"""The first signal asks, a later one acts."""
+"""The first signal sets a flag, a later one has its usual effect."""
 
 from __future__ import annotations
 

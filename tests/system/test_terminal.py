@@ -1,4 +1,4 @@
-"""Progress goes to stderr: plain lines where no terminal is."""
+"""Progress goes to stderr, as plain lines without a terminal."""
 
 from __future__ import annotations
 
