@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.loading.loader import make_loader
-from ichfast.runs.folder import RunRecord
+from ichfast.runs.record import RunRecord
 from ichfast.store.store import Store
 
 

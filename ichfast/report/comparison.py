@@ -20,7 +20,7 @@ from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
 from ichfast.report.charts.style import LIGHT, MODEL_COLOR
-from ichfast.runs.folder import RunRecord, read_record
+from ichfast.runs.record import RunRecord, read_record
 from ichfast.system.files import atomic_path
 from ichfast.training.history import read_history
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ichfast.models.build import ARCHS, build_model
+from ichfast.models.build import build_model
+from ichfast.models.config import ARCHS
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.report.activations import activations_of, class_activations
-from ichfast.runs.folder import RunRecord
+from ichfast.runs.record import RunRecord
 from ichfast.store.store import Store
 from ichfast.windows import Normalization
 
