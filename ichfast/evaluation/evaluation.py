@@ -21,16 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.bootstrap import (
     SEED,
     Interval,
     Resampling,
+    draw_patients,
     mean_interval,
-    ranking_intervals,
-    resample_patients,
 )
 from ichfast.evaluation.metrics import (
     Floats,
@@ -40,13 +38,13 @@ from ichfast.evaluation.metrics import (
     has_both,
     prevalence_loss,
     prevalence_NK,
-    sensitivity_at,
     slice_log_loss_N,
     weighted_log_loss,
 )
 from ichfast.evaluation.predictions import LABEL_COLUMNS
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
+from ichfast.evaluation.ranking import RANKING_FIGURES, Ranking, spread_of
 from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
 
@@ -76,7 +74,7 @@ class ClassScores:
     prevalence_calibration_error: float
     """0: the prevalence is calibrated, and useless."""
     intervals: dict[str, Interval | None] = field(default_factory=dict)
-    """95 % intervals by name, of `evaluation.bootstrap.RANKING_FIGURES`; empty without
+    """95 % intervals by name, of `evaluation.ranking.RANKING_FIGURES`; empty without
     bootstrap."""
 
 
@@ -148,12 +146,13 @@ def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
         labelled.groupby(keys, dropna=False, sort=False)[columns].max().reset_index()
         for keys in (["patient", "study"], ["patient"])
     )
+    counts_RP = draw_patients(len(by_patient), replicates=replicates)
     return Evaluation(
         unlabelled=len(table) - len(labelled),
         bootstrap={"replicates": replicates, "seed": SEED},
-        slice=_score_level(labelled, replicates),
-        study=_score_level(by_study, replicates),
-        patient=_score_level(by_patient, replicates),
+        slice=_score_level(labelled, counts_RP),
+        study=_score_level(by_study, counts_RP),
+        patient=_score_level(by_patient, counts_RP),
     )
 
 
@@ -192,12 +191,12 @@ def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
     return labelled
 
 
-def _score_level(rows: pd.DataFrame, replicates: int) -> LevelScores:
+def _score_level(rows: pd.DataFrame, counts_RP: npt.NDArray[np.int64]) -> LevelScores:
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
     resampling = None
-    if replicates:
+    if len(counts_RP):
         patient_N: npt.NDArray[np.intp] = pd.factorize(rows["patient"])[0]
-        resampling = resample_patients(patient_N, replicates=replicates)
+        resampling = Resampling(counts_RP, patient_N)
     loss_N = slice_log_loss_N(probs_NK, labels_NK)
     return LevelScores(
         count=len(labels_NK),
@@ -221,6 +220,15 @@ def _score_class(
     probs_N1, labels_N1 = probs_N[:, np.newaxis], labels_N[:, np.newaxis]
     prevalence = float(labels_N.mean())
     can_rank = has_both(labels_N)
+    figures: dict[str, float | None] = dict.fromkeys(RANKING_FIGURES)
+    intervals: dict[str, Interval | None] = {}
+    if resampling:
+        intervals = dict.fromkeys(RANKING_FIGURES)
+    if can_rank:
+        ranking = Ranking(probs_N, labels_N)
+        figures = {name: f(ranking.counts()) for name, f in RANKING_FIGURES.items()}
+        if resampling:
+            intervals = spread_of(ranking, resampling).intervals
     return ClassScores(
         positives=int(labels_N.sum()),
         prevalence=prevalence,
@@ -228,21 +236,14 @@ def _score_class(
         prevalence_log_loss=float(
             class_log_loss_K(prevalence_NK(labels_N1), labels_N1)[0]
         ),
-        auc=float(roc_auc_score(labels_N, probs_N)) if can_rank else None,
         prevalence_auc=0.5 if can_rank else None,
-        average_precision=(
-            float(average_precision_score(labels_N, probs_N)) if can_rank else None
-        ),
         prevalence_average_precision=prevalence if can_rank else None,
-        sensitivity_at_90=sensitivity_at(probs_N, labels_N, specificity=0.90),
         prevalence_sensitivity_at_90=0.0 if can_rank else None,
-        sensitivity_at_95=sensitivity_at(probs_N, labels_N, specificity=0.95),
         prevalence_sensitivity_at_95=0.0 if can_rank else None,
         brier=float(((probs_N - labels_N) ** 2).mean()),
         prevalence_brier=prevalence * (1.0 - prevalence),
         calibration_error=calibration_error(probs_N, labels_N),
         prevalence_calibration_error=0.0,
-        intervals=(
-            ranking_intervals(probs_N, labels_N, resampling) if resampling else {}
-        ),
+        intervals=intervals,
+        **figures,
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_curve
 
 Floats = npt.NDArray[np.float64]
 
@@ -90,22 +89,6 @@ def accuracy(probs_NK: Floats, labels_NK: Floats) -> float:
         fastai v1 `accuracy_thresh`, the metric of the reference experiments.
     """
     return float(((probs_NK > 0.5) == (labels_NK > 0.5)).mean())
-
-
-def sensitivity_at(
-    probs_N: Floats, labels_N: Floats, *, specificity: float
-) -> float | None:
-    """The best sensitivity at a threshold whose specificity is at least that given.
-
-    Returns:
-        Within [0, 1]; None where the labels have one value only.
-    """
-    if not has_both(labels_N):
-        return None
-    false_rates, true_rates, _ = roc_curve(labels_N, probs_N, drop_intermediate=False)
-    num_negatives = np.count_nonzero(labels_N == 0)
-    allowed = (1.0 - specificity) * num_negatives + 1e-6  # counts, so 0.1 is 0.1
-    return float(true_rates[false_rates * num_negatives <= allowed].max())
 
 
 def calibration_bins(

@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.evaluation.bootstrap import Interval, mean_interval, resample_patients
+from ichfast.evaluation.bootstrap import (
+    REPLICATES,
+    Interval,
+    Resampling,
+    draw_patients,
+    mean_interval,
+)
 from ichfast.evaluation.curves import (
     ClassCurves,
     OperatingPoint,
@@ -24,9 +30,6 @@ from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
-
-REPLICATES = 200
-"""Of the bootstrap behind the intervals and bands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +69,9 @@ def judge(predictions: pd.DataFrame, *, sensitivity: float) -> Judged:
         name: operating_point(*each, sensitivity=sensitivity)
         for name, each in by_class.items()
     }
-    resampling = resample_patients(
-        pd.factorize(patients_N(rows))[0], replicates=REPLICATES
-    )
+    patient_N, patients = pd.factorize(patients_N(rows))
+    counts_RP = draw_patients(len(patients), replicates=REPLICATES)
+    resampling = Resampling(counts_RP, patient_N)
     curves = {name: class_curves(*each, resampling) for name, each in by_class.items()}
     return Judged(
         rows=rows,

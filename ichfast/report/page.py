@@ -19,9 +19,10 @@ import jinja2
 import pandas as pd
 
 from ichfast.errors import IchfastError
+from ichfast.evaluation.bootstrap import REPLICATES
 from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.predictions import labels_NK as labels_of
-from ichfast.evaluation.results import REPLICATES, judge
+from ichfast.evaluation.results import judge
 from ichfast.evaluation.scoretable import format_score
 from ichfast.labels import CLASSES
 from ichfast.report.cards import (

@@ -14,7 +14,6 @@ from ichfast.evaluation.metrics import (
     calibration_error,
     class_log_loss_K,
     prevalence_loss,
-    sensitivity_at,
     weighted_log_loss,
 )
 from ichfast.evaluation.predictions import labels_NK, probs_NK
@@ -91,17 +90,6 @@ def test_accuracy_counts_every_output_at_one_half() -> None:
     probs = np.array([[0.6, 0.4, 0.5, 0.5, 0.0, 1.0]])
     labels = np.array([[1.0, 0, 0, 0, 0, 0]])
     assert accuracy(probs, labels) == pytest.approx(5 / 6, abs=1e-12)
-
-
-def test_sensitivity_uses_every_threshold_the_specificity_allows() -> None:
-    negatives = np.linspace(0.0, 0.9, 10)  # 0.0, 0.1, ... 0.9
-    positives = np.array([0.95, 0.85, 0.75, 0.05])
-    probs = np.r_[negatives, positives]
-    labels = np.r_[np.zeros(10), np.ones(4)]
-    assert sensitivity_at(probs, labels, specificity=1.0) == 0.25
-    assert sensitivity_at(probs, labels, specificity=0.9) == 0.50
-    assert sensitivity_at(probs, labels, specificity=0.8) == 0.75
-    assert sensitivity_at(probs, labels, specificity=0.0) == 1.00
 
 
 def test_calibration_error_by_hand() -> None:

@@ -15,9 +15,10 @@ from matplotlib.ticker import PercentFormatter
 
 from ichfast.evaluation.along_series import AlongSeries
 from ichfast.evaluation.bootstrap import Interval
-from ichfast.evaluation.curves import GRID_G, Band, ClassCurves, OperatingPoint
+from ichfast.evaluation.curves import ClassCurves, OperatingPoint
 from ichfast.evaluation.evaluation import Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
+from ichfast.evaluation.ranking import GRID_G, Band
 from ichfast.labels import CLASSES
 from ichfast.report.charts.style import (
     LIGHT,
@@ -86,13 +87,13 @@ def roc_curves(
             continue
         drawn, point = curves[name], points[name]
         color = class_color(k, theme)
-        _draw_band(axes, drawn.roc_band, color)
-        axes.plot(drawn.false_rate_T, drawn.true_rate_T, color=color, linewidth=1.4)
+        _draw_band(axes, drawn.spread.roc_band, color)
+        axes.plot(drawn.false_rate_V, drawn.true_rate_V, color=color, linewidth=1.4)
         assert point.specificity is not None, "a class with curves has both labels"
         axes.plot(
             1 - point.specificity, point.sensitivity, "o", color=color, markersize=5
         )
-        area = _with_interval(level.classes[name].auc, drawn.intervals["auc"])
+        area = _with_interval(level.classes[name].auc, drawn.spread.intervals["auc"])
         set_title(axes, f"{name}\nAUC {area}", theme)
     _finish_squares(all_axes, "1 - specificity", "Sensitivity")
     return figure
@@ -113,9 +114,9 @@ def precision_recall_curves(
         drawn, scores = curves[name], level.classes[name]
         color = class_color(k, theme)
         axes.axhline(scores.prevalence, color=theme.faint, linewidth=0.8, linestyle=":")
-        _draw_band(axes, drawn.precision_band, color)
+        _draw_band(axes, drawn.spread.precision_band, color)
         axes.plot(drawn.recall_T, drawn.precision_T, color=color, linewidth=1.4)
-        interval = drawn.intervals["average_precision"]
+        interval = drawn.spread.intervals["average_precision"]
         area = _with_interval(scores.average_precision, interval)
         set_title(axes, f"{name}\nAP {area}", theme)
     _finish_squares(all_axes, "Sensitivity (recall)", "Precision")

@@ -147,7 +147,7 @@ def test_a_chart_in_few_colours_looks_the_same_in_fewer_bytes() -> None:
 def test_a_roc_panel_tells_area_interval_and_operating_point() -> None:
     axes = roc_of(JUDGED).axes[CLASSES.index("subdural")]
     name, area = axes.get_title(loc="left").split("\n")
-    low, high = JUDGED.curves["subdural"].intervals["auc"] or (0, 0)
+    low, high = JUDGED.curves["subdural"].spread.intervals["auc"] or (0, 0)
     assert name == "subdural"
     auc = LEVEL.classes["subdural"].auc
     assert area == f"AUC {auc:.3f} ({low:.3f} to {high:.3f})"
