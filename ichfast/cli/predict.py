@@ -254,7 +254,6 @@ def compare(
     """
     from ichfast.report.comparison import (
         compare_runs,
-        draw_comparison,
         format_comparison,
         write_comparison,
     )
@@ -263,6 +262,8 @@ def compare(
     if csv_path:
         write_comparison(rows, csv_path)
     if png_path:
+        from ichfast.report.charts.comparison import draw_comparison
+
         draw_comparison(rows, png_path)
     say(format_comparison(rows))
     print_result({"rows": [asdict(row) for row in rows]})

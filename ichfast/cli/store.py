@@ -163,12 +163,13 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     from, and only put back if it is what it was to the bit.
     """
     from ichfast.errors import StoreError
-    from ichfast.prepare.repair import repair_store
     from ichfast.store.header import read_header
     from ichfast.store.verify import verify_store
 
     read_header(store)  # without it there is nothing to check, nor to repair
     if repair:
+        from ichfast.prepare.repair import repair_store
+
         print_result(asdict(repair_store(store, repair, id_key=id_key)))
         return
     if id_key:

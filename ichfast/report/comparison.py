@@ -2,8 +2,6 @@
 
 What is not known is None, and a dash in the text. The reference published leaderboard
 scores; of a run nobody here knows one.
-
-A comparison as a picture: loss, accuracy and rate, a bar an experiment.
 """
 
 from __future__ import annotations
@@ -13,13 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ichfast.errors import CheckpointError, PredictionError
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
-from ichfast.report.charts.style import LIGHT, MODEL_COLOR
 from ichfast.runs.record import RunRecord, read_record
 from ichfast.system.files import atomic_path
 from ichfast.training.history import read_history
@@ -199,57 +195,5 @@ def write_comparison(rows: Sequence[Row], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             table.to_csv(temporary, index=False)
-    except OSError as error:
-        raise PredictionError(f"cannot write {path}: {error.strerror}") from error
-
-
-PANELS = (
-    ("valid_loss", "Validation loss", "{:.4f}"),
-    ("accuracy", "Accuracy at 0.5", "{:.4f}"),
-    ("images_per_s", "Training images/s", "{:.3g}"),
-)
-"""Field, title, and form of the number behind its bar."""
-
-
-def comparison_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the rows from top to bottom; ours stand out."""
-    figure = Figure(
-        figsize=(11, 1.4 + 0.32 * len(rows)), layout="constrained", facecolor="white"
-    )
-    panels = figure.subplots(1, len(PANELS), sharey=True)
-    places = range(len(rows))
-    labels = [f"{row.name}, {row.size} px, {row.folds} folds" for row in rows]
-    panels[0].set_yticks(places, labels, fontsize=8, parse_math=False)
-    panels[0].invert_yaxis()
-    colors = [MODEL_COLOR if row.is_ours else LIGHT.faint for row in rows]
-    for axes, (field, title, form) in zip(panels, PANELS, strict=True):
-        values = [getattr(row, field) for row in rows]
-        axes.barh(places, [value or 0.0 for value in values], color=colors)
-        for place, value in zip(places, values, strict=True):
-            text = "  -" if value is None else f"  {form.format(value)}"
-            axes.text(value or 0.0, place, text, va="center", fontsize=8)
-        axes.margins(x=0.25)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(
-        "grey: published by the reference; blue: ours. Losses compare within one kind "
-        "of folds.",
-        fontsize=8,
-    )
-    return figure
-
-
-def draw_comparison(rows: Sequence[Row], path: Path) -> None:
-    """Write the picture as PNG, atomically.
-
-    Raises:
-        PredictionError: another suffix, or a file that cannot be written.
-    """
-    if path.suffix != ".png":
-        raise PredictionError(f"the picture is a .png file, got {path.name!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            comparison_figure(rows).savefig(temporary, format="png", dpi=150)
     except OSError as error:
         raise PredictionError(f"cannot write {path}: {error.strerror}") from error

@@ -9,11 +9,10 @@ import pytest
 
 from ichfast.errors import CheckpointError, PredictionError
 from ichfast.recipes.reference import PUBLISHED
+from ichfast.report.charts.comparison import comparison_figure, draw_comparison
 from ichfast.report.comparison import (
     Row,
     compare_runs,
-    comparison_figure,
-    draw_comparison,
     format_comparison,
     write_comparison,
 )
