@@ -74,7 +74,7 @@ def _corners(x_T: Integers, y_T: Integers) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperatingPoint:
-    """Slices of one class, called positive from a threshold on."""
+    """The threshold from which slices are called positive, and what that finds."""
 
     threshold: float
     """A slice is called positive if its probability is at least this."""
@@ -111,15 +111,15 @@ class OperatingPoint:
 def operating_point(
     probs_N: Floats, labels_N: Floats, *, sensitivity: float
 ) -> OperatingPoint | None:
-    """Choose the highest threshold whose sensitivity is at least that wanted.
+    """Choose the highest threshold that reaches a sensitivity.
 
     Args:
         probs_N: probabilities of one class.
         labels_N: 0 or 1.
-        sensitivity: in (0, 1].
+        sensitivity: share of the positive slices to find, in (0, 1].
 
     Returns:
-        None where no slice is positive.
+        The operating point; None where no slice is positive.
 
     Raises:
         PredictionError: a sensitivity outside (0, 1].

@@ -1,10 +1,10 @@
 """Figures and curves of a class that depend only on the order of its slices.
 
 A threshold between two positive slices gains nothing over the one at the positive
-slice above it. So slices are counted only where a positive slice lies: a class with
-30,000 positives among 750,000 slices has 30,000 thresholds, not 750,000. A replicate
-of the bootstrap counts a slice as often as its patient was drawn; the slices are
-sorted once, and one walk over the replicates serves all figures and bands.
+slice above it. So slices are counted only at the positive slices: a class with 30,000
+positives among 750,000 slices has 30,000 thresholds, not 750,000. A replicate of the
+bootstrap counts a slice as often as its patient was drawn. The slices are sorted once,
+and one walk over the replicates gives all figures and bands.
 
 `tests/evaluation/test_ranking.py` holds all of it to scikit-learn on repeated slices.
 

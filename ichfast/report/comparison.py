@@ -1,7 +1,7 @@
-"""Runs beside the reference's published experiments: its summary table, continued.
+"""Comparison of runs with the published experiments of the reference.
 
-What is not known is None, and a dash in the text. The reference published leaderboard
-scores; of a run nobody here knows one.
+The table continues the reference's summary table. An unknown value is None, and a dash
+in the text. Only the reference has leaderboard scores.
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from ichfast.training.history import read_history
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One experiment."""
+    """One experiment: a run, or one of the reference."""
 
     name: str
     network: str
     addition: str
-    """What it adds to plain training on one window."""
+    """Additions to plain training on one window."""
     size: int
-    """Pixels."""
+    """Side of the model's input, in pixels."""
     folds: str
-    """``patient``, or ``slice``: validated on patients that it trained on."""
+    """``patient``; or ``slice``, which validates on patients that it trained on."""
     accuracy: float | None
-    """On the validation slices of the best epoch, at 0.5."""
+    """Accuracy at 0.5 on the validation slices, in the best epoch."""
     valid_loss: float | None
-    """Unweighted, of the best epoch."""
+    """Unweighted validation loss of the best epoch."""
     leaderboard: float | None
-    """The public stage-1 leaderboard."""
+    """Score on the public stage-1 leaderboard."""
     leaderboard_tta: float | None
+    """The same with test-time augmentation."""
     epochs: int
-    """Finished; of the reference: planned."""
+    """Finished epochs; for the reference, planned ones."""
     images_per_s: float | None
-    """Slices trained on a second; of the reference, see
+    """Training speed in slices/s; for the reference see
     `recipes.reference.Published`."""
     gpu_minutes: float | None
-    """Of training; of the reference with validation. None without a GPU."""
+    """Minutes of training, for the reference with validation; None without a GPU."""
     is_ours: bool
 
 
 def compare_runs(paths: Sequence[Path]) -> list[Row]:
-    """Read some runs, and put the reference's experiments before them.
+    """List the experiments of the reference, then some runs.
 
     Args:
-        paths: runs' folders, finished or not.
+        paths: folders of runs, which need not be finished.
 
     Raises:
         CheckpointError: a folder that is no run.
@@ -120,7 +121,7 @@ def _gpu_minutes(record: RunRecord, history: pd.DataFrame) -> float | None:
 
 
 def _addition(recipe: Recipe) -> str:
-    """What a recipe adds, in the order in which a slice meets it."""
+    """Additions of a recipe, in the order in which they act on a slice."""
     data, augment, train = recipe.data, recipe.augment, recipe.train
     weights = Path(recipe.model.weights)
     additions = {
@@ -150,13 +151,14 @@ _COLUMNS = (
     ("images/s", "images_per_s", "{:.0f}"),
     ("GPU-min", "gpu_minutes", "{:.0f}"),
 )
-"""Heading, field and form."""
+"""Heading, field and format of each column of the text."""
 
 _NUM_TEXT_COLUMNS = 3
+"""The first columns, which are aligned left."""
 
 
 def format_comparison(rows: Sequence[Row]) -> str:
-    """The rows as a text table; a line parts the reference's from ours."""
+    """Write the rows as text, with a line between the reference's and ours."""
     cells = [[heading for heading, _, _ in _COLUMNS], *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -185,7 +187,11 @@ def _cells(row: Row) -> list[str]:
 
 
 def write_comparison(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as csv, atomically; what is not known is empty.
+    """Write the rows as csv, atomically; an unknown value is empty.
+
+    Args:
+        rows: the experiments.
+        path: the csv. Replaced if it exists.
 
     Raises:
         PredictionError: the file cannot be written.

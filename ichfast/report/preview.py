@@ -1,4 +1,4 @@
-"""What a model is shown: a batch of a store before and after augmentation.
+"""Preview of augmentation: slices of a store as a model sees them in training.
 
 Shape letters: B slices, S output size, C channels.
 """
@@ -21,24 +21,24 @@ from ichfast.report.pictures import augmentation_sheet, write_figure
 from ichfast.store.store import Store
 
 NUM_SLICES = 8
-"""Slices in a preview, spread over the store."""
+"""Number of slices in a preview, spread over the store."""
 
 
 def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) -> None:
-    """Draw slices of a store as a recipe's model would see them in an epoch.
+    """Draw slices of a store before and after the augmentation of a recipe.
 
-    The same graph and the same parameters as in training; what was drawn stands
-    beneath each slice.
+    The graph and the parameters are those of training. The parameters are written below
+    each slice.
 
     Args:
         store_path: a prepared store.
         recipe: its data, augmentation and seed decide the picture.
         out: the PNG. Replaced if it exists.
-        epoch: counted from 0; another epoch draws anew.
+        epoch: epoch to show, from 0; each draws other parameters.
 
     Raises:
-        IchfastError: no store, settings that do not fit it, or no room for the
-            picture.
+        IchfastError: no store, settings that do not fit it, or a picture that cannot be
+            written.
     """
     with Store(store_path) as store:
         count = min(NUM_SLICES, len(store))
@@ -92,7 +92,7 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
 
 
 def _corners(seen_33: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Where the corners of the output are read, clockwise from the upper left."""
+    """The positions that the corners of the output come from, clockwise."""
     corner_34 = np.array([[0, size, size, 0], [0, 0, size, size], [1, 1, 1, 1]])
     read_34 = seen_33 @ corner_34
     return (read_34[:2] / read_34[2]).T
@@ -101,13 +101,13 @@ def _corners(seen_33: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.floa
 def _describe(
     parameters: Parameters, row: int, seen_33: npt.NDArray[np.float64], size: int
 ) -> str:
-    """What was drawn for a slice, a line each.
+    """Describe the augmentation of a slice, a line for each kind.
 
     Args:
-        parameters: what was drawn.
-        row: of the slice.
-        seen_33: augmented pixel to pixel of the slice as it is fitted otherwise.
-        size: side of the output, pixels.
+        parameters: the parameters of the batch.
+        row: index of the slice in the batch.
+        seen_33: matrix from a pixel of the slice after to one of the slice before.
+        size: side of the output, in pixels.
     """
     lines = [_describe_geometry(seen_33, size)]
     contrast, brightness = parameters.contrast_B[row], parameters.brightness_B[row]
@@ -123,7 +123,7 @@ def _describe(
 
 
 def _describe_geometry(seen_33: npt.NDArray[np.float64], size: int) -> str:
-    """Rotation, zoom, flip, warp and how far the middle has moved, from the matrix."""
+    """Rotation, zoom, flip, warp and shift of the centre, from the matrix."""
     area = np.linalg.det(seen_33[:2, :2])
     turned_22 = seen_33[:2, :2] * ([[-1], [1]] if area < 0 else [[1], [1]])
     angle_deg = np.rad2deg(np.arctan2(turned_22[0, 1], turned_22[0, 0]))

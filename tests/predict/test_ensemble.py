@@ -149,7 +149,7 @@ def test_weights_that_give_no_number_are_refused(
     weights = load_checkpoint(damaged / BEST)["model"]
     weights["classifier.bias"].fill_(torch.nan)
     save_checkpoint(damaged / BEST, {"model": weights})
-    with pytest.raises(PredictionError, match=r"gives no number for \d+ of \d+ slices"):
+    with pytest.raises(PredictionError, match=r"predicts NaN for \d+ of \d+ slices"):
         predict_runs([damaged], device=CPU)
 
 

@@ -166,7 +166,7 @@ def test_no_slices_are_refused(table: pd.DataFrame, tmp_path: Path) -> None:
         ("id,label\nID_a_any,0.5\n", "columns id,label, expected ID,Label"),
         ("ID,Label\nID_a,0.5\n", "1 of 1 ids do not end in _any"),
         ("ID,Label\nID_a_any,0.5\n", "1 slices lack some of the six classes"),
-        ("ID,Label\n" + 2 * "ID_a_any,0.5\n", "1 ids stand more than once"),
+        ("ID,Label\n" + 2 * "ID_a_any,0.5\n", "1 ids occur more than once"),
         ("ID,Label\n1,2,3\n1,2,3,4\n", "is not a csv file"),
     ],
 )

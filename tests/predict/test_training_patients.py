@@ -51,7 +51,7 @@ def test_slice_folds_leak(
 
 @pytest.mark.parametrize(
     ("happens", "reason"),
-    [("moved", "not there any more"), ("hashed", "do not compare")],
+    [("moved", "it is gone"), ("hashed", "cannot be compared")],
 )
 def test_where_nobody_knows_a_warning_says_why(
     happens: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

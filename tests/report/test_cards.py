@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ichfast.report.cards import MAX_OPACITY, MAX_SIDE, heatmap_png
+from ichfast.report.cards import HEATMAP_SIDE, MAX_OPACITY, heatmap_png
 
 
 def drawn(map_hw: npt.NDArray[np.float32], shape: tuple[int, int]) -> Image.Image:
@@ -17,8 +17,8 @@ def drawn(map_hw: npt.NDArray[np.float32], shape: tuple[int, int]) -> Image.Imag
 
 def test_a_map_has_the_proportion_of_its_slice() -> None:
     ones = np.ones((3, 3), dtype=np.float32)
-    assert drawn(ones, (512, 512)).size == (MAX_SIDE, MAX_SIDE)
-    assert drawn(ones, (512, 256)).size == (MAX_SIDE // 2, MAX_SIDE)
+    assert drawn(ones, (512, 512)).size == (HEATMAP_SIDE, HEATMAP_SIDE)
+    assert drawn(ones, (512, 256)).size == (HEATMAP_SIDE // 2, HEATMAP_SIDE)
 
 
 def test_a_map_is_clear_at_zero_and_strongest_at_its_own_maximum() -> None:

@@ -49,11 +49,11 @@ def test_all_folds_are_judged_out_of_fold_and_the_figures_lie_beside(
     out = tmp_path / "all.npz"
     made = ok("predict", place / "fold0", place / "fold1", out, "--smooth", *CPU)
     assert (made["slices"], made["runs"], made["smooth"]) == (26, 2, True)
-    judged = ok("evaluate", out)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == judged
-    assert judged["predictions"] == "all.npz"
-    assert judged["slice"]["count"] == 26
-    assert judged["bootstrap"]["replicates"] == 200
+    results = ok("evaluate", out)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    assert results["predictions"] == "all.npz"
+    assert results["slice"]["count"] == 26
+    assert results["bootstrap"]["replicates"] == 200
 
 
 def test_dicom_is_predicted_in_one_command(
@@ -66,8 +66,8 @@ def test_dicom_is_predicted_in_one_command(
 
 
 def test_a_leak_can_be_allowed_and_is_counted(place: Path) -> None:
-    judged = ok("evaluate", place / "leaking.csv", "--allow-leak", "--bootstrap", "0")
-    assert judged["leaks"]["slices"] == judged["slice"]["count"]
+    results = ok("evaluate", place / "leaking.csv", "--allow-leak", "--bootstrap", "0")
+    assert results["leaks"]["slices"] == results["slice"]["count"]
 
 
 def test_runs_are_compared_and_exported(place: Path, tmp_path: Path) -> None:

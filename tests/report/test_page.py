@@ -143,7 +143,7 @@ def test_the_summary_gives_the_figures_of_the_evaluation(
     assert f"Ratio to prevalence {level.ratio:.3f}" in summary
     assert f"of {level.prevalence_loss:.4f}, the best constant" in summary
     assert f"AUC of any {level.classes['any'].auc:.4f}" in summary
-    assert "Slices judged 211 31 studies, 16 patients" in summary
+    assert "Slices results 211 31 studies, 16 patients" in summary
     assert "Best epoch 5 of 5" in summary
     assert "Not a medical device" in summary
 
@@ -163,7 +163,7 @@ def test_data_recipe_and_environment_are_told(page: str) -> None:
 def test_the_folds_are_told_with_their_positives(
     page: str, table: pd.DataFrame
 ) -> None:
-    row = text_of(page).split("Fold judged")[1].split("Data")[0]
+    row = text_of(page).split("Fold results")[1].split("Data")[0]
     assert f"subdural {table['fold'].iloc[0]} " in row
     for positives in labels_NK(table).sum(axis=0).astype(int):
         assert f" {positives} ({100 * positives / len(table):.1f}%)" in row

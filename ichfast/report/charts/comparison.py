@@ -17,11 +17,11 @@ PANELS = (
     ("accuracy", "Accuracy at 0.5", "{:.4f}"),
     ("images_per_s", "Training images/s", "{:.3g}"),
 )
-"""Field, title, and form of the number behind its bar."""
+"""Field, title, and number format of each panel."""
 
 
 def comparison_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the rows from top to bottom; ours stand out."""
+    """Draw the rows from top to bottom, ours in colour."""
     figure = Figure(
         figsize=(11, 1.4 + 0.32 * len(rows)), layout="constrained", facecolor="white"
     )
@@ -49,7 +49,11 @@ def comparison_figure(rows: Sequence[Row]) -> Figure:
 
 
 def draw_comparison(rows: Sequence[Row], path: Path) -> None:
-    """Write the picture as PNG, atomically.
+    """Write the chart as PNG, atomically.
+
+    Args:
+        rows: the experiments.
+        path: the PNG. Replaced if it exists.
 
     Raises:
         PredictionError: another suffix, or a file that cannot be written.
