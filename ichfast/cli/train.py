@@ -157,6 +157,7 @@ def train(
       train.compile=true           torch.compile the network
       train.cuda_graphs=true       replay steps as CUDA graphs; GPU only
     """
+    # Long, since it imports what only training needs.
     from ichfast.recipes.resolve import resolve_recipe
     from ichfast.recipes.settings import describe
     from ichfast.runs.crossvalidation import train_folds

@@ -184,17 +184,17 @@ def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
             "expected one row a slice"
         )
     labels_NK, probs_NK = labels_of(labelled), probs_of(labelled)
-    odd_labels = labels_NK[(labels_NK != 0) & (labels_NK != 1)]
-    if odd_labels.size:
+    wrong_labels = labels_NK[(labels_NK != 0) & (labels_NK != 1)]
+    if wrong_labels.size:
         raise PredictionError(
-            f"{odd_labels.size:,} labels are neither 0 nor 1, such as "
-            f"{odd_labels[0]:g}; prepare the store again from a sound label csv"
+            f"{wrong_labels.size:,} labels are neither 0 nor 1, such as "
+            f"{wrong_labels[0]:g}; prepare the store again from a correct label csv"
         )
-    odd_probs = probs_NK[~((probs_NK >= 0) & (probs_NK <= 1))]  # also catches NaN
-    if odd_probs.size:
+    wrong_probs = probs_NK[~((probs_NK >= 0) & (probs_NK <= 1))]  # also catches NaN
+    if wrong_probs.size:
         raise PredictionError(
-            f"{odd_probs.size:,} predictions lie outside [0, 1], such as "
-            f"{odd_probs[0]:g}; expected probabilities, not logits"
+            f"{wrong_probs.size:,} predictions lie outside [0, 1], such as "
+            f"{wrong_probs[0]:g}; expected probabilities, not logits"
         )
     return labelled
 

@@ -92,7 +92,12 @@ def average_precision(counts: ThresholdCounts) -> float:
 
 
 def sensitivity_at(counts: ThresholdCounts, *, specificity: float) -> float:
-    """The best sensitivity at a threshold with at least this specificity."""
+    """The best sensitivity at a threshold with a given specificity.
+
+    Args:
+        counts: slices at each threshold.
+        specificity: share of negative slices that is left alone, at least, in [0, 1].
+    """
     allowed = (1.0 - specificity) * counts.num_negative + COUNT_TOLERANCE
     thresholds = np.searchsorted(counts.false_M, allowed, side="right")
     found = counts.true_M[thresholds - 1] if thresholds else 0

@@ -18,7 +18,12 @@ LEVELS = ("slice", "study", "patient")
 
 
 def format_score(score: float | None, decimals: int = 4) -> str:
-    """Write a score with fixed decimals; a dash where it is undefined."""
+    """Write a score with fixed decimals.
+
+    Args:
+        score: None, an undefined score, becomes a dash.
+        decimals: digits after the point.
+    """
     return "-" if score is None else f"{score:.{decimals}f}"
 
 
@@ -28,7 +33,12 @@ def format_percent(share: float | None) -> str:
 
 
 def format_interval(interval: Interval | None, decimals: int = 4) -> str:
-    """Write an interval as low to high; a dash where it is undefined."""
+    """Write an interval as low to high.
+
+    Args:
+        interval: None, an undefined interval, becomes a dash.
+        decimals: digits after the point.
+    """
     if interval is None:
         return "-"
     return " to ".join(format_score(end, decimals) for end in interval)

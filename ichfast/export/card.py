@@ -25,6 +25,7 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
     Raises:
         CheckpointError: the run has no finished epoch.
     """
+    # Long, since it holds the text of the card.
     record, recipe = run.record, run.record.recipe
     counts, data, folds = record.counts, recipe.data, recipe.folds
     history = read_history(run.path)

@@ -92,43 +92,44 @@ def make_cards(
     slice_ids = sorted({n for group in groups for n in group.rows["slice_id"]})
     maps = dict(zip(slice_ids, activations_of(slice_ids), strict=True))
     stored = {slice_id: slice_of(slice_id) for slice_id in slice_ids}
-    pictures = {
-        slice_id: _pictures(stored_HW) for slice_id, stored_HW in stored.items()
-    }
-
-    def cards_of(group: CaseGroup) -> list[CaseCard]:
-        k = CLASSES.index(group.class_name)
-        rows = group.rows
-        probs, is_labelled = probs_NK(rows), labels_NK(rows) == 1
-        keys = rows[["slice_id", "study", "patient"]].astype(str).to_numpy()
-        cards = []
-        for n, (slice_id, study, patient) in enumerate(keys):
-            shape = stored[slice_id].shape
-            map_png = heatmap_png(maps[slice_id][k], (shape[0], shape[1]))
-            point = points.get(group.class_name)
-            is_called = point is not None and probs[n, k] >= point.threshold
-            cards.append(
-                CaseCard(
-                    outcome=_outcome(
-                        is_called=is_called, is_labelled=is_labelled[n, k]
-                    ),
-                    is_right=is_called == is_labelled[n, k],
-                    pictures=pictures[slice_id],
-                    heatmap=data_uri("png", map_png),
-                    probabilities=list(
-                        zip(CLASSES, probs[n], is_labelled[n], strict=True)
-                    ),
-                    ids=f"slice {slice_id}, study {study}, patient {patient}",
-                )
-            )
-        return cards
-
+    pictures = {slice_id: _pictures(stored[slice_id]) for slice_id in slice_ids}
+    shapes = {slice_id: stored[slice_id].shape for slice_id in slice_ids}
     return [
         CardGroup(
-            class_name=group.class_name, is_worst=group.is_worst, cards=cards_of(group)
+            class_name=group.class_name,
+            is_worst=group.is_worst,
+            cards=_cards(group, points.get(group.class_name), pictures, maps, shapes),
         )
         for group in groups
     ]
+
+
+def _cards(
+    group: CaseGroup,
+    point: OperatingPoint | None,
+    pictures: Mapping[str, Mapping[str, str]],
+    maps: Mapping[str, npt.NDArray[np.float32]],
+    shapes: Mapping[str, tuple[int, int]],
+) -> list[CaseCard]:
+    """Make the cards of a group; pictures, maps and shapes are by slice id."""
+    k = CLASSES.index(group.class_name)
+    probs, is_labelled = probs_NK(group.rows), labels_NK(group.rows) == 1
+    keys = group.rows[["slice_id", "study", "patient"]].astype(str).to_numpy()
+    cards = []
+    for n, (slice_id, study, patient) in enumerate(keys):
+        map_png = heatmap_png(maps[slice_id][k], shapes[slice_id])
+        is_called = point is not None and probs[n, k] >= point.threshold
+        cards.append(
+            CaseCard(
+                outcome=_outcome(is_called=is_called, is_labelled=is_labelled[n, k]),
+                is_right=is_called == is_labelled[n, k],
+                pictures=pictures[slice_id],
+                heatmap=data_uri("png", map_png),
+                probabilities=list(zip(CLASSES, probs[n], is_labelled[n], strict=True)),
+                ids=f"slice {slice_id}, study {study}, patient {patient}",
+            )
+        )
+    return cards
 
 
 def _pictures(stored_HW: npt.NDArray[np.uint16]) -> dict[str, str]:

@@ -44,35 +44,30 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
         count = min(NUM_SLICES, len(store))
         positions_B = np.linspace(0, len(store) - 1, count).astype(np.int64)
         config = replace(recipe.data, batch_size=count, cache="none", normalize="none")
-        images = []
+        level = choose_level(store, config)
+        rows_B, columns_B = source_shapes(store, level)[positions_B].T
+        halvings_B = count_halvings(rows_B, columns_B, config.size)
+        shape_B2 = np.stack([rows_B, columns_B], axis=1) / 2.0 ** halvings_B[:, None]
+        images, parameters = [], []
         for augment in (AugmentConfig(), recipe.augment):
             with make_loader(
                 store, positions_B, config, augment=augment, seed=recipe.train.seed
             ) as loader:
                 batch = next(loader.epoch(epoch))
                 images.append(batch.images_BCHW.permute(0, 2, 3, 1).float().numpy())
-        level = choose_level(store, config)
-        rows_B, columns_B = source_shapes(store, level)[positions_B].T
-        halvings_B = count_halvings(rows_B, columns_B, config.size)
-        shape_B2 = np.stack([rows_B, columns_B], axis=1) / 2.0 ** halvings_B[:, None]
-        parameters = draw(
-            recipe.augment,
-            seed=recipe.train.seed,
-            epoch=epoch,
-            slices_B=positions_B,
-            source_shape_B2=shape_B2,
-            size=config.size,
-        )
-        plain = draw(
-            AugmentConfig(),
-            seed=recipe.train.seed,
-            epoch=epoch,
-            slices_B=positions_B,
-            source_shape_B2=shape_B2,
-            size=config.size,
-        )
+            parameters.append(
+                draw(
+                    augment,
+                    seed=recipe.train.seed,
+                    epoch=epoch,
+                    slices_B=positions_B,
+                    source_shape_B2=shape_B2,
+                    size=config.size,
+                )
+            )
+    plain, augmented = parameters
     to_before_B33 = np.linalg.inv(plain.matrix_B33.astype(np.float64))
-    seen_B33 = to_before_B33 @ parameters.matrix_B33
+    seen_B33 = to_before_B33 @ augmented.matrix_B33
     title = (
         f"{recipe.name}, epoch {epoch}, {'+'.join(config.windows)}, {config.size} px: "
         "above as stored, below augmented; the outline is what is seen below, "
@@ -82,10 +77,7 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
         images[0],
         images[1],
         np.stack([_corners(seen_33, config.size) for seen_33 in seen_B33]),
-        [
-            _describe(parameters, row, seen_B33[row], config.size)
-            for row in range(count)
-        ],
+        [_describe(augmented, row, seen_B33[row], config.size) for row in range(count)],
         title=title,
     )
     write_figure(out, sheet)

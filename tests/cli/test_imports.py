@@ -69,14 +69,12 @@ def test_verify_loads_no_heavy_library(tiny_store_path: Path) -> None:
     assert loaded_by("verify", tiny_store_path) == set()
 
 
-def test_inspect_loads_what_draws_and_no_more(
-    tiny_store_path: Path, tmp_path: Path
-) -> None:
+def test_inspect_loads_matplotlib_only(tiny_store_path: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     assert loaded_by("inspect", tiny_store_path, "--sheet", sheet) == {"matplotlib"}
 
 
-def test_compare_loads_what_draws_only_to_draw(
+def test_compare_loads_matplotlib_only_to_draw(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
     # In this process: writing a checkpoint loads torch.
@@ -88,7 +86,7 @@ def test_compare_loads_what_draws_only_to_draw(
     assert drawn == {"matplotlib"}
 
 
-def test_training_loads_neither_what_evaluates_nor_what_draws() -> None:
+def test_training_loads_no_library_of_evaluation_or_charts() -> None:
     code = f"import sys, ichfast.runs.run; print(*set({HEAVY}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The bootstrap the slow way: a replicate's slices written out, judged by scikit-learn.
+"""The bootstrap the slow way: repeated slices, figures by scikit-learn.
 
 This is the reference that `ichfast.evaluation.ranking` is held to.
 """
@@ -34,7 +34,7 @@ def resample(
 
 
 def repeated(resampling: Resampling, *arrays_N: Floats) -> Iterator[list[Floats]]:
-    """Of each replicate, the arrays with the slices of a patient drawn twice twice."""
+    """Yield the arrays of each replicate, with a patient drawn twice in them twice."""
     for count_P in resampling.counts_RP:
         count_N = count_P[resampling.patient_N]
         yield [np.repeat(values_N, count_N) for values_N in arrays_N]

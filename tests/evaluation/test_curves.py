@@ -1,4 +1,4 @@
-"""Curves are those of scikit-learn; an operating point finds what is wanted."""
+"""Curves equal those of scikit-learn; an operating point reaches its sensitivity."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PROBS = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
 LABELS = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
 
 
-def test_counts_are_those_of_a_hand_count() -> None:
+def test_the_counts_of_an_operating_point_by_hand() -> None:
     point = operating_point(PROBS, LABELS, sensitivity=0.75)
     assert point is not None
     assert point.threshold == 0.6
@@ -60,7 +60,7 @@ def test_counts_are_those_of_a_hand_count() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "found"), [(0.1, 1), (0.5, 2), (0.51, 3), (1.0, 4)])
-def test_a_wanted_sensitivity_is_reached_and_not_overshot(
+def test_an_operating_point_finds_no_more_slices_than_needed(
     wanted: float, found: int
 ) -> None:
     point = operating_point(PROBS, LABELS, sensitivity=wanted)
@@ -68,7 +68,7 @@ def test_a_wanted_sensitivity_is_reached_and_not_overshot(
     assert point.found == found
 
 
-def test_slices_of_equal_probability_go_together() -> None:
+def test_slices_of_equal_probability_are_called_together() -> None:
     point = operating_point(np.full(7, 0.5), LABELS, sensitivity=0.1)
     assert point is not None
     assert (point.found, point.false_alarms) == (4, 3)
@@ -86,6 +86,6 @@ def test_without_positive_slices_there_is_no_point() -> None:
 
 
 @pytest.mark.parametrize("wanted", [0.0, 1.01, float("nan")])
-def test_a_sensitivity_that_cannot_be_is_refused(wanted: float) -> None:
+def test_a_sensitivity_outside_its_range_is_refused(wanted: float) -> None:
     with pytest.raises(PredictionError, match="above 0 and at most 1"):
         operating_point(PROBS, LABELS, sensitivity=wanted)

@@ -41,7 +41,7 @@ def test_the_loss_of_two_slices_by_hand() -> None:
     assert weighted_log_loss(probs, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_sure_and_wrong_answer_costs_what_the_clip_says() -> None:
+def test_the_clip_bounds_the_loss_of_a_wrong_probability() -> None:
     probs, labels = np.ones((1, 6)), np.zeros((1, 6))
     assert weighted_log_loss(probs, labels, clip=1e-6) == pytest.approx(
         -math.log(1e-6), abs=1e-9
@@ -75,7 +75,7 @@ def test_no_constant_beats_the_prevalence(labels: Floats) -> None:
             assert weighted_log_loss(constant, labels) > best
 
 
-def test_the_competitions_prevalence_scores_what_is_known() -> None:
+def test_the_prevalence_of_the_competition_has_the_known_loss() -> None:
     # The stage-1 training set has 674,258 slices with these many positives.
     positives = [97_103, 2_761, 32_564, 23_766, 32_122, 42_496]
     share = [count / 674_258 for count in positives]

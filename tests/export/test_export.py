@@ -1,4 +1,4 @@
-"""An exported model says what `ichfast predict` says, and its card what it is."""
+"""An exported model equals `ichfast predict`, and its card describes it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (288, ("data.windows=brain", "data.normalize=imagenet")),
     ],
 )
-def test_the_graph_says_what_predict_says(
+def test_the_module_equals_predict(
     size: int,
     assignments: tuple[str, ...],
     tiny_store_path: Path,
@@ -110,7 +110,7 @@ def test_a_written_model_runs_for_any_number_of_slices(
     torch.testing.assert_close(model(hu_BHW[:1]), expected[:1], atol=1e-5, rtol=0)
 
 
-def test_neighbours_are_given_as_three_slices(
+def test_a_model_with_neighbours_takes_three_slices(
     tiny_store_path: Path, other_store: Path, tmp_path: Path
 ) -> None:
     run = write_run(
@@ -134,9 +134,7 @@ def test_attention_is_exported_too(tiny_store_path: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_the_card_says_what_the_model_is_and_is_not(
-    tiny_store_path: Path, tmp_path: Path
-) -> None:
+def test_the_card_describes_the_model(tiny_store_path: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tiny_store_path)
     report = export_run(run, tmp_path / "model.pt2")
     card = Path(report.card).read_text("utf-8")
@@ -162,7 +160,7 @@ def test_onnx_names_what_to_install(
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_onnx_runtime_says_what_predict_says(
+def test_onnx_runtime_equals_predict(
     tiny_store_path: Path,
     other_store: Path,
     tmp_path: Path,

@@ -90,7 +90,7 @@ def training_charts(history: pd.DataFrame) -> list[Chart]:
                 training.loss_curves,
             ),
             (
-                "Share of right answers at 0.5, and the learning rate.",
+                "Accuracy at 0.5, and the learning rate.",
                 training.schedule_curves,
             ),
             (

@@ -75,28 +75,56 @@ def panel_a_class(theme: Theme) -> tuple[Figure, list[Axes]]:
 
 
 def set_title(axes: Axes, title: str, theme: Theme) -> None:
-    """Set the title of a panel, which says what it shows."""
+    """Set the title of a panel.
+
+    Args:
+        axes: the panel.
+        title: what it shows.
+        theme: light or dark.
+    """
     axes.set_title(title, color=theme.ink, fontsize=9, loc="left")
 
 
 def add_legend(axes: Axes, theme: Theme, **options: Any) -> None:
-    """Add a legend if a line has a name."""
+    """Add a legend if a line has a name.
+
+    Args:
+        axes: the panel.
+        theme: light or dark.
+        **options: further arguments of `Axes.legend`.
+    """
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False, labelcolor=theme.ink, **options)
 
 
 def set_unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
-    """Let both axes run from 0 to 1."""
+    """Let both axes run from 0 to 1.
+
+    Args:
+        axes: the panel.
+        xlabel: name of the horizontal axis.
+        ylabel: name of the vertical axis.
+    """
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel)
 
 
 def class_color(k: int, theme: Theme) -> str:
-    """The colour of a class, by its place in `labels.CLASSES`."""
+    """The colour of a class.
+
+    Args:
+        k: index of the class in `labels.CLASSES`.
+        theme: light or dark.
+    """
     return theme.ink if k == 0 else _SUBTYPE_COLORS[k - 1]
 
 
 def class_style(k: int, theme: Theme) -> dict[str, Any]:
-    """The line style of a class in a chart of all classes."""
+    """The line style of a class in a chart of all classes.
+
+    Args:
+        k: index of the class in `labels.CLASSES`.
+        theme: light or dark.
+    """
     width = 2.0 if k == 0 else 1.2
     return {"color": class_color(k, theme), "linewidth": width, "label": CLASSES[k]}
 

@@ -1,4 +1,4 @@
-"""Pictures have the size they should, and show what they should."""
+"""Pictures and charts have the right size, and show the right values."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_chart_in_few_colours_looks_the_same_in_fewer_bytes() -> None:
     assert np.abs(rgb[0] - rgb[1]).max() < 16
 
 
-def test_a_roc_panel_tells_area_interval_and_operating_point() -> None:
+def test_a_roc_panel_shows_area_interval_and_operating_point() -> None:
     axes = roc_of(RESULTS).axes[CLASSES.index("subdural")]
     name, area = axes.get_title(loc="left").split("\n")
     low, high = RESULTS.curves["subdural"].spread.intervals["auc"] or (0, 0)
@@ -199,7 +199,7 @@ def test_one_slice_has_no_curve(draw: Callable[[RunResults], Figure]) -> None:
     }
 
 
-def test_calibration_of_a_class_that_nobody_has_lies_at_zero() -> None:
+def test_the_calibration_of_a_class_without_positives_is_zero() -> None:
     results = compute_results(TABLE.assign(label_epidural=0.0), sensitivity=0.9)
     lines = {line.get_label(): line for line in calibration_of(results).axes[0].lines}
     frequency = np.asarray(lines["epidural"].get_ydata(), dtype=float)
@@ -276,7 +276,7 @@ def test_a_contact_sheet_shows_every_slice_in_every_window() -> None:
     assert drawn_grey(sheet).max() > 200
 
 
-def test_captions_are_no_formulas_and_never_run_over() -> None:
+def test_captions_are_plain_text_and_short() -> None:
     captions = ["$\\frac{$", "1.2.840." + "9" * 56]
     sheet = pictures.contact_sheet([make_slice()] * 2, captions, {"brain": BRAIN})
     pictures.figure_png(sheet)
