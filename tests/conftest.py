@@ -217,7 +217,8 @@ def built() -> dict[str, nn.Module]:
     """One untouched model of each arch, in evaluation mode; not to be changed."""
     import torch
 
-    from ichfast.models.build import ARCHS, build_model
+    from ichfast.models.build import build_model
+    from ichfast.models.config import ARCHS
 
     torch.manual_seed(0)
     return {arch: build_model(arch).eval() for arch in ARCHS}

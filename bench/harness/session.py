@@ -27,7 +27,7 @@ from bench.harness.table import format_table, summarize
 from bench.harness.workload import Workload, choose_scratch, default_cache_dir
 from bench.peers import parse_peers
 from bench.plot import write_figure
-from ichfast.models.build import ARCHS, ModelConfig
+from ichfast.models.config import ARCHS, ModelConfig
 from ichfast.prepare.prepare import UNIT_ENTRIES
 from ichfast.recipes.resolve import fitting_batch_size
 from ichfast.runs.device import choose_device

@@ -1,36 +1,31 @@
-"""The whole way on synthetic heads, small enough for two cores: synth to report.
+"""The `demo` command: every step on synthetic heads, small enough for two cores.
 
-It shows that every part works on this machine and that a network really learns;
-it says nothing about patients.
+It shows that every part works on this machine and that a network learns. It says
+nothing about patients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import click
 
-from ichfast.augment.config import LIGHT
+from ichfast.cli.options import DEVICE, print_result, say
 from ichfast.errors import IchfastError
-from ichfast.evaluation.evaluate_file import judge_file
-from ichfast.evaluation.predictions import write_predictions
-from ichfast.evaluation.scoretable import format_evaluation
-from ichfast.labels import read_labels
-from ichfast.predict.ensemble import PredictConfig, predict_runs
-from ichfast.predict.submission import write_submission
-from ichfast.prepare.prepare import prepare_store
-from ichfast.recipes.recipe import Recipe
-from ichfast.recipes.resolve import resolve_recipe
-from ichfast.report.run_report import report_run
-from ichfast.runs.run import train_run
-from ichfast.synth.dataset import synthesize
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from ichfast.recipes.recipe import Recipe
 
 NUM_SLICES = 3000
+"""Slices of synthetic heads: a few epochs of them take minutes on two cores."""
+
 SLICE_SIZE = 128
-"""Rows and columns of the heads: enough for bleeds, little enough for two cores."""
+"""Rows and columns of a slice: enough to show bleeds, few enough for two cores."""
 
 PREVALENCE = {
     "epidural": 0.10,
@@ -42,8 +37,57 @@ PREVALENCE = {
 """Share of slices with each bleed: far more than in a clinic, to learn in minutes."""
 
 
+@click.command()
+@click.option(
+    "--out",
+    default="ichfast-demo",
+    type=click.Path(path_type=Path),
+    help="Folder for all that is made; must not exist.",
+)
+@DEVICE
+def demo(out: Path, device: str) -> None:
+    """Do every step on synthetic heads, from DICOM files to a report, in minutes."""
+    from ichfast.runs.device import choose_device
+
+    if out.exists():
+        raise IchfastError(
+            f"{out} exists; delete it, or name another folder with --out"
+        )
+    print_result(run_demo(out, choose_device(device)))
+
+
+def run_demo(out: Path, device: torch.device) -> dict[str, Any]:
+    """Do every step, say each, and leave all that is made in a folder.
+
+    Args:
+        out: the folder; must not exist.
+        device: where to train and predict.
+
+    Returns:
+        The figures of the summary, for JSON.
+
+    Raises:
+        IchfastError: a step failed.
+    """
+    num_slices = _make_store(out)
+    table = _train_and_predict(out, device)
+    model_loss, prevalence_loss = _evaluate_and_report(out, table, device)
+    say(_summary(out, model_loss, prevalence_loss))
+    return {
+        "demo": str(out),
+        "report": str(out / "report.html"),
+        "slices": num_slices,
+        "weighted_log_loss": model_loss,
+        "prevalence_loss": prevalence_loss,
+        "ratio": model_loss / prevalence_loss,
+    }
+
+
 def demo_recipe(device_type: str) -> Recipe:
     """`fast`, cut down to what two cores train in three minutes."""
+    from ichfast.augment.config import LIGHT
+    from ichfast.recipes.resolve import resolve_recipe
+
     recipe = resolve_recipe(
         "fast",
         arch="efficientnet-b0",
@@ -60,32 +104,12 @@ def demo_recipe(device_type: str) -> Recipe:
     return replace(recipe, augment=LIGHT)
 
 
-def run_demo(
-    out: Path,
-    *,
-    device: torch.device,
-    say: Callable[[str], None],
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Walk the whole way and leave everything it makes in a folder.
+def _make_store(out: Path) -> int:
+    """Draw the heads, decode them into a store, and count the slices."""
+    from ichfast.labels import read_labels
+    from ichfast.prepare.prepare import prepare_store
+    from ichfast.synth.dataset import synthesize
 
-    Args:
-        out: made here; must not exist.
-        device: where to train.
-        say: takes the lines that tell what happens.
-        should_stop: asked after each training step.
-
-    Returns:
-        The figures of the summary, for JSON.
-
-    Raises:
-        IchfastError: `out` exists, or a part failed.
-    """
-    if out.exists():
-        raise IchfastError(
-            f"{out} exists; delete it, or name another folder with --out"
-        )
-    run_dir, store = out / "run", out / "store"
     say(f"1 of 6  synth: {NUM_SLICES} slices of synthetic heads as DICOM")
     heads = synthesize(
         out / "heads", num_slices=NUM_SLICES, prevalence=PREVALENCE, size=SLICE_SIZE
@@ -93,41 +117,53 @@ def run_demo(
     say("2 of 6  prepare: decode them once into a store")
     prepare_store(
         [heads.dicom_dir],
-        store,
+        out / "store",
         labels=read_labels(heads.labels_path),
         levels=(512,),
         workers=2,
         keep_ids=True,
     )
+    return heads.slices
+
+
+def _train_and_predict(out: Path, device: torch.device) -> pd.DataFrame:
+    from ichfast.evaluation.predictions import write_predictions
+    from ichfast.predict.ensemble import PredictConfig, predict_runs
+    from ichfast.runs.run import train_run
+
     recipe = demo_recipe(device.type)
     say(f"3 of 6  train: {recipe.model.arch} at {recipe.data.size} px")
-    train_run(store, recipe, run_dir, device=device, should_stop=should_stop)
+    train_run(out / "store", recipe, out / "run", device=device)
     say("4 of 6  predict: the held-out patients, plain and mirrored")
-    table = predict_runs([run_dir], device=device, config=PredictConfig(tta="flips"))
+    config = PredictConfig(tta="flips")
+    table = predict_runs([out / "run"], device=device, config=config)
     write_predictions(out / "predictions.parquet", table)
+    return table
+
+
+def _evaluate_and_report(
+    out: Path, table: pd.DataFrame, device: torch.device
+) -> tuple[float, float]:
+    """The weighted log loss of the model, and that of the class prevalence."""
+    from ichfast.evaluation.bootstrap import REPLICATES
+    from ichfast.evaluation.evaluate_file import evaluate_file
+    from ichfast.evaluation.scoretable import format_evaluation
+    from ichfast.predict.submission import write_submission
+    from ichfast.report.run_report import report_run
+
     say("5 of 6  evaluate and submit")
-    judgement = judge_file(
-        out / "predictions.parquet", replicates=200, allow_leak=False
+    result = evaluate_file(
+        out / "predictions.parquet", replicates=REPLICATES, allow_leak=False
     )
-    evaluation = judgement.evaluation
+    evaluation = result.evaluation
     say(format_evaluation(evaluation))
     write_submission(table, out / "submission.csv", sample=None)
     say("6 of 6  report: a page with curves and pictures")
-    report_run(run_dir, table, out / "report.html", device=device, show_ids=True)
-    model_loss = evaluation.slice.weighted_log_loss
-    prevalence_loss = evaluation.slice.prevalence_loss
-    say(_ending(out, model_loss, prevalence_loss))
-    return {
-        "demo": str(out),
-        "report": str(out / "report.html"),
-        "slices": heads.slices,
-        "weighted_log_loss": model_loss,
-        "prevalence_loss": prevalence_loss,
-        "ratio": model_loss / prevalence_loss,
-    }
+    report_run(out / "run", table, out / "report.html", device=device, show_ids=True)
+    return evaluation.slice.weighted_log_loss, evaluation.slice.prevalence_loss
 
 
-def _ending(out: Path, model_loss: float, prevalence_loss: float) -> str:
+def _summary(out: Path, model_loss: float, prevalence_loss: float) -> str:
     return f"""
 Weighted log loss on held-out patients: {model_loss:.4f}
 The class prevalence alone scores:      {prevalence_loss:.4f}  \
@@ -139,7 +175,7 @@ The class prevalence alone scores:      {prevalence_loss:.4f}  \
   {out}/run                   settings, metrics, checkpoints, TensorBoard
   {out}/predictions.parquet   probabilities of the held-out slices
   {out}/metrics.json          every figure
-  {out}/submission.csv        as Kaggle wants it
+  {out}/submission.csv        in Kaggle's format
 
 These heads are synthetic. With real data:
   ichfast prepare DICOM_FOLDER_OR_ZIP --labels stage_2_train.csv --keep-ids

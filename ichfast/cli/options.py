@@ -1,4 +1,4 @@
-"""What several commands share: options, and how a result is printed."""
+"""Options that several commands share, and how a command prints its result."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ichfast.system.terminal import printable_lines
 
 
 class OutputFile(click.Path):
-    """A file to write, whose name ends as what is written does.
+    """A file to write, whose name must have the right suffix.
 
-    So that a slip of the keyboard does not replace a file of another kind.
+    A typing error then cannot replace a file of another kind.
 
     Args:
-        suffix: such as ``.png``.
+        suffix: with its dot, such as ``.png``.
     """
 
     def __init__(self, suffix: str) -> None:
@@ -29,7 +29,7 @@ class OutputFile(click.Path):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """The path, or a usage error."""
+        """Return the path; a wrong suffix is a usage error."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() != self.suffix:
             self.fail(f"expected a {self.suffix} file, found {path.name!r}", param, ctx)
@@ -37,13 +37,13 @@ class OutputFile(click.Path):
 
 
 def number_or(
-    word: str, *, least: int
+    word: str, *, minimum: int
 ) -> Callable[[click.Context, click.Parameter, str | None], int | str | None]:
-    """A callback for an option that takes a number, or one word in its place.
+    """Make a callback for an option that takes a whole number or one word.
 
     Args:
-        word: such as ``auto``.
-        least: the smallest number.
+        word: the word, such as ``auto``.
+        minimum: the smallest number.
     """
 
     def convert(
@@ -51,9 +51,9 @@ def number_or(
     ) -> int | str | None:
         if value is None or value == word:
             return value
-        if not value.isdecimal() or int(value) < least:
+        if not value.isdecimal() or int(value) < minimum:
             raise click.BadParameter(
-                f"expected {word} or a number from {least}, found {value!r}",
+                f"expected {word} or a number from {minimum}, found {value!r}",
                 param=param,
             )
         return int(value)
@@ -65,7 +65,7 @@ DEVICE = click.option(
     "--device",
     type=click.Choice(["auto", "cuda", "cpu"]),
     default="auto",
-    help="auto takes a GPU if torch and DALI can both use it.",
+    help="auto takes a GPU if both torch and DALI can use it.",
 )
 STORE = click.option(
     "--store",
@@ -74,21 +74,21 @@ STORE = click.option(
     help="The store's folder.",
 )
 LIMIT = click.option(
-    "--limit", type=click.IntRange(min=1), help="A trial run on so many slices."
+    "--limit", type=click.IntRange(min=1), help="Try it out on this many slices."
 )
 
 CACHE = click.option(
     "--cache",
     type=click.Choice(["none", "host", "device"]),
-    help="Read each slice once and keep it in host or GPU memory.  [default: none]",
+    help="Keep slices in host or GPU memory after the first read.  [default: none]",
 )
 
 
 def say(text: str) -> None:
-    """Show a line that is no result."""
+    """Print a message for people, on stderr."""
     click.echo(printable_lines(text), err=True)
 
 
 def print_result(result: Any) -> None:
-    """Print a command's result: one line of JSON."""
+    """Print a command's result on stdout, as one line of JSON."""
     click.echo(json.dumps(result, default=str))

@@ -1,7 +1,11 @@
-"""The commands from trained runs on: predict, evaluate, submit, report and so on."""
+"""The commands after training: predict, evaluate, submit, report, compare, export.
+
+`evaluate` and `submit` take a predictions file, the others take runs.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,19 +33,19 @@ RUNS = click.argument(
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
-    help="Another store, all of whose slices are predicted.",
+    help="Predict every slice of this store.",
 )
 @click.option(
     "--dicom",
     "sources",
     multiple=True,
     metavar="SOURCE",
-    help="DICOM files instead of a store, as `prepare` takes them; repeatable.",
+    help="Predict DICOM files: any source that `prepare` takes. Repeatable.",
 )
 @click.option(
     "--keep-ids",
     is_flag=True,
-    help="With --dicom: keep patient ids too; without it, keyed hashes.",
+    help="With --dicom: keep patient ids, which otherwise become keyed hashes.",
 )
 @click.option(
     "--tta",
@@ -49,23 +53,23 @@ RUNS = click.argument(
     flag_value="reference",
     default="none",
     type=click.Choice(["reference", "flips", "none"]),
-    help="Test-time augmentation; --tta alone is the reference's nine passes.",
+    help="Test-time augmentation. --tta alone: the nine passes of the reference.",
 )
 @click.option(
     "--average",
     default="probs",
     type=click.Choice(["probs", "logits"]),
-    help="What of several runs is averaged.",
+    help="Average the probabilities of several RUNs, or their logits.",
 )
 @click.option(
-    "--smooth", is_flag=True, help="Average each slice with its neighbours in z."
+    "--smooth", is_flag=True, help="Average each slice with the slices next to it."
 )
 @click.option(
     "--batch-size",
     metavar="auto|N",
-    callback=number_or("auto", least=1),
+    callback=number_or("auto", minimum=1),
     default="auto",
-    help="auto: as many as fit a GPU; the recipe's on a CPU.",
+    help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
 )
 @CACHE
 @LIMIT
@@ -84,24 +88,21 @@ def predict(
     limit: int | None,
     device: str,
 ) -> None:
-    """Write the probabilities of RUN's best epoch to OUT (.parquet, .csv or .npz).
+    """Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
 
-    On the store that RUN was trained on, the slices of its validation fold are
-    predicted; with --store, every slice of that store; with --dicom, every CT slice
-    in a folder, file, archive or URL.
+    By default the slices are those of RUN's validation fold, in the store it was
+    trained on. With --store they are all slices of that store, with --dicom every CT
+    slice in a folder, file, archive or URL.
 
-    Several RUNs are an ensemble: each slice gets the average of the runs that
-    predict it. So the runs of all folds give their store out of fold.
+    Several RUNs are an ensemble: a slice gets the average of the runs that predict
+    it. The runs of all folds together predict their store out of fold.
 
     Each pass of --tta reads all slices again, unless --cache keeps them.
 
-    With --dicom the slices are decoded into a temporary store (in TMPDIR, 0.7 MB a
-    slice), which is removed at the end. Slice, series and study ids are kept as they
-    are in the files, to know which file a probability belongs to; patient ids become
-    hashes.
+    --dicom decodes the slices into a temporary store (in TMPDIR, 0.7 MB a slice),
+    which is removed at the end. Slice, series and study ids stay as they are in the
+    files, so that a probability can be traced to its file.
     """
-    import os
-
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.predict.ensemble import PredictConfig, predict_runs
     from ichfast.predict.from_dicom import predict_dicom
@@ -149,27 +150,28 @@ def predict(
     "--bootstrap",
     default=200,
     type=click.IntRange(min=0),
-    help="Replicates of resampled patients behind the 95% intervals; 0 for none.",
+    help="Bootstrap replicates of patients for the 95% intervals; 0: no intervals.",
 )
 @click.option(
     "--allow-leak",
     is_flag=True,
-    help="Judge patients, too, that the run trained on.",
+    help="Accept patients that the run trained on.",
 )
 def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
-    """Judge PREDICTIONS against the labels in them.
+    """Compare PREDICTIONS with the labels in the same file.
 
-    Prints a table, with what prevalence alone would score beside it, and one JSON
-    line on stdout, and writes metrics.json beside PREDICTIONS. Patients that a run
-    trained on are an error: figures of theirs say nothing about others.
+    Prints a table that shows what the class prevalence alone scores next to what the
+    model scores, and writes every figure to metrics.json next to PREDICTIONS.
+    Patients that the run trained on are an error, since their figures say nothing
+    about other patients.
     """
-    from ichfast.evaluation.evaluate_file import METRICS_FILE, judge_file
+    from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
     from ichfast.evaluation.scoretable import format_evaluation
 
-    judgement = judge_file(predictions, replicates=bootstrap, allow_leak=allow_leak)
-    say(format_evaluation(judgement.evaluation))
+    result = evaluate_file(predictions, replicates=bootstrap, allow_leak=allow_leak)
+    say(format_evaluation(result.evaluation))
     say(f"\nevery figure: {predictions.with_name(METRICS_FILE)}")
-    print_result(judgement.to_json())
+    print_result(result.to_json())
 
 
 @click.command()
@@ -178,10 +180,13 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
 @click.option(
     "--sample",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The competition's sample file, whose ids and order are kept.",
+    help="The competition's sample submission; OUT has its ids in its order.",
 )
 def submit(predictions: Path, out: Path, sample: Path | None) -> None:
-    """Write PREDICTIONS as a Kaggle submission to OUT, or refuse to."""
+    """Write PREDICTIONS as a Kaggle submission.
+
+    Checks that every slice is there once and every value is a probability.
+    """
     from ichfast.evaluation.predictions import read_predictions
     from ichfast.predict.submission import write_submission
 
@@ -196,16 +201,18 @@ def submit(predictions: Path, out: Path, sample: Path | None) -> None:
 @click.option(
     "--predictions",
     type=click.Path(path_type=Path),
-    help="Show these.  [default: predict the validation fold]",
+    help="Predictions to show.  [default: predict the validation fold]",
 )
-@click.option("--out", type=OutputFile(".html"), help="[default: RUN/report.html]")
+@click.option(
+    "--out", type=OutputFile(".html"), help="The page.  [default: RUN/report.html]"
+)
 @click.option(
     "--sensitivity",
     default=0.95,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of positive slices to find; sets each class's threshold.",
+    help="Share of positive slices to find; decides the threshold of each class.",
 )
-@click.option("--keep-ids", is_flag=True, help="Write ids beside the pictures.")
+@click.option("--keep-ids", is_flag=True, help="Write ids on the page.")
 @DEVICE
 def report(
     run: Path,
@@ -215,11 +222,11 @@ def report(
     keep_ids: bool,
     device: str,
 ) -> None:
-    """Write RUN's page: one HTML file that needs no network.
+    """Write a report of RUN: one HTML page that needs no network.
 
-    In it: a summary, training curves, ROC, calibration, what is found and missed at
+    It shows a summary, training curves, ROC, calibration, what is found and missed at
     --sensitivity, and the worst and best slices of each class with a map of where the
-    model looked. No id is in it without --keep-ids.
+    model looked.
     """
     from ichfast.evaluation.predictions import read_predictions
     from ichfast.predict.ensemble import predict_runs
@@ -241,20 +248,22 @@ def report(
 @click.command()
 @RUNS
 @click.option(
-    "--csv", "csv_path", type=OutputFile(".csv"), help="Write the table here."
+    "--csv", "csv_path", type=OutputFile(".csv"), help="Write the table to this file."
 )
-@click.option("--png", "png_path", type=OutputFile(".png"), help="Draw it here.")
+@click.option(
+    "--png", "png_path", type=OutputFile(".png"), help="Draw a chart to this file."
+)
 def compare(
     runs: tuple[Path, ...], csv_path: Path | None, png_path: Path | None
 ) -> None:
-    """Put RUNs beside the reference's published experiments, as `runs/*` does.
+    """Compare RUNs with each other and with the reference's published experiments.
 
-    Accuracy and validation loss are those of the best epoch. The reference's are of
-    slices whose patients it trained on; the column `folds` says so of ours too.
+    Accuracy and validation loss are those of the best epoch. The reference validated
+    on patients that it trained on: folds by slice. The column `folds` shows which
+    RUNs did the same.
     """
     from ichfast.report.comparison import (
         compare_runs,
-        draw_comparison,
         format_comparison,
         write_comparison,
     )
@@ -263,6 +272,8 @@ def compare(
     if csv_path:
         write_comparison(rows, csv_path)
     if png_path:
+        from ichfast.report.charts.comparison import draw_comparison
+
         draw_comparison(rows, png_path)
     say(format_comparison(rows))
     print_result({"rows": [asdict(row) for row in rows]})
@@ -272,12 +283,12 @@ def compare(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", metavar="MODEL.pt2|MODEL.onnx", type=click.Path(path_type=Path))
 def export(run: Path, out: Path) -> None:
-    """Write RUN's best epoch as a model that needs nothing of ichfast.
+    """Write RUN's best epoch as a model that runs without ichfast.
 
-    It takes CT numbers in HU, (slices, 512, 512) float32, and gives six probabilities
-    a slice: resizing, windows and normalisation are inside. A .pt2 file runs in torch
-    (torch.export.load), an .onnx file in ONNX Runtime; writing that needs the extra
-    `export`. A model card is written beside it.
+    The model takes HU, float32 (slices, 512, 512), and returns six probabilities for
+    each slice; resizing, windows and normalisation are part of it. A .pt2 file runs in
+    torch (torch.export.load), an .onnx file in ONNX Runtime. Writing .onnx needs the
+    extra `export`. A model card is written next to the model.
     """
     from ichfast.export.export import export_run
 

@@ -13,13 +13,18 @@ from ichfast.cli.options import LIMIT, STORE, OutputFile, print_result, say
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--slices", default=1000, type=click.IntRange(min=1), help="How many.")
-@click.option("--seed", default=0, type=int, help="The same seed, the same bytes.")
 @click.option(
-    "--size", default=512, type=click.IntRange(min=64), help="Rows and columns."
+    "--slices", default=1000, type=click.IntRange(min=1), help="Number of slices."
+)
+@click.option("--seed", default=0, type=int, help="The same seed gives the same bytes.")
+@click.option(
+    "--size",
+    default=512,
+    type=click.IntRange(min=64),
+    help="Rows, and columns, of a slice.",
 )
 def synth(out: Path, slices: int, seed: int, size: int) -> None:
-    """Write synthetic head CT as DICOM files, and their label csv, to OUT."""
+    """Write synthetic head CT as DICOM files, with a label csv, to the folder OUT."""
     from ichfast.synth.dataset import synthesize
 
     print_result(asdict(synthesize(out, num_slices=slices, seed=seed, size=size)))
@@ -30,33 +35,33 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
 @click.option(
     "--labels",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="RSNA's csv (ID,Label), or one row a slice with six columns.",
+    help="Label csv: RSNA's (ID,Label), or a row for each slice with six columns.",
 )
 @STORE
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Decoding processes.  [default: one a core]",
+    help="Decoding processes.  [default: one for each core]",
 )
 @click.option(
     "--levels",
     default="512,256",
-    help="512 keeps slices as they came; 256 adds a copy a quarter the size.",
+    help="512: slices at their own size. 256: also a copy of a quarter of the bytes.",
 )
 @click.option(
     "--keep-ids",
     is_flag=True,
-    help="Keep patient, study, series and slice ids; without it, keyed hashes.",
+    help="Keep patient, study, series and slice ids; otherwise keyed hashes.",
 )
 @click.option(
     "--id-key",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The secret that ids are hashed with; stores made with the same one name "
-    "patients alike. Made if missing.  [default: STORE.key]",
+    help="Secret key of the hashes, made if missing. Stores with the same key give a "
+    "patient the same id.  [default: STORE.key]",
 )
 @click.option(
-    "--append", is_flag=True, help="Add what is new in SOURCE to a finished store."
+    "--append", is_flag=True, help="Add the new slices of SOURCE to a finished store."
 )
 @click.option(
     "--scheduler",
@@ -86,11 +91,11 @@ def prepare(
     """Decode every CT slice in SOURCE... into a store.
 
     A SOURCE is a folder, a DICOM file, a .zip, .tar, .tar.gz or .tar.xz, or the URL
-    of one (s3://, gs://, https://); archives inside folders are read too. Files that
-    cannot be stored are listed with the reason in rejected.csv. Interrupted, the same
-    command continues.
+    of one (s3://, gs://, https://). Archives inside folders are read too. Files that
+    cannot be stored are listed with the reason in rejected.csv. After an interruption
+    the same command continues.
     """
-    # Arrow's own allocator keeps what it gets back, a tenth of the peak.
+    # Arrow's own allocator holds on to freed memory, a tenth of the peak.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from ichfast.labels import read_labels
     from ichfast.prepare.prepare import prepare_store
@@ -119,12 +124,12 @@ def prepare(
     help="The contact sheet.  [default: STORE.png]",
 )
 def inspect(store: Path, sheet: Path | None) -> None:
-    """Say what is in STORE, and draw a contact sheet of it.
+    """Describe STORE, and draw a contact sheet of its slices.
 
-    Counts what was stored and why files were not, and names what is odd about the
-    order of series: gaps, uneven spacing, places scanned twice, numbers that run
-    against the positions. The sheet shows one slice of each class and some
-    others, in the brain, subdural and bone window, with labels and fold beneath.
+    Counts the slices, and the files that could not be stored by reason. Finds series
+    with gaps, uneven spacing, positions scanned twice, or instance numbers that run
+    against the positions. The sheet shows a slice of each class and some others in
+    the brain, subdural and bone window, with labels and fold.
     """
     from ichfast.report.overview import (
         describe_store,
@@ -148,27 +153,28 @@ def inspect(store: Path, sheet: Path | None) -> None:
     "--repair",
     multiple=True,
     metavar="SOURCE",
-    help="Make damaged shards again from what the store was made from; repeatable.",
+    help="Make damaged shards again from the original files. Repeatable.",
 )
 @click.option(
     "--id-key",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="For --repair: the key the store was prepared with.  [default: STORE.key]",
+    help="For --repair: the key of the store's hashes.  [default: STORE.key]",
 )
 def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
-    """Check every checksum of STORE; status 1 if anything is damaged.
+    """Check every checksum of STORE; exit with status 1 if anything is damaged.
 
-    A damaged shard is made again with --repair, from the files the store was made
-    from, and only put back if it is what it was to the bit.
+    With --repair a damaged shard is made again from the original files, and put back
+    only if every bit is as it was.
     """
     from ichfast.errors import StoreError
-    from ichfast.prepare.repair import repair_store
     from ichfast.store.header import read_header
     from ichfast.store.verify import verify_store
 
-    read_header(store)  # without it there is nothing to check, nor to repair
+    read_header(store)  # without it there is nothing to check or repair
     if repair:
+        from ichfast.prepare.repair import repair_store
+
         print_result(asdict(repair_store(store, repair, id_key=id_key)))
         return
     if id_key:
@@ -179,7 +185,7 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
     print_result({"store": str(store), "problems": len(problems)})
     if problems:
         raise StoreError(
-            f"{store} is damaged in {len(problems)} place(s); mend it with "
+            f"{store} is damaged in {len(problems)} place(s); repair it with "
             f"`ichfast verify {store} --repair SOURCE`, or prepare it again"
         )
 

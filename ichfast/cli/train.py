@@ -1,6 +1,6 @@
 """The commands about training: recipes, preview, train.
 
-The command that continues what this process was doing, to copy and paste.
+A run that is stopped prints the command that continues it (`resume_command`).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ichfast.errors import InterruptionError
 
 RECIPE = click.option("--recipe", help="Named settings.  [default: fast]")
 SIZE = click.option(
-    "--size", type=click.IntRange(min=32), help="Side of the input, pixels."
+    "--size", type=click.IntRange(min=32), help="Side of the model's input, in pixels."
 )
 SET = click.option(
     "--set",
     "assignments",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a setting, such as train.epochs=2, or take another augmentation: "
-    "augment=none|light|fastai|exp-10-mixup|exp-30; may be repeated.",
+    help="Change a setting, such as train.epochs=2, or the augmentation: "
+    "augment=none|light|fastai|exp-10-mixup|exp-30. Repeatable.",
 )
 
 
 @click.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
-    """List the named settings with the reference's results, or show one in full."""
+    """List the recipes with the reference's results, or show one in full."""
     from ichfast.recipes.resolve import format_recipe, format_recipes
 
     click.echo(format_recipes() if name is None else format_recipe(name))
@@ -57,7 +57,12 @@ def recipes(name: str | None) -> None:
 @click.argument("out", metavar="OUT.png", type=OutputFile(".png"))
 @RECIPE
 @SIZE
-@click.option("--epoch", default=0, type=click.IntRange(min=0), help="Draw this one.")
+@click.option(
+    "--epoch",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Epoch to show; each draws other parameters.",
+)
 @SET
 def preview(
     store: Path,
@@ -69,9 +74,9 @@ def preview(
 ) -> None:
     """Draw slices of STORE before and after augmentation, to OUT.png.
 
-    The very same graph and parameters as in training. What was drawn stands
-    beneath each slice; an outline shows which part of it is seen, its thick side
-    being the top.
+    The pictures come from the same graph and parameters as in training. The
+    parameters are written below each slice. The outline in the upper picture is what
+    the lower one shows; its thick side is the top.
     """
     from ichfast.recipes.resolve import resolve_recipe
     from ichfast.report.preview import write_preview
@@ -88,36 +93,30 @@ def preview(
 @click.option(
     "--fold",
     metavar="N|all",
-    callback=number_or("all", least=0),
-    help="The fold that validates; all trains one run a fold, into OUT/fold-N.",
+    callback=number_or("all", minimum=0),
+    help="The fold that validates. all: train a run for each fold, in OUT/fold-N.",
 )
 @STORE
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The run's folder.  [default: runs/RECIPE[-ARCH-SIZE]]",
+    help="Folder of the run.  [default: runs/RECIPE[-ARCH-SIZE]]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
-    "--pretrained", is_flag=True, help="Start from ImageNet weights (network)."
+    "--pretrained", is_flag=True, help="Start from ImageNet weights, downloaded once."
 )
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Start from this file: safetensors, a run's best.pt, or mxresnet50 as fastai "
-    "v1 saved it.",
+    help="Start from the weights in this file: safetensors, a run's best.pt, or an "
+    "mxresnet50 of fastai v1.",
 )
 @CACHE
-@click.option("--compile", is_flag=True, help="torch.compile the network.")
-@click.option(
-    "--cuda-graphs",
-    is_flag=True,
-    help="Replay steps as CUDA graphs (torch.compile's reduce-overhead); GPU only.",
-)
 @click.option(
     "--profile",
     is_flag=True,
-    help="Write trace.json and profile.txt: where a step's time goes.",
+    help="Write trace.json and profile.txt, which show where a step spends its time.",
 )
 @SET
 @LIMIT
@@ -133,8 +132,6 @@ def train(
     pretrained: bool,
     weights: Path | None,
     cache: str | None,
-    compile: bool,
-    cuda_graphs: bool,
     profile: bool,
     assignments: tuple[str, ...],
     limit: int | None,
@@ -142,21 +139,25 @@ def train(
 ) -> None:
     """Train a backbone on a store.
 
-    Without --recipe it takes `fast`, whose settings fit the arch, the size and the
-    device. Ctrl-C and SIGTERM save, end, and print the command that continues;
-    a run that was killed continues from its last checkpoint with --resume.
+    The recipe `fast`, taken without --recipe, fits its settings to the arch, the size
+    and the device. Ctrl-C and SIGTERM save a checkpoint, end the run, and print the
+    command that continues it. A killed run continues from its last checkpoint with
+    --resume.
 
     \b
-    Many GPUs; data.batch_size is that of one GPU:
+    On several GPUs (data.batch_size is for each GPU):
       torchrun --nproc-per-node gpu -m ichfast train --arch resnext50 --size 224
 
     \b
     Settings for --set, among others:
-      train.accumulate=4           a step of four batches
-      train.patience=3             end after three epochs without a better one
+      train.accumulate=4           four batches to a step
+      train.patience=3             end after three epochs without improvement
       train.best_by=valid_weighted_log_loss
-      train.checkpoint_minutes=10  between checkpoints within an epoch
+      train.checkpoint_minutes=10  time between checkpoints within an epoch
+      train.compile=true           torch.compile the network
+      train.cuda_graphs=true       replay steps as CUDA graphs; GPU only
     """
+    # Long, since it imports what only training needs.
     from ichfast.recipes.resolve import resolve_recipe
     from ichfast.recipes.settings import describe
     from ichfast.runs.crossvalidation import train_folds
@@ -172,8 +173,6 @@ def train(
         "model.weights": weights,
         "model.pretrained": "yes" if pretrained else None,
         "data.cache": cache,
-        "train.compile": "true" if compile else None,
-        "train.cuda_graphs": "true" if cuda_graphs else None,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     with join_ranks(device) as ranks, stop_on_signal() as should_stop:
@@ -199,7 +198,7 @@ def train(
             should_stop=should_stop,
         )
         out = out or default_run_dir(resolved, all_folds=trains_all)
-        with _saying_how_to_resume(speaks=ranks.writes):
+        with _saying_how_to_resume(is_first_rank=ranks.writes):
             report = (
                 train_folds(resolved, out, train_fold, resume=resume)
                 if trains_all
@@ -212,23 +211,23 @@ def train(
 
 
 @contextmanager
-def _saying_how_to_resume(*, speaks: bool) -> Iterator[None]:
-
+def _saying_how_to_resume(*, is_first_rank: bool) -> Iterator[None]:
+    """Add the command that continues to an interruption; other ranks end silently."""
     try:
         yield
     except InterruptionError as error:
-        if not speaks:
+        if not is_first_rank:
             raise SystemExit(1) from error
         command = resume_command(sys.argv, os.environ)
         raise InterruptionError(f"{error}; continue with: {command}") from error
 
 
 def resume_command(argv: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Write out the command line of a run once more, with ``--resume``.
+    """The command line that continues a run, ready to paste into a shell.
 
     Args:
-        argv: as `sys.argv`.
-        environ: as `os.environ`; tells whether torchrun started this process.
+        argv: `sys.argv` of the process that stopped.
+        environ: its `os.environ`, which shows whether torchrun started it.
 
     Example:
         >>> resume_command(["/usr/bin/ichfast", "train", "--out", "my run"], {})

@@ -1,8 +1,8 @@
-"""How probabilities fare along a series, from its lowest slice to its highest.
+"""Probability and loss along a series, from its lowest slice to its highest.
 
-A slice's place is its position over the extent of its series' labelled slices: 0 the
-lowest along the normal, usually the skull base, and 1 the highest. Series of one
-position have no places and are left out.
+The place of a slice is 0 at the lowest labelled slice of its series along the normal,
+usually at the skull base, and 1 at the highest. Series with a single position have no
+places and are left out.
 
 Shape letters: N labelled slices, Q equal parts of a series.
 """
@@ -21,15 +21,16 @@ from ichfast.evaluation.predictions import labels_NK, probs_NK
 Floats = npt.NDArray[np.float64]
 
 NUM_PARTS = 10
+"""Equal parts that a series is cut into: about three slices each in head CT."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlongSeries:
-    """Means over the slices of each part; NaN where a part has none."""
+    """Means over the slices in each part of a series; NaN where a part is empty."""
 
     count_Q: npt.NDArray[np.int64]
     frequency_Q: Floats
-    """Share of the slices labelled any."""
+    """Share of slices labelled any."""
     prob_Q: Floats
     """Mean probability of any."""
     loss_Q: Floats
@@ -59,7 +60,7 @@ def along_series(labelled: pd.DataFrame) -> AlongSeries:
 
 
 def _places_N(labelled: pd.DataFrame) -> Floats:
-    """Place of each slice in its series, NaN where it has none."""
+    """The place of each slice in its series; NaN where it has none."""
     position = labelled["position_mm"].astype("float64")
     by_series = position.groupby(labelled["series"].to_numpy())
     low, high = by_series.transform("min"), by_series.transform("max")

@@ -1,10 +1,10 @@
-"""Which slices of a class are worth a look: those it does worst on, and best.
+"""The worst and best slices of each class, to look at.
 
-1. Slices are ranked by |label - probability|, which ranks them as the log loss does.
-2. Worst are the slices with the largest gap, whatever their label.
-3. Best are labelled slices with the smallest gap: of those without the class, most
-   are easy.
-4. A study gives at most one slice to a group, else neighbours would fill it.
+1. Slices are ranked by |label - probability|, which gives the order of the log loss.
+2. The worst slices have the largest gap, with any label.
+3. The best slices have the class and the smallest gap. Slices without the class are
+   left out, since most of them are easy.
+4. A study gives at most one slice to a group. Otherwise neighbours would fill it.
 
 Shape letters: N labelled slices.
 """
@@ -21,20 +21,21 @@ from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.labels import CLASSES
 
 CASES_A_GROUP = 12
+"""Upper limit of slices in a group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseGroup:
-    """Slices of one class, the most telling first."""
+    """The worst or the best slices of one class, in that order."""
 
     class_name: str
     is_worst: bool
     rows: pd.DataFrame
-    """Rows of the predictions."""
+    """Rows of the predictions table."""
 
 
 def choose_cases(labelled: pd.DataFrame) -> Iterator[CaseGroup]:
-    """Give the worst and the best slices of each class, leaving out empty groups.
+    """Yield the worst and the best slices of each class, without empty groups.
 
     Args:
         labelled: rows of a predictions table that have labels.

@@ -1,15 +1,6 @@
-"""ROC and precision-recall curves of a class, with bands from resampled patients.
+"""What is drawn and called for a class: ROC, precision-recall, an operating point.
 
-A band says where 95 % of the replicates of `ichfast.evaluation.bootstrap` lie, each
-point of the grid on its own. A replicate is a weight for each patient, so the slices
-are sorted once; `tests/evaluation/test_curves.py` holds the bands to repeated slices
-and scikit-learn.
-
-Shape letters: N slices, T distinct probabilities, R replicates, G points of the grid.
-
-The operating point of a class: the threshold that finds the wanted share.
-
-Shape letters: N slices.
+Shape letters: N slices, T points and V corners of a curve.
 """
 
 from __future__ import annotations
@@ -19,48 +10,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ichfast.errors import PredictionError
-from ichfast.evaluation.bootstrap import (
-    PERCENTILES,
-    Interval,
-    Resampling,
-    ranking_intervals,
-)
+from ichfast.evaluation.bootstrap import Resampling
+from ichfast.evaluation.metrics import has_both
+from ichfast.evaluation.ranking import Integers, Ranking, Spread, spread_of
 
 Floats = npt.NDArray[np.float64]
-
-GRID_G: Floats = np.linspace(0.0, 1.0, 101)
-"""Where bands are known: 1 - specificity of a ROC, sensitivity of the other curve."""
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """Between which values 95 % of the replicates lie, at each point of `GRID_G`."""
-
-    low_G: Floats
-    high_G: Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassCurves:
-    """What is drawn of one class."""
+    """The curves of one class, and how far its replicates spread."""
 
-    false_rate_T: Floats
-    """1 - specificity, from 0 to 1."""
-    true_rate_T: Floats
-    """Sensitivity at the same thresholds."""
+    false_rate_V: Floats
+    """1 - specificity at the corners of the ROC curve, from 0 to 1."""
+    true_rate_V: Floats
+    """Sensitivity at these corners."""
     recall_T: Floats
     """Sensitivity, from 1 down to the first positive slice found."""
     precision_T: Floats
     """Precision at the same thresholds."""
-    roc_band: Band | None
-    """Sensitivity over 1 - specificity; None as `curve_bands` says."""
-    precision_band: Band | None
-    """Precision over sensitivity."""
-    intervals: dict[str, Interval | None]
-    """By figure, as `evaluation.bootstrap.ranking_intervals` gives them."""
+    spread: Spread
 
 
 def class_curves(
@@ -71,81 +42,39 @@ def class_curves(
     Args:
         probs_N: probabilities of the class.
         labels_N: 0 or 1.
-        resampling: of the same slices.
+        resampling: replicates of the patients of the same slices.
     """
-    if labels_N.min() == labels_N.max():
+    if not has_both(labels_N):
         return None
-    false_rate_T, true_rate_T, _ = roc_curve(labels_N, probs_N)
-    precision_T, recall_T, _ = precision_recall_curve(
-        labels_N, probs_N, drop_intermediate=True
-    )
-    finds_T = recall_T > 0  # before the first find, precision says nothing
-    roc_band, precision_band = curve_bands(probs_N, labels_N, resampling)
+    ranking = Ranking(probs_N, labels_N)
+    false_T, true_T = ranking.counts().roc_points()
+    corner_V = _corners(false_T, true_T)
+    # Precision says nothing before the first find.
+    found_T, alarms_T = true_T[true_T > 0][::-1], false_T[true_T > 0][::-1]
     return ClassCurves(
-        false_rate_T=false_rate_T,
-        true_rate_T=true_rate_T,
-        recall_T=recall_T[finds_T],
-        precision_T=precision_T[finds_T],
-        roc_band=roc_band,
-        precision_band=precision_band,
-        intervals=ranking_intervals(probs_N, labels_N, resampling),
+        false_rate_V=false_T[corner_V] / false_T[-1],
+        true_rate_V=true_T[corner_V] / true_T[-1],
+        recall_T=found_T / found_T[0],
+        precision_T=found_T / (found_T + alarms_T),
+        spread=spread_of(ranking, resampling, with_bands=True),
     )
 
 
-def curve_bands(
-    probs_N: Floats, labels_N: Floats, resampling: Resampling
-) -> tuple[Band | None, Band | None]:
-    """The bands of sensitivity over 1 - specificity, and of precision over sensitivity.
+def _corners(x_T: Integers, y_T: Integers) -> npt.NDArray[np.intp]:
+    """The ends and the points where the line turns from right to up, or back.
 
-    Precision at a sensitivity is that of the highest threshold that reaches it.
-
-    Returns:
-        Two bands; None where there are fewer than two patients, or where fewer than
-        half of the replicates have both labels.
+    A point within a horizontal or vertical stretch adds nothing to a drawing.
     """
-    order_N = np.argsort(-probs_N, kind="stable")
-    is_last_N = np.diff(probs_N[order_N], append=-np.inf) != 0
-    last_T = np.flatnonzero(is_last_N)  # slices with equal probability go together
-    patient_N = resampling.patient_N[order_N]
-    positive_N = labels_N[order_N] > 0.5
-    curves = []
-    for count_P in resampling.counts_RP:
-        weight_N = count_P[patient_N]
-        true_T = np.cumsum(weight_N * positive_N)[last_T]
-        false_T = np.cumsum(weight_N)[last_T] - true_T
-        if true_T[-1] and false_T[-1]:
-            curves.append((_roc_G(true_T, false_T), _precision_G(true_T, false_T)))
-    num_replicates, num_patients = resampling.counts_RP.shape
-    if num_patients < 2 or 2 * len(curves) < num_replicates:
-        return None, None
-    roc_RG, precision_RG = (np.array(each) for each in zip(*curves, strict=True))
-    return _band(roc_RG), _band(precision_RG)
-
-
-def _roc_G(true_T: npt.NDArray[np.int64], false_T: npt.NDArray[np.int64]) -> Floats:
-    true_rate_T = np.concatenate([[0.0], true_T / true_T[-1]])
-    false_rate_T = np.concatenate([[0.0], false_T / false_T[-1]])
-    return np.interp(GRID_G, false_rate_T, true_rate_T)
-
-
-def _precision_G(
-    true_T: npt.NDArray[np.int64], false_T: npt.NDArray[np.int64]
-) -> Floats:
-    # From the first slice that is found; counts, so that 0.1 is 0.1.
-    wanted_G = np.maximum(GRID_G * true_T[-1] - 1e-6, 1e-6)
-    reached_G = np.searchsorted(true_T, wanted_G)
-    precision_G: Floats = true_T[reached_G] / (true_T + false_T)[reached_G]
-    return precision_G
-
-
-def _band(curves_RG: Floats) -> Band:
-    low_G, high_G = np.percentile(curves_RG, PERCENTILES, axis=0)
-    return Band(low_G, high_G)
+    moves_T = (np.diff(x_T) > 0) | (np.diff(y_T) > 0)
+    distinct_V = np.flatnonzero(np.append(True, moves_T))
+    right, up = np.diff(x_T[distinct_V]) > 0, np.diff(y_T[distinct_V]) > 0
+    goes_on = (right[1:] == right[:-1]) & (up[1:] == up[:-1]) & (right != up)[1:]
+    return distinct_V[np.r_[True, ~goes_on, True]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OperatingPoint:
-    """Slices of one class, called positive from a threshold on."""
+    """The threshold from which slices are called positive, and what that finds."""
 
     threshold: float
     """A slice is called positive if its probability is at least this."""
@@ -182,15 +111,15 @@ class OperatingPoint:
 def operating_point(
     probs_N: Floats, labels_N: Floats, *, sensitivity: float
 ) -> OperatingPoint | None:
-    """Choose the highest threshold whose sensitivity is at least that wanted.
+    """Choose the highest threshold that reaches a sensitivity.
 
     Args:
         probs_N: probabilities of one class.
         labels_N: 0 or 1.
-        sensitivity: in (0, 1].
+        sensitivity: share of the positive slices to find, in (0, 1].
 
     Returns:
-        None where no slice is positive.
+        The operating point; None where no slice is positive.
 
     Raises:
         PredictionError: a sensitivity outside (0, 1].

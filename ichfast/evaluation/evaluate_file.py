@@ -1,4 +1,4 @@
-"""A predictions file to its figures, written beside it as `metrics.json`."""
+"""Evaluation of a predictions file, written next to it as `metrics.json`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ichfast.evaluation.predictions import read_predictions
 from ichfast.system.files import output_path
 
 METRICS_FILE = "metrics.json"
-"""Beside the predictions: every figure."""
+"""Name of the file with every figure, next to the predictions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """What a predictions file is worth."""
+class FileEvaluation:
+    """The evaluation of a predictions file."""
 
     predictions: str
     """Name of the file."""
     leaks: dict[str, int]
-    """As `evaluation.leaks.check_leaks` counts them."""
+    """Counts of `evaluation.leaks.check_leaks`."""
     evaluation: Evaluation
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, None and dicts; the headline figures first."""
+        """Return numbers, strings, None and dicts, the headline figures first."""
         return {
             **self.evaluation.to_json(),
             "leaks": self.leaks,
@@ -36,20 +36,20 @@ class Judgement:
         }
 
 
-def judge_file(path: Path, *, replicates: int, allow_leak: bool) -> Judgement:
-    """Judge a predictions file, and write every figure beside it, atomically.
+def evaluate_file(path: Path, *, replicates: int, allow_leak: bool) -> FileEvaluation:
+    """Evaluate a predictions file, and write every figure next to it, atomically.
 
     Args:
-        path: as `evaluation.predictions.read_predictions` takes it.
-        replicates: of the bootstrap behind each interval; 0 for no intervals.
-        allow_leak: judge patients, too, that the run trained on.
+        path: a file that `evaluation.predictions.read_predictions` reads.
+        replicates: bootstrap replicates for the intervals; 0 for no intervals.
+        allow_leak: accept patients that the run trained on.
 
     Raises:
-        PredictionError: no such file, nothing to judge in it, patients that the run
-            trained on and are not allowed, or a folder that cannot be written.
+        PredictionError: no such file, no labelled slice in it, patients that the run
+            trained on without `allow_leak`, or a folder that cannot be written.
     """
     table = read_predictions(path)
-    judgement = Judgement(
+    result = FileEvaluation(
         predictions=path.name,
         leaks=check_leaks(table, allow=allow_leak),
         evaluation=evaluate(table, replicates=replicates),
@@ -57,5 +57,5 @@ def judge_file(path: Path, *, replicates: int, allow_leak: bool) -> Judgement:
     out = path.with_name(METRICS_FILE)
     advice = "; copy the predictions to a folder that can be written"
     with output_path(out, PredictionError, advice) as temporary:
-        temporary.write_text(json.dumps(judgement.to_json(), indent=2) + "\n")
-    return judgement
+        temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    return result

@@ -1,14 +1,18 @@
-"""What a predictions table is worth, by slice, by study and by patient.
+"""Evaluation of a predictions table by slice, by study and by patient.
 
-1. Only labelled slices count: those with all six labels. The rest are counted
-   and said, and without a single labelled slice there is no result but an error.
-2. Beside each figure stands what the best constant reaches on the same slices: each
-   class's prevalence. Most slices are negative, so an accuracy of 0.943 says nothing.
-3. A study or a patient scores, and is labelled, the maximum over its slices. A slice
-   without a patient id counts as a patient of its own study.
-4. What is undefined (the AUC of a class with no positive) is None, never NaN.
-5. Intervals come from resampled patients (`ichfast.evaluation.bootstrap`), on every
+1. Only slices with all six labels are evaluated. The others are counted and reported;
+   a table without a labelled slice is an error.
+2. Next to each figure stands what the best constant scores on the same slices: the
+   prevalence of each class. Most slices are negative, so that an accuracy of 0.943
+   alone says nothing.
+3. The probability and the label of a study or a patient are the maximum over its
+   slices. Slices without a patient id count as one patient a study.
+4. An undefined figure (the AUC of a class without positives) is None, never NaN.
+5. Intervals come from resampled patients (`ichfast.evaluation.bootstrap`) at every
    level.
+
+To add a figure: compute it in `metrics` or `ranking`, give it two fields and a line in
+`_score_class` here, and show it with a line in `scoretable`.
 
 Shape letters: N slices, studies or patients, K classes.
 """
@@ -21,16 +25,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.bootstrap import (
     SEED,
     Interval,
     Resampling,
+    draw_patients,
     mean_interval,
-    ranking_intervals,
-    resample_patients,
 )
 from ichfast.evaluation.metrics import (
     Floats,
@@ -40,20 +42,23 @@ from ichfast.evaluation.metrics import (
     has_both,
     prevalence_loss,
     prevalence_NK,
-    sensitivity_at,
     slice_log_loss_N,
     weighted_log_loss,
 )
 from ichfast.evaluation.predictions import LABEL_COLUMNS
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
+from ichfast.evaluation.ranking import RANKING_FIGURES, Ranking, spread_of
 from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassScores:
-    """One class. ``prevalence_...`` is what predicting `prevalence` scores."""
+    """The figures of one class.
+
+    A field ``prevalence_...`` is the score of always predicting `prevalence`.
+    """
 
     positives: int
     prevalence: float
@@ -67,25 +72,25 @@ class ClassScores:
     sensitivity_at_90: float | None
     """Sensitivity at a specificity of at least 0.90."""
     prevalence_sensitivity_at_90: float | None
-    """0: a constant calls every slice positive or none."""
+    """0, since a constant calls every slice positive or none."""
     sensitivity_at_95: float | None
     prevalence_sensitivity_at_95: float | None
     brier: float
     prevalence_brier: float
     calibration_error: float
     prevalence_calibration_error: float
-    """0: the prevalence is calibrated, and useless."""
+    """0, since the prevalence is calibrated, though useless."""
     intervals: dict[str, Interval | None] = field(default_factory=dict)
-    """95 % intervals by name, of `evaluation.bootstrap.RANKING_FIGURES`; empty without
+    """95 % intervals by name of `evaluation.ranking.RANKING_FIGURES`; empty without
     bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelScores:
-    """All classes, counted by slice, by study or by patient."""
+    """The figures of all classes, by slice, by study or by patient."""
 
     count: int
-    """Slices, studies or patients."""
+    """Number of slices, studies or patients."""
     weighted_log_loss: float
     weighted_log_loss_interval: Interval | None
     """95 % interval; None without bootstrap or with fewer than two patients."""
@@ -99,7 +104,7 @@ class LevelScores:
     def ratio(self) -> float | None:
         """Weighted log loss over prevalence loss; None where the labels are constant.
 
-        Below 1 something was learned, 0 is perfect.
+        Below 1 the model has learned something; 0 is perfect.
         """
         if all(scores.prevalence in (0.0, 1.0) for scores in self.classes.values()):
             return None
@@ -108,18 +113,18 @@ class LevelScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What a predictions table is worth."""
+    """The evaluation of a predictions table."""
 
     unlabelled: int
     """Slices left out because a label is missing."""
     bootstrap: dict[str, int]
-    """``replicates`` of resampled patients behind each interval, and their ``seed``."""
+    """``replicates``: how many there are for each interval, and their ``seed``."""
     slice: LevelScores
     study: LevelScores
     patient: LevelScores
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, None and dicts; the headline figures first."""
+        """Return numbers, strings, None and dicts, the headline figures first."""
         return {
             "weighted_log_loss": self.slice.weighted_log_loss,
             "prevalence_loss": self.slice.prevalence_loss,
@@ -131,11 +136,11 @@ class Evaluation:
 
 
 def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
-    """Judge a predictions table by slice, by study and by patient.
+    """Evaluate a predictions table by slice, by study and by patient.
 
     Args:
         table: a predictions table, columns as in `ichfast.evaluation.predictions`.
-        replicates: of resampled patients behind each interval; 0 for no intervals.
+        replicates: bootstrap replicates for the intervals; 0 for no intervals.
 
     Raises:
         PredictionError: no labelled slice, a slice twice, a label other than 0 and
@@ -148,26 +153,28 @@ def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
         labelled.groupby(keys, dropna=False, sort=False)[columns].max().reset_index()
         for keys in (["patient", "study"], ["patient"])
     )
+    counts_RP = draw_patients(len(by_patient), replicates=replicates)
     return Evaluation(
         unlabelled=len(table) - len(labelled),
         bootstrap={"replicates": replicates, "seed": SEED},
-        slice=_score_level(labelled, replicates),
-        study=_score_level(by_study, replicates),
-        patient=_score_level(by_patient, replicates),
+        slice=_score_level(labelled, counts_RP),
+        study=_score_level(by_study, counts_RP),
+        patient=_score_level(by_patient, counts_RP),
     )
 
 
 def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a predictions table that can be judged, checked.
+    """Return the labelled rows of a predictions table, checked.
 
     Raises:
-        PredictionError: as `evaluate`.
+        PredictionError: no labelled slice, a slice twice, a label other than 0 and
+            1, or a probability that is missing or outside [0, 1].
     """
     is_labelled_N = ~np.isnan(labels_of(table)).any(axis=1)
     if not is_labelled_N.any():
         raise PredictionError(
             f"none of the {len(table):,} predicted slices has labels, so there is "
-            "nothing to judge; predict a store made with `ichfast prepare --labels`"
+            "nothing to evaluate; predict a store made with `ichfast prepare --labels`"
         )
     labelled: pd.DataFrame = table.iloc[np.flatnonzero(is_labelled_N)]
     doubled = labelled["slice_id"].duplicated()
@@ -177,27 +184,27 @@ def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
             "expected one row a slice"
         )
     labels_NK, probs_NK = labels_of(labelled), probs_of(labelled)
-    odd_labels = labels_NK[(labels_NK != 0) & (labels_NK != 1)]
-    if odd_labels.size:
+    wrong_labels = labels_NK[(labels_NK != 0) & (labels_NK != 1)]
+    if wrong_labels.size:
         raise PredictionError(
-            f"{odd_labels.size:,} labels are neither 0 nor 1, such as "
-            f"{odd_labels[0]:g}; prepare the store again from a sound label csv"
+            f"{wrong_labels.size:,} labels are neither 0 nor 1, such as "
+            f"{wrong_labels[0]:g}; prepare the store again from a correct label csv"
         )
-    odd_probs = probs_NK[~((probs_NK >= 0) & (probs_NK <= 1))]  # also catches NaN
-    if odd_probs.size:
+    wrong_probs = probs_NK[~((probs_NK >= 0) & (probs_NK <= 1))]  # also catches NaN
+    if wrong_probs.size:
         raise PredictionError(
-            f"{odd_probs.size:,} predictions lie outside [0, 1], such as "
-            f"{odd_probs[0]:g}; expected probabilities, not logits"
+            f"{wrong_probs.size:,} predictions lie outside [0, 1], such as "
+            f"{wrong_probs[0]:g}; expected probabilities, not logits"
         )
     return labelled
 
 
-def _score_level(rows: pd.DataFrame, replicates: int) -> LevelScores:
+def _score_level(rows: pd.DataFrame, counts_RP: npt.NDArray[np.int64]) -> LevelScores:
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
     resampling = None
-    if replicates:
+    if len(counts_RP):
         patient_N: npt.NDArray[np.intp] = pd.factorize(rows["patient"])[0]
-        resampling = resample_patients(patient_N, replicates=replicates)
+        resampling = Resampling(counts_RP, patient_N)
     loss_N = slice_log_loss_N(probs_NK, labels_NK)
     return LevelScores(
         count=len(labels_NK),
@@ -221,6 +228,15 @@ def _score_class(
     probs_N1, labels_N1 = probs_N[:, np.newaxis], labels_N[:, np.newaxis]
     prevalence = float(labels_N.mean())
     can_rank = has_both(labels_N)
+    figures: dict[str, float | None] = dict.fromkeys(RANKING_FIGURES)
+    intervals: dict[str, Interval | None] = {}
+    if resampling:
+        intervals = dict.fromkeys(RANKING_FIGURES)
+    if can_rank:
+        ranking = Ranking(probs_N, labels_N)
+        figures = {name: f(ranking.counts()) for name, f in RANKING_FIGURES.items()}
+        if resampling:
+            intervals = spread_of(ranking, resampling).intervals
     return ClassScores(
         positives=int(labels_N.sum()),
         prevalence=prevalence,
@@ -228,21 +244,14 @@ def _score_class(
         prevalence_log_loss=float(
             class_log_loss_K(prevalence_NK(labels_N1), labels_N1)[0]
         ),
-        auc=float(roc_auc_score(labels_N, probs_N)) if can_rank else None,
         prevalence_auc=0.5 if can_rank else None,
-        average_precision=(
-            float(average_precision_score(labels_N, probs_N)) if can_rank else None
-        ),
         prevalence_average_precision=prevalence if can_rank else None,
-        sensitivity_at_90=sensitivity_at(probs_N, labels_N, specificity=0.90),
         prevalence_sensitivity_at_90=0.0 if can_rank else None,
-        sensitivity_at_95=sensitivity_at(probs_N, labels_N, specificity=0.95),
         prevalence_sensitivity_at_95=0.0 if can_rank else None,
         brier=float(((probs_N - labels_N) ** 2).mean()),
         prevalence_brier=prevalence * (1.0 - prevalence),
         calibration_error=calibration_error(probs_N, labels_N),
         prevalence_calibration_error=0.0,
-        intervals=(
-            ranking_intervals(probs_N, labels_N, resampling) if resampling else {}
-        ),
+        intervals=intervals,
+        **figures,
     )

@@ -1,9 +1,8 @@
-"""Patients that a run trained on and is judged by: figures that cannot be believed.
+"""Leaks: patients in a predictions table that the run trained on.
 
-When slices are predicted, the run is at hand, and with it the store it trained on; so
-that is when it is found out, and the predictions table remembers it in its column
-``trained_on`` (`predict.training_patients`). Judging a table then needs neither the run
-nor the store.
+Figures of such patients look better than the model is. `predict.training_patients`
+finds them while it has the run and its store, and fills the column ``trained_on``. So
+an evaluation needs neither the run nor the store.
 
 Shape letters: N slices of the predicted store.
 """
@@ -21,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 def check_leaks(table: pd.DataFrame, *, allow: bool) -> dict[str, int]:
-    """Look for predictions of patients that a run trained on.
+    """Count the predicted patients that the run trained on.
 
     Args:
         table: a predictions table.
-        allow: count them, and judge them nevertheless.
+        allow: accept such patients.
 
     Returns:
-        ``slices`` and ``patients`` that were trained on, and ``unknown``, the slices
-        of which nobody knows.
+        ``slices`` and ``patients`` that were trained on, and ``unknown``: slices for
+        which that is not known.
 
     Raises:
-        PredictionError: there are some, and they are not allowed.
+        PredictionError: the run trained on a patient, and `allow` is not set.
     """
     trained_N = table["trained_on"]
     is_leak_N = trained_N.fillna(value=False).to_numpy(dtype=bool)

@@ -1,9 +1,7 @@
-"""How good probabilities are: the competition's loss, and what stands behind it.
+"""Figures of probabilities: log loss, accuracy, calibration.
 
-1. Everything is computed in float64 and agrees with scikit-learn.
-2. What is undefined (the sensitivity of a class with no positive) is None, never NaN.
-
-`ichfast.evaluation.evaluation` applies these to a predictions table.
+All are computed in float64 and agree with scikit-learn. Figures that depend only on the
+order of the slices are in `ichfast.evaluation.ranking`.
 
 Shape letters: N slices, K classes, Q calibration bins.
 """
@@ -12,22 +10,25 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_curve
 
 Floats = npt.NDArray[np.float64]
 
 CLASS_WEIGHTS = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-"""Of the six classes in the loss: `any` counts 2 of 7.
+"""Weights of the six classes in the loss: `any` counts 2 of 7.
 
 Source:
     Kaggle, RSNA Intracranial Hemorrhage Detection (2019), "Evaluation".
 """
 
 KAGGLE_CLIP = 1e-15
-"""Probabilities are moved this far from 0 and 1 before the logarithm."""
+"""Probabilities are kept this far from 0 and 1 before the logarithm, as Kaggle does."""
 
 NUM_CALIBRATION_BINS = 15
-"""Source: Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
+"""Equal bins of [0, 1] for the calibration error.
+
+Source:
+    Guo et al. 2017, "On Calibration of Modern Neural Networks".
+"""
 
 
 def class_log_loss_K(
@@ -50,7 +51,16 @@ def class_log_loss_K(
 def slice_log_loss_N(
     probs_NK: Floats, labels_NK: Floats, *, clip: float = KAGGLE_CLIP
 ) -> Floats:
-    """Weighted log loss of each slice, shape (N,); arguments as above."""
+    """Weighted log loss of each slice.
+
+    Args:
+        probs_NK: probabilities in [0, 1], shape (N, 6).
+        labels_NK: 0 or 1, shape (N, 6), no NaN.
+        clip: probabilities are clipped to [clip, 1 - clip]. Greater than zero.
+
+    Returns:
+        Shape (N,), float64, in nats.
+    """
     weight_K = np.array(CLASS_WEIGHTS) / sum(CLASS_WEIGHTS)
     loss_N: Floats = _log_loss_NK(probs_NK, labels_NK, clip) @ weight_K
     return loss_N
@@ -84,7 +94,11 @@ def prevalence_loss(labels_NK: Floats) -> float:
 
 
 def accuracy(probs_NK: Floats, labels_NK: Floats) -> float:
-    """Share of all N x 6 answers that are right at threshold 0.5.
+    """Share of all N x 6 probabilities that are right at threshold 0.5.
+
+    Args:
+        probs_NK: probabilities in [0, 1], shape (N, 6).
+        labels_NK: 0 or 1, shape (N, 6), no NaN.
 
     Source:
         fastai v1 `accuracy_thresh`, the metric of the reference experiments.
@@ -92,30 +106,19 @@ def accuracy(probs_NK: Floats, labels_NK: Floats) -> float:
     return float(((probs_NK > 0.5) == (labels_NK > 0.5)).mean())
 
 
-def sensitivity_at(
-    probs_N: Floats, labels_N: Floats, *, specificity: float
-) -> float | None:
-    """The best sensitivity at a threshold whose specificity is at least that given.
-
-    Returns:
-        Within [0, 1]; None where the labels have one value only.
-    """
-    if not has_both(labels_N):
-        return None
-    false_rates, true_rates, _ = roc_curve(labels_N, probs_N, drop_intermediate=False)
-    num_negatives = np.count_nonzero(labels_N == 0)
-    allowed = (1.0 - specificity) * num_negatives + 1e-6  # counts, so 0.1 is 0.1
-    return float(true_rates[false_rates * num_negatives <= allowed].max())
-
-
 def calibration_bins(
     probs_N: Floats, labels_N: Floats, *, num_bins: int = NUM_CALIBRATION_BINS
 ) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
     """Cut [0, 1] into equal bins and compare probability with frequency in each.
 
+    Args:
+        probs_N: probabilities of one class, in [0, 1].
+        labels_N: 0 or 1.
+        num_bins: Q.
+
     Returns:
-        Per bin, shape (Q,): how many slices; their mean probability; the share of
-        them that is positive. The last two are NaN where a bin is empty.
+        For each bin, shape (Q,): the number of slices; their mean probability; the
+        share of positives. The last two are NaN where a bin is empty.
     """
     bin_N = np.minimum((probs_N * num_bins).astype(np.int64), num_bins - 1)
     count_Q = np.bincount(bin_N, minlength=num_bins)
@@ -128,7 +131,13 @@ def calibration_bins(
 def calibration_error(
     probs_N: Floats, labels_N: Floats, *, num_bins: int = NUM_CALIBRATION_BINS
 ) -> float:
-    """Expected calibration error: mean |probability - frequency| over the slices."""
+    """Expected calibration error: mean |probability - frequency| over the slices.
+
+    Args:
+        probs_N: probabilities of one class, in [0, 1].
+        labels_N: 0 or 1.
+        num_bins: equal bins of [0, 1].
+    """
     count_Q, mean_prob_Q, frequency_Q = calibration_bins(
         probs_N, labels_N, num_bins=num_bins
     )
@@ -142,7 +151,7 @@ def prevalence_NK(labels_NK: Floats) -> Floats:
 
 
 def has_both(labels_N: Floats) -> bool:
-    """Whether there are positives and negatives, so that they can be ranked."""
+    """Whether there are positives and negatives, so that a ranking has figures."""
     return bool(labels_N.min() != labels_N.max())
 
 

@@ -1,4 +1,4 @@
-"""The predictions table: one row a slice, written by predict, read by the rest.
+"""The predictions table: one row a slice, written by `predict`, read by the rest.
 
 Columns, in this order:
 
@@ -7,13 +7,14 @@ Columns, in this order:
     fold                               the slice's fold, -1 where it has none
     run                                name of the run that predicted it; several
                                        names, joined by +, for an ensemble
-    trained_on                         whether such a run trained on this patient;
-                                       missing where that is not known
+    trained_on                         whether one of these runs trained on this
+                                       patient; missing where that is not known
     any ... subdural                   six probabilities in `labels.CLASSES` order
     label_any ... label_subdural       six labels, 0 or 1; missing where unlabelled
 
-The file's suffix decides its form: ``.parquet``, ``.csv`` or ``.npz`` (an array a
-column, texts as unicode, no pickles; what is missing is NaN, or -1 in trained_on).
+The suffix of the file decides its format: ``.parquet``, ``.csv`` or ``.npz`` (an array
+for each column, strings as unicode, no pickles; a missing value is NaN, or -1 in
+trained_on).
 
 Shape letters: N slices, K classes.
 """
@@ -44,8 +45,8 @@ LABEL_COLUMNS = tuple(f"label_{name}" for name in CLASSES)
 COLUMNS = (*KEY_COLUMNS, *CLASSES, *LABEL_COLUMNS)
 SUFFIXES = (".parquet", ".csv", ".npz")
 
-MOST_LINE_BYTES = 2**16
-"""Of a csv's first two lines, which decide how many columns pandas makes."""
+MAX_LINE_BYTES = 2**16
+"""Limit for each of the first two lines of a csv, which decide its columns."""
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
@@ -94,12 +95,12 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _with_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table, if each column that must hold numbers, or yes and no, does."""
+    """Convert the columns of numbers, and trained_on, or refuse the table."""
     try:
         table = table.astype({"trained_on": "boolean"})
     except (TypeError, ValueError) as error:
         raise PredictionError(
-            f"{path}: the column trained_on holds something else than true and false; "
+            f"{path}: the column trained_on holds values other than true and false; "
             "write it with `ichfast predict`"
         ) from error
     for name in (*NUMBER_COLUMNS, *CLASSES, *LABEL_COLUMNS):
@@ -107,7 +108,7 @@ def _with_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             table[name] = pd.to_numeric(table[name])
         except (TypeError, ValueError) as error:
             raise PredictionError(
-                f"{path}: the column {name} holds something else than numbers: "
+                f"{path}: the column {name} holds values other than numbers: "
                 f"{first_line(error)}; write it with `ichfast predict`"
             ) from error
     return table
@@ -127,12 +128,12 @@ def labels_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def check_destination(path: Path) -> None:
-    """Refuse a path that predictions could not be written to; make its folder.
+    """Refuse a path that predictions cannot be written to, and make its folder.
 
-    Asked before the work begins, which may take hours.
+    Call it before the work begins, which may take hours.
 
     Raises:
-        PredictionError: the suffix names no form, or the folder cannot be written.
+        PredictionError: another suffix, or a folder that cannot be written.
     """
     _check_suffix(path)
     try:
@@ -197,15 +198,15 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _check_lines(path: Path) -> None:
-    """Refuse a csv of columns without end, each of which takes pandas a KB or more."""
+    """Refuse a csv with endless columns, each of which takes pandas a KB or more."""
     with path.open("rb") as file:
         for _ in range(2):
-            if len(file.readline(MOST_LINE_BYTES)) == MOST_LINE_BYTES:
-                raise ValueError(f"a line has {MOST_LINE_BYTES:,} bytes or more")
+            if len(file.readline(MAX_LINE_BYTES)) == MAX_LINE_BYTES:
+                raise ValueError(f"a line has {MAX_LINE_BYTES:,} bytes or more")
 
 
 def _check_unpacked(path: Path) -> None:
-    """Refuse an npz whose arrays are out of proportion to the file."""
+    """Refuse an npz whose arrays are too large for the size of the file."""
     most = max_unpacked_bytes(path.stat().st_size)
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > most:

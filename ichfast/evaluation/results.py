@@ -1,4 +1,4 @@
-"""A run's predictions, and all that the report computes of them.
+"""The results of a run: all that the report computes from its predictions.
 
 Shape letters: N labelled slices, K classes.
 """
@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.evaluation.bootstrap import Interval, mean_interval, resample_patients
+from ichfast.evaluation.bootstrap import (
+    REPLICATES,
+    Interval,
+    Resampling,
+    draw_patients,
+    mean_interval,
+)
 from ichfast.evaluation.curves import (
     ClassCurves,
     OperatingPoint,
@@ -25,37 +31,34 @@ from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
 
-REPLICATES = 200
-"""Of the bootstrap behind the intervals and bands."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """The predictions and all that is computed of them."""
+class RunResults:
+    """Predictions and all that is computed from them."""
 
     rows: pd.DataFrame
     probs_NK: npt.NDArray[np.float64]
     labels_NK: npt.NDArray[np.float64]
     evaluation: Evaluation
     loss_interval: Interval | None
-    """Of the weighted log loss by slice."""
+    """95 % interval of the weighted log loss by slice."""
     curves: dict[str, ClassCurves]
-    """By class; without the classes that have one label only."""
+    """Curves by class, without the classes that have only one label."""
     points: dict[str, OperatingPoint]
-    """By class; without the classes that have no positive slice."""
+    """Operating points by class, without the classes that have no positive slice."""
 
 
-def judge(predictions: pd.DataFrame, *, sensitivity: float) -> Judged:
-    """Compute all that the page tells of the predictions.
+def compute_results(predictions: pd.DataFrame, *, sensitivity: float) -> RunResults:
+    """Compute all that the page shows of the predictions.
 
     Args:
         predictions: a predictions table, columns as in
-        `ichfast.evaluation.predictions`.
-        sensitivity: of the operating points, in (0, 1].
+            `ichfast.evaluation.predictions`.
+        sensitivity: sensitivity of the operating points, in (0, 1].
 
     Raises:
-        PredictionError: as `evaluation.evaluation.evaluate` and
-        `evaluation.curves.operating_point`.
+        PredictionError: predictions that `evaluation.evaluation.evaluate` refuses, or
+            a sensitivity outside (0, 1].
     """
     rows = labelled_rows(predictions)
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
@@ -66,11 +69,11 @@ def judge(predictions: pd.DataFrame, *, sensitivity: float) -> Judged:
         name: operating_point(*each, sensitivity=sensitivity)
         for name, each in by_class.items()
     }
-    resampling = resample_patients(
-        pd.factorize(patients_N(rows))[0], replicates=REPLICATES
-    )
+    patient_N, patients = pd.factorize(patients_N(rows))
+    counts_RP = draw_patients(len(patients), replicates=REPLICATES)
+    resampling = Resampling(counts_RP, patient_N)
     curves = {name: class_curves(*each, resampling) for name, each in by_class.items()}
-    return Judged(
+    return RunResults(
         rows=rows,
         probs_NK=probs_NK,
         labels_NK=labels_NK,

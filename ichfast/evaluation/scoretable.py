@@ -1,8 +1,13 @@
-"""An evaluation as a text table."""
+"""An evaluation as a table: text for the terminal, columns for the page of a run.
+
+A figure of `evaluation.evaluation.ClassScores` is shown where it has a line in
+`TEXT_ROWS` or `PAGE_COLUMNS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ichfast.evaluation.bootstrap import Interval
@@ -12,8 +17,98 @@ from ichfast.labels import CLASSES
 LEVELS = ("slice", "study", "patient")
 
 
+def format_score(score: float | None, decimals: int = 4) -> str:
+    """Write a score with fixed decimals.
+
+    Args:
+        score: None, an undefined score, becomes a dash.
+        decimals: digits after the point.
+    """
+    return "-" if score is None else f"{score:.{decimals}f}"
+
+
+def format_percent(share: float | None) -> str:
+    """Write a share as a percentage; a dash where it is undefined."""
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def format_interval(interval: Interval | None, decimals: int = 4) -> str:
+    """Write an interval as low to high.
+
+    Args:
+        interval: None, an undefined interval, becomes a dash.
+        decimals: digits after the point.
+    """
+    if interval is None:
+        return "-"
+    return " to ".join(format_score(end, decimals) for end in interval)
+
+
+TEXT_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("positives", "positives", "{:,}".format),
+    ("prevalence", "prevalence", format_score),
+    ("log loss", "log_loss", format_score),
+    ("Brier score", "brier", format_score),
+    ("AUC", "auc", format_score),
+    ("average precision", "average_precision", format_score),
+    ("sens. at 90% spec.", "sensitivity_at_90", format_score),
+    ("sens. at 95% spec.", "sensitivity_at_95", format_score),
+    ("calibration error", "calibration_error", format_score),
+)
+"""Heading, field of `ClassScores` and format of each row. Rows for its interval and its
+``prevalence_...`` field follow where there are any."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageColumn:
+    """A column of the page's table of classes."""
+
+    heading: tuple[str, ...]
+    """The lines of the heading."""
+    field: str
+    """A field of `ClassScores`."""
+    decimals: int = 4
+    below: str = ""
+    """What stands in parentheses below the figure: the name of a field of
+    `ClassScores`, ``interval``, or nothing."""
+
+    def cell(
+        self, scores: ClassScores, intervals: Mapping[str, Interval | None]
+    ) -> tuple[str, str]:
+        """The figure, and what stands below it.
+
+        Args:
+            scores: of the class.
+            intervals: of the class, by name of the figure.
+        """
+        value = getattr(scores, self.field)
+        text = f"{value:,}" if isinstance(value, int) else self._format(value)
+        if self.below == "interval":
+            return text, format_interval(intervals.get(self.field), 3)
+        if self.below == "prevalence":
+            return text, format_percent(scores.prevalence)
+        return text, self._format(getattr(scores, self.below)) if self.below else ""
+
+    def _format(self, score: float | None) -> str:
+        return format_score(score, self.decimals)
+
+
+PAGE_COLUMNS = (
+    PageColumn(("Positive slices", "(prevalence)"), "positives", below="prevalence"),
+    PageColumn(("Log loss", "(of prevalence)"), "log_loss", 4, "prevalence_log_loss"),
+    PageColumn(("AUC", "(95% interval)"), "auc", below="interval"),
+    PageColumn(
+        ("Average precision", "(95% interval)"), "average_precision", below="interval"
+    ),
+    PageColumn(("Sensitivity at", "90% specificity"), "sensitivity_at_90", 3),
+    PageColumn(("Sensitivity at", "95% specificity"), "sensitivity_at_95", 3),
+    PageColumn(("Brier score", "(of prevalence)"), "brier", 4, "prevalence_brier"),
+    PageColumn(("Calibration", "error"), "calibration_error"),
+)
+
+
 def format_evaluation(evaluation: Evaluation) -> str:
-    """The evaluation as a text table, with what the prevalence scores beside it."""
+    """Write an evaluation as text, with what the prevalence scores beside it."""
     level = evaluation.slice
     counts = (
         f"{level.count:,} slices of {evaluation.study.count:,} studies and "
@@ -35,35 +130,31 @@ def format_evaluation(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def format_score(score: float | None, decimals: int = 4) -> str:
-    """A score with fixed decimals; a dash where it is undefined."""
-    return "-" if score is None else f"{score:.{decimals}f}"
-
-
 def _loss_rows(name: str, scores: LevelScores) -> Iterator[str]:
     losses = (scores.weighted_log_loss, scores.prevalence_loss, scores.ratio)
     yield _row(f"loss by {name}", *map(format_score, losses))
     if scores.weighted_log_loss_interval:
-        yield _row(_INTERVAL, _format_interval(scores.weighted_log_loss_interval))
+        yield _row(_INTERVAL, _short_interval(scores.weighted_log_loss_interval))
 
 
 def _class_rows(name: str, scores: LevelScores) -> Iterator[str]:
     classes = scores.classes.values()
     yield _row(f"by {name}", *CLASSES)
-    for label, field, form in _FIGURES:
-        yield _row(label, *(form(getattr(one, field)) for one in classes))
+    for heading, field, form in TEXT_ROWS:
+        yield _row(heading, *(form(getattr(one, field)) for one in classes))
         if any(field in one.intervals for one in classes):
-            yield _row(_INTERVAL, *(_interval_of(one, field) for one in classes))
+            yield _row(
+                _INTERVAL, *(_short_interval(one.intervals[field]) for one in classes)
+            )
         if f"prevalence_{field}" in ClassScores.__dataclass_fields__:
             constants = (getattr(one, f"prevalence_{field}") for one in classes)
             yield _row("  of prevalence", *map(form, constants))
 
 
-def _interval_of(scores: ClassScores, field: str) -> str:
-    return _format_interval(scores.intervals[field])
+_INTERVAL = "  95% interval"
 
 
-def _format_interval(interval: Interval | None) -> str:
+def _short_interval(interval: Interval | None) -> str:
     return "-" if interval is None else f"{interval[0]:.3f}-{interval[1]:.3f}"
 
 
@@ -71,18 +162,3 @@ def _row(label: str, *cells: str) -> str:
     widths = [max(len(name) + 2, 13) for name in CLASSES]
     padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
     return f"{label:<19}" + "".join(padded)
-
-
-_INTERVAL = "  95% interval"
-
-_FIGURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("positives", "positives", "{:,}".format),
-    ("prevalence", "prevalence", format_score),
-    ("log loss", "log_loss", format_score),
-    ("Brier score", "brier", format_score),
-    ("AUC", "auc", format_score),
-    ("average precision", "average_precision", format_score),
-    ("sens. at 90% spec.", "sensitivity_at_90", format_score),
-    ("sens. at 95% spec.", "sensitivity_at_95", format_score),
-    ("calibration error", "calibration_error", format_score),
-)

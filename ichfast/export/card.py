@@ -1,4 +1,4 @@
-"""A model card: what an exported model is, learned from, and must not be used for."""
+"""The model card: what a model is, was trained on, and must not be used for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from ichfast.training.history import read_history
 
 
 def card_path(model_path: Path) -> Path:
-    """Where the card of a model lies: beside it."""
+    """The path of the card, next to the model."""
     return model_path.with_suffix(".card.md")
 
 
 def format_card(run: TrainedRun, model_path: Path) -> str:
-    """Write the card as Markdown. It holds no path but the model's name, and no id.
+    """Write the card as Markdown, without paths and ids.
+
+    Args:
+        run: the exported run.
+        model_path: the exported file, whose name is the title.
 
     Raises:
         CheckpointError: the run has no finished epoch.
     """
+    # Long, since it holds the text of the card.
     record, recipe = run.record, run.record.recipe
     counts, data, folds = record.counts, recipe.data, recipe.folds
     history = read_history(run.path)
@@ -40,27 +45,28 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
     )
     return f"""# {model_path.name}
 
-**Not a medical device.** Not tested or cleared for the care of patients. It was made
-for research and must not be used to diagnose, to rule out or to rank patients.
+**Not a medical device.** Not tested or cleared for patient care. It was made for
+research and must not be used to diagnose, to rule out a disease or to rank patients.
 
 ## What it does
 
-Gives the probability of intracranial hemorrhage and its five subtypes for an axial
-slice of head CT without contrast agent.
+Predicts the probability of intracranial hemorrhage and its five subtypes for an axial
+slice of non-contrast head CT.
 
-* Input: CT numbers in HU, float32, shape (slices{three}, {ROWS}, {COLUMNS}).
+* Input: HU, float32, shape (slices{three}, {ROWS}, {COLUMNS}).
   Air is -1000.
 * Output: probabilities, float32, shape (slices, {len(CLASSES)}):
   {", ".join(CLASSES)}.
-* Inside: resizing to {data.size} pixels, windows {", ".join(data.windows)},
+* Included: resizing to {data.size} pixels, windows {", ".join(data.windows)},
   normalisation, and the network {recipe.model.arch}.
 {neighbours}
-## What it learned from
+## What it was trained on
 
 * Recipe {recipe.name}; {counts["train_slices"]:,} slices of
-  {counts["train_patients"]:,} patients trained it, {counts["valid_slices"]:,} slices of
-  {counts["valid_patients"]:,} patients validated it.
-* Fold {folds.fold} of {folds.num_folds} validated (seed {folds.seed}), dealt by
+  {counts["train_patients"]:,} patients for training,
+  {counts["valid_slices"]:,} slices of {counts["valid_patients"]:,} patients for
+  validation.
+* Validated on fold {folds.fold} of {folds.num_folds} (seed {folds.seed}), divided by
   {shares}.
 * Best of {len(history)} epochs: epoch {int(best["epoch"]) + 1}.
 
@@ -70,11 +76,11 @@ slice of head CT without contrast agent.
 |---|---|
 | weighted log loss (any counts 2 of 7) | {best["valid_weighted_log_loss"]:.4f} |
 | log loss | {best["valid_loss"]:.4f} |
-| accuracy at 0.5 over all six answers | {best["valid_accuracy"]:.4f} |
+| accuracy at 0.5 over all six classes | {best["valid_accuracy"]:.4f} |
 
-The epoch was chosen by these same slices. Most slices are negative, so an accuracy
-near 0.94 is what calling every slice healthy scores on the RSNA set. Other scanners,
-protocols and patients were not tried.
+The epoch was chosen on these slices. Most slices are negative: calling every slice
+healthy scores an accuracy near 0.94 on the RSNA set. Other scanners, protocols and
+patients were not tested.
 
 ## What made it
 

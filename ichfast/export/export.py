@@ -1,7 +1,7 @@
-"""A run's model as one file that needs nothing of ichfast: .pt2 or .onnx.
+"""Export of a run as one file, .pt2 or .onnx, that runs without ichfast.
 
-CT numbers go in, probabilities come out (`ichfast.export.module`), in float32. A model
-card is written beside (`ichfast.export.card`).
+The file takes HU and returns probabilities, both float32 (`ichfast.export.module`). A
+model card is written next to it (`ichfast.export.card`).
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from ichfast.system.files import output_path
 
 SUFFIXES = (".pt2", ".onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript")
-"""What torch writes .onnx files with."""
+"""Packages that torch writes .onnx files with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
-    """What was written."""
+    """What `export_run` wrote."""
 
     model: str
     card: str
     input_shape: tuple[str | int, ...]
     classes: tuple[str, ...]
-    """Of the six probabilities, in order."""
+    """Classes of the six probabilities, in order."""
 
 
 def export_run(path: Path, out: Path) -> ExportReport:
-    """Export the best epoch of a run, and write its card beside it.
+    """Export the best epoch of a run, and write its model card.
 
     Args:
-        path: the run's folder.
-        out: ends in one of `SUFFIXES`. Replaced if it exists.
+        path: the folder of the run.
+        out: the model; ends in one of `SUFFIXES`. Replaced if it exists.
 
     Raises:
-        IchfastError: no run, or no good checkpoint.
-        ModelError: another suffix, a package that is missing, a run whose windows
-            differ by slice, or a file that cannot be written.
+        IchfastError: no run, or no valid checkpoint.
+        ModelError: another suffix, a missing package, a run whose windows differ by
+            slice, or a file that cannot be written.
     """
     _check_form(out)
     run = open_run(path)
@@ -74,31 +74,31 @@ def export_run(path: Path, out: Path) -> ExportReport:
 
 
 def trace(run: TrainedRun) -> ExportedProgram:
-    """Trace a run's way from CT numbers to probabilities, for any number of slices.
+    """Trace the module of a run, for any number of slices.
 
     Raises:
-        ModelError: its windows differ by slice.
+        ModelError: the windows of the run differ by slice.
         CheckpointError: a damaged checkpoint.
     """
-    graph = hu_graph(run)
+    module = hu_module(run)
     hu = torch.full((2, *_input_shape(run.record.recipe.data)), -1000.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about itself
-        return torch.export.export(graph, (hu,), dynamic_shapes=({0: Dim("slices")},))
+        warnings.simplefilter("ignore")  # torch warns about its own code
+        return torch.export.export(module, (hu,), dynamic_shapes=({0: Dim("slices")},))
 
 
-def hu_graph(run: TrainedRun) -> HuToProbs:
-    """A run's way from CT numbers to probabilities, as a module on the CPU.
+def hu_module(run: TrainedRun) -> HuToProbs:
+    """Build the module from HU to the probabilities of a run, on the CPU.
 
     Raises:
-        ModelError: its windows differ by slice.
+        ModelError: the windows of the run differ by slice.
         CheckpointError: a damaged checkpoint.
     """
     data = run.record.recipe.data
     if OWN in data.windows:
         raise ModelError(
-            f"{run.path} looks through each slice's own window, which an exported "
-            "model is not told; export a run with fixed windows, such as brain"
+            f"{run.path} uses each slice's own window, which an exported model does "
+            "not get; export a run with fixed windows, such as brain"
         )
     model = run.load_model(torch.device("cpu"))
     # torch.export packages plain tensors only.
@@ -117,7 +117,7 @@ def hu_graph(run: TrainedRun) -> HuToProbs:
 
 
 def _level(data: DataConfig) -> int:
-    """The level that the run reads in a store that has both."""
+    """The level that the run reads from a store with both levels."""
     if data.level == "auto":
         return SMALL_LEVEL if data.size <= SMALL_LEVEL else SOURCE_LEVEL
     return int(data.level)
@@ -144,7 +144,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
         input_names=["hu"],
         output_names=["probs"],
         dynamo=True,
-        verbose=False,  # it would write to stdout
+        verbose=False,  # the messages would go to stdout
     )
-    assert written is not None, "torch.onnx.export gives its program unless told a file"
+    assert written is not None, "torch.onnx.export returns a program if it gets no file"
     written.save(path)

@@ -1,9 +1,9 @@
-"""CT numbers in, probabilities out: the validation path of a run as one torch module.
+"""The path from HU to probabilities as one torch module.
 
-It does in float32 what the store, the DALI graph and the model do one after the other,
-for slices of 512x512: round to stored values, the store's small level where the run
-reads that, halve, resample, window, normalise. `tests/export/test_export.py` holds it
-to `ichfast predict`.
+In float32 and for slices of 512x512 it repeats what the store, the DALI graph and the
+model do in validation: round to stored values, make the small level if the run reads
+it, halve, resample, window, normalise. `tests/export/test_export.py` compares it with
+`ichfast predict`.
 
 Shape letters: B slices, D slices seen at once (1, or 3 with neighbours), H rows,
 W columns, C channels, S output size, K classes.
@@ -22,21 +22,22 @@ from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
 ROWS = COLUMNS = SOURCE_LEVEL
-"""Of the slices it takes."""
+"""Size of the slices that the module takes, in pixels."""
 
-LARGEST_STORED = 32_767
+MAX_STORED = 32_767
+"""Largest value in a store."""
 
 
 class HuToProbs(nn.Module):
-    """A model behind everything that turns CT numbers into its input.
+    """A model together with the preparation of its input.
 
     Args:
-        model: images (B, C, S, S) to logits (B, K).
-        size: S.
-        level: what the run reads, 512 or 256.
-        windows: in channel order.
-        normalization: of each window.
-        neighbours: the channels are three slices through one window.
+        model: takes images (B, C, S, S), returns logits (B, K).
+        size: S, in pixels.
+        level: the level that the run reads, 512 or 256.
+        windows: windows in channel order.
+        normalization: mean and standard deviation of each window.
+        neighbours: whether the channels are three slices in one window.
     """
 
     row_S: Tensor
@@ -59,7 +60,7 @@ class HuToProbs(nn.Module):
         self.reads_small_level = level == SMALL_LEVEL
         side = np.array([level])
         self.num_halvings = int(count_halvings(side, side, size)[0])
-        self.laws = list(
+        self._windows = list(
             zip(windows, normalization.mean, normalization.std, strict=True)
         )
         self.neighbours = neighbours
@@ -73,17 +74,17 @@ class HuToProbs(nn.Module):
             self.register_buffer(name, places_S, persistent=False)
 
     def forward(self, hu: Tensor) -> Tensor:
-        """Six probabilities a slice.
+        """Predict the six probabilities of each slice.
 
         Args:
-            hu: CT numbers, float32, shape (B, 512, 512); or with neighbours
+            hu: HU, float32, shape (B, 512, 512); or with neighbours
                 (B, 3, 512, 512): the slice before, the slice, the slice after.
 
         Returns:
             Shape (B, 6), float32, in `labels.CLASSES` order.
         """
         hu_BDHW = hu if self.neighbours else hu.unsqueeze(1)
-        stored_BDHW = (hu_BDHW.round() + HU_OFFSET).clamp(0, LARGEST_STORED)
+        stored_BDHW = (hu_BDHW.round() + HU_OFFSET).clamp(0, MAX_STORED)
         if self.reads_small_level:
             stored_BDHW = (_mean_of_2x2(stored_BDHW) + 0.5).floor()
         for _ in range(self.num_halvings):
@@ -92,16 +93,16 @@ class HuToProbs(nn.Module):
         images_BCSS = torch.cat(
             [
                 (_apply_window(hu_BDSS, window) - mean) / std
-                for window, mean, std in self.laws
+                for window, mean, std in self._windows
             ],
             dim=1,
         )
-        # What the loader hands over is float16.
+        # The loader returns float16.
         logits_BK: Tensor = self.model(images_BCSS.half().float())
         return logits_BK.sigmoid()
 
     def _resample(self, stored_BDHW: Tensor) -> Tensor:
-        """Bilinear, along the columns and then along the rows; air around."""
+        """Resample bilinearly, along the columns, then along the rows; air around."""
         padded_BDHW = nn.functional.pad(stored_BDHW, (1, 1, 1, 1))
         left = padded_BDHW.index_select(3, self.column_S)
         right = padded_BDHW.index_select(3, self.column_S + 1)
@@ -112,11 +113,15 @@ class HuToProbs(nn.Module):
 
 
 def _places(side: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where in the source the rows and the columns of the output are read.
+    """The positions in the source that rows and columns of the output come from.
 
-    Corner-based matrix, centre-based places, in float32 and in the two orders of
-    arithmetic that DALI's warp has on a CPU: so ties of the rounding behind it fall
-    alike.
+    The matrix counts from corners and the positions from centres. Float32 and the two
+    orders of arithmetic are those of DALI's warp on a CPU, so that ties in the later
+    rounding fall the same way.
+
+    Args:
+        side: side of the source, in pixels.
+        size: side of the output, in pixels.
     """
     scale = np.float32(side / size)
     output_S = np.arange(size, dtype=np.float32)

@@ -1,9 +1,3 @@
-from .build import (
-    ARCHS as ARCHS,
-)
-from .build import (
-    ModelConfig as ModelConfig,
-)
-from .build import (
-    build_model as build_model,
-)
+from .build import build_model as build_model
+from .config import ARCHS as ARCHS
+from .config import ModelConfig as ModelConfig

@@ -1,13 +1,13 @@
-"""Trained runs and a store to a predictions table.
+"""Prediction of a store with one or more trained runs.
 
-1. On the store it trained on, a run predicts the slices of its validation fold:
-   those it has not seen. On any other it predicts all slices.
-2. A slice gets the average over the runs that predicted it. So the runs of all folds
+1. On the store it was trained on, a run predicts the slices of its validation fold,
+   which it has not seen. On any other store it predicts all slices.
+2. A slice gets the average over the runs that predict it. So the runs of all folds
    predict their store out of fold, and any other store as an ensemble.
-3. The passes of a run's test-time augmentation are averaged before the runs are,
-   and smoothing over z comes last.
-4. The table says of each slice which runs predicted it, and whether one of them
-   trained on its patient.
+3. The passes of test-time augmentation are averaged first, then the runs; smoothing
+   over z comes last.
+4. For each slice the table names the runs that predicted it, and tells whether one of
+   them trained on its patient.
 
 Shape letters: N slices of the store, M slices that a run predicts, K classes.
 """
@@ -45,23 +45,23 @@ class PredictConfig:
     """How slices are predicted."""
 
     tta: str = "none"
-    """Test-time augmentation, a name of `training.inference.tta_passes`."""
+    """Test-time augmentation: a name that `training.inference.tta_passes` takes."""
 
     average: str = "probs"
-    """What of several runs is averaged: ``probs`` or ``logits``."""
+    """What is averaged over several runs: ``probs`` or ``logits``."""
 
     smooth: bool = False
     """Average each slice with its neighbours in its series."""
 
     batch_size: int | None = None
-    """Slices at a time; None: as many as fit a GPU, and the recipe's on a CPU."""
+    """Slices at a time; None: as many as fit on a GPU, or the recipe's on a CPU."""
 
     cache: str = "none"
-    """Where the slices of a run are kept between its passes: a name of
+    """Where slices are kept between the passes of a run: a name of
     `loading.config.CACHES`."""
 
     limit: int | None = None
-    """Each run predicts so many slices only, spread evenly."""
+    """Upper limit of slices for each run, spread evenly over them; None: no limit."""
 
     def __post_init__(self) -> None:
         if self.average not in ("probs", "logits"):
@@ -85,15 +85,15 @@ def predict_runs(
     Args:
         paths: the runs' folders.
         device: where to compute.
-        store_path: another store than the one the runs trained on.
-        config: how.
+        store_path: the store to predict; None: the one that the runs trained on.
+        config: test-time augmentation, averaging, smoothing, batch size and so on.
 
     Returns:
         A table with the columns of `ichfast.evaluation.predictions`, in store order.
 
     Raises:
-        IchfastError: no run, no good checkpoint, no store, or runs that do not fit
-            together.
+        IchfastError: no run, no valid checkpoint, no store, or runs that cannot be
+            averaged.
     """
     runs = open_ensemble(paths)
     with Store(store_path or _common_store(runs)) as store:
@@ -118,10 +118,23 @@ def predict_store(
     device: torch.device,
     config: PredictConfig,
 ) -> pd.DataFrame:
-    """Predict a store with one or more runs; see `predict_runs`."""
-    answers = [_answer(run, store, device, config) for run in runs]
+    """Predict an open store with one or more opened runs.
+
+    Args:
+        runs: runs that can be averaged, as `open_ensemble` returns them.
+        store: the store to predict.
+        device: where to compute.
+        config: test-time augmentation, averaging, smoothing, batch size and so on.
+
+    Returns:
+        A table with the columns of `ichfast.evaluation.predictions`, in store order.
+
+    Raises:
+        IchfastError: no valid checkpoint, or settings that do not fit the store.
+    """
+    predictions = [_predict_run(run, store, device, config) for run in runs]
     positions_N, probs_NK = average(
-        [(a.positions_M, a.probs_MK) for a in answers], how=config.average
+        [(each.positions_M, each.probs_MK) for each in predictions], how=config.average
     )
     if config.smooth:
         series_N = store.table["series"].to_numpy(dtype=object)[positions_N]
@@ -129,35 +142,35 @@ def predict_store(
     rows = store.table.iloc[positions_N]
     keys = ["slice_id", "series", "study", "patient", "position_mm"]
     table = rows[keys].reset_index(drop=True)
-    table["fold"] = _fold_N(answers, len(store))[positions_N]
-    table["run"] = _names_N(answers, len(store))[positions_N]
-    table["trained_on"] = _trained_on_N(answers, len(store))[positions_N]
+    table["fold"] = _fold_N(predictions, len(store))[positions_N]
+    table["run"] = _names_N(predictions, len(store))[positions_N]
+    table["trained_on"] = _trained_on_N(predictions, len(store))[positions_N]
     table[list(CLASSES)] = probs_NK
     table[list(LABEL_COLUMNS)] = rows[list(CLASSES)].to_numpy()
     return table[list(COLUMNS)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """What one run says of a store."""
+class _RunPredictions:
+    """The predictions of one run for a store."""
 
     name: str
     positions_M: npt.NDArray[np.int64]
     fold_M: npt.NDArray[np.int8]
     trained_on_M: Floats
-    """1, 0, or NaN where it is not known."""
+    """1 or 0; NaN where it is not known."""
     probs_MK: Floats
 
 
-def _answer(
+def _predict_run(
     run: TrainedRun, store: Store, device: torch.device, config: PredictConfig
-) -> _Answer:
+) -> _RunPredictions:
     positions_M, fold_N = _slices_to_predict(run, store)
     if config.limit is not None and config.limit < len(positions_M):
         spread = np.linspace(0, len(positions_M) - 1, config.limit).astype(int)
         positions_M = positions_M[spread]
     trained_N = trained_on_N(run, store)
-    return _Answer(
+    return _RunPredictions(
         name=run.name,
         positions_M=positions_M,
         fold_M=fold_N[positions_M],
@@ -173,7 +186,7 @@ def _answer(
 def _slices_to_predict(
     run: TrainedRun, store: Store
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
-    """Store positions, and the fold of every slice of the store."""
+    """Return the positions to predict, and the fold of every slice of the store."""
     if run.trained_on(store):
         split = split_slices(store, run.record.recipe.folds)
         return split.valid_N, split.fold_N
@@ -188,7 +201,7 @@ def _predict(
     device: torch.device,
     config: PredictConfig,
 ) -> Floats:
-    """One run's probabilities, shape (M, K), its passes averaged."""
+    """Return the probabilities of one run, shape (M, K), averaged over its passes."""
     recipe = run.record.recipe
     model = run.load_model(device)
     batch_size = config.batch_size or _fitting_batch(model, recipe, device)
@@ -206,8 +219,8 @@ def _predict(
         seed=recipe.train.seed,
         device=device.type,
     ) as loader:
-        for number, look in enumerate(passes):
-            loader.set_augment(look.augment)
+        for number, tta_pass in enumerate(passes):
+            loader.set_augment(tta_pass.augment)
             found_M, logits_MK, _ = predict_logits(
                 model,
                 loader,
@@ -218,11 +231,11 @@ def _predict(
             assert np.array_equal(found_M, positions_M), "the loader changed the order"
             probs.append(logits_MK.double().sigmoid().numpy())
     probs_MK = mix_passes(passes, probs)
-    num_odd = int(np.isnan(probs_MK).any(axis=1).sum())
-    if num_odd:
+    num_undefined = int(np.isnan(probs_MK).any(axis=1).sum())
+    if num_undefined:
         raise PredictionError(
-            f"{run.path} gives no number for {num_odd:,} of {len(probs_MK):,} slices: "
-            "its weights are damaged; train it again"
+            f"{run.path} predicts NaN for {num_undefined:,} of {len(probs_MK):,} "
+            "slices: its weights are damaged; train it again"
         )
     return probs_MK
 
@@ -238,23 +251,23 @@ def _fitting_batch(model: nn.Module, recipe: Recipe, device: torch.device) -> in
 
 
 def average(
-    answers: Sequence[tuple[npt.NDArray[np.int64], Floats]], *, how: str
+    predictions: Sequence[tuple[npt.NDArray[np.int64], Floats]], *, how: str
 ) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Average what several runs say of the slices of a store.
+    """Average the predictions of several runs.
 
     Args:
-        answers: of each run, the store positions it predicted, shape (M,), and its
-            probabilities, shape (M, K).
-        how: ``probs``, or ``logits``, in which a sure answer weighs more.
+        predictions: for each run the store positions it predicted, shape (M,), and
+            its probabilities, shape (M, K).
+        how: ``probs``; or ``logits``, which gives certain predictions more weight.
 
     Returns:
-        Store positions, rising, that any run predicted, shape (N,), and the mean over
-        the runs that did, shape (N, K).
+        The rising store positions that any run predicted, shape (N,), and the mean
+        over the runs that predicted each, shape (N, K).
     """
-    predicted_N = np.unique(np.concatenate([positions for positions, _ in answers]))
-    sum_NK = np.zeros((len(predicted_N), answers[0][1].shape[1]))
+    predicted_N = np.unique(np.concatenate([positions for positions, _ in predictions]))
+    sum_NK = np.zeros((len(predicted_N), predictions[0][1].shape[1]))
     count_N1 = np.zeros((len(predicted_N), 1))
-    for positions_M, probs_MK in answers:
+    for positions_M, probs_MK in predictions:
         rows_M = np.searchsorted(predicted_N, positions_M)
         sum_NK[rows_M] += probs_MK if how == "probs" else logit(probs_MK)
         count_N1[rows_M] += 1
@@ -262,29 +275,33 @@ def average(
     return predicted_N, mean_NK if how == "probs" else sigmoid(mean_NK)
 
 
-def _fold_N(answers: Sequence[_Answer], num_slices: int) -> npt.NDArray[np.int8]:
+def _fold_N(
+    predictions: Sequence[_RunPredictions], num_slices: int
+) -> npt.NDArray[np.int8]:
     fold_N = np.full(num_slices, -1, dtype=np.int8)
-    for answer in answers:
-        fold_N[answer.positions_M] = answer.fold_M
+    for each in predictions:
+        fold_N[each.positions_M] = each.fold_M
     return fold_N
 
 
-def _names_N(answers: Sequence[_Answer], num_slices: int) -> npt.NDArray[np.object_]:
+def _names_N(
+    predictions: Sequence[_RunPredictions], num_slices: int
+) -> npt.NDArray[np.object_]:
     names_N = np.full(num_slices, "", dtype=object)
-    for answer in answers:
-        before_M = names_N[answer.positions_M]
-        names_N[answer.positions_M] = np.where(
-            before_M == "", answer.name, before_M + "+" + answer.name
+    for each in predictions:
+        before_M = names_N[each.positions_M]
+        names_N[each.positions_M] = np.where(
+            before_M == "", each.name, before_M + "+" + each.name
         )
     return names_N
 
 
 def _trained_on_N(
-    answers: Sequence[_Answer], num_slices: int
+    predictions: Sequence[_RunPredictions], num_slices: int
 ) -> pd.arrays.BooleanArray:
-    """True if any run did, missing if that of any is not known."""
+    """True if any run trained on the patient, missing if that is not known."""
     is_true_N, is_unknown_N = np.zeros((2, num_slices), dtype=bool)
-    for answer in answers:
-        is_true_N[answer.positions_M] |= answer.trained_on_M == 1
-        is_unknown_N[answer.positions_M] |= np.isnan(answer.trained_on_M)
+    for each in predictions:
+        is_true_N[each.positions_M] |= each.trained_on_M == 1
+        is_unknown_N[each.positions_M] |= np.isnan(each.trained_on_M)
     return pd.arrays.BooleanArray(is_true_N, is_unknown_N & ~is_true_N)

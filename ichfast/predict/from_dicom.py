@@ -1,15 +1,13 @@
-"""Predicting DICOM files without a store to keep.
+"""Prediction of DICOM files, without a store that stays.
 
-1. The files become a temporary store, through the same reader as `ichfast prepare`,
-   and the store's slices become predictions, through the same graph. So the
-   probabilities are those of the two steps.
-2. The store lies in the folder for temporary files (TMPDIR), readable by its owner
-   only, and is removed at the end: also after an error, Ctrl-C or SIGTERM.
-3. Slice, series and study ids stay as they are in the files. Without them nobody could
-   tell which file a probability belongs to, for no key of theirs would be left.
-   Patient ids become keyed hashes unless asked for: they are what hospitals know
-   people by, and to group slices a hash does.
-4. What cannot be read is counted and does not stop the rest.
+1. The files are read like those of `ichfast prepare` into a temporary store, and that
+   is predicted like any store. So the probabilities are those of the two commands.
+2. The temporary store lies in TMPDIR, readable by its owner only. It is removed at the
+   end, also after an error, Ctrl-C or SIGTERM.
+3. Slice, series and study ids stay as they are in the files, so that a probability can
+   be traced to its file. Patient ids identify people in a hospital; they become keyed
+   hashes unless asked for, which is enough to group slices.
+4. Files that cannot be read are counted and do not stop the others.
 """
 
 from __future__ import annotations
@@ -35,12 +33,12 @@ from ichfast.system.signals import sigterm_interrupts
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DicomPredictions:
-    """What a source of DICOM files came to."""
+    """The predictions for some DICOM files."""
 
     table: pd.DataFrame
     """Columns as in `ichfast.evaluation.predictions`."""
     rejected: Mapping[str, int]
-    """Files that are no CT slice, for each code."""
+    """Number of files that are no CT slice, by reject code."""
 
 
 def predict_dicom(
@@ -56,21 +54,21 @@ def predict_dicom(
 
     Args:
         paths: the runs' folders.
-        sources: folders, files, archives and URLs, as `ichfast.sources` takes them.
+        sources: folders, files, archives and URLs that `ichfast.sources` reads.
         device: where to compute.
-        config: how; with a limit, so many files are read.
+        config: how to predict; its limit is the number of files to read.
         workers: decoding processes.
-        keep_ids: keep patient ids as they are.
+        keep_ids: keep patient ids as they are in the files.
 
     Raises:
-        IchfastError: what `predict.ensemble.predict_runs` and
-        `prepare.prepare.prepare_store` refuse.
+        IchfastError: anything that `predict.ensemble.predict_runs` or
+            `prepare.prepare.prepare_store` refuses.
         InterruptionError: Ctrl-C or SIGTERM.
     """
     runs = open_ensemble(paths)
     with (
         sigterm_interrupts(),
-        _told_what_to_do(),
+        _explain_failures(),
         tempfile.TemporaryDirectory(prefix="ichfast-") as folder,
     ):
         report = prepare_store(
@@ -91,8 +89,8 @@ def predict_dicom(
 
 
 @contextmanager
-def _told_what_to_do() -> Iterator[None]:
-    """Say what holds for a temporary store, which no command can continue."""
+def _explain_failures() -> Iterator[None]:
+    """Reword the errors of a store for a temporary one, which cannot be continued."""
     try:
         yield
     except (KeyboardInterrupt, StoreError) as error:

@@ -1,12 +1,12 @@
-"""Smoothing over z: a slice's answer leans on the slices before and after it.
+"""Smoothing over z: each slice is averaged with the slices before and after it.
+
+The average is taken of logits; `logit` and `sigmoid` convert in float64.
 
 Source:
-    The competition's 2nd place: a rolling mean of weights .6, 1.8, .6 took its
+    The 2nd place of the competition: a rolling mean with weights .6, 1.8, .6 took its
     validation loss from .0658 to .0649.
 
 Shape letters: N slices, K classes.
-
-Probabilities to logits and back, in float64.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float64]
+
 SIDE_WEIGHT, OWN_WEIGHT = 0.6, 1.8
-"""Of each neighbour, and of the slice itself; divided by the sum of those there."""
+"""Weights of each neighbour and of the slice, divided by the sum of those present."""
+
+LOGIT_CLIP = 1e-15
+"""Probabilities are kept this far from 0 and 1, so that no logit exceeds 34.5."""
 
 
 def smooth_over_z(
@@ -28,13 +33,13 @@ def smooth_over_z(
     Args:
         probs_NK: probabilities in [0, 1], shape (N, K), in any order.
         series_N: the series of each slice.
-        positions_N: its store position: a store holds a series in a row, by rising
-            slice position. Neighbours are one apart; where a slice between was not
-            predicted, there is no neighbour.
+        positions_N: the store position of each slice. A store keeps the slices of a
+            series together, by rising slice position, so neighbours are one apart.
+            A slice that was not predicted is no neighbour.
 
     Returns:
-        Shape (N, K), float64, in the order given. At the end of a series the
-        weights are those of the two slices that are there.
+        Shape (N, K), float64, in the order given. At the end of a series only the two
+        slices that exist have a weight.
     """
     order_N = np.argsort(positions_N)
     logits_NK = logit(probs_NK[order_N])
@@ -52,20 +57,14 @@ def smooth_over_z(
     return smoothed_NK
 
 
-Floats = npt.NDArray[np.float64]
-
-LOGIT_CLIP = 1e-15
-"""Probabilities are moved this far from 0 and 1 first: a logit of 34.5 at most."""
-
-
 def logit(probs: Floats) -> Floats:
-    """The logits of probabilities in [0, 1], any shape; always finite."""
+    """Convert probabilities in [0, 1], any shape, to finite logits."""
     clipped = np.clip(probs, LOGIT_CLIP, 1.0 - LOGIT_CLIP)
     return np.log(clipped) - np.log1p(-clipped)
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """The probabilities of logits, any shape; no logit is too large.
+    """Convert logits, any shape and size, to probabilities.
 
     Example:
         >>> sigmoid(np.array([0.0, -800.0, 800.0])).tolist()

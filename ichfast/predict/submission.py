@@ -1,11 +1,12 @@
 """The competition's submission file, written from a predictions table.
 
 1. Columns ``ID,Label``; an ID is ``<slice id>_<class>``; six rows a slice.
-2. With a sample submission its row order decides, and its slices must be exactly
-   those predicted. Without one: the table's order, classes in `labels.CLASSES` order.
+2. Rows have the order of the sample submission, whose slices must be exactly the
+   predicted ones. Without a sample they have the order of the table, and the classes
+   that of `labels.CLASSES`.
 3. A label is a probability with ten decimals, clipped away from 0 and 1.
-4. Predictions that cannot be right are refused, with counts and first examples.
-   A file is written whole or not at all.
+4. Wrong predictions are refused, with counts and first examples. The file is written
+   whole or not at all.
 
 Shape letters: N slices, K classes, R rows of the file (6 N).
 """
@@ -26,24 +27,24 @@ from ichfast.labels import CLASSES
 from ichfast.system.files import output_path
 
 DEFAULT_CLIP = 1e-6
-"""What the competition's better teams clipped at; one sure and wrong answer then
-costs 13.8 nats instead of the 34.5 of Kaggle's own clip."""
+"""Probabilities are kept this far from 0 and 1, as the better teams of the competition
+did: a certain and wrong one then costs 13.8 nats, not the 34.5 of Kaggle's own clip."""
 
 NUM_EXAMPLES = 3
-"""Offenders that an error shows."""
+"""Number of examples in an error message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmissionReport:
-    """What was written."""
+    """What `write_submission` wrote."""
 
     slices: int
     rows: int
-    """Six a slice."""
+    """Six for each slice."""
     clipped: int
-    """Probabilities that lay nearer to 0 or 1 than the clip."""
+    """Number of probabilities nearer to 0 or 1 than the clip."""
     order: str
-    """``sample`` or ``table``: what decided the order of the rows."""
+    """What the order of the rows comes from: ``sample`` or ``table``."""
 
 
 def write_submission(
@@ -63,9 +64,9 @@ def write_submission(
             ten decimals can show it, and below 0.5.
 
     Raises:
-        SubmissionError: no slices, a slice id that is missing or doubled, values
-            that are no probabilities, a sample that is none or holds other slices
-            than the table, a clip out of range, or a file that cannot be written.
+        SubmissionError: no slices, a missing or repeated slice id, values that are no
+            probabilities, a damaged sample or one with other slices than the table, a
+            clip out of range, or a file that cannot be written.
     """
     if not 1e-10 <= clip < 0.5:
         raise SubmissionError(f"clip must be from 1e-10 to below 0.5, got {clip:g}")
@@ -105,16 +106,16 @@ def _checked_probs(table: pd.DataFrame) -> npt.NDArray[np.float64]:
             f"{_examples(doubled)}; a submission holds each slice once"
         )
     probs_NK = probs_of(table)
-    is_odd_NK = ~((probs_NK >= 0) & (probs_NK <= 1))  # also catches NaN
-    if is_odd_NK.any():
+    is_wrong_NK = ~((probs_NK >= 0) & (probs_NK <= 1))  # also catches NaN
+    if is_wrong_NK.any():
         examples = ", ".join(
             f"{slice_ids.iloc[n]}_{CLASSES[k]} = {probs_NK[n, k]:g}"
-            for n, k in np.argwhere(is_odd_NK)[:NUM_EXAMPLES]
+            for n, k in np.argwhere(is_wrong_NK)[:NUM_EXAMPLES]
         )
         raise SubmissionError(
-            f"{np.count_nonzero(is_odd_NK):,} of {probs_NK.size:,} predictions are "
+            f"{np.count_nonzero(is_wrong_NK):,} of {probs_NK.size:,} predictions are "
             f"not probabilities in [0, 1], such as {examples}; "
-            "were logits given, or did the model give NaN?"
+            "are they logits, or did the model return NaN?"
         )
     return probs_NK
 
@@ -122,20 +123,21 @@ def _checked_probs(table: pd.DataFrame) -> npt.NDArray[np.float64]:
 def _sample_order(
     sample: Path, slice_ids: pd.Index[str]
 ) -> tuple[list[str], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The sample's row ids, and of each row its slice in the table and its class."""
+    """Return the row ids of the sample, and the table row and class of each."""
     row_ids = _read_sample(sample)
     parts = row_ids.str.rpartition("_")
     class_R = pd.Index(CLASSES).get_indexer(pd.Index(parts[2]))
     if (class_R < 0).any():
-        odd = row_ids[class_R < 0]
+        unknown = row_ids[class_R < 0]
         raise SubmissionError(
-            f"{sample} is not a sample submission: {len(odd):,} of {len(row_ids):,} "
-            f"ids do not end in _any ... _subdural, such as {_examples(odd)}"
+            f"{sample} is not a sample submission: {len(unknown):,} of "
+            f"{len(row_ids):,} ids do not end in _any ... _subdural, such as "
+            f"{_examples(unknown)}"
         )
     doubled = row_ids[row_ids.duplicated()]
     if len(doubled):
         raise SubmissionError(
-            f"{sample} is not a sample submission: {len(doubled):,} ids stand more "
+            f"{sample} is not a sample submission: {len(doubled):,} ids occur more "
             f"than once, such as {_examples(doubled)}"
         )
     rows_of_slice = parts[0].value_counts(sort=False)

@@ -1,8 +1,8 @@
-"""The patients that a run trained on, among those of a store to predict.
+"""The patients of a store that a run trained on.
 
-They are those of the run's training split, dealt again from its settings. In the store
-that the run was trained on they are known. In another store they are known by their
-ids, if both stores keep them or hash them with the same key.
+The training split is computed again from the settings of the run. In another store than
+that of the run its patients are found by their ids, if both stores keep ids, or hash
+them with the same key.
 
 Shape letters: N slices of the predicted store.
 """
@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def trained_on_N(run: TrainedRun, store: Store) -> npt.NDArray[np.float64] | None:
-    """Whether a run trained on the patient of each slice of a store.
+    """Find the slices of a store whose patient a run trained on.
+
+    Args:
+        run: the run.
+        store: the store to predict.
 
     Returns:
         Shape (N,), 1 or 0; None, with a warning, where that cannot be known.
@@ -39,19 +43,19 @@ def trained_on_N(run: TrainedRun, store: Store) -> npt.NDArray[np.float64] | Non
 
 def _training_patients(run: TrainedRun, store: Store) -> set[str] | None:
     if run.trained_on(store):
-        return _dealt_again(run, store)
+        return _training_split_patients(run, store)
     path = Path(run.record.store)
     try:
         with Store(path) as trained_store:
-            if run.trained_on(trained_store) and _ids_compare(trained_store, store):
-                return _dealt_again(run, trained_store)
-            reason = "its patient ids do not compare with those predicted"
+            if run.trained_on(trained_store) and _same_ids(trained_store, store):
+                return _training_split_patients(run, trained_store)
+            reason = "its patient ids cannot be compared with these"
             if not run.trained_on(trained_store):
-                reason = "it has changed since"
+                reason = "it has changed"
     except IchfastError:
-        reason = "it is not there any more"
+        reason = "it is gone"
     logger.warning(
-        "not known whether %s trained on these patients: of its store %s, %s",
+        "cannot tell whether %s trained on these patients: its store was %s, and %s",
         run.name,
         path,
         reason,
@@ -59,7 +63,7 @@ def _training_patients(run: TrainedRun, store: Store) -> set[str] | None:
     return None
 
 
-def _dealt_again(run: TrainedRun, store: Store) -> set[str]:
+def _training_split_patients(run: TrainedRun, store: Store) -> set[str]:
     record = run.record
     split = split_slices(
         store, record.recipe.folds, limit=record.counts["train_slices"]
@@ -67,5 +71,5 @@ def _dealt_again(run: TrainedRun, store: Store) -> set[str]:
     return set(patients_N(store.table)[split.train_N])
 
 
-def _ids_compare(one: Store, other: Store) -> bool:
+def _same_ids(one: Store, other: Store) -> bool:
     return one.header.plan.get("ids") == other.header.plan.get("ids")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ichfast.augment.config import AugmentConfig
 from ichfast.loading.config import DataConfig
 from ichfast.loading.splits import FoldConfig
-from ichfast.models.build import ModelConfig
+from ichfast.models.config import ModelConfig
 from ichfast.training.config import TrainConfig
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from ichfast.augment.config import EXP_10_MIXUP, EXP_30, FASTAI
 from ichfast.loading.config import DataConfig
 from ichfast.loading.splits import FoldConfig
-from ichfast.models.build import ModelConfig
+from ichfast.models.config import ModelConfig
 from ichfast.recipes.recipe import Recipe
 from ichfast.training.config import Phase, TrainConfig
 

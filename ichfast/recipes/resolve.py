@@ -10,7 +10,7 @@ from dataclasses import replace
 from ichfast.augment.config import EXP_30, PRESETS
 from ichfast.errors import RecipeError, unknown
 from ichfast.loading.config import MIN_SIZE, SIZE_STEP, DataConfig
-from ichfast.models.build import ARCHS, ModelConfig
+from ichfast.models.config import ARCHS, ModelConfig
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import EXPERIMENTS, ONE_CYCLE, Published, find_published
 from ichfast.recipes.settings import describe, override

@@ -1,15 +1,12 @@
-"""The class activation maps of some slices of a run's store.
+"""Grad-CAM: where in a slice a model finds evidence for a class.
 
-Shape letters: B slices, K classes, h and w rows and columns of the feature map.
+The map is the sum of the channels of the last feature map, each weighted by the mean
+gradient of the logit over its positions, and cut off below zero. With an average pool
+and a linear head it is the class activation map.
 
-Grad-CAM: where in a slice a model finds what speaks for a class.
-
-The last feature map, each of its channels weighted by the mean of the logit's gradient
-over the positions, summed, and cut off below zero. Behind an average pool and a linear
-head that is the class activation map: the sum of the channels weighted by the head.
-
-It shows what moved the answer, at the feature map's coarse grid (32 pixels of the
-model's input a cell). It is no outline of a bleed, and no proof of a right reason.
+It shows what changes the logit, on the coarse grid of the feature map (a cell is 32
+pixels of the model's input). It is no outline of a bleed, and no proof of a good
+reason.
 
 Shape letters: B slices, C channels of the image, D of the feature map, K classes,
 H rows, W columns, h and w rows and columns of the feature map.
@@ -31,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.loading.loader import make_loader
-from ichfast.runs.folder import RunRecord
+from ichfast.runs.record import RunRecord
 from ichfast.store.store import Store
 
 
@@ -42,17 +39,17 @@ def activations_of(
     record: RunRecord,
     device: torch.device,
 ) -> npt.NDArray[np.float32]:
-    """Map where a run's model finds its classes, in slices as validation sees them.
+    """Compute the maps of some slices, prepared as for validation.
 
     Args:
-        slice_ids: B ids, all in the store; distinct.
-        model: the run's, on `device`; put into evaluation mode here, and left so.
-        store: that of the run.
-        record: says how slices become the model's input.
+        slice_ids: B distinct ids of the store.
+        model: the model of the run, on `device`; it is left in evaluation mode.
+        store: the store of the run.
+        record: the record of the run, which tells how slices become the model's input.
         device: where to compute, in float32.
 
-    Returns: Shape (B, K, h, w), float32, as `report.activations.class_activations`; in
-        the order of `slice_ids`.
+    Returns:
+        Shape (B, K, h, w), float32, at least zero, in the order of `slice_ids`.
     """
     position_of = pd.Index(store.table["slice_id"].astype(str))
     positions_B = position_of.get_indexer(pd.Index(slice_ids)).astype(np.int64)
@@ -76,7 +73,7 @@ def activations_of(
 
 
 class TwoPart(Protocol):
-    """A model that can be cut behind its last feature map, as `models` builds them."""
+    """A model that can be run in two parts, as `models.build` makes them."""
 
     def forward_features(self, images_BCHW: Tensor, /) -> Tensor:
         """The last feature map, shape (B, D, h, w)."""
@@ -86,16 +83,14 @@ class TwoPart(Protocol):
 
 
 def class_activations(model: TwoPart, images_BCHW: Tensor) -> Tensor:
-    """Map where in each slice the evidence for each class lies.
-
-    Only the head is differentiated; the body runs without gradients.
+    """Compute the maps of a batch; only the head is differentiated.
 
     Args:
         model: in evaluation mode.
-        images_BCHW: windowed and normalised, on the model's device.
+        images_BCHW: windowed and normalised images, on the model's device.
 
     Returns:
-        Shape (B, K, h, w), float32, at least zero, not normalised, on the device.
+        Shape (B, K, h, w), float32, at least zero, not normalised, on that device.
     """
     with torch.no_grad():
         features_BDhw = model.forward_features(images_BCHW)

@@ -1,14 +1,10 @@
-"""A slice worth a look as the page shows it: pictures, heat map, answers.
+"""The cards of a report: a slice with its pictures, heat map and probabilities.
+
+A heat map is a class activation map as a small PNG, transparent where the map is zero,
+then purple to yellow. The browser stretches it over the picture of the slice.
 
 Shape letters: B distinct slices, K classes, H rows, W columns, h and w rows and columns
 of the model's feature map.
-
-A class activation map as a small picture to lay over that of its slice.
-
-Transparent where the map is zero, then purple to yellow. The picture has a few pixels
-only: whoever shows it stretches it, smoothly, over the slice's.
-
-Shape letters: h and w rows and columns of the map.
 """
 
 from __future__ import annotations
@@ -30,36 +26,47 @@ from ichfast.report.pictures import data_uri, slice_jpeg
 from ichfast.windows import PRESETS
 
 CARD_WINDOWS = ("brain", "subdural")
+"""Windows of the pictures, names of `windows.PRESETS`."""
+
 CARD_SIDE = 256
-"""Longest side of a card's pictures, pixels."""
+"""Longest side of a picture, in pixels, which keeps the page to a few MB."""
+
+HEATMAP_SIDE = 32
+"""Longest side of a heat map, in pixels; feature maps have 3 to 16."""
+
+NUM_LEVELS = 32
+"""Colours of a heat map."""
+
+MAX_OPACITY = 0.55
+"""Opacity at the maximum, so that the slice stays visible."""
 
 SliceOf = Callable[[str], npt.NDArray[np.uint16]]
-"""Gives the stored pixels (H, W) of a slice id."""
+"""Returns the stored pixels of a slice id, shape (H, W)."""
 
 ActivationsOf = Callable[[Sequence[str]], npt.NDArray[np.float32]]
-"""Gives the activation maps (B, K, h, w) of B slice ids, each over its whole slice."""
+"""Returns the activation maps of B slice ids, shape (B, K, h, w)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseCard:
-    """One slice in one group."""
+    """A slice in a group of cases."""
 
     outcome: str
-    """What the operating point makes of it, such as ``missed``."""
+    """The outcome at the operating point, such as ``missed``."""
     is_right: bool
     pictures: Mapping[str, str]
-    """Data URIs by window name."""
+    """Pictures by window name, as data URIs."""
     heatmap: str
-    """Data URI of where the model found the group's class."""
-    answers: list[tuple[str, float, bool]]
-    """By class: its name, the probability, whether it is labelled."""
+    """Heat map of the group's class, as a data URI."""
+    probabilities: list[tuple[str, float, bool]]
+    """Name, probability, and whether it is labelled, for each class."""
     ids: str
     """Slice, study and patient."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CardGroup:
-    """A group of `evaluation.cases.choose_cases`, ready to be shown."""
+    """The cards of a group that `evaluation.cases.choose_cases` chose."""
 
     class_name: str
     is_worst: bool
@@ -76,50 +83,53 @@ def make_cards(
     """Draw the slices of each group; a slice in several groups is drawn once.
 
     Args:
-        groups: at least one.
-        points: by class, where it has one: from which probability on it is called.
-        slice_of: asked once a slice.
-        activations_of: asked once, for all slices.
+        groups: at least one group of slices.
+        points: operating points by class; a class may have none.
+        slice_of: called once for each slice.
+        activations_of: called once, for all slices.
     """
     groups = list(groups)
     slice_ids = sorted({n for group in groups for n in group.rows["slice_id"]})
     maps = dict(zip(slice_ids, activations_of(slice_ids), strict=True))
     stored = {slice_id: slice_of(slice_id) for slice_id in slice_ids}
-    pictures = {
-        slice_id: _pictures(stored_HW) for slice_id, stored_HW in stored.items()
-    }
-
-    def cards_of(group: CaseGroup) -> list[CaseCard]:
-        k = CLASSES.index(group.class_name)
-        rows = group.rows
-        probs, is_labelled = probs_NK(rows), labels_NK(rows) == 1
-        keys = rows[["slice_id", "study", "patient"]].astype(str).to_numpy()
-        cards = []
-        for n, (slice_id, study, patient) in enumerate(keys):
-            shape = stored[slice_id].shape
-            map_png = heatmap_png(maps[slice_id][k], (shape[0], shape[1]))
-            point = points.get(group.class_name)
-            is_called = point is not None and probs[n, k] >= point.threshold
-            cards.append(
-                CaseCard(
-                    outcome=_outcome(
-                        is_called=is_called, is_labelled=is_labelled[n, k]
-                    ),
-                    is_right=is_called == is_labelled[n, k],
-                    pictures=pictures[slice_id],
-                    heatmap=data_uri("png", map_png),
-                    answers=list(zip(CLASSES, probs[n], is_labelled[n], strict=True)),
-                    ids=f"slice {slice_id}, study {study}, patient {patient}",
-                )
-            )
-        return cards
-
+    pictures = {slice_id: _pictures(stored[slice_id]) for slice_id in slice_ids}
+    shapes = {slice_id: stored[slice_id].shape for slice_id in slice_ids}
     return [
         CardGroup(
-            class_name=group.class_name, is_worst=group.is_worst, cards=cards_of(group)
+            class_name=group.class_name,
+            is_worst=group.is_worst,
+            cards=_cards(group, points.get(group.class_name), pictures, maps, shapes),
         )
         for group in groups
     ]
+
+
+def _cards(
+    group: CaseGroup,
+    point: OperatingPoint | None,
+    pictures: Mapping[str, Mapping[str, str]],
+    maps: Mapping[str, npt.NDArray[np.float32]],
+    shapes: Mapping[str, tuple[int, int]],
+) -> list[CaseCard]:
+    """Make the cards of a group; pictures, maps and shapes are by slice id."""
+    k = CLASSES.index(group.class_name)
+    probs, is_labelled = probs_NK(group.rows), labels_NK(group.rows) == 1
+    keys = group.rows[["slice_id", "study", "patient"]].astype(str).to_numpy()
+    cards = []
+    for n, (slice_id, study, patient) in enumerate(keys):
+        map_png = heatmap_png(maps[slice_id][k], shapes[slice_id])
+        is_called = point is not None and probs[n, k] >= point.threshold
+        cards.append(
+            CaseCard(
+                outcome=_outcome(is_called=is_called, is_labelled=is_labelled[n, k]),
+                is_right=is_called == is_labelled[n, k],
+                pictures=pictures[slice_id],
+                heatmap=data_uri("png", map_png),
+                probabilities=list(zip(CLASSES, probs[n], is_labelled[n], strict=True)),
+                ids=f"slice {slice_id}, study {study}, patient {patient}",
+            )
+        )
+    return cards
 
 
 def _pictures(stored_HW: npt.NDArray[np.uint16]) -> dict[str, str]:
@@ -135,13 +145,6 @@ def _outcome(*, is_called: bool, is_labelled: bool) -> str:
     return "false alarm" if is_called else "rightly left alone"
 
 
-MAX_SIDE = 32
-"""Pixels of the longest side; feature maps have 3 to 16."""
-
-NUM_LEVELS = 32
-MAX_OPACITY = 0.55
-
-
 def heatmap_png(map_hw: npt.NDArray[np.float32], shape: tuple[int, int]) -> bytes:
     """Colour a map, scaled to its own maximum.
 
@@ -150,9 +153,9 @@ def heatmap_png(map_hw: npt.NDArray[np.float32], shape: tuple[int, int]) -> byte
         shape: rows and columns of the slice; the picture has their proportion.
 
     Returns:
-        A PNG with a palette and transparency. All transparent where the map is zero.
+        A PNG with a palette, transparent where the map is zero.
     """
-    scale = MAX_SIDE / max(shape)
+    scale = HEATMAP_SIDE / max(shape)
     rows, columns = (max(round(side * scale), 1) for side in shape)
     share_hw = map_hw / max(float(map_hw.max()), np.finfo(np.float32).tiny)
     smooth = Image.fromarray(share_hw.astype(np.float32)).resize(
@@ -168,7 +171,7 @@ def heatmap_png(map_hw: npt.NDArray[np.float32], shape: tuple[int, int]) -> byte
 
 
 def _palette() -> tuple[bytes, bytes]:
-    """Red, green and blue of each level; opacity of each level."""
+    """Red, green and blue of each level, and the opacity of each level."""
     share = np.linspace(0.0, 1.0, NUM_LEVELS)
     colors = matplotlib.colormaps["plasma"](share, bytes=True)[:, :3]
     opacities = np.rint(255 * MAX_OPACITY * share).astype(np.uint8)

@@ -1,9 +1,7 @@
-"""Runs beside the reference's published experiments: its summary table, continued.
+"""Comparison of runs with the published experiments of the reference.
 
-What is not known is None, and a dash in the text. The reference published leaderboard
-scores; of a run nobody here knows one.
-
-A comparison as a picture: loss, accuracy and rate, a bar an experiment.
+The table continues the reference's summary table. An unknown value is None, and a dash
+in the text. Only the reference has leaderboard scores.
 """
 
 from __future__ import annotations
@@ -13,52 +11,51 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ichfast.errors import CheckpointError, PredictionError
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
-from ichfast.report.charts.style import LIGHT, MODEL_COLOR
-from ichfast.runs.folder import RunRecord, read_record
+from ichfast.runs.record import RunRecord, read_record
 from ichfast.system.files import output_path
 from ichfast.training.history import read_history
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One experiment."""
+    """One experiment: a run, or one of the reference."""
 
     name: str
     network: str
     addition: str
-    """What it adds to plain training on one window."""
+    """Additions to plain training on one window."""
     size: int
-    """Pixels."""
+    """Side of the model's input, in pixels."""
     folds: str
-    """``patient``, or ``slice``: validated on patients that it trained on."""
+    """``patient``; or ``slice``, which validates on patients that it trained on."""
     accuracy: float | None
-    """On the validation slices of the best epoch, at 0.5."""
+    """Accuracy at 0.5 on the validation slices, in the best epoch."""
     valid_loss: float | None
-    """Unweighted, of the best epoch."""
+    """Unweighted validation loss of the best epoch."""
     leaderboard: float | None
-    """The public stage-1 leaderboard."""
+    """Score on the public stage-1 leaderboard."""
     leaderboard_tta: float | None
+    """The same with test-time augmentation."""
     epochs: int
-    """Finished; of the reference: planned."""
+    """Finished epochs; for the reference, planned ones."""
     images_per_s: float | None
-    """Slices trained on a second; of the reference, see
+    """Training speed in slices/s; for the reference see
     `recipes.reference.Published`."""
     gpu_minutes: float | None
-    """Of training; of the reference with validation. None without a GPU."""
+    """Minutes of training, for the reference with validation; None without a GPU."""
     is_ours: bool
 
 
 def compare_runs(paths: Sequence[Path]) -> list[Row]:
-    """Read some runs, and put the reference's experiments before them.
+    """List the experiments of the reference, then some runs.
 
     Args:
-        paths: runs' folders, finished or not.
+        paths: folders of runs, which need not be finished.
 
     Raises:
         CheckpointError: a folder that is no run.
@@ -124,7 +121,7 @@ def _gpu_minutes(record: RunRecord, history: pd.DataFrame) -> float | None:
 
 
 def _addition(recipe: Recipe) -> str:
-    """What a recipe adds, in the order in which a slice meets it."""
+    """Additions of a recipe, in the order in which they act on a slice."""
     data, augment, train = recipe.data, recipe.augment, recipe.train
     weights = Path(recipe.model.weights)
     additions = {
@@ -154,13 +151,14 @@ _COLUMNS = (
     ("images/s", "images_per_s", "{:.0f}"),
     ("GPU-min", "gpu_minutes", "{:.0f}"),
 )
-"""Heading, field and form."""
+"""Heading, field and format of each column of the text."""
 
 _NUM_TEXT_COLUMNS = 3
+"""The first columns, which are aligned left."""
 
 
 def format_comparison(rows: Sequence[Row]) -> str:
-    """The rows as a text table; a line parts the reference's from ours."""
+    """Write the rows as text, with a line between the reference's and ours."""
     cells = [[heading for heading, _, _ in _COLUMNS], *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -189,7 +187,11 @@ def _cells(row: Row) -> list[str]:
 
 
 def write_comparison(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as csv, atomically; what is not known is empty.
+    """Write the rows as csv, atomically; an unknown value is empty.
+
+    Args:
+        rows: the experiments.
+        path: the csv. Replaced if it exists.
 
     Raises:
         PredictionError: the file cannot be written.
@@ -197,51 +199,3 @@ def write_comparison(rows: Sequence[Row], path: Path) -> None:
     table = pd.DataFrame(map(asdict, rows), columns=[each.name for each in fields(Row)])
     with output_path(path, PredictionError) as temporary:
         table.to_csv(temporary, index=False)
-
-
-PANELS = (
-    ("valid_loss", "Validation loss", "{:.4f}"),
-    ("accuracy", "Accuracy at 0.5", "{:.4f}"),
-    ("images_per_s", "Training images/s", "{:.3g}"),
-)
-"""Field, title, and form of the number behind its bar."""
-
-
-def comparison_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the rows from top to bottom; ours stand out."""
-    figure = Figure(
-        figsize=(11, 1.4 + 0.32 * len(rows)), layout="constrained", facecolor="white"
-    )
-    panels = figure.subplots(1, len(PANELS), sharey=True)
-    places = range(len(rows))
-    labels = [f"{row.name}, {row.size} px, {row.folds} folds" for row in rows]
-    panels[0].set_yticks(places, labels, fontsize=8, parse_math=False)
-    panels[0].invert_yaxis()
-    colors = [MODEL_COLOR if row.is_ours else LIGHT.faint for row in rows]
-    for axes, (field, title, form) in zip(panels, PANELS, strict=True):
-        values = [getattr(row, field) for row in rows]
-        axes.barh(places, [value or 0.0 for value in values], color=colors)
-        for place, value in zip(places, values, strict=True):
-            text = "  -" if value is None else f"  {form.format(value)}"
-            axes.text(value or 0.0, place, text, va="center", fontsize=8)
-        axes.margins(x=0.25)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(
-        "grey: published by the reference; blue: ours. Losses compare within one kind "
-        "of folds.",
-        fontsize=8,
-    )
-    return figure
-
-
-def draw_comparison(rows: Sequence[Row], path: Path) -> None:
-    """Write the picture as PNG, atomically.
-
-    Raises:
-        PredictionError: another suffix, or a file that cannot be written.
-    """
-    if path.suffix != ".png":
-        raise PredictionError(f"the picture is a .png file, got {path.name!r}")
-    with output_path(path, PredictionError) as temporary:
-        comparison_figure(rows).savefig(temporary, format="png", dpi=150)

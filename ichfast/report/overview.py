@@ -1,4 +1,4 @@
-"""What is in a store: counts as text, and a contact sheet to look at.
+"""Overview of a store: counts as text, and a contact sheet of its slices.
 
 Shape letters: N slices, K classes, P percentiles.
 """
@@ -24,8 +24,10 @@ NUM_MEASURED = 256
 """Slices that the HU percentiles are measured on, spread over the store."""
 
 PERCENTILES = (0.1, 1, 25, 50, 75, 99, 99.9)
+"""Percentiles of the HU that are shown."""
 
 SHEET_WINDOWS = ("brain", "subdural", "bone")
+"""Windows of the contact sheet, a row each."""
 SHORT = ("EDH", "IPH", "IVH", "SAH", "SDH")
 """The five bleeds as radiologists abbreviate them, in `CLASSES` order."""
 
@@ -35,27 +37,27 @@ NUM_SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overview:
-    """What `ichfast inspect` says of a store; counts are of slices unless said."""
+    """Counts of a store: of slices, if nothing else is said."""
 
     slices: int
     series: int
     patients: int
     shapes: dict[str, int]
-    """Rows x columns."""
+    """Slices by rows x columns."""
     levels: tuple[int, ...]
     bytes: int
     labelled: int
     positives: dict[str, int]
-    """Of the labelled slices, for each class."""
+    """Positive slices by class."""
     hu_percentiles: dict[str, float]
-    """HU, over a spread of slices."""
+    """HU by percentile, over slices spread over the store."""
     bits: dict[str, int]
     transfer_syntaxes: dict[str, int]
     quirks: dict[str, int]
     odd_series: dict[str, int]
-    """Series, for each irregularity of their order (`ichfast.store.series`)."""
+    """Series by irregularity of their order (`ichfast.store.series`)."""
     rejected: dict[str, int]
-    """Files, for each code."""
+    """Files by reject code."""
     ids: str
     """``kept`` or ``hashed``."""
 
@@ -118,7 +120,7 @@ def _hu_percentiles(store: Store) -> dict[str, float]:
 
 
 def format_overview(overview: Overview) -> str:
-    """An overview as lines for the terminal."""
+    """Write an overview as text."""
     percentiles = overview.hu_percentiles.items()
     levels = ", ".join(map(str, overview.levels))
     counts = (
@@ -149,10 +151,10 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def write_contact_sheet(store: Store, out: Path) -> None:
-    """Draw slices of every class, a window a row, labels and fold beneath.
+    """Draw a slice of each class and some others, with labels and fold.
 
     Args:
-        store: open for reading.
+        store: an open store.
         out: the PNG. Replaced if it exists.
 
     Raises:
@@ -170,7 +172,7 @@ def write_contact_sheet(store: Store, out: Path) -> None:
 
 
 def _slices_to_show(store: Store) -> npt.NDArray[np.int64]:
-    """One slice of each class, the middle one, and others spread over the store."""
+    """Choose the middle slice of each class, and others spread over the store."""
     labels_NK = store.labels_NK()
     chosen = [
         int(found[len(found) // 2])
@@ -183,7 +185,7 @@ def _slices_to_show(store: Store) -> npt.NDArray[np.int64]:
 
 
 def _folds(store: Store) -> npt.NDArray[np.int8]:
-    """The default folds, -1 where a slice has no labels or there are too few."""
+    """Default fold of each slice; -1 without labels, or with too few patients."""
     labels_NK = store.labels_NK()
     labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
     fold_N = np.full(len(store), -1, dtype=np.int8)

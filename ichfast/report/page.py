@@ -1,10 +1,10 @@
-"""The report of a run: one HTML page that needs nothing but itself.
+"""The report of a run as one self-contained HTML page.
 
 1. Pictures are data URIs. The page asks the network for nothing, has no script, and
    its own security policy forbids both.
-2. Whatever comes from outside (ids, settings, titles) is escaped.
-3. No slice, study, series or patient id is in the page unless `show_ids`;
-   slices have rank numbers instead.
+2. All text from outside (ids, settings, titles) is escaped.
+3. No slice, study, series or patient id is on the page unless `show_ids` is set; slices
+   are numbered instead.
 4. The file is written whole or not at all.
 """
 
@@ -19,10 +19,16 @@ import jinja2
 import pandas as pd
 
 from ichfast.errors import IchfastError
+from ichfast.evaluation.bootstrap import REPLICATES
 from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.predictions import labels_NK as labels_of
-from ichfast.evaluation.results import REPLICATES, judge
-from ichfast.evaluation.scoretable import format_score
+from ichfast.evaluation.results import compute_results
+from ichfast.evaluation.scoretable import (
+    PAGE_COLUMNS,
+    format_interval,
+    format_percent,
+    format_score,
+)
 from ichfast.labels import CLASSES
 from ichfast.report.cards import (
     CARD_SIDE,
@@ -38,11 +44,11 @@ from ichfast.windows import PRESETS
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """What a report tells of."""
+    """The contents of a report."""
 
     title: str
     notices: Sequence[str] = ()
-    """What a reader must know before the figures, a sentence each."""
+    """Sentences that a reader must know before the figures."""
 
     history: pd.DataFrame
     """One row an epoch: epoch, phase, train_loss, valid_loss,
@@ -55,15 +61,15 @@ class ReportData:
     slice_of: SliceOf
     activations_of: ActivationsOf
     sensitivity: float = 0.95
-    """Of the operating points: the share of positive slices that each class finds."""
+    """Share of the positive slices of a class that its operating point finds."""
 
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any]
     data: Mapping[str, Any]
-    """Counts: slices, series, patients, rejected and so on."""
+    """Counts of the store and the run: slices, series, patients, rejected files."""
 
     show_ids: bool = False
-    """Write slice, study and patient ids beside the pictures."""
+    """Whether slice, study and patient ids are written below the pictures."""
 
 
 def write_report(out: Path, report: ReportData) -> None:
@@ -71,30 +77,30 @@ def write_report(out: Path, report: ReportData) -> None:
 
     Args:
         out: the page, usually ``report.html``. Replaced if it exists.
-        report: what to tell.
+        report: the contents.
 
     Raises:
-        PredictionError: the predictions cannot be judged, as in
-            `evaluation.evaluation.evaluate`, or a sensitivity outside (0, 1].
-        StoreError: a slice cannot be fetched.
+        PredictionError: predictions that `evaluation.evaluation.evaluate` refuses, or
+            a sensitivity outside (0, 1].
+        StoreError: a slice cannot be read.
         IchfastError: the page cannot be written.
     """
-    judged = judge(report.predictions, sensitivity=report.sensitivity)
+    results = compute_results(report.predictions, sensitivity=report.sensitivity)
     page = _template().render(
         title=report.title,
         notices=report.notices,
-        judged=judged,
-        evaluation=judged.evaluation,
+        results=results,
+        evaluation=results.evaluation,
         sensitivity=report.sensitivity,
         replicates=REPLICATES,
         best_epoch=_best_epoch(report.history),
         history=report.history,
-        result_charts=result_charts(judged),
-        curve_charts=curve_charts(judged),
+        result_charts=result_charts(results),
+        curve_charts=curve_charts(results),
         training_charts=training_charts(report.history),
         groups=make_cards(
-            choose_cases(judged.rows),
-            judged.points,
+            choose_cases(results.rows),
+            results.points,
             slice_of=report.slice_of,
             activations_of=report.activations_of,
         ),
@@ -102,7 +108,8 @@ def write_report(out: Path, report: ReportData) -> None:
         windows={name: PRESETS[name] for name in CARD_WINDOWS},
         card_side=CARD_SIDE,
         class_names=CLASSES,
-        folds=_fold_rows(judged.rows),
+        columns=PAGE_COLUMNS,
+        folds=_fold_rows(results.rows),
         facts={
             "Data": _flat(report.data, number_format=","),
             "Recipe": _flat(report.recipe),
@@ -122,23 +129,13 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["score"] = format_score
-    environment.filters["percent"] = _percent
-    environment.filters["interval"] = _format_interval
+    environment.filters["percent"] = format_percent
+    environment.filters["interval"] = format_interval
     return environment.get_template("page.html.jinja")
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}%"
-
-
-def _format_interval(interval: tuple[float, float] | None, decimals: int = 4) -> str:
-    if interval is None:
-        return "-"
-    return " to ".join(format_score(end, decimals) for end in interval)
-
-
 def _best_epoch(history: pd.DataFrame) -> int | None:
-    """The row, counted from 1, of the least weighted validation loss."""
+    """The epoch, counted from 1, with the lowest weighted validation loss."""
     losses = history["valid_weighted_log_loss"].dropna()
     if losses.empty:
         return None
@@ -159,7 +156,7 @@ def _fold_rows(labelled: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _flat(settings: Mapping[str, Any], *, number_format: str = "") -> dict[str, str]:
-    """Nested settings as one level of dotted names and printable values."""
+    """Flatten nested settings to dotted names and printable values."""
     flat: dict[str, str] = {}
     for name, value in settings.items():
         nested = _nested(value)
@@ -175,7 +172,7 @@ def _flat(settings: Mapping[str, Any], *, number_format: str = "") -> dict[str, 
 
 
 def _nested(value: Any) -> Mapping[str, Any] | None:
-    """Settings within a setting, by name or, in a list of them, by place."""
+    """The settings within a setting, by name; in a list, by index."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):

@@ -1,4 +1,4 @@
-"""The one place that draws a slice: as a PNG, on a contact sheet, augmented.
+"""Pictures of slices: one slice, a contact sheet, a batch with augmentation.
 
 Shape letters: B slices, H rows, W columns, S output size, C channels.
 """
@@ -23,13 +23,14 @@ from ichfast.windows import HU_OFFSET, Window, apply_windows
 Stored = npt.NDArray[np.uint16]
 
 DPI = 160
-"""Pixels per inch of a figure's size."""
+"""Resolution of all figures, in pixels per inch."""
 
 JPEG_QUALITY = 80
+"""Quality of the pictures of the report, which are there to look at, not to read."""
 
 
 def windowed_8bit(stored_HW: Stored, window: Window) -> npt.NDArray[np.uint8]:
-    """A slice as a person looks at it: windowed, 0 black to 255 white.
+    """Apply a display window to a slice: 0 is black, 255 is white.
 
     Args:
         stored_HW: as in the store, HU + 1024, shape (H, W), uint16.
@@ -42,9 +43,12 @@ def windowed_8bit(stored_HW: Stored, window: Window) -> npt.NDArray[np.uint8]:
 
 
 def slice_jpeg(stored_HW: Stored, window: Window, *, max_side: int) -> bytes:
-    """A windowed slice as a grey JPEG, shrunk until no side exceeds `max_side` pixels.
+    """Draw a windowed slice as a grey JPEG, a quarter of the bytes of a PNG.
 
-    A slice that is small enough keeps its size. JPEG takes a quarter of a PNG's bytes.
+    Args:
+        stored_HW: as in the store, HU + 1024, shape (H, W), uint16.
+        window: the display window.
+        max_side: larger slices are shrunk until no side exceeds this, in pixels.
     """
     picture = Image.fromarray(windowed_8bit(stored_HW, window))
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
@@ -54,14 +58,14 @@ def slice_jpeg(stored_HW: Stored, window: Window, *, max_side: int) -> bytes:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """The figure as PNG, at `DPI` pixels per inch of its size."""
+    """Draw a figure as PNG, with `DPI` pixels per inch of its size."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def chart_png(figure: Figure) -> bytes:
-    """A chart as PNG, as `figure_png` but in 128 colours: a third of the bytes."""
+    """Draw a chart as PNG with 128 colours, a third of the bytes of `figure_png`."""
     picture = Image.open(io.BytesIO(figure_png(figure))).convert("RGB")
     buffer = io.BytesIO()
     few_colors = picture.quantize(
@@ -72,16 +76,21 @@ def chart_png(figure: Figure) -> bytes:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """A picture as an address that holds it; `kind` is ``png`` or ``jpeg``."""
+    """Write a picture as a data URI.
+
+    Args:
+        kind: ``png`` or ``jpeg``.
+        content: the bytes of the file.
+    """
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def write_figure(out: Path, figure: Figure) -> None:
-    """Write the figure as a PNG; folders on the way are made.
+    """Write a figure as PNG, and make its folder.
 
     Args:
         out: the PNG. Replaced if it exists, whole or not at all.
-        figure: drawn as `figure_png` does.
+        figure: what `figure_png` draws.
 
     Raises:
         IchfastError: the file cannot be written.
@@ -94,12 +103,12 @@ def write_figure(out: Path, figure: Figure) -> None:
 def contact_sheet(
     slices: Sequence[Stored], captions: Sequence[str], windows: Mapping[str, Window]
 ) -> Figure:
-    """Slices side by side on black, a window a row.
+    """Draw slices side by side on black, with a row for each window.
 
     Args:
         slices: at least one, each (H, W) uint16 as stored. Shapes may differ.
-        captions: one a slice, drawn below it; the middle of a long one is left out.
-        windows: at least one by name, from top to bottom.
+        captions: text below each slice; a long one is cut in the middle.
+        windows: at least one window by name, from top to bottom.
     """
     height = len(windows) * 1.6 + 0.4
     figure = Figure(figsize=(len(slices) * 1.6, height), facecolor="black")
@@ -141,15 +150,15 @@ def augmentation_sheet(
     *,
     title: str,
 ) -> Figure:
-    """A batch as the model would see it without and with augmentation.
+    """Draw a batch before and after augmentation, one above the other.
 
     Args:
         before_BSSC: values in [0, 1], 1 channel (grey) or 3 (red, green, blue).
         after_BSSC: the same slices, augmented.
-        outlines_B42: where in each slice before lie the corners of that after: upper
-            left, upper right, lower right, lower left, x and y in pixels.
-        captions: one a slice, drawn below it; may have several lines.
-        title: drawn above all.
+        outlines_B42: the corners of each slice after, as positions in the slice before:
+            upper left, upper right, lower right, lower left; x and y in pixels.
+        captions: text below each slice, of one or several lines.
+        title: text above all slices.
     """
     num_slices = len(captions)
     figure = Figure(figsize=(num_slices * 1.7, 4.4), facecolor="black")
@@ -171,11 +180,11 @@ def augmentation_sheet(
 
 
 OUTLINE_COLOR = "#00e5ff"
-"""Seen on grey, and on bone, which three windows make yellow."""
+"""Visible on grey, and on bone, which three windows make yellow."""
 
 
 def _draw_outline(axes: Axes, corners_42: npt.NDArray[np.floating]) -> None:
-    """The edge of what is seen afterwards; its top is the thick side."""
+    """Draw the edge of the slice after augmentation; the top is thick."""
     x_5, y_5 = np.append(corners_42, corners_42[:1], axis=0).T - 0.5
     axes.autoscale(enable=False)
     axes.plot(x_5, y_5, color=OUTLINE_COLOR, linewidth=0.7)

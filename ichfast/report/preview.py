@@ -1,4 +1,4 @@
-"""What a model is shown: a batch of a store before and after augmentation.
+"""Preview of augmentation: slices of a store as a model sees them in training.
 
 Shape letters: B slices, S output size, C channels.
 """
@@ -21,58 +21,53 @@ from ichfast.report.pictures import augmentation_sheet, write_figure
 from ichfast.store.store import Store
 
 NUM_SLICES = 8
-"""Slices in a preview, spread over the store."""
+"""Number of slices in a preview, spread over the store."""
 
 
 def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) -> None:
-    """Draw slices of a store as a recipe's model would see them in an epoch.
+    """Draw slices of a store before and after the augmentation of a recipe.
 
-    The same graph and the same parameters as in training; what was drawn stands
-    beneath each slice.
+    The graph and the parameters are those of training. The parameters are written below
+    each slice.
 
     Args:
         store_path: a prepared store.
         recipe: its data, augmentation and seed decide the picture.
         out: the PNG. Replaced if it exists.
-        epoch: counted from 0; another epoch draws anew.
+        epoch: epoch to show, from 0; each draws other parameters.
 
     Raises:
-        IchfastError: no store, settings that do not fit it, or no room for the
-            picture.
+        IchfastError: no store, settings that do not fit it, or a picture that cannot be
+            written.
     """
     with Store(store_path) as store:
         count = min(NUM_SLICES, len(store))
         positions_B = np.linspace(0, len(store) - 1, count).astype(np.int64)
         config = replace(recipe.data, batch_size=count, cache="none", normalize="none")
-        images = []
+        level = choose_level(store, config)
+        rows_B, columns_B = source_shapes(store, level)[positions_B].T
+        halvings_B = count_halvings(rows_B, columns_B, config.size)
+        shape_B2 = np.stack([rows_B, columns_B], axis=1) / 2.0 ** halvings_B[:, None]
+        images, parameters = [], []
         for augment in (AugmentConfig(), recipe.augment):
             with make_loader(
                 store, positions_B, config, augment=augment, seed=recipe.train.seed
             ) as loader:
                 batch = next(loader.epoch(epoch))
                 images.append(batch.images_BCHW.permute(0, 2, 3, 1).float().numpy())
-        level = choose_level(store, config)
-        rows_B, columns_B = source_shapes(store, level)[positions_B].T
-        halvings_B = count_halvings(rows_B, columns_B, config.size)
-        shape_B2 = np.stack([rows_B, columns_B], axis=1) / 2.0 ** halvings_B[:, None]
-        parameters = draw(
-            recipe.augment,
-            seed=recipe.train.seed,
-            epoch=epoch,
-            slices_B=positions_B,
-            source_shape_B2=shape_B2,
-            size=config.size,
-        )
-        plain = draw(
-            AugmentConfig(),
-            seed=recipe.train.seed,
-            epoch=epoch,
-            slices_B=positions_B,
-            source_shape_B2=shape_B2,
-            size=config.size,
-        )
+            parameters.append(
+                draw(
+                    augment,
+                    seed=recipe.train.seed,
+                    epoch=epoch,
+                    slices_B=positions_B,
+                    source_shape_B2=shape_B2,
+                    size=config.size,
+                )
+            )
+    plain, augmented = parameters
     to_before_B33 = np.linalg.inv(plain.matrix_B33.astype(np.float64))
-    seen_B33 = to_before_B33 @ parameters.matrix_B33
+    seen_B33 = to_before_B33 @ augmented.matrix_B33
     title = (
         f"{recipe.name}, epoch {epoch}, {'+'.join(config.windows)}, {config.size} px: "
         "above as stored, below augmented; the outline is what is seen below, "
@@ -82,17 +77,14 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
         images[0],
         images[1],
         np.stack([_corners(seen_33, config.size) for seen_33 in seen_B33]),
-        [
-            _describe(parameters, row, seen_B33[row], config.size)
-            for row in range(count)
-        ],
+        [_describe(augmented, row, seen_B33[row], config.size) for row in range(count)],
         title=title,
     )
     write_figure(out, sheet)
 
 
 def _corners(seen_33: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
-    """Where the corners of the output are read, clockwise from the upper left."""
+    """The positions that the corners of the output come from, clockwise."""
     corner_34 = np.array([[0, size, size, 0], [0, 0, size, size], [1, 1, 1, 1]])
     read_34 = seen_33 @ corner_34
     return (read_34[:2] / read_34[2]).T
@@ -101,13 +93,13 @@ def _corners(seen_33: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.floa
 def _describe(
     parameters: Parameters, row: int, seen_33: npt.NDArray[np.float64], size: int
 ) -> str:
-    """What was drawn for a slice, a line each.
+    """Describe the augmentation of a slice, a line for each kind.
 
     Args:
-        parameters: what was drawn.
-        row: of the slice.
-        seen_33: augmented pixel to pixel of the slice as it is fitted otherwise.
-        size: side of the output, pixels.
+        parameters: the parameters of the batch.
+        row: index of the slice in the batch.
+        seen_33: matrix from a pixel of the slice after to one of the slice before.
+        size: side of the output, in pixels.
     """
     lines = [_describe_geometry(seen_33, size)]
     contrast, brightness = parameters.contrast_B[row], parameters.brightness_B[row]
@@ -123,7 +115,7 @@ def _describe(
 
 
 def _describe_geometry(seen_33: npt.NDArray[np.float64], size: int) -> str:
-    """Rotation, zoom, flip, warp and how far the middle has moved, from the matrix."""
+    """Rotation, zoom, flip, warp and shift of the centre, from the matrix."""
     area = np.linalg.det(seen_33[:2, :2])
     turned_22 = seen_33[:2, :2] * ([[-1], [1]] if area < 0 else [[1], [1]])
     angle_deg = np.rad2deg(np.arctan2(turned_22[0, 1], turned_22[0, 0]))

@@ -1,4 +1,4 @@
-"""What a trained run comes to: figures of its predictions, and its page."""
+"""The report of a trained run: its record, history, store and model go on one page."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def report_run(
     sensitivity: float = 0.95,
     show_ids: bool = False,
 ) -> None:
-    """Write a run's page.
+    """Write the report of a run.
 
     Args:
-        run_dir: a run's folder.
-        table: its predictions, on the store it trained on.
-        out: the page.
+        run_dir: the folder of the run.
+        table: its predictions for the store it was trained on.
+        out: the page. Replaced if it exists.
         device: where to compute activation maps.
-        sensitivity: of the operating points, in (0, 1].
-        show_ids: write slice, study and patient ids into the page.
+        sensitivity: sensitivity of the operating points, in (0, 1].
+        show_ids: write slice, study and patient ids on the page.
 
     Raises:
-        IchfastError: no run, no good checkpoint, no store, predictions without labels
-            or of slices that the store does not hold.
+        IchfastError: no run, no valid checkpoint, no store, predictions without labels,
+            or predictions of slices that are not in the store.
     """
     run = open_run(run_dir)
     record, recipe = run.record, run.record.recipe
@@ -87,6 +87,6 @@ def _check_same_slices(
     if num_other:
         raise PredictionError(
             f"{num_other:,} of {len(table):,} predicted slices are not in "
-            f"{store.path}, which the run trained on; a page shows predictions of "
+            f"{store.path}, which the run trained on; a report shows predictions of "
             "that store"
         )

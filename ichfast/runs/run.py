@@ -32,18 +32,13 @@ from ichfast.evaluation.metrics import prevalence_loss
 from ichfast.loading.loader import make_loader
 from ichfast.loading.sampler import make_sampler
 from ichfast.loading.splits import Split, split_slices
-from ichfast.models.build import ModelConfig, build_model, synchronize_batch_norm
+from ichfast.models.build import build_model, synchronize_batch_norm
+from ichfast.models.config import ModelConfig
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
-from ichfast.runs.folder import (
-    RunRecord,
-    begin_folder,
-    check_run_dir,
-    check_same_run,
-    make_record,
-    read_record,
-)
+from ichfast.runs.folder import begin_folder, check_run_dir, check_same_run
 from ichfast.runs.log import RunLog
+from ichfast.runs.record import RunRecord, make_record, read_record
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks, was_restarted
 from ichfast.training.checkpoint import has_last, load_last

@@ -12,7 +12,7 @@ from torch import nn
 
 from ichfast.errors import CheckpointError, PredictionError, first_line
 from ichfast.models.build import build_model
-from ichfast.runs.folder import RunRecord, read_record
+from ichfast.runs.record import RunRecord, read_record
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, load_checkpoint
 

@@ -287,7 +287,7 @@ def compile_forward(
     if cuda_graphs and device.type != "cuda":
         raise RecipeError(
             "train.cuda_graphs needs a GPU and this run is on the CPU; "
-            "leave out --cuda-graphs"
+            "leave out train.cuda_graphs=true"
         )
     problem = _compiler_problem(device)
     if problem is not None:

@@ -52,7 +52,7 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.dicom.slices import read_slices
 from ichfast.loading.loader import make_loader
-from ichfast.models.build import ARCHS
+from ichfast.models.config import ARCHS
 from ichfast.recipes.reference import exp_30
 from ichfast.windows import parse_window
 

@@ -1,4 +1,4 @@
-"""Places in a series are relative to its own extent."""
+"""The places of slices are relative to the extent of their series."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ichfast.evaluation.predictions import LABEL_COLUMNS
 from tests.evaluation.test_evaluation import make_table
 
 
-def test_each_slice_counts_in_its_part_whatever_the_spacing() -> None:
+def test_each_slice_counts_in_its_part_at_any_spacing() -> None:
     table = make_table(14).assign(series=["near"] * 7 + ["far"] * 7)
     table["position_mm"] = [*np.arange(7) * 0.5, *(np.arange(7) * -90.0 + 7)]
     table[list(LABEL_COLUMNS)] = 0.0

@@ -19,7 +19,7 @@ def test_each_class_has_its_worst_then_its_best() -> None:
     assert list(groups_of(make_table())) == expected
 
 
-def test_the_widest_gap_comes_first_whatever_the_label() -> None:
+def test_the_widest_gap_comes_first_with_any_label() -> None:
     table = make_table().astype({"subdural": "float64"})
     healthy = table.index[table["label_subdural"] == 0][5]
     sick = table.index[table["label_subdural"] == 1][5]
@@ -40,7 +40,7 @@ def test_the_best_are_labelled_and_not_among_the_worst() -> None:
         assert not set(best["slice_id"]) & set(worst["slice_id"])
 
 
-def test_a_study_fills_no_group_alone() -> None:
+def test_a_study_gives_one_slice_to_a_group() -> None:
     for group in choose_cases(make_table()):
         assert group.rows["study"].is_unique
         assert len(group.rows) <= CASES_A_GROUP
@@ -48,7 +48,7 @@ def test_a_study_fills_no_group_alone() -> None:
         assert len(group.rows) == 1
 
 
-def test_a_class_that_nobody_has_has_no_best() -> None:
+def test_a_class_without_positives_has_no_best_slices() -> None:
     groups = groups_of(make_table().assign(label_epidural=0.0))
     assert ("epidural", True) in groups
     assert ("epidural", False) not in groups

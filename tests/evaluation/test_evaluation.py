@@ -1,4 +1,4 @@
-"""A predictions table is judged by slice, study and patient, or refused."""
+"""A predictions table is evaluated by slice, study and patient, or refused."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_class_with_one_value_has_no_auc(table: pd.DataFrame) -> None:
     assert auc_line.split()[1:][CLASSES.index("epidural")] == "-"
 
 
-def test_a_study_scores_and_is_labelled_its_maximum(table: pd.DataFrame) -> None:
+def test_a_study_has_the_maximum_of_its_slices(table: pd.DataFrame) -> None:
     probs, labels = (
         table.groupby("study")[list(names)].max().to_numpy()
         for names in (CLASSES, LABEL_COLUMNS)
@@ -116,7 +116,7 @@ def test_slices_without_a_patient_count_as_one_of_their_study(
     assert evaluation.patient == evaluation.study
 
 
-def test_intervals_come_with_replicates_and_hold_the_figure(
+def test_intervals_come_with_replicates_and_contain_the_figure(
     table: pd.DataFrame,
 ) -> None:
     evaluation = evaluate(table, replicates=100)
@@ -180,7 +180,7 @@ def test_labels_of_any_number_type_are_read(table: pd.DataFrame) -> None:
         ({"slice_id": "ID_1"}, "210 rows of the predictions repeat a slice"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(
+def test_a_wrong_table_is_refused(
     table: pd.DataFrame, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(PredictionError, match=message):
@@ -192,7 +192,7 @@ def test_an_empty_table_is_refused(table: pd.DataFrame) -> None:
         evaluate(table.iloc[:0])
 
 
-def test_all_negative_slices_can_be_judged_without_a_ratio() -> None:
+def test_negative_slices_alone_have_no_ratio() -> None:
     healthy = make_table(7).assign(**dict.fromkeys(LABEL_COLUMNS, 0.0))
     evaluation = evaluate(healthy)
     assert evaluation.slice.ratio is None

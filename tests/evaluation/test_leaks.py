@@ -28,7 +28,9 @@ def test_leaks_are_counted_and_refused() -> None:
     assert found == {"slices": 28, "patients": 2, "unknown": 14}
 
 
-def test_what_nobody_knows_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_training_patients_are_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING):
         found = check_leaks(with_trained_on([False, pd.NA]), allow=False)
     assert found == {"slices": 0, "patients": 0, "unknown": 14}

@@ -14,7 +14,6 @@ from ichfast.evaluation.metrics import (
     calibration_error,
     class_log_loss_K,
     prevalence_loss,
-    sensitivity_at,
     weighted_log_loss,
 )
 from ichfast.evaluation.predictions import labels_NK, probs_NK
@@ -42,7 +41,7 @@ def test_the_loss_of_two_slices_by_hand() -> None:
     assert weighted_log_loss(probs, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_sure_and_wrong_answer_costs_what_the_clip_says() -> None:
+def test_the_clip_bounds_the_loss_of_a_wrong_probability() -> None:
     probs, labels = np.ones((1, 6)), np.zeros((1, 6))
     assert weighted_log_loss(probs, labels, clip=1e-6) == pytest.approx(
         -math.log(1e-6), abs=1e-9
@@ -76,7 +75,7 @@ def test_no_constant_beats_the_prevalence(labels: Floats) -> None:
             assert weighted_log_loss(constant, labels) > best
 
 
-def test_the_competitions_prevalence_scores_what_is_known() -> None:
+def test_the_prevalence_of_the_competition_has_the_known_loss() -> None:
     # The stage-1 training set has 674,258 slices with these many positives.
     positives = [97_103, 2_761, 32_564, 23_766, 32_122, 42_496]
     share = [count / 674_258 for count in positives]
@@ -91,17 +90,6 @@ def test_accuracy_counts_every_output_at_one_half() -> None:
     probs = np.array([[0.6, 0.4, 0.5, 0.5, 0.0, 1.0]])
     labels = np.array([[1.0, 0, 0, 0, 0, 0]])
     assert accuracy(probs, labels) == pytest.approx(5 / 6, abs=1e-12)
-
-
-def test_sensitivity_uses_every_threshold_the_specificity_allows() -> None:
-    negatives = np.linspace(0.0, 0.9, 10)  # 0.0, 0.1, ... 0.9
-    positives = np.array([0.95, 0.85, 0.75, 0.05])
-    probs = np.r_[negatives, positives]
-    labels = np.r_[np.zeros(10), np.ones(4)]
-    assert sensitivity_at(probs, labels, specificity=1.0) == 0.25
-    assert sensitivity_at(probs, labels, specificity=0.9) == 0.50
-    assert sensitivity_at(probs, labels, specificity=0.8) == 0.75
-    assert sensitivity_at(probs, labels, specificity=0.0) == 1.00
 
 
 def test_calibration_error_by_hand() -> None:

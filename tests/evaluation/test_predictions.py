@@ -1,4 +1,4 @@
-"""The predictions table survives both its forms, and is checked when read."""
+"""The predictions table can be written and read in each format, and is checked."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def test_what_is_no_predictions_table_is_refused(tmp_path: Path) -> None:
             read_predictions(path)
 
 
-def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PredictionError, match=r"cannot write .*name another file"):
         check_destination(tmp_path / "file" / "p.csv")
@@ -88,13 +90,11 @@ def test_a_slice_without_a_patient_counts_as_one_of_its_study() -> None:
 
 
 @pytest.mark.parametrize("name", ["any", "label_subdural", "fold", "position_mm"])
-def test_a_word_where_a_number_belongs_is_an_error_that_names_the_column(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_word_in_a_column_of_numbers_is_an_error(tmp_path: Path, name: str) -> None:
     path = tmp_path / "p.csv"
     row = dict.fromkeys(COLUMNS, "1")
     pd.DataFrame([row, {**row, name: "high"}]).to_csv(path, index=False)
-    with pytest.raises(PredictionError, match=f"the column {name} holds something"):
+    with pytest.raises(PredictionError, match=f"column {name} holds values other than"):
         read_predictions(path)
 
 
@@ -120,16 +120,14 @@ def claims_a_shape(path: Path) -> None:
 
 
 @pytest.mark.parametrize("bomb", [zeros, unknown_method, claims_a_shape])
-def test_an_npz_that_means_harm_is_refused(
-    tmp_path: Path, bomb: Callable[[Path], None]
-) -> None:
+def test_a_hostile_npz_is_refused(tmp_path: Path, bomb: Callable[[Path], None]) -> None:
     bomb(tmp_path / "a.npz")
     with pytest.raises(PredictionError, match="is damaged or not a table"):
         read_predictions(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("text", ["a" + ",a" * 50_000, "a\n" + "," * 100_000])
-def test_a_csv_of_columns_without_end_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_csv_with_endless_columns_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(PredictionError, match="a line has 65,536 bytes or more"):
         read_predictions(tmp_path / "a.csv")

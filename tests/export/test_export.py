@@ -1,4 +1,4 @@
-"""An exported model says what `ichfast predict` says, and its card what it is."""
+"""An exported model equals `ichfast predict`, and its card describes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from ichfast.errors import CheckpointError, ModelError
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.export import export
-from ichfast.export.export import ONNX_PACKAGES, export_run, hu_graph
+from ichfast.export.export import ONNX_PACKAGES, export_run, hu_module
 from ichfast.export.module import HuToProbs
 from ichfast.loading.config import DataConfig
 from ichfast.loading.loader import make_loader
@@ -55,7 +55,7 @@ def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (288, ("data.windows=brain", "data.normalize=imagenet")),
     ],
 )
-def test_the_graph_says_what_predict_says(
+def test_the_module_equals_predict(
     size: int,
     assignments: tuple[str, ...],
     tiny_store_path: Path,
@@ -68,7 +68,7 @@ def test_the_graph_says_what_predict_says(
         positions = whole_slices(store)
         hu_BHW = stack_hu(store, positions)
     with torch.inference_mode():
-        found = hu_graph(open_run(run))(hu_BHW).numpy()
+        found = hu_module(open_run(run))(hu_BHW).numpy()
     assert predicted[positions].std(axis=0).max() > 0.01  # not the same for all slices
     np.testing.assert_allclose(found, predicted[positions], atol=1e-4)
 
@@ -105,12 +105,12 @@ def test_a_written_model_runs_for_any_number_of_slices(
     model = torch.export.load(report.model).module()
     with Store(tiny_store_path) as store:
         hu_BHW = stack_hu(store, whole_slices(store)[:3])
-    expected = hu_graph(open_run(run))(hu_BHW)
+    expected = hu_module(open_run(run))(hu_BHW)
     torch.testing.assert_close(model(hu_BHW), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(model(hu_BHW[:1]), expected[:1], atol=1e-5, rtol=0)
 
 
-def test_neighbours_are_given_as_three_slices(
+def test_a_model_with_neighbours_takes_three_slices(
     tiny_store_path: Path, other_store: Path, tmp_path: Path
 ) -> None:
     run = write_run(
@@ -129,14 +129,12 @@ def test_attention_is_exported_too(tiny_store_path: Path, tmp_path: Path) -> Non
     run = write_run(tmp_path / "run", tiny_store_path, "model.arch=xresnet50-attn")
     report = export_run(run, tmp_path / "model.pt2")
     hu_BHW = torch.randint(-1000, 2000, (1, 512, 512)).float()
-    expected = hu_graph(open_run(run))(hu_BHW)
+    expected = hu_module(open_run(run))(hu_BHW)
     found = torch.export.load(report.model).module()(hu_BHW)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_the_card_says_what_the_model_is_and_is_not(
-    tiny_store_path: Path, tmp_path: Path
-) -> None:
+def test_the_card_describes_the_model(tiny_store_path: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tiny_store_path)
     report = export_run(run, tmp_path / "model.pt2")
     card = Path(report.card).read_text("utf-8")
@@ -162,7 +160,7 @@ def test_onnx_names_what_to_install(
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_onnx_runtime_says_what_predict_says(
+def test_onnx_runtime_equals_predict(
     tiny_store_path: Path,
     other_store: Path,
     tmp_path: Path,

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ichfast.loading.batch import Batch
-from ichfast.models.build import ARCHS, build_model, synchronize_batch_norm
+from ichfast.models.build import build_model, synchronize_batch_norm
+from ichfast.models.config import ARCHS
 from ichfast.models.precision import Amp
 from ichfast.training.config import Phase, TrainConfig
 from ichfast.training.meters import WaitMeter

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.errors import ModelError
-from ichfast.models.build import ARCHS, ConcatPool, body_and_head, build_model
+from ichfast.models.build import ConcatPool, body_and_head, build_model
+from ichfast.models.config import ARCHS
 
 OLD_HEAD_2048 = 2048 * 1000 + 1000
 NEW_HEAD_2048 = 2048 * 6 + 6

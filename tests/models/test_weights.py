@@ -20,7 +20,8 @@ from torch.nn.utils import spectral_norm
 
 from ichfast.errors import ModelError
 from ichfast.models import weights
-from ichfast.models.build import ARCHS, build_model
+from ichfast.models.build import build_model
+from ichfast.models.config import ARCHS
 from ichfast.models.weights import (
     from_fastai_mxresnet,
     is_fastai_mxresnet,

@@ -107,7 +107,7 @@ def test_the_batch_size_changes_nothing(folds: list[Path]) -> None:
         np.testing.assert_allclose(probs_NK(table), probs_NK(tables[0]), atol=1e-5)
 
 
-def test_kept_slices_are_read_once_for_all_passes_and_change_no_bit(
+def test_cached_slices_are_read_once_for_all_passes(
     folds: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
@@ -142,14 +142,14 @@ def test_runs_that_do_not_fit_together_are_refused(
         PredictConfig(average="median")
 
 
-def test_weights_that_give_no_number_are_refused(
+def test_weights_that_predict_nan_are_refused(
     folds: list[Path], tmp_path: Path
 ) -> None:
     damaged = Path(shutil.copytree(folds[0], tmp_path / "damaged"))
     weights = load_checkpoint(damaged / BEST)["model"]
     weights["classifier.bias"].fill_(torch.nan)
     save_checkpoint(damaged / BEST, {"model": weights})
-    with pytest.raises(PredictionError, match=r"gives no number for \d+ of \d+ slices"):
+    with pytest.raises(PredictionError, match=r"predicts NaN for \d+ of \d+ slices"):
         predict_runs([damaged], device=CPU)
 
 

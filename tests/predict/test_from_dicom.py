@@ -1,4 +1,4 @@
-"""Predicting DICOM files is preparing and predicting; nothing stays behind."""
+"""Predicting DICOM files equals preparing and predicting, and leaves no files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None
     assert hashed["slice_id"].str.startswith("ID_").all()
 
 
-def test_nothing_stays_after_an_interruption(
+def test_an_interruption_leaves_no_files(
     run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_args: object, **_options: object) -> None:
@@ -90,7 +90,7 @@ def test_nothing_stays_after_an_interruption(
         (None, StoreError, "it said"),
     ],
 )
-def test_what_stops_the_decoding_is_told_in_its_own_words(
+def test_a_failed_decoding_says_what_to_do(
     cause: BaseException | None,
     kind: type[Exception],
     message: str,
@@ -106,7 +106,7 @@ def test_what_stops_the_decoding_is_told_in_its_own_words(
         predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
 
 
-def test_a_missing_run_or_source_is_said(
+def test_a_missing_run_or_source_is_an_error(
     run_dir: Path, source: Path, tmp_path: Path, temporary: Path
 ) -> None:
     options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}

@@ -24,7 +24,7 @@ def test_the_weights_are_those_of_the_neighbours_that_are_there() -> None:
     np.testing.assert_allclose(logit(found)[:, 0], expected, atol=1e-12)
 
 
-def test_a_slice_that_was_not_predicted_parts_its_neighbours() -> None:
+def test_a_slice_that_was_not_predicted_separates_its_neighbours() -> None:
     probs_NK = np.random.default_rng(0).random((4, 6))
     found = smooth_over_z(probs_NK, series("aaaa"), np.array([0, 2, 4, 6]))
     np.testing.assert_allclose(found, probs_NK, atol=1e-12)
@@ -40,7 +40,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     )
 
 
-def test_sure_answers_stay_finite_and_given_ones_unchanged() -> None:
+def test_probabilities_of_zero_and_one_stay_finite() -> None:
     probs_NK = np.array([[0.0], [1.0], [1.0]])
     before = probs_NK.copy()
     found = smooth_over_z(probs_NK, series("aaa"), np.arange(3))

@@ -1,4 +1,4 @@
-"""A submission is exactly what the competition takes, or none at all."""
+"""A submission is exactly what the competition takes, or an error."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_zero_and_one_are_clipped_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, 0.5, float("nan")])
-def test_a_clip_that_makes_no_sense_is_refused(
+def test_a_clip_out_of_range_is_refused(
     table: pd.DataFrame, tmp_path: Path, clip: float
 ) -> None:
     with pytest.raises(SubmissionError, match="clip must be from 1e-10"):
@@ -103,7 +103,7 @@ def test_a_clip_that_makes_no_sense_is_refused(
 
 
 def refusal(table: pd.DataFrame, out: Path, sample: Path | None = None) -> str:
-    """The one line of the refusal; nothing may have been written."""
+    """The error message; nothing may have been written."""
     files_before = sorted(out.parents[0].glob("*"))
     with pytest.raises(SubmissionError) as caught:
         write_submission(table, out, sample=sample)
@@ -166,11 +166,11 @@ def test_no_slices_are_refused(table: pd.DataFrame, tmp_path: Path) -> None:
         ("id,label\nID_a_any,0.5\n", "columns id,label, expected ID,Label"),
         ("ID,Label\nID_a,0.5\n", "1 of 1 ids do not end in _any"),
         ("ID,Label\nID_a_any,0.5\n", "1 slices lack some of the six classes"),
-        ("ID,Label\n" + 2 * "ID_a_any,0.5\n", "1 ids stand more than once"),
+        ("ID,Label\n" + 2 * "ID_a_any,0.5\n", "1 ids occur more than once"),
         ("ID,Label\n1,2,3\n1,2,3,4\n", "is not a csv file"),
     ],
 )
-def test_a_sample_that_is_none_is_refused(
+def test_a_wrong_sample_is_refused(
     table: pd.DataFrame, tmp_path: Path, text: str, message: str
 ) -> None:
     sample = tmp_path / "sample.csv"
@@ -178,14 +178,12 @@ def test_a_sample_that_is_none_is_refused(
     assert message in refusal(table, tmp_path / "out.csv", sample)
 
 
-def test_a_sample_that_is_not_there_is_refused(
-    table: pd.DataFrame, tmp_path: Path
-) -> None:
+def test_a_missing_sample_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
     message = refusal(table, tmp_path / "out.csv", tmp_path / "absent.csv")
     assert message.endswith("absent.csv: No such file or directory")
 
 
-def test_a_refusal_leaves_the_older_file_alone(
+def test_a_refusal_leaves_the_old_file_unchanged(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
@@ -194,7 +192,7 @@ def test_a_refusal_leaves_the_older_file_alone(
     assert out.read_text() == "older"
 
 
-def test_a_place_that_cannot_be_written_is_said(
+def test_a_path_that_cannot_be_written_is_an_error(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""The patients that a run trained on are known where they can be."""
+"""The patients that a run trained on are found in its store and in others."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_slice_folds_leak(
 
 @pytest.mark.parametrize(
     ("happens", "reason"),
-    [("moved", "not there any more"), ("hashed", "do not compare")],
+    [("moved", "it is gone"), ("hashed", "cannot be compared")],
 )
-def test_where_nobody_knows_a_warning_says_why(
+def test_unknown_training_patients_are_a_warning_with_the_reason(
     happens: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_store(tmp_path / "store", plan={"ids": "kept"})

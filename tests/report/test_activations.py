@@ -1,7 +1,4 @@
-"""The maps of a store's slices are those of the slices asked for, in their order.
-
-Activation maps are those of the closed form, and lie where the evidence lies.
-"""
+"""Activation maps belong to the right slices and equal the closed form."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ichfast.models.build import ARCHS, build_model
+from ichfast.models.build import build_model
+from ichfast.models.config import ARCHS
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.report.activations import activations_of, class_activations
-from ichfast.runs.folder import RunRecord
+from ichfast.runs.record import RunRecord
 from ichfast.store.store import Store
 from ichfast.windows import Normalization
 
@@ -54,7 +52,7 @@ def record(tiny_store: Store) -> RunRecord:
     )
 
 
-def test_maps_come_in_the_order_that_was_asked_for(
+def test_maps_have_the_order_of_the_slice_ids(
     tiny_store: Store, record: RunRecord
 ) -> None:
     ids = tiny_store.table["slice_id"].astype(str).tolist()
@@ -88,7 +86,7 @@ class BrightSpots(nn.Module):
         return logits_BK
 
 
-def test_a_known_map_is_found_slice_by_slice() -> None:
+def test_the_map_of_each_slice_is_the_known_one() -> None:
     images = torch.zeros(2, 1, 4, 5)
     images[0, 0, 1, 3] = 7.0  # bright, for the first class
     images[1, 0, 2, 0] = -3.0  # dark, for the second
@@ -100,7 +98,7 @@ def test_a_known_map_is_found_slice_by_slice() -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_behind_a_linear_head_the_map_is_the_features_weighted_by_the_head(
+def test_with_a_linear_head_the_map_is_the_weighted_sum_of_the_features(
     arch: str,
 ) -> None:
     torch.manual_seed(0)

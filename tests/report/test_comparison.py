@@ -1,4 +1,4 @@
-"""Runs stand beside what the reference published, as text, csv and picture."""
+"""Runs are compared with the published experiments as text, csv and chart."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 
 from ichfast.errors import CheckpointError, PredictionError
 from ichfast.recipes.reference import PUBLISHED
+from ichfast.report.charts.comparison import comparison_figure, draw_comparison
 from ichfast.report.comparison import (
     Row,
     compare_runs,
-    comparison_figure,
-    draw_comparison,
     format_comparison,
     write_comparison,
 )
@@ -23,7 +22,7 @@ from tests.runs.trainedruns import write_run
 
 @pytest.fixture(scope="module")
 def rows(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    """The published ones, a run, and one that has no finished epoch."""
+    """The published experiments, a run, and a run without a finished epoch."""
     folder = tmp_path_factory.mktemp("runs")
     finished = write_run(folder / "mine", tiny_store_path)
     begun = write_run(folder / "begun", tiny_store_path, "folds.kind=slice")
@@ -54,7 +53,7 @@ def test_a_run_shows_its_best_epoch(rows: list[Row]) -> None:
     assert (begun.valid_loss, begun.epochs, begun.folds) == (None, 0, "slice")
 
 
-def test_the_text_parts_theirs_from_ours_and_dashes_what_is_unknown(
+def test_the_text_separates_their_rows_from_ours(
     rows: list[Row],
 ) -> None:
     lines = format_comparison(rows).splitlines()

@@ -1,4 +1,4 @@
-"""What inspect says is what is there, and the sheet is a picture of it."""
+"""The overview counts what is in a store, and the contact sheet shows it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_text_says_what_it_counts(tiny_store: Store) -> None:
     assert "subdural" in text
 
 
-def test_series_are_counted_by_what_is_odd_about_their_order(
+def test_series_are_counted_by_irregularity(
     tiny_store: Store,
 ) -> None:
     assert describe_store(tiny_store).odd_series == {}

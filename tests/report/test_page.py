@@ -1,4 +1,4 @@
-"""The page stands alone, gives nothing away and tells what the figures say."""
+"""The page is self-contained, shows no id, and shows the figures."""
 
 from __future__ import annotations
 
@@ -143,12 +143,12 @@ def test_the_summary_gives_the_figures_of_the_evaluation(
     assert f"Ratio to prevalence {level.ratio:.3f}" in summary
     assert f"of {level.prevalence_loss:.4f}, the best constant" in summary
     assert f"AUC of any {level.classes['any'].auc:.4f}" in summary
-    assert "Slices judged 211 31 studies, 16 patients" in summary
+    assert "Slices evaluated 211 31 studies, 16 patients" in summary
     assert "Best epoch 5 of 5" in summary
     assert "Not a medical device" in summary
 
 
-def test_data_recipe_and_environment_are_told(page: str) -> None:
+def test_data_recipe_and_environment_are_on_the_page(page: str) -> None:
     text = text_of(page)
     for told in (
         "slices 752,803",
@@ -160,10 +160,10 @@ def test_data_recipe_and_environment_are_told(page: str) -> None:
         assert told in text
 
 
-def test_the_folds_are_told_with_their_positives(
+def test_the_folds_are_shown_with_their_positives(
     page: str, table: pd.DataFrame
 ) -> None:
-    row = text_of(page).split("Fold judged")[1].split("Data")[0]
+    row = text_of(page).split("Fold evaluated")[1].split("Data")[0]
     assert f"subdural {table['fold'].iloc[0]} " in row
     for positives in labels_NK(table).sum(axis=0).astype(int):
         assert f" {positives} ({100 * positives / len(table):.1f}%)" in row
@@ -176,7 +176,7 @@ def test_links_lead_to_places_in_the_page(page: str) -> None:
     assert links == places
 
 
-def test_each_class_shows_what_is_found_and_missed_at_the_wanted_sensitivity(
+def test_each_class_shows_its_operating_point(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
     text = text_of(written(replace(make_report(table), sensitivity=0.8), tmp_path))
@@ -191,7 +191,7 @@ def test_each_class_shows_what_is_found_and_missed_at_the_wanted_sensitivity(
             f"called {point.found} found {point.false_alarms} false alarms "
             f"not called {point.missed} missed {point.left_alone} left alone"
         ) in found
-    assert "finds 80% of its positive slices" in found
+    assert "finds at least 80% of its positive slices" in found
 
 
 def test_each_group_shows_its_slices_in_two_windows_under_a_heat_map(
@@ -206,7 +206,7 @@ def test_each_group_shows_its_slices_in_two_windows_under_a_heat_map(
     assert found.attributes.count(("img", "class", "heat")) == 2 * num_cases
 
 
-def test_the_worst_slices_come_first_and_say_what_became_of_them(
+def test_the_worst_slices_come_first_with_their_outcome(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
     missed = table.copy()
@@ -226,7 +226,7 @@ def test_slices_shown_as_best_are_labelled(page: str) -> None:
         assert best.count('class="yes asked"') == best.count("<article") > 0
 
 
-def test_notices_stand_before_the_figures(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_notices_come_before_the_figures(table: pd.DataFrame, tmp_path: Path) -> None:
     report = replace(make_report(table), notices=["Patients are on both sides."])
     summary = text_of(written(report, tmp_path))[:300]
     assert "Patients are on both sides." in summary
@@ -291,7 +291,7 @@ def test_without_labels_there_is_no_page(table: pd.DataFrame, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_said(
+def test_a_path_that_cannot_be_written_is_an_error(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""The preview shows what training sees, and says what was drawn."""
+"""The preview shows the slices of training and the parameters of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ichfast.report.preview import _corners, _describe, write_preview
 
 
 def caption(**laws: float | tuple[float, float]) -> str:
-    """What is written beneath slice 0 of 96x96, shown at 48x48."""
+    """The caption of slice 0 of 96x96, shown at 48x48."""
     parameters = draw(
         AugmentConfig(affine_probability=1.0, zoom_probability=1.0, **laws),  # type: ignore[arg-type]
         seed=1,
@@ -31,7 +31,7 @@ def caption(**laws: float | tuple[float, float]) -> str:
     return _describe(parameters, 0, seen_33, 48)
 
 
-def test_the_caption_says_what_was_drawn() -> None:
+def test_the_caption_lists_the_parameters() -> None:
     assert caption() == "turned 0 deg, zoom 1.00"
     assert caption(min_zoom=1.3, max_zoom=1.3).startswith("turned 0 deg, zoom 1.30\n")
     centred = caption(min_zoom=1.3, max_zoom=1.3, zoom_focus=(0.5, 0.5))
@@ -70,7 +70,7 @@ def test_the_outline_marks_what_is_seen_below() -> None:
     np.testing.assert_allclose(found, [(24, 24), (48, 24), (48, 48), (24, 48)])
 
 
-def test_a_picture_that_cannot_be_written_says_so(
+def test_a_picture_that_cannot_be_written_is_an_error(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")

@@ -36,12 +36,13 @@ from ichfast.loading.config import (
 )
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.splits import FoldConfig, split_slices
-from ichfast.models.build import ARCHS, Arch
+from ichfast.models.config import ARCHS, Arch
 from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES, format_recipes, resolve_recipe
 from ichfast.report.run_report import report_run
-from ichfast.runs.folder import default_run_dir, read_record
+from ichfast.runs.folder import default_run_dir
+from ichfast.runs.record import read_record
 from ichfast.runs.run import train_run
 from ichfast.store.store import Store
 from ichfast.training import inference

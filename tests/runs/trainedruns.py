@@ -13,7 +13,7 @@ from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runs.folder import make_record, write_record
+from ichfast.runs.record import make_record, write_record
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, save_checkpoint
 from ichfast.training.history import METRICS

@@ -13,12 +13,8 @@ import torch
 from torch import nn
 
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
-from ichfast.models.build import (
-    ARCHS,
-    body_and_head,
-    build_model,
-    synchronize_batch_norm,
-)
+from ichfast.models.build import body_and_head, build_model, synchronize_batch_norm
+from ichfast.models.config import ARCHS
 from ichfast.system.ranks import Ranks, join_ranks, was_restarted
 from ichfast.training.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.training.config import Phase, TrainConfig

@@ -64,7 +64,9 @@ def test_without_a_compiler_training_continues_with_a_warning(
 
 def test_cuda_graphs_are_refused_without_a_gpu(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, replace(CONFIG, cuda_graphs=True))
-    with pytest.raises(RecipeError, match=r"needs a GPU .* leave out --cuda-graphs"):
+    with pytest.raises(
+        RecipeError, match=r"needs a GPU .* leave out train.cuda_graphs=true"
+    ):
         fit(trainer)
 
 

@@ -10,68 +10,76 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ichfast.evaluation.along_series import along_series
-from ichfast.evaluation.results import Judged
-from ichfast.report.charts import results, training
+from ichfast.evaluation.results import RunResults
+from ichfast.report.charts import training
+from ichfast.report.charts.results import (
+    MIN_BIN_COUNT,
+    calibration_curves,
+    loss_bars,
+    precision_recall_curves,
+    roc_curves,
+    series_curves,
+)
 from ichfast.report.charts.style import DARK, LIGHT
 from ichfast.report.pictures import DPI, chart_png, data_uri
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """A chart as data URIs, for light and for dark paper."""
+    """A chart as data URIs, for a light and for a dark page."""
 
     caption: str
     light: str
     dark: str
     width: int
     height: int
-    """Pixels."""
+    """Width and height are in pixels."""
 
 
-def result_charts(judged: Judged) -> list[Chart]:
-    """Loss, calibration and the place in the series."""
+def result_charts(results: RunResults) -> list[Chart]:
+    """Draw the loss, the calibration, and both along the series."""
     return [
         _chart(
             "What each class costs, beside what predicting its prevalence costs.",
-            results.loss_bars,
-            judged.evaluation,
+            loss_bars,
+            results.evaluation,
         ),
         _chart(
             "Calibration. Bars are 95% intervals of any; bins of fewer than "
-            f"{results.MIN_BIN_COUNT} slices are left out.",
-            results.calibration_curves,
-            judged.probs_NK,
-            judged.labels_NK,
+            f"{MIN_BIN_COUNT} slices are left out.",
+            calibration_curves,
+            results.probs_NK,
+            results.labels_NK,
         ),
         _chart(
             "Probability and loss over the place in the series; the lowest slice is "
             "usually at the skull base.",
-            results.series_curves,
-            along_series(judged.rows),
+            series_curves,
+            along_series(results.rows),
         ),
     ]
 
 
-def curve_charts(judged: Judged) -> list[Chart]:
-    """ROC and precision over sensitivity, a panel a class."""
-    level = judged.evaluation.slice
+def curve_charts(results: RunResults) -> list[Chart]:
+    """Draw ROC and precision over sensitivity, with a panel for each class."""
+    level = results.evaluation.slice
     return [
         _chart(
             "ROC by slice, and the area under it. Dots: the operating points.",
-            results.roc_curves,
-            *(level, judged.curves, judged.points),
+            roc_curves,
+            *(level, results.curves, results.points),
         ),
         _chart(
             "Precision over sensitivity by slice, and average precision. Dotted: "
             "chance.",
-            results.precision_recall_curves,
-            *(level, judged.curves),
+            precision_recall_curves,
+            *(level, results.curves),
         ),
     ]
 
 
 def training_charts(history: pd.DataFrame) -> list[Chart]:
-    """Loss, learning rate and speed over the epochs; none without epochs."""
+    """Draw loss, learning rate and speed over the epochs; nothing without epochs."""
     if history.empty:
         return []
     return [
@@ -82,7 +90,7 @@ def training_charts(history: pd.DataFrame) -> list[Chart]:
                 training.loss_curves,
             ),
             (
-                "Share of right answers at 0.5, and the learning rate.",
+                "Accuracy at 0.5, and the learning rate.",
                 training.schedule_curves,
             ),
             (

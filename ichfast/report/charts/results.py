@@ -1,4 +1,4 @@
-"""The charts of a run's predictions: loss, ROC, calibration, along the series.
+"""Charts of predictions: loss, ROC, calibration, along the series.
 
 Shape letters: N slices, K classes, Q calibration bins or parts of a series.
 """
@@ -15,9 +15,10 @@ from matplotlib.ticker import PercentFormatter
 
 from ichfast.evaluation.along_series import AlongSeries
 from ichfast.evaluation.bootstrap import Interval
-from ichfast.evaluation.curves import GRID_G, Band, ClassCurves, OperatingPoint
+from ichfast.evaluation.curves import ClassCurves, OperatingPoint
 from ichfast.evaluation.evaluation import Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
+from ichfast.evaluation.ranking import GRID_G, Band
 from ichfast.labels import CLASSES
 from ichfast.report.charts.style import (
     LIGHT,
@@ -36,11 +37,16 @@ from ichfast.report.charts.style import (
 Floats = npt.NDArray[np.float64]
 
 MIN_BIN_COUNT = 10
-"""A calibration bin with fewer slices is not drawn: its frequency is noise."""
+"""Calibration bins with fewer slices are not drawn: their frequency is noise."""
 
 
 def loss_bars(evaluation: Evaluation, theme: Theme = LIGHT) -> Figure:
-    """The model's log loss beside what predicting the prevalence costs."""
+    """Draw the log loss of the model next to that of the prevalence.
+
+    Args:
+        evaluation: the evaluation, of which the slice level is drawn.
+        theme: light or dark.
+    """
     figure, (axes,) = stacked("Log loss by slice (nats)", theme)
     level: LevelScores = evaluation.slice
     rows = [("weighted", level.weighted_log_loss, level.prevalence_loss)]
@@ -70,12 +76,12 @@ def roc_curves(
     points: Mapping[str, OperatingPoint],
     theme: Theme = LIGHT,
 ) -> Figure:
-    """The ROC curve of each class with its band, a panel a class.
+    """Draw the ROC curve of each class with its band, in a panel of its own.
 
     Args:
-        level: gives the areas.
-        curves: by class; a class without curves has an empty panel.
-        points: the operating points, drawn as dots.
+        level: the areas under the curves.
+        curves: curves by class; a class without curves has an empty panel.
+        points: operating points by class, drawn as dots.
         theme: light or dark.
     """
     figure, all_axes = panel_a_class(theme)
@@ -86,13 +92,13 @@ def roc_curves(
             continue
         drawn, point = curves[name], points[name]
         color = class_color(k, theme)
-        _draw_band(axes, drawn.roc_band, color)
-        axes.plot(drawn.false_rate_T, drawn.true_rate_T, color=color, linewidth=1.4)
+        _draw_band(axes, drawn.spread.roc_band, color)
+        axes.plot(drawn.false_rate_V, drawn.true_rate_V, color=color, linewidth=1.4)
         assert point.specificity is not None, "a class with curves has both labels"
         axes.plot(
             1 - point.specificity, point.sensitivity, "o", color=color, markersize=5
         )
-        area = _with_interval(level.classes[name].auc, drawn.intervals["auc"])
+        area = _with_interval(level.classes[name].auc, drawn.spread.intervals["auc"])
         set_title(axes, f"{name}\nAUC {area}", theme)
     _finish_squares(all_axes, "1 - specificity", "Sensitivity")
     return figure
@@ -101,9 +107,12 @@ def roc_curves(
 def precision_recall_curves(
     level: LevelScores, curves: Mapping[str, ClassCurves], theme: Theme = LIGHT
 ) -> Figure:
-    """Precision over sensitivity of each class with its band; dotted: prevalence.
+    """Draw precision over sensitivity for each class with its band; dotted: prevalence.
 
-    Arguments as `roc_curves`.
+    Args:
+        level: the average precisions and prevalences.
+        curves: curves by class; a class without curves has an empty panel.
+        theme: light or dark.
     """
     figure, all_axes = panel_a_class(theme)
     for k, (name, axes) in enumerate(zip(CLASSES, all_axes, strict=True)):
@@ -113,9 +122,9 @@ def precision_recall_curves(
         drawn, scores = curves[name], level.classes[name]
         color = class_color(k, theme)
         axes.axhline(scores.prevalence, color=theme.faint, linewidth=0.8, linestyle=":")
-        _draw_band(axes, drawn.precision_band, color)
+        _draw_band(axes, drawn.spread.precision_band, color)
         axes.plot(drawn.recall_T, drawn.precision_T, color=color, linewidth=1.4)
-        interval = drawn.intervals["average_precision"]
+        interval = drawn.spread.intervals["average_precision"]
         area = _with_interval(scores.average_precision, interval)
         set_title(axes, f"{name}\nAP {area}", theme)
     _finish_squares(all_axes, "Sensitivity (recall)", "Precision")
@@ -125,10 +134,15 @@ def precision_recall_curves(
 def calibration_curves(
     probs_NK: Floats, labels_NK: Floats, theme: Theme = LIGHT
 ) -> Figure:
-    """Observed frequency over predicted probability, above where slices lie.
+    """Draw the observed frequency over the probability, above a histogram of `any`.
 
-    Bars on `any` are 95% Wilson intervals. Bins of fewer than `MIN_BIN_COUNT`
-    slices are left out.
+    Bars on `any` are 95% Wilson intervals. Bins with fewer than `MIN_BIN_COUNT` slices
+    are left out.
+
+    Args:
+        probs_NK: probabilities in [0, 1].
+        labels_NK: 0 or 1.
+        theme: light or dark.
     """
     figure, (upper, lower) = stacked(
         "Calibration: observed frequency", theme, panels=2, heights=(2.4, 1)
@@ -162,7 +176,12 @@ def calibration_curves(
 
 
 def series_curves(along: AlongSeries, theme: Theme = LIGHT) -> Figure:
-    """Frequency, probability and loss from the lowest slice to the highest."""
+    """Draw frequency, probability and loss from the lowest slice to the highest.
+
+    Args:
+        along: means over the parts of a series.
+        theme: light or dark.
+    """
     figure, (upper, lower) = stacked("Any, by place in the series", theme, panels=2)
     middle_Q = (np.arange(len(along.count_Q)) + 0.5) / len(along.count_Q)
     for values_Q, color, style, label in (
@@ -203,7 +222,7 @@ def _say_empty(axes: Axes, name: str, theme: Theme) -> None:
 
 
 def _finish_squares(all_axes: list[Axes], xlabel: str, ylabel: str) -> None:
-    """Two panels a row: names at the left and at the bottom only."""
+    """Name the axes at the left and at the bottom only; a row has two panels."""
     for number, axes in enumerate(all_axes):
         is_last_row = number >= len(all_axes) - 2
         is_left = number % 2 == 0

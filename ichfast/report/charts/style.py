@@ -1,12 +1,10 @@
-"""The style of the charts: paper, colours, axes. One calm style for all.
+"""The style of all charts: paper, colours, axes.
 
-1. The object-oriented matplotlib API only: no pyplot, no global state, so figures
-   may be made in any thread and nothing needs closing.
-2. Colours are Okabe and Ito's, told apart by the colour-blind; `any` is drawn in
-   the ink of the text. The same class has the same colour everywhere.
-3. Text that came from outside is drawn as it stands, never read as a formula.
-
-`ichfast.report.charts.training` and `ichfast.report.charts.results` draw in it.
+1. Only the object-oriented API of matplotlib is used, without pyplot or global state.
+   Figures can be drawn in any thread, and nothing needs closing.
+2. Colours are those of Okabe and Ito, which the colour-blind can tell apart; `any` has
+   the colour of the text. A class has the same colour in all charts.
+3. Text from outside is drawn as it is, never read as a formula.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from matplotlib.figure import Figure
 from ichfast.labels import CLASSES
 
 CHART_SIZE_INCH = (4.8, 3.6)
-"""Small on purpose: its text stays readable at the width of a phone."""
+"""Width and height of a chart, small so that its text can be read on a phone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +29,7 @@ class Theme:
     paper: str
     ink: str
     faint: str
-    """Grid lines and what is only there to compare with."""
+    """Colour of grid lines and of everything to compare with."""
 
 
 LIGHT = Theme(paper="#ffffff", ink="#1d2329", faint="#a9b1ba")
@@ -47,13 +45,13 @@ that it also stands out on dark paper."""
 def stacked(
     title: str, theme: Theme, *, panels: int = 1, heights: Sequence[float] = ()
 ) -> tuple[Figure, list[Axes]]:
-    """An empty chart of `CHART_SIZE_INCH`: panels one above the other.
+    """Make an empty chart of `CHART_SIZE_INCH` with panels one above the other.
 
     Args:
-        title: of the uppermost panel.
+        title: title of the upper panel.
         theme: light or dark.
-        panels: how many.
-        heights: of the panels, relative to each other; all alike if left out.
+        panels: number of panels.
+        heights: relative heights of the panels; equal if left out.
     """
     figure = _paper(CHART_SIZE_INCH, theme)
     column = figure.subplots(
@@ -67,7 +65,7 @@ def stacked(
 
 
 def panel_a_class(theme: Theme) -> tuple[Figure, list[Axes]]:
-    """An empty chart with a square panel for each class, two side by side."""
+    """Make an empty chart with a square panel for each class, two side by side."""
     figure = _paper((CHART_SIZE_INCH[0], 6.9), theme)
     all_axes = list(figure.subplots(3, 2, sharex=True, sharey=True).ravel())
     for axes in all_axes:
@@ -77,28 +75,56 @@ def panel_a_class(theme: Theme) -> tuple[Figure, list[Axes]]:
 
 
 def set_title(axes: Axes, title: str, theme: Theme) -> None:
-    """Say what a panel shows."""
+    """Set the title of a panel.
+
+    Args:
+        axes: the panel.
+        title: what it shows.
+        theme: light or dark.
+    """
     axes.set_title(title, color=theme.ink, fontsize=9, loc="left")
 
 
 def add_legend(axes: Axes, theme: Theme, **options: Any) -> None:
-    """Name the lines, where any has a name."""
+    """Add a legend if a line has a name.
+
+    Args:
+        axes: the panel.
+        theme: light or dark.
+        **options: further arguments of `Axes.legend`.
+    """
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False, labelcolor=theme.ink, **options)
 
 
 def set_unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
-    """Let both axes run from 0 to 1."""
+    """Let both axes run from 0 to 1.
+
+    Args:
+        axes: the panel.
+        xlabel: name of the horizontal axis.
+        ylabel: name of the vertical axis.
+    """
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel)
 
 
 def class_color(k: int, theme: Theme) -> str:
-    """The colour of a class, by its place in `labels.CLASSES`."""
+    """The colour of a class.
+
+    Args:
+        k: index of the class in `labels.CLASSES`.
+        theme: light or dark.
+    """
     return theme.ink if k == 0 else _SUBTYPE_COLORS[k - 1]
 
 
 def class_style(k: int, theme: Theme) -> dict[str, Any]:
-    """How a class's line is drawn among those of the others."""
+    """The line style of a class in a chart of all classes.
+
+    Args:
+        k: index of the class in `labels.CLASSES`.
+        theme: light or dark.
+    """
     width = 2.0 if k == 0 else 1.2
     return {"color": class_color(k, theme), "linewidth": width, "label": CLASSES[k]}
 

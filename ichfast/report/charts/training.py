@@ -1,4 +1,4 @@
-"""The charts of a run's training: loss, learning rate and speed over the epochs."""
+"""Charts of the training of a run: loss, learning rate and speed over the epochs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ichfast.report.charts.style import (
 
 
 def loss_curves(history: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
-    """Training and validation loss over the epochs, weighted and unweighted.
+    """Draw the training and validation loss, weighted and unweighted.
 
     Args:
         history: one row an epoch, with the columns phase, train_loss, valid_loss and
@@ -43,10 +43,11 @@ def loss_curves(history: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
 
 
 def schedule_curves(history: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
-    """Validation accuracy above the learning rate.
+    """Draw the validation accuracy above the learning rate.
 
     Args:
-        history: as `loss_curves`, with valid_accuracy and learning_rate.
+        history: one row an epoch, with the columns phase, valid_accuracy and
+            learning_rate.
         theme: light or dark.
     """
     figure, (upper, lower) = _epoch_panels(
@@ -61,10 +62,11 @@ def schedule_curves(history: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
 
 
 def speed_curves(history: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
-    """Slices a second above the share of time spent waiting for the loader.
+    """Draw the slices per second above the share of time spent waiting for slices.
 
     Args:
-        history: as `loss_curves`, with slices_per_s and wait_share in [0, 1].
+        history: one row an epoch, with the columns phase, slices_per_s and wait_share,
+            which is in [0, 1].
         theme: light or dark.
     """
     figure, (upper, lower) = _epoch_panels(
@@ -83,7 +85,7 @@ def speed_curves(history: pd.DataFrame, theme: Theme = LIGHT) -> Figure:
 def _epoch_panels(
     history: pd.DataFrame, theme: Theme, *panels: tuple[str, str]
 ) -> tuple[Figure, list[Axes]]:
-    """Two columns of the history, one above the other: (column, title) each."""
+    """Draw two columns of the history, given as (column, title), as two panels."""
     figure, both_axes = stacked(panels[0][1], theme, panels=2)
     set_title(both_axes[1], panels[1][1], theme)
     colors = (MODEL_COLOR, SECOND_COLOR)
@@ -100,7 +102,7 @@ def _over_epochs(axes: Axes, values: pd.Series[float], **style: Any) -> None:
 
 
 def _finish_epochs(axes: Axes, history: pd.DataFrame, theme: Theme) -> None:
-    """Mark where one phase of the recipe gives way to the next."""
+    """Label the axis of epochs, and mark where a phase of the recipe begins."""
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(0.5, len(history) + 0.5)

@@ -1,4 +1,4 @@
-"""Pictures have the size they should, and show what they should."""
+"""Pictures and charts have the right size, and show the right values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from PIL import Image
 
 from ichfast.evaluation.along_series import along_series
 from ichfast.evaluation.predictions import labels_NK, probs_NK
-from ichfast.evaluation.results import Judged, judge
+from ichfast.evaluation.results import RunResults, compute_results
 from ichfast.labels import CLASSES
 from ichfast.report import pictures
-from ichfast.report.charts import results, style, training
+from ichfast.report.charts import style, training
+from ichfast.report.charts.results import (
+    MIN_BIN_COUNT,
+    calibration_curves,
+    loss_bars,
+    precision_recall_curves,
+    roc_curves,
+    series_curves,
+)
 from ichfast.windows import HU_OFFSET, PRESETS
 from tests.evaluation.test_evaluation import make_table
 
@@ -85,32 +93,32 @@ def test_a_large_slice_is_shrunk_and_keeps_its_shape() -> None:
     assert picture.mode == "L"
 
 
-def roc_of(judged: Judged) -> Figure:
-    return results.roc_curves(judged.evaluation.slice, judged.curves, judged.points)
+def roc_of(results: RunResults) -> Figure:
+    return roc_curves(results.evaluation.slice, results.curves, results.points)
 
 
-def precision_of(judged: Judged) -> Figure:
-    return results.precision_recall_curves(judged.evaluation.slice, judged.curves)
+def precision_of(results: RunResults) -> Figure:
+    return precision_recall_curves(results.evaluation.slice, results.curves)
 
 
-def calibration_of(judged: Judged) -> Figure:
-    return results.calibration_curves(judged.probs_NK, judged.labels_NK)
+def calibration_of(results: RunResults) -> Figure:
+    return calibration_curves(results.probs_NK, results.labels_NK)
 
 
 TABLE = make_table()
 PROBS = probs_NK(TABLE)
 LABELS = labels_NK(TABLE)
-JUDGED = judge(TABLE, sensitivity=0.9)
-LEVEL = JUDGED.evaluation.slice
+RESULTS = compute_results(TABLE, sensitivity=0.9)
+LEVEL = RESULTS.evaluation.slice
 CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
     "loss": (training.loss_curves, (make_history(),)),
     "schedule": (training.schedule_curves, (make_history(),)),
     "speed": (training.speed_curves, (make_history(),)),
-    "roc": (results.roc_curves, (LEVEL, JUDGED.curves, JUDGED.points)),
-    "precision": (results.precision_recall_curves, (LEVEL, JUDGED.curves)),
-    "calibration": (results.calibration_curves, (PROBS, LABELS)),
-    "series": (results.series_curves, (along_series(TABLE),)),
-    "bars": (results.loss_bars, (JUDGED.evaluation,)),
+    "roc": (roc_curves, (LEVEL, RESULTS.curves, RESULTS.points)),
+    "precision": (precision_recall_curves, (LEVEL, RESULTS.curves)),
+    "calibration": (calibration_curves, (PROBS, LABELS)),
+    "series": (series_curves, (along_series(TABLE),)),
+    "bars": (loss_bars, (RESULTS.evaluation,)),
 }
 
 
@@ -137,22 +145,22 @@ def test_the_same_figure_gives_the_same_bytes() -> None:
 
 
 def test_a_chart_in_few_colours_looks_the_same_in_fewer_bytes() -> None:
-    exact = pictures.figure_png(roc_of(JUDGED))
-    few = pictures.chart_png(roc_of(JUDGED))
+    exact = pictures.figure_png(roc_of(RESULTS))
+    few = pictures.chart_png(roc_of(RESULTS))
     assert len(few) < len(exact) / 2
     rgb = [np.asarray(opened(png).convert("RGB")).astype(int) for png in (exact, few)]
     assert np.abs(rgb[0] - rgb[1]).max() < 16
 
 
-def test_a_roc_panel_tells_area_interval_and_operating_point() -> None:
-    axes = roc_of(JUDGED).axes[CLASSES.index("subdural")]
+def test_a_roc_panel_shows_area_interval_and_operating_point() -> None:
+    axes = roc_of(RESULTS).axes[CLASSES.index("subdural")]
     name, area = axes.get_title(loc="left").split("\n")
-    low, high = JUDGED.curves["subdural"].intervals["auc"] or (0, 0)
+    low, high = RESULTS.curves["subdural"].spread.intervals["auc"] or (0, 0)
     assert name == "subdural"
     auc = LEVEL.classes["subdural"].auc
     assert area == f"AUC {auc:.3f} ({low:.3f} to {high:.3f})"
     (dot,) = (line for line in axes.lines if line.get_marker() == "o")
-    point = JUDGED.points["subdural"]
+    point = RESULTS.points["subdural"]
     assert point.specificity is not None
     place = [[1 - point.specificity, point.sensitivity]]
     np.testing.assert_array_equal(dot.get_xydata(), place)
@@ -161,7 +169,7 @@ def test_a_roc_panel_tells_area_interval_and_operating_point() -> None:
 
 def test_precision_is_drawn_from_the_first_find_on() -> None:
     for axes, curves in zip(
-        precision_of(JUDGED).axes, JUDGED.curves.values(), strict=True
+        precision_of(RESULTS).axes, RESULTS.curves.values(), strict=True
     ):
         chance, line = axes.lines
         assert chance.get_linestyle() == ":"
@@ -173,10 +181,10 @@ def test_precision_is_drawn_from_the_first_find_on() -> None:
 
 @pytest.mark.parametrize("draw", [roc_of, precision_of])
 def test_a_class_with_one_label_has_an_empty_panel(
-    draw: Callable[[Judged], Figure],
+    draw: Callable[[RunResults], Figure],
 ) -> None:
-    judged = judge(TABLE.assign(label_epidural=0.0), sensitivity=0.9)
-    by_class = dict(zip(CLASSES, draw(judged).axes, strict=True))
+    results = compute_results(TABLE.assign(label_epidural=0.0), sensitivity=0.9)
+    by_class = dict(zip(CLASSES, draw(results).axes, strict=True))
     said = {name: [t.get_text() for t in axes.texts] for name, axes in by_class.items()}
     assert said.pop("epidural") == ["one label only"]
     assert set(map(len, said.values())) == {0}
@@ -184,16 +192,16 @@ def test_a_class_with_one_label_has_an_empty_panel(
 
 
 @pytest.mark.parametrize("draw", [roc_of, precision_of])
-def test_one_slice_has_no_curve(draw: Callable[[Judged], Figure]) -> None:
-    axes = draw(judge(TABLE.iloc[:1], sensitivity=0.9)).axes
+def test_one_slice_has_no_curve(draw: Callable[[RunResults], Figure]) -> None:
+    axes = draw(compute_results(TABLE.iloc[:1], sensitivity=0.9)).axes
     assert {text.get_text() for each in axes for text in each.texts} == {
         "one label only"
     }
 
 
-def test_calibration_of_a_class_that_nobody_has_lies_at_zero() -> None:
-    judged = judge(TABLE.assign(label_epidural=0.0), sensitivity=0.9)
-    lines = {line.get_label(): line for line in calibration_of(judged).axes[0].lines}
+def test_the_calibration_of_a_class_without_positives_is_zero() -> None:
+    results = compute_results(TABLE.assign(label_epidural=0.0), sensitivity=0.9)
+    lines = {line.get_label(): line for line in calibration_of(results).axes[0].lines}
     frequency = np.asarray(lines["epidural"].get_ydata(), dtype=float)
     assert np.nanmax(frequency) == 0.0
 
@@ -230,7 +238,7 @@ def test_one_epoch_and_missing_values_can_be_drawn(
 
 def test_a_series_is_drawn_from_its_lowest_slice_to_its_highest() -> None:
     along = along_series(TABLE)
-    upper, lower = results.series_curves(along).axes
+    upper, lower = series_curves(along).axes
     labelled, predicted = (np.asarray(line.get_ydata()) for line in upper.lines)
     np.testing.assert_array_equal(labelled, along.frequency_Q)
     np.testing.assert_array_equal(predicted, along.prob_Q)
@@ -245,10 +253,10 @@ def test_the_phases_of_a_recipe_are_marked() -> None:
 
 
 def test_calibration_leaves_out_bins_with_few_slices() -> None:
-    probs = np.full((results.MIN_BIN_COUNT, 6), 0.5)
+    probs = np.full((MIN_BIN_COUNT, 6), 0.5)
     probs[0] = 0.9
     labels = np.zeros_like(probs)
-    axes = results.calibration_curves(probs, labels).axes[0]
+    axes = calibration_curves(probs, labels).axes[0]
     drawn = [line.get_ydata() for line in axes.lines[1:]]
     assert all(np.isnan(np.asarray(values, dtype=float)).all() for values in drawn)
 
@@ -268,7 +276,7 @@ def test_a_contact_sheet_shows_every_slice_in_every_window() -> None:
     assert drawn_grey(sheet).max() > 200
 
 
-def test_captions_are_no_formulas_and_never_run_over() -> None:
+def test_captions_are_plain_text_and_short() -> None:
     captions = ["$\\frac{$", "1.2.840." + "9" * 56]
     sheet = pictures.contact_sheet([make_slice()] * 2, captions, {"brain": BRAIN})
     pictures.figure_png(sheet)

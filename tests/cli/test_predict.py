@@ -1,4 +1,4 @@
-"""The commands from trained runs on, and what they say to bad input."""
+"""The commands after training, with good and with bad input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = ("--device", "cpu")
 @pytest.fixture(scope="module")
 def place(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs, stores and predictions, good and bad."""
-    path = tmp_path_factory.mktemp("judging")
+    path = tmp_path_factory.mktemp("runs")
     run, _ = write_folds(path, tiny_store_path)
     write_run(path / "larger", tiny_store_path, size=48)
     write_run(path / "leaking", tiny_store_path, "folds.kind=slice")
@@ -43,17 +43,17 @@ def place(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def test_all_folds_are_judged_out_of_fold_and_the_figures_lie_beside(
+def test_the_runs_of_all_folds_predict_their_store_out_of_fold(
     place: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "all.npz"
     made = ok("predict", place / "fold0", place / "fold1", out, "--smooth", *CPU)
     assert (made["slices"], made["runs"], made["smooth"]) == (26, 2, True)
-    judged = ok("evaluate", out)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == judged
-    assert judged["predictions"] == "all.npz"
-    assert judged["slice"]["count"] == 26
-    assert judged["bootstrap"]["replicates"] == 200
+    results = ok("evaluate", out)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    assert results["predictions"] == "all.npz"
+    assert results["slice"]["count"] == 26
+    assert results["bootstrap"]["replicates"] == 200
 
 
 def test_dicom_is_predicted_in_one_command(
@@ -66,8 +66,8 @@ def test_dicom_is_predicted_in_one_command(
 
 
 def test_a_leak_can_be_allowed_and_is_counted(place: Path) -> None:
-    judged = ok("evaluate", place / "leaking.csv", "--allow-leak", "--bootstrap", "0")
-    assert judged["leaks"]["slices"] == judged["slice"]["count"]
+    results = ok("evaluate", place / "leaking.csv", "--allow-leak", "--bootstrap", "0")
+    assert results["leaks"]["slices"] == results["slice"]["count"]
 
 
 def test_runs_are_compared_and_exported(place: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_runs_are_compared_and_exported(place: Path, tmp_path: Path) -> None:
         ("export fold0 file/model.pt2", "cannot write"),
     ],
 )
-def test_bad_input_gets_one_line_that_says_what_to_do(
+def test_bad_input_is_one_line_that_says_what_to_do(
     command: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
@@ -128,7 +128,7 @@ def test_bad_input_gets_one_line_that_says_what_to_do(
         ("--batch-size many", "expected auto or a number from 1"),
     ],
 )
-def test_options_that_make_no_sense_together_are_a_usage_error(
+def test_options_that_exclude_each_other_are_a_usage_error(
     options: str, message: str, place: Path
 ) -> None:
     out = place / "new.csv"

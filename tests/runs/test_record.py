@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ichfast.errors import RecipeError
-from ichfast.runs.folder import RECORD, read_record
+from ichfast.runs.record import RECORD, read_record
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, '{"store": "\\ud800"}', "[]"])

@@ -1,0 +1,72 @@
+"""The backbones by name, and the settings of a model.
+
+A new backbone is one entry of `ARCHS`: command line, recipes, benchmark and tests take
+the names from there. This module loads no torch, so that settings can be read and shown
+without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ichfast.errors import RecipeError, unknown
+
+HEADS = ("linear", "concat-pool")
+"""``linear``: average pool, one linear layer. ``concat-pool``: fastai's head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arch:
+    """How a backbone is built."""
+
+    timm_name: str | None
+    """timm's model and, after the dot, its weights; None for `XResNet50Attn`, which
+    has no published weights."""
+
+    timm_options: Mapping[str, float] = field(default_factory=dict)
+    """Further arguments of `timm.create_model`."""
+
+    heads: tuple[str, ...] = ("linear",)
+    """The heads of `HEADS` that it can have."""
+
+
+ARCHS: dict[str, Arch] = {
+    "efficientnet-b0": Arch(
+        timm_name="efficientnet_b0.ra_in1k",
+        timm_options={"drop_rate": 0.2, "drop_path_rate": 0.2},
+    ),
+    "xresnet50-attn": Arch(timm_name=None),
+    "res2net50": Arch(timm_name="res2net50_26w_4s.in1k"),
+    "resnext50": Arch(timm_name="resnext50_32x4d.tv_in1k", heads=HEADS),
+}
+"""The backbones by name. resnext50 takes torchvision's weights, as in the reference."""
+
+PRETRAINED = ("yes", "try", "no")
+"""``yes``: ImageNet weights, or an error if they cannot be had; ``try``: ImageNet
+weights, or a warning and random ones; ``no``: random weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network of a run, and the weights it starts from."""
+
+    arch: str
+    """One of `ARCHS`."""
+
+    head: str = "linear"
+    """One of `HEADS`."""
+
+    pretrained: str = "no"
+    """One of `PRETRAINED`."""
+
+    weights: str = ""
+    """A file to start from: safetensors, or a checkpoint of another run."""
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHS:
+            raise RecipeError(unknown("architecture", self.arch, ARCHS))
+        if self.pretrained not in PRETRAINED:
+            raise RecipeError(
+                f"model.pretrained is yes, try or no, got {self.pretrained!r}"
+            )
