@@ -1,43 +1,49 @@
-"""The bytes of a DICOM file, measured before pydicom and decoders may trust them.
+"""Checks on untrusted bytes of a DICOM file, made before a library reads them.
 
-A damaged or hostile file can promise any size: in the length of an element, in a
-deflated data set, in a chain of fragments. Readers allocate what they are promised, so
-the promises are held to the file here; those of a compressed frame, in
-`ichfast.dicom.codestreams`.
-
-What hostile bytes provoke in a library, as a rejection and nothing else.
+A damaged file can state any size: in the length of an element, in a deflated data set,
+in a chain of fragments. These sizes are compared with the file here, those in a
+compressed frame in `ichfast.dicom.codestreams`. `reject_failures` turns what still goes
+wrong in a library into a rejection.
 """
 
 from __future__ import annotations
 
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from types import TracebackType
 
 from ichfast.dicom.walker import FLOAT_PIXELS, ITEM, PIXELS, SEQUENCE_END, UNDEFINED
 from ichfast.errors import RejectError
 
 _MAX_INFLATED_BYTES = 256 * 2**20
-"""zlib holds twice as much while it inflates."""
+"""Upper limit of an inflated data set, bytes. zlib holds twice as much meanwhile."""
 _MAX_PIECES = 3 * 2**20
-"""Twice as many as 4,096 frames need whose headers all say everything. What is made of
-them takes 700 MB at most."""
+"""Upper limit of pieces read from a file: twice as many as 4,096 frames with all values
+in each header need. The objects made of them take 700 MB at most."""
 _ITEM_PIECES = 4
-"""Of an item: it takes four times the memory of an element, 700 bytes."""
-_MAX_FRAGMENTS = 2**17
-"""Most fragments of compressed pixels: 32 for each frame."""
-_PREAMBLE_BYTES = 128
+"""Pieces that an item counts as: it takes four times the memory of an element, 700
+bytes."""
 _ITEMS = (ITEM, b"\xff\xfe\xe0\x00")
-"""The head of an item, little- and big-endian."""
+"""First bytes of an item, little- and big-endian."""
+_MAX_FRAGMENTS = 2**17
+"""Upper limit of fragments of compressed pixels: 32 for each of 4,096 frames."""
+_PREAMBLE_BYTES = 128
 
 
 def find_start(content: bytes) -> tuple[int, bool]:
-    """Where the first element begins, and whether a preamble stands before it.
+    """Find the first element.
+
+    Returns:
+        Its offset, and whether a preamble precedes it.
+
+    Raises:
+        RejectError: ``empty``, there are no bytes; ``not-dicom``, they are no DICOM.
 
     Source:
-        DICOM PS3.10 7.1. Dumps of network messages and files older than it lack
-        the preamble, and begin with an element of group 0002 or 0008.
+        DICOM PS3.10 7.1. Dumps of network messages and files older than the standard
+        lack the preamble, and begin with an element of group 0002 or 0008.
     """
     if not content:
         raise RejectError("empty", "0 bytes")
@@ -54,7 +60,7 @@ def inflate(packed: bytes) -> bytes:
     """Unpack a deflated data set.
 
     Raises:
-        RejectError: ``too-large``, above 256 MiB.
+        RejectError: ``too-large``, it has more than 256 MiB.
 
     Source:
         DICOM PS3.5 A.5.
@@ -68,22 +74,23 @@ def inflate(packed: bytes) -> bytes:
     return inflated
 
 
-class Ration:
-    """So many pieces as may be read of a file, its sequences included, and no more.
+class ReadBudget:
+    """Limits the pieces that pydicom reads from a file, its sequences included.
 
-    pydicom reads each element and each item of a sequence in a piece or two of 8 bytes
-    and more, and makes an object of it. So a file of nothing but items would take a
-    hundred times its size.
+    pydicom reads each element and item in one or two pieces of at least 8 bytes, and
+    makes an object of each. A file of nothing but items would take a hundred times its
+    size. The memory limit of a worker does not replace this: an interpreter without
+    memory for small objects can hang or fail in its own error handling.
     """
 
     def __init__(self) -> None:
         self._num_left = _MAX_PIECES
 
-    def take(self, num_pieces: int) -> None:
-        """Count pieces.
+    def spend(self, num_pieces: int) -> None:
+        """Take pieces from the budget.
 
         Raises:
-            RejectError: ``bad-header``, all were read before.
+            RejectError: ``bad-header``, there are not so many left.
         """
         self._num_left -= num_pieces
         if self._num_left < 0:
@@ -92,28 +99,37 @@ class Ration:
             )
 
 
-class Rationed(BytesIO):
-    """Bytes whose reading a ration allows."""
+class BudgetedBytes(BytesIO):
+    """A stream whose reads are taken from a budget.
 
-    def __init__(self, content: bytes, ration: Ration) -> None:
+    Args:
+        content: the bytes.
+        budget: budget of the file.
+    """
+
+    def __init__(self, content: bytes, budget: ReadBudget) -> None:
         super().__init__(content)
-        self._ration = ration
+        self._budget = budget
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file.
+        """Read up to `size` bytes.
 
         Raises:
-            RejectError: as `Ration.take`.
+            RejectError: ``bad-header``, the budget is spent.
         """
         piece = super().read(size)
-        self._ration.take(_ITEM_PIECES if piece[:4] in _ITEMS else 1)
+        self._budget.spend(_ITEM_PIECES if piece[:4] in _ITEMS else 1)
         return piece
 
 
 class PixelSearch:
-    """Stops pydicom at the pixels, or at an element that leaves the file.
+    """Stops pydicom's reader at the pixels, or at an element that exceeds the file.
 
-    Give it to pydicom's reader as `stop_when`, then ask `check`.
+    Pass it to the reader as `stop_when`, then call `check`.
+
+    Args:
+        stream: the bytes that pydicom reads.
+        num_bytes: how many there are.
     """
 
     def __init__(self, stream: BytesIO, num_bytes: int) -> None:
@@ -121,13 +137,13 @@ class PixelSearch:
         self._num_bytes = num_bytes
         self._tag = 0
         self.at = 0
-        """Where the value of the pixel data begins."""
+        """Offset of the value of the pixel data."""
         self.length = 0
-        """Its bytes as the header says, or `UNDEFINED`."""
+        """Bytes of the pixel data according to the header, or `UNDEFINED`."""
         self._is_cut = False
 
     def __call__(self, tag: int, _vr: str | None, length: int) -> bool:
-        """Whether to stop before this element; pydicom stands at its value."""
+        """Whether to stop before this element, whose value is next in the stream."""
         at = self._stream.tell()
         if tag == PIXELS or tag in FLOAT_PIXELS:
             self._tag, self.at, self.length = tag, at, length
@@ -136,14 +152,16 @@ class PixelSearch:
         return self._is_cut
 
     def check(self) -> None:
-        """Say whether pixels were found.
+        """Raise unless pixels were found.
 
         Raises:
-            RejectError: ``bad-header``, the file ends before them; ``no-pixels``.
+            RejectError: ``bad-header``, the file ends before the pixels;
+                ``no-pixels``, it has none, or none of integers.
         """
         if self._is_cut:
             raise RejectError(
-                "bad-header", f"the file ends inside it, at {self._num_bytes:,} bytes"
+                "bad-header",
+                f"the file ends inside its header, at {self._num_bytes:,} bytes",
             )
         if self._tag != PIXELS or self.length == 0:
             found = "floating point" if self._tag in FLOAT_PIXELS else "no"
@@ -153,17 +171,17 @@ class PixelSearch:
 
 
 def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
-    """Walk over the fragments.
+    """Find the end of a chain of fragments.
 
     Args:
         content: the file.
-        start: where the first item, the basic offset table, begins.
+        start: offset of the first item, the basic offset table.
 
     Returns:
-        Where the last fragment ends, and how many there are.
+        Offset of the end of the last fragment, and the number of fragments.
 
     Raises:
-        RejectError: ``truncated-pixels``, a fragment leaves the file; ``too-large``,
+        RejectError: ``truncated-pixels``, a fragment exceeds the file; ``too-large``,
             there are too many; ``decoder-error``, there is no chain of items.
 
     Source:
@@ -189,42 +207,33 @@ def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
     return at, num_items - 1
 
 
-class Mistrust:
-    """A block in which any failure is the fault of the bytes, and warnings are none.
+@contextmanager
+def reject_failures(code: str, part: str) -> Iterator[None]:
+    """Turn any failure in the block into a rejection, and silence warnings.
 
-    Both may quote what the bytes say, so neither gets out. A context manager.
+    Messages and warnings may quote patient data, so neither is passed on.
 
     Args:
-        code: of the rejection that a failure becomes.
-        part: what is being read.
+        code: reject code for the failure.
+        part: what the block reads, for the message.
 
     Raises:
-        RejectError: what was raised in the block, as it was; or `code`, for any other
-            failure but Ctrl-C and an exit.
+        RejectError: the one raised in the block; ``too-large``, memory ran out; or
+            `code`, for any other exception except those of Ctrl-C and of an exit.
     """
-
-    def __init__(self, code: str, part: str) -> None:
-        self._code = code
-        self._part = part
-        self._warnings = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        self._warnings.__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._warnings.__exit__(kind, error, trace)
+        try:
+            yield
+        except (RejectError, KeyboardInterrupt, SystemExit):
+            raise
         # A panic of a decoder in Rust is no Exception.
-        passed_on = RejectError, KeyboardInterrupt, SystemExit
-        if error is not None and not isinstance(error, passed_on):
-            # pydicom takes what it was told while it read an item for an error of its.
+        except BaseException as error:  # noqa: BLE001  raised as a rejection
+            # pydicom raises its own error when the budget is spent inside an item.
             if isinstance(error.__context__, RejectError):
                 raise error.__context__ from None
-            reason = f"{type(error).__name__} while reading the {self._part}"
+            if isinstance(error, MemoryError):
+                code = "too-large"
+            reason = f"{type(error).__name__} while reading the {part}"
             # Without its cause, whose message may quote header values.
-            raise RejectError(self._code, reason) from None
+            raise RejectError(code, reason) from None

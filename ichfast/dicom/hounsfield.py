@@ -1,4 +1,4 @@
-"""Raw pixels to the numbers the store keeps: mend, rescale to HU, add the offset.
+"""Turns raw pixels into stored numbers: mends defects, rescales to HU, adds the offset.
 
 Shape letters: H rows, W columns.
 """
@@ -16,44 +16,46 @@ import numpy.typing as npt
 from ichfast.dicom import quirks
 from ichfast.dicom.header import Layout
 from ichfast.dicom.quirks import RawArray
-from ichfast.dicom.series_header import Common
+from ichfast.dicom.series_header import SeriesHeader
 from ichfast.windows import HU_OFFSET
 
 MAX_STORED = 32_767
-"""Largest number in the store: the same bytes are valid int16."""
+"""Upper limit of a stored number, so that the same bytes are valid int16."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFrame:
-    """A frame as the store keeps it, and what was done to it."""
+    """A frame as it is stored, and what was applied to it."""
 
     stored_HW: npt.NDArray[np.uint16]
     slope: float
+    """HU per raw step."""
     intercept: float
+    """HU of raw 0."""
     quirks: set[str]
-    """Names of what was mended in it."""
+    """Names of the defects that were mended."""
 
 
 def store_frame(
     raw_HW: RawArray,
     layout: Layout,
-    common: Common,
+    series_header: SeriesHeader,
     modality_lut: Callable[[RawArray], RawArray] | None,
 ) -> StoredFrame:
-    """Mend a frame and apply its modality transform; padding becomes air.
+    """Mend a frame, apply its modality transform, and turn padding into air.
 
     Args:
-        raw_HW: pixels as decoded, in native byte order, shape (H, W).
-        layout: of the file.
-        common: of the frame.
-        modality_lut: the table that replaces the rescale, where the file has one.
+        raw_HW: pixels as decoded, in native byte order, shape (H, W), integer.
+        layout: pixel layout of the file.
+        series_header: header values of the frame.
+        modality_lut: applies the table that replaces the rescale, where there is one.
 
     Source:
         DICOM PS3.3 C.11.1, Modality LUT module.
     """
     mended: set[str] = set()
     raw_HW = _clean_bits(raw_HW, layout, mended)
-    slope, intercept, is_complete = common.rescale
+    slope, intercept, is_complete = series_header.rescale
     values_HW = raw_HW
     if modality_lut is not None:
         values_HW, slope, intercept = modality_lut(raw_HW), 1.0, 0.0
@@ -70,7 +72,7 @@ def store_frame(
         mended.add("wrapped_12bit")
     stored_HW = to_stored(values_HW, slope, intercept)
 
-    padding = common.padding
+    padding = series_header.padding
     if padding and max(p * slope + intercept for p in padding) > -HU_OFFSET:
         is_padding_HW = quirks.is_padding(raw_HW, padding)
         if is_padding_HW.any():
@@ -93,15 +95,15 @@ def _clean_bits(raw_HW: RawArray, layout: Layout, mended: set[str]) -> RawArray:
 def to_stored(
     raw_HW: RawArray, slope: float, intercept: float
 ) -> npt.NDArray[np.uint16]:
-    """Turn raw pixels into what the store keeps.
+    """Rescale raw pixels to HU and add the offset of the store.
 
     Args:
-        raw_HW: pixels before rescale, in native byte order, shape (H, W).
-        slope: HU a raw step.
+        raw_HW: pixels before rescale, in native byte order, shape (H, W), integer.
+        slope: HU per raw step.
         intercept: HU of raw 0.
 
     Returns:
-        ``clip(round(HU) + 1024, 0, 32767)``, shape (H, W); ties round to even.
+        ``clip(round(HU) + 1024, 0, 32767)``, shape (H, W), uint16; ties round to even.
     """
     shift = intercept + HU_OFFSET
     is_small = raw_HW.dtype.itemsize == 2 and abs(shift) <= MAX_STORED
@@ -115,7 +117,7 @@ def to_stored(
 
 
 def _add_clipped(raw_HW: RawArray, shift: int) -> npt.NDArray[np.uint16]:
-    """`to_stored` in 16 bits: clipped first, so that the sum cannot wrap."""
+    """Compute `to_stored` in 16 bits: clip first, so that the sum cannot wrap."""
     stored_HW = np.clip(raw_HW, *_limits(raw_HW.dtype, shift)).view(np.uint16)
     if shift:
         stored_HW += np.uint16(shift % 2**16)
@@ -124,7 +126,7 @@ def _add_clipped(raw_HW: RawArray, shift: int) -> npt.NDArray[np.uint16]:
 
 @lru_cache(maxsize=256)
 def _limits(dtype: np.dtype[Any], shift: int) -> tuple[Any, Any]:
-    """The smallest and largest number that stays in range when `shift` is added."""
+    """Smallest and largest number that stays in range when `shift` is added."""
     limits = np.iinfo(dtype)
     low, high = max(limits.min, -shift), min(limits.max, MAX_STORED - shift)
     # As NumPy scalars: a plain int at the dtype's edge is six times slower.

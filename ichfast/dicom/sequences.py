@@ -1,7 +1,8 @@
-"""What pydicom has read of a header: raw values, and sequences parsed with a ration.
+"""Raw values and sequences of a header that pydicom has read.
 
-pydicom leaves a value as it is until it is asked for, and then makes an object of each
-item and each element of a sequence, and of each number of a list, however many.
+pydicom keeps a value as bytes until it is asked for. Then it makes an object of each
+number of a list, so values are taken from it as bytes, and only needed sequences are
+parsed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydicom.filereader import read_sequence
 from pydicom.valuerep import VR
 
 from ichfast.dicom import header
-from ichfast.dicom.guard import Ration, Rationed
+from ichfast.dicom.guard import BudgetedBytes, ReadBudget
 from ichfast.dicom.walker import MAX_VALUE_BYTES, Elements
 from ichfast.errors import RejectError
 
@@ -31,16 +32,21 @@ _FRAME_TAGS = frozenset(
         *("WindowCenter", "WindowWidth"),
     )
 )
-"""What is read in the macros: no more, or a frame could have a patient of its own."""
+"""Elements read from the macros. With others, a frame could have its own patient."""
 
 
 def raw_values(
-    dataset: Dataset, wanted: frozenset[int], most: int = MAX_VALUE_BYTES
+    dataset: Dataset, wanted: frozenset[int], max_bytes: int = MAX_VALUE_BYTES
 ) -> Elements:
-    """Those of the elements that are wanted.
+    """Take the values of the wanted elements out of a dataset.
+
+    Args:
+        dataset: what pydicom has read.
+        wanted: tags.
+        max_bytes: upper limit of the length of a value.
 
     Raises:
-        RejectError: ``bad-header``, one has more than `most` bytes.
+        RejectError: ``bad-header``, a value is longer than `max_bytes`.
     """
     found = {
         int(element.tag): (element.value, element.is_little_endian)
@@ -50,27 +56,34 @@ def raw_values(
         and element.tag in wanted
     }
     for value, _ in found.values():
-        if len(value) > most:
+        if len(value) > max_bytes:
             raise RejectError("bad-header", f"a value of {len(value):,} bytes")
     return found
 
 
 def read_items(
-    dataset: Dataset | None, tag: int, ration: Ration
+    dataset: Dataset | None, tag: int, budget: ReadBudget
 ) -> Sequence[Dataset] | None:
-    """The items of a sequence; None where there is no such element.
+    """Parse a sequence, whatever VR the file gives it.
+
+    Args:
+        dataset: what pydicom has read; None: nothing.
+        tag: tag of the sequence.
+        budget: budget of the file.
+
+    Returns:
+        Its items; None where there is no such element.
 
     Raises:
-        RejectError: as `Ration.take`.
+        RejectError: ``bad-header``, the budget is spent.
     """
     if dataset is None or tag not in dataset:
         return None
     element: object = dataset.get_item(tag)
     if isinstance(element, RawDataElement):
-        # Not parsed yet. pydicom would do it now, without a ration.
         value = element.value or b""
         parsed = read_sequence(
-            Rationed(value, ration),
+            BudgetedBytes(value, budget),
             element.is_implicit_VR,
             element.is_little_endian,
             len(value),
@@ -81,11 +94,18 @@ def read_items(
     return items
 
 
-def read_groups(item: Dataset, ration: Ration) -> list[Elements]:
-    """What is read in an item of a sequence of functional groups: values by group.
+def read_groups(item: Dataset, budget: ReadBudget) -> list[Elements]:
+    """Read the functional group macros in an item.
+
+    Args:
+        item: an item of the shared or per-frame functional groups.
+        budget: budget of the file.
+
+    Returns:
+        The wanted values, one mapping for each macro.
 
     Raises:
-        RejectError: ``bad-header``, a value is too long; as `Ration.take`.
+        RejectError: ``bad-header``, a value is too long or the budget is spent.
 
     Source:
         DICOM PS3.3 C.7.6.16.2, functional group macros.
@@ -93,5 +113,5 @@ def read_groups(item: Dataset, ration: Ration) -> list[Elements]:
     return [
         raw_values(group, _FRAME_TAGS)
         for tag in _MACROS
-        for group in (read_items(item, tag, ration) or ())[:1]
+        for group in (read_items(item, tag, budget) or ())[:1]
     ]

@@ -1,7 +1,7 @@
-"""What a header has in common with those of the same series, interpreted once.
+"""Header values that the slices of a series share, interpreted once.
 
-A series is written by one program, so its slices repeat most values to the byte.
-What was read from the same bytes before is remembered (what that saves: bench/LOG.md,
+One program writes a series, so its slices repeat most values byte for byte. Values read
+from the same bytes before come from a cache (for what that saves see bench/LOG.md,
 2026-11).
 """
 
@@ -22,31 +22,35 @@ from ichfast.dicom.header import (
 )
 from ichfast.dicom.walker import Elements
 
-_OWN = ("TransferSyntaxUID", "SOPInstanceUID", "InstanceNumber", "ImagePositionPatient")
-"""Elements that are each slice's own, or the file's."""
+_SLICE_KEYWORDS = (
+    *("TransferSyntaxUID", "SOPInstanceUID", "InstanceNumber"),
+    "ImagePositionPatient",
+)
+"""Elements that belong to a slice or to its file, not to the series."""
 
-_COMMON_TAGS = tuple(tag for keyword, tag in TAGS.items() if keyword not in _OWN)
+_SERIES_TAGS = tuple(
+    tag for keyword, tag in TAGS.items() if keyword not in _SLICE_KEYWORDS
+)
 
-_MAX_REMEMBERED_BYTES = 4096
-"""Of a header's values; of longer ones only the last are remembered, so that hostile
-files cannot fill the memory, nor have the same read again for each frame."""
+_MAX_CACHED_HEADERS = 64
+"""A header has at most 1.6 MB of values, so the cache takes at most 100 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Common:
-    """What the slices of a series have in common, nearly always.
+class SeriesHeader:
+    """Header values that the slices of a series nearly always share.
 
-    Equal to itself only: a key that costs no comparison, while `read_common` gives the
-    same one again.
+    An object equals only itself, which makes it a fast key, for `read_series_header`
+    returns the same object for the same values.
     """
 
     layout: Layout
 
     rescale: tuple[float, float, bool]
-    """As `dicom.header.read_rescale` gives it."""
+    """Result of `ichfast.dicom.header.read_rescale`."""
 
     padding: tuple[int, int] | None
-    """As `dicom.header.read_padding` gives it."""
+    """Result of `ichfast.dicom.header.read_padding`."""
 
     patient_id: str
     study_uid: str
@@ -68,30 +72,29 @@ class Common:
     """(0028,1050) and (0028,1051), HU, the first value. NaN where absent."""
 
     quirks: frozenset[str]
-    """Names of what had to be mended in these."""
+    """Names of the defects that were mended in these values."""
 
 
-def read_common(elements: Elements) -> Common:
-    """Read what a slice has in common with its series, or remember it.
+def read_series_header(elements: Elements) -> SeriesHeader:
+    """Read the values that a slice shares with its series, or take them from the cache.
 
     Raises:
-        RejectError: as `check_kind`, `read_layout`, `read_rescale` and
-            `Header.identifier` of `headers`.
+        RejectError: ``not-ct``, ``localizer``, ``colour``, ``bad-header`` or
+            ``too-large``; see `check_kind`, `read_layout`, `read_rescale` and
+            `Header.identifier` in `ichfast.dicom.header`.
     """
-    values = tuple(map(elements.get, _COMMON_TAGS))
-    num_bytes = sum(len(value[0]) for value in values if value)
-    read = _remember_common if num_bytes <= _MAX_REMEMBERED_BYTES else _remember_last
-    return read(values)
+    return _read(tuple(map(elements.get, _SERIES_TAGS)))
 
 
-def _read_common(values: tuple[tuple[bytes, bool] | None, ...]) -> Common:
-    found = zip(_COMMON_TAGS, values, strict=True)
+@lru_cache(_MAX_CACHED_HEADERS)
+def _read(values: tuple[tuple[bytes, bool] | None, ...]) -> SeriesHeader:
+    found = zip(_SERIES_TAGS, values, strict=True)
     header = Header({tag: value for tag, value in found if value})
     check_kind(header)
     layout = read_layout(header)
     rescale = read_rescale(header)
     row_spacing, column_spacing = header.vector("PixelSpacing", 2) or (math.nan,) * 2
-    return Common(
+    return SeriesHeader(
         layout=layout,
         rescale=rescale,
         padding=read_padding(header, is_signed=layout.is_signed),
@@ -106,7 +109,3 @@ def _read_common(values: tuple[tuple[bytes, bool] | None, ...]) -> Common:
         window_width=header.number("WindowWidth"),
         quirks=frozenset(header.quirks),
     )
-
-
-_remember_common = lru_cache(maxsize=64)(_read_common)
-_remember_last = lru_cache(maxsize=1)(_read_common)

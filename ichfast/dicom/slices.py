@@ -1,14 +1,16 @@
-"""One DICOM file to slices of stored uint16; nothing else reads DICOM.
+"""Reads one DICOM file into slices of uint16; nothing else in ichfast reads DICOM.
 
 Promises:
 
-1. `read_slices` gives slices or raises `RejectError`, whatever the bytes are.
+1. `read_slices` yields slices or raises `RejectError`, for any bytes. Hostile bytes can
+   make a decoder take much memory or time, or end its process. So `ichfast prepare`
+   reads in worker processes that have a memory limit and a timer.
 2. ``stored = clip(round(HU) + 1024, 0, 32767)``, ``HU = raw * slope + intercept``.
-3. A file is judged by its header before its pixels are touched, and nothing is
-   allocated on the word of a header alone.
-4. What had to be mended is named in `Slice.quirks`. MONOCHROME1 is named but not
-   inverted: it says how to show HU, not what they are.
-5. No warning and no log line of pydicom gets out: they may quote patient data.
+3. The header decides whether a file is read, before its pixels are. Sizes that a header
+   states are checked before they are allocated.
+4. Defects that were mended are named in `Slice.quirks`. MONOCHROME1 is named but not
+   inverted: it defines how to show HU, not what they are.
+5. No warning and no log line of pydicom is passed on: they may quote patient data.
 
 Shape letters: H rows, W columns.
 """
@@ -31,11 +33,11 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
 from ichfast.dicom import codestreams, guard, hounsfield
-from ichfast.dicom.guard import Mistrust, Ration, Rationed
+from ichfast.dicom.guard import BudgetedBytes, ReadBudget
 from ichfast.dicom.header import TAGS, Header, Layout, read_position
 from ichfast.dicom.quirks import RawArray
 from ichfast.dicom.sequences import raw_values, read_groups, read_items
-from ichfast.dicom.series_header import Common, read_common
+from ichfast.dicom.series_header import SeriesHeader, read_series_header
 from ichfast.dicom.walker import FLOAT_PIXELS, UNDEFINED, Elements, Walker
 from ichfast.errors import RejectError
 
@@ -44,8 +46,8 @@ _NATIVE_SYNTAXES = (
     *(uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRBigEndian),
 )
 _PLUGINS = ("pyjpegls", "pylibjpeg", "pydicom")
-"""pydicom's ways to decompress, best first. GDCM's is left out, although pydicom takes
-it wherever it is installed: it ends the process on damaged JPEG 2000."""
+"""Decoders of pydicom that are used, best first. GDCM is left out because it ends the
+process on damaged JPEG 2000."""
 _LUT = 0x0028_3000
 _LUT_TAGS = frozenset((0x0028_3002, 0x0028_3006))
 """(0028,3002) LUTDescriptor and (0028,3006) LUTData."""
@@ -54,20 +56,20 @@ _FRAME_GROUPS = 0x5200_9230
 _WANTED_TAGS = frozenset(TAGS.values())
 _SEQUENCES = frozenset((_LUT, _SHARED_GROUPS, _FRAME_GROUPS))
 _MAX_LUT_BYTES = 2 * 2**16
-"""Longest value of a LUT that is parsed: as many entries as it can have.
+"""Upper limit of a value of a LUT: 65,536 entries of two bytes.
 
 Source:
     DICOM PS3.3 C.11.1.1.
 """
 _WALKER = Walker(_WANTED_TAGS, refused=_SEQUENCES | frozenset(FLOAT_PIXELS))
 
-# Promise 5; `Mistrust` keeps the warnings.
+# Promise 5. `guard.reject_failures` silences the warnings.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """One axial CT slice, as the store keeps it."""
+    """One axial CT slice as it is stored."""
 
     stored_HW: npt.NDArray[np.uint16]
     """HU + 1024, clipped to [0, 32767]. Shape (rows, columns)."""
@@ -75,56 +77,57 @@ class Slice:
     slice_id: str
     """(0008,0018) SOPInstanceUID; frame k of a multi-frame file adds ``.k``."""
 
-    common: Common
-    """What it has in common with its series."""
+    series_header: SeriesHeader
+    """Header values that it shares with its series."""
 
     position_mm: float
     """(0020,0032) along the normal of (0020,0037). NaN where unknown."""
 
     instance_number: int
-    """(0020,0013), or the number of the frame. -1 where absent."""
+    """(0020,0013), in a multi-frame file the number of the frame. -1 where absent."""
 
     rescale_slope: float
     rescale_intercept: float
-    """(0028,1053) and (0028,1052), as applied: HU a raw step, HU of raw 0."""
+    """(0028,1053) and (0028,1052) as applied: HU per raw step, HU of raw 0."""
 
     transfer_syntax_uid: str
-    """As the file says. Empty where it says nothing."""
+    """(0002,0010). Empty where absent."""
 
     quirks: tuple[str, ...]
-    """What was mended, sorted: ``high_bit``, ``j2k_sign``, ``long_pixels``,
+    """Defects that were mended, sorted: ``high_bit``, ``j2k_sign``, ``long_pixels``,
     ``malformed_number``, ``missing_rescale``, ``modality_lut``, ``monochrome1``,
     ``no_preamble``, ``padding``, ``two_windows``, ``unused_bits``,
     ``wrapped_12bit``, ``wrong_syntax``."""
 
 
 def read_slices(content: bytes) -> Iterator[Slice]:
-    """Read one DICOM file, a slice at a time.
+    """Read the slices of one DICOM file, one after another.
 
     Args:
         content: the whole file.
 
     Yields:
-        One slice; of a multi-frame file, one for each frame.
+        One slice for each frame.
 
     Raises:
-        RejectError: the file cannot become slices, and none of those that were given
-            counts; the code is one of `REJECT_CODES`, the detail holds nothing about
-            a patient.
+        RejectError: the file cannot become slices, and those already yielded do not
+            count. Any code of `REJECT_CODES` except those of `ichfast.sources` and
+            `ichfast.prepare`; the detail holds no patient data.
     """
-    with Mistrust("bad-header", "header"):
+    with guard.reject_failures("bad-header", "header"):
         file = _parse(content)
-        header, common = Header(file.elements), read_common(file.elements)
+        header = Header(file.elements)
+        series_header = read_series_header(file.elements)
         if not header.identifier("SOPInstanceUID"):
             raise RejectError("bad-header", "SOPInstanceUID is missing")
-        frame_headers = _frame_headers(file, header, common)
-        frames = _read_frames(file, common.layout)
+        frame_headers = _frame_headers(file, header, series_header)
+        frames = _read_frames(file, series_header.layout)
     for number, frame_header in enumerate(frame_headers, start=1):
-        with Mistrust("decoder-error", "pixels"):
+        with guard.reject_failures("decoder-error", "pixels"):
             frame = number, next(frames)
-            slice_ = _make_slice(file, common.layout, frame_header, frame)
+            slice_ = _make_slice(file, series_header.layout, frame_header, frame)
             if number == len(frame_headers) and next(frames, None) is not None:
-                raise RejectError("decoder-error", "more frames than the header says")
+                raise RejectError("decoder-error", "more frames than the header states")
         yield slice_
 
 
@@ -133,17 +136,20 @@ def read_slices(content: bytes) -> Iterator[Slice]:
 
 @dataclass(frozen=True, slots=True)
 class _File:
+    """A file whose header is read."""
+
     sequences: Dataset | None
-    """What holds the elements that are sequences, of those read; None: nothing."""
-    ration: Ration
-    """Of what is left to be read: the sequences."""
+    """The sequences that are read; None where there are none."""
+    budget: ReadBudget
+    """Limits what is parsed of the sequences."""
     elements: Elements
     syntax: str
     content: bytes
-    """The file; where it is deflated, what its dataset inflates to."""
+    """The file, or its inflated data set."""
     pixels_at: int
+    """Offset of the pixels in `content`, bytes."""
     pixels_bytes: int
-    """As the header says; `UNDEFINED` where the pixels are encapsulated."""
+    """Length in the header; `UNDEFINED` where the pixels are encapsulated."""
     quirks: set[str]
 
 
@@ -154,7 +160,7 @@ def _parse(content: bytes) -> _File:
         return _parse_with_pydicom(content, start, has_preamble=has_preamble)
     return _File(
         sequences=None,
-        ration=Ration(),
+        budget=ReadBudget(),
         elements=walked.elements,
         syntax=walked.syntax,
         content=content,
@@ -165,8 +171,8 @@ def _parse(content: bytes) -> _File:
 
 
 def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _File:
-    ration = Ration()
-    stream = Rationed(content, ration)
+    budget = ReadBudget()
+    stream = BudgetedBytes(content, budget)
     stream.seek(start)
     meta = read_dataset(
         stream,
@@ -178,7 +184,7 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
     start = stream.tell()
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         content, start = guard.inflate(content[start:]), 0
-        stream = Rationed(content, ration)
+        stream = BudgetedBytes(content, budget)
     is_implicit = syntax == uid.ImplicitVRLittleEndian
     if not syntax:
         vr = content[start + 4 : start + 6]
@@ -194,7 +200,7 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
     search.check()
     return _File(
         sequences=dataset,
-        ration=ration,
+        budget=budget,
         elements=raw_values(dataset, _WANTED_TAGS),
         syntax=syntax,
         content=content,
@@ -205,32 +211,32 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
 
 
 def _frame_headers(
-    file: _File, header: Header, common: Common
-) -> list[tuple[Header, Common]]:
-    """Those of each frame: its own values first, then the shared ones.
+    file: _File, header: Header, series_header: SeriesHeader
+) -> list[tuple[Header, SeriesHeader]]:
+    """Headers of each frame, made of its own values, shared ones and those of the file.
 
     Source:
         DICOM PS3.3 C.7.6.16, multi-frame functional groups.
     """
-    num_frames = common.layout.num_frames
-    own_groups = read_items(file.sequences, _FRAME_GROUPS, file.ration)
+    num_frames = series_header.layout.num_frames
+    own_groups = read_items(file.sequences, _FRAME_GROUPS, file.budget)
     if num_frames == 1 and own_groups is None:
-        return [(header, common)]
+        return [(header, series_header)]
     whole = dict(file.elements)
-    if num_frames > 1:  # a position of the whole is no frame's
+    if num_frames > 1:  # the file's position is not that of a frame
         whole.pop(TAGS["ImagePositionPatient"], None)
-    shared_groups = read_items(file.sequences, _SHARED_GROUPS, file.ration) or ()
+    shared_groups = read_items(file.sequences, _SHARED_GROUPS, file.budget) or ()
     shared = [
-        group for item in shared_groups for group in read_groups(item, file.ration)
+        group for item in shared_groups for group in read_groups(item, file.budget)
     ]
-    own = [read_groups(item, file.ration) for item in (own_groups or ())[:num_frames]]
+    own = [read_groups(item, file.budget) for item in (own_groups or ())[:num_frames]]
     own += [[] for _ in range(num_frames - len(own))]
     merged = [_merged(*frame, *shared, whole) for frame in own]
-    return [(Header(found), read_common(found)) for found in merged]
+    return [(Header(found), read_series_header(found)) for found in merged]
 
 
 def _merged(*mappings: Elements) -> Elements:
-    """One mapping of several; the first that has a tag counts."""
+    """Merge mappings; the first that has a tag counts."""
     merged: dict[int, tuple[bytes, bool]] = {}
     for mapping in reversed(mappings):
         merged.update(mapping)
@@ -241,7 +247,7 @@ def _merged(*mappings: Elements) -> Elements:
 
 
 def _read_frames(file: _File, layout: Layout) -> Iterator[RawArray]:
-    """Each frame's raw pixels, shape (H, W), in native byte order."""
+    """Yield the raw pixels of each frame, shape (H, W), in native byte order."""
     is_compressed = bool(file.syntax) and file.syntax not in _NATIVE_SYNTAXES
     if file.pixels_bytes == UNDEFINED and is_compressed:
         yield from _decode(file, layout)
@@ -292,7 +298,7 @@ def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
     end, num_fragments = guard.measure_fragments(file.content, file.pixels_at)
     if layout.num_frames > num_fragments:
         raise RejectError(
-            "too-large", f"{layout.num_frames} frames promised, {num_fragments} there"
+            "too-large", f"{layout.num_frames} frames in {num_fragments} fragments"
         )
     pixels = file.content[file.pixels_at : end]
     for codestream in generate_frames(pixels, number_of_frames=layout.num_frames):
@@ -300,7 +306,7 @@ def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
             codestreams.check(codestream, layout.rows, layout.columns)
         j2k = get_j2k_parameters(codestream)
         if j2k.get("is_signed", layout.is_signed) != layout.is_signed:
-            file.quirks.add("j2k_sign")  # which pydicom's decoder mends
+            file.quirks.add("j2k_sign")  # pydicom's decoder mends it
     frames = decoder.iter_array(
         pixels,
         raw=True,
@@ -330,40 +336,40 @@ def _find_decoder(syntax: str) -> Decoder:
 def _make_slice(
     file: _File,
     layout: Layout,
-    frame_header: tuple[Header, Common],
+    frame_header: tuple[Header, SeriesHeader],
     frame: tuple[int, RawArray],
 ) -> Slice:
-    (header, common), (number, raw_HW) = frame_header, frame
+    (header, series_header), (number, raw_HW) = frame_header, frame
     lut = _modality_lut(file)
-    stored = hounsfield.store_frame(raw_HW, layout, common, lut)
+    stored = hounsfield.store_frame(raw_HW, layout, series_header, lut)
     is_single = layout.num_frames == 1
     return Slice(
         stored_HW=stored.stored_HW,
         slice_id=header.text("SOPInstanceUID") + ("" if is_single else f".{number}"),
-        common=common,
-        position_mm=read_position(header, common.orientation),
+        series_header=series_header,
+        position_mm=read_position(header, series_header.orientation),
         instance_number=header.integer("InstanceNumber", -1) if is_single else number,
         rescale_slope=stored.slope,
         rescale_intercept=stored.intercept,
         transfer_syntax_uid=file.syntax,
         quirks=tuple(
-            sorted(file.quirks | header.quirks | common.quirks | stored.quirks)
+            sorted(file.quirks | header.quirks | series_header.quirks | stored.quirks)
         ),
     )
 
 
 def _modality_lut(file: _File) -> Callable[[RawArray], RawArray] | None:
-    items = read_items(file.sequences, _LUT, file.ration)
+    items = read_items(file.sequences, _LUT, file.budget)
     if file.sequences is None or not items:
         return None
-    raw_values(items[0], _LUT_TAGS, _MAX_LUT_BYTES)  # for its limit
+    raw_values(items[0], _LUT_TAGS, _MAX_LUT_BYTES)  # checks their length
     return partial(_apply_lut, file.sequences)
 
 
 def _apply_lut(sequences: Dataset, raw_HW: RawArray) -> RawArray:
     first, limits = sequences[_LUT][0].LUTDescriptor[1], np.iinfo(raw_HW.dtype)
     if not limits.min <= first <= limits.max:
-        raise RejectError("decoder-error", "a modality LUT for other pixels")
-    # pydicom subtracts the first from each in their own dtype, which would wrap.
+        raise RejectError("decoder-error", "a modality LUT for pixels of another range")
+    # pydicom subtracts the first entry in the dtype of the pixels, which would wrap.
     wide = np.int32 if raw_HW.itemsize < 4 else np.int64
     return apply_modality_lut(raw_HW.astype(wide), sequences)

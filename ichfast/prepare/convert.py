@@ -28,7 +28,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ichfast.dicom.series_header import Common
+from ichfast.dicom.series_header import SeriesHeader
 from ichfast.dicom.slices import Slice
 from ichfast.errors import RejectError
 from ichfast.prepare.journal import Journal, Page, Reject
@@ -207,7 +207,7 @@ def _row(
 ) -> dict[str, Any]:
     shard, row_in_shard, sums = written
     return {
-        **_common_columns(job.key, slice_.common),
+        **_common_columns(job.key, slice_.series_header),
         "entry": entry,
         "slice_id": stored_id(job.key, slice_.slice_id),
         "position_mm": slice_.position_mm,
@@ -226,7 +226,7 @@ def _row(
 
 
 @lru_cache(maxsize=64)
-def _common_columns(key: bytes | None, common: Common) -> Mapping[str, Any]:
+def _common_columns(key: bytes | None, common: SeriesHeader) -> Mapping[str, Any]:
     """The columns that all rows of a series share."""
     return {
         "patient": stored_id(key, common.patient_id),

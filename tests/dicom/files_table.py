@@ -1,9 +1,9 @@
-"""Writes docs/files.md: what becomes of every real file of the test set, and why.
+"""Writes docs/files.md: the outcome for every real file of the test set.
 
     python -m tests.dicom.files_table
 
-All of it comes from the reader, the manifest of the files, and what the tests hold the
-reader to.
+The page is made from the reader's results, the manifest of the files, and the
+expectations of the tests.
 """
 
 from __future__ import annotations
@@ -17,53 +17,52 @@ from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
 from ichfast.system.files import write_text_atomically
 from tests.dicom.decisions import DECISIONS, REFUSED
-from tests.dicom.test_slices import UNREADABLE_BY_PYDICOM, real_files
+from tests.dicom.real_files import UNREADABLE_BY_PYDICOM, real_files
 
 PAGE = Path(__file__).parents[2] / "docs" / "files.md"
 
 INTRO = """\
-# What becomes of real files
+# Outcome for each real file
 
-Of the {files} files that the tests read where the test set is at hand, {stored} are
-stored, as {slices} slices, and {rejected} are rejected. `python -m
-tests.dicom.files_table` writes this page, and `tests/dicom/test_files_table.py` holds
-it to what the reader does.
+The tests read {files} files of the test set. {stored} are stored, as {slices} slices,
+and {rejected} are rejected. `python -m tests.dicom.files_table` writes this page, and
+`tests/dicom/test_files_table.py` compares it with the reader.
 
-It goes file by file: that a slice stands there twice is found by `ichfast prepare`,
-which keeps it once. Quirks are what was mended; `ichfast/dicom/slices.py` lists them,
-`ichfast/dicom/quirks.py` and `ichfast/dicom/header.py` say how.
-`tests/dicom/test_slices.py` compares the pixels of every stored file with pydicom's,
-and those with a sha256 that another installation made; where pydicom gives up, with the
-pixels of a file that is the same.
+Each file is read alone. Identical slices are found by `ichfast prepare`, which keeps
+one of them. Quirks are the defects that were mended: `ichfast/dicom/slices.py` lists
+them, `ichfast/dicom/quirks.py` and `ichfast/dicom/header.py` explain them.
+`tests/dicom/test_real_files.py` compares the pixels of every stored file with those
+that pydicom decodes, and those with a sha256 made by another installation. Where
+pydicom fails, it compares them with a file of the same pixels.
 """
 
 DIFFERENCES = """\
-## Where two other readers differ
+## Where other readers differ
 
-The HU of every stored file are compared with those of SimpleITK and GDCM. They differ
-in these files alone, as `tests/dicom/test_referees.py` checks.
+`tests/dicom/test_referees.py` compares the HU of every stored file with those of
+SimpleITK and GDCM. They differ only in these files.
 """
 
 REFUSALS = """\
-These CT files one of them reads, and ichfast rejects:
+SimpleITK or GDCM reads these CT files, and ichfast rejects them:
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one file."""
+    """Outcome for one file."""
 
     file: str
     container: str
-    """The archive it lies in, or nothing."""
+    """The archive that holds it, or empty."""
     num_slices: int
     code: str
-    """Of its rejection, or nothing."""
+    """Its reject code, or empty."""
     quirks: tuple[str, ...]
     why: str
-    """What the reader found, if it rejects the file; else how pixels are known."""
+    """Why it is rejected; for a stored file, how its pixels are known."""
     note: str
-    """What the manifest says of it."""
+    """Its note in the manifest."""
 
 
 def read_outcomes() -> list[Outcome]:
@@ -77,8 +76,8 @@ def read_outcomes() -> list[Outcome]:
             code, why = error.code, error.detail
         else:
             if row["file"] in UNREADABLE_BY_PYDICOM:
-                twin = Path(UNREADABLE_BY_PYDICOM[row["file"]]).name
-                why = f"pydicom gives up; the pixels are those of {twin}"
+                same_pixels = Path(UNREADABLE_BY_PYDICOM[row["file"]]).name
+                why = f"pydicom fails; the pixels are those of {same_pixels}"
             else:
                 assert row["pixel_sha256"], row["file"]
         quirks = sorted({quirk for one in slices for quirk in one.quirks})
@@ -96,8 +95,8 @@ def read_outcomes() -> list[Outcome]:
     return sorted(outcomes, key=lambda one: (one.container, one.file))
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
-    """The page about `outcomes`."""
+def format_page(outcomes: Sequence[Outcome]) -> str:
+    """Write the page about `outcomes`."""
     rejected = [one for one in outcomes if one.code]
     series: defaultdict[str, list[Outcome]] = defaultdict(list)
     for one in outcomes:
@@ -117,12 +116,12 @@ def page(outcomes: Sequence[Outcome]) -> str:
         _table(("code", "files"), sorted((code, str(n)) for code, n in codes.items())),
         "## Complete series\n",
         _table(
-            ("archive", "files", "stored slices", "quirks (slices)", "what it is"),
+            ("archive", "files", "stored slices", "quirks (slices)", "note"),
             [_series_row(archive, members) for archive, members in series.items()],
         ),
         "## Stored files\n",
         _table(
-            ("file", "slices", "quirks", "what it is"),
+            ("file", "slices", "quirks", "note"),
             [
                 (one.file, str(one.num_slices), ", ".join(one.quirks), _described(one))
                 for one in single
@@ -131,17 +130,17 @@ def page(outcomes: Sequence[Outcome]) -> str:
         ),
         "## Rejected files\n",
         _table(
-            ("file", "code", "what the reader found", "what it is"),
+            ("file", "code", "detail", "note"),
             [(one.file, one.code, one.why, one.note) for one in single if one.code],
         ),
         DIFFERENCES,
         _table(
-            ("file", "who differs", "pixels", "largest, HU", "decision"),
+            ("file", "reader", "pixels", "largest difference, HU", "decision"),
             [
                 (
                     file,
                     ", ".join(one.referees),
-                    f"{one.num_pixels:,}" if one.num_pixels else "cannot read it",
+                    f"{one.num_pixels:,}" if one.num_pixels else "not read",
                     f"{one.largest_hu:,}" if one.num_pixels else "",
                     one.reason,
                 )
@@ -179,4 +178,4 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    write_text_atomically(PAGE, page(read_outcomes()))
+    write_text_atomically(PAGE, format_page(read_outcomes()))

@@ -22,7 +22,7 @@ import pytest
 from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
 from tests.dicom.decisions import DECISIONS, REFUSED
-from tests.dicom.test_slices import DATA, EDGE, needs_data, real_files
+from tests.dicom.real_files import DATA, EDGE, needs_data, real_files
 
 SimpleITK = pytest.importorskip("SimpleITK", reason="the test extra has it")
 gdcm = pytest.importorskip("gdcm", reason="the test extra has it, as python-gdcm")

@@ -13,14 +13,8 @@ import pytest
 from ichfast.dicom import guard, walker
 from ichfast.dicom.slices import read_slices
 from ichfast.errors import RejectError
-from tests.dicom.test_slices import (
-    EXPLICIT,
-    IMPLICIT,
-    ct_file,
-    needs_data,
-    ramp,
-    real_files,
-)
+from tests.dicom.dicom_files import EXPLICIT, IMPLICIT, ct_file, ramp
+from tests.dicom.real_files import needs_data, real_files
 
 HEADER_BYTES = 1000
 """Of a small file, where its elements are; more than it has."""

@@ -19,7 +19,7 @@ from ichfast.prepare.convert import Job, convert_unit
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import cut_units
 from ichfast.sources.sources import list_entries
-from tests.dicom.test_slices import ct_file, ramp
+from tests.dicom.dicom_files import ct_file, ramp
 
 
 def test_a_file_of_slices_that_nearly_hang_is_given_up(

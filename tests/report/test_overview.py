@@ -18,7 +18,7 @@ from ichfast.report.overview import (
     write_contact_sheet,
 )
 from ichfast.store.store import Store
-from tests.dicom.test_slices import DATA, needs_data
+from tests.dicom.real_files import DATA, needs_data
 
 
 def test_the_overview_counts_what_is_there(tiny_store: Store) -> None:

@@ -14,7 +14,7 @@ from ichfast.errors import RejectError
 from ichfast.sources.sources import list_entries, read_entries
 from ichfast.store.series import SeriesOrder, describe_series
 from ichfast.store.store import Store
-from tests.dicom.test_slices import DATA, needs_data
+from tests.dicom.real_files import DATA, needs_data
 
 
 def describe(
@@ -100,8 +100,11 @@ def read_table(archive: Path) -> pd.DataFrame:
             raise content
         [one] = read_slices(content)
         rows.append(
-            {"patient": one.common.patient_id, "study": one.common.study_uid}
-            | {"series": one.common.series_uid, "position_mm": one.position_mm}
+            {
+                "patient": one.series_header.patient_id,
+                "study": one.series_header.study_uid,
+            }
+            | {"series": one.series_header.series_uid, "position_mm": one.position_mm}
             | {"instance_number": one.instance_number}
         )
     return pd.DataFrame(rows)
