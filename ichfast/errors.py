@@ -3,22 +3,22 @@
     IchfastError             anything a user can act on; the command line shows
      │                       its one line and exits with status 1
      ├─ SourceError          a folder or archive of DICOM that cannot be read
-     ├─ RejectError          one DICOM file that cannot become a slice: fixed code
+     ├─ RejectError          one DICOM file that cannot become a slice, with a code
      ├─ StoreError           a store that is missing, damaged or of another version
-     ├─ LabelError           a label csv that cannot be trusted
+     ├─ LabelError           a label csv that is malformed or contradicts itself
      ├─ FoldError            folds that cannot be made or are empty
-     ├─ WindowError          a CT window that makes no sense
+     ├─ WindowError          a CT window without a usable center or width
      ├─ LoaderError          a loader that cannot be built, or failed while reading
      ├─ RecipeError          an unknown recipe or setting, or a value out of range
      ├─ ModelError           an unknown architecture, or weights that do not fit
-     ├─ DeviceError          a device that was asked for and cannot be used
+     ├─ DeviceError          a requested device that cannot be used
      ├─ CheckpointError      a checkpoint that is missing, damaged or does not fit
      ├─ TrainError           training that cannot start or had to stop
-     ├─ InterruptionError    a signal asked for the end; what was done is kept
+     ├─ InterruptionError    stopped by a signal; what was done is kept
      ├─ PredictionError      predictions that are missing, damaged or do not fit
      └─ SubmissionError      predictions that must not be submitted
 
-Each message says what, where, what was found, what was expected, what to do.
+Each message names what failed and where, what was found and expected, and what to do.
 """
 
 from __future__ import annotations
@@ -28,22 +28,38 @@ from collections.abc import Iterable
 
 
 class IchfastError(Exception):
-    """Base of everything ichfast raises on purpose."""
+    """Base of all exceptions that ichfast raises on purpose."""
 
 
 class SourceError(IchfastError):
     """A source of DICOM files is missing, unreadable or empty."""
 
 
+REJECT_CODES = frozenset(
+    (
+        *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
+        *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
+        *("unreadable-file", "unreadable-archive"),  # from ichfast.sources
+        *("duplicate-conflict", "decoder-crash", "timeout"),  # from ichfast.prepare
+    )
+)
+"""Every reason in ``rejected.csv``."""
+
+
 class RejectError(IchfastError):
     """One file cannot become a slice.
 
     Args:
-        code: one of the fixed codes of `rejected.csv`, such as ``not-dicom``.
-        detail: what was found and what was expected; free of patient data.
+        code: one of `REJECT_CODES`.
+        detail: what was found and what was expected, without patient data.
+
+    Raises:
+        ValueError: the code is not one of them.
     """
 
     def __init__(self, code: str, detail: str) -> None:
+        if code not in REJECT_CODES:
+            raise ValueError(unknown("reject code", code, sorted(REJECT_CODES)))
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
@@ -57,7 +73,7 @@ class StoreError(IchfastError):
 
 
 class LabelError(IchfastError):
-    """A label csv contradicts itself or is not one."""
+    """A label csv is malformed or contradicts itself."""
 
 
 class FoldError(IchfastError):
@@ -65,7 +81,7 @@ class FoldError(IchfastError):
 
 
 class WindowError(IchfastError):
-    """A CT window that makes no sense."""
+    """A CT window without a usable center or width."""
 
 
 class LoaderError(IchfastError):
@@ -81,7 +97,7 @@ class ModelError(IchfastError):
 
 
 class DeviceError(IchfastError):
-    """A device was asked for that this machine cannot use."""
+    """A requested device that this machine cannot use."""
 
 
 class CheckpointError(IchfastError):
@@ -93,11 +109,11 @@ class TrainError(IchfastError):
 
 
 class InterruptionError(IchfastError):
-    """A signal asked for the end. What was done is kept, and can be continued."""
+    """Stopped by a signal. What was done is kept, and can be continued."""
 
 
 class PredictionError(IchfastError):
-    """A predictions file is missing, damaged or lacks what was asked of it."""
+    """A predictions file is missing, damaged or lacks what is needed."""
 
 
 class SubmissionError(IchfastError):
@@ -105,30 +121,23 @@ class SubmissionError(IchfastError):
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, in one line; its name if nothing."""
+    """Shorten the message of another library's error to one line; its name if empty."""
     name, lines = type(error).__name__, str(error).strip().splitlines()
     if not lines:
         return name
-    # All that a lookup says is the key.
+    # The message of a LookupError is only the key.
     return f"{name}: {lines[0]}" if isinstance(error, LookupError) else lines[0]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """A message for a name that is not known: the nearest, and all there are."""
+    """Make the message for an unknown name, with the nearest name and all names.
+
+    Args:
+        what: kind of the name.
+        name: the unknown name.
+        known: all names of this kind.
+    """
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"unknown {what} {name!r}; {hint}known are {', '.join(known)}"
-
-
-REJECT_CODES = (
-    *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
-    *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
-    *("unreadable-file", "unreadable-archive"),  # from ichfast.sources.sources
-    *(
-        "duplicate-conflict",
-        "decoder-crash",
-        "timeout",
-    ),  # ichfast.prepare.merge, ichfast.prepare.workers
-)
-"""Every reason in ``rejected.csv``."""

@@ -1,9 +1,9 @@
-"""What a DICOM header says about a slice, read from its raw bytes.
+"""Values of a DICOM header, converted from their raw bytes.
 
-pydicom's own conversion warns about each of RSNA's ``ID_...`` UIDs and takes as
-long as everything else together, so values are converted here: leniently, without
-a warning, and only those that are asked for. A header that rules a slice out
-raises `RejectError`; details quote no more than what rules it out.
+pydicom's own conversion warns about each of RSNA's ``ID_...`` UIDs and takes as long as
+the rest of the reading. So values are converted here: leniently, without warnings, and
+only those that are needed. A header that cannot belong to a CT slice raises
+`RejectError`, whose detail quotes only the value that is at fault.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ TAGS = {
     "RescaleIntercept": 0x0028_1052,
     "RescaleSlope": 0x0028_1053,
 }
-"""The elements that are read, by keyword.
+"""Tags of the elements that are read, by keyword.
 
 Source:
     DICOM PS3.6, registry of data elements.
 """
 
 MAX_PIXELS = 4096**2
-"""Most rows x columns of one slice."""
+"""Upper limit of rows x columns of a slice."""
 
 MAX_FRAMES = 4096
-"""Most frames of a file. A few bytes of header can promise any number, and each takes
-memory before its pixels are looked at."""
+"""Upper limit of frames in a file. A few bytes of header can state any number, and each
+frame takes memory before its pixels are read."""
 
 MAX_FILE_PIXELS = 2**30
-"""Most pixels of all frames of a file: 2 GiB as uint16. A few KB of compressed frames
-can promise any number."""
+"""Upper limit of pixels in all frames of a file: 2 GiB as uint16. A few KB of
+compressed frames can exceed it."""
 
 MAX_ID_LENGTH = 256
-"""Most characters of an id, four times those that DICOM allows. Each slice of a file
-has ids, and they are kept until its unit is written."""
+"""Upper limit of characters of an id, four times what DICOM allows. The ids of each
+slice are kept until its unit is written."""
 
 _ABSENT = b"", True
 
@@ -92,7 +92,7 @@ _PHOTOMETRICS = frozenset(
         *("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
     )
 )
-"""Defined terms that a rejection may quote.
+"""Defined terms, which a rejection may quote.
 
 Source:
     DICOM PS3.3 C.7.3.1.1.1 and C.7.6.3.1.2.
@@ -100,41 +100,45 @@ Source:
 
 
 class Header:
-    """Values by keyword."""
+    """Converts the values of a header, by keyword.
+
+    Args:
+        elements: raw values.
+    """
 
     def __init__(self, elements: Elements) -> None:
         self._elements = elements
         self.quirks: set[str] = set()
-        """Names of what had to be mended in the values asked for so far."""
+        """Names of the defects mended in the values converted so far."""
 
     def text(self, keyword: str) -> str:
-        """The value as text, without its padding; empty where absent."""
+        """Value as text without padding; empty where absent."""
         return parse_text(self._raw(keyword)[0])
 
     def identifier(self, keyword: str) -> str:
-        """As `text`, of an id.
+        """Value of an id as text without padding; empty where absent.
 
         Raises:
-            RejectError: ``bad-header``, it is longer than `MAX_ID_LENGTH`.
+            RejectError: ``bad-header``, the id is longer than `MAX_ID_LENGTH`.
         """
         identifier = self.text(keyword)
         if len(identifier) > MAX_ID_LENGTH:
             raise RejectError(
                 "bad-header",
-                f"{keyword} has {len(identifier):,} characters, at most "
-                f"{MAX_ID_LENGTH} are kept",
+                f"{keyword} has {len(identifier):,} characters, the limit is "
+                f"{MAX_ID_LENGTH}",
             )
         return identifier
 
     def unsigned(self, keyword: str) -> int | None:
-        """The first value of a 16-bit element; None where absent."""
+        """First value of a 16-bit element; None where absent."""
         value, is_little_endian = self._raw(keyword)
         if len(value) < 2:
             return None
         return int.from_bytes(value[:2], "little" if is_little_endian else "big")
 
     def numbers(self, keyword: str) -> tuple[float, ...]:
-        """All values of a decimal string; NaN for what is none, () where absent."""
+        """Values of a decimal string; NaN for a malformed one, () where absent."""
         value, _ = self._raw(keyword)
         numbers, is_malformed = parse_numbers(value)
         if is_malformed:
@@ -144,16 +148,16 @@ class Header:
         return numbers
 
     def number(self, keyword: str, default: float = math.nan) -> float:
-        """The first value of a decimal string; NaN if malformed."""
+        """First value of a decimal string; NaN if malformed, `default` where absent."""
         return (*self.numbers(keyword), default)[0]
 
     def integer(self, keyword: str, default: int) -> int:
-        """The first value of an integer string; `default` if malformed, too."""
+        """First value of an integer string; `default` if malformed or absent."""
         number = self.number(keyword, default)
         return default if math.isnan(number) else int(number)
 
     def vector(self, keyword: str, length: int) -> tuple[float, ...]:
-        """So many numbers, none of them NaN, or ()."""
+        """Values of a decimal string if it has `length` valid ones; otherwise ()."""
         numbers = self.numbers(keyword)
         is_whole = len(numbers) == length and not any(map(math.isnan, numbers))
         return numbers if is_whole else ()
@@ -163,10 +167,10 @@ class Header:
 
 
 def parse_text(value: bytes) -> str:
-    """Decode a value, whatever it holds: no check, no warning.
+    """Decode a value without checks and warnings.
 
-    RSNA's UIDs are ``ID_...`` strings, which a strict parser refuses; other
-    files carry bytes of an undeclared character set.
+    RSNA's UIDs are ``ID_...`` strings, which a strict parser refuses. Other files have
+    bytes of an undeclared character set.
 
     Source:
         DICOM PS3.5 6.2 (padding with space or NUL).
@@ -179,10 +183,11 @@ def parse_text(value: bytes) -> str:
 
 
 def parse_numbers(value: bytes) -> tuple[tuple[float, ...], bool]:
-    r"""Read a decimal string: a number for each of its values, and if it is malformed.
+    r"""Parse a decimal string, such as ``00040\00040``, ``-1.024e3`` or ``1,5``.
 
-    Read as they are meant: ``00040\00040``, ``1.000000``, ``-1.024e3``, ``1,5``.
-    What is no finite number becomes NaN. One without a character has no value.
+    Returns:
+        Its numbers, NaN for one that is not finite, none for an empty string; and
+        whether it is malformed.
 
     Source:
         DICOM PS3.5 6.2, value representation DS.
@@ -198,17 +203,18 @@ def _parse_number(text: str) -> float:
         number = float(text.strip(" \0").replace(",", "."))
     except ValueError:
         return math.nan
-    # Python reads 1_0 as ten, and the digits of all scripts.
+    # Python reads 1_0 as ten, and digits of all scripts.
     if "_" in text or not text.isascii():
         return math.nan
     return number if math.isfinite(number) else math.nan
 
 
 def check_kind(header: Header) -> None:
-    """Refuse what is no grey CT slice.
+    """Check that a header belongs to a grey axial CT image.
 
     Raises:
-        RejectError: ``not-ct``, ``localizer`` or ``colour``.
+        RejectError: ``not-ct``, the modality is another one; ``localizer``, it is a
+            scout image; ``colour``, it has several samples or 8 bits per pixel.
     """
     modality = header.text("Modality")
     if modality != "CT" and (modality or header.text("SOPClassUID") not in CT_CLASSES):
@@ -217,13 +223,13 @@ def check_kind(header: Header) -> None:
             f"Modality (0008,0060) is {_quoted(modality, _MODALITIES)}, expected 'CT'",
         )
     if "LOCALIZER" in header.text("ImageType").split("\\"):
-        raise RejectError("localizer", "ImageType (0008,0008) says LOCALIZER")
+        raise RejectError("localizer", "ImageType (0008,0008) has LOCALIZER")
     samples = header.unsigned("SamplesPerPixel") or 1
     photometric = header.text("PhotometricInterpretation") or "MONOCHROME2"
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise RejectError(
             "colour",
-            f"{samples} samples a pixel, photometric interpretation "
+            f"{samples} samples per pixel, photometric interpretation "
             f"{_quoted(photometric, _PHOTOMETRICS)}; expected grey",
         )
     if photometric == "MONOCHROME1":
@@ -231,18 +237,18 @@ def check_kind(header: Header) -> None:
     bits_allocated = header.unsigned("BitsAllocated") or 16
     if bits_allocated <= 8:
         raise RejectError(
-            "colour", f"{bits_allocated} bits a pixel, as of a screenshot; expected 16"
+            "colour", f"{bits_allocated} bits per pixel, like a screenshot; expected 16"
         )
 
 
 def _quoted(value: str, known: frozenset[str]) -> str:
-    """A value that the standard knows; any other may be a name in the wrong place."""
-    return repr(value) if not value or value in known else "not one of the standard's"
+    """Quote a defined term; any other value may be a name in the wrong element."""
+    return repr(value) if not value or value in known else "no defined term"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the pixels of a file lie in its bytes."""
+    """Shape and encoding of the pixels of a file."""
 
     rows: int
     columns: int
@@ -254,16 +260,16 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one uncompressed frame."""
+        """Size of one uncompressed frame, bytes."""
         return self.rows * self.columns * self.bits_allocated // 8
 
 
 def read_layout(header: Header) -> Layout:
-    """Read the layout, trusting it no further than the file can be stored.
+    """Read the pixel layout, and check that it can be stored.
 
     Raises:
         RejectError: ``bad-header``, an element is missing or impossible;
-            ``too-large``, more than `MAX_FRAMES`, `MAX_PIXELS` or `MAX_FILE_PIXELS`.
+            ``too-large``, it exceeds `MAX_FRAMES`, `MAX_PIXELS` or `MAX_FILE_PIXELS`.
     """
     rows, columns = _required(header, "Rows"), _required(header, "Columns")
     bits_allocated = _required(header, "BitsAllocated")
@@ -282,8 +288,8 @@ def read_layout(header: Header) -> Layout:
     ):
         raise RejectError(
             "too-large",
-            f"{shape}; at most {MAX_FRAMES:,} frames, {MAX_PIXELS:,} pixels of a frame "
-            f"and {MAX_FILE_PIXELS:,} of a file are read",
+            f"{shape}; the limits are {MAX_FRAMES:,} frames, {MAX_PIXELS:,} pixels in "
+            f"a frame and {MAX_FILE_PIXELS:,} in a file",
         )
     if bits_allocated not in (16, 32) or bits_stored > bits_allocated:
         raise RejectError(
@@ -309,7 +315,10 @@ def _required(header: Header, keyword: str) -> int:
 
 
 def read_rescale(header: Header) -> tuple[float, float, bool]:
-    """Slope (1 where missing), intercept (0 where missing), and if both are there.
+    """Read the rescale, HU = raw x slope + intercept.
+
+    Returns:
+        Slope, 1 where missing; intercept, 0 where missing; whether both are present.
 
     Raises:
         RejectError: ``bad-header``, one of them is malformed or the slope is 0.
@@ -320,15 +329,22 @@ def read_rescale(header: Header) -> tuple[float, float, bool]:
     )
     if (slope and not abs(slope[0]) > 0) or (intercept and math.isnan(intercept[0])):
         raise RejectError(
-            "bad-header", "RescaleSlope or RescaleIntercept is no usable number"
+            "bad-header", "RescaleSlope or RescaleIntercept is not a usable number"
         )
     return (*slope, 1.0)[0], (*intercept, 0.0)[0], bool(slope and intercept)
 
 
 def read_padding(header: Header, *, is_signed: bool) -> tuple[int, int] | None:
-    """First and last raw value of the padding; None where none is declared.
+    """Read the range of padding values.
 
-    Often written as US although the pixels are signed: 63536 then means -2000.
+    It is often written as US although the pixels are signed: 63536 then means -2000.
+
+    Args:
+        header: header of the file.
+        is_signed: whether pixels are signed.
+
+    Returns:
+        First and last raw value of the padding; None where none is declared.
 
     Source:
         DICOM PS3.3 C.7.5.1.1.2: the representation is that of the pixels.
@@ -345,11 +361,14 @@ def read_padding(header: Header, *, is_signed: bool) -> tuple[int, int] | None:
 
 
 def read_position(header: Header, cosines: tuple[float, ...]) -> float:
-    """Position along the slice normal, mm; NaN where it is not known.
+    """Compute the position of a slice along its normal.
 
     Args:
-        header: of the slice.
-        cosines: its orientation, six numbers or none.
+        header: header of the slice.
+        cosines: orientation of the slice, six numbers, or ().
+
+    Returns:
+        Position, mm; NaN where unknown.
 
     Source:
         DICOM PS3.3 C.7.6.2.1.1: the normal is rows x columns of the orientation.

@@ -1,8 +1,7 @@
-"""Known defects of CT pixels, each found by one function and mended by another.
+"""Known defects of CT pixels: one function finds a defect, another mends it.
 
-`ichfast.dicom.hounsfield` asks in turn, mends what it finds, and writes the names of
-what it mended into `Slice.quirks`. Defects of header values are mended in
-`ichfast.dicom.header`.
+`ichfast.dicom.hounsfield` calls them, and names the mended defects in `Slice.quirks`.
+Defects of header values are mended in `ichfast.dicom.header`.
 
 Shape letters: H rows, W columns.
 """
@@ -19,10 +18,15 @@ RawArray = npt.NDArray[np.integer[Any]]
 
 
 def has_high_bit_offset(raw_HW: RawArray, bits_stored: int, high_bit: int) -> bool:
-    """Whether the meaningful bits really sit above the lowest ones.
+    """Whether the lowest bits of all pixels are unused.
 
-    Many headers claim a high bit that the pixels contradict, so the pixels have
-    the last word: the bits below the claimed ones must all be zero.
+    Many headers state a high bit that the pixels contradict, so the pixels decide: the
+    bits below the meaningful ones must all be zero.
+
+    Args:
+        raw_HW: pixels before rescale, shape (H, W), integer.
+        bits_stored: number of meaningful bits.
+        high_bit: highest meaningful bit, from 0.
 
     Source:
         DICOM PS3.5 8.1.1: HighBit shall be BitsStored - 1.
@@ -34,13 +38,23 @@ def has_high_bit_offset(raw_HW: RawArray, bits_stored: int, high_bit: int) -> bo
 
 
 def drop_high_bit_offset(raw_HW: RawArray, bits_stored: int, high_bit: int) -> RawArray:
-    """Move the meaningful bits down to where they belong."""
+    """Shift the meaningful bits down to bit 0.
+
+    Args:
+        raw_HW: pixels before rescale, shape (H, W), integer.
+        bits_stored: number of meaningful bits.
+        high_bit: highest meaningful bit, from 0.
+    """
     moved_HW: RawArray = raw_HW >> (high_bit - (bits_stored - 1))
     return moved_HW
 
 
 def has_unused_bits(raw_HW: RawArray, bits_stored: int) -> bool:
-    """Whether some pixel lies outside what `bits_stored` bits can say.
+    """Whether a pixel exceeds the range of `bits_stored` bits.
+
+    Args:
+        raw_HW: pixels before rescale, shape (H, W), integer.
+        bits_stored: number of meaningful bits.
 
     Source:
         DICOM PS3.5 8.1.1: the bits beyond BitsStored are not part of the value
@@ -55,7 +69,12 @@ def has_unused_bits(raw_HW: RawArray, bits_stored: int) -> bool:
 
 
 def mask_unused_bits(raw_HW: RawArray, bits_stored: int) -> RawArray:
-    """Clear the bits above `bits_stored`; carry the sign up where there is one."""
+    """Clear the bits above the meaningful ones, or fill them with the sign.
+
+    Args:
+        raw_HW: pixels before rescale, shape (H, W), integer.
+        bits_stored: number of meaningful bits.
+    """
     shift = raw_HW.dtype.itemsize * 8 - bits_stored
     masked_HW: RawArray = (raw_HW << shift) >> shift
     return masked_HW
@@ -64,21 +83,26 @@ def mask_unused_bits(raw_HW: RawArray, bits_stored: int) -> RawArray:
 def is_wrapped_12bit(
     *, is_signed: bool, bits_stored: int, slope: float, intercept: float
 ) -> bool:
-    """Whether a file belongs to those whose negative HU wrapped around at 4096.
+    """Whether negative HU of a file wrapped around at 4096.
 
-    About 5,300 RSNA slices are unsigned 12-bit with an intercept near zero: air
-    cannot be written that way, and stands at 3096 and above.
+    About 5,300 RSNA slices are unsigned 12-bit with an intercept near zero. They cannot
+    represent air, which is at 3096 and above.
+
+    Args:
+        is_signed: whether pixels are signed.
+        bits_stored: number of meaningful bits.
+        slope: HU per raw step.
+        intercept: HU of raw 0.
 
     Source:
         J. Howard, "Some DICOM gotchas to be aware of" (fastai, 2019), which also
-        asks for 12 bits and intercept > -100. A slope other than 1 is no part of
-        the family.
+        requires 12 bits and intercept > -100. No such file has a slope other than 1.
     """
     return not is_signed and bits_stored == 12 and slope == 1 and intercept > -100
 
 
 def unwrap_12bit(raw_HW: RawArray) -> npt.NDArray[np.int16]:
-    """Undo the wrap: values from 3096 on are 4096 lower. The result is HU.
+    """Undo the wrap: subtract 4096 from values of 3096 and above. The result is HU.
 
     Howard adds 1000, takes 4096 off what reaches 4096, and sets the intercept to
     -1000: the same numbers, with the file's own intercept replaced.
@@ -91,10 +115,10 @@ def unwrap_12bit(raw_HW: RawArray) -> npt.NDArray[np.int16]:
 
 
 def is_padding(raw_HW: RawArray, padding: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Tell which pixels are no part of the image.
+    """Find the pixels that are not part of the image.
 
     Args:
-        raw_HW: pixels before rescale.
+        raw_HW: pixels before rescale, shape (H, W), integer.
         padding: first and last value of the padding range, both included.
 
     Returns:

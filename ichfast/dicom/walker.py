@@ -1,11 +1,10 @@
-"""The elements of a plain DICOM file, walked over in one pass.
+"""A fast reader for the elements of plain DICOM files.
 
-pydicom reads every file there is; on files as common as those of RSNA it takes
-twice as long as the rest of the conversion. Here are read those that need no more
-than a walk: little-endian, with meta information. Sequences of undefined length are
-walked over to their end, if the file names their VR, and nothing in them is read.
-`Walker.walk` returns None for any other file, and for any doubt, and pydicom then
-reads it. Where both can, they agree.
+pydicom reads every DICOM file, but on common files such as those of RSNA it takes twice
+as long as the rest of the conversion. This reader handles little-endian files with meta
+information. It skips sequences of undefined length if the file names their VR. For
+other files, and in case of doubt, `Walker.walk` returns None, and pydicom reads the
+file. Where both can read a file, they agree.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 UNDEFINED = 0xFFFF_FFFF
-"""The length of an element that ends with a delimiter, such as compressed pixels."""
+"""Length of an element that ends with a delimiter, such as compressed pixels."""
 
 PIXELS = 0x7FE0_0010
 FLOAT_PIXELS = (0x7FE0_0008, 0x7FE0_0009)
 
 MAX_VALUE_BYTES = 65_534
-"""Longest value that is kept: as much as most elements can have where VRs are named.
-Where they are not, a value may take the whole file, and hold millions of numbers."""
+"""Upper limit of a value, the same as for most elements in a file that names VRs. In
+other files a value can take the whole file, and hold millions of numbers."""
 
 Elements = Mapping[int, tuple[bytes, bool]]
-"""By tag: the bytes of a value, and whether it is little-endian."""
+"""Maps a tag to the bytes of its value, and whether they are little-endian."""
 
 _META_GROUP = b"\2\0"
 _SYNTAX = 0x0010_0002
-"""(0002,0010) TransferSyntaxUID, as it is read: see `_as_read`."""
+"""(0002,0010) TransferSyntaxUID in the form of `_as_read`."""
 _IMPLICIT = "1.2.840.10008.1.2"
 _OTHER_ENCODINGS = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
-"""Deflated, and big-endian."""
+"""Transfer syntaxes that are deflated or big-endian."""
 
 ITEM = b"\xfe\xff\x00\xe0"
 _ITEM_END = b"\xfe\xff\x0d\xe0"
@@ -44,10 +43,10 @@ Source:
 """
 _ITEM_END_TAG = 0xFFFE_E00D
 _MAX_DEPTH = 16
-"""Sequences of undefined length in one another that are walked into."""
+"""Upper limit of nested sequences of undefined length, which are read recursively."""
 
 _EXPLICIT_HEADER = struct.Struct("<I2sH")
-"""Tag, VR, and a length of 2 bytes, or 2 reserved ones before one of 4."""
+"""Tag, VR, and a length of 2 bytes or 2 reserved bytes before a length of 4."""
 _IMPLICIT_HEADER = struct.Struct("<II")
 """Tag and length."""
 _LONG = struct.Struct("<I")
@@ -55,7 +54,7 @@ _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-"""Value representations with a length of 2 bytes, and of 4 after 2 reserved ones.
+"""VRs with a length of 2 bytes, and those with 2 reserved bytes and a length of 4.
 
 Source:
     DICOM PS3.5 7.1.2.
@@ -63,40 +62,40 @@ Source:
 _VRS_AS_LENGTHS = frozenset(
     int.from_bytes(vr, "little") for vr in (*_SHORT_VRS, *_LONG_VRS)
 )
-"""The lower half of what would be a length if the file did not name the VR."""
+"""VRs as the lower half of a length in a file that does not name the VR."""
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What stands before the pixels, and where they begin."""
+    """Elements before the pixels, and where the pixels begin."""
 
     elements: Elements
-    """Those asked for; of one that is there twice, the last."""
+    """The wanted elements; the last one of a repeated element."""
 
     syntax: str
     """(0002,0010) TransferSyntaxUID."""
 
     pixels_at: int
-    """Where the value of PixelData begins, bytes."""
+    """Offset of the value of PixelData, bytes."""
 
     pixels_bytes: int
-    """Its length as the header says, or `UNDEFINED`."""
+    """Length of PixelData in the header, or `UNDEFINED`."""
 
 
 class Walker:
-    """Walks over the elements of files.
+    """Reads the elements of plain files.
 
-    Its two loops are written out: they run thirty times a file, and a call in them
-    would cost as much as the rest.
+    Its two loops repeat code: they run thirty times per file, and a call in them would
+    double their time.
 
     Args:
         wanted: tags whose values are kept.
-        refused: tags of elements that a walk cannot read.
+        refused: tags of elements for which pydicom must read the file.
     """
 
     def __init__(self, wanted: frozenset[int], refused: frozenset[int]) -> None:
         self._wanted = {_as_read(tag): tag for tag in wanted}
-        stops = *refused, PIXELS, _ITEM_END_TAG  # where pydicom would stop, too
+        stops = *refused, PIXELS, _ITEM_END_TAG  # pydicom stops there too
         self._stops = frozenset(map(_as_read, stops))
 
     def walk(self, content: bytes, start: int) -> Walk | None:
@@ -104,10 +103,11 @@ class Walker:
 
         Args:
             content: the file.
-            start: where its first element begins.
+            start: offset of its first element.
 
         Returns:
-            None where pydicom must read the file.
+            The elements and the place of the pixels; None where pydicom must read the
+            file.
         """
         found: dict[int, tuple[bytes, bool]] = {}
         try:
@@ -116,14 +116,14 @@ class Walker:
                 return None
             walk = self._implicit if syntax == _IMPLICIT else self._explicit
             pixels_at, length = walk(content, at, found)
-        except (struct.error, _NotPlainError):  # the former: cut short in a header
+        except (struct.error, _NotPlainError):  # struct.error: the file ends
             return None
         return Walk(found, syntax, pixels_at, length) if length else None
 
     def _explicit(
         self, content: bytes, at: int, found: dict[int, tuple[bytes, bool]]
     ) -> tuple[int, int]:
-        """Where the value of the pixels begins, and its length as the header says."""
+        """Find offset and length of the pixels in a file that names VRs."""
         unpack, wanted, stops = _EXPLICIT_HEADER.unpack_from, self._wanted, self._stops
         while True:
             tag, vr, length = unpack(content, at)
@@ -139,7 +139,7 @@ class Walker:
                 at = _sequence_end(content, at, vr, depth=0)
                 continue
             end = at + length
-            if tag in wanted:  # empty, too: it may follow one with a value
+            if tag in wanted:  # even if empty, for it may repeat one with a value
                 if length > MAX_VALUE_BYTES:
                     raise _NotPlainError
                 found[wanted[tag]] = content[at:end], True
@@ -148,12 +148,12 @@ class Walker:
     def _implicit(
         self, content: bytes, at: int, found: dict[int, tuple[bytes, bool]]
     ) -> tuple[int, int]:
-        """As `_explicit`, in a file that does not name the VR."""
+        """Find offset and length of the pixels in a file that does not name VRs."""
         unpack, wanted, stops = _IMPLICIT_HEADER.unpack_from, self._wanted, self._stops
         while True:
             tag, length = unpack(content, at)
             at += 8
-            # Some files say implicit and are not; pydicom finds out which.
+            # Some files are declared implicit but are not; pydicom detects them.
             if length & 0xFFFF in _VRS_AS_LENGTHS:
                 raise _NotPlainError
             if tag in stops:
@@ -161,7 +161,7 @@ class Walker:
             if length == UNDEFINED:
                 raise _NotPlainError
             end = at + length
-            if tag in wanted:  # empty, too: it may follow one with a value
+            if tag in wanted:  # even if empty, for it may repeat one with a value
                 if length > MAX_VALUE_BYTES:
                     raise _NotPlainError
                 found[wanted[tag]] = content[at:end], True
@@ -173,7 +173,7 @@ class _NotPlainError(Exception):
 
 
 def _as_read(tag: int) -> int:
-    """A tag as its four little-endian bytes read at once: the element above the group.
+    """A tag as its four bytes read as one little-endian number.
 
     Source:
         DICOM PS3.5 7.1.
@@ -186,12 +186,12 @@ _PIXELS_AS_READ = _as_read(PIXELS)
 
 def _pixels_length(tag: int, length: int) -> int:
     if tag != _PIXELS_AS_READ:
-        raise _NotPlainError  # a refused one, or the end of an item
+        raise _NotPlainError  # a refused element, or the end of an item
     return length
 
 
 def _read_meta(content: bytes, at: int) -> tuple[str, int]:
-    """The transfer syntax, empty where there is none, and where the data set begins."""
+    """Read the transfer syntax, empty where absent, and the offset of the data set."""
     syntax = ""
     while content[at : at + 2] == _META_GROUP:
         tag, _, value_at, length = _header(content, at)
@@ -202,7 +202,7 @@ def _read_meta(content: bytes, at: int) -> tuple[str, int]:
 
 
 def _header(content: bytes, at: int) -> tuple[int, bytes, int, int]:
-    """An element's tag as read, VR, where its value begins, length; VR explicit."""
+    """Tag as read, VR, offset of the value and length of an explicit element."""
     tag, vr, length = _EXPLICIT_HEADER.unpack_from(content, at)
     at += 8
     if vr not in _SHORT_VRS:
@@ -214,7 +214,7 @@ def _header(content: bytes, at: int) -> tuple[int, bytes, int, int]:
 
 
 def _sequence_end(content: bytes, at: int, vr: bytes, depth: int) -> int:
-    """Where a sequence of undefined length ends; `at`: where its value begins."""
+    """End of a sequence of undefined length whose value begins at `at`."""
     if vr != b"SQ" or depth == _MAX_DEPTH:
         raise _NotPlainError
     while content[at : at + 4] == ITEM:
@@ -226,7 +226,7 @@ def _sequence_end(content: bytes, at: int, vr: bytes, depth: int) -> int:
 
 
 def _item_end(content: bytes, at: int, length: int, depth: int) -> int:
-    """Where an item ends, if its elements fill it; `at`: where they begin."""
+    """End of an item whose elements begin at `at`; they must fill it exactly."""
     stop = at + length
     while at != stop or length == UNDEFINED:
         if content[at : at + 4] == _ITEM_END and length == UNDEFINED:

@@ -64,7 +64,7 @@ def ct_file(
     without: tuple[str, ...] = (),
     **changed: str | int | bytes,
 ) -> bytes:
-    """A small CT file around `raw`; any element can be changed or left out."""
+    """A small CT file with pixels `raw`; any element can be changed or left out."""
     values: dict[str, str | int | bytes] = {
         "SOPClassUID": uid.CTImageStorage,
         "SOPInstanceUID": "ID_0123",
@@ -104,7 +104,7 @@ def ct_file(
 
 
 def big_endian_file(raw: Raw) -> bytes:
-    """`ct_file`, with the bytes of each number the other way round."""
+    """`ct_file` in big-endian order."""
     content = ct_file(raw, syntax=uid.ExplicitVRBigEndian)
     at = content.index(b"\x08\x00\x16\x00")
     swapped = content[:at]
@@ -136,7 +136,7 @@ def sequence(*items: dict[str, Any]) -> bytes:
 
 
 def implicit(tag: int, value: bytes, *, measured: bool = True) -> bytes:
-    """An element of implicit VR; a sequence that is not `measured` has an end."""
+    """An element of implicit VR; if not `measured`, a sequence with a delimiter."""
     head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
     if measured:
         return head + struct.pack("<I", len(value)) + value
@@ -172,7 +172,7 @@ def rejection(content: bytes) -> RejectError:
 
 
 def attempt(content: bytes) -> RejectError | None:
-    """The rejection of bytes that may be anything, or None where they are stored."""
+    """The rejection of a file, or None if it is stored."""
     try:
         assert list(read_slices(content))
     except RejectError as error:

@@ -55,13 +55,13 @@ REJECTED = {
     f"{ZOO}/rtstruct.dcm": "no-pixels",
     f"{ZOO}/test-SR.dcm": "no-pixels",
 }
-"""Every file of the manifest that is no slice; the other 323 are stored."""
+"""Every file of the manifest that is rejected; the other 323 are stored."""
 
 UNREADABLE_BY_PYDICOM = {
     f"{EDGE}/trailing_garbage_64.dcm": f"{EDGE}/duplicate_sop_a_64.dcm",
     f"{EDGE}/wrong_ts_rle_but_native_64.dcm": f"{EDGE}/duplicate_sop_a_64.dcm",
 }
-"""Stored although pydicom gives up; each has the pixels of the other file."""
+"""Files that are stored although pydicom fails, each with a file of the same pixels."""
 
 
 def real_files() -> Iterator[tuple[dict[str, str], bytes]]:

@@ -22,7 +22,7 @@ from tests.dicom.dicom_files import (
 )
 
 
-def test_frames_without_positions_of_their_own_have_none() -> None:
+def test_frames_do_not_inherit_the_position_of_the_file() -> None:
     raw = np.stack([ramp(), ramp() + 1, ramp() + 2])
     found = list(read_slices(ct_file(raw, NumberOfFrames="3")))
     assert [one.slice_id for one in found] == ["ID_0123.1", "ID_0123.2", "ID_0123.3"]
@@ -32,7 +32,7 @@ def test_frames_without_positions_of_their_own_have_none() -> None:
         np.testing.assert_array_equal(one.stored_HW, np.clip(expected_HW, 0, None))
 
 
-def test_as_many_frames_as_may_be_are_read() -> None:
+def test_the_largest_number_of_frames_is_read() -> None:
     raw = np.arange(header.MAX_FRAMES * 2, dtype="<i2").reshape(-1, 1, 2)
     found = list(read_slices(ct_file(raw, NumberOfFrames=str(header.MAX_FRAMES))))
     np.testing.assert_array_equal([one.stored_HW for one in found], raw)
@@ -87,7 +87,7 @@ def test_each_frame_has_its_own_position_and_rescale() -> None:
     assert first.quirks == second.quirks == ()
 
 
-def test_a_frame_has_no_patient_and_no_rows_of_its_own() -> None:
+def test_patient_and_rows_in_a_frame_are_ignored() -> None:
     measures = {"Rows": 1, "PatientID": "other", "PixelSpacing": "2\\3"}
     groups = sequence({"PixelMeasuresSequence": sequence(measures)})
     one = read_one(ct_file(ramp(), PerFrameFunctionalGroupsSequence=groups))
@@ -101,7 +101,7 @@ def test_a_frame_has_no_patient_and_no_rows_of_its_own() -> None:
     )
 
 
-def test_long_values_that_nobody_reads_are_no_obstacle() -> None:
+def test_long_values_that_are_not_read_are_allowed() -> None:
     private = implicit(0x0009_1010, bytes(70_000))
     item = ITEM + struct.pack("<I", len(private)) + private
     macro = implicit(0x0028_9110, item)
@@ -113,8 +113,8 @@ def test_long_values_that_nobody_reads_are_no_obstacle() -> None:
     assert read_one(with_meta).stored_HW.shape == (ROWS, COLUMNS)
 
 
-def test_a_long_value_that_is_not_read_does_no_harm() -> None:
-    """A VOI LUT of a frame has up to 128 KB."""
+def test_a_voi_lut_in_a_frame_is_allowed() -> None:
+    """A VOI LUT has up to 128 KB."""
     windows = sequence(
         {"WindowCenter": "30", "VOILUTSequence": sequence({"LUTData": bytes(65_530)})}
     )

@@ -13,6 +13,7 @@ from pydicom.encaps import encapsulate
 
 from ichfast.dicom import header, series_header
 from ichfast.dicom.slices import read_slices
+from ichfast.errors import RejectError
 from tests.dicom.dicom_files import (
     COLUMNS,
     EXPLICIT,
@@ -30,7 +31,7 @@ from tests.dicom.dicom_files import (
 @pytest.mark.parametrize(
     "syntax", [EXPLICIT, IMPLICIT, uid.DeflatedExplicitVRLittleEndian]
 )
-def test_a_slice_says_what_its_header_says(syntax: str) -> None:
+def test_a_slice_has_the_values_of_its_header(syntax: str) -> None:
     one = read_one(ct_file(ramp(), syntax=syntax))
     np.testing.assert_array_equal(one.stored_HW, np.clip(ramp(), 0, None))
     assert one.stored_HW.dtype == np.uint16
@@ -82,7 +83,7 @@ def test_what_is_absent_is_nan_empty_or_minus_one() -> None:
     assert one.quirks == ()
 
 
-def test_the_position_lies_on_the_normal_of_a_tilted_slice() -> None:
+def test_the_position_of_a_tilted_slice_is_along_its_normal() -> None:
     tilt = math.radians(20)
     orientation = f"1\\0\\0\\0\\{math.cos(tilt):.6f}\\{-math.sin(tilt):.6f}"
     one = read_one(ct_file(ramp(), ImageOrientationPatient=orientation))
@@ -111,7 +112,7 @@ def test_the_position_is_the_distance_along_any_normal() -> None:
         *(("1_0", math.nan, True), ("\xb2", math.nan, True)),
     ],
 )
-def test_numbers_are_read_as_they_are_meant(
+def test_numbers_are_parsed_leniently(
     text: str, center: float, is_mended: bool
 ) -> None:
     one = read_one(ct_file(ramp(), WindowCenter=text))
@@ -160,13 +161,13 @@ def test_an_unusable_rescale_is_rejected(changed: dict[str, Any]) -> None:
         ("decoder-error", {"pixels": encapsulate([b"xx"])}),
     ],
 )
-def test_what_cannot_be_stored_is_rejected_by_its_header(
+def test_a_file_that_cannot_be_stored_is_rejected_by_its_header(
     code: str, changed: dict[str, Any]
 ) -> None:
     assert rejection(ct_file(ramp(), **changed)).code == code
 
 
-def test_a_ct_class_stands_in_for_a_missing_modality() -> None:
+def test_a_ct_class_replaces_a_missing_modality() -> None:
     assert len(list(read_slices(ct_file(ramp(), without=("Modality",))))) == 1
 
 
@@ -182,17 +183,17 @@ def test_a_ct_class_stands_in_for_a_missing_modality() -> None:
         (b"\x08\0\x05\x20" + bytes(1000), "not-dicom"),
     ],
 )
-def test_what_is_no_dicom_is_rejected_by_its_bytes(content: bytes, code: str) -> None:
+def test_bytes_that_are_no_dicom_are_rejected(content: bytes, code: str) -> None:
     assert rejection(content).code == code
 
 
-def test_a_file_that_ends_inside_its_header_says_so() -> None:
+def test_a_file_that_ends_inside_its_header_is_rejected() -> None:
     content = ct_file(ramp())
     at = content.index(b"ID_series")
     assert rejection(content[: at + 3]).code == "bad-header"
 
 
-def test_a_header_written_in_another_way_than_it_says_is_read_without_warning() -> None:
+def test_a_header_with_a_wrong_syntax_is_read_without_warning() -> None:
     implicit = ct_file(ramp(), syntax=IMPLICIT)
     meta = encode(dict([element("TransferSyntaxUID", EXPLICIT)]), is_implicit=False)
     start = 132 + 8 + len(IMPLICIT) + len(IMPLICIT) % 2
@@ -204,7 +205,7 @@ def test_a_header_written_in_another_way_than_it_says_is_read_without_warning() 
     assert caught == []
 
 
-def test_what_is_remembered_of_a_series_is_not_taken_for_another() -> None:
+def test_cached_values_of_a_series_are_not_used_for_another() -> None:
     first = read_one(ct_file(ramp(), SOPInstanceUID="1.1", InstanceNumber="7"))
     second = read_one(ct_file(ramp(), SOPInstanceUID="1.2", InstanceNumber="8"))
     assert (first.slice_id, first.instance_number) == ("1.1", 7)
@@ -217,7 +218,7 @@ def test_what_is_remembered_of_a_series_is_not_taken_for_another() -> None:
     assert rejection(ct_file(ramp(), Modality="MR")).code == "not-ct"
 
 
-def test_frames_that_share_a_long_header_have_it_read_once() -> None:
+def test_a_long_header_that_frames_share_is_read_once() -> None:
     series_header._read.cache_clear()
     frames = np.zeros((9, 1, 1), "<u2")
     content = ct_file(frames, NumberOfFrames="9", WindowCenter="40\\" * 2000)
@@ -228,8 +229,8 @@ def test_frames_that_share_a_long_header_have_it_read_once() -> None:
 @pytest.mark.parametrize(
     "keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
 )
-def test_an_id_of_many_characters_is_refused(keyword: str) -> None:
-    """A file has one for each of 4,096 frames, and they are kept."""
+def test_a_very_long_id_is_rejected(keyword: str) -> None:
+    """Ids are kept for each of up to 4,096 frames."""
     most = header.MAX_ID_LENGTH
     longest: dict[str, Any] = {keyword: "x" * most}
     assert read_one(ct_file(ramp(), **longest)).stored_HW.shape == (ROWS, COLUMNS)
@@ -245,3 +246,8 @@ def test_the_limit_on_pixels_is_inclusive(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(header, "MAX_PIXELS", ROWS * COLUMNS - 1)
     series_header._read.cache_clear()
     assert rejection(ct_file(ramp())).code == "too-large"
+
+
+def test_a_reject_code_outside_the_closed_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean not-dicom"):
+        RejectError("not-dicm", "a typing error")

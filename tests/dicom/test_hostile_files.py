@@ -265,7 +265,7 @@ def test_a_panic_in_a_decoder_is_a_rejection(monkeypatch: pytest.MonkeyPatch) ->
         ct_file(ramp(), syntax="SECRET^NAME"),
     ],
 )
-def test_no_rejection_quotes_a_name_in_the_wrong_element(content: bytes) -> None:
+def test_no_rejection_quotes_a_value_that_could_be_a_name(content: bytes) -> None:
     assert "SECRET" not in str(rejection(content))
 
 
@@ -284,7 +284,7 @@ def test_no_rejection_quotes_the_patient(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.text == ""
 
 
-def test_pydicoms_own_settings_are_left_alone() -> None:
+def test_settings_of_pydicom_are_not_changed() -> None:
     before = vars(config.settings).copy()
     filters = warnings.filters[:]
     read_one(ct_file(ramp(), StudyInstanceUID="not a uid"))

@@ -20,7 +20,7 @@ from tests.dicom.dicom_files import (
 )
 
 
-def test_a_big_endian_file_holds_the_same_in_the_order_of_the_machine(
+def test_big_endian_pixels_are_converted_to_native_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Raw] = []
@@ -55,7 +55,7 @@ def test_stored_is_the_rounded_and_clipped_hu(
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("dtype", ["<i2", "<u2"])
-def test_as_many_bits_as_are_stored_are_read(dtype: str, bits: int) -> None:
+def test_the_full_range_of_the_stored_bits_is_read(dtype: str, bits: int) -> None:
     low = -(1 << (bits - 1)) if dtype == "<i2" else 0
     high = low + (1 << bits) - 1
     raw = np.array([[low, low + 1, 7], [100, high - 1, high]], dtype)
@@ -71,7 +71,7 @@ def test_garbage_after_the_pixels_is_ignored(garbage: bytes) -> None:
     np.testing.assert_array_equal(one.stored_HW, read_one(content).stored_HW)
 
 
-def test_surplus_pixels_are_left_out() -> None:
+def test_surplus_pixels_are_ignored() -> None:
     one = read_one(ct_file(ramp(), pixels=ramp().tobytes() + bytes(6)))
     np.testing.assert_array_equal(one.stored_HW, np.clip(ramp(), 0, None))
     assert one.quirks == ("long_pixels",)
@@ -85,6 +85,6 @@ def test_native_pixels_in_a_compressed_syntax_are_read_if_they_fit_exactly() -> 
     assert rejection(unfit).code == "decoder-error"
 
 
-def test_truncated_pixels_say_how_many_bytes_there_are() -> None:
+def test_a_rejection_of_truncated_pixels_has_both_sizes() -> None:
     error = rejection(ct_file(ramp())[:-20])
     assert (error.code, error.detail) == ("truncated-pixels", "50 bytes, expected 70")

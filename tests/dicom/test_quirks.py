@@ -28,7 +28,7 @@ def test_missing_rescale_is_slope_1_and_intercept_0_and_flagged() -> None:
     assert one.quirks == ("missing_rescale",)
 
 
-def test_a_missing_slope_does_not_cost_the_intercept() -> None:
+def test_the_intercept_is_used_without_a_slope() -> None:
     one = read_one(ct_file(ramp(first=0), without=("RescaleSlope",)))
     np.testing.assert_array_equal(one.stored_HW, ramp(first=0))
     assert one.quirks == ("missing_rescale",)
@@ -63,7 +63,7 @@ def test_monochrome1_keeps_its_hu() -> None:
     assert one.quirks == ("monochrome1",)
 
 
-def test_the_first_of_two_windows_counts() -> None:
+def test_the_first_of_two_windows_is_used() -> None:
     one = read_one(
         ct_file(ramp(), WindowCenter="00036\\00040", WindowWidth="00080\\00100")
     )
@@ -103,7 +103,7 @@ def test_negative_values_without_their_upper_bits_are_sign_extended() -> None:
     np.testing.assert_array_equal(read_hu(content), raw)
 
 
-def test_values_at_the_top_of_their_word_are_moved_down() -> None:
+def test_values_in_the_upper_bits_are_shifted_down() -> None:
     raw = ramp("<u2", first=0, step=99)
     one = read_one(ct_file(raw << 4, BitsStored=12, HighBit=15))
     np.testing.assert_array_equal(one.stored_HW, raw)

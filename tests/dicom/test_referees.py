@@ -1,8 +1,7 @@
-"""HU as ichfast stores it is what SimpleITK and GDCM make of the same files.
+"""Stored HU equal those that SimpleITK and GDCM read from the same files.
 
-Two other readers are the referees: GDCM alone, which clinics rely on, and ITK's, by way
-of SimpleITK. Each difference stands in `tests/dicom/decisions.py`, with the reason why
-ichfast stores something else, or nothing.
+SimpleITK uses the reader of ITK. Each difference is listed in
+`tests/dicom/decisions.py`, with the reason.
 
 Shape letters: Z frames, H rows, W columns.
 """
@@ -63,7 +62,7 @@ REFEREES = {"SimpleITK": read_with_itk, "GDCM": read_with_gdcm}
 
 @contextmanager
 def silent_referees() -> Iterator[None]:
-    """Keep what the referees have to say about odd files out of the test's output."""
+    """Silence the messages of the other readers about unusual files."""
     before = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # noqa: FBT003  ITK has no names
     for name in ("Debug", "Warning", "Error"):
@@ -93,7 +92,7 @@ def difference(referee: str, path: Path, stored_ZHW: npt.NDArray[np.int64]) -> A
 
 @needs_data
 @pytest.mark.slow
-def test_every_real_slice_is_what_two_other_readers_make_of_it(tmp_path: Path) -> None:
+def test_every_real_slice_equals_that_of_two_other_readers(tmp_path: Path) -> None:
     path = tmp_path / "one.dcm"
     found: dict[str, dict[str, tuple[int, int]]] = {}
     num_slices = 0
@@ -130,7 +129,7 @@ def test_every_decision_is_about_a_file_of_the_manifest() -> None:
 
 
 @needs_data
-def test_a_wrong_intercept_would_be_seen(tmp_path: Path) -> None:
+def test_a_wrong_intercept_is_detected(tmp_path: Path) -> None:
     content = (DATA / EDGE / "duplicate_sop_a_64.dcm").read_bytes()
     path = tmp_path / "one.dcm"
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The walk over a file's elements, against pydicom's reading of the same file."""
+"""The walk over the elements of a file gives the same as pydicom."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.dicom.dicom_files import EXPLICIT, IMPLICIT, ct_file, ramp
 from tests.dicom.real_files import needs_data, real_files
 
 HEADER_BYTES = 1000
-"""Of a small file, where its elements are; more than it has."""
+"""Upper limit of the bytes before the pixels of a small file."""
 
 
 UNDEFINED = b"\xff\xff\xff\xff"
@@ -29,7 +29,7 @@ PRIVATE = 0x0009_1010
 
 
 def tagged(tag: int, vr: bytes, length: bytes) -> bytes:
-    """The header of an element whose length takes 4 bytes."""
+    """Head of an element whose length takes 4 bytes."""
     head = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
     return head + vr + bytes(2) + length
 
@@ -59,7 +59,7 @@ def with_sequences(*, measured: bool, depth: int = 3) -> bytes:
 
 
 def outcome(content: bytes) -> list[Any]:
-    """What reading gives: every field of every slice, or the reject code."""
+    """Every field of every slice, or the reject code."""
     try:
         slices = list(read_slices(content))
     except RejectError as error:
@@ -92,7 +92,7 @@ def is_walked(content: bytes) -> bool:
 
 
 @needs_data
-def test_real_files_read_alike_with_and_without_the_walk(
+def test_the_walk_and_pydicom_agree_on_real_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     num_walked = 0
@@ -136,7 +136,7 @@ PLAIN = partial(ct_file, ramp(), PixelPaddingValue=3, ImageType="AXIAL")
         (with_sequences(measured=False), 2000),
     ],
 )
-def test_damaged_headers_read_alike_with_and_without_the_walk(
+def test_the_walk_and_pydicom_agree_on_damaged_headers(
     whole: bytes, num_inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert is_walked(whole)
@@ -163,7 +163,7 @@ def element(tag: int, value: bytes, *, is_implicit: bool) -> bytes:
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
 @pytest.mark.parametrize("second", [b"", b"7 "])
-def test_of_an_element_that_is_there_twice_the_last_counts(
+def test_the_last_of_a_repeated_element_is_used(
     syntax: str, second: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = PLAIN(syntax=syntax)
@@ -179,7 +179,7 @@ def test_of_an_element_that_is_there_twice_the_last_counts(
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
-def test_nothing_is_read_behind_the_end_of_an_item_that_is_none(
+def test_a_stray_end_of_an_item_is_left_to_pydicom(
     syntax: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = PLAIN(syntax=syntax)
@@ -191,7 +191,7 @@ def test_nothing_is_read_behind_the_end_of_an_item_that_is_none(
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
 @pytest.mark.parametrize("padding", ["\0", " ", "\t\t", "\r\n"])
-def test_the_syntax_is_read_without_what_stands_around_it(
+def test_padding_around_the_syntax_is_ignored(
     syntax: str, padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = PLAIN(syntax=syntax)
@@ -221,7 +221,7 @@ def test_an_item_that_its_elements_do_not_fill_is_left_to_pydicom(tail: bytes) -
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_sequences_are_walked_over_so_deep_and_no_deeper(
+def test_sequences_are_walked_up_to_a_depth(
     *, measured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for depth, may_walk in ((1, True), (15, True), (16, False), (5000, False)):
@@ -235,7 +235,7 @@ def test_sequences_are_walked_over_so_deep_and_no_deeper(
             assert isinstance(found[0], list)
 
 
-def test_a_sequence_that_a_file_does_not_end_is_left_to_pydicom() -> None:
+def test_a_sequence_without_an_end_is_left_to_pydicom() -> None:
     whole = with_sequences(measured=False)
     for length in range(whole.index(SEQUENCE_END), whole.index(ITEM), -1):
         assert not is_walked(whole[:length])
@@ -256,13 +256,13 @@ def test_a_sequence_that_a_file_does_not_end_is_left_to_pydicom() -> None:
         (ct_file(ramp()).replace(b"LO", b"xx"), "an unknown value representation"),
     ],
 )
-def test_what_is_not_plain_is_left_to_pydicom(content: bytes, why: str) -> None:
+def test_a_file_that_is_not_plain_is_left_to_pydicom(content: bytes, why: str) -> None:
     start = 132 if content[128:132] == b"DICM" else 0
     walked = plain_walk(content, start)
     assert walked is None or walked.pixels_at > len(content), why
 
 
-def test_explicit_elements_that_are_said_to_be_implicit_are_left_to_pydicom() -> None:
+def test_explicit_elements_declared_implicit_are_left_to_pydicom() -> None:
     meta = 132 + 8 + 20
     whole = ct_file(np.zeros((1500, 1500), "<i2"))
     content = bytearray(
@@ -279,7 +279,7 @@ def test_a_refused_element_is_left_to_pydicom() -> None:
     assert plain_walk(content, refused=frozenset((0x0028_0010,))) is None
 
 
-def test_only_what_is_wanted_is_kept() -> None:
+def test_only_wanted_elements_are_kept() -> None:
     content = ct_file(ramp())
     walked = plain_walk(content, wanted=frozenset((0x0028_0010,)))
     assert walked is not None
