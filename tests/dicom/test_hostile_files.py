@@ -6,6 +6,7 @@ import logging
 import random
 import struct
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ichfast.dicom import guard, header, hounsfield
 from ichfast.dicom import slices as dicom
 from ichfast.dicom.slices import read_slices
 from ichfast.dicom.walker import Walker
+from ichfast.system.limits import LimitedProcess, LimitError
 from tests.dicom.compressed_frames import COC, cod, j2k, j2k_file
 from tests.dicom.dicom_files import (
     COLUMNS,
@@ -35,7 +37,6 @@ from tests.dicom.dicom_files import (
     rejection,
     with_implicit,
 )
-from tests.dicom.limited_reading import read_limited
 
 
 def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,30 @@ def test_a_deflated_bomb_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rejection(content).code == "too-large"
 
 
-REJECTED_BY_A_LIMIT = {"too-large", "decoder-error", "decoder-crash", "timeout"}
+REJECTED_BY_A_LIMIT = {"too-large", "decoder-error", "limit"}
+EXTRA_BYTES = 2**30
+"""Memory that a process may take to read a file."""
+TIMEOUT_S = 60.0
+"""Processor time to read a file, seconds."""
+
+
+def outcome(content: bytes) -> Iterator[str]:
+    error = attempt(content)
+    yield error.code if error else "stored"
+
+
+def read_limited(content: bytes) -> str:
+    """Read a file in a limited process, as prepare does.
+
+    Returns:
+        ``stored``, a reject code, or ``limit`` if the process ended.
+    """
+    with LimitedProcess(extra_bytes=EXTRA_BYTES, timeout_s=TIMEOUT_S) as process:
+        try:
+            [code] = process.iterate(outcome, content)
+        except LimitError:
+            return "limit"
+    return code
 
 
 @pytest.mark.slow
