@@ -148,16 +148,31 @@ class Header:
         return numbers
 
     def number(self, keyword: str, default: float = math.nan) -> float:
-        """First value of a decimal string; NaN if malformed, `default` where absent."""
+        """First value of a decimal string; NaN if malformed.
+
+        Args:
+            keyword: a key of `TAGS`.
+            default: result where the element is absent.
+        """
         return (*self.numbers(keyword), default)[0]
 
     def integer(self, keyword: str, default: int) -> int:
-        """First value of an integer string; `default` if malformed or absent."""
+        """First value of an integer string.
+
+        Args:
+            keyword: a key of `TAGS`.
+            default: result where the element is absent or malformed.
+        """
         number = self.number(keyword, default)
         return default if math.isnan(number) else int(number)
 
     def vector(self, keyword: str, length: int) -> tuple[float, ...]:
-        """Values of a decimal string if it has `length` valid ones; otherwise ()."""
+        """Values of a decimal string, or () if they are not as expected.
+
+        Args:
+            keyword: a key of `TAGS`.
+            length: expected number of values, all of them valid.
+        """
         numbers = self.numbers(keyword)
         is_whole = len(numbers) == length and not any(map(math.isnan, numbers))
         return numbers if is_whole else ()

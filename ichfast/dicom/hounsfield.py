@@ -50,6 +50,9 @@ def store_frame(
         series_header: header values of the frame.
         modality_lut: applies the table that replaces the rescale, where there is one.
 
+    Raises:
+        RejectError: ``decoder-error``, the table does not fit the pixels.
+
     Source:
         DICOM PS3.3 C.11.1, Modality LUT module.
     """
