@@ -64,7 +64,7 @@ def raw_values(
 def read_items(
     dataset: Dataset | None, tag: int, budget: ReadBudget
 ) -> Sequence[Dataset] | None:
-    """Parse a sequence, whatever VR the file gives it.
+    """Parse a sequence, even if the file gives it another VR.
 
     Args:
         dataset: what pydicom has read; None: nothing.
