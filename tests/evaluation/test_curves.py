@@ -28,13 +28,13 @@ def test_the_curves_are_those_of_scikit_learn() -> None:
     assert points == set(zip(recall_T[found_T], precision_T[found_T], strict=True))
 
 
-def test_tied_slices_make_a_slanted_stretch_of_the_roc_curve() -> None:
-    probs_N = np.array([0.9, 0.5, 0.5, 0.5, 0.1])
-    labels_N = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
-    curves = class_curves(probs_N, labels_N, resample(5, num_patients=2))
+def test_tied_slices_make_slanted_stretches_of_the_roc_curve() -> None:
+    probs_N = np.array([0.9, 0.5, 0.5, 0.5, 0.3, 0.3, 0.1])
+    labels_N = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    curves = class_curves(probs_N, labels_N, resample(7, num_patients=2))
     assert curves is not None
-    np.testing.assert_allclose(curves.false_rate_V, [0, 0, 2 / 3, 1])
-    np.testing.assert_allclose(curves.true_rate_V, [0, 1 / 2, 1, 1])
+    np.testing.assert_allclose(curves.false_rate_V, [0, 0, 1 / 2, 3 / 4, 1])
+    np.testing.assert_allclose(curves.true_rate_V, [0, 1 / 3, 2 / 3, 1, 1])
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])

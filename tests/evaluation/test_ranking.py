@@ -85,15 +85,16 @@ def test_one_patient_has_no_interval_and_no_band() -> None:
     assert spread.roc_band is spread.precision_band is None
 
 
+@pytest.mark.parametrize("rare_label", [0.0, 1.0])
 @pytest.mark.parametrize(("num_without", "has_interval"), [(3, False), (2, True)])
-def test_a_class_that_most_replicates_lack_has_no_interval_and_no_band(
-    num_without: int, has_interval: bool
+def test_a_label_that_most_replicates_lack_gives_no_interval_and_no_band(
+    num_without: int, has_interval: bool, rare_label: float
 ) -> None:
     probs_N, _ = make_class()
-    labels_N = np.zeros_like(probs_N)
-    labels_N[7] = 1.0  # the only slice of the second patient
+    is_rare_N = np.arange(len(probs_N)) == 7  # the only slice of the second patient
+    labels_N = np.where(is_rare_N, rare_label, 1.0 - rare_label)
     counts_RP = np.array([[2, 0]] * num_without + [[1, 1]] * (4 - num_without))
-    drawn = Resampling(counts_RP, labels_N.astype(np.intp))
+    drawn = Resampling(counts_RP, is_rare_N.astype(np.intp))
     spread = spread_of(Ranking(probs_N, labels_N), drawn, with_bands=True)
     assert (spread.intervals["auc"] is not None) == has_interval
     assert (spread.roc_band is not None) == has_interval
