@@ -35,7 +35,10 @@ ROLES = ("ichfast", "limit", "peer")
 
 
 IDLE_POLL_S, IDLE_SHARE = 0.01, 0.1
-"""A process that uses less than this share of so many seconds counts as idle."""
+"""A process is idle when it uses less than `IDLE_SHARE` of `IDLE_POLL_S` seconds."""
+
+MAX_IDLE_WAIT_S = 1.0
+"""Longest wait for this process to become idle; it may poll for ever."""
 
 
 class BenchError(IchfastError):
@@ -282,8 +285,8 @@ class Meter:
 
 
 def _wait_until_idle() -> None:
-    """Wait until no thread of this process does anything, one second at most."""
-    for _ in range(int(1.0 / IDLE_POLL_S)):
+    """Wait until no thread of this process does anything, or `MAX_IDLE_WAIT_S`."""
+    for _ in range(int(MAX_IDLE_WAIT_S / IDLE_POLL_S)):
         used_s = time.process_time()
         time.sleep(IDLE_POLL_S)
         if time.process_time() - used_s < IDLE_SHARE * IDLE_POLL_S:

@@ -118,19 +118,22 @@ def _run_rank(
     world_sizes: tuple[int, ...],
 ) -> None:
     """Load an epoch of each world that is asked for, until the pipe closes."""
-    import torch
-
-    from bench.stages.loader import open_loader
     from ichfast.errors import IchfastError
     from ichfast.store.store import Store
 
     os.sched_setaffinity(0, cores)
-    if task.device != "cpu":
-        torch.cuda.set_device(rank)
     share = len(task.positions_N) // num_ranks
     try:
         with ExitStack() as stack:
             store = stack.enter_context(Store(task.store_path))
+            # After the store, so that a store that is not there is said at once:
+            # these take seconds to import.
+            import torch
+
+            from bench.stages.loader import open_loader
+
+            if task.device != "cpu":
+                torch.cuda.set_device(rank)
             loaders = {}
             for world_size in (size for size in world_sizes if size > rank):
                 own = replace(task, positions_N=task.positions_N[: world_size * share])

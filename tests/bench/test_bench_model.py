@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from bench.harness.estimates import estimate
-from bench.harness.measure import BenchError, Record
+from bench.harness.measure import BenchError
 from bench.harness.records import RESULTS_DIR, read_newest, write_records
 from bench.plot import draw
 from bench.readme import README, make_block, replace_block
@@ -23,29 +21,9 @@ from bench.scale import NUM_GPUS, check_ranks
 from bench.scale import main as scale_main
 from bench.scaling.fleet import Node, Storage, bottleneck, part_rates
 from bench.scaling.quantities import ASSUMED, find_quantities
+from tests.bench.made_up_records import record_of
 
 ROOT = Path(__file__).parents[2]
-
-
-def record_of(
-    stage: str, case: str, name: str, rates: Sequence[float], **changes: Any
-) -> Record:
-    record = Record(
-        date="2026-01-01T00:00Z",
-        commit="abc",
-        stage=stage,
-        case=case,
-        name=name,
-        role="ichfast",
-        unit="slices/s",
-        device="cpu",
-        cache="hot",
-        settings={},
-        values=tuple(rates),
-        estimate=estimate(rates),
-        environment={"processor": "P", "cores": 2, "gpus": []},
-    )
-    return replace(record, **changes)
 
 
 LOADER = record_of("loader", "level 256 to 224", "ichfast", [2000.0])
