@@ -300,10 +300,8 @@ def test_odd_texts_are_padded_with_a_space_and_odd_uids_with_a_zero(
         patient_id="ID_abcdef01",
         study_uid="ID_1",
         series_uid="ID_2",
-        rows=3,
-        columns=5,
-        spacing_mm=0.5,
-        position_mm=(-1.0, 2.0, 3.25),
+        grid=Grid(3, 5, spacing_mm=0.5, rotation=0.0, x_mm=0.0, y_mm=0.0),
+        height_mm=3.25,
         tilt=0.3,
     )
     content = encode_header(SCANNERS[0], header, is_implicit=is_implicit)
