@@ -1,10 +1,10 @@
-"""`ichfast train` as a whole, against nothing but its arithmetic.
+"""`ichfast train` as a whole, against its arithmetic alone.
 
-One run of one epoch: opening the store, dealing folds, measuring the normalisation,
-building the model and two DALI pipelines, training, validating, TensorBoard, two
-checkpoints. The limit takes the same number of training steps and validates as many
-slices, from batches that lie ready, with a model that is built already. So small
-an epoch shows the fixed costs large; in a real one they vanish.
+A run of one epoch opens the store, splits it into folds, measures the normalisation,
+builds the model and two DALI pipelines, trains, validates, and writes TensorBoard
+events and two checkpoints. The limit takes the same training steps and validates the
+same slices, from batches that are already loaded, with a model that is already built.
+In so small an epoch the fixed costs look large; in a real one they vanish.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ STAGE = "end_to_end"
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
-    """Measure one whole run of the first arch, slices a second."""
+    """Measure one whole run of the first arch, slices per second.
+
+    Args:
+        workload: What is measured.
+        meter: Makes the records.
+    """
     arch, device = workload.archs[0], workload.device
     recipe = make_recipe(arch, workload.size, workload.train_batch_size, device)
     one_epoch = replace(recipe, train=replace(recipe.train, epochs=1))
@@ -51,7 +56,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     trainer = make_trainer(recipe, len(training), device)
 
     def run() -> int:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress, beside ours
+        with contextlib.redirect_stderr(io.StringIO()):  # hides its progress
             train_run(
                 path,
                 one_epoch,

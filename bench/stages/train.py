@@ -1,9 +1,10 @@
-"""Training from the loader, against the same steps on batches that lie ready.
+"""Training from the loader, against the same steps on batches that are already loaded.
 
-The ratio of the two is what the loader leaves of the model's speed; the loader alone
-and the share of the time spent waiting for it stand beside them. On a CPU both
-compute on the same cores, so what the loader costs cannot be hidden. timm's step is
-shown beside it, on the same model and batches; on a GPU with the memory each takes.
+The ratio of the two is the share of the model's speed that the loader leaves. The rate
+of the loader alone and the share of time spent waiting for it are measured too. On a
+CPU loader and model use the same cores, so that the cost of the loader cannot be
+hidden. The peer is timm's step on the same model and batches. On a GPU the memory of
+each is measured as well.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ STAGE = "train"
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
-    """Measure training of each arch, slices a second."""
+    """Measure training of each arch, slices per second.
+
+    Args:
+        workload: What is measured.
+        meter: Makes the records.
+    """
     records = []
     with workload.open_store() as store:
         for arch in workload.archs:
@@ -136,9 +142,9 @@ def _measure_arch(
 
 
 def _peak_mib(run: Callable[[], object]) -> float:
-    """Most GPU memory that tensors take while a turn runs, MiB.
+    """Measure the peak of the GPU memory of tensors during a turn, MiB.
 
-    What other contenders keep is in it, the same for all.
+    It includes the memory that other contenders keep, the same for all.
     """
     torch.cuda.reset_peak_memory_stats()
     run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from bench.harness.session import (
     guess_time_left,
 )
 from bench.harness.workload import Workload
+from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.stages import STAGES
 from bench.throughput import main as throughput_main
 from ichfast.models.config import ARCHS
@@ -32,17 +33,17 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reed"], "unknown stage 'reed'; choose of prepare, read"),
-        (["--stage", "reed"], "unknown stage 'reed'; choose of prepare, read"),
+        (["reed"], "unknown stage 'reed'; choose from prepare, read"),
+        (["--stage", "reed"], "unknown stage 'reed'; choose from prepare, read"),
         (["--peers", "tensorflow"], "unknown peer 'tensorflow'; --peers takes all"),
         (["--peers", "ffcv,"], "unknown peer ''"),
         (["--arch", "vgg"], "vgg"),
         (["read", "--store", "nowhere"], "nowhere is not a slice store"),
         (["read", "--store", "TINY", "--batch-size", "16"], "is too small: it has 23"),
-        (["read", "--json", "nowhere/out.json"], "nowhere is no folder"),
+        (["read", "--json", "nowhere/out.json"], "nowhere is not a folder"),
     ],
 )
-def test_bad_input_is_one_line_that_says_what_to_do(
+def test_bad_input_gives_one_line_with_a_remedy(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -133,7 +134,7 @@ def test_full_takes_all_networks_both_sizes_and_more_turns(
     assert [record["name"] for record in document["all"]] == ["my train"]
 
 
-def test_an_interrupted_benchmark_keeps_what_it_measured_and_says_where(
+def test_an_interrupted_benchmark_keeps_its_records_and_names_their_file(
     noted_stages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(stage: str, _: list[Workload], meter: Meter) -> None:
@@ -195,7 +196,7 @@ def script_run(
     return ScriptRun(done.returncode, done.stdout, folder / "out")
 
 
-def test_what_a_gpu_machine_runs_goes_through_at_toy_size_without_one(
+def test_the_script_for_gpu_machines_runs_at_toy_size_without_a_gpu(
     script_run: ScriptRun,
 ) -> None:
     assert script_run.status == 0, script_run.printed
@@ -215,6 +216,29 @@ def test_the_command_prints_a_table_and_one_json_line_last(
     assert summary["stages"]["read"]["hot"]["ichfast"]["median"] > 0
     assert read_records(Path(summary["records"]))
     assert Path(summary["figure"]).is_file()
+
+
+def test_peers_are_chosen_by_name() -> None:
+    assert parse_peers("all") == tuple(PEERS)
+    assert parse_peers("none") == ()
+    assert parse_peers("torchvision, ffcv") == ("torchvision", "ffcv")
+    unheard_of = replace(PEERS["ffcv"], packages=("torch", "no_such_package"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PEERS, "ffcv", unheard_of)
+        assert reason_to_skip("ffcv") == (
+            "no_such_package is not installed; it has no wheel; bench/README.md shows "
+            "how to build it"
+        )
+    assert not reason_to_skip("grid-sample")
+
+
+def test_peers_without_a_name_are_all_of_them(noted_stages: list[Any]) -> None:
+    for typed in (["loader"], ["loader", "--peers"], ["--peers", "all", "loader"]):
+        done = CliRunner().invoke(throughput_main, [*typed, "--device", "cpu"])
+        assert done.exit_code == 0, done.stderr
+    stages, workloads, *_ = zip(*noted_stages, strict=True)
+    assert stages == ("loader",) * 3
+    assert [workload.peers for workload in workloads] == [tuple(PEERS)] * 3
 
 
 def test_only_the_stages_with_a_model_input_repeat_for_each_size() -> None:

@@ -126,7 +126,7 @@ def test_dali_numpy_shows_the_slice_and_mirrors_and_cuts_when_told(
 
 
 @pytest.mark.parametrize("level", [512, 256])
-def test_grid_sample_gives_the_very_images_ichfast_gives(
+def test_grid_sample_gives_the_same_images_as_ichfast(
     level: int, toy: Workload
 ) -> None:
     with toy.open_store() as store:
@@ -150,7 +150,7 @@ def test_grid_sample_gives_the_very_images_ichfast_gives(
 
 
 @pytest.mark.parametrize("size", [32, 64])  # of 64: halved once, and not at all
-def test_ffcv_gives_the_very_images_that_ichfast_and_grid_sample_give(
+def test_ffcv_gives_the_same_images_as_ichfast_and_grid_sample(
     size: int, toy: Workload
 ) -> None:
     if reason := reason_to_skip("ffcv"):
@@ -176,9 +176,7 @@ def test_ffcv_gives_the_very_images_that_ichfast_and_grid_sample_give(
 
 
 @pytest.mark.parametrize("level", [512, 256])
-def test_monai_gives_the_very_images_that_grid_sample_gives(
-    level: int, toy: Workload
-) -> None:
+def test_monai_gives_the_same_images_as_grid_sample(level: int, toy: Workload) -> None:
     if reason := reason_to_skip("monai"):
         pytest.skip(reason)
     with toy.open_store() as store:

@@ -106,7 +106,7 @@ def test_what_a_contender_leaves_running_is_over_before_the_next_turn(
     assert still_working == [False, False]
 
 
-def test_the_interval_of_six_turns_reaches_from_the_least_to_the_most() -> None:
+def test_the_interval_of_six_turns_reaches_from_the_lowest_to_the_highest() -> None:
     found = estimate([5.0, 1.0, 4.0, 2.0, 3.0, 6.0])
     assert (found.median, found.low, found.high) == (3.5, 1.0, 6.0)
     assert found.coverage == pytest.approx(1 - 2 / 64)
@@ -118,7 +118,7 @@ def test_the_interval_of_eleven_turns_leaves_out_the_extremes() -> None:
     assert found.coverage == pytest.approx(1 - 2 * 12 / 2**11)
 
 
-def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_median_as_often_as_stated() -> None:
     drawn = np.random.default_rng(0).exponential(size=(2000, 6))
     found = [estimate(row) for row in drawn.tolist()]
     covered = np.mean([e.low <= np.log(2.0) <= e.high for e in found])
@@ -131,7 +131,7 @@ def test_equal_turns_are_not_noisy_and_turns_that_differ_by_half_are() -> None:
     assert estimate([10.0, 12.0, 15.0]).is_noisy
 
 
-def test_a_ratio_needs_as_many_turns_on_both_sides() -> None:
+def test_a_ratio_needs_the_same_number_of_turns_on_both_sides() -> None:
     with pytest.raises(ValueError, match="zip"):
         ratio_of([1.0, 2.0], [1.0])
 
@@ -141,7 +141,7 @@ def test_estimates_of_nothing_are_refused() -> None:
         estimate([])
 
 
-def test_a_noted_cost_has_its_own_unit_and_says_how_few_turns_it_had() -> None:
+def test_a_noted_cost_has_a_unit_and_the_table_warns_of_few_turns() -> None:
     record = Meter(device="cpu", repeats=6).note(
         [300.0, 310.0, 305.0],
         stage="scale",
@@ -156,7 +156,7 @@ def test_a_noted_cost_has_its_own_unit_and_says_how_few_turns_it_had() -> None:
     assert not record.more_is_better
     table = format_table([record])
     assert "305 MiB" in table
-    assert "3 turns, fewer than 95 % takes, aim: under 1,024 MiB" in table
+    assert "3 turns, too few for 95 %, aim: under 1,024 MiB" in table
 
 
 def test_a_record_names_its_conditions_and_neither_machine_nor_path() -> None:
@@ -169,7 +169,7 @@ def test_a_record_names_its_conditions_and_neither_machine_nor_path() -> None:
     assert str(ROOT) not in line
 
 
-def test_a_file_out_of_the_page_cache_is_noticed_and_so_is_one_in_memory(
+def test_files_that_stay_in_the_page_cache_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(2**20))
@@ -209,7 +209,7 @@ def test_the_memory_of_a_command_is_that_of_its_largest_processes(
     assert large.parent_mib < 60.0
 
 
-def test_a_command_that_fails_or_never_ends_is_an_error_that_says_so() -> None:
+def test_a_command_that_fails_or_never_ends_is_an_error() -> None:
     fails = [sys.executable, "-c", "raise SystemExit('no disk')"]
     with pytest.raises(BenchError, match="failed: no disk"):
         watch_command(fails, timeout_s=60)

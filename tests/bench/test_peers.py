@@ -75,7 +75,7 @@ def test_a_peer_is_a_loader_like_any_other(
         peer.close()
 
 
-def test_dalis_own_reader_gives_each_slice_once_where_batches_come_out_even(
+def test_dalis_reader_gives_each_slice_once_if_all_batches_are_full(
     store_path: Path, tmp_path: Path
 ) -> None:
     slices_N = np.arange(2, 2 + 3 * BATCH_SIZE)

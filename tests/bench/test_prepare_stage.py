@@ -36,7 +36,7 @@ def test_the_stage_runs_and_is_compared_with_copies(
     assert {"cp -r, sync", "barest copy, fsync"} <= limits
 
 
-def test_the_barest_copy_holds_the_very_pixels_that_prepare_stores(
+def test_the_barest_copy_has_the_pixels_that_prepare_stores(
     toy: Workload, tmp_path: Path
 ) -> None:
     files = sorted((toy.heads_dir / "dicom").rglob("*.dcm"))
@@ -73,7 +73,9 @@ def test_peers_of_prepare_convert_every_file_they_are_given(
     assert (tmp_path / f"{file.stem}.png").stat().st_size > 0
 
 
-def test_a_copy_that_fails_says_why_whichever_it_was(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_copy_is_reported_for_each_process(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "there").mkdir()
     out_dir = tmp_path / "out"
     out_dir.mkdir()

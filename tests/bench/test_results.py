@@ -28,13 +28,13 @@ def test_records_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="no results in"):
         read_records(tmp_path / "absent.jsonl")
-    for text, message in (("{}\n", "line 1 is no record"), ("", "holds no record")):
+    for text, message in (("{}\n", "line 1 is not a record"), ("", "has no records")):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(BenchError, match=message):
             read_records(tmp_path / "bad.jsonl")
 
 
-def test_slower_is_what_lies_below_all_that_was_there_before() -> None:
+def test_a_rate_below_the_interval_before_it_is_slower() -> None:
     before = [
         record_of("read", "hot", name, [10.0, 11.0, 12.0]) for name in ("a", "b", "c")
     ]
@@ -47,7 +47,7 @@ def test_slower_is_what_lies_below_all_that_was_there_before() -> None:
     assert verdicts == ["slower", "same", "faster"]
 
 
-def test_of_seconds_and_mebibytes_more_is_slower() -> None:
+def test_more_seconds_or_mebibytes_count_as_slower() -> None:
     before = replace(record_of("read", "hot", "a", [10.0, 11.0]), unit="MiB")
     after = replace(record_of("read", "hot", "a", [14.0, 15.0]), unit="MiB")
     assert [change.verdict for change in compare([before], [after])] == ["slower"]

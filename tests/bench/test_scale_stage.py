@@ -40,7 +40,7 @@ def test_the_stage_runs_and_its_ranks_can_be_predicted_from_the_loader(
     ]
 
 
-def test_what_goes_wrong_in_a_rank_is_raised_by_who_asked(
+def test_an_error_in_a_rank_is_raised_in_the_calling_process(
     toy: Workload, tmp_path: Path
 ) -> None:
     with toy.open_store() as store:
@@ -65,7 +65,7 @@ class ReadyRanks:
         return 12 * world_size
 
 
-def test_ranks_that_share_cores_say_so_and_add_up(
+def test_ranks_that_share_cores_are_named_so_and_add_up(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part in ("prepare", "opening", "slices"):

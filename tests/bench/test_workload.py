@@ -44,7 +44,9 @@ def test_copies_differ_in_their_ids_only_and_all_become_slices(tmp_path: Path) -
     np.testing.assert_array_equal(read[0].stored_HW, read[1].stored_HW)
 
 
-def test_too_little_disk_space_is_said_before_anything_is_made(tmp_path: Path) -> None:
+def test_too_little_disk_space_is_an_error_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(BenchError, match="GiB left, the benchmark needs"):
         check_space(tmp_path, 2**60)
     with pytest.raises(BenchError, match="make room"):
@@ -63,7 +65,7 @@ def test_a_store_with_less_than_two_batches_is_too_small(
     replace(small, batch_size=11).open_store().close()
 
 
-def test_the_short_form_fits_the_cores_and_full_does_not_need_more_disk_than_there_is(
+def test_the_short_form_makes_one_unit_of_work_for_each_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_store_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -292,7 +292,7 @@ def test_headers_hold_the_elements_of_a_real_file(
 
 
 @pytest.mark.parametrize("is_implicit", [True, False])
-def test_odd_texts_are_padded_with_a_space_and_odd_uids_with_a_zero(
+def test_texts_of_odd_length_are_padded_with_a_space_and_uids_with_a_zero(
     is_implicit: bool,
 ) -> None:
     header = Header(
@@ -447,7 +447,9 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_place_that_cannot_be_written_to_is_one_of_our_errors(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_one_of_our_errors(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SourceError, match="cannot write"):
         synthesize(tmp_path / "file" / "out", num_slices=1, size=64)
