@@ -132,7 +132,7 @@ def _run_rank(
             # These take seconds to import: a missing store is reported before them.
             import torch
 
-            from bench.stages.loader import open_loader
+            from bench.harness.loading import open_loader
 
             if task.device != "cpu":
                 torch.cuda.set_device(rank)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.loading.batch import Batch
+from ichfast.loading.config import DataConfig
 from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET, Normalization, Window
@@ -35,10 +36,10 @@ class LoaderTask:
     """One epoch of a loader: the slices, and how they become images."""
 
     store_path: Path
-    level: int
     positions_N: npt.NDArray[np.int64]
-    size: int
-    batch_size: int
+    data: DataConfig
+    """Settings of ichfast's loader: among them level, size and batch size."""
+
     window: Window
     normalization: Normalization
     augment: AugmentConfig
@@ -57,6 +58,22 @@ class LoaderTask:
 
     shuffle: bool = True
     """False gives the slices in order, with the last, short batch."""
+
+    @property
+    def level(self) -> int:
+        """Level of the store that is read."""
+        assert isinstance(self.data.level, int)
+        return self.data.level
+
+    @property
+    def size(self) -> int:
+        """Side of the model's input, pixels."""
+        return self.data.size
+
+    @property
+    def batch_size(self) -> int:
+        """Slices in a batch."""
+        return self.data.batch_size
 
     @property
     def sampler(self) -> Sampler:

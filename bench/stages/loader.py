@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import fn, pipeline_def, types  # noqa: TID251 - the limit
 
+from bench.harness.loading import open_loader
 from bench.harness.measure import Contender, Meter, Record
 from bench.harness.workload import Workload, common_slices
 from bench.peers import PEERS, peers_of, reason_to_skip
@@ -31,11 +32,10 @@ from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import draw
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.graph import pipeline_options
-from ichfast.loading.loader import DaliLoader, make_loader
+from ichfast.loading.loader import DaliLoader
 from ichfast.recipes.reference import exp_30
 from ichfast.store.levels import halve_into
 from ichfast.store.store import Store
-from ichfast.system.ranks import Ranks
 from ichfast.windows import parse_window
 
 STAGE = "loader"
@@ -83,14 +83,17 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
         workload: Gives size, batch size, device and folders.
     """
     recipe = exp_30()
-    data = replace(recipe.data, level=level, size=workload.size)
+    data = replace(
+        recipe.data,
+        level=level,
+        size=workload.size,
+        batch_size=workload.batch_size,
+    )
     num_slices = min(workload.num_loaded, MAX_PEER_SLICES)
     return LoaderTask(
         store_path=store.path,
-        level=level,
         positions_N=pick_slices(store, num_slices),
-        size=workload.size,
-        batch_size=workload.batch_size,
+        data=data,
         window=parse_window(data.windows[0]),
         normalization=measure_normalization(store, pick_slices(store, 1), data),
         augment=recipe.augment,
@@ -99,32 +102,6 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
         png_dir=workload.scratch_dir / "png",
         npy_dir=workload.scratch_dir / "npy",
         beton_dir=workload.scratch_dir / "beton",
-    )
-
-
-def open_loader(
-    store: Store, task: LoaderTask, *, rank: int = 0, world_size: int = 1
-) -> DaliLoader:
-    """Open the loader of ichfast for a task. Close it after use.
-
-    Args:
-        store: Holds the slices.
-        task: What is loaded.
-        rank: Index of this process.
-        world_size: Number of processes.
-    """
-    config = replace(
-        exp_30().data, size=task.size, level=task.level, batch_size=task.batch_size
-    )
-    return make_loader(
-        store,
-        task.positions_N,
-        config,
-        normalization=task.normalization,
-        augment=task.augment,
-        shuffle=True,
-        ranks=Ranks(rank, world_size),
-        device=task.device,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.harness.loading import open_loader
 from bench.harness.measure import Meter
 from bench.harness.session import (
     run_stage,
@@ -17,7 +18,7 @@ from bench.harness.session import (
 from bench.harness.workload import Workload
 from bench.peers import PEERS, reason_to_skip
 from bench.scaling.quantities import loader_record
-from bench.stages.loader import CopyAlone, gpu_copies, make_task, open_loader
+from bench.stages.loader import CopyAlone, gpu_copies, make_task
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.loading.loader import make_loader
