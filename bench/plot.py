@@ -102,7 +102,15 @@ def _title(record: Record, dates: Mapping[str, str]) -> str:
 
 
 def write_figure(records: Sequence[Record], path: Path) -> None:
-    """Draw records to a PNG file."""
+    """Draw records to a file.
+
+    Args:
+        records: As for `draw`.
+        path: A PNG file; replaced if it exists.
+
+    Raises:
+        BenchError: No record was measured.
+    """
     figure = draw(records)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

@@ -1,6 +1,6 @@
 """Peak memory of a command: of its first process, and of the largest other process.
 
-The command runs in a session of its own. The peak memory of each process in the session
+The command runs in a new session. The peak memory of each process in the session
 is read every `POLL_S` until the command ends. A peak in the last moment may be missed.
 
 Source:

@@ -16,7 +16,12 @@ RESULTS_DIR = Path(__file__).parents[1] / "results"
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Append records to a results file, one JSON object in each line."""
+    """Append records to a results file, one JSON object in each line.
+
+    Args:
+        path: The file; created with its folder if missing.
+        records: What is appended.
+    """
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

@@ -156,7 +156,14 @@ def make_node(
 def find_record(
     records: Sequence[Record], stage: str, case: str, name: str
 ) -> Record | None:
-    """Find the last measured record with a key, or None."""
+    """Find the last measured record of a thing, or None.
+
+    Args:
+        records: Newest last.
+        stage: One of `bench.stages.STAGES`.
+        case: What is compared within the stage.
+        name: What has the rate.
+    """
     key = (stage, case, name)
     found = [record for record in records if record.key == key and record.estimate]
     return found[-1] if found else None

@@ -17,6 +17,7 @@ import torch
 
 from bench.harness.measure import Contender, Meter, Record
 from bench.harness.steps import (
+    ResidentBatches,
     load_resident,
     make_recipe,
     make_run_loader,
@@ -24,7 +25,9 @@ from bench.harness.steps import (
 )
 from bench.harness.workload import Workload
 from ichfast.loading.splits import split_slices
+from ichfast.recipes.recipe import Recipe
 from ichfast.runs.run import train_run
+from ichfast.store.store import Store
 from ichfast.training.inference import predict_logits
 
 STAGE = "end_to_end"
@@ -43,26 +46,15 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     num_train = workload.num_steps * workload.train_batch_size
     with workload.open_store() as store:
         path = store.path
-        split = split_slices(store, recipe.folds, limit=num_train)
-        with make_run_loader(
-            store, split.train_N, recipe, device, to_train=True
-        ) as loader:
-            training = load_resident(loader)
-        with make_run_loader(
-            store, split.valid_N, recipe, device, to_train=False
-        ) as loader:
-            validation = load_resident(loader)
+        training, validation = _load_batches(store, recipe, num_train, device)
     num_slices = training.num_slices + validation.num_slices
     trainer = make_trainer(recipe, len(training), device)
 
     def run() -> int:
         with contextlib.redirect_stderr(io.StringIO()):  # hides its progress
+            run_dir = workload.scratch_dir / "run"
             train_run(
-                path,
-                one_epoch,
-                workload.scratch_dir / "run",
-                device=torch.device(device),
-                limit=num_train,
+                path, one_epoch, run_dir, device=torch.device(device), limit=num_train
             )
         return num_slices
 
@@ -71,27 +63,40 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
         predict_logits(trainer.stepper.averaged_model, validation, trainer.stepper.amp)
         return num_slices
 
+    settings = {
+        "recipe": recipe.name,
+        "arch": arch,
+        "size": workload.size,
+        "batch_size": workload.train_batch_size,
+        "train_slices": training.num_slices,
+        "valid_slices": validation.num_slices,
+        "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
+    }
+    ours = Contender(
+        name="ichfast train",
+        role="ichfast",
+        run=run,
+        before=lambda: workload.scratch("run"),
+    )
     return meter.compare(
-        [
-            Contender(
-                name="ichfast train",
-                role="ichfast",
-                run=run,
-                before=lambda: workload.scratch("run"),
-            ),
-            Contender(name="arithmetic alone", role="limit", run=compute),
-        ],
+        [ours, Contender(name="arithmetic alone", role="limit", run=compute)],
         stage=STAGE,
         case=f"{arch} at {workload.size}",
         unit="slices",
         cache="hot",
-        settings={
-            "recipe": recipe.name,
-            "arch": arch,
-            "size": workload.size,
-            "batch_size": workload.train_batch_size,
-            "train_slices": training.num_slices,
-            "valid_slices": validation.num_slices,
-            "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
-        },
+        settings=settings,
     )
+
+
+def _load_batches(
+    store: Store, recipe: Recipe, num_train: int, device: str
+) -> tuple[ResidentBatches, ResidentBatches]:
+    """Load the batches that the run trains from and validates with."""
+    split = split_slices(store, recipe.folds, limit=num_train)
+    loaded = []
+    for slices_N, to_train in ((split.train_N, True), (split.valid_N, False)):
+        with make_run_loader(
+            store, slices_N, recipe, device, to_train=to_train
+        ) as loader:
+            loaded.append(load_resident(loader))
+    return loaded[0], loaded[1]

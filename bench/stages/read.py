@@ -17,7 +17,7 @@ Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -110,43 +110,28 @@ def _measure_cold(reader: _Reader, meter: Meter) -> list[Record]:
 def _compare_cold(
     reader: _Reader, disk: Disk, fio: Fio | None, meter: Meter
 ) -> list[Record]:
-    def limit(
-        name: str, run: Callable[[], int | Clocked], **settings: object
-    ) -> Contender:
-        return Contender(
-            name=name,
-            role="limit",
-            run=run,
-            before=lambda: drop_cache(reader.files),
-            settings=settings,
-        )
-
     threads = {"direct": disk.is_direct, "threads": disk.num_threads}
-    contenders = [
-        Contender(
-            name="ichfast",
-            role="ichfast",
-            run=reader.read,
-            before=lambda: drop_cache(reader.files),
-        ),
-        limit("random read", disk.read_at_random, **threads),
-        limit(
-            "random read, ring",
-            disk.read_into_ring,
-            ring_slices=reader.ring_slices,
-            **threads,
-        ),
-        limit(
-            "sequential read",
-            disk.read_in_sequence,
-            order="sequential",
-            block_bytes=BLOCK_BYTES,
-        ),
+    ring = {"ring_slices": reader.ring_slices, **threads}
+    in_sequence = {"order": "sequential", "block_bytes": BLOCK_BYTES}
+    runs: list[tuple[str, Callable[[], int | Clocked], Mapping[str, object]]] = [
+        ("ichfast", reader.read, {}),
+        ("random read", disk.read_at_random, threads),
+        ("random read, ring", disk.read_into_ring, ring),
+        ("sequential read", disk.read_in_sequence, in_sequence),
     ]
     if fio is not None:
-        contenders.append(limit("fio", fio.read, clocked_by="fio", **threads))
+        runs.append(("fio", fio.read, {"clocked_by": "fio", **threads}))
     return meter.compare(
-        contenders,
+        [
+            Contender(
+                name=name,
+                role="ichfast" if name == "ichfast" else "limit",
+                run=run,
+                before=lambda: drop_cache(reader.files),
+                settings=settings,
+            )
+            for name, run, settings in runs
+        ],
         stage=STAGE,
         case="cold",
         unit="slices",

@@ -27,6 +27,7 @@ from bench.harness.peak import watch_command
 from bench.harness.ranks import Ranks
 from bench.harness.workload import Workload
 from bench.inputs.copies import SIDE, write_copies
+from bench.peers.task import LoaderTask
 from bench.stages.loader import make_task, pick_slices
 from ichfast.loading.sampler import Sampler
 from ichfast.store.levels import SMALL_LEVEL
@@ -218,12 +219,8 @@ def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
         [cores[(rank * share + k) % len(cores)] for k in range(share)]
         for rank in range(max_ranks)
     ]
-    with workload.open_store() as store:
-        task = make_task(store, min(store.levels), workload)
-        # Every rank needs its whole batches.
-        num_slices = max(workload.num_loaded, max_ranks * workload.batch_size)
-        positions_N = np.resize(pick_slices(store, num_slices), num_slices)
-    with Ranks(replace(task, positions_N=positions_N), own, world_sizes) as ranks:
+    task = _task_of_ranks(workload, max_ranks)
+    with Ranks(task, own, world_sizes) as ranks:
         records = meter.compare(
             [_rank_of(ranks, n, len(cores) // share) for n in reversed(world_sizes)],
             stage=STAGE,
@@ -235,7 +232,7 @@ def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
                 "level": task.level,
                 "size": task.size,
                 "batch_size": task.batch_size,
-                "slices": num_slices // max_ranks,
+                "slices": len(task.positions_N) // max_ranks,
                 "cores": share,
             },
         )
@@ -243,6 +240,15 @@ def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
         _all_ranks(record, meter) for record in records if record.settings["ranks"] > 1
     ]
     return records + together + left_out
+
+
+def _task_of_ranks(workload: Workload, num_ranks: int) -> LoaderTask:
+    """Make a task with enough slices for a whole batch of every rank."""
+    num_slices = max(workload.num_loaded, num_ranks * workload.batch_size)
+    with workload.open_store() as store:
+        task = make_task(store, min(store.levels), workload)
+        positions_N = np.resize(pick_slices(store, num_slices), num_slices)
+    return replace(task, positions_N=positions_N)
 
 
 def _num_devices(device: str) -> float:

@@ -150,7 +150,7 @@ NUCLEI = (
 """Deep grey matter."""
 
 DARK_BAR = (Ellipsoid(0, 6, 2, 30, 4, 9, 0, 18),)
-"""What beam hardening leaves between the petrous bones."""
+"""The dark bar between the petrous bones, from beam hardening."""
 
 CALCIFICATIONS = (
     Ellipsoid(24, 29, 57, 2.6, 4, 5),  # choroid plexus
@@ -167,13 +167,23 @@ def scalp_table(anatomy: Anatomy) -> Field:
 
 
 def bone_table(anatomy: Anatomy, height: float) -> Field:
-    """HU over the depth in the skull: outer or inner table, diploe."""
+    """HU over the depth in the skull: outer or inner table, diploe.
+
+    Args:
+        anatomy: The patient.
+        height: Of the slice, mm.
+    """
     bone_hu = anatomy.bone_hu * (0.75 if height < BASE_TOP_MM else 1.0)
     return make_table((0.0, 1.6, 2.8, 6.0), [bone_hu * p for p in (1, 1, 0.55, 0.5)])
 
 
 def brain_table(anatomy: Anatomy, height: float) -> Field:
-    """HU over the distance to the nearest water: water, grey, white."""
+    """HU over the distance to the nearest water: water, grey, white.
+
+    Args:
+        anatomy: The patient.
+        height: Of the slice, mm.
+    """
     half_mm = 0.1 + 1.1 * anatomy.atrophy
     # A tight sulcus is thinner than a pixel: its water shows only in part.
     filled = min(1.0, 0.35 + 1.2 * anatomy.atrophy)
@@ -196,7 +206,12 @@ class Outlines(NamedTuple):
 
 
 def outlines(anatomy: Anatomy, height: float) -> Outlines:
-    """Compute the outlines of a head at a height in mm."""
+    """Compute the outlines of a head.
+
+    Args:
+        anatomy: The patient.
+        height: Of the slice, mm.
+    """
     cos_A, sin_A = np.cos(ANGLE_A), np.sin(ANGLE_A)
     wide_A = anatomy.half_width * (1.0 + 0.07 * sin_A)  # broader at the back
     head_A = 1.0 / np.sqrt((cos_A / wide_A) ** 2 + (sin_A / anatomy.half_length) ** 2)

@@ -50,7 +50,7 @@ class Ellipsoid(NamedTuple):
     y_radius: float
     half_height: float
     turn: float = 0.0
-    """In the plane, degrees; outwards at the front where positive."""
+    """Rotation in the plane, degrees; positive: outwards at the front."""
     hu: float = 0.0
     texture_hu: float = 0.0
     """Deviation of cells or trabeculae around `hu`."""
@@ -63,11 +63,11 @@ class Grid(NamedTuple):
     columns: int
     spacing_mm: float
     rotation: float
-    """In the plane, rad."""
+    """Rotation of the head in the plane, rad."""
     x_mm: float
-    """To the right of the middle of the slice."""
+    """Distance of the axis to the right of the middle of the slice."""
     y_mm: float
-    """Below the middle of the slice."""
+    """Distance of the axis below the middle of the slice."""
 
 
 class Canvas:
@@ -177,14 +177,30 @@ class Canvas:
     def paint(
         self, hu_HW: Field, shapes: Iterable[Ellipsoid], height: float, **place: Any
     ) -> None:
-        """Paint ellipsoids over `hu_HW`; `place` as in `sections`."""
+        """Paint ellipsoids over a slice.
+
+        Args:
+            hu_HW: HU, shape (H, W). Overwritten.
+            shapes: Painted in their order.
+            height: Of the slice, mm.
+            place: The keyword arguments of `sections`.
+        """
         for shape, box, weight in self.sections(shapes, height, **place):
             part = hu_HW[box]
             fill = shape.hu + np.float32(shape.texture_hu) * self.fine_HW[box]
             part += weight * (fill - part)
 
     def mark(self, shapes: Iterable[Ellipsoid], height: float, **place: Any) -> Field:
-        """1 inside any of the ellipsoids, 0 outside; `place` as in `sections`."""
+        """Mark the inside of ellipsoids.
+
+        Args:
+            shapes: In any order.
+            height: Of the slice, mm.
+            place: The keyword arguments of `sections`, without `soft_mm`.
+
+        Returns:
+            1 inside any of them, 0 outside, shape (H, W).
+        """
         weight_HW = np.zeros_like(self.x_HW)
         for _, box, weight in self.sections(shapes, height, soft_mm=1.5, **place):
             np.maximum(weight_HW[box], weight, out=weight_HW[box])
@@ -193,7 +209,15 @@ class Canvas:
     def box_around(
         self, x: float, y: float, x_radius: float, y_radius: float, turn: float = 0.0
     ) -> Box:
-        """Rows and columns that hold an ellipse, turned by `turn` rad."""
+        """Find the rows and columns that hold an ellipse.
+
+        Args:
+            x: Centre, mm.
+            y: Centre, mm.
+            x_radius: Before the turn, mm.
+            y_radius: Before the turn, mm.
+            turn: In the plane, rad.
+        """
         spacing_mm, rotation = self._grid.spacing_mm, self._grid.rotation
         cos, sin = np.cos(rotation), np.sin(rotation)
         cos2, sin2 = np.cos(turn + rotation) ** 2, np.sin(turn + rotation) ** 2
@@ -210,7 +234,7 @@ class Canvas:
         return spans[0], spans[1]
 
     def _fold_places(self, scale: float) -> npt.NDArray[np.intp]:
-        """Where each pixel lies in a plane of `folds`, which repeats itself."""
+        """Index of each pixel in a plane of `folds`, which is periodic."""
         side = FOLD_SHAPE[1]
         row_mm = self.y_HW * scale + self._fold_offset[0]
         column_mm = self.x_HW * scale + self._fold_offset[1]
@@ -220,7 +244,13 @@ class Canvas:
 
 
 def blend(under_HW: Field, over_HW: Field, weight_HW: Field) -> Field:
-    """Lay `over_HW` on `under_HW` where a weight is 1; overwrites and returns it."""
+    """Mix two fields.
+
+    Args:
+        under_HW: Result where the weight is 0.
+        over_HW: Result where the weight is 1. Overwritten and returned.
+        weight_HW: 0 to 1.
+    """
     over_HW -= under_HW
     over_HW *= weight_HW
     over_HW += under_HW
@@ -228,20 +258,35 @@ def blend(under_HW: Field, over_HW: Field, weight_HW: Field) -> Field:
 
 
 def ramp(depth_HW: Field, width: float) -> Field:
-    """0 outside, 1 inside, linear over `width` across depth 0."""
+    """Turn a depth into a weight: 0 outside, 1 inside.
+
+    Args:
+        depth_HW: Positive inside, any unit.
+        width: Over which the weight rises, centred on depth 0, in the same unit.
+    """
     out_HW = depth_HW * np.float32(1.0 / width)
     out_HW += np.float32(0.5)
     return np.clip(out_HW, 0.0, 1.0, out=out_HW)
 
 
 def make_table(knots_mm: Sequence[float], values: Sequence[float]) -> Field:
-    """Tabulate a piecewise linear function of a depth from 0 on, for `look_up`."""
+    """Tabulate a piecewise linear function of a depth from 0 on, for `look_up`.
+
+    Args:
+        knots_mm: Depths, ascending.
+        values: Values there.
+    """
     depth_mm = np.arange(0.0, knots_mm[-1] + TABLE_STEP_MM, TABLE_STEP_MM)
     return np.interp(depth_mm, knots_mm, values).astype(np.float32)
 
 
 def look_up(table: Field, depth_HW: Field) -> Field:
-    """A table's values at depths in mm; its ends extend."""
+    """Read a table's values; its ends extend.
+
+    Args:
+        table: Of `make_table`.
+        depth_HW: Depths, mm.
+    """
     index_HW = (depth_HW * np.float32(1.0 / TABLE_STEP_MM)).astype(np.intp)
     return table.take(index_HW, mode="clip")
 

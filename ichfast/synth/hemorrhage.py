@@ -44,7 +44,7 @@ class Bleed(NamedTuple):
     y: float = 0.0
     """Centre of an intraparenchymal bleed; `y` is the level of an intraventricular."""
     radius: float = 0.0
-    """In the plane: intraparenchymal only."""
+    """Radius of an intraparenchymal bleed in the plane."""
     angle: float = 0.0
     half_angle: float = 0.0
     thickness: float = 0.0
@@ -116,13 +116,23 @@ def draw_bleed(rng: np.random.Generator, subtype: str) -> Bleed:
 
 
 def reach(bleed: Bleed, height: float) -> float:
-    """Size of a bleed at a height: 1 in its middle, 0 beyond its ends."""
+    """Size of a bleed at a height: 1 in its middle, 0 beyond its ends.
+
+    Args:
+        bleed: Any subtype.
+        height: Of the slice, mm.
+    """
     rest = 1.0 - ((height - bleed.height) / bleed.half_height) ** 2
     return max(rest, 0.0) ** 0.5
 
 
 def midline_shift(bleeds: Sequence[Bleed], height: float) -> float:
-    """How far the bleeds push the deep brain to the right at a height, mm."""
+    """How far bleeds push the deep brain to the right, mm.
+
+    Args:
+        bleeds: All bleeds of the head.
+        height: Of the slice, mm.
+    """
     shift_mm = 0.0
     for bleed in bleeds:
         push_mm = 0.25 * bleed.thickness + 0.3 * max(bleed.radius - 8.0, 0.0)
@@ -132,7 +142,12 @@ def midline_shift(bleeds: Sequence[Bleed], height: float) -> float:
 
 
 def extra_axial_depth(bleed: Bleed, height: float) -> Field:
-    """Thickness of a lens or a crescent over the angle, mm, shape (A,)."""
+    """Thickness of a lens or a crescent over the angle, mm, shape (A,).
+
+    Args:
+        bleed: Epidural or subdural.
+        height: Of the slice, mm.
+    """
     size = reach(bleed, height)
     power = 2 if bleed.subtype == "epidural" else 4
     turn_A = _turn_from(bleed) / max(size, 0.1)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ichfast.synth.canvas import Field, Grid
 
 MIN_HU, MAX_HU = -1024, 3071
-"""What a scanner writes inside its scan circle."""
+"""Range of the HU that a scanner writes inside its scan circle."""
 
 NOISE_SIDE = 1024
 NOISE_PEAK_PER_PIXEL = 0.15
@@ -85,7 +85,12 @@ class Header(NamedTuple):
 
 
 def scan_circle(rows: int, columns: int) -> npt.NDArray[np.bool_]:
-    """Pixels outside the scanner's circle, shape (H, W)."""
+    """Mark the pixels outside the scanner's circle, shape (H, W).
+
+    Args:
+        rows: H.
+        columns: W.
+    """
     row = (np.arange(rows) + 0.5) / rows * 2 - 1
     column = (np.arange(columns) + 0.5) / columns * 2 - 1
     outside: npt.NDArray[np.bool_] = np.hypot(row[:, np.newaxis], column) > 1.0
@@ -93,7 +98,13 @@ def scan_circle(rows: int, columns: int) -> npt.NDArray[np.bool_]:
 
 
 def noise_strength(rows: int, columns: int, noise_hu: float) -> Field:
-    """Standard deviation of the noise, HU, shape (H, W): highest in the middle."""
+    """Standard deviation of the noise, HU, shape (H, W): highest in the middle.
+
+    Args:
+        rows: H.
+        columns: W.
+        noise_hu: Deviation in the middle, HU.
+    """
     row = np.linspace(-1.0, 1.0, rows, dtype=np.float32)[:, np.newaxis]
     column = np.linspace(-1.0, 1.0, columns, dtype=np.float32)
     bulge = np.exp(-3.5 * (row * row + column * column))
@@ -101,7 +112,13 @@ def noise_strength(rows: int, columns: int, noise_hu: float) -> Field:
 
 
 def noise_patch(rng: np.random.Generator, rows: int, columns: int) -> Field:
-    """Noise as a soft reconstruction kernel leaves it, deviation 1, shape (H, W)."""
+    """Noise as a soft reconstruction kernel leaves it, deviation 1, shape (H, W).
+
+    Args:
+        rng: Decides which part of the noise plane is taken.
+        rows: H.
+        columns: W.
+    """
     step = max(512 // max(rows, columns), 1)  # the noise of larger pixels is finer
     row = int(rng.integers(NOISE_SIDE - rows * step + 1))
     column = int(rng.integers(NOISE_SIDE - columns * step + 1))

@@ -41,7 +41,7 @@ def test_the_barest_copy_has_the_pixels_that_prepare_stores(
 ) -> None:
     files = sorted((toy.heads_dir / "dicom").rglob("*.dcm"))
     slices = [next(read_slices(file.read_bytes())) for file in files]
-    # The barest copy knows one intercept only.
+    # The barest copy is right for one intercept only.
     known = [k for k, one in enumerate(slices) if one.rescale_intercept == -1024]
     assert len(known) > len(files) / 2
     with BarestCopiers(2) as copiers:

@@ -353,7 +353,7 @@ def test_the_quirks_of_the_set_are_there(
             "two windows": not isinstance(d.WindowCenter, pydicom.valuerep.DSfloat),
             "implicit": d.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2",
             "tilted": float(d.ImageOrientationPatient[4]) < 0.999,
-            "odd": (d.Rows, d.Columns) != (64, 64),
+            "rare shape": (d.Rows, d.Columns) != (64, 64),
             "wrapped": d.BitsStored == 12 and float(d.RescaleIntercept) > -100,
             "padded": int(d.pixel_array[0, 0]) == -2000,
         }.items()
@@ -365,7 +365,7 @@ def test_the_quirks_of_the_set_are_there(
         ("unsigned", 0.3, 0.7),
         ("implicit", 0.2, 0.6),
         ("tilted", 0.3, 0.8),
-        ("odd", 0.01, 0.1),
+        ("rare shape", 0.01, 0.1),
         ("wrapped", 0.01, 0.1),
         ("padded", 0.2, 0.6),
     ):
