@@ -2,10 +2,10 @@
 
     python bench/compare.py A.jsonl B.jsonl
 
-Two figures differ when their intervals do not overlap: each holds its true median
-with 95 %. Of seconds and MiB, more counts as slower. Files of different hardware are
-compared, with a warning. Status 1 if something of ours became slower; a limit or a
-peer that did is only shown, since it says that the machine did.
+Two figures differ when their intervals do not overlap: each holds its true median with
+95 %. More seconds or MiB count as slower. Files of different hardware are compared,
+with a warning. Status 1 if a figure of ichfast became slower. A slower limit or peer is
+only shown: it means that the machine became slower.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from bench.harness.records import read_records
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of one figure."""
+    """One figure in both files."""
 
     record: Record
-    """The later one."""
+    """The later record."""
 
     before: Estimate
     after: Estimate
@@ -45,7 +45,12 @@ class Change:
 
 
 def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
-    """Compare what both hold; of a thing measured twice, the last counts."""
+    """Compare the figures that both have; of a repeated figure the last counts.
+
+    Args:
+        before: Records of the earlier file.
+        after: Records of the later file.
+    """
     earlier = {record.key: record.estimate for record in before if record.estimate}
     later = {record.key: record for record in after}
     return [
@@ -56,22 +61,27 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
 
 
 def warnings(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
-    """Why the comparison may say little."""
-    said = []
+    """Explain why the comparison may be unfair.
+
+    Args:
+        before: Records of the earlier file.
+        after: Records of the later file.
+    """
+    reasons = []
     for fact in ("processor", "cores", "gpus"):
         old, new = (records[-1].environment.get(fact) for records in (before, after))
         if old != new:
-            said.append(f"not the same machine: {fact} {old} and {new}")
+            reasons.append(f"not the same machine: {fact} {old} and {new}")
     settings = {record.key: record.settings for record in before}
     differing = [r for r in after if settings.get(r.key, r.settings) != r.settings]
     if differing:
         names = ", ".join(sorted({f"{r.stage} {r.name}" for r in differing}))
-        said.append(f"not the same settings: {names}")
-    return said
+        reasons.append(f"not the same settings: {names}")
+    return reasons
 
 
 def format_changes(changes: Sequence[Change]) -> str:
-    """The changes as lines, the slower ones first."""
+    """Format the changes as lines, the slower ones first."""
     order = ("slower", "faster", "same")
     ranked = sorted(changes, key=lambda change: order.index(change.verdict))
     return "\n".join(

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU should run, into a folder that can be carried away.
+# Runs the tests and measurements of a machine with a GPU, and collects their results.
 #
 #     bench/on_gpu.sh [OUT] [ARGUMENT ...]       OUT: gpu-results; arguments: of throughput.py
 #
-#   OUT/tests.txt           the GPU tests: both backends give the same images, slices kept on
-#                           the device give the same batches
+#   OUT/tests.txt           the GPU tests: both backends give the same images, and so do slices
+#                           that are kept on the device
 #   OUT/bench.txt, .json    every stage: four backbones at 224 and 512, limits, peers
-#   OUT/*.jsonl             the records, to be put into bench/results/ of the same commit
+#   OUT/*.jsonl             the records, for bench/results/ of the same commit
 #   OUT/throughput.png
 #
-# Not measured by it: the rate of gathering from a store on the device, and how uploads
+# It does not measure the rate of gathering from a store on the device, nor how uploads
 # overlap with training (`ichfast train --profile` shows that).
 #
-# With a failed test the measurements still run, and the status is 1. PYTHON names the
+# After a failed test the measurements still run, and the status is 1. PYTHON names the
 # interpreter.
 set -euo pipefail
 OUT=$(realpath -m "${1:-gpu-results}")

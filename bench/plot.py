@@ -1,6 +1,6 @@
 """Results as a picture: bars of medians, a panel for each case and unit.
 
-All bars of a panel are of one commit: a number in its title says which.
+All bars of a panel are of one commit, whose number is in the title.
 
 python bench/plot.py RESULTS.jsonl [OUT.png]
 """
@@ -30,10 +30,10 @@ BAR_INCH, PANEL_INCH, WIDTH_INCH = 0.22, 0.62, 10.0
 
 
 def draw(records: Sequence[Record]) -> Figure:
-    """Draw the measured records, of each case those that `newest_of` chooses.
+    """Draw the measured records that `newest_of` chooses.
 
     Raises:
-        BenchError: none was measured.
+        BenchError: No record was measured.
     """
     measured = [each for each in newest_of(records) if each.estimate is not None]
     if not measured:
@@ -44,7 +44,7 @@ def draw(records: Sequence[Record]) -> Figure:
         number = list(dates).index(each.commit) + 1
         panel = (each.stage.replace("_", " "), each.case, each.unit, number)
         panels.setdefault(panel, []).append(each)
-    # Panels with as many bars stand side by side.
+    # Panels with the same number of bars are side by side.
     tallest_first = sorted(panels.items(), key=lambda item: -len(item[1]))
     heights = [
         len(bars) * BAR_INCH + PANEL_INCH for _, bars in tallest_first[::NUM_COLUMNS]
@@ -102,7 +102,15 @@ def _title(record: Record, dates: Mapping[str, str]) -> str:
 
 
 def write_figure(records: Sequence[Record], path: Path) -> None:
-    """Draw records into a PNG file."""
+    """Draw records to a file.
+
+    Args:
+        records: As for `draw`.
+        path: A PNG file; replaced if it exists.
+
+    Raises:
+        BenchError: No record was measured.
+    """
     figure = draw(records)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

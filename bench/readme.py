@@ -2,7 +2,7 @@
 
 python bench/readme.py
 
-Rewrites what stands between the two marks, and bench/results/throughput.png.
+Rewrites the text between the two marks, and bench/results/throughput.png.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FIGURE = "![Medians of ichfast, its limits and its peers](bench/results/throughp
 
 
 def make_block(records: Sequence[Record]) -> str:
-    """The text between the marks: a table for each machine and commit, newest first.
+    """Make the text between the marks: tables by machine and commit, newest first.
 
     Args:
-        records: of `read_newest`.
+        records: Of `read_newest`.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -106,10 +106,14 @@ def _median(record: Record) -> str:
 
 
 def replace_block(text: str, block: str) -> str:
-    """A README with another text between its marks.
+    """Replace the text between the marks of a README.
+
+    Args:
+        text: The README.
+        block: The new text.
 
     Raises:
-        BenchError: it does not hold each mark once, in order.
+        BenchError: A mark is missing, repeated, or in the wrong order.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,10 +1,10 @@
-"""Where the bottleneck lies with 1 to 1,024 GPUs: a model, checked where it can be.
+"""The bottleneck with 1 to 1,024 GPUs: a model, checked where it can be.
 
     python bench/scale.py [--level 256] [--size 224] [--gpu resnext50=RATE]
 
-It takes measured rates out of results files and says of each other figure that it was
-given or assumed. What a GPU trains is never assumed: without ``--gpu`` the table shows
-what the rest can feed. Tables go to stdout, and one JSON line, last.
+It takes measured rates from results files, and marks each other figure as given or
+assumed. The rate of a GPU is never assumed: without ``--gpu`` the table shows the rates
+of the other parts. Tables go to stdout, and one JSON line after them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,13 @@ DPI = 160
 def predict(
     kinds: Sequence[Storage], node: Node, num_gpus: Sequence[int] = NUM_GPUS
 ) -> dict[str, list[tuple[int, str, float]]]:
-    """GPUs, bottleneck and slices a second of the job, for each kind of storage."""
+    """Predict GPUs, bottleneck and slices per second of the job for each storage.
+
+    Args:
+        kinds: The kinds of storage.
+        node: The machines.
+        num_gpus: Numbers of GPUs to predict for.
+    """
     return {
         storage.name: [
             (count, *bottleneck(part_rates(storage, node, count))) for count in num_gpus
@@ -60,9 +66,17 @@ def predict(
 
 
 def check_ranks(records: Sequence[Record], *, level: int, size: int) -> list[str]:
-    """The model's rates of 1, 2 and more ranks beside the measured ones, as lines.
+    """Compare the predicted rates of 1, 2 and more ranks with the measured ones.
 
     Ranks that share cores are predicted to be as fast as the cores are.
+
+    Args:
+        records: Newest last.
+        level: Level of the store that is read.
+        size: Side of the network's input, pixels.
+
+    Returns:
+        A line of text for each number of ranks.
     """
     loader = loader_record(records, level, size)
     measured_ranks = {
@@ -96,7 +110,7 @@ def check_ranks(records: Sequence[Record], *, level: int, size: int) -> list[str
 
 
 def draw(predicted: dict[str, dict[str, list[tuple[int, str, float]]]]) -> Figure:
-    """Slices a second over GPUs: a colour for each network, a line for each storage."""
+    """Draw slices per second over GPUs: networks by colour, storages by line style."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     ax = figure.subplots()
     colors = (MODEL_COLOR, SECOND_COLOR, LIGHT.ink, LIGHT.faint)
@@ -121,7 +135,7 @@ def draw(predicted: dict[str, dict[str, list[tuple[int, str, float]]]]) -> Figur
 
 
 def format_quantities(quantities: dict[str, Quantity]) -> str:
-    """What went in, and where each figure is from."""
+    """Format the inputs of the model, with the source of each."""
     return align(
         ("input", "value", "unit", "source"),
         [
@@ -135,7 +149,7 @@ def format_quantities(quantities: dict[str, Quantity]) -> str:
 def format_prediction(
     predicted: dict[str, dict[str, list[tuple[int, str, float]]]],
 ) -> str:
-    """Rate and bottleneck for each network and number of GPUs."""
+    """Format rate and bottleneck for each network and number of GPUs."""
     return align(
         ("network", "GPUs", *next(iter(predicted.values()))),
         [
@@ -155,10 +169,10 @@ def format_prediction(
 
 
 def parse_gpu_rates(texts: Sequence[str]) -> dict[str, float | None]:
-    """Read ``NETWORK=RATE``; without any, one network whose rate nobody knows.
+    """Read ``NETWORK=RATE`` texts; without any, give one network of unknown rate.
 
     Raises:
-        IchfastError: not of that form, or not above zero.
+        IchfastError: A text has another form, or a rate is not above zero.
     """
     rates: dict[str, float | None] = {}
     for text in texts:
@@ -196,7 +210,7 @@ def _number_options(command: Any) -> Any:
 @click.option(
     "--results",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A results file; without it the newest figures of bench/results/.",
+    help="A results file instead of the newest figures of bench/results/.",
 )
 @click.option("--record", is_flag=True, help="Draw to bench/results/, to be committed.")
 def main(

@@ -2,11 +2,11 @@
 
     python bench/throughput.py [STAGE ...] [--store DIR] [--peers all|none|NAMES]
 
-Without arguments it makes (once) or reuses a synthetic set in a cache folder and
-measures all stages, in under five minutes on two cores. A table goes to stdout,
-and one JSON line, last; progress and warnings go to stderr.
+Without arguments it measures all stages in under five minutes on two cores, on
+synthetic slices that it makes once and keeps in a cache folder. A table goes to stdout,
+and one JSON line after it; progress and warnings go to stderr.
 
-Nothing heavy is imported at the top: worker processes import this file again.
+The imports at the top are light, because worker processes import this file again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # The folder of this file would make `import bench` fail.
+    # Python put the folder of this file here, where `import bench` would fail.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import click
@@ -35,7 +35,7 @@ from ichfast.errors import IchfastError
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
-    help="Measure on this store; prepare goes on using synthetic files.",
+    help="Measure on this store; prepare still uses synthetic files.",
 )
 @click.option("--arch", "archs", multiple=True, help="Backbone; may be repeated.")
 @click.option("--size", type=click.IntRange(min=32), help="Input side, pixels.")
@@ -56,18 +56,18 @@ from ichfast.errors import IchfastError
 @click.option(
     "--record",
     is_flag=True,
-    help="Write to bench/results/, to be committed; `python bench/readme.py` shows it.",
+    help="Write to bench/results/, to be committed, for `python bench/readme.py`.",
 )
 @click.option(
     "--json",
     "json_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write all records there, as one JSON document.",
+    help="Also write all records to this file, as one JSON document.",
 )
 def main(*, stages: Sequence[str], more_stages: Sequence[str], **options: Any) -> None:
-    """Measure every stage of ichfast against its limit and its peers.
+    """Measure stages of ichfast against their limits and their peers.
 
-    Stages: prepare, read, loader, train, end_to_end, scale. All without STAGE.
+    Stages: prepare, read, loader, train, end_to_end, scale. The default is all.
     """
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     try:
@@ -82,16 +82,17 @@ def main(*, stages: Sequence[str], more_stages: Sequence[str], **options: Any) -
 
 
 def _check_stages(names: Sequence[str]) -> tuple[str, ...]:
-    """The chosen stages in their order; all if none is named."""
+    """Put the named stages in order; all stages if none is named."""
     for name in names:
         if name not in STAGES:
             raise IchfastError(
-                f"unknown stage {name!r}; choose of {', '.join(STAGES)}, or all by none"
+                f"unknown stage {name!r}; choose from {', '.join(STAGES)}, or name no "
+                "stage for all of them"
             )
     return tuple(stage for stage in STAGES if stage in names or not names)
 
 
 if __name__ == "__main__":
-    # A terminated run, too, removes what it wrote.
+    # So that a terminated run removes its files too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -1,4 +1,4 @@
-"""Medians of a few turns, and intervals around them that assume nothing."""
+"""Medians of a few turns, with intervals that assume no distribution."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WANTED_COVERAGE = 0.95
-"""Least chance that an interval holds the true median; 6 turns or more reach it."""
+"""Lowest chance that an interval holds the true median; needs 6 turns or more."""
 
 NOISY_SPREAD = 0.25
-"""Width of an interval, as a share of its median, from which on it says little."""
+"""Width of an interval, as a share of its median, above which it is noisy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,15 +25,15 @@ class Estimate:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the interval is too wide to say much."""
+        """Whether the interval is wider than `NOISY_SPREAD` of the median."""
         return self.high - self.low > NOISY_SPREAD * self.median
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The median of some values and an interval that needs no assumption.
+    """Compute the median of some values, and an interval without assumptions.
 
     The interval reaches from the k-th smallest to the k-th largest value, with the
-    largest k that `WANTED_COVERAGE` allows, or 1.
+    largest k that `WANTED_COVERAGE` allows, or k = 1.
 
     Source:
         Order statistics: the number of values below the true median is binomial
@@ -56,7 +56,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Ratios turn by turn: how many times as fast the first is as the second."""
+    """Estimate how many times as fast the first is as the second, turn by turn.
+
+    Args:
+        ours: Rates of the turns, in order.
+        theirs: Rates of the same number of turns.
+    """
     return estimate([a / b for a, b in zip(ours, theirs, strict=True)])
 
 

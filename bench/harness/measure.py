@@ -1,16 +1,16 @@
-"""The only timing code: turns of what is compared, and the record of each.
+"""The only timing code: contenders take turns, and each gets a record.
 
 Promises:
 
-1. Things that are compared take turns (A B A B), so that a machine that slows down
-   slows all of them. What a turn needs beforehand is not timed.
-2. Warm-up turns are not counted. The device is idle before a clock is read, and this
-   process before a turn: what reads ahead does not slow whoever comes next. A program
-   that clocks itself is believed, so that its start does not count.
+1. Contenders take turns (A B A B), so that a machine that slows down slows all of them.
+   The preparation of a turn is not timed.
+2. Warm-up turns do not count. The device is idle before a clock is read, and this
+   process is idle before a turn, so that reading ahead does not slow the next
+   contender. A program may report its own time, so that its start does not count.
 3. A figure is the median of its turns, with the interval that holds the true median
    with the stated coverage (`bench.harness.estimates`).
-4. A ratio is the median of the ratios turn by turn, with an interval of its own.
-5. A figure whose interval is wide says that it is noisy.
+4. A ratio is the median of the ratios turn by turn, with its own interval.
+5. A figure with a wide interval is marked as noisy.
 6. A record holds all that is needed to repeat or doubt it, and no name or path.
 """
 
@@ -33,9 +33,11 @@ from ichfast.system.environment import describe_environment
 ROLES = ("ichfast", "limit", "peer")
 """What is measured: our code, what no code can beat, and what others would use."""
 
-
 IDLE_POLL_S, IDLE_SHARE = 0.01, 0.1
-"""A process that uses less than this share of so many seconds counts as idle."""
+"""A process is idle when it uses less than `IDLE_SHARE` of `IDLE_POLL_S` seconds."""
+
+MAX_IDLE_WAIT_S = 1.0
+"""Longest wait for this process to become idle; it may poll for ever."""
 
 
 class BenchError(IchfastError):
@@ -44,11 +46,11 @@ class BenchError(IchfastError):
 
 @dataclass(frozen=True, slots=True)
 class Clocked:
-    """The work of a turn by a program that clocks itself."""
+    """Work and time of a turn, reported by a program that measures its own time."""
 
     units: int
     seconds: float
-    """More than 0."""
+    """Greater than 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +62,14 @@ class Contender:
     """One of `ROLES`."""
 
     run: Callable[[], int | Clocked]
-    """Does the work of one turn; returns the units that it did, and if it clocked
-    itself the seconds."""
+    """Does the work of one turn; returns the units done, or `Clocked` with its own
+    time."""
 
     before: Callable[[], object] = lambda: None
-    """Called before each turn, not timed."""
+    """Prepares a turn; not timed."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What is particular to it."""
+    """Settings of this contender only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +80,7 @@ class Record:
     """UTC, to the minute, ISO 8601."""
 
     commit: str
-    """Of the checkout; ``+changes`` behind it where files differ from it."""
+    """Commit of the checkout, with ``+changes`` where files differ from it."""
 
     stage: str
     case: str
@@ -87,7 +89,7 @@ class Record:
     name: str
     role: str
     unit: str
-    """Of the values: rates end in ``/s``, costs are ``s``, ``MiB`` or ``%``."""
+    """Unit of the values: rates end in ``/s``, costs are ``s``, ``MiB`` or ``%``."""
 
     device: str
     cache: str
@@ -95,15 +97,15 @@ class Record:
 
     settings: dict[str, Any]
     values: tuple[float, ...] = ()
-    """Of each turn, in order; empty if not measured."""
+    """Value of each turn, in order; empty if not measured."""
 
     estimate: Estimate | None = None
     ratio: Estimate | None = None
-    """Rate of ichfast over the rate of this; None for ichfast itself."""
+    """Rate of ichfast divided by this rate; None for ichfast itself."""
 
     is_noisy: bool = False
     reason: str = ""
-    """Why it is not measured."""
+    """Why it is not measured; empty if it is."""
 
     load_before: float = 0.0
     """Load average of the machine's last minute when the stage began."""
@@ -112,12 +114,12 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What is measured: stage, case and name."""
+        """Stage, case and name: records of the same thing have the same key."""
         return self.stage, self.case, self.name
 
     @property
     def more_is_better(self) -> bool:
-        """Whether a larger value is the better one: of rates, not of costs."""
+        """Whether a larger value is better: true for rates, false for costs."""
         return self.unit.endswith("/s")
 
 
@@ -129,19 +131,19 @@ class Meter:
     """``cpu`` or ``cuda``."""
 
     repeats: int
-    """Turns that count; 6 or more make an interval of 95 %."""
+    """Turns that count; 6 or more give an interval of 95 %."""
 
     warmup: int = 1
-    """Turns that do not."""
+    """Turns before them that do not count."""
 
     clock: Callable[[], float] = time.perf_counter
-    """Gives seconds."""
+    """Returns seconds."""
 
     on_turn: Callable[[str], None] = lambda _: None
-    """Told before each turn what runs."""
+    """Called before each turn with a text that says what runs."""
 
     on_record: Callable[[Record], None] = lambda _: None
-    """Given each record as soon as it is made."""
+    """Called with each record as soon as it is made."""
 
     def compare(
         self,
@@ -157,11 +159,14 @@ class Meter:
 
         Args:
             contenders: ichfast first; the others are compared with it.
-            stage: what they are part of.
-            case: what they have in common within it.
-            unit: what `Contender.run` counts, in the plural.
+            stage: One of `bench.stages.STAGES`.
+            case: What is compared within the stage.
+            unit: What `Contender.run` counts, in the plural.
             cache: ``hot``, ``cold`` or ``none``.
-            settings: what they have in common.
+            settings: Settings of all contenders.
+
+        Returns:
+            A record for each contender, in their order.
         """
         load_before = os.getloadavg()[0]
         try:
@@ -196,16 +201,16 @@ class Meter:
         cache: str,
         settings: Mapping[str, Any],
     ) -> Record:
-        """The record of a figure of ours that is not timed here.
+        """Record a figure of ours that is not timed here.
 
         Args:
-            values: one a turn, in order.
-            stage: what it is part of.
-            case: what is measured within it.
-            name: whose cost it is.
+            values: One value for each turn, in order.
+            stage: One of `bench.stages.STAGES`.
+            case: What is measured within the stage.
+            name: What has this cost or rate.
             unit: ``s``, ``MiB`` or ``%`` if less is better, a rate if more is.
             cache: ``hot``, ``cold`` or ``none``.
-            settings: what it depends on.
+            settings: Settings that the figure depends on.
         """
         return self._record(
             stage=stage,
@@ -222,7 +227,15 @@ class Meter:
     def left_out(
         self, *, stage: str, case: str, name: str, role: str, reason: str
     ) -> Record:
-        """The record of what could not be measured."""
+        """Record what could not be measured, and why.
+
+        Args:
+            stage: One of `bench.stages.STAGES`.
+            case: What would be compared within the stage.
+            name: What is left out.
+            role: One of `ROLES`.
+            reason: Why, for the table.
+        """
         return self._record(
             stage=stage,
             case=case,
@@ -255,8 +268,8 @@ class Meter:
         rates: list[list[float]] = [[] for _ in contenders]
         for turn in range(self.warmup + self.repeats):
             if turn == self.warmup:
-                # Else whoever's turn it is walks over all that every contender has
-                # imported: 0.4 s with all peers, once in many turns.
+                # Otherwise a full collection walks over all imports of all contenders
+                # during some turn: 0.4 s with all peers.
                 gc.collect()
                 gc.freeze()
             for contender, own in zip(contenders, rates, strict=True):
@@ -282,8 +295,8 @@ class Meter:
 
 
 def _wait_until_idle() -> None:
-    """Wait until no thread of this process does anything, one second at most."""
-    for _ in range(int(1.0 / IDLE_POLL_S)):
+    """Wait until no thread of this process does anything, or `MAX_IDLE_WAIT_S`."""
+    for _ in range(int(MAX_IDLE_WAIT_S / IDLE_POLL_S)):
         used_s = time.process_time()
         time.sleep(IDLE_POLL_S)
         if time.process_time() - used_s < IDLE_SHARE * IDLE_POLL_S:
@@ -295,7 +308,7 @@ def _now() -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, and whether the code that ran is that of the commit."""
+    """Name the checkout's commit, and whether the code differs from it."""
     root = Path(__file__).resolve().parents[2]
     commit = _git(root, "rev-parse", "--short=12", "HEAD")
     if not commit:

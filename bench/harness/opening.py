@@ -1,4 +1,4 @@
-"""What opening a store costs a process that has done nothing before.
+"""Time and memory that a fresh process needs to open a store.
 
 python -m bench.harness.opening STORE
 
@@ -17,13 +17,14 @@ from bench.harness.peak import peak_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
+"""Longest wait for the process, seconds."""
 
 
 def measure_opening(store: Path) -> tuple[float, float]:
     """Open a store in a new process; returns seconds and MiB.
 
     Raises:
-        BenchError: it could not be opened, or not in time.
+        BenchError: The store could not be opened, or not in time.
     """
     command = [sys.executable, "-m", "bench.harness.opening", str(store)]
     try:

@@ -1,4 +1,4 @@
-"""Files dropped from the kernel's page cache, or read into it in large pieces."""
+"""Drop files from the kernel's page cache, or read them into it in large pieces."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bench.limits.disk import read_bytes
 
 
 def fill_cache(files: Sequence[Path]) -> None:
-    """Read whole files in sequence, after the page cache has forgotten them.
+    """Drop whole files from the page cache and read them again in sequence.
 
-    They are then in the cache in large pieces. What was read at random lies there in
-    pages of 4 KiB, and takes longer to read again: a slice more than twice as long,
+    They are then in the cache in large pieces. Files that were read at random are there
+    in pages of 4 KiB, which take longer to read again: a slice more than twice as long,
     `ichfast prepare` a tenth longer, ``cp`` no longer (bench/LOG.md, 2026-11).
     """
     drop_cache(files)
@@ -21,7 +21,7 @@ def fill_cache(files: Sequence[Path]) -> None:
 
 
 def drop_cache(files: Sequence[Path]) -> str:
-    """Ask the kernel to forget files; says why if it still knows one."""
+    """Drop files from the page cache; returns why that failed, or an empty text."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:

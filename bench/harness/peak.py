@@ -1,7 +1,7 @@
-"""Peak memory of a command: of its first process, and of the largest of the others.
+"""Peak memory of a command: of its first process, and of the largest other process.
 
-The command runs in a session of its own, whose processes are asked every `POLL_S` for
-their high-water marks until it ends. What one gains in its last moment is not seen.
+The command runs in a new session. The peak memory of each process in the session
+is read every `POLL_S` until the command ends. A peak in the last moment may be missed.
 
 Source:
     proc_pid_status(5), VmHWM: peak resident set size; proc_pid_stat(5), session.
@@ -21,6 +21,8 @@ from pathlib import Path
 from bench.harness.measure import BenchError
 
 POLL_S = 0.02
+"""Time between two readings, seconds."""
+
 KIB_IN_MIB = 1024
 PROC_DIR = Path("/proc")
 
@@ -30,17 +32,21 @@ class Peak:
     """The highest resident set sizes of a command's processes."""
 
     parent_mib: float
-    """Of the process that was started."""
+    """Peak of the process that was started."""
 
     worker_mib: float
-    """Of the largest process that it started; 0 without any."""
+    """Peak of the largest process that it started; 0 without any."""
 
 
 def watch_command(command: Sequence[str], *, timeout_s: float) -> Peak:
     """Run a command to its end and watch the memory of its processes.
 
+    Args:
+        command: Program and arguments.
+        timeout_s: Time after which the command is killed, seconds.
+
     Raises:
-        BenchError: it failed, or did not end in time and was killed.
+        BenchError: The command failed, or did not end in time and was killed.
     """
     process = subprocess.Popen(
         command,
@@ -71,10 +77,10 @@ def watch_command(command: Sequence[str], *, timeout_s: float) -> Peak:
 
 
 def peak_of(pid: int | str) -> float:
-    """Peak resident set size of a process, MiB; 0 if it has ended.
+    """Read the peak resident set size of a process, MiB; 0 if it has ended.
 
     Args:
-        pid: its number, or ``self``.
+        pid: Process id, or ``self``.
     """
     try:
         lines = (PROC_DIR / str(pid) / "status").read_text().splitlines()
@@ -85,11 +91,11 @@ def peak_of(pid: int | str) -> float:
 
 
 def processes_of(session: int) -> list[int]:
-    """The numbers of the processes in a session."""
+    """List the ids of the processes in a session."""
     found = []
     for folder in PROC_DIR.glob("[0-9]*"):
         try:
-            # The name before the last parenthesis may hold anything.
+            # The name of the program, in parentheses, may contain any character.
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue

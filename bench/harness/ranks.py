@@ -1,8 +1,10 @@
-"""Loaders of several ranks on one machine, each in a process on cores of its own.
+"""Loaders of several ranks on one machine, each in a process with its own cores.
 
-1. A rank has its loaders open, and waits, between two epochs.
-2. Whatever happens in a rank is raised in the process that asked, and no wait is longer
-   than `TIMEOUT_S`.
+Promises:
+
+1. Between two epochs a rank keeps its loaders open and waits.
+2. An error in a rank is raised in the calling process, and no wait is longer than
+   `TIMEOUT_S`.
 3. `close` ends every process.
 """
 
@@ -20,19 +22,20 @@ from bench.harness.measure import BenchError
 from bench.peers.task import LoaderTask
 
 TIMEOUT_S = 120.0
+"""Longest wait for a rank to start or to load an epoch, seconds."""
 
 
 class Ranks:
-    """Processes that load as the ranks of worlds of any size. Close it after use.
+    """Processes that load as the ranks of worlds of several sizes. Close it after use.
 
     Args:
-        task: what the ranks of the largest world share. In a smaller one each has as
-            many slices.
-        cores: those of each rank of the largest world.
-        world_sizes: those that `run_epoch` is asked for.
+        task: The work that the ranks of the largest world share. A rank has the same
+            number of slices in every world.
+        cores: The cores of each rank of the largest world.
+        world_sizes: The sizes that `run_epoch` takes.
 
     Raises:
-        BenchError: a rank could not start.
+        BenchError: A rank could not start.
     """
 
     def __init__(
@@ -61,10 +64,10 @@ class Ranks:
             raise
 
     def run_epoch(self, world_size: int) -> int:
-        """Let each rank of a world load its next epoch; returns the slices of all.
+        """Let each rank of a world load its next epoch; returns the number of slices.
 
         Raises:
-            BenchError: a rank failed, or took longer than `TIMEOUT_S`.
+            BenchError: A rank failed, or took longer than `TIMEOUT_S`.
         """
         for rank, connection in enumerate(self._connections[:world_size]):
             try:
@@ -98,14 +101,14 @@ class Ranks:
         total = 0
         for rank, connection in enumerate(self._connections[:num_ranks]):
             if not connection.poll(TIMEOUT_S):
-                raise BenchError(f"rank {rank} gave no answer in {TIMEOUT_S:g} s")
+                raise BenchError(f"rank {rank} did not respond in {TIMEOUT_S:g} s")
             try:
-                answer = connection.recv()
+                received = connection.recv()
             except EOFError as error:
                 raise BenchError(f"rank {rank} died") from error
-            if isinstance(answer, str):
-                raise BenchError(f"rank {rank} failed: {answer}")
-            total += answer
+            if isinstance(received, str):
+                raise BenchError(f"rank {rank} failed: {received}")
+            total += received
         return total
 
 
@@ -117,20 +120,22 @@ def _run_rank(
     cores: tuple[int, ...],
     world_sizes: tuple[int, ...],
 ) -> None:
-    """Load an epoch of each world that is asked for, until the pipe closes."""
-    import torch
-
-    from bench.stages.loader import open_loader
+    """Load an epoch for each world size that is received, until the pipe closes."""
     from ichfast.errors import IchfastError
     from ichfast.store.store import Store
 
     os.sched_setaffinity(0, cores)
-    if task.device != "cpu":
-        torch.cuda.set_device(rank)
     share = len(task.positions_N) // num_ranks
     try:
         with ExitStack() as stack:
             store = stack.enter_context(Store(task.store_path))
+            # These take seconds to import: a missing store is reported before them.
+            import torch
+
+            from bench.harness.loading import open_loader
+
+            if task.device != "cpu":
+                torch.cuda.set_device(rank)
             loaders = {}
             for world_size in (size for size in world_sizes if size > rank):
                 own = replace(task, positions_N=task.positions_N[: world_size * share])
@@ -142,6 +147,6 @@ def _run_rank(
                 loader = loaders[connection.recv()]
                 connection.send(sum(len(batch) for batch in loader))
     except EOFError:
-        pass  # nobody asks any more
+        pass  # the other end of the pipe is closed
     except IchfastError as error:
         connection.send(str(error))

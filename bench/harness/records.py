@@ -1,4 +1,4 @@
-"""Results files: records, one JSON object a line."""
+"""Results files: one record in each line, as a JSON object."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from bench.harness.estimates import Estimate
 from bench.harness.measure import BenchError, Record
 
 RESULTS_DIR = Path(__file__).parents[1] / "results"
-"""Files that are committed."""
+"""Folder of the results files that are committed."""
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Append records to a results file, one JSON object a line."""
+    """Append records to a results file, one JSON object in each line.
+
+    Args:
+        path: The file; created with its folder if missing.
+        records: What is appended.
+    """
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -27,7 +32,7 @@ def read_records(path: Path) -> list[Record]:
     """Read a results file.
 
     Raises:
-        BenchError: no such file, or a line that is no record.
+        BenchError: There is no such file, or a line is not a record.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -41,11 +46,11 @@ def read_records(path: Path) -> list[Record]:
             records.append(_from_json(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
             raise BenchError(
-                f"{path}, line {number} is no record of this version; "
+                f"{path}, line {number} is not a record of this version; "
                 "remove the line, or measure again"
             ) from error
     if not records:
-        raise BenchError(f"{path} holds no record; measure again")
+        raise BenchError(f"{path} has no records; measure again")
     return records
 
 
@@ -60,13 +65,10 @@ def _from_json(found: dict[str, Any]) -> Record:
 
 
 def read_newest(folder: Path) -> list[Record]:
-    """The newest records of all results files, as `newest_of` chooses them.
-
-    Args:
-        folder: holds results files, or none.
+    """Read the results files of a folder and choose with `newest_of`.
 
     Raises:
-        BenchError: a line of a file is no record.
+        BenchError: A line of a file is not a record.
     """
     found: list[Record] = []
     for file in sorted(folder.glob("*.jsonl")):
@@ -75,10 +77,10 @@ def read_newest(folder: Path) -> list[Record]:
 
 
 def newest_of(records: Iterable[Record]) -> list[Record]:
-    """Of each case on each kind of hardware the records of one commit, oldest first.
+    """Choose the records of one commit for each case and hardware, oldest first.
 
-    It is the last commit at which ichfast was measured in that case, so what stands
-    side by side was measured side by side. Of a thing measured twice the last counts.
+    It is the last commit at which ichfast was measured in that case, so that figures
+    shown together were measured together. Of two records with one key the last counts.
     """
     by_date = sorted(records, key=lambda record: record.date)
     commit_of = {
@@ -99,7 +101,7 @@ def _place_of(record: Record) -> tuple[str, str, str]:
 
 
 def hardware_of(record: Record) -> str:
-    """What a record was measured on, for people."""
+    """Describe the hardware of a record for people."""
     environment = record.environment
     processor = f"{environment['cores']} cores of {environment['processor']}"
     if record.device == "cpu":

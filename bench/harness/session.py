@@ -1,8 +1,10 @@
 """One benchmark: options to a workload, stages to records, records to files.
 
-1. A record is on the disk as soon as it is made; Ctrl-C and a stage that fails leave
-   those before.
-2. The scratch folder is gone at the end, however it ends.
+Promises:
+
+1. A record is on the disk as soon as it is made; Ctrl-C and a failing stage keep the
+   records before them.
+2. The scratch folder is removed at the end, also after an error.
 3. Without `record`, nothing in the checkout changes.
 """
 
@@ -34,17 +36,17 @@ from ichfast.runs.device import choose_device
 from ichfast.system.files import write_text_atomically
 
 FULL_SIZES = (224, 512)
-"""With ``--full``."""
+"""Sides of the model's input with ``--full``, pixels."""
 
 SHORT_REPEATS, FULL_REPEATS = 6, 11
-"""6 turns make an interval of 95 %, 11 one that leaves out the extremes. A CPU, on
-which a turn of training takes seconds, always has 6."""
+"""Turns: 6 give an interval of 95 %, 11 give one without the extremes. On a CPU, where
+a turn of training takes seconds, there are always 6."""
 
 SHORT_RANKS, FULL_RANKS = (1, 2), (1, 2, 4, 8)
-"""Ranks of the stage scale."""
+"""Numbers of ranks that the stage scale compares."""
 
 LOADED_BATCH = {"cuda": 128, "cpu": 32}
-"""Slices that a loader gives at once, by device."""
+"""Slices in a batch of a loader, by device."""
 
 STAGE_S = {
     "prepare": 75.0,
@@ -54,19 +56,19 @@ STAGE_S = {
     "end_to_end": 15.0,
     "scale": 60.0,
 }
-"""About what a stage takes in its short form on two cores; guesses the time left."""
+"""Approximate seconds of each stage in its short form on two cores, for the ETA."""
 
 SHORT_MEMORY_FILES, FULL_MEMORY_FILES = (1_000, 10_000), (1_000, 100_000)
-"""Tiny files whose preparation is watched."""
+"""Numbers of tiny files for the memory of prepare."""
 
 SIZED_STAGES = ("loader", "train", "end_to_end")
-"""Stages that the size of the model's input matters to."""
+"""Stages that depend on the size of the model's input."""
 
-MOST_PROCESSES = {False: 2, True: 16}
-"""So many units of work are made for prepare at most, in short and in full."""
+MAX_SHORT_UNITS, MAX_FULL_UNITS = 2, 16
+"""Upper limit of the units of work for prepare; more cores than that are not used."""
 
 SCRATCH_SHARE = 4
-"""What prepare, its limits and its peers write, over the bytes of the files."""
+"""Bytes that prepare, its limits and its peers write, divided by those of the files."""
 
 
 def run_session(  # noqa: PLR0913 - the options of the command
@@ -82,16 +84,30 @@ def run_session(  # noqa: PLR0913 - the options of the command
     record: bool,
     json_path: Path | None,
 ) -> dict[str, Any]:
-    """Measure what the options say, and print the table.
+    """Measure stages and print the table. The options are those of the command.
+
+    Args:
+        stages: Those of `bench.stages.STAGES` to measure, in order.
+        store: A store to measure on; None for synthetic slices.
+        archs: Backbones; empty for the default.
+        size: Side of the model's input, pixels; None for the default.
+        batch_size: Slices in a batch; None for the default of the device.
+        device: ``auto``, ``cuda`` or ``cpu``.
+        peers: ``all``, ``none``, or names with commas between them.
+        full: All backbones and sizes, more ranks and turns.
+        record: Write to `bench.harness.records.RESULTS_DIR`.
+        json_path: File for all records as one JSON document, or None.
 
     Returns:
         Medians and ratios by stage, what was left out, and where the records are.
 
     Raises:
-        IchfastError: an option that cannot be followed, or a stage that failed.
+        IchfastError: An option is not possible here, or a stage failed.
     """
     if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise BenchError(f"{json_path.parent} is no folder; make it, or name another")
+        raise BenchError(
+            f"{json_path.parent} is not a folder; create it, or name another"
+        )
     workload = make_workload(
         store=store,
         archs=archs or (tuple(ARCHS) if full else ("efficientnet-b0",)),
@@ -103,7 +119,7 @@ def run_session(  # noqa: PLR0913 - the options of the command
     )
     on_cpu = workload.device == "cpu"
     if on_cpu:
-        _say("device: cpu; nothing on a GPU is measured")
+        _log("device: cpu; nothing on a GPU is measured")
     workloads = [
         replace(
             workload,
@@ -119,24 +135,29 @@ def run_session(  # noqa: PLR0913 - the options of the command
         on_turn=_show_turn,
         on_record=results.append,
     )
-    started_s = time.monotonic()
     try:
-        for number, stage in enumerate(stages):
-            left_s = guess_time_left(
-                stages, number, workloads, time.monotonic() - started_s
-            )
-            _say(
-                f"[{number + 1} of {len(stages)}] {stage}, "
-                f"about {math.ceil(left_s / 60)} min left"
-            )
-            run_stage(stage, workloads, meter)
+        _run_stages(stages, workloads, meter)
     except KeyboardInterrupt:
-        _say(f"interrupted; {len(results.records)} records are in {results.path}")
+        _log(f"interrupted; {len(results.records)} records are in {results.path}")
         raise
     finally:
         shutil.rmtree(workload.scratch_dir, ignore_errors=True)
     assert results.path is not None
     return _report(results.records, results.path, json_path)
+
+
+def _run_stages(
+    stages: Sequence[str], workloads: Sequence[Workload], meter: Meter
+) -> None:
+    started_s = time.monotonic()
+    for number, stage in enumerate(stages):
+        elapsed_s = time.monotonic() - started_s
+        left_s = guess_time_left(stages, number, workloads, elapsed_s)
+        _log(
+            f"[{number + 1} of {len(stages)}] {stage}, "
+            f"about {math.ceil(left_s / 60)} min left"
+        )
+        run_stage(stage, workloads, meter)
 
 
 class _Results:
@@ -145,11 +166,11 @@ class _Results:
     def __init__(self, folder: Path) -> None:
         self.records: list[Record] = []
         self.path: Path | None = None
-        """Named after the first record; None before it."""
+        """None before the first record, which gives it its name."""
         self._folder = folder
 
     def append(self, record: Record) -> None:
-        """Write a record to the end."""
+        """Append a record to the file."""
         self.path = self.path or self._folder / _results_name(record)
         write_records(self.path, [record])
         self.records.append(record)
@@ -161,13 +182,13 @@ def guess_time_left(
     workloads: Sequence[Workload],
     elapsed_s: float,
 ) -> float:
-    """Seconds until the end, from `STAGE_S` and how fast the machine was so far.
+    """Guess the seconds until the end from `STAGE_S` and the pace so far.
 
     Args:
-        stages: all that run.
-        number: of the one that begins, from 0.
-        workloads: one for each size.
-        elapsed_s: since the first stage began.
+        stages: All stages that run.
+        number: Index of the stage that begins.
+        workloads: One for each size.
+        elapsed_s: Seconds since the first stage began.
     """
     costs = [_guess_cost(stage, workloads) for stage in stages]
     done = sum(costs[:number])
@@ -177,7 +198,8 @@ def guess_time_left(
 
 def _guess_cost(stage: str, workloads: Sequence[Workload]) -> float:
     cost = STAGE_S[stage] * (len(workloads) if stage in SIZED_STAGES else 1)
-    # The other networks take three times as long as the first; so does 512.
+    # The other networks take three times as long as the first; 512 takes three times
+    # as long as 224.
     return cost * (3 * len(workloads[0].archs) - 2 if stage == "train" else 1)
 
 
@@ -191,15 +213,25 @@ def make_workload(
     peers: tuple[str, ...],
     full: bool,
 ) -> Workload:
-    """Settle what the options left open.
+    """Make the workload of the options, with defaults for what is None.
+
+    Args:
+        store: A store to measure on; None for synthetic slices.
+        archs: Backbones.
+        size: Side of the model's input, pixels; None for 224.
+        batch_size: Slices in a batch; None for the default of the device.
+        device: ``cuda`` or ``cpu``.
+        peers: Names of `bench.peers.PEERS`.
+        full: More files, ranks and units of work.
 
     Raises:
-        IchfastError: an unknown arch, no store there, or too little disk space.
+        IchfastError: An arch is unknown, the store is missing or too small, or there is
+            too little disk space.
     """
     for arch in archs:
-        ModelConfig(arch=arch)  # refuses unknown ones
+        ModelConfig(arch=arch)  # refuses unknown archs
     cores = len(os.sched_getaffinity(0))
-    num_units = min(cores, MOST_PROCESSES[full])
+    num_units = min(cores, MAX_FULL_UNITS if full else MAX_SHORT_UNITS)
     cache_dir = default_cache_dir()
     size = size or 224
     workload = Workload(
@@ -227,13 +259,25 @@ def make_workload(
 
 
 def train_batch_size(size: int, device: str) -> int:
-    """What `fast` takes; on a CPU half of it, to stay under five minutes."""
+    """Choose the batch size of the recipe `fast`; on a CPU half of it, for speed.
+
+    Args:
+        size: Side of the model's input, pixels.
+        device: ``cuda`` or ``cpu``.
+    """
     fitting = fitting_batch_size(128, made_for=224, size=size, device_type=device)
     return fitting if device != "cpu" else max(2, fitting // 2)
 
 
 def run_stage(stage: str, workloads: Sequence[Workload], meter: Meter) -> list[Record]:
-    """Measure one stage, with each workload if the size of the input matters to it."""
+    """Measure one stage.
+
+    Args:
+        stage: One of `bench.stages.STAGES`.
+        workloads: One for each size; only the first is used for a stage that does not
+            depend on the size of the input.
+        meter: Makes the records.
+    """
     measure = import_module(f"bench.stages.{stage}").measure
     records: list[Record] = []
     for workload in workloads if stage in SIZED_STAGES else workloads[:1]:
@@ -247,15 +291,15 @@ def _report(
     print(format_table(records))
     noisy = [record for record in records if record.is_noisy]
     if noisy:
-        _say(
-            f"Warning: {len(noisy)} of {len(records)} figures are too noisy to say "
-            "much (marked in the table); load average was "
+        _log(
+            f"Warning: {len(noisy)} of {len(records)} figures are noisy (marked in the "
+            "table); load average was "
             f"{max(record.load_before for record in noisy):.1f}; close other programs "
             "and measure again"
         )
     figure = path.with_name("throughput.png")
     write_figure(read_records(path), figure)
-    _say(f"written: {path}\nwritten: {figure}")
+    _log(f"written: {path}\nwritten: {figure}")
     summary = summarize(records) | {"records": str(path), "figure": str(figure)}
     if json_path is not None:
         document = summary | {"all": [asdict(record) for record in records]}
@@ -267,7 +311,7 @@ def _report(
 
 
 def _results_name(record: Record) -> str:
-    """<year-month>_<hardware>_<commit>.jsonl."""
+    """Name a results file ``<year-month>_<hardware>_<commit>.jsonl``."""
     environment = record.environment
     gpus = environment["gpus"] if record.device != "cpu" else []
     hardware = (
@@ -283,5 +327,5 @@ def _show_turn(text: str) -> None:
         print(f"\r\x1b[K  {text}", end="\r", file=sys.stderr, flush=True)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """The trainer's own loop, driven a few steps at a time.
 
-What is measured is `Trainer`'s loop with everything it does in a step, fed once by
-the loader and once by batches that lie ready on the device.
+`Trainer`'s loop is measured with everything it does in a step. It gets its batches
+either from the loader or from a list of batches that are already on the device.
 
 Shape letters: N slices, B slices of a batch.
 """
@@ -29,11 +29,11 @@ from ichfast.training.step import Stepper
 from ichfast.training.trainer import Trainer
 
 MANY_EPOCHS = 10_000
-"""More than a benchmark takes; the schedule needs an end."""
+"""Epochs of the schedule, which needs an end: more than a benchmark trains."""
 
 
 class ResidentBatches:
-    """A `loading.batch.Loader` of batches that were loaded before."""
+    """A `loading.batch.Loader` of batches that are loaded already."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = list(batches)
@@ -47,19 +47,19 @@ class ResidentBatches:
         return sum(len(batch) for batch in self.batches)
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
-        """The same batches in each epoch."""
+        """Give the same batches in each epoch."""
         del epoch
         yield from self.batches[first_batch:]
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 class SteppedTrainer(Trainer):
-    """A trainer that takes the steps of one epoch whenever it is told."""
+    """A trainer that trains one epoch at a time, on request."""
 
     wait_share = 0.0
-    """Of the time of the last epoch, what was waiting for a batch."""
+    """Share of the last epoch that was spent waiting for a batch."""
 
     def begin(self, num_batches: int) -> None:
         """Make the optimizer and the schedule of the first phase."""
@@ -67,14 +67,21 @@ class SteppedTrainer(Trainer):
         self.stepper.start_phase(phase, phase.epochs * num_batches)
 
     def run_epoch(self, loader: Loader) -> int:
-        """Train on all that a loader gives; returns the slices."""
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress, beside ours
+        """Train on an epoch of a loader; returns the number of slices."""
+        with contextlib.redirect_stderr(io.StringIO()):  # hides its progress
             self.wait_share = self.train_epoch(loader, 0)["wait_share"]
         return loader.num_slices
 
 
 def make_recipe(arch: str, size: int, batch_size: int, device: str) -> Recipe:
-    """`fast`, for so many slices of any patients in a batch."""
+    """Resolve the recipe `fast` for a benchmark: no weights, any patients together.
+
+    Args:
+        arch: The backbone.
+        size: Side of the model's input, pixels.
+        batch_size: Slices in a batch.
+        device: ``cuda`` or ``cpu``.
+    """
     return resolve_recipe(
         "fast",
         arch=arch,
@@ -90,7 +97,13 @@ def make_recipe(arch: str, size: int, batch_size: int, device: str) -> Recipe:
 
 
 def make_trainer(recipe: Recipe, num_batches: int, device: str) -> SteppedTrainer:
-    """A trainer of a recipe's model, ready to step."""
+    """Make a trainer of a recipe's model, ready to step.
+
+    Args:
+        recipe: Of `make_recipe`.
+        num_batches: Steps in an epoch.
+        device: ``cuda`` or ``cpu``.
+    """
     torch_device = torch.device(device)
     trainer = SteppedTrainer(
         Stepper(
@@ -113,7 +126,15 @@ def make_run_loader(
     *,
     to_train: bool,
 ) -> DaliLoader:
-    """The loader that a run of the recipe would train from, or validate with."""
+    """Make the loader that a run of the recipe would use.
+
+    Args:
+        store: Holds the slices.
+        slices_N: Store positions of the slices.
+        recipe: Of `make_recipe`.
+        device: ``cuda`` or ``cpu``.
+        to_train: Shuffle and augment; False to validate.
+    """
     return make_loader(
         store,
         slices_N,

@@ -12,14 +12,20 @@ HEADER = ("stage", "case", "what", "median", "MB/s", "95 %", "ichfast is", "")
 
 
 def format_table(records: Sequence[Record]) -> str:
-    """The records as lines: each stage, its limit and its peers."""
+    """Format records as a table: each stage, its limits and its peers."""
     return align(HEADER, [_row(record) for record in records], right=(3, 4, 5, 6))
 
 
 def align(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]
 ) -> str:
-    """Lines of columns as wide as their widest cell; those in `right` end together."""
+    """Format a table with columns as wide as their widest cell.
+
+    Args:
+        header: Texts of the first line.
+        rows: Texts of the other lines.
+        right: Numbers of the columns that are aligned to the right.
+    """
     cells = [header, *rows]
     widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
     lines = [
@@ -43,7 +49,7 @@ def _row(record: Record) -> tuple[str, ...]:
     if record.is_noisy:
         notes.append("noisy")
     if record.estimate.coverage < WANTED_COVERAGE:
-        notes.append(f"{len(record.values)} turns, fewer than 95 % takes")
+        notes.append(f"{len(record.values)} turns, too few for 95 %")
     if "aim" in record.settings:
         notes.append(
             f"aim: under {format_number(record.settings['aim'])} {record.unit}"
@@ -68,19 +74,19 @@ def _ratio(record: Record) -> str:
 
 
 def _megabytes(record: Record) -> str:
-    """The rate in 10^6 bytes a second, where what is counted has a size."""
+    """Format the rate in 10^6 bytes per second, where `unit_bytes` is known."""
     if record.estimate is None or "unit_bytes" not in record.settings:
         return ""
     return format_number(record.estimate.median * record.settings["unit_bytes"] / 1e6)
 
 
 def format_number(value: float) -> str:
-    """Three figures, or all before the point."""
+    """Format a number with three figures, or all figures before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def summarize(records: Sequence[Record]) -> dict[str, Any]:
-    """The medians and ratios by stage, case and name, for JSON."""
+    """Collect medians and ratios by stage, case and name, for JSON."""
     stages: dict[str, Any] = {}
     for record in records:
         if record.estimate is None:

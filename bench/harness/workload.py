@@ -1,14 +1,16 @@
-"""What is measured: the files, the store and the settings that all stages share.
+"""The files, the store and the settings that all stages share.
 
-Without ``--store`` the slices are synthetic heads, made once into a cache folder:
+Without ``--store`` the slices are synthetic heads. They are made once, into a cache
+folder:
 
     <cache>/heads-2048x512/     dicom/ and labels.csv (`ichfast.synth`)
     <cache>/store-2048x512/     the store prepared from them
     <cache>/holes-1000/         1,000 slices without pixels (`bench.inputs.bigstore`)
 
-1. A cached set is complete or not there: it is renamed into place.
-2. Before anything is made, free disk space and memory are compared with what it
-   takes.
+Promises:
+
+1. A cached set is complete or absent: it is renamed into place.
+2. Before anything is made, its needs are compared with the free disk space and memory.
 """
 
 from __future__ import annotations
@@ -36,16 +38,16 @@ from ichfast.system.memory import available_memory
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 4096
-"""More than what a synthetic file has besides its pixels."""
+"""Upper limit of the bytes before the pixels of a synthetic file."""
 
 TABLE_BYTES_A_SLICE = 100
-"""More than what a slice takes in the tables of a store."""
+"""Upper limit of the bytes of a slice in the tables of a store."""
 
 STORE_SHARE = 1.25
-"""Bytes of a store of both levels, over the bytes of its pixels."""
+"""Bytes of a store of both levels, divided by the bytes of its source pixels."""
 
 MAKING_BYTES, MAKING_BYTES_A_PROCESS = 512 * 2**20, 256 * 2**20
-"""More than what making the synthetic set takes of memory (see bench/LOG.md)."""
+"""Upper limit of the memory that making the synthetic set takes (bench/LOG.md)."""
 
 MEMORY_DIR = Path("/dev/shm")
 """A folder in memory, where Linux has one."""
@@ -56,10 +58,10 @@ class Workload:
     """Settings of a whole benchmark."""
 
     cache_dir: Path
-    """Where the synthetic slices are kept."""
+    """Folder that keeps the synthetic slices."""
 
     scratch_dir: Path
-    """Where stages write; emptied at the end."""
+    """Folder that stages write to; removed at the end."""
 
     store: Path | None = None
     """The user's store; None for the synthetic one."""
@@ -68,16 +70,16 @@ class Workload:
     """Synthetic slices."""
 
     file_size: int = 512
-    """Their rows and columns."""
+    """Rows and columns of a synthetic slice."""
 
     size: int = 224
     """Side of the model's input, pixels."""
 
     batch_size: int = 32
-    """Slices that a loader gives at once."""
+    """Slices in a batch of a loader."""
 
     train_batch_size: int = 8
-    """Slices of a training step."""
+    """Slices in a training step."""
 
     archs: tuple[str, ...] = ("efficientnet-b0",)
     device: str = "cpu"
@@ -85,42 +87,43 @@ class Workload:
     """Names of `bench.peers.PEERS`."""
 
     processes: int = 1
-    """Of whatever runs in several: prepare, cp, converters, data loaders."""
+    """Processes of prepare, cp, converters and data loaders."""
 
     num_loaded: int = 512
-    """Slices that a loader gives in a turn."""
+    """Slices that a loader loads in a turn."""
 
     num_steps: int = 2
     """Training steps in a turn."""
 
     ranks: tuple[int, ...] = (1, 2)
-    """Ranks that load side by side on this machine."""
+    """Numbers of ranks that load at the same time on this machine."""
 
     memory_files: tuple[int, ...] = (1_000, 10_000)
-    """Numbers of tiny files between which the memory of prepare should not grow."""
+    """Numbers of tiny files for which the memory of prepare is compared."""
 
     store_slices: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
-    """Sizes of stores between which the cost of a slice should not grow."""
+    """Sizes of stores for which the cost of a slice is compared."""
 
     opened_slices: int = 752_803
-    """Slices of the store that is opened: as many as the competition's."""
+    """Slices of the store that is opened: the number in the competition."""
 
     @property
     def heads_dir(self) -> Path:
-        """The synthetic DICOM files and their labels; made if need be."""
+        """Folder of the synthetic DICOM files and labels; makes them if missing."""
         heads = self.cache_dir / f"heads-{self.num_files}x{self.file_size}"
         if not heads.is_dir():
             self._make_heads(heads)
         return heads
 
     def open_store(self) -> Store:
-        """Open the store that is measured, and make it first if it is ours.
+        """Open the store that is measured; makes the synthetic store if missing.
 
-        Ours is then in the page cache as `ichfast prepare` leaves it, in large pieces.
+        The synthetic store is then in the page cache in large pieces, as
+        `ichfast prepare` leaves it.
 
         Raises:
-            StoreError: no store there.
-            BenchError: too few slices.
+            StoreError: `store` is not a store.
+            BenchError: It has too few slices.
         """
         store = Store(self.store or self._synthetic_store())
         if self.store is None:
@@ -135,7 +138,7 @@ class Workload:
         return store
 
     def store_of_holes(self, num_slices: int) -> Path:
-        """A store of so many slices that have no pixels; made if need be."""
+        """Path of a store of `num_slices` without pixels; makes it if missing."""
         path = self.cache_dir / f"holes-{num_slices}"
         if not path.is_dir():
             check_space(self.cache_dir, num_slices * TABLE_BYTES_A_SLICE)
@@ -148,7 +151,7 @@ class Workload:
         return path
 
     def scratch(self, name: str) -> Path:
-        """An unused path in the scratch folder; what was there is removed."""
+        """Give a path in the scratch folder, after removing what is there."""
         path = self.scratch_dir / name
         shutil.rmtree(path, ignore_errors=True)
         return path
@@ -185,7 +188,7 @@ class Workload:
 
 
 def _can_be_opened(path: Path) -> bool:
-    """Whether a cached store is there, and not of a version before this one."""
+    """Whether a cached store exists and has the format of this version."""
     try:
         Store(path).close()
     except StoreError:
@@ -194,7 +197,7 @@ def _can_be_opened(path: Path) -> bool:
 
 
 def common_slices(store: Store) -> npt.NDArray[np.int64]:
-    """Store positions of the slices of the commonest shape, which peers can batch."""
+    """Give the store positions of the slices of the commonest shape."""
     shape_N2 = store.table[["rows", "columns"]].to_numpy(np.int64)
     counts = Counter(map(tuple, shape_N2.tolist()))
     commonest = np.array(counts.most_common(1)[0][0])
@@ -202,16 +205,20 @@ def common_slices(store: Store) -> npt.NDArray[np.int64]:
 
 
 def default_cache_dir() -> Path:
-    """The folder that XDG names for what can be made again."""
+    """Give the benchmark's folder in XDG's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "ichfast" / "bench"
 
 
 def choose_scratch(cache_dir: Path, num_bytes: int) -> Path:
-    """A folder to write `num_bytes` to: in memory if half of it stays free.
+    """Choose a folder to write to: in memory if half of it stays free.
+
+    Args:
+        cache_dir: Holds the folder if memory does not.
+        num_bytes: How much will be written.
 
     Raises:
-        BenchError: too little space in the cache folder, too.
+        BenchError: The cache folder has too little space too.
     """
     name = f"ichfast-bench-{os.getpid()}"
     if MEMORY_DIR.is_dir():
@@ -223,10 +230,14 @@ def choose_scratch(cache_dir: Path, num_bytes: int) -> Path:
 
 
 def check_space(folder: Path, num_bytes: int) -> None:
-    """Make a folder, and refuse if its disk has less than `num_bytes` left.
+    """Create a folder, and check the free space on its disk.
+
+    Args:
+        folder: Created with its parents.
+        num_bytes: Space that must be free.
 
     Raises:
-        BenchError: too little, or the folder cannot be made.
+        BenchError: There is less space, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,15 +256,15 @@ def check_space(folder: Path, num_bytes: int) -> None:
 
 
 def check_memory(num_bytes: int) -> None:
-    """Refuse if less than `num_bytes` of memory can be had.
+    """Check that `num_bytes` of memory are available.
 
     Raises:
-        BenchError: too little.
+        BenchError: There is less.
     """
     available = available_memory()
     if available < num_bytes:
         raise BenchError(
             f"{available / 2**30:.1f} GiB of memory are free, making the synthetic set "
-            f"takes {num_bytes / 2**30:.1f}; close other programs, or measure on a "
-            "store of yours with --store"
+            f"takes {num_bytes / 2**30:.1f}; close other programs, or measure your own "
+            "store with --store"
         )

@@ -1,1 +1,1 @@
-"""What is measured with: stores, copies, files of every transfer syntax."""
+"""Data to measure with: stores, copies, files in all transfer syntaxes."""

@@ -1,7 +1,7 @@
-"""A store as large as the competition's, without its pixels: what opening it costs.
+"""A store as large as the competition's, without pixels, to measure its opening.
 
-Its tables are full size; its shards are links to two files that are holes. So it
-takes some 60 MB of disk, opens as a real one does, and holds black slices.
+Its tables have full size. Its shards are links to two files that are holes. So it takes
+about 60 MB of disk, opens like a real store, and its slices are black.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SLICES_A_SERIES = 34
 def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
     """Write a finished store of `num_slices` slices of 512x512 to `path`.
 
-    `ichfast.store.verify.verify_store` finds its checksums wrong; nothing else does.
+    Only `ichfast.store.verify.verify_store` notices that its checksums are wrong.
 
     Args:
-        path: does not exist.
+        path: Does not exist yet.
         num_slices: 1 or more.
     """
     (path / "journal").mkdir(parents=True)
@@ -74,7 +74,7 @@ def write_big_store(path: Path, num_slices: int = NUM_SLICES) -> None:
 
 
 def _write_hole(path: Path, shard: Shard, level: int, first: Shard) -> None:
-    """A shard's file: a link to the first shard's where that is as long."""
+    """Write a shard's file, or link it to the first shard's of the same length."""
     file = shard_path(path, shard.name, level)
     if shard is not first and shard.count == first.count:
         file.hardlink_to(shard_path(path, first.name, level))
@@ -92,7 +92,7 @@ def _intake(num_entries: int) -> Intake:
 
 
 def _table(num_slices: int) -> pd.DataFrame:
-    """A table as prepare sorts it, of ids that are hashes."""
+    """Make a table in the order of prepare, with hashes as ids."""
     number_N = np.arange(num_slices)
     series_N = number_N // SLICES_A_SERIES
     rng = np.random.default_rng(1)
@@ -133,6 +133,6 @@ def _table(num_slices: int) -> pd.DataFrame:
 
 
 def _hashes(number_N: np.ndarray, seed: int) -> list[str]:
-    """Distinct texts of 16 hexadecimal digits that no compression shortens."""
+    """Make distinct ids of 16 hexadecimal digits that cannot be compressed."""
     factor = 0x9E3779B97F4A7C15 + 2 * seed
     return [f"{int(k) * factor + seed & 2**64 - 1:016x}" for k in number_N]

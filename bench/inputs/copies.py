@@ -1,4 +1,4 @@
-"""Very many DICOM files that differ in nothing but their ids, made from one.
+"""Very many DICOM files that differ only in their ids, made from one file.
 
 <folder>/00000/ID_000000000.dcm     1,000 files of one series in each folder
 """
@@ -13,21 +13,21 @@ from ichfast.synth.dataset import synthesize
 
 FILES_A_FOLDER = 1000
 SIDE = 64
-"""Rows and columns of a file."""
+"""Rows and columns of a slice."""
 
 BYTES_ON_DISK = 12 * 1024
-"""What a file takes, in blocks of 4 KiB."""
+"""Disk space of a file, in whole blocks of 4 KiB."""
 
 
 def write_copies(folder: Path, num_files: int) -> None:
-    """Write synthetic slices that are all alike.
+    """Write copies of one synthetic slice.
 
     Args:
-        folder: does not exist.
+        folder: Does not exist yet.
         num_files: 1 or more.
 
     Raises:
-        BenchError: too little space on the disk.
+        BenchError: The disk has too little space.
     """
     check_space(folder.parent, num_files * BYTES_ON_DISK)
     content, slice_id, series_uid = _one_file(folder.parent)
@@ -43,7 +43,7 @@ def write_copies(folder: Path, num_files: int) -> None:
 
 
 def _one_file(folder: Path) -> tuple[bytes, str, str]:
-    """A synthetic file, its SOPInstanceUID and its SeriesInstanceUID."""
+    """Make a synthetic file; returns it, its SOPInstanceUID and SeriesInstanceUID."""
     with TemporaryDirectory(dir=folder) as heads:
         synthesize(Path(heads) / "heads", num_slices=1, quirks=False, size=SIDE)
         (file,) = Path(heads).rglob("*.dcm")
@@ -51,5 +51,5 @@ def _one_file(folder: Path) -> tuple[bytes, str, str]:
 
 
 def _numbered(uid: str, number: int) -> str:
-    """An id as long as `uid` that holds a number."""
+    """Make an id of the length of `uid` from a number."""
     return f"ID_{number:0{len(uid) - 3}d}"

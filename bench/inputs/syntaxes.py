@@ -1,4 +1,4 @@
-"""Synthetic files in other transfer syntaxes, to see how fast each is read."""
+"""Synthetic files in other transfer syntaxes, to measure how fast each is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydicom.pixels.encoders.base import get_encoder  # noqa: TID251
 
 
 def _leave(_dataset: Dataset) -> None:
-    """Uncompressed, or deflated as a whole when it is saved."""
+    """Change nothing: the file is uncompressed, or deflated when it is saved."""
 
 
 def _compress(dataset: Dataset, syntax: uid.UID, plugin: str) -> None:
@@ -26,7 +26,7 @@ def _compress(dataset: Dataset, syntax: uid.UID, plugin: str) -> None:
 def _compress_jpeg(dataset: Dataset) -> None:
     from imagecodecs import ljpeg_encode
 
-    # Its samples have no sign; the header gives it back.
+    # The encoder takes unsigned samples; the header restores the sign.
     _set_frame(dataset, ljpeg_encode(dataset.pixel_array.view(np.uint16)))
 
 
@@ -64,19 +64,19 @@ _SYNTAXES: dict[str, tuple[uid.UID, _Compress, str]] = {
     ),
     "HTJ2K": (uid.HTJ2KLossless, _compress_htj2k, "bench"),
 }
-"""Of each syntax: its UID, what compresses a file's frame, the extra that it takes."""
+"""For each syntax: its UID, a function that compresses a frame, the extra it needs."""
 
 
 def encode_in_syntaxes(
     contents: Sequence[bytes],
 ) -> tuple[dict[str, list[bytes]], dict[str, str]]:
-    """Write files again, in each syntax.
+    """Write files again in each syntax.
 
     Args:
-        contents: whole DICOM files, uncompressed, of one frame.
+        contents: Whole DICOM files, uncompressed, of one frame.
 
     Returns:
-        The files by syntax, and of those left out the reason.
+        The files by syntax, and the reasons by syntax of those that are left out.
     """
     encoded: dict[str, list[bytes]] = {}
     left_out: dict[str, str] = {}
@@ -84,13 +84,13 @@ def encode_in_syntaxes(
         try:
             encoded[name] = [_encode(each, syntax, compress) for each in contents]
         except ImportError:
-            left_out[name] = f"nothing here writes it; pip install 'ichfast[{extra}]'"
+            left_out[name] = f"no encoder for it; pip install 'ichfast[{extra}]'"
     return encoded, left_out
 
 
 def _encode(content: bytes, syntax: uid.UID, compress: _Compress) -> bytes:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # RSNA's UIDs are none
+        warnings.simplefilter("ignore")  # RSNA's UIDs are not valid UIDs
         dataset = dcmread(io.BytesIO(content))
         compress(dataset)
         dataset.file_meta.TransferSyntaxUID = syntax

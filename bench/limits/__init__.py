@@ -1,1 +1,1 @@
-"""The limits that figures are held to: copies, disks, barest loops."""
+"""Limits that figures are compared with: bare copies, bare disk reads, fio."""

@@ -1,11 +1,11 @@
-"""The least that copying and checking slices costs, to know how far prepare can come.
+"""The lowest cost of copying and checking slices: a limit for prepare.
 
-A plain loop in each process: read a file's pixels, clip them, sum them up with CRC-32C,
-append them to one file. No header is read and no table written, so it is
-right only for files that end in their pixels, 16 bits, slope 1 and intercept -1024.
-``cp -r`` checks nothing; whatever must, cannot be much faster than this.
+A plain loop in each process: read a file's pixels, clip them, compute their CRC-32C,
+append them to one file. It reads no header and writes no table, so it is right only for
+files that end in their pixels, with 16 bits, slope 1 and intercept -1024. ``cp -r``
+checks nothing; a copy with a check cannot be much faster than this one.
 
-The processes are started before the clock, which they are not charged for.
+The start of the processes is not timed.
 
 Shape letters: P pixels of a slice.
 """
@@ -40,10 +40,10 @@ class BarestCopiers:
         """Copy files, an equal share in each process, and wait for all.
 
         Args:
-            files: each ends in `num_pixels` pixels.
-            out_dir: does not exist; gets one file of each process.
-            num_pixels: of one slice.
-            flush: end with what was written on the disk.
+            files: Each ends in `num_pixels` pixels.
+            out_dir: Does not exist yet; gets one file of each process.
+            num_pixels: Pixels of one slice.
+            flush: Also write to the disk before returning.
 
         Returns:
             The number of files.
@@ -70,10 +70,20 @@ class BarestCopiers:
 def copy_slices(
     files: Sequence[Path], out_path: Path, num_pixels: int, *, flush: bool
 ) -> int:
-    """Append the pixels of files to one; returns the last one's CRC-32C."""
+    """Append the pixels of files to one file.
+
+    Args:
+        files: Each ends in `num_pixels` pixels.
+        out_path: The file that is written.
+        num_pixels: Pixels of one slice.
+        flush: Also write to the disk before returning.
+
+    Returns:
+        The CRC-32C of the last slice.
+    """
     raw_P = np.empty(num_pixels, "<i2")
     stored_P = np.empty_like(raw_P)
-    # As NumPy scalars, and not `np.maximum`: that takes six times as long.
+    # NumPy scalars: `np.maximum` with a Python int takes six times as long.
     limits = np.int16(0), np.int16(32_767)
     crc32c = num_unflushed = 0
     with out_path.open("wb", buffering=0) as out:

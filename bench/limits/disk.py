@@ -1,8 +1,8 @@
-"""What a disk gives to threads that ask it for slices and do nothing else.
+"""Rates of a disk for threads that read slices and do nothing else.
 
-Two yardsticks in the order of the reader: each thread into a buffer of its own, used
-again and again, which stays in the processor's cache (what fio does); and into a ring,
-as whatever holds batches ready must. The first is the disk's limit, the second ours.
+There are two limits, both in the order of the reader. The limit of the disk: each
+thread reads into one buffer again and again, which stays in the processor's cache, as
+in fio. The limit of a reader that holds batches ready: all threads read into a ring.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ichfast.store.shards import NPY_HEADER_BYTES
 from ichfast.system.memory import empty_bytes
 
 BLOCK_BYTES = 4 * 2**20
-"""What the sequential reader asks for at a time."""
+"""Bytes that the sequential reader reads at a time."""
 
 
 class Disk:
     """Reads slices out of shard files, past the page cache where that is possible.
 
     Args:
-        files: shards whose slices have one shape, or that are not read.
-        places: of each slice, in order: the number of its file, its row there.
-        slice_bytes: of one slice.
-        ring_slices: slices that the ring holds.
+        files: Shards. Those that are read have slices of one shape.
+        places: Index of the file and row in it, for each slice in order.
+        slice_bytes: Bytes of one slice.
+        ring_slices: Slices that the ring holds.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Disk:
         self._places = places
         self._slice_bytes = slice_bytes
         self.is_direct = slice_bytes % mmap.PAGESIZE == 0
-        """Whether random reads go past the page cache."""
+        """Whether random reads bypass the page cache."""
         self._descriptors = self._open()
         self.num_threads = num_readers(past_cache=True)
-        self._own = _slots(self.num_threads, slice_bytes)
-        self._ring = _slots(ring_slices, slice_bytes)
+        self._own = _make_buffers(self.num_threads, slice_bytes)
+        self._ring = _make_buffers(ring_slices, slice_bytes)
         self._pool = ThreadPoolExecutor(self.num_threads)
 
     def __enter__(self) -> Disk:
@@ -62,45 +62,50 @@ class Disk:
         direct = os.O_DIRECT if self.is_direct else 0
         try:
             return [os.open(file, os.O_RDONLY | direct) for file in self._files]
-        except OSError:  # a file system without it
+        except OSError:  # the file system has no O_DIRECT
             self.is_direct = False
             return [os.open(file, os.O_RDONLY) for file in self._files]
 
     def read_at_random(self) -> int:
-        """Read every slice, each thread into a buffer of its own."""
+        """Read every slice, each thread into its own buffer; returns the slices."""
         return self._read_into(self._own)
 
     def read_into_ring(self) -> int:
-        """Read every slice, all threads into a ring."""
+        """Read every slice, all threads into the ring; returns the slices."""
         return self._read_into(self._ring)
 
-    def _read_into(self, slots: Sequence[memoryview]) -> int:
+    def _read_into(self, buffers: Sequence[memoryview]) -> int:
         def read_share(thread: int) -> int:
             numbers = range(thread, len(self._places), self.num_threads)
             for number in numbers:
                 shard, row = self._places[number]
                 start = NPY_HEADER_BYTES + row * self._slice_bytes
-                # With as many slots as threads, a thread's slot is always the same.
-                slot = slots[number % len(slots)]
-                os.preadv(self._descriptors[shard], [slot], start)
+                # With one buffer for each thread, a thread always uses the same one.
+                buffer = buffers[number % len(buffers)]
+                os.preadv(self._descriptors[shard], [buffer], start)
             return len(numbers)
 
         return sum(self._pool.map(read_share, range(self.num_threads)))
 
     def read_in_sequence(self) -> int:
-        """Read as many bytes from the shards, front to back."""
+        """Read the same number of bytes from front to back; returns the slices."""
         read_bytes(self._files, len(self._places) * self._slice_bytes)
         return len(self._places)
 
 
-def _slots(count: int, slice_bytes: int) -> list[memoryview]:
-    """Memory as the reader's; each slice begins on a page if it is whole pages."""
+def _make_buffers(count: int, slice_bytes: int) -> list[memoryview]:
+    """Allocate buffers as the reader does: page-aligned if a slice is whole pages."""
     memory = empty_bytes(count * slice_bytes).data
     return [memory[k * slice_bytes :][:slice_bytes] for k in range(count)]
 
 
 def read_bytes(files: Sequence[Path], num_bytes: int) -> None:
-    """Read so many bytes from files, front to back, into one buffer."""
+    """Read files from front to back into one buffer.
+
+    Args:
+        files: Read in order.
+        num_bytes: Where reading stops, or at the end of the files.
+    """
     buffer = memoryview(bytearray(BLOCK_BYTES))
     for file in files:
         with file.open("rb", buffering=0) as stream:

@@ -1,12 +1,12 @@
-"""Random reads by fio, the tool that storage is commonly judged with.
+"""Random reads by fio, the common tool to measure storage.
 
-It reads as the store's reader does: slices at random places of the same shards, past
-the page cache, in as many threads, each waiting for its own read. Which slices, it
-draws itself, the same in every turn.
+It reads like the store's reader: slices at random places of the same shards, past the
+page cache, with the same number of threads, each waiting for its own read. It draws the
+places itself, the same ones in every turn.
 
-1. It clocks itself, so that its start does not count.
+1. It measures its own time, so that its start does not count.
 2. It writes nothing (``--readonly``) and reads as many bytes as the reader does.
-3. It ends: after `RUN_S` by itself, after `PATIENCE_S` it is stopped.
+3. It ends by itself after `RUN_S`, and is killed after `TIMEOUT_S`.
 
 Source:
     https://fio.readthedocs.io/en/latest/fio_doc.html (options, JSON output)
@@ -24,13 +24,13 @@ from bench.harness.measure import BenchError, Clocked
 from ichfast.store.shards import NPY_HEADER_BYTES
 
 RUN_S = 20
-"""Seconds after which fio stops reading, however much it has read."""
+"""Time after which fio stops reading, seconds."""
 
-PATIENCE_S = 60.0
-"""Seconds after which fio counts as hung."""
+TIMEOUT_S = 60.0
+"""Time after which fio counts as hung, seconds."""
 
-MOST_FILES = 128
-"""fio takes 4,096 characters of file names."""
+MAX_FILES = 128
+"""Upper limit of the files that are read: fio takes 4,096 characters of names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,24 +38,24 @@ class Fio:
     """How fio reads slices of a store."""
 
     level_dir: Path
-    """Holds the shards of a level."""
+    """Folder of the shards of a level."""
 
     shards: tuple[str, ...]
-    """Their file names; only the first `MOST_FILES` are read."""
+    """Their file names; only the first `MAX_FILES` are read."""
 
     slice_bytes: int
     num_slices: int
-    """Read in a turn, rounded up to as many for each thread."""
+    """Slices of a turn, rounded up to the same number for each thread."""
 
     threads: int
     is_direct: bool
-    """Whether to read past the page cache; a slice is then whole pages."""
+    """Whether to bypass the page cache; a slice is then whole pages."""
 
     def read(self) -> Clocked:
-        """Read at random.
+        """Read slices at random places.
 
         Raises:
-            BenchError: fio is not there, failed, hung, or printed no figures.
+            BenchError: fio is missing, failed, hung, or printed no figures.
         """
         try:
             done = subprocess.run(
@@ -63,7 +63,7 @@ class Fio:
                 cwd=self.level_dir,
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE_S,
+                timeout=TIMEOUT_S,
                 check=False,
             )
         except OSError as error:
@@ -73,22 +73,22 @@ class Fio:
             ) from error
         except subprocess.TimeoutExpired as error:
             raise BenchError(
-                f"fio did not end in {PATIENCE_S:g} s; is the disk well?"
+                f"fio did not end in {TIMEOUT_S:g} s; check the disk"
             ) from error
         if done.returncode != 0:
-            said = done.stderr.strip() or "nothing said"
+            printed = done.stderr.strip() or "it printed nothing"
             raise BenchError(
-                f"fio failed: {said.splitlines()[0]} (status {done.returncode})"
+                f"fio failed: {printed.splitlines()[0]} (status {done.returncode})"
             )
         return parse_reads(done.stdout, self.slice_bytes)
 
     def command(self) -> list[str]:
-        """The command, to be run in `level_dir`."""
+        """Build the command, to be run in `level_dir`."""
         each = math.ceil(self.num_slices / self.threads)
         return [
             "fio",
             "--name=slices",
-            f"--filename={':'.join(self.shards[:MOST_FILES])}",
+            f"--filename={':'.join(self.shards[:MAX_FILES])}",
             "--readonly",
             "--rw=randread",
             f"--bs={self.slice_bytes}",
@@ -105,24 +105,24 @@ class Fio:
 
 
 def parse_reads(output: str, slice_bytes: int) -> Clocked:
-    """Slices and seconds out of what fio printed, notes before its JSON or not.
+    """Read slices and seconds from the output of fio.
 
     Args:
-        output: of fio with ``--group_reporting --output-format=json``.
-        slice_bytes: of one slice.
+        output: JSON of ``--group_reporting --output-format=json``, perhaps after notes.
+        slice_bytes: Bytes of one slice.
 
     Raises:
-        BenchError: no such figures in it, or nothing was read.
+        BenchError: The figures are missing, or nothing was read.
     """
     try:
         (group,) = json.loads(output[output.find("{") :])["jobs"]
         num_bytes, milliseconds = group["read"]["io_bytes"], group["read"]["runtime"]
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(
-            "fio printed no figures of its reads where its JSON has them; "
-            "bench/limits/fio.py knows version 3"
+            "fio printed no figures of its reads in its JSON; install version 3, which "
+            "bench/limits/fio.py reads"
         ) from error
     if num_bytes < slice_bytes:
         raise BenchError(f"fio read {num_bytes} bytes, less than a slice")
-    # It counts whole milliseconds: a few small slices take none.
+    # fio counts whole milliseconds: a few small slices take 0.
     return Clocked(num_bytes // slice_bytes, max(milliseconds, 1) / 1000)

@@ -1,8 +1,8 @@
-"""The opponents, by name: what people use today for the same work.
+"""The peers, by name: what people use today for the same work.
 
-Each gets the same slices, the same laws of augmentation and the settings that its
-own documentation recommends, and gives the same shape and type. Where a shortcut
-was open to a peer, it was taken.
+Each gets the same slices, the same distributions of augmentations and the settings that
+its documentation recommends. Each gives the same shape and type, and takes every
+shortcut that is open to it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from bench.harness.measure import BenchError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peer:
-    """What a peer is and what it needs."""
+    """The stage and the needs of a peer."""
 
     stage: str
     packages: tuple[str, ...]
     """Modules that must be importable."""
 
     module: str
-    """Where its code is."""
+    """Module of its code."""
 
     install: str = "pip install 'ichfast[bench]'"
-    """What makes them importable."""
+    """How to install them, for messages."""
 
 
 PEERS: dict[str, Peer] = {
@@ -62,7 +62,7 @@ PEERS: dict[str, Peer] = {
         stage="loader",
         packages=("ffcv",),
         module="bench.peers.ffcv_arrays",
-        install="it has no wheel, and bench/README.md says how to build it",
+        install="it has no wheel; bench/README.md shows how to build it",
     ),
 }
 
@@ -71,7 +71,7 @@ def parse_peers(text: str) -> tuple[str, ...]:
     """Read ``all``, ``none`` or names with commas between them.
 
     Raises:
-        BenchError: an unknown name.
+        BenchError: A name is unknown.
     """
     if text in ("all", "none"):
         return tuple(PEERS) if text == "all" else ()
@@ -86,7 +86,7 @@ def parse_peers(text: str) -> tuple[str, ...]:
 
 
 def reason_to_skip(name: str) -> str:
-    """Why a peer cannot be measured here; empty if it can."""
+    """Explain why a peer cannot be measured here; empty if it can."""
     peer = PEERS[name]
     absent = [p for p in peer.packages if importlib.util.find_spec(p) is None]
     if absent:
@@ -95,5 +95,10 @@ def reason_to_skip(name: str) -> str:
 
 
 def peers_of(stage: str, names: tuple[str, ...]) -> list[str]:
-    """Those of some peers that belong to a stage."""
+    """Choose the peers of a stage.
+
+    Args:
+        stage: One of `bench.stages.STAGES`.
+        names: Names of `PEERS` to choose from.
+    """
     return [name for name in names if PEERS[name].stage == stage]

@@ -1,8 +1,8 @@
 """PyTorch DataLoader and albumentations, which computes with OpenCV.
 
-The resample works on the stored uint16, as OpenCV can; the window is applied to
-the small output. Lighting in logit space is torch's, which albumentations has not.
-OpenCV's own threads are off, as both manuals advise for workers.
+OpenCV resamples the stored uint16, and the window is applied to the small output.
+albumentations has no lighting in logit space: torch computes it. OpenCV's own threads
+are off, as both manuals recommend for workers.
 
 Shape letters: H rows, W columns, S side of the output.
 """
@@ -25,7 +25,7 @@ from bench.peers.task import (
     window_values,
 )
 
-# Importing it must not ask a server for a newer version.
+# Otherwise importing albumentations asks a server for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
@@ -35,7 +35,7 @@ def make(task: LoaderTask) -> DataLoaderPeer:
 
 
 class _Transform:
-    """Builds its pipeline where it is first used: in the worker."""
+    """Builds its pipeline at the first call, which is in the worker."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._task = task

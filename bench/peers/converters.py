@@ -1,6 +1,6 @@
-"""Peers of prepare: each DICOM file to a file of its own, in several processes.
+"""Peers of prepare: each DICOM file becomes one file, in several processes.
 
-The processes are started before the clock, which they are not charged for.
+The start of the processes is not timed.
 
 Shape letters: H rows, W columns.
 """
@@ -22,13 +22,22 @@ CHUNK_FILES = 16
 
 
 def save_npy(path: Path, out_dir: Path) -> None:
-    """Pydicom's `pixel_array`, rescaled to HU, as .npy: the plain way."""
+    """Save pydicom's `pixel_array`, rescaled to HU, as .npy: the plain way.
+
+    Args:
+        path: A DICOM file.
+        out_dir: Folder of the new file.
+    """
     dataset = pydicom.dcmread(path)
     np.save(out_dir / f"{path.stem}.npy", _hu_HW(dataset))
 
 
 def save_png(path: Path, out_dir: Path) -> None:
-    """The reference's converter: the file's own window, clamped HU as 8-bit PNG.
+    """Save HU, clamped to the file's own window, as 8-bit PNG, as the reference does.
+
+    Args:
+        path: A DICOM file.
+        out_dir: Folder of the new file.
 
     Source:
         DrHB/Intracranial-Hemorrhage-Detection, src/dicom_to_png.py: the first
@@ -39,7 +48,7 @@ def save_png(path: Path, out_dir: Path) -> None:
     center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
     hu_HW = np.clip(_hu_HW(dataset), center - width // 2, center + width // 2)
     grey_HW = np.clip(hu_HW, 0, 255).astype(np.uint8)
-    # Level 1 is what OpenCV's imwrite has as its default.
+    # Level 1 is the default of OpenCV's imwrite.
     Image.fromarray(grey_HW).save(out_dir / f"{path.stem}.png", compress_level=1)
 
 
@@ -58,7 +67,16 @@ class ConverterPool:
         )
 
     def convert(self, name: str, files: Sequence[Path], out_dir: Path) -> int:
-        """Convert files with the converter of that name; returns their number."""
+        """Convert files.
+
+        Args:
+            name: One of `CONVERTERS`.
+            files: DICOM files.
+            out_dir: Does not exist yet.
+
+        Returns:
+            The number of files.
+        """
         out_dir.mkdir(parents=True)
         chunks = [
             files[first : first + CHUNK_FILES]

@@ -1,13 +1,12 @@
-"""DALI alone: its own .npy reader, one file a slice, and its own random operators.
+"""DALI alone: its .npy reader, one file for each slice, and its random operators.
 
 Resize, crop and flip are one antialiased `fn.resize` of a random region. The rotation
-is a `warp_perspective`, which takes uint16, as `fn.rotate` does not. Only slices that
-drew a change of light pay for it. The same graph runs on a GPU, behind a reader that
-stays on the CPU.
+is a `warp_perspective`, because `fn.rotate` does not take uint16. Lighting is computed
+only for slices that drew a change. The same graph runs on a GPU, with the reader on the
+CPU.
 
-The reader has an order of its own: it begins no epoch anew and resumes nowhere, and
-slices that fill no batch begin the next epoch. So this peer is no
-`loading.batch.Loader`.
+The reader decides the order. It cannot restart or resume an epoch, and slices that do
+not fill a batch begin the next epoch. So this peer is not a `loading.batch.Loader`.
 
 Source:
     NVIDIA DALI 2.4, operators `readers.numpy`, `resize`, `erase` and
@@ -45,12 +44,12 @@ from ichfast.windows import HU_OFFSET
 
 
 def make(task: LoaderTask) -> DaliNumpyPeer:
-    """Build the peer, and its files."""
+    """Build the peer and write its files."""
     return DaliNumpyPeer(task)
 
 
 class DaliNumpyPeer:
-    """A DALI pipeline that reads, draws and computes. Close it after use."""
+    """A DALI pipeline that reads, draws and augments. Close it after use."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._num_batches = len(task.positions_N) // task.batch_size
@@ -64,7 +63,7 @@ class DaliNumpyPeer:
         self._pipeline.build()
 
     def epoch(self, _epoch: int) -> Iterator[Batch]:
-        """The next batches, on the task's device; unlabelled."""
+        """Yield the next batches, without labels, on the task's device."""
         for _ in range(self._num_batches):
             images, names = self._pipeline.run()
             images_BHWC = as_torch(images, on_gpu=self._on_gpu)
@@ -81,12 +80,12 @@ class DaliNumpyPeer:
 
 
 def _position_of(name_C: npt.NDArray[np.uint8]) -> int:
-    """The store position of a slice whose file `_write_missing` named."""
+    """Read the store position from a file name of `_write_missing`."""
     return int(Path(name_C.tobytes().decode()).stem.split("-")[1])
 
 
 def _write_missing(task: LoaderTask) -> list[str]:
-    """The files of the slices, each (H, W, 1) uint16: HU + 1024."""
+    """Write files of (H, W, 1) uint16, HU + 1024, where missing; returns all paths."""
     task.npy_dir.mkdir(parents=True, exist_ok=True)
     files = []
     with Store(task.store_path) as store:
@@ -143,7 +142,7 @@ def _uniform(low: float, high: float, seed: int, **more: Any) -> Any:
 
 
 def _random_region(augment: AugmentConfig) -> tuple[Any, Any]:
-    """Corners of what is shown, relative; swapped columns mirror it."""
+    """Draw relative corners of the visible region; swapped columns mirror it."""
     zoom = _uniform(augment.min_zoom, augment.max_zoom, 7)
     zooms = _coin(augment.affine_probability, 8)
     side = 1.0 - zooms * (1.0 - 1.0 / zoom)
@@ -155,9 +154,9 @@ def _random_region(augment: AugmentConfig) -> tuple[Any, Any]:
 
 
 def _random_rotation(augment: AugmentConfig, size: int) -> Any:
-    """From the output to what is turned about its centre, (3, 3)."""
-    most, middle = math.radians(augment.max_rotation_deg), size / 2.0
-    angle = _coin(augment.affine_probability, 3) * _uniform(-most, most, 4)
+    """Draw a rotation about the centre, (3, 3), from output to input."""
+    max_angle, middle = math.radians(augment.max_rotation_deg), size / 2.0
+    angle = _coin(augment.affine_probability, 3) * _uniform(-max_angle, max_angle, 4)
     cos, sin = dali_math.cos(angle), dali_math.sin(angle)
     matrix = fn.stack(
         *(cos, -sin, middle * (1.0 - cos + sin)),
@@ -179,14 +178,14 @@ def _relight(value: Any, augment: AugmentConfig, darkens: Any, stretches: Any) -
 
 
 def _cut_holes(value: Any, augment: AugmentConfig, size: int) -> Any:
-    """As many holes as there may be; those that were not drawn have no size."""
-    fewest, most = augment.cutout_holes
-    number_M2 = np.repeat(np.arange(most, dtype=np.int32), 2)
-    count = fn.random.uniform(values=list(range(fewest, most + 1)), seed=14)
-    smallest, largest = augment.cutout_side
-    side = fn.random.uniform(values=list(range(smallest, largest + 1)), seed=15)
+    """Cut the maximal number of holes; those that were not drawn have size 0."""
+    min_holes, max_holes = augment.cutout_holes
+    number_M2 = np.repeat(np.arange(max_holes, dtype=np.int32), 2)
+    count = fn.random.uniform(values=list(range(min_holes, max_holes + 1)), seed=14)
+    min_side, max_side = augment.cutout_side
+    side = fn.random.uniform(values=list(range(min_side, max_side + 1)), seed=15)
     side = side * _coin(augment.cutout_probability, 16)
-    corner = _uniform(0.0, float(size), 17, shape=[2 * most]) - side / 2.0
+    corner = _uniform(0.0, float(size), 17, shape=[2 * max_holes]) - side / 2.0
     is_cut = types.Constant(number_M2) < count
     return fn.erase(
         value, anchor=corner, shape=side * is_cut, axis_names="HW", fill_value=0.0

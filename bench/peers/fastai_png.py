@@ -1,8 +1,8 @@
-"""The reference's way: 8-bit PNG, PIL's bicubic resize, one affine resample, CPU.
+"""The reference's loader: 8-bit PNG, PIL's bicubic resize, one affine resample, CPU.
 
-As fastai v1 did it in a DataLoader's workers: rotation, zoom and flip composed to
-one matrix, `grid_sample` with reflection, lighting in logit space, cutout. It is
-let off the second and third of its equal channels.
+It works like fastai v1 in the workers of a DataLoader: rotation, zoom and flip as one
+matrix, `grid_sample` with reflection, lighting in logit space, cutout. It makes one
+channel instead of three equal ones.
 
 Source:
     DrHB/Intracranial-Hemorrhage-Detection, exp-30; fastai v1 `vision.transform`.
@@ -37,7 +37,7 @@ from ichfast.windows import HU_OFFSET
 
 
 def make(task: LoaderTask) -> DataLoaderPeer:
-    """Build the peer, and its PNG files."""
+    """Build the peer and write its PNG files."""
     _write_missing(task)
     return DataLoaderPeer(task, _PngSlices(task))
 
@@ -47,7 +47,7 @@ def _file(task: LoaderTask, position: int) -> Path:
 
 
 def _write_missing(task: LoaderTask) -> None:
-    """The reference's files of the slices: clamped HU as 8 bits, unscaled."""
+    """Write the reference's files where missing: clamped HU as 8 bits, unscaled."""
     task.png_dir.mkdir(parents=True, exist_ok=True)
     low, high = (task.window.center + k * task.window.width / 2 for k in (-1, 1))
     with Store(task.store_path) as store:
@@ -83,7 +83,7 @@ class _PngSlices(Dataset[Sample]):
 
 
 def _theta(augment: AugmentConfig) -> Tensor:
-    """Rotation, zoom around a random point and flip, each by its chance, (2, 3)."""
+    """Draw rotation, zoom around a random point and flip as one matrix, (2, 3)."""
     angle, scale, shift = 0.0, 1.0, (0.0, 0.0)
     if random.random() < augment.affine_probability:
         angle = math.radians(random.uniform(-1.0, 1.0) * augment.max_rotation_deg)

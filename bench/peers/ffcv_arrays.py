@@ -1,11 +1,11 @@
 """FFCV: one file of int16 arrays, its loader, and operations compiled by numba.
 
-`augment.parameters.draw` draws, so these are the very images ichfast gives; a test
-holds it to that. `bench.peers.ffcv_operations` says what FFCV computes and how.
+`augment.parameters.draw` draws, so the images equal those of ichfast; a test checks
+that. `bench.peers.ffcv_operations` holds the operations.
 
-FFCV gives images in memory that it will fill again, so they are copied out of it: a
-`Batch` is its owner's. All is compiled in the first epoch. FFCV gives torch as many
-threads as itself, in the whole process.
+FFCV reuses the memory of its images, so a `Batch` gets a copy. Everything is compiled
+in the first epoch. FFCV sets the threads of torch to its own number, in the whole
+process.
 
 Source:
     FFCV 1.0.2, docs.ffcv.io, "Writing a dataset to FFCV format" (int16 for uint16) and
@@ -46,19 +46,19 @@ from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 
 WRITE_LIMIT_S = 120.0
-"""FFCV's writer would wait for good for a worker of its own that died."""
+"""Limit for FFCV's writer, seconds; it waits for ever if its worker dies."""
 
 END_POLL_S = 0.6
-"""FFCV's thread looks every 0.5 s whether it is to end."""
+"""Wait for FFCV's thread, which checks every 0.5 s whether it should end."""
 
 
 def make(task: LoaderTask) -> FfcvPeer:
-    """Build the peer, and its file."""
+    """Build the peer and write its file."""
     return FfcvPeer(task)
 
 
 class FfcvPeer:
-    """FFCV's loader over a file of its own: a `loading.batch.Loader`, to be closed."""
+    """FFCV's loader and its file, as a `loading.batch.Loader`. Close it after use."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._device = task.device
@@ -89,7 +89,7 @@ class FfcvPeer:
             num_workers=len(os.sched_getaffinity(0)),
             os_cache=True,
             order=self._order,
-            drop_last=False,  # the order is cut already where it has to be
+            drop_last=False,  # the sampler has dropped what it should
             pipelines={"stored": images, "position": [IntDecoder(), ToTensor()]},
         )
 
@@ -103,7 +103,7 @@ class FfcvPeer:
         return self._sampler.num_slices
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on, on the task's device."""
+        """Yield the batches of an epoch from `first_batch` on, on the task's device."""
         self._end()
         self._order.first_batch, self._show.epoch = first_batch, epoch
         self._loader.next_epoch = epoch
@@ -117,12 +117,12 @@ class FfcvPeer:
             )
 
     def close(self) -> None:
-        """End FFCV's thread, and remove the file."""
+        """End FFCV's thread and remove the file."""
         self._end()
         self._folder.cleanup()
 
     def _end(self) -> None:
-        """End an epoch that was left early: its thread waits for room in its queue."""
+        """End an epoch that was left early: its thread waits for room in a queue."""
         if self._running is None:
             return
         self._running.close()
@@ -135,14 +135,14 @@ class FfcvPeer:
 
 
 class _Order(TraversalOrder):  # type: ignore[misc]  # FFCV has no types
-    """The sampler's order of rows, from one batch on."""
+    """The sampler's order of rows, from `first_batch` on."""
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         self.first_batch = 0
 
     def __call__(self, _loader: Any) -> _Order:
-        """Itself: FFCV calls the order that it is given."""
+        """Return this object: FFCV calls the order that it gets."""
         return self
 
     def sample_order(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -151,7 +151,7 @@ class _Order(TraversalOrder):  # type: ignore[misc]  # FFCV has no types
 
 
 class _Slices:
-    """What is written: slices of the store and their positions."""
+    """The dataset that is written: slices of the store and their positions."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._task = task
@@ -199,6 +199,6 @@ def _count_halvings(task: LoaderTask) -> int:
 
 
 def _shape(task: LoaderTask) -> tuple[int, ...]:
-    """Rows and columns of each slice."""
+    """Give rows and columns of the slices."""
     with Store(task.store_path) as store:
         return store.slice_HW(int(task.positions_N[0]), task.level).shape

@@ -1,12 +1,12 @@
-"""What FFCV does to a slice: its own decoder and two operations compiled by numba.
+"""FFCV's work on a slice: its decoder, and two operations compiled by numba.
 
-FFCV's operations take 8-bit images, so these are written as its guide advises: loops
-over the slices of a batch, one for each thread. A value depends on its own pixel alone,
-rounded, so window, lighting and normalisation are one table a slice, as in ichfast.
-numba has no float16 on a CPU, so its bits pass through as uint16, as they do in FFCV's
-`NormalizeImage`.
+FFCV's operations take 8-bit images, so these are written as its guide recommends: loops
+over the slices of a batch, one loop for each thread. A value depends on one rounded
+pixel only, so window, lighting and normalisation are one table for each slice, as in
+ichfast. numba has no float16 on a CPU, so float16 passes through as uint16, as in
+FFCV's `NormalizeImage`.
 
-Sides that are halved must be even, and matrices affine, as all of exp-30's are.
+Sides that are halved must be even, and matrices affine, as in exp-30.
 
 Source:
     FFCV 1.0.2, docs.ffcv.io, "Fast custom image transforms".
@@ -40,24 +40,24 @@ Code = Callable[..., Any]
 
 
 class ParallelDecoder(NDArrayDecoder):  # type: ignore[misc]  # FFCV has no types
-    """FFCV's decoder on all threads; by itself it is compiled for one."""
+    """FFCV's decoder on all threads; FFCV compiles it for one."""
 
     def generate_code(self) -> Code:
-        """FFCV's own code."""
+        """Return FFCV's code, marked as parallel."""
         return _in_parallel(super().generate_code())
 
 
 class Halve(Operation):  # type: ignore[misc]  # FFCV has no types
-    """Means of 2x2 pixels, rounded as `augment.reference.halve` rounds them."""
+    """Halves slices by means of 2x2 pixels, rounded as in `augment.reference.halve`."""
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
-        """Half the rows and columns of the same type."""
+        """Declare half the rows and columns of the same type."""
         shape = tuple(side // 2 for side in previous_state.shape)
         state = replace(previous_state, shape=shape)
         return state, AllocationQuery(shape, state.dtype)
 
     def generate_code(self) -> Code:
-        """A loop over slices, which FFCV compiles."""
+        """Return a loop over slices, which FFCV compiles."""
         my_range = Compiler.get_iterator()
 
         def halve(stored_BHW: Any, halved_BHW: Any) -> Any:
@@ -69,7 +69,7 @@ class Halve(Operation):  # type: ignore[misc]  # FFCV has no types
                         upper = np.int32(upper_W[2 * x]) + np.int32(upper_W[2 * x + 1])
                         lower = np.int32(lower_W[2 * x]) + np.int32(lower_W[2 * x + 1])
                         total = np.int32(upper + lower)
-                        # A quarter of it; ties go to the even number.
+                        # A quarter of the total; ties round to the even number.
                         halved_BHW[b, y, x] = (total + 1 + ((total >> 2) & 1)) >> 2
             return halved_BHW
 
@@ -77,30 +77,30 @@ class Halve(Operation):  # type: ignore[misc]  # FFCV has no types
 
 
 class Show(Operation):  # type: ignore[misc]  # FFCV has no types
-    """Draws for a batch, then resamples, looks values up and cuts holes."""
+    """Draws parameters for a batch, then resamples, looks values up and cuts holes."""
 
     def __init__(self, task: LoaderTask) -> None:
         super().__init__()
         self._task = task
         self.epoch = 0
-        """Which is drawn for."""
+        """The epoch that parameters are drawn for."""
 
         window = task.window
         low = window.center - window.width / 2 + HU_OFFSET
         self._first = math.floor(low)
-        """The stored number that a table begins with."""
+        """The stored number of a table's first entry."""
 
         stored_T = torch.arange(self._first, math.ceil(low + window.width) + 1)
         self._value_T = window_values(stored_T, window)
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
-        """(S, S, 1) float16, by a function that is not compiled itself."""
+        """Declare (S, S, 1) float16, from a function that is not compiled."""
         shape, dtype = (self._task.size, self._task.size, 1), np.dtype(np.float16)
         state = replace(previous_state, jit_mode=False, shape=shape, dtype=dtype)
         return state, AllocationQuery(shape, dtype)
 
     def generate_code(self) -> Code:
-        """A function of a batch, which calls compiled ones."""
+        """Return a function of a batch that calls compiled functions."""
         warp, cut = _compile_warp(), _compile_cut()
         black = normalize(torch.zeros(1), self._task.normalization)
         black_bits = black.numpy().view(np.uint16)[0]
@@ -129,7 +129,7 @@ class Show(Operation):  # type: ignore[misc]  # FFCV has no types
         )
 
     def _tables(self, drawn: Parameters) -> npt.NDArray[np.uint16]:
-        """Bits of a float16 for each stored number of the window, (B, T)."""
+        """Make tables from stored numbers of the window to bits of float16, (B, T)."""
         num_slices = len(drawn.contrast_B)
         lit_B11T = light(self._value_T.repeat(num_slices, 1, 1, 1), drawn)
         value_B11T = normalize(lit_B11T, self._task.normalization)
@@ -137,13 +137,13 @@ class Show(Operation):  # type: ignore[misc]  # FFCV has no types
 
 
 def _in_parallel(code: Any) -> Code:
-    """Mark code for `Compiler.compile`, which then uses all threads."""
+    """Mark code so that `Compiler.compile` uses all threads."""
     code.is_parallel = True
     return code
 
 
 def _compile_warp() -> Code:
-    """Resample bilinearly, air beyond the edges, and look each rounded number up."""
+    """Compile a bilinear resample with air outside, and a look-up of its results."""
     my_range = Compiler.get_iterator()
     pixel = Compiler.compile(_pixel)
 
@@ -156,7 +156,7 @@ def _compile_warp() -> Code:
         for b in my_range(len(stored_BHW)):
             stored_HW, matrix_33, table_T = stored_BHW[b], matrix_B33[b], table_BT[b]
             for row in range(size):
-                # Where the middle of the row's first pixel is read.
+                # Source coordinates of the row's first pixel.
                 middle_y = row + 0.5
                 x0 = matrix_33[0, 0] * 0.5 + matrix_33[0, 1] * middle_y
                 y0 = matrix_33[1, 0] * 0.5 + matrix_33[1, 1] * middle_y
@@ -187,7 +187,7 @@ def _compile_warp() -> Code:
 
 
 def _pixel(stored_HW: Any, row: int, column: int) -> Any:
-    """A pixel, or air where there is none."""
+    """Return a pixel, or air outside the slice."""
     rows, columns = stored_HW.shape
     if 0 <= row < rows and 0 <= column < columns:
         return stored_HW[row, column]
@@ -195,7 +195,7 @@ def _pixel(stored_HW: Any, row: int, column: int) -> Any:
 
 
 def _compile_cut() -> Code:
-    """Fill the holes."""
+    """Compile a loop that fills the holes."""
     my_range = Compiler.get_iterator()
 
     def cut(corner_BM2: Any, side_BM2: Any, black: Any, bits_BSS: Any) -> None:

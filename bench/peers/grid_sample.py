@@ -1,7 +1,7 @@
-"""torch alone, a batch at a time on the device: interpolate, grid_sample, arithmetic.
+"""torch alone, a batch at a time on the device: pooling, grid_sample, arithmetic.
 
-It draws with `augment.parameters.draw`, so it gives the very images ichfast gives, up
-to the rounding of the resamples; a test holds it to that. On a CPU it uses all threads.
+It draws with `augment.parameters.draw`, so its images equal those of ichfast up to the
+rounding of the resamples; a test checks that. On a CPU it uses all threads.
 
 Shape letters: B slices, H rows, W columns, S side of the output, M holes.
 """
@@ -30,7 +30,7 @@ def make(task: LoaderTask) -> GridSamplePeer:
 
 
 class GridSamplePeer:
-    """Reads in this thread, computes on the task's device: a `loading.batch.Loader`."""
+    """A `loading.batch.Loader` that reads in this thread and computes on the device."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._task = task
@@ -48,7 +48,7 @@ class GridSamplePeer:
         return self._sampler.num_slices
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on, on the task's device."""
+        """Yield the batches of an epoch from `first_batch` on, on the task's device."""
         order_N = self._sampler.order(epoch)
         for iteration in range(first_batch, len(self._sampler)):
             picked_B = self._sampler.batch(order_N, iteration)
@@ -59,7 +59,15 @@ class GridSamplePeer:
             )
 
     def images(self, picked_B: npt.NDArray[np.int64], epoch: int) -> Tensor:
-        """The images of some slices of one shape, (B, 1, S, S) float16."""
+        """Make the images of slices of one shape.
+
+        Args:
+            picked_B: Store positions.
+            epoch: Decides what is drawn for a slice.
+
+        Returns:
+            Shape (B, 1, S, S), float16, on the task's device.
+        """
         task = self._task
         stored_BHW = np.stack(
             [self._store.slice_HW(int(k), task.level) for k in picked_B]
@@ -76,7 +84,7 @@ class GridSamplePeer:
             source_shape_B2=shape_B2,
             size=task.size,
         )
-        # Stored numbers fit in int16, which torch computes with; uint16 it does not.
+        # torch computes with int16 but not with uint16; stored numbers fit in both.
         stored_B1HW = torch.from_numpy(stored_BHW.view(np.int16))[:, None]
         stored_B1HW = stored_B1HW.to(task.device, non_blocking=True).float()
         for _ in range(halvings):
@@ -101,7 +109,7 @@ class GridSamplePeer:
 def _theta(
     matrix_B33: npt.NDArray[np.float32], shape: tuple[int, int], size: int
 ) -> Tensor:
-    """The matrices in grid_sample's coordinates: -1 to 1 from edge to edge."""
+    """Convert matrices to grid_sample's coordinates: -1 to 1 from edge to edge."""
     rows, columns = shape
     to_source = np.array([[2 / columns, 0, -1], [0, 2 / rows, -1], [0, 0, 1]])
     from_output = np.array(
@@ -112,7 +120,12 @@ def _theta(
 
 
 def light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
-    """Contrast and brightness in logit space, where there is any."""
+    """Change contrast and brightness in logit space.
+
+    Args:
+        value_B1SS: Values in [0, 1].
+        drawn: Gives contrast and brightness of each slice.
+    """
     if (drawn.contrast_B == 1.0).all() and (drawn.brightness_B == 0.0).all():
         return value_B1SS
     contrast_B111 = torch.from_numpy(drawn.contrast_B)[:, None, None, None]
@@ -123,7 +136,15 @@ def light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
 
 
 def hole_mask(drawn: Parameters, size: int) -> Tensor:
-    """Where holes are, (B, 1, S, S), bool."""
+    """Mark the pixels of holes.
+
+    Args:
+        drawn: Gives the holes of each slice.
+        size: Side of the output, pixels.
+
+    Returns:
+        Shape (B, 1, S, S), bool.
+    """
     mask_B1SS = np.zeros((len(drawn.hole_side_BM2), 1, size, size), dtype=bool)
     for row, hole in np.argwhere(drawn.hole_side_BM2[..., 0] > 0):
         top, left = drawn.hole_corner_BM2[row, hole].astype(int)

@@ -1,15 +1,14 @@
 """PyTorch DataLoader and MONAI's array transforms: a peer.
 
-MONAI's own random transforms have neither a zoom about a random point nor lighting in
-logit space. So `augment.parameters.draw` draws, MONAI resamples and windows, and torch
-does the
-rest: these are the very images ichfast gives, up to the rounding of the resamples, and
-a test holds them to that. Zoom, rotation and flip are one `Affine`, as MONAI's lazy
-resampling would make of them; halving comes before it where ichfast halves.
+MONAI's random transforms have neither a zoom about a random point nor lighting in logit
+space. So `augment.parameters.draw` draws, MONAI resamples and windows, and torch does
+the rest. The images equal those of ichfast up to the rounding of the resamples; a test
+checks that. Zoom, rotation and flip are one `Affine`, as in MONAI's lazy resampling.
+Halving comes before it where ichfast halves.
 
-Metadata is not tracked, as that takes almost half of the time. Nothing is cached: a
-training set does not fit. MONAI advises transforms on the GPU for volumes; for single
-slices these would be many small kernels, so they stay in the workers.
+Metadata is not tracked, which would take almost half of the time. Nothing is cached,
+because a training set does not fit. MONAI recommends transforms on the GPU for volumes;
+for single slices they would be many small kernels, so they stay in the workers.
 
 Source:
     MONAI 1.6, "Lazy Resampling" and `monai.data.set_track_meta`.
@@ -36,7 +35,7 @@ from ichfast.augment.parameters import Parameters, draw
 from ichfast.windows import HU_OFFSET
 
 DRAWN_AT_ONCE = 256
-"""Slices that are drawn for in one call; a call for one would cost a resample."""
+"""Slices in one call of `draw`; a call for one slice costs as much as a resample."""
 
 
 def make(task: LoaderTask) -> DataLoaderPeer:
@@ -45,37 +44,37 @@ def make(task: LoaderTask) -> DataLoaderPeer:
 
 
 class MonaiTransform:
-    """Draws for slices and transforms them, one by one; all have one shape."""
+    """Augments slices of one shape, one by one."""
 
     def __init__(self, task: LoaderTask) -> None:
         self._task = task
         self._drawn: list[Parameters] = []
 
     def __call__(self, stored_HW: npt.NDArray[np.uint16]) -> Tensor:
-        """Draw, and show the slice: (1, S, S), float16."""
+        """Draw parameters and apply them to a slice: (1, S, S), float16."""
         if not self._drawn:
             self._drawn = list(_draw_many(self._task, stored_HW.shape))
         return self.show(stored_HW, self._drawn.pop())
 
     def show(self, stored_HW: npt.NDArray[np.uint16], drawn: Parameters) -> Tensor:
-        """Do to a slice what was drawn for it.
+        """Apply drawn parameters to a slice.
 
         Args:
-            stored_HW: as the store has it.
-            drawn: for one slice of that shape, halved as ichfast halves it.
+            stored_HW: A slice of the store.
+            drawn: Parameters of one slice of that shape, after ichfast's halving.
 
         Returns:
             Shape (1, S, S), float16.
         """
-        # Imported where it is used: in a worker, which keeps no metadata either.
+        # Imported here because the worker needs the import and the setting.
         transforms = import_module("monai.transforms")
         import_module("monai.data").set_track_meta(False)
         task = self._task
-        # Stored numbers fit in int16, which torch computes with; uint16 it does not.
+        # torch computes with int16 but not with uint16; stored numbers fit in both.
         image_1HW = torch.from_numpy(stored_HW.view(np.int16))[None].float()
         halvings = _halvings(stored_HW.shape, task.size)
         for _ in range(halvings):
-            # Bilinear, read where four pixels meet, is their mean (of even sides).
+            # Bilinear interpolation where four pixels meet is their mean (even sides).
             halved = [side // 2 for side in image_1HW.shape[1:]]
             image_1HW = transforms.Resize(halved, mode="bilinear")(image_1HW)
         turn = transforms.Affine(
@@ -95,7 +94,7 @@ class MonaiTransform:
 
 
 def _draw_many(task: LoaderTask, shape: tuple[int, ...]) -> Iterator[Parameters]:
-    """Parameters of slices of one shape, each on its own."""
+    """Draw parameters of many slices of one shape; yields them one by one."""
     shape_2 = np.array(shape) / 2 ** _halvings(shape, task.size)
     drawn = draw(
         task.augment,
@@ -119,7 +118,7 @@ def _halvings(shape: tuple[int, ...], size: int) -> int:
 def _from_centers(
     drawn: Parameters, shape: tuple[int, ...], size: int
 ) -> npt.NDArray[np.float64]:
-    """The matrix in MONAI's coordinates: row before column, from the centers."""
+    """Convert a matrix to MONAI's coordinates: row, then column, from the centers."""
     matrix_33 = drawn.matrix_B33[0][np.ix_((1, 0, 2), (1, 0, 2))].astype(np.float64)
     rows, columns = shape
     to_center = np.array([[1, 0, -rows / 2], [0, 1, -columns / 2], [0, 0, 1]])

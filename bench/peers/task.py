@@ -1,4 +1,4 @@
-"""What a loader peer is asked to do, and the dataset that all but one share.
+"""The task of a loader peer, and the dataset and transforms that peers share.
 
 Shape letters: H rows, W columns, N slices of an epoch, B slices of a batch, S side
 of the output.
@@ -22,45 +22,62 @@ from torch.utils.data import DataLoader, Dataset
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.reference import LOGIT_EPSILON
 from ichfast.loading.batch import Batch
+from ichfast.loading.config import DataConfig
 from ichfast.loading.sampler import Sampler
 from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
 Transform = Callable[[Any], Tensor]
-"""One sample as read, to (1, S, S) float16."""
+"""Maps a slice as read to (1, S, S) float16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderTask:
-    """One epoch of a loader: which slices, and what becomes of them."""
+    """One epoch of a loader: the slices, and how they become images."""
 
     store_path: Path
-    level: int
     positions_N: npt.NDArray[np.int64]
-    size: int
-    batch_size: int
+    data: DataConfig
+    """Settings of ichfast's loader: among them level, size and batch size."""
+
     window: Window
     normalization: Normalization
     augment: AugmentConfig
     workers: int
-    """Processes of a DataLoader; 0 loads in the process that asks."""
+    """Processes of a DataLoader; 0 loads in the calling process."""
 
     device: str
     png_dir: Path
-    """Where `bench.peers.fastai_png` keeps the files it reads."""
+    """Folder of the files that `bench.peers.fastai_png` reads."""
 
     npy_dir: Path
-    """Where `bench.peers.dali_numpy` keeps the files it reads."""
+    """Folder of the files that `bench.peers.dali_numpy` reads."""
 
     beton_dir: Path
-    """Where `bench.peers.ffcv_arrays` keeps the file it reads."""
+    """Folder of the file that `bench.peers.ffcv_arrays` reads."""
 
     shuffle: bool = True
-    """False gives the slices in order, and the last batch too if it is short."""
+    """False gives the slices in order, with the last, short batch."""
+
+    @property
+    def level(self) -> int:
+        """Level of the store that is read."""
+        assert isinstance(self.data.level, int)
+        return self.data.level
+
+    @property
+    def size(self) -> int:
+        """Side of the model's input, pixels."""
+        return self.data.size
+
+    @property
+    def batch_size(self) -> int:
+        """Slices in a batch."""
+        return self.data.batch_size
 
     @property
     def sampler(self) -> Sampler:
-        """The order that ichfast's own loader has."""
+        """The order of ichfast's own loader."""
         return Sampler(
             slices_N=self.positions_N, batch_size=self.batch_size, shuffle=self.shuffle
         )
@@ -71,7 +88,7 @@ Sample = tuple[Tensor, int]
 
 
 class StoredSlices(Dataset[Sample]):
-    """Slices of a store as uint16, by position, transformed one by one."""
+    """Slices of a store by position, each read as uint16 and transformed."""
 
     def __init__(self, task: LoaderTask, transform: Transform) -> None:
         self._task = task
@@ -101,9 +118,9 @@ class _Positions:
 class DataLoaderPeer:
     """A PyTorch DataLoader as its documentation advises: a `loading.batch.Loader`.
 
-    Workers persist over epochs, prefetch, and start before the clock. The order is a
-    function of the epoch; what is drawn for a slice is not, it comes from the random
-    state of the library that draws it. Close it after use.
+    Workers persist over epochs, prefetch, and start before the clock. The order depends
+    on the epoch only. The augmentation of a slice does not: it comes from the random
+    state of the peer's library. Close it after use.
 
     Source:
         PyTorch's tuning guide: several workers, pinned memory for a GPU,
@@ -141,7 +158,7 @@ class DataLoaderPeer:
         return self._sampler.num_slices
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from `first_batch` on, on the task's device."""
+        """Yield the batches of an epoch from `first_batch` on, on the task's device."""
         self._positions.epoch, self._positions.first_batch = epoch, first_batch
         for images_BCHW, indices_B in self._loader:
             yield Batch(
@@ -156,18 +173,38 @@ class DataLoaderPeer:
 
 
 def window_values(stored_1SS: Tensor, window: Window) -> Tensor:
-    """Stored numbers, any real type, to windowed values in [0, 1], float32."""
+    """Apply a window.
+
+    Args:
+        stored_1SS: Stored numbers, any real type.
+        window: Center and width in HU.
+
+    Returns:
+        Values in [0, 1], float32, of the same shape.
+    """
     low = window.center - window.width / 2 + HU_OFFSET
     return ((stored_1SS.float() - low) / window.width).clamp_(0.0, 1.0)
 
 
 def normalize(value_1SS: Tensor, normalization: Normalization) -> Tensor:
-    """Windowed values to a model's input, float16."""
+    """Normalize windowed values for a model.
+
+    Args:
+        value_1SS: Values in [0, 1].
+        normalization: Mean and deviation of one channel.
+
+    Returns:
+        float16 of the same shape.
+    """
     return ((value_1SS - normalization.mean[0]) / normalization.std[0]).half()
 
 
 def relight(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
-    """Brightness and contrast in logit space, each by its chance.
+    """Change brightness and contrast in logit space, each with its probability.
+
+    Args:
+        value_1SS: Values in [0, 1]. May be overwritten.
+        augment: Gives probability and amount.
 
     Source:
         fastai v1 `brightness` and `contrast`.
@@ -186,7 +223,12 @@ def relight(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
 
 
 def cut_holes(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
-    """Cut fastai's square holes into one windowed slice, in place."""
+    """Cut fastai's square holes into one windowed slice.
+
+    Args:
+        value_1SS: Values in [0, 1]. Overwritten.
+        augment: Gives probability, number and side of the holes.
+    """
     if random.random() >= augment.cutout_probability:
         return value_1SS
     size = value_1SS.shape[-1]

@@ -1,8 +1,8 @@
 """timm's own training step, on the same model and the same batches.
 
-What `train.py` of timm does in a step with the settings it recommends for a GPU
-(``--amp --channels-last``, ``--model-ema`` as our recipe averages weights), put
-together from timm's public parts.
+It is a step of timm's `train.py` with the settings that timm recommends for a GPU
+(``--amp --channels-last``, and ``--model-ema`` because our recipe averages weights),
+built from timm's public parts.
 
 Source:
     pytorch-image-models, train.py, `train_one_epoch`.
@@ -23,13 +23,13 @@ from ichfast.training.config import Phase
 
 
 class TimmTrainer:
-    """Takes steps as timm does.
+    """Trains like timm's `train.py`.
 
     Args:
-        model: on its device, channels-last.
-        phase: gives the optimizer's settings.
-        amp: number format.
-        ema_decay: of the averaged weights.
+        model: On its device, channels-last.
+        phase: Gives the optimizer's settings.
+        amp: Number format of the step.
+        ema_decay: Decay of the averaged weights.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TimmTrainer:
         self._num_updates = 0
 
     def run_epoch(self, batches: Sequence[Batch]) -> int:
-        """Train on batches that lie on the device; returns the slices."""
+        """Train on batches that are on the device; returns the number of slices."""
         self._model.train()
         self._optimizer.zero_grad()
         for batch in batches:

@@ -1,9 +1,9 @@
 """PyTorch DataLoader and torchvision's v2 transforms on tensors: a peer.
 
-The resample works on the stored numbers, so one channel is moved and the window is
-applied to the small output. Crop and resize come first, which makes the rotation
-cheaper than the reference's order would. torchvision has no lighting in logit
-space and no several holes: those are torch's.
+The resample works on the stored numbers, so only one channel is resampled and the
+window is applied to the small output. Crop and resize come first, which makes the
+rotation cheaper than in the reference's order. torchvision has neither lighting in
+logit space nor several holes: torch computes those.
 
 Shape letters: H rows, W columns, S side of the output.
 """

@@ -1,1 +1,1 @@
-"""A model of where the bottleneck lies with many GPUs."""
+"""A model of the bottleneck when many GPUs train."""

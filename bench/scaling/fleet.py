@@ -1,14 +1,13 @@
-"""A model of training on many GPUs: each part's rate, and which part is the slowest.
+"""A model of training on many GPUs: the rate of each part, and the slowest part.
 
-Every slice comes from storage into a machine, through its loader, up to a GPU and
-through the network. A job is as fast as the slowest of the four, so:
+Every slice goes from storage into a machine, through its loader, to a GPU and through
+the network. A job is as fast as the slowest of the four. Assumptions:
 
-1. Machines share nothing but what is stated as shared (`Storage.shared_*`).
-2. Nothing is kept between epochs: each slice is read from storage again.
-3. The exchange of gradients costs nothing. It overlaps with the backward pass, and what
-   it leaves is not modelled.
+1. Machines share only what `Storage.shared_*` names.
+2. No slice stays in memory between epochs: each is read from storage again.
+3. The exchange of gradients costs nothing: it overlaps with the backward pass.
 
-All rates are slices a second of the whole job.
+All rates are slices per second of the whole job.
 """
 
 from __future__ import annotations
@@ -20,49 +19,49 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """Where the store lies, as the machines see it."""
+    """The storage of the store, as the machines see it."""
 
     name: str
     node_bytes_per_s: float
-    """What reaches one machine, bytes a second."""
+    """Rate to one machine, bytes per second."""
 
     shared_bytes_per_s: float = math.inf
-    """What all machines get together, bytes a second."""
+    """Rate to all machines together, bytes per second."""
 
     shared_slices_per_s: float = math.inf
-    """Requests of one slice that all machines get answered, a second."""
+    """Requests of one slice that all machines can make together, per second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """A machine, and what it does with a slice."""
+    """A machine and its rates."""
 
     gpus: int
-    """In one machine."""
+    """GPUs in one machine."""
 
     slice_bytes: int
-    """Of a stored slice."""
+    """Bytes of a stored slice."""
 
     loader_per_gpu: float
-    """Slices a second that the cores of one GPU load."""
+    """Slices per second that the cores of one GPU load."""
 
     upload_bytes_per_s: float
-    """Up to one GPU, bytes a second."""
+    """Rate to one GPU, bytes per second."""
 
     gpu_per_s: float | None
-    """Slices a second that one GPU trains; None if nobody knows."""
+    """Slices per second that one GPU trains; None if unknown."""
 
 
 def part_rates(storage: Storage, node: Node, num_gpus: int) -> dict[str, float]:
-    """What each part could do if the others were infinitely fast.
+    """Compute the rate of each part if the others were infinitely fast.
 
     Args:
-        storage: where the store lies.
-        node: what each machine is.
+        storage: The storage of the store.
+        node: The machines.
         num_gpus: 1 or more; machines are filled one after the other.
 
     Returns:
-        Slices a second for ``storage``, ``loader``, ``upload`` and, if known, ``GPU``.
+        Slices per second of ``storage``, ``loader``, ``upload`` and, if known, ``GPU``.
     """
     num_nodes = math.ceil(num_gpus / node.gpus)
     total_bytes_per_s = min(
@@ -81,5 +80,5 @@ def part_rates(storage: Storage, node: Node, num_gpus: int) -> dict[str, float]:
 
 
 def bottleneck(rates: Mapping[str, float]) -> tuple[str, float]:
-    """The slowest part and its rate; of equal ones the first."""
+    """Find the slowest part and its rate; the first of equal ones."""
     return min(rates.items(), key=lambda part: part[1])

@@ -1,7 +1,7 @@
-"""The figures that go into the model of many GPUs, each with where it is from.
+"""The inputs of the model of many GPUs, each with its source.
 
-Measured ones come out of results files; what nobody measured is given on the command
-line, or assumed and says so.
+Measured inputs come from results files. The others are given on the command line, or
+assumed and marked as such.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ ASSUMED = {
             name="upload",
             value=25_000.0,
             unit="MB/s a GPU",
-            source="assumed: PCIe 4.0 x16, which carries 31,508 (PCI-SIG, as above)",
+            source="assumed: PCIe 4.0 x16, which carries 31,508 "
+            "(PCI-SIG: 16 GT/s, 16 lanes, 128b/130b)",
         ),
         Quantity(
             name="cores",
@@ -71,26 +72,29 @@ ASSUMED = {
             source="assumed: 112 cores and 8 GPUs a machine",
         ),
         Quantity(
-            name="gpus", value=8.0, unit="GPUs a machine", source="assumed: as above"
+            name="gpus",
+            value=8.0,
+            unit="GPUs a machine",
+            source="assumed: 112 cores and 8 GPUs a machine",
         ),
     )
 }
-"""What is taken where nothing was measured or given."""
+"""Inputs that are used where nothing was measured or given."""
 
 
 def find_quantities(
     records: Sequence[Record], *, level: int, size: int, given: dict[str, float | None]
 ) -> dict[str, Quantity]:
-    """All that the model needs, by name.
+    """Collect all inputs of the model, by name.
 
     Args:
-        records: the newest last.
-        level: of the store that is read.
-        size: of the model's input.
-        given: by name of the quantity; None was not given.
+        records: Newest last.
+        level: Level of the store that is read.
+        size: Side of the network's input, pixels.
+        given: Values from the command line by name, or None.
 
     Raises:
-        BenchError: the loader's rate was neither measured nor given.
+        BenchError: The loader's rate was neither measured nor given.
     """
     found = dict(ASSUMED)
     disk = _measured_disk(records)
@@ -112,7 +116,7 @@ def find_quantities(
 
 
 def storages(quantities: dict[str, Quantity]) -> list[Storage]:
-    """The three kinds of storage."""
+    """Make the three kinds of storage."""
     value = {name: quantity.value for name, quantity in quantities.items()}
     return [
         Storage(name="local NVMe", node_bytes_per_s=value["disk"] * MB),
@@ -132,7 +136,13 @@ def storages(quantities: dict[str, Quantity]) -> list[Storage]:
 def make_node(
     quantities: dict[str, Quantity], *, slice_bytes: int, gpu_per_s: float | None
 ) -> Node:
-    """A machine; `gpu_per_s` is what one GPU trains, if that is known."""
+    """Make the machine of the model.
+
+    Args:
+        quantities: Of `find_quantities`.
+        slice_bytes: Bytes of a stored slice.
+        gpu_per_s: Slices per second that one GPU trains; None if unknown.
+    """
     value = {name: quantity.value for name, quantity in quantities.items()}
     return Node(
         gpus=math.floor(value["gpus"]),
@@ -146,20 +156,33 @@ def make_node(
 def find_record(
     records: Sequence[Record], stage: str, case: str, name: str
 ) -> Record | None:
-    """The last measured record of something, or None."""
+    """Find the last measured record of a thing, or None.
+
+    Args:
+        records: Newest last.
+        stage: One of `bench.stages.STAGES`.
+        case: What is compared within the stage.
+        name: What has the rate.
+    """
     key = (stage, case, name)
     found = [record for record in records if record.key == key and record.estimate]
     return found[-1] if found else None
 
 
 def loader_record(records: Sequence[Record], level: int, size: int) -> Record | None:
-    """The last record of the loader on a CPU, or None."""
+    """Find the last record of the loader on a CPU, or None.
+
+    Args:
+        records: Newest last.
+        level: Level of the store that is read.
+        size: Side of the network's input, pixels.
+    """
     on_cpu = [record for record in records if record.device == "cpu"]
     return find_record(on_cpu, "loader", f"level {level} to {size}", "ichfast")
 
 
 def per_core(record: Record) -> float:
-    """A loader's rate a core that it uses, slices a second."""
+    """Divide a loader's rate by the cores that it uses, slices per second."""
     assert record.estimate is not None
     cores = min(MAX_THREADS, record.environment["cores"])
     return float(record.estimate.median / cores)

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 STAGES = ("prepare", "read", "loader", "train", "end_to_end", "scale")
-"""In the order of the data's way; then what grows with its amount."""
+"""In the order in which data passes through them; the last measures growth."""

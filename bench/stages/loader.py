@@ -1,11 +1,11 @@
-"""Batches for a model, against the warp alone and what others load with.
+"""Batches for a model, against the warp alone and other loaders.
 
-All give exp-30's input: one window, rotation, zoom, flip, lighting, cutout, float16.
-A turn is one epoch over the same slices, its beginning included. The limit is a
-DALI pipeline with the resample and nothing else: its slices lie in memory, halved
-where the loader halves them, its parameters are drawn, and there is no window, no
-lighting and no holes. A GPU is held to two copies of the stored bytes besides: to it,
-and within it.
+All contenders give exp-30's input: one window, rotation, zoom, flip, lighting, cutout,
+float16. A turn is one epoch over the same slices, with its start. The limit is a DALI
+pipeline with the resample only: its slices are in memory, halved where the loader
+halves them, its parameters are drawn already, and it has no window, lighting or holes.
+On a GPU there are two more limits: copies of the stored bytes to the GPU, and within
+it.
 
 Shape letters: N slices of an epoch, B slices of a batch, H rows, W columns.
 """
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import fn, pipeline_def, types  # noqa: TID251 - the limit
 
+from bench.harness.loading import open_loader
 from bench.harness.measure import Contender, Meter, Record
 from bench.harness.workload import Workload, common_slices
 from bench.peers import PEERS, peers_of, reason_to_skip
@@ -31,23 +32,27 @@ from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import draw
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.graph import pipeline_options
-from ichfast.loading.loader import DaliLoader, make_loader
+from ichfast.loading.loader import DaliLoader
 from ichfast.recipes.reference import exp_30
 from ichfast.store.levels import halve_into
 from ichfast.store.store import Store
-from ichfast.system.ranks import Ranks
 from ichfast.windows import parse_window
 
 STAGE = "loader"
-PEER_SLICES = 4096
-"""Most slices that a peer loads in a turn: its start counts for nothing then."""
+MAX_PEER_SLICES = 4096
+"""Upper limit of the slices of a peer in a turn; its start no longer matters there."""
 
 GPU_COPIES = ("upload", "copy on the GPU")
-"""Limits that only a GPU has: stored bytes from pinned memory, and from its own."""
+"""Limits of a GPU: stored bytes copied from pinned memory, and from its own memory."""
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
-    """Measure the loader from each level, slices a second."""
+    """Measure the loader from each level, slices per second.
+
+    Args:
+        workload: What is measured.
+        meter: Makes the records.
+    """
     records = []
     with workload.open_store() as store:
         for level in store.levels:
@@ -70,16 +75,25 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 
 
 def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
-    """What a peer loads: as `_measure_level` has ichfast do, `PEER_SLICES` at most."""
+    """Make the task of a peer: that of ichfast, with at most `MAX_PEER_SLICES` slices.
+
+    Args:
+        store: Holds the slices.
+        level: Level of the store that is read.
+        workload: Gives size, batch size, device and folders.
+    """
     recipe = exp_30()
-    data = replace(recipe.data, level=level, size=workload.size)
-    num_slices = min(workload.num_loaded, PEER_SLICES)
-    return LoaderTask(
-        store_path=store.path,
+    data = replace(
+        recipe.data,
         level=level,
-        positions_N=pick_slices(store, num_slices),
         size=workload.size,
         batch_size=workload.batch_size,
+    )
+    num_slices = min(workload.num_loaded, MAX_PEER_SLICES)
+    return LoaderTask(
+        store_path=store.path,
+        positions_N=pick_slices(store, num_slices),
+        data=data,
         window=parse_window(data.windows[0]),
         normalization=measure_normalization(store, pick_slices(store, 1), data),
         augment=recipe.augment,
@@ -91,27 +105,13 @@ def make_task(store: Store, level: int, workload: Workload) -> LoaderTask:
     )
 
 
-def open_loader(
-    store: Store, task: LoaderTask, *, rank: int = 0, world_size: int = 1
-) -> DaliLoader:
-    """The loader of ichfast that does a task. Close it after use."""
-    config = replace(
-        exp_30().data, size=task.size, level=task.level, batch_size=task.batch_size
-    )
-    return make_loader(
-        store,
-        task.positions_N,
-        config,
-        normalization=task.normalization,
-        augment=task.augment,
-        shuffle=True,
-        ranks=Ranks(rank, world_size),
-        device=task.device,
-    )
-
-
 def pick_slices(store: Store, count: int) -> npt.NDArray[np.int64]:
-    """So many slices of one shape, from all over the store, or all there are."""
+    """Pick slices of one shape, evenly over the store.
+
+    Args:
+        store: Holds the slices.
+        count: How many; all slices of the shape if there are fewer.
+    """
     slices_N = common_slices(store)
     return slices_N[
         np.linspace(0, len(slices_N) - 1, min(count, len(slices_N))).astype(int)
@@ -135,7 +135,7 @@ def _measure_level(
         if workload.device != "cpu":
             contenders += gpu_copies(store, whole)
         for name in peers_of(STAGE, workload.peers):
-            # What skips pixels is no peer; a PNG has the source's resolution.
+            # A PNG has the source's resolution, so it is a peer at that level only.
             if reason_to_skip(name) or (
                 name == "fastai-png" and level != store.levels[0]
             ):
@@ -186,7 +186,7 @@ def _warp_graph(source: Any, *, size: int, on_gpu: bool) -> Any:
         layout=["HWC", ""],
     )
     return fn.experimental.warp_perspective(
-        stored.gpu() if on_gpu else fn.copy(stored),  # copied, it is in the cache
+        stored.gpu() if on_gpu else fn.copy(stored),  # which brings it into the cache
         matrix=matrix,
         size=[size, size],
         fill_value=0,
@@ -194,7 +194,7 @@ def _warp_graph(source: Any, *, size: int, on_gpu: bool) -> Any:
 
 
 class _WarpAlone:
-    """The limit: full batches of the same slices through the resample only."""
+    """The limit: full batches of the same slices, resampled and nothing else."""
 
     def __init__(self, store: Store, task: LoaderTask) -> None:
         self._batches = [
@@ -214,7 +214,7 @@ class _WarpAlone:
         self._pipeline.build()
 
     def run(self) -> int:
-        """One epoch, from an empty queue to an empty queue as the loader's."""
+        """Run one epoch, from an empty queue to an empty queue, as the loader does."""
         while True:
             try:
                 self._pipeline.run()
@@ -233,12 +233,12 @@ class _WarpAlone:
 
 
 class CopyAlone:
-    """A limit of a GPU: as many batches of stored bytes as an epoch has, copied.
+    """A limit of a GPU: copies of a batch of stored bytes.
 
     Args:
-        source: a batch; copied without waiting if it is pinned or on a GPU.
-        target: as large, on the device copied to.
-        num_batches: copied in a turn.
+        source: A batch; copied without waiting if it is pinned or on a GPU.
+        target: A tensor of the same shape, on the device to copy to.
+        num_batches: Copies in a turn.
     """
 
     def __init__(
@@ -248,16 +248,20 @@ class CopyAlone:
         self._num_batches = num_batches
 
     def run(self) -> int:
-        """Copy an epoch's batches; returns slices. On a GPU, the meter waits."""
+        """Copy the batches of an epoch without waiting; returns the slices."""
         for _ in range(self._num_batches):
             self._target.copy_(self._source, non_blocking=True)
         return self._num_batches * len(self._source)
 
 
 def gpu_copies(store: Store, task: LoaderTask) -> list[Contender]:
-    """Copies of the slices' stored bytes: over the bus, and on the GPU.
+    """Make the limits of a GPU: copies of stored bytes over the bus, and on the GPU.
 
-    It is the same batch each time, so a part may come out of the GPU's cache.
+    The same batch is copied each time, so a part may come from the GPU's cache.
+
+    Args:
+        store: Holds the slices.
+        task: Gives the slices, the level and the device.
     """
     picked_B = task.positions_N[: task.batch_size]
     stored_BHW = np.stack([store.slice_HW(int(k), task.level) for k in picked_B])
@@ -292,7 +296,7 @@ def _stored_and_matrix(
 
 
 def _source_HW(store: Store, task: LoaderTask, position: int) -> npt.NDArray[np.uint16]:
-    """A slice as the loader's resample reads it."""
+    """Read a slice and halve it as the loader does before its resample."""
     stored_HW = store.slice_HW(position, task.level)
     shape_12 = np.array([stored_HW.shape])
     times_1 = count_halvings(shape_12[:, 0], shape_12[:, 1], task.size)

@@ -1,16 +1,15 @@
-"""DICOM files to a store, against ``cp -r`` and the barest checked copy of them.
+"""DICOM files to a store, against ``cp -r`` and the barest checked copy of the files.
 
 The page cache is hot: it is filled in sequence, and every turn reads the same files.
-What is compared writes to the same place:
+All contenders write to the same place:
 
-* in memory, where the machine has room for it: processors are compared. ``cp`` copies
-  twice there and does nothing else; `bench.limits.barest` also clips and sums up what
-  it copies, so it shows how far from ``cp`` that alone is.
-* on disk, where all end with what they wrote being there after a power cut: prepare
-  always does, ``cp`` is followed by ``sync``, the barest copy by ``fsync``.
+* in memory, if the machine has room: this compares processor time. ``cp`` only copies;
+  `bench.limits.barest` also clips and checks, which shows the cost of that alone.
+* on disk: here all contenders end with their data safe from a power cut. prepare always
+  does; ``cp`` is followed by ``sync``, the barest copy by ``fsync``.
 
-Compressed files are another matter, their decoders are others' work: a case of its
-own gives the rates of each transfer syntax.
+The rates of compressed files depend on their decoders: another case measures reading
+in each transfer syntax.
 """
 
 from __future__ import annotations
@@ -39,28 +38,34 @@ from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 STAGE = "prepare"
 
 PEER_SHARE = 8
-"""A peer converts one file in so many; what it costs a file is the same."""
+"""A peer converts one of this many files; its cost per file is the same."""
 
 COPY_TIMEOUT_S = 600
+"""Time after which a copy is killed, seconds."""
 
 NUM_COMPRESSED = 16
-"""Files of each transfer syntax."""
+"""Number of files in each transfer syntax."""
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
-    """Measure prepare, files a second."""
+    """Measure prepare, files per second.
+
+    Args:
+        workload: What is measured.
+        meter: Makes the records.
+    """
     files = sorted((workload.heads_dir / "dicom").rglob("*.dcm"))
     fill_cache(files)
-    # A unit of work is as much as one process gets.
-    most = min(workload.processes, -(-len(files) // UNIT_ENTRIES))
+    # A process gets at least one unit of work.
+    processes = min(workload.processes, -(-len(files) // UNIT_ENTRIES))
     one_level, both = (SOURCE_LEVEL,), (SOURCE_LEVEL, SMALL_LEVEL)
-    setups = [_Setup(workload.scratch_dir, most, one_level)]
-    if most > 1:
+    setups = [_Setup(workload.scratch_dir, processes, one_level)]
+    if processes > 1:
         setups.append(_Setup(workload.scratch_dir, 1, one_level))
-    setups.append(_Setup(workload.scratch_dir, most, both))
+    setups.append(_Setup(workload.scratch_dir, processes, both))
     if setups[0].place == "memory":
         disk_dir = workload.cache_dir / f"prepare.{os.getpid()}.tmp"
-        setups += [_Setup(disk_dir, most, levels) for levels in (one_level, both)]
+        setups += [_Setup(disk_dir, processes, levels) for levels in (one_level, both)]
     peers = peers_of(STAGE, workload.peers)
     present = [name for name in peers if not reason_to_skip(name)]
     records: list[Record] = []
@@ -83,7 +88,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 
 @dataclass(frozen=True, slots=True)
 class _Setup:
-    """What is the same for all that are compared in one case."""
+    """Settings of all contenders in one case."""
 
     out_dir: Path
     processes: int
@@ -99,7 +104,7 @@ class _Setup:
         return f"level {levels}, {self.processes} proc., to {self.place}"
 
     def fresh(self, name: str) -> Path:
-        """An unused path; what was there is removed, and the disk at rest."""
+        """Give a path after removing what is there and emptying the write cache."""
         path = self.out_dir / name
         shutil.rmtree(path, ignore_errors=True)
         self.out_dir.mkdir(parents=True, exist_ok=True)
@@ -122,7 +127,7 @@ def _compare(
             _ichfast(setup, dicom_dir),
             _copy(setup, dicom_dir, len(files)),
         ]
-        if setup.levels == (SOURCE_LEVEL,):  # which is what it writes
+        if setup.levels == (SOURCE_LEVEL,):  # the only level that it writes
             copiers = stack.enter_context(BarestCopiers(setup.processes))
             contenders.append(_barest(setup, files, workload.file_size**2, copiers))
         if peers:
@@ -147,7 +152,7 @@ def _compare(
 
 def _ichfast(setup: _Setup, dicom_dir: Path) -> Contender:
     def run() -> int:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress, beside ours
+        with contextlib.redirect_stderr(io.StringIO()):  # hides its progress
             report = prepare_store(
                 [dicom_dir],
                 setup.out_dir / "store",
@@ -178,7 +183,7 @@ def _copy(setup: _Setup, dicom_dir: Path, num_files: int) -> Contender:
                 ["sync", "-f", out_dir],
                 check=True,
                 timeout=COPY_TIMEOUT_S,
-                capture_output=True,  # as in `copy_folders`: to see its end at once
+                capture_output=True,  # notices the end at once, as in `copy_folders`
             )
         return num_files
 
@@ -205,14 +210,19 @@ def _barest(
 
 
 def copy_folders(folders: Sequence[Path], out_dir: Path, processes: int) -> None:
-    """Copy folders with several ``cp -r`` at once.
+    """Copy folders with several ``cp -r`` at the same time.
+
+    Args:
+        folders: What is copied.
+        out_dir: An existing folder that gets the copies.
+        processes: Number of ``cp``.
 
     Raises:
-        BenchError: a copy failed.
+        BenchError: A copy failed.
     """
     shares = [folders[k::processes] for k in range(processes)]
-    # Each with a pipe, whose end tells at once that a process has ended: without one,
-    # waiting with a time limit looks every 50 ms.
+    # The pipe of a process closes as soon as the process ends. Without a pipe, Python
+    # polls every 50 ms to wait with a time limit.
     with ExitStack() as stack:
         running = []
         for share in filter(None, shares):
@@ -222,11 +232,11 @@ def copy_folders(folders: Sequence[Path], out_dir: Path, processes: int) -> None
                 text=True,
             )
             stack.enter_context(process)
-            stack.callback(process.kill)  # nothing where it has ended
+            stack.callback(process.kill)  # no effect after its end
             running.append(process)
-        said = [process.communicate(timeout=COPY_TIMEOUT_S)[1] for process in running]
+        errors = [process.communicate(timeout=COPY_TIMEOUT_S)[1] for process in running]
     if any(process.returncode for process in running):
-        reason, *_ = *"".join(said).splitlines(), "it says nothing"
+        reason, *_ = *"".join(errors).splitlines(), "no message"
         raise BenchError(f"cp -r to {out_dir} failed ({reason}); make room")
 
 
@@ -244,7 +254,7 @@ def _converter(
 
 
 def _measure_syntaxes(files: Sequence[Path], meter: Meter) -> list[Record]:
-    """The rate of `read_slices` alone, in one process, for each transfer syntax."""
+    """Measure `read_slices` alone, in one process, for each transfer syntax."""
 
     def reader(contents: Sequence[bytes]) -> Callable[[], int]:
         return lambda: sum(1 for content in contents for _ in read_slices(content))

@@ -1,14 +1,14 @@
-"""Slices out of a store into memory, hot against memcpy, cold against the disk.
+"""Slices from a store into memory: hot against memcpy, cold against the disk.
 
-Hot, the pages are in the kernel's cache and a slice costs one copy: the limit is that
-copy alone, by as many threads, out of a memory map into as much memory as the reader
-fills. (A reader cannot do that: a shard cut short would end the process. System calls
-may come out a little ahead of it, likely because a map has pages of 4 KiB.)
+Hot: the pages are in the kernel's cache, and a slice costs one copy. The limit is that
+copy alone, by the same number of threads, from a memory map into as much memory as the
+reader fills. (A reader cannot use a map: a truncated shard would end the process.
+System calls may be a little faster, probably because a map has pages of 4 KiB.)
 
-Cold, the cache is emptied before each turn (``posix_fadvise(DONTNEED)``, which takes no
-privilege; what the disk or a hypervisor keeps is beyond it), and the store is read past
-the cache, as one larger than the memory is. The limits are bare threads that ask the
-disk for the same slices in the same order (`bench.limits.disk`), fio where it is
+Cold: the page cache is emptied before each turn with ``posix_fadvise(DONTNEED)``, which
+needs no privilege but does not reach the caches of a disk or a hypervisor. The store is
+read past the page cache, like one that is larger than the memory. The limits are bare
+threads that read the same slices in the same order (`bench.limits.disk`), fio if it is
 installed (`bench.limits.fio`), and the same bytes in sequence.
 
 Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
@@ -17,7 +17,7 @@ Shape letters: H rows, W columns, N slices of a turn, B slices of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -41,13 +41,19 @@ from ichfast.store.store import Store
 
 STAGE = "read"
 MAX_SLICES = 512
+"""Upper limit of the slices of a turn."""
 
 _COPIED_SLICES = 16
-"""What a thread of the limit copies at a time."""
+"""Slices that a thread of the limit copies at a time."""
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
-    """Measure reading, slices a second."""
+    """Measure reading, slices per second.
+
+    Args:
+        workload: What is measured.
+        meter: Makes the records.
+    """
     with workload.open_store() as store:
         picked_N = np.random.default_rng(0).permutation(common_slices(store))
         picked_N = picked_N[:MAX_SLICES]
@@ -104,43 +110,28 @@ def _measure_cold(reader: _Reader, meter: Meter) -> list[Record]:
 def _compare_cold(
     reader: _Reader, disk: Disk, fio: Fio | None, meter: Meter
 ) -> list[Record]:
-    def limit(
-        name: str, run: Callable[[], int | Clocked], **settings: object
-    ) -> Contender:
-        return Contender(
-            name=name,
-            role="limit",
-            run=run,
-            before=lambda: drop_cache(reader.files),
-            settings=settings,
-        )
-
     threads = {"direct": disk.is_direct, "threads": disk.num_threads}
-    contenders = [
-        Contender(
-            name="ichfast",
-            role="ichfast",
-            run=reader.read,
-            before=lambda: drop_cache(reader.files),
-        ),
-        limit("random read", disk.read_at_random, **threads),
-        limit(
-            "random read, ring",
-            disk.read_into_ring,
-            ring_slices=reader.ring_slices,
-            **threads,
-        ),
-        limit(
-            "sequential read",
-            disk.read_in_sequence,
-            order="sequential",
-            block_bytes=BLOCK_BYTES,
-        ),
+    ring = {"ring_slices": reader.ring_slices, **threads}
+    in_sequence = {"order": "sequential", "block_bytes": BLOCK_BYTES}
+    runs: list[tuple[str, Callable[[], int | Clocked], Mapping[str, object]]] = [
+        ("ichfast", reader.read, {}),
+        ("random read", disk.read_at_random, threads),
+        ("random read, ring", disk.read_into_ring, ring),
+        ("sequential read", disk.read_in_sequence, in_sequence),
     ]
     if fio is not None:
-        contenders.append(limit("fio", fio.read, clocked_by="fio", **threads))
+        runs.append(("fio", fio.read, {"clocked_by": "fio", **threads}))
     return meter.compare(
-        contenders,
+        [
+            Contender(
+                name=name,
+                role="ichfast" if name == "ichfast" else "limit",
+                run=run,
+                before=lambda: drop_cache(reader.files),
+                settings=settings,
+            )
+            for name, run, settings in runs
+        ],
         stage=STAGE,
         case="cold",
         unit="slices",
@@ -150,7 +141,7 @@ def _compare_cold(
 
 
 def _fio_like(reader: _Reader, *, is_direct: bool) -> Fio:
-    """What fio reads: the shards that hold the reader's slices, all of one shape."""
+    """Set up fio to read the shards of the reader's slices, all of one shape."""
     shards = sorted({shard for shard, _ in reader.places})
     return Fio(
         level_dir=reader.files[0].parent,
@@ -163,7 +154,7 @@ def _fio_like(reader: _Reader, *, is_direct: bool) -> Fio:
 
 
 def _reason_to_skip(fio: Fio) -> str:
-    """Why fio cannot read here, found by trying; empty if it can."""
+    """Try fio; returns why it cannot read here, or an empty text."""
     try:
         fio.read()
     except BenchError as error:
@@ -172,7 +163,7 @@ def _reason_to_skip(fio: Fio) -> str:
 
 
 class _Reader:
-    """Reads slices of a store as the loader does: into a ring of batches, ahead."""
+    """Reads slices of a store as the loader does: ahead, into a ring of batches."""
 
     def __init__(
         self, store: Store, picked_N: npt.NDArray[np.int64], batch_size: int
@@ -184,7 +175,7 @@ class _Reader:
         ]
         table = store.table.iloc[picked_N]
         self.places = list(zip(table["shard"], table["row_in_shard"], strict=True))
-        """Of each slice: the number of its shard, its row there."""
+        """Index of the shard and row in it, for each slice."""
         self.batch_size = batch_size
         self.num_ahead = batches_ahead(batch_size)
         level = StoreLevel(store, self.level)
@@ -194,7 +185,7 @@ class _Reader:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What a record says of it."""
+        """Settings for the records."""
         return {
             "slices": len(self.places),
             "unit_bytes": self.slice_bytes,
@@ -204,12 +195,12 @@ class _Reader:
 
     @property
     def ring_slices(self) -> int:
-        """Slices that its memory holds: of the batches ahead and the one taken."""
+        """Slices in its memory: those of the batches ahead and of the one taken."""
         return (self.num_ahead + 1) * self.batch_size
 
     @property
     def slice_bytes(self) -> int:
-        """Of one slice."""
+        """Bytes of one slice."""
         return math.prod(self.slice_shape) * PIXEL_DTYPE.itemsize
 
     def read(self) -> int:
@@ -232,7 +223,7 @@ class _Reader:
 
 
 class _PageCache:
-    """Copies the reader's slices out of a memory map, into a ring as large as its."""
+    """Copies the reader's slices from a memory map into a ring of the same size."""
 
     def __init__(self, reader: _Reader, threads: ThreadPoolExecutor) -> None:
         maps = [np.load(file, mmap_mode="r") for file in reader.files]

@@ -1,11 +1,11 @@
-"""What grows with the number of slices, and what must not.
+"""Costs that must not grow with the number of slices or ranks.
 
-* Memory of ``ichfast prepare``, of the parent and of its largest worker: flat in the
-  number of files.
-* Opening a store as large as the competition's, in a process that does nothing else.
-* The order of an epoch, and slices read in it: a slice costs the same in a store of
+* Memory of ``ichfast prepare``, of the parent and of its largest worker: independent of
+  the number of files.
+* Opening a store as large as the competition's, in a fresh process.
+* The order of an epoch, and reading in that order: a slice costs the same in a store of
   any size. The stores' shards are holes, so the pages are in memory.
-* The loader, a rank beside others: as fast as alone, while there are cores for all.
+* The loader of a rank beside others: as fast as alone while there are enough cores.
 
 Shape letters: N slices of the store.
 """
@@ -27,6 +27,7 @@ from bench.harness.peak import watch_command
 from bench.harness.ranks import Ranks
 from bench.harness.workload import Workload
 from bench.inputs.copies import SIDE, write_copies
+from bench.peers.task import LoaderTask
 from bench.stages.loader import make_task, pick_slices
 from ichfast.loading.sampler import Sampler
 from ichfast.store.levels import SMALL_LEVEL
@@ -35,18 +36,25 @@ from ichfast.store.store import Store
 STAGE = "scale"
 
 AIM_S, AIM_MIB = 1.0, 953.7
-"""To open the store of the competition: a second and a gigabyte."""
+"""Aims for opening the competition's store: a second, and a gigabyte in MiB."""
 
 PREPARE_TURNS = 2
-"""What a process needs at most hardly varies."""
+"""Turns of prepare; its peak memory hardly varies."""
 
 PREPARE_TIMEOUT_S = 900.0
+"""Time after which prepare is killed, seconds."""
+
 READ_SLICES = 2048
-"""Slices that are read in a turn."""
+"""Slices that are read in a turn from each store."""
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
-    """Measure memory, opening, order, reading and ranks."""
+    """Measure memory, opening, order, reading and ranks.
+
+    Args:
+        workload: What is measured.
+        meter: Makes the records.
+    """
     return [
         *_measure_prepare(workload, meter),
         *_measure_opening(workload, meter),
@@ -56,7 +64,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 
 
 def _measure_prepare(workload: Workload, meter: Meter) -> list[Record]:
-    """Peak memory of the real command on few and on many tiny files, MiB."""
+    """Measure the peak memory of the command on few and on many tiny files, MiB."""
     records = []
     for num_files in workload.memory_files:
         case = f"memory of prepare, {num_files:,} files"
@@ -91,7 +99,7 @@ def _measure_prepare(workload: Workload, meter: Meter) -> list[Record]:
 
 
 def _measure_opening(workload: Workload, meter: Meter) -> list[Record]:
-    """Seconds and peak memory of the first store that a process opens."""
+    """Measure seconds and peak memory of a fresh process that opens a store."""
     path = workload.store_of_holes(workload.opened_slices)
     case = f"opening {workload.opened_slices:,} slices"
     costs = []
@@ -117,7 +125,7 @@ def _measure_opening(workload: Workload, meter: Meter) -> list[Record]:
 
 
 def _measure_slices(workload: Workload, meter: Meter) -> list[Record]:
-    """Order and reading, the largest store against smaller ones, slices a second."""
+    """Compare order and reading of the largest store with smaller ones, slices/s."""
     sizes = sorted(workload.store_slices, reverse=True)
     with ExitStack() as stack:
         stores = [
@@ -166,13 +174,13 @@ def _largest_against_smaller(
 
 
 def _draw_order(sampler: Sampler, num_slices: int) -> Callable[[], int]:
-    """Draws as many epochs as it takes to order `num_slices` slices."""
+    """Make a run that draws enough epochs to order `num_slices` slices."""
     num_epochs = -(-num_slices // len(sampler.slices_N))
     return lambda: sum(len(sampler.order(epoch)) for epoch in range(num_epochs))
 
 
 def _read_in_order(store: Store, sampler: Sampler) -> Callable[[], int]:
-    """Copies the slices that the first epochs begin with out of a store."""
+    """Make a run that copies the first slices of the first epochs from a store."""
     num_epochs = -(-READ_SLICES // sampler.num_slices)
     picked = np.concatenate([sampler.order(epoch) for epoch in range(num_epochs)])
     picked = picked[:READ_SLICES].tolist()
@@ -187,7 +195,7 @@ def _read_in_order(store: Store, sampler: Sampler) -> Callable[[], int]:
 
 
 def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
-    """The loader of a rank beside others and alone, and that of all together."""
+    """Measure the loader of a rank beside others and alone, and of all together."""
     cores = sorted(os.sched_getaffinity(0))
     share = max(len(cores) // max(workload.ranks), 1)
     case = f"loader, {share} core(s) a rank"
@@ -199,24 +207,20 @@ def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
             case=case,
             name=f"each of {num_ranks} ranks",
             role="ichfast",
-            reason=f"it takes a GPU a rank, there is {num_devices}",
+            reason=f"each rank needs a GPU, there is {num_devices}",
         )
         for num_ranks in workload.ranks
         if num_ranks > num_devices
     ]
     if len(world_sizes) < 2:
         return left_out
-    most = world_sizes[-1]
+    max_ranks = world_sizes[-1]
     own = [
         [cores[(rank * share + k) % len(cores)] for k in range(share)]
-        for rank in range(most)
+        for rank in range(max_ranks)
     ]
-    with workload.open_store() as store:
-        task = make_task(store, min(store.levels), workload)
-        # Every rank needs its whole batches.
-        num_slices = max(workload.num_loaded, most * workload.batch_size)
-        positions_N = np.resize(pick_slices(store, num_slices), num_slices)
-    with Ranks(replace(task, positions_N=positions_N), own, world_sizes) as ranks:
+    task = _task_of_ranks(workload, max_ranks)
+    with Ranks(task, own, world_sizes) as ranks:
         records = meter.compare(
             [_rank_of(ranks, n, len(cores) // share) for n in reversed(world_sizes)],
             stage=STAGE,
@@ -228,7 +232,7 @@ def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
                 "level": task.level,
                 "size": task.size,
                 "batch_size": task.batch_size,
-                "slices": num_slices // most,
+                "slices": len(task.positions_N) // max_ranks,
                 "cores": share,
             },
         )
@@ -238,8 +242,17 @@ def _measure_ranks(workload: Workload, meter: Meter) -> list[Record]:
     return records + together + left_out
 
 
+def _task_of_ranks(workload: Workload, num_ranks: int) -> LoaderTask:
+    """Make a task with enough slices for a whole batch of every rank."""
+    num_slices = max(workload.num_loaded, num_ranks * workload.batch_size)
+    with workload.open_store() as store:
+        task = make_task(store, min(store.levels), workload)
+        positions_N = np.resize(pick_slices(store, num_slices), num_slices)
+    return replace(task, positions_N=positions_N)
+
+
 def _num_devices(device: str) -> float:
-    """Ranks that find a device of their own; a CPU is shared by any number."""
+    """Count the ranks that can have their own device; a CPU is shared by any number."""
     if device == "cpu":
         return math.inf
     import torch
@@ -247,9 +260,9 @@ def _num_devices(device: str) -> float:
     return torch.cuda.device_count()
 
 
-def _rank_of(ranks: Ranks, num_ranks: int, most_apart: int) -> Contender:
-    """One rank of several; its rate is that of the slowest."""
-    shared = "" if num_ranks <= most_apart else f", {most_apart} at a time"
+def _rank_of(ranks: Ranks, num_ranks: int, max_at_once: int) -> Contender:
+    """Make the contender of one rank of several; its rate is that of the slowest."""
+    shared = "" if num_ranks <= max_at_once else f", {max_at_once} at a time"
     return Contender(
         name="alone" if num_ranks == 1 else f"each of {num_ranks} ranks{shared}",
         role="limit" if num_ranks == 1 else "ichfast",
@@ -259,7 +272,7 @@ def _rank_of(ranks: Ranks, num_ranks: int, most_apart: int) -> Contender:
 
 
 def _all_ranks(record: Record, meter: Meter) -> Record:
-    """What the ranks of a record load together."""
+    """Record the rate of all ranks of a record together."""
     num_ranks = record.settings["ranks"]
     return meter.note(
         [num_ranks * value for value in record.values],

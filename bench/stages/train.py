@@ -1,21 +1,24 @@
-"""Training from the loader, against the same steps on batches that lie ready.
+"""Training from the loader, against the same steps on batches that are already loaded.
 
-The ratio of the two is what the loader leaves of the model's speed; the loader alone
-and the share of the time spent waiting for it stand beside them. On a CPU both
-compute on the same cores, so what the loader costs cannot be hidden. timm's step is
-shown beside it, on the same model and batches; on a GPU with the memory each takes.
+The ratio of the two is the share of the model's speed that the loader leaves. The rate
+of the loader alone and the share of time spent waiting for it are measured too. On a
+CPU loader and model use the same cores, so that the cost of the loader cannot be
+hidden. The peer is timm's step on the same model and batches. On a GPU the memory of
+each is measured as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from bench.harness.measure import Contender, Meter, Record
 from bench.harness.steps import (
+    SteppedTrainer,
     load_resident,
     make_recipe,
     make_run_loader,
@@ -24,6 +27,8 @@ from bench.harness.steps import (
 from bench.harness.workload import Workload
 from bench.peers import peers_of
 from bench.peers.timm_step import TimmTrainer
+from ichfast.loading.loader import DaliLoader
+from ichfast.recipes.recipe import Recipe
 from ichfast.runs.run import build_run_model
 from ichfast.store.store import Store
 
@@ -31,7 +36,12 @@ STAGE = "train"
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:
-    """Measure training of each arch, slices a second."""
+    """Measure training of each arch, slices per second.
+
+    Args:
+        workload: What is measured.
+        meter: Makes the records.
+    """
     records = []
     with workload.open_store() as store:
         for arch in workload.archs:
@@ -42,103 +52,94 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
 def _measure_arch(
     store: Store, arch: str, workload: Workload, meter: Meter
 ) -> list[Record]:
-    batch_size = workload.train_batch_size
-    recipe = make_recipe(arch, workload.size, batch_size, workload.device)
+    recipe = make_recipe(
+        arch, workload.size, workload.train_batch_size, workload.device
+    )
     labelled_N = np.flatnonzero(~np.isnan(store.labels_NK()).any(axis=1))
-    slices_N = np.resize(labelled_N, workload.num_steps * batch_size)
+    slices_N = np.resize(labelled_N, workload.num_steps * workload.train_batch_size)
     trainer = make_trainer(recipe, workload.num_steps, workload.device)
+    case = f"{arch} at {workload.size}"
+    waited: list[float] = []
     with make_run_loader(
         store, slices_N, recipe, workload.device, to_train=True
     ) as loader:
-        resident = load_resident(loader)
-        waited: list[float] = []
-
-        def train_from_loader() -> int:
-            num_slices = trainer.run_epoch(loader)
-            waited.append(100 * trainer.wait_share)
-            return num_slices
-
-        contenders = [
-            Contender(
-                name="from the loader",
-                role="ichfast",
-                run=train_from_loader,
-            ),
-            Contender(
-                name="loader alone",
-                role="limit",
-                run=lambda: sum(len(batch) for batch in loader),
-            ),
-            Contender(
-                name="resident batches",
-                role="limit",
-                run=lambda: trainer.run_epoch(resident),
-            ),
-        ]
-        for name in peers_of(STAGE, workload.peers):
-            timm = TimmTrainer(
-                build_run_model(recipe, trainer.stepper.device),
-                recipe.train.phases[0],
-                trainer.stepper.amp,
-                ema_decay=recipe.train.ema_decay,
-            )
-            contenders.append(
-                Contender(
-                    name=name,
-                    role="peer",
-                    run=partial(timm.run_epoch, resident.batches),
-                )
-            )
-        case = f"{arch} at {workload.size}"
+        contenders = _make_contenders(trainer, loader, recipe, workload, waited)
         settings = {
             "recipe": recipe.name,
             "arch": arch,
             "size": workload.size,
             "level": loader.level,
-            "batch_size": batch_size,
+            "batch_size": workload.train_batch_size,
             "steps": workload.num_steps,
             "windows": list(recipe.data.windows),
             "amp": str(trainer.stepper.amp.dtype).removeprefix("torch."),
         }
+        common: dict[str, Any] = {"stage": STAGE, "settings": settings}
         records = meter.compare(
-            contenders,
-            stage=STAGE,
-            case=case,
-            unit="slices",
-            cache="hot",
-            settings=settings,
+            contenders, case=case, unit="slices", cache="hot", **common
         )
+        name = "waiting for the loader"
+        counted = waited[meter.warmup :]
         records.append(
-            meter.note(
-                waited[meter.warmup :],
-                stage=STAGE,
-                case=case,
-                name="waiting for the loader",
-                unit="%",
-                cache="hot",
-                settings=settings,
-            )
+            meter.note(counted, case=case, name=name, unit="%", cache="hot", **common)
         )
         if workload.device == "cpu":
             return records
         return records + [
             meter.note(
                 [_peak_mib(contender.run) for _ in range(meter.repeats)],
-                stage=STAGE,
                 case=f"{case}, GPU memory",
                 name=contender.name,
                 unit="MiB",
                 cache="none",
-                settings=settings,
+                **common,
             )
             for contender in contenders
         ]
 
 
-def _peak_mib(run: Callable[[], object]) -> float:
-    """Most GPU memory that tensors take while a turn runs, MiB.
+def _make_contenders(
+    trainer: SteppedTrainer,
+    loader: DaliLoader,
+    recipe: Recipe,
+    workload: Workload,
+    waited: list[float],
+) -> list[Contender]:
+    """Make all contenders; a turn from the loader appends its waiting to `waited`."""
+    resident = load_resident(loader)
 
-    What other contenders keep is in it, the same for all.
+    def train_from_loader() -> int:
+        num_slices = trainer.run_epoch(loader)
+        waited.append(100 * trainer.wait_share)
+        return num_slices
+
+    limits = {
+        "loader alone": lambda: sum(len(batch) for batch in loader),
+        "resident batches": lambda: trainer.run_epoch(resident),
+    }
+    peers = {
+        name: partial(
+            TimmTrainer(
+                build_run_model(recipe, trainer.stepper.device),
+                recipe.train.phases[0],
+                trainer.stepper.amp,
+                ema_decay=recipe.train.ema_decay,
+            ).run_epoch,
+            resident.batches,
+        )
+        for name in peers_of(STAGE, workload.peers)
+    }
+    return [
+        Contender(name="from the loader", role="ichfast", run=train_from_loader),
+        *(Contender(name=name, role="limit", run=run) for name, run in limits.items()),
+        *(Contender(name=name, role="peer", run=run) for name, run in peers.items()),
+    ]
+
+
+def _peak_mib(run: Callable[[], object]) -> float:
+    """Measure the peak of the GPU memory of tensors during a turn, MiB.
+
+    It includes the memory that other contenders keep, the same for all.
     """
     torch.cuda.reset_peak_memory_stats()
     run()

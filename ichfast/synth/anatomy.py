@@ -1,8 +1,8 @@
-"""The head without bleeds: what differs between patients, and where things lie.
+"""The head without hemorrhages: what differs between patients, and where things lie.
 
-Skin, skull and the brain's room are outlines: tables over the angle around the head's
-axis, at a height. What has its own place is an ellipsoid, below, in mm from the axis
-and the orbitomeatal line. Tables over a depth give the HU of layers.
+Skin, skull and the brain's room are outlines: radii over the angle around the head's
+axis, for each height. Every organ is an ellipsoid in a table below, in mm from the axis
+and the orbitomeatal line. Layers such as the scalp are tables of HU over a depth.
 
 Source:
     Sizes, places and CT numbers as in any atlas of cross-sectional anatomy, adjusted
@@ -14,22 +14,21 @@ Shape letter: A angles around the head's axis, from x towards y
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.synth.canvas import NUM_ANGLES, Ellipsoid, Field, make_table
+from ichfast.synth.canvas import ANGLE_A, Ellipsoid, Field, make_table
 
 BASE_TOP_MM = 34.0
-"""Above it the head is a dome; below lie the skull base and the face."""
+"""Height above which the head is a dome; below it lie the skull base and the face."""
 
 FAT_HU, SKIN_HU, MUSCLE_HU = -95.0, 35.0, 58.0
 CSF_HU, GREY_HU, WHITE_HU = 9.0, 38.0, 29.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Anatomy:
+class Anatomy(NamedTuple):
     """What differs between patients. Lengths in mm."""
 
     half_width: float
@@ -38,18 +37,17 @@ class Anatomy:
     """Height of the skin at the top of the head."""
     scalp: float
     skull: float
-    harmonics: tuple[tuple[float, float], ...]
-    """Amplitude and phase of the outline's waves, from the second on."""
-    warp: tuple[float, ...]
-    """Phases of the smooth warp that keeps ellipses from looking like ellipses."""
-    fold_offset: tuple[float, float, float]
-    """Where in the shared field of folds this brain lies."""
+    harmonics: list[tuple[float, float]]
+    """Amplitude and phase (rad) of the outline's waves, from the second order on."""
+    warp: list[float]
+    """Phases of the bending of the coordinates, rad."""
+    fold_offset: list[float]
+    """Place of this brain in the shared field of folds."""
     atrophy: float
     """0 is young and tight, 1 is wide sulci and ventricles."""
     bone_hu: float
-    choroid_hu: float
-    """Calcified choroid plexus; 0 where there is none."""
-    pineal_hu: float
+    calcified_hu: tuple[float, float]
+    """Choroid plexus and pineal gland; 0 without calcification."""
     sinus: float
     """Size of the air-filled sinuses, 1 on average."""
 
@@ -63,24 +61,19 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         vertex=122.0 * size,
         scalp=rng.uniform(3.0, 6.5),
         skull=rng.uniform(6.5, 10.0),
-        harmonics=tuple(
-            (rng.normal(0.0, 0.008), rng.uniform(0.0, 6.28)) for _ in range(4)
-        ),
-        warp=tuple(rng.uniform(0.0, 6.28, 6).tolist()),
-        fold_offset=(
-            rng.uniform(0.0, 256.0),
-            rng.uniform(0.0, 256.0),
-            rng.uniform(64.0, 192.0),
-        ),
+        harmonics=[(rng.normal(0.0, 0.008), rng.uniform(0.0, 6.28)) for _ in range(4)],
+        warp=rng.uniform(0.0, 6.28, 6).tolist(),
+        fold_offset=rng.uniform((0.0, 0.0, 64.0), (256.0, 256.0, 192.0)).tolist(),
         atrophy=float(rng.beta(1.3, 1.7)),
         bone_hu=rng.normal(1250.0, 120.0),
-        choroid_hu=rng.uniform(120.0, 420.0) if rng.random() < 0.6 else 0.0,
-        pineal_hu=rng.uniform(100.0, 300.0) if rng.random() < 0.6 else 0.0,
+        calcified_hu=(
+            rng.uniform(120.0, 420.0) if rng.random() < 0.6 else 0.0,
+            rng.uniform(100.0, 300.0) if rng.random() < 0.6 else 0.0,
+        ),
         sinus=rng.uniform(0.8, 1.2),
     )
 
 
-# x, y, height; radii in x and y, half the height; turn; HU; texture.
 FACE = (
     Ellipsoid(78, 14, -4, 2.6, 13, 24, -14, 5),  # ear
     Ellipsoid(31, -45, 8, 19.5, 27, 21, 16, 700),  # orbital wall
@@ -98,7 +91,7 @@ FACE = (
     Ellipsoid(33, -63, 8, 11.3, 11.3, 11.3, 0, 12),  # vitreous
     Ellipsoid(33, -72.5, 8, 4.5, 1.9, 4.5, 0, 80),  # lens
 )
-"""Painted below the dome, in this order."""
+"""Below the dome."""
 
 SINUSES = (
     Ellipsoid(26, -50, -25, 15.5, 18, 18, 0, -980),  # maxillary
@@ -108,7 +101,7 @@ SINUSES = (
     Ellipsoid(0, -8, -45, 11, 9, 20, 0, -980),  # pharynx
     Ellipsoid(9, -80, 20, 9, 3.6, 12, 25, -980),  # frontal
 )
-"""Air, scaled by `Anatomy.sinus`, over the face."""
+"""Air in the face, scaled by `Anatomy.sinus`."""
 
 BASE = (
     Ellipsoid(36, 3, 4, 25, 5.5, 9, 34, 1400, 60),  # petrous ridge
@@ -118,7 +111,7 @@ BASE = (
     Ellipsoid(64, 12, -2, 14, 3, 3, 0, -950),  # ear canal
     Ellipsoid(41, 5, 3, 2.2, 2.2, 2.5, 0, 80),  # inner ear
 )
-"""Bone that reaches into the brain's room, over the brain."""
+"""Bone that reaches into the brain's room."""
 
 CISTERNS = (
     Ellipsoid(0, -9, 17, 8, 6, 7),  # suprasellar
@@ -130,13 +123,13 @@ CISTERNS = (
     Ellipsoid(44, -12, 36, 13, 2.2, 14, 40),  # sylvian
     Ellipsoid(38, -2, 48, 2, 15, 12, -10),  # insular
 )
-"""Water outside the brain, wider with age."""
+"""Water outside the brain, wider with atrophy."""
 
 BRAINSTEM = (
     Ellipsoid(0, 11, 4, 15, 11, 22, hu=31),  # pons, midbrain
     Ellipsoid(0, 13, -24, 8, 6.5, 20, hu=31),  # medulla, cord
 )
-"""Over the cisterns around it."""
+"""Inside the cisterns."""
 
 VENTRICLES = (
     Ellipsoid(9, -31, 58, 4, 13, 13, -22),  # frontal horn
@@ -147,7 +140,7 @@ VENTRICLES = (
     Ellipsoid(0, -4, 48, 2.4, 14, 11),  # third
     Ellipsoid(0, 31, 7, 6, 5, 11),  # fourth
 )
-"""Water inside the brain, wider with age."""
+"""Water inside the brain, wider with atrophy."""
 
 NUCLEI = (
     Ellipsoid(15, -24, 60, 4.5, 12, 13, -18, GREY_HU),  # caudate
@@ -156,15 +149,14 @@ NUCLEI = (
 )
 """Deep grey matter."""
 
-DARK_BAR = Ellipsoid(0, 6, 2, 30, 4, 9, 0, 18)
-"""What beam hardening leaves between the petrous bones."""
+DARK_BAR = (Ellipsoid(0, 6, 2, 30, 4, 9, 0, 18),)
+"""The dark bar between the petrous bones, from beam hardening."""
 
-
-def calcifications(anatomy: Anatomy) -> tuple[Ellipsoid, ...]:
-    """The plexus in the atria and the pineal gland, where they are calcified."""
-    plexus = Ellipsoid(24, 29, 57, 2.6, 4, 5, hu=anatomy.choroid_hu)
-    pineal = Ellipsoid(0, 21, 48, 2.4, 2.2, 3.5, hu=anatomy.pineal_hu)
-    return tuple(shape for shape in (plexus, pineal) if shape.hu)
+CALCIFICATIONS = (
+    Ellipsoid(24, 29, 57, 2.6, 4, 5),  # choroid plexus
+    Ellipsoid(0, 21, 48, 2.4, 2.2, 3.5),  # pineal gland
+)
+"""Painted with the HU of `Anatomy.calcified_hu`, where that is not 0."""
 
 
 def scalp_table(anatomy: Anatomy) -> Field:
@@ -175,13 +167,23 @@ def scalp_table(anatomy: Anatomy) -> Field:
 
 
 def bone_table(anatomy: Anatomy, height: float) -> Field:
-    """HU over the depth in the skull: outer or inner table, diploe."""
+    """HU over the depth in the skull: outer or inner table, diploe.
+
+    Args:
+        anatomy: The patient.
+        height: Of the slice, mm.
+    """
     bone_hu = anatomy.bone_hu * (0.75 if height < BASE_TOP_MM else 1.0)
     return make_table((0.0, 1.6, 2.8, 6.0), [bone_hu * p for p in (1, 1, 0.55, 0.5)])
 
 
 def brain_table(anatomy: Anatomy, height: float) -> Field:
-    """HU over the distance to the nearest water: water, grey, white."""
+    """HU over the distance to the nearest water: water, grey, white.
+
+    Args:
+        anatomy: The patient.
+        height: Of the slice, mm.
+    """
     half_mm = 0.1 + 1.1 * anatomy.atrophy
     # A tight sulcus is thinner than a pixel: its water shows only in part.
     filled = min(1.0, 0.35 + 1.2 * anatomy.atrophy)
@@ -191,74 +193,77 @@ def brain_table(anatomy: Anatomy, height: float) -> Field:
     return make_table(knots, (sulcus_hu, GREY_HU, GREY_HU, WHITE_HU))
 
 
+class Outlines(NamedTuple):
+    """The head's layers at a height: radii over the angle, mm, shape (A,)."""
+
+    skin_A: Field
+    skull_A: Field
+    """Outside of the skull."""
+    brain_A: Field
+    """The brain's room."""
+    slope: float
+    """How fast the skull narrows upwards, mm in each mm."""
+
+
+def outlines(anatomy: Anatomy, height: float) -> Outlines:
+    """Compute the outlines of a head.
+
+    Args:
+        anatomy: The patient.
+        height: Of the slice, mm.
+    """
+    cos_A, sin_A = np.cos(ANGLE_A), np.sin(ANGLE_A)
+    wide_A = anatomy.half_width * (1.0 + 0.07 * sin_A)  # broader at the back
+    head_A = 1.0 / np.sqrt((cos_A / wide_A) ** 2 + (sin_A / anatomy.half_length) ** 2)
+    for order, (amplitude, phase) in enumerate(anatomy.harmonics, start=2):
+        head_A *= 1.0 + amplitude / (order - 1) * np.cos(order * ANGLE_A + phase)
+
+    # The temporal muscle is thickest a little before the ears.
+    temple_A = np.exp(-(((np.arctan2(sin_A, np.abs(cos_A)) + 0.3) / 0.4) ** 2))
+    muscle_A = 6.0 * temple_A * np.clip((70.0 - height) / 50.0, 0.0, 1.0)
+    bone_A = head_A - anatomy.scalp - muscle_A
+    thick_A = anatomy.skull * (1.0 - 0.35 * np.abs(cos_A) - 0.1 * sin_A)
+    bone_top = anatomy.vertex - anatomy.scalp
+    skin_A = head_A * _dome(height, anatomy.vertex)
+    skull_A = bone_A * _dome(height, bone_top)
+    brain_A = (bone_A - thick_A) * _dome(height, bone_top - anatomy.skull)
+    if height < BASE_TOP_MM:
+        brain_A = _base_outline(height, brain_A)
+        skull_A = np.minimum(skull_A, brain_A + 5.5 - 1.5 * sin_A)
+        nose_A = 14.0 * np.exp(-(((ANGLE_A - 1.5 * np.pi) / 0.13) ** 2))
+        skin_A += nose_A * np.clip((5.0 - height) / 15.0, 0.0, 1.0)
+    narrowing = _dome(height - 2.0, bone_top) - _dome(height + 2.0, bone_top)
+    return Outlines(
+        skin_A=skin_A.astype(np.float32),
+        skull_A=skull_A.astype(np.float32),
+        brain_A=brain_A.astype(np.float32),
+        slope=anatomy.half_width * narrowing / 4.0,
+    )
+
+
 def _dome(height: float, vertex: float) -> float:
-    """The size of an outline at a height, 1 at the widest."""
+    """Size of an outline at a height, 1 where it is widest."""
     if height <= 35.0:
         return 1.0 - 0.0016 * (35.0 - height)
     part = (height - 35.0) / (vertex - 35.0)
     return (1.0 - part**2.4) ** (1 / 2.0) if part < 1.0 else 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outlines:
-    """The head's layers at a height: radii over the angle, mm, shape (A,)."""
-
-    skin_A: Field
-    outer_A: Field
-    """Outside of the skull."""
-    inner_A: Field
-    """The brain's room."""
-    slope: float
-    """How fast the skull narrows upwards, mm a mm."""
-
-
-def outlines(anatomy: Anatomy, height: float) -> Outlines:
-    """The outlines of a head at a height in mm."""
-    angle_A = np.linspace(0.0, 2 * np.pi, NUM_ANGLES, endpoint=False)
-    cos_A, sin_A = np.cos(angle_A), np.sin(angle_A)
-    wide_A = anatomy.half_width * (1.0 + 0.07 * sin_A)  # broader at the back
-    head_A = 1.0 / np.sqrt((cos_A / wide_A) ** 2 + (sin_A / anatomy.half_length) ** 2)
-    for order, (amplitude, phase) in enumerate(anatomy.harmonics, start=2):
-        head_A *= 1.0 + amplitude / (order - 1) * np.cos(order * angle_A + phase)
-
-    # The temporal muscle is thickest a little before the ears.
-    temple_A = np.exp(-(((np.arctan2(sin_A, np.abs(cos_A)) + 0.3) / 0.4) ** 2))
-    muscle_A = 6.0 * temple_A * np.clip((70.0 - height) / 50.0, 0.0, 1.0)
-    bone_A = head_A - anatomy.scalp - muscle_A
-    skull_A = anatomy.skull * (1.0 - 0.35 * np.abs(cos_A) - 0.1 * sin_A)
-    bone_top = anatomy.vertex - anatomy.scalp
-    skin_A = head_A * _dome(height, anatomy.vertex)
-    outer_A = bone_A * _dome(height, bone_top)
-    inner_A = (bone_A - skull_A) * _dome(height, bone_top - anatomy.skull)
-    if height < BASE_TOP_MM:
-        inner_A = _base_outline(angle_A, height, inner_A)
-        outer_A = np.minimum(outer_A, inner_A + 5.5 - 1.5 * sin_A)
-        nose_A = 14.0 * np.exp(-(((angle_A - 1.5 * np.pi) / 0.13) ** 2))
-        skin_A += nose_A * np.clip((5.0 - height) / 15.0, 0.0, 1.0)
-    narrowing = _dome(height - 2.0, bone_top) - _dome(height + 2.0, bone_top)
-    return Outlines(
-        skin_A=skin_A.astype(np.float32),
-        outer_A=outer_A.astype(np.float32),
-        inner_A=inner_A.astype(np.float32),
-        slope=anatomy.half_width * narrowing / 4.0,
-    )
-
-
 def _base_outline(
-    angle: npt.NDArray[np.float64], height: float, dome_A: npt.NDArray[np.float64]
+    height: float, dome_A: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """The brain's room below the dome: three fossae down to the foramen magnum."""
-    sin, cos = np.sin(angle), np.cos(angle)
+    sin_A, cos_A = np.sin(ANGLE_A), np.cos(ANGLE_A)
 
     def circle(centre: float, radius: float) -> npt.NDArray[np.float64]:
-        return centre * sin + np.sqrt(radius**2 - (centre * cos) ** 2)
+        return centre * sin_A + np.sqrt(radius**2 - (centre * cos_A) ** 2)
 
-    foramen, fossa = circle(14.0, 17.0), circle(24.0, 54.0)
-    toward = np.arctan2(sin, np.abs(cos)) + 0.4
-    temporal = fossa + 30.0 * np.exp(-((toward / 0.5) ** 2))
-    middle = np.minimum(temporal, dome_A)
+    foramen_A, fossa_A = circle(14.0, 17.0), circle(24.0, 54.0)
+    toward_A = np.arctan2(sin_A, np.abs(cos_A)) + 0.4
+    temporal_A = fossa_A + 30.0 * np.exp(-((toward_A / 0.5) ** 2))
+    middle_A = np.minimum(temporal_A, dome_A)
     heights = (-28.0, -10.0, 4.0, 16.0, 28.0)
-    levels = (foramen, 0.8 * fossa, middle, 0.5 * middle + 0.5 * dome_A, dome_A)
+    levels = (foramen_A, 0.8 * fossa_A, middle_A, 0.5 * (middle_A + dome_A), dome_A)
     level = int(np.clip(np.searchsorted(heights, height) - 1, 0, 3))
     low, high = heights[level], heights[level + 1]
     part = np.clip((height - low) / (high - low), 0.0, 1.0)

@@ -1,9 +1,9 @@
-"""The pixels of a slice as places in a head, and how shapes are painted on them.
+"""The pixels of a slice in the coordinates of a head, and shapes painted on them.
 
-A canvas covers the box around the head. It knows for each pixel where in the head it
-lies, so that shapes are given in the head's own millimetres, however the head is
-turned and wherever it lies in the slice. The coordinates are bent a little, which
-keeps ellipses from looking like ellipses.
+A canvas covers the box around the head and holds the place of each pixel in the head.
+So shapes are given in millimetres of the head, independent of its rotation and position
+in the slice. The coordinates are bent a little, so that ellipses do not look like
+ellipses.
 
 Axes, in mm: x to the right of the image, y to the back of the head (down the image),
 height from the orbitomeatal line up. Shape letters: H rows and W columns of the box,
@@ -13,10 +13,9 @@ A angles around the head's axis, from x towards y.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +26,13 @@ Box = tuple[slice, slice]
 NUM_ANGLES = 2048
 """Length of every table over the angle around the head's axis."""
 
-TABLE_STEP_MM = 0.0625
-"""Between two entries of a table over a depth."""
+ANGLE_A = np.linspace(0.0, 2 * np.pi, NUM_ANGLES, endpoint=False)
 
-WARP_MM = 3.0
-"""No point is bent further than this, along an axis."""
+TABLE_STEP_MM = 0.0625
+"""Distance between two entries of a table over a depth."""
+
+MAX_WARP_MM = 3.0
+"""Upper limit of the bending along an axis."""
 
 FOLD_SHAPE = (32, 512, 512)
 FOLD_PLANE_MM, FOLD_PIXEL_MM = 4.0, 0.5
@@ -40,7 +41,7 @@ FOLD_WAVELENGTH_MM = 23.0
 
 
 class Ellipsoid(NamedTuple):
-    """A shape in the head; where `x` is not 0, its mirror image too."""
+    """A shape in the head, with its mirror image where `x` is not 0. Lengths in mm."""
 
     x: float
     y: float
@@ -49,35 +50,34 @@ class Ellipsoid(NamedTuple):
     y_radius: float
     half_height: float
     turn: float = 0.0
-    """In the plane, degrees; outwards at the front where positive."""
+    """Rotation in the plane, degrees; positive: outwards at the front."""
     hu: float = 0.0
     texture_hu: float = 0.0
     """Deviation of cells or trabeculae around `hu`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """The pixels of a series, and where the head lies in them."""
+class Grid(NamedTuple):
+    """The pixels of a series, and where the head's axis lies in them."""
 
     rows: int
     columns: int
     spacing_mm: float
     rotation: float
-    """In the plane, rad."""
+    """Rotation of the head in the plane, rad."""
     x_mm: float
-    """The head's axis, to the right of the middle of the slice."""
+    """Distance of the axis to the right of the middle of the slice."""
     y_mm: float
-    """The head's axis, below the middle of the slice."""
+    """Distance of the axis below the middle of the slice."""
 
 
 class Canvas:
     """The box of pixels around a head.
 
     Args:
-        grid: the pixels, and where the head lies.
-        reach_mm: half the width and half the length of the box.
-        warp: six phases of the bending, rad.
-        fold_offset: where in the shared field of folds this head lies, mm.
+        grid: The pixels, and where the head lies.
+        reach_mm: Half the width and half the length of the box.
+        warp: Six phases of the bending, rad.
+        fold_offset: Row, column and height of this head in the field of folds, mm.
     """
 
     def __init__(
@@ -86,24 +86,16 @@ class Canvas:
         *,
         reach_mm: tuple[float, float],
         warp: Sequence[float],
-        fold_offset: tuple[float, float, float],
+        fold_offset: Sequence[float],
     ) -> None:
-        self.edge_mm = max(grid.spacing_mm, 0.7)
-        """Width of a sharp edge: a pixel, but not less than the kernel's blur."""
-        self.pixel_mm2 = grid.spacing_mm**2
-        first_row, down = _span(grid.rows, grid.spacing_mm, grid.y_mm, reach_mm[1])
-        first_column, right = _span(
-            grid.columns, grid.spacing_mm, grid.x_mm, reach_mm[0]
-        )
-        self.box: Box = (
-            slice(first_row, first_row + len(down)),
-            slice(first_column, first_column + len(right)),
-        )
+        down = _span(grid.rows, grid.spacing_mm, grid.y_mm, reach_mm[1])
+        right = _span(grid.columns, grid.spacing_mm, grid.x_mm, reach_mm[0])
+        self.box: Box = (down[0], right[0])
         self._grid = grid
-        self._first_mm = (float(down[0]), float(right[0]))
+        self._first_mm = (float(down[1][0]), float(right[1][0]))
         self._fold_offset = fold_offset
 
-        down_H1, right_1W = down[:, np.newaxis], right[np.newaxis]
+        down_H1, right_1W = down[1][:, np.newaxis], right[1][np.newaxis]
         cos, sin = math.cos(grid.rotation), math.sin(grid.rotation)
         p = [np.float32(phase) for phase in warp]
         self.x_HW: Field = cos * right_1W + sin * down_H1
@@ -122,15 +114,13 @@ class Canvas:
         self.coarse_HW: Field = folds()[1].ravel()[self._fold_places(1.6)]
         """Texture of the size of a bleed's lobes, deviation 1."""
 
+    def around(self, table_A: Field) -> Field:
+        """The entry of a table over the angle at each pixel."""
+        return table_A.take(self._angle_HW, mode="clip")
+
     def depth(self, radius_A: Field) -> Field:
         """Depth of each pixel inside an outline, mm, negative outside it."""
-        depth_HW = radius_A.take(self._angle_HW, mode="clip")
-        depth_HW -= self._radius_HW
-        return depth_HW
-
-    def around(self, table_A: Field) -> Field:
-        """The entry of a table over the angle that each pixel sees."""
-        return table_A.take(self._angle_HW, mode="clip")
+        return self.around(radius_A) - self._radius_HW
 
     def fold_distance(self, height: float) -> Field:
         """Signed distance to the middle of the nearest fold, mm, roughly."""
@@ -143,39 +133,98 @@ class Canvas:
         plane *= np.float32(5.0 / np.hypot(part, 1.0 - part))
         return plane.take(self._fold_HW, mode="clip")
 
-    def paint(
+    def sections(
         self,
-        hu_HW: Field,
-        shape: Ellipsoid,
+        shapes: Iterable[Ellipsoid],
         height: float,
         *,
         shift_mm: float = 0.0,
         soft_mm: float = 1.0,
+        scale: tuple[float, float] = (1.0, 1.0),
+    ) -> Iterator[tuple[Ellipsoid, Box, Field]]:
+        """Cut ellipsoids and their mirror images at a height.
+
+        Args:
+            shapes: From the head's tables.
+            height: Of the slice, mm.
+            shift_mm: Moves the shapes along x.
+            soft_mm: Width of their edges.
+            scale: Factors of the radii along x and y.
+
+        Yields:
+            The shape, the box around it, and its weight there: 1 inside, 0 outside.
+        """
+        for shape in shapes:
+            rest = 1.0 - ((height - shape.height) / shape.half_height) ** 2
+            if rest < 0.03:
+                continue
+            a = shape.x_radius * scale[0] * rest**0.5
+            b = shape.y_radius * scale[1] * rest**0.5
+            for side in (1.0, -1.0) if shape.x else (1.0,):
+                turn = side * np.deg2rad(shape.turn)
+                x = side * shape.x + shift_mm
+                box = self.box_around(x, shape.y, a + soft_mm, b + soft_mm, turn)
+                dx = self.x_HW[box] - np.float32(x)
+                dy = self.y_HW[box] - np.float32(shape.y)
+                cos, sin = np.cos(turn), np.sin(turn)
+                u = dx * np.float32(cos / a) + dy * np.float32(sin / a)
+                v = dy * np.float32(cos / b) - dx * np.float32(sin / b)
+                u *= u
+                v *= v
+                u += v
+                yield shape, box, ramp(1.0 - u, 2.0 * soft_mm / min(a, b))
+
+    def paint(
+        self, hu_HW: Field, shapes: Iterable[Ellipsoid], height: float, **place: Any
     ) -> None:
-        """Paint an ellipsoid's HU over `hu_HW`, its edge `soft_mm` wide."""
-        for box, weight in self._sections(shape, height, shift_mm, soft_mm):
+        """Paint ellipsoids over a slice.
+
+        Args:
+            hu_HW: HU, shape (H, W). Overwritten.
+            shapes: Painted in their order.
+            height: Of the slice, mm.
+            place: The keyword arguments of `sections`.
+        """
+        for shape, box, weight in self.sections(shapes, height, **place):
             part = hu_HW[box]
             fill = shape.hu + np.float32(shape.texture_hu) * self.fine_HW[box]
             part += weight * (fill - part)
 
-    def mark(
-        self, weight_HW: Field, shape: Ellipsoid, height: float, *, shift_mm: float
-    ) -> None:
-        """Raise `weight_HW` to 1 inside an ellipsoid."""
-        for box, weight in self._sections(shape, height, shift_mm, 1.5):
+    def mark(self, shapes: Iterable[Ellipsoid], height: float, **place: Any) -> Field:
+        """Mark the inside of ellipsoids.
+
+        Args:
+            shapes: In any order.
+            height: Of the slice, mm.
+            place: The keyword arguments of `sections`, without `soft_mm`.
+
+        Returns:
+            1 inside any of them, 0 outside, shape (H, W).
+        """
+        weight_HW = np.zeros_like(self.x_HW)
+        for _, box, weight in self.sections(shapes, height, soft_mm=1.5, **place):
             np.maximum(weight_HW[box], weight, out=weight_HW[box])
+        return weight_HW
 
     def box_around(
-        self, x: float, y: float, x_radius: float, y_radius: float, turn: float
+        self, x: float, y: float, x_radius: float, y_radius: float, turn: float = 0.0
     ) -> Box:
-        """Rows and columns that hold an ellipse, turned by `turn` rad."""
+        """Find the rows and columns that hold an ellipse.
+
+        Args:
+            x: Centre, mm.
+            y: Centre, mm.
+            x_radius: Before the turn, mm.
+            y_radius: Before the turn, mm.
+            turn: In the plane, rad.
+        """
         spacing_mm, rotation = self._grid.spacing_mm, self._grid.rotation
         cos, sin = np.cos(rotation), np.sin(rotation)
         cos2, sin2 = np.cos(turn + rotation) ** 2, np.sin(turn + rotation) ** 2
         middles = (sin * x + cos * y, cos * x - sin * y)
         halves = (
-            (x_radius**2 * sin2 + y_radius**2 * cos2) ** 0.5 + WARP_MM,
-            (x_radius**2 * cos2 + y_radius**2 * sin2) ** 0.5 + WARP_MM,
+            (x_radius**2 * sin2 + y_radius**2 * cos2) ** 0.5 + MAX_WARP_MM,
+            (x_radius**2 * cos2 + y_radius**2 * sin2) ** 0.5 + MAX_WARP_MM,
         )
         spans = []
         for middle, half, first in zip(middles, halves, self._first_mm, strict=True):
@@ -184,32 +233,8 @@ class Canvas:
             spans.append(slice(start, stop))
         return spans[0], spans[1]
 
-    def _sections(
-        self, shape: Ellipsoid, height: float, shift_mm: float, soft_mm: float
-    ) -> Iterator[tuple[Box, Field]]:
-        """Box and weight of an ellipsoid, and of its mirror image, at a height."""
-        rest = 1.0 - ((height - shape.height) / shape.half_height) ** 2
-        if rest < 0.03:
-            return
-        a, b = shape.x_radius * rest**0.5, shape.y_radius * rest**0.5
-        for side in (1.0, -1.0) if shape.x else (1.0,):
-            turn = side * np.deg2rad(shape.turn)
-            x = side * shape.x + shift_mm
-            box = self.box_around(x, shape.y, a + soft_mm, b + soft_mm, turn)
-            dx, dy = (
-                self.x_HW[box] - np.float32(x),
-                self.y_HW[box] - np.float32(shape.y),
-            )
-            cos, sin = np.cos(turn), np.sin(turn)
-            u = dx * np.float32(cos / a) + dy * np.float32(sin / a)
-            v = dy * np.float32(cos / b) - dx * np.float32(sin / b)
-            u *= u
-            v *= v
-            u += v
-            yield box, ramp(1.0 - u, 2.0 * soft_mm / min(a, b))
-
     def _fold_places(self, scale: float) -> npt.NDArray[np.intp]:
-        """Where each pixel lies in a plane of `folds`, which repeats itself."""
+        """Index of each pixel in a plane of `folds`, which is periodic."""
         side = FOLD_SHAPE[1]
         row_mm = self.y_HW * scale + self._fold_offset[0]
         column_mm = self.x_HW * scale + self._fold_offset[1]
@@ -218,21 +243,50 @@ class Canvas:
         return row_HW * side + column_HW
 
 
+def blend(under_HW: Field, over_HW: Field, weight_HW: Field) -> Field:
+    """Mix two fields.
+
+    Args:
+        under_HW: Result where the weight is 0.
+        over_HW: Result where the weight is 1. Overwritten and returned.
+        weight_HW: 0 to 1.
+    """
+    over_HW -= under_HW
+    over_HW *= weight_HW
+    over_HW += under_HW
+    return over_HW
+
+
 def ramp(depth_HW: Field, width: float) -> Field:
-    """0 outside, 1 inside, linear over `width` across depth 0."""
+    """Turn a depth into a weight: 0 outside, 1 inside.
+
+    Args:
+        depth_HW: Positive inside, any unit.
+        width: Over which the weight rises, centred on depth 0, in the same unit.
+    """
     out_HW = depth_HW * np.float32(1.0 / width)
     out_HW += np.float32(0.5)
     return np.clip(out_HW, 0.0, 1.0, out=out_HW)
 
 
 def make_table(knots_mm: Sequence[float], values: Sequence[float]) -> Field:
-    """Tabulate a piecewise linear function of a depth from 0 on, for `look_up`."""
+    """Tabulate a piecewise linear function of a depth from 0 on, for `look_up`.
+
+    Args:
+        knots_mm: Depths, ascending.
+        values: Values there.
+    """
     depth_mm = np.arange(0.0, knots_mm[-1] + TABLE_STEP_MM, TABLE_STEP_MM)
     return np.interp(depth_mm, knots_mm, values).astype(np.float32)
 
 
 def look_up(table: Field, depth_HW: Field) -> Field:
-    """A table's values at depths in mm; its ends extend."""
+    """Read a table's values; its ends extend.
+
+    Args:
+        table: Of `make_table`.
+        depth_HW: Depths, mm.
+    """
     index_HW = (depth_HW * np.float32(1.0 / TABLE_STEP_MM)).astype(np.intp)
     return table.take(index_HW, mode="clip")
 
@@ -256,8 +310,8 @@ def folds() -> Field:
 
 def _span(
     pixels: int, spacing_mm: float, centre_mm: float, reach_mm: float
-) -> tuple[int, Field]:
-    """First pixel within reach of a centre, and the offsets from there on, mm."""
+) -> tuple[slice, Field]:
+    """Pixels within reach of a centre, and their offsets from it, mm."""
     all_mm = (np.arange(pixels) + 0.5 - pixels / 2) * spacing_mm - centre_mm
     within = np.flatnonzero(np.abs(all_mm) <= reach_mm)
-    return int(within[0]), all_mm[within].astype(np.float32)
+    return slice(within[0], within[-1] + 1), all_mm[within].astype(np.float32)

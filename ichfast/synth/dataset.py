@@ -5,11 +5,11 @@
 
 Promises:
 
-1. The same arguments give the same bytes, whatever the number of threads.
-2. A label is 1 exactly where the slice shows that bleed; a slice without labels has
-   the pixels it would have in a head that does not bleed.
+1. The same arguments give the same bytes, with any number of threads.
+2. A label is 1 exactly where the slice shows that bleed. A slice without a bleed has
+   the pixels of the same head without any bleed.
 3. The files have the elements, the encodings and the defects of the RSNA 2019 files
-   (`ichfast.synth.scanner`); no patient's pixel or header value is in them.
+   (`ichfast.synth.scanner`). They hold no pixel and no header value of a patient.
 
 Shape letters: H rows, W columns.
 """
@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,22 +61,22 @@ Source:
 """
 
 TRUNCATED_BYTES = 153_710
-"""What the competition's ID_6431af929 holds of its 524,288 bytes of pixels."""
+"""Bytes of pixels in the competition's ID_6431af929, which should be 524,288."""
 
 TRUNCATED_FROM = 40
-"""Sets of fewer slices have no truncated file, which would be too large a part."""
+"""Smallest set with a truncated file: one of 40 slices is 2.5 %."""
 
 NUM_DUPLICATED_SLICES = 4
-"""Slices whose six label rows stand twice in RSNA's csv."""
+"""Slices whose six label rows occur twice in RSNA's csv."""
 
-ODD_SHAPES = ((638, 490), (436, 436), (408, 374), (464, 464), (666, 512), (768, 768))
+RARE_SHAPES = ((638, 490), (436, 436), (408, 374), (464, 464), (666, 512), (768, 768))
 """Shapes of RSNA's slices that are not 512x512, rows and columns."""
 
-ODD_EVERY, WRAPPED_EVERY = 80, 125
-"""One series in so many has an odd shape; wrapped 12-bit pixels (0.8 %)."""
+RARE_SHAPE_EVERY, WRAPPED_EVERY = 80, 125
+"""One of 80 series has a rare shape, one of 125 has wrapped 12-bit pixels (0.8 %)."""
 
-SMALLEST, LARGEST = 64, 512
-"""The range of `size`, pixels."""
+MIN_SIZE, MAX_SIZE = 64, 512
+"""Range of `size`, pixels."""
 
 EXTENT_MM = {
     "epidural": 41.0,
@@ -84,7 +85,7 @@ EXTENT_MM = {
     "subarachnoid": 51.0,
     "subdural": 63.0,
 }
-"""Height of the stack of slices in which a drawn bleed is seen, on average."""
+"""Average height over which a drawn bleed is seen, mm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,13 +98,12 @@ class SynthReport:
     positives: dict[str, int]
     """Slices with each of the six classes, in `labels.CLASSES` order."""
     truncated: str | None
-    """The slice whose pixel data is cut off, if one is."""
+    """Id of the slice whose pixel data is cut off, or None."""
     dicom_dir: Path
     labels_path: Path
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Series:
+class _Series(NamedTuple):
     """All that is decided before the first slice of a series is drawn."""
 
     number: int
@@ -114,36 +114,39 @@ class _Series:
     grid: Grid
     heights: tuple[float, ...]
     tilt: float
-    """Of the gantry, rad."""
+    """Angle of the gantry, rad."""
     noise_hu: float
     holder_mm: float
     """Radius of the head holder."""
 
 
-@dataclass(slots=True)
 class _Quota:
     """Decides which series bleed, so that the wanted share of slices shows it.
 
-    A series adds to what is owed of each subtype, a slice that shows it pays back.
+    A series adds to the slices that are owed of each subtype; each slice that shows the
+    subtype takes one off.
     """
 
-    prevalence: Mapping[str, float]
-    owed: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUBTYPES, 0.0))
+    def __init__(self, prevalence: Mapping[str, float]) -> None:
+        self._prevalence = prevalence
+        self._owed = dict.fromkeys(SUBTYPES, 0.0)
 
     def draw(self, rng: np.random.Generator, heights: Sequence[float]) -> list[Bleed]:
         """Draw the bleeds of the next series."""
         spacing_mm = (heights[-1] - heights[0]) / max(len(heights) - 1, 1) or 5.0
         slices = {name: EXTENT_MM[name] / spacing_mm for name in SUBTYPES}
         for name in SUBTYPES:
-            owed = self.owed[name] + self.prevalence[name] * len(heights)
-            self.owed[name] = min(owed, len(heights))  # or it could grow for ever
+            owed = self._owed[name] + self._prevalence[name] * len(heights)
+            self._owed[name] = min(
+                owed, len(heights)
+            )  # an unreachable share cannot grow
         # Bleeds come together: most series have none, some have several.
-        share = max(self.prevalence[n] * len(heights) / slices[n] for n in SUBTYPES)
+        share = max(self._prevalence[n] * len(heights) / slices[n] for n in SUBTYPES)
         if rng.random() > 2.5 * share:
             return []
         bleeds = []
         for name in SUBTYPES:
-            owed = self.owed[name]
+            owed = self._owed[name]
             while owed > rng.uniform(0.2, 1.0) * slices[name]:
                 bleeds.append(draw_bleed(rng, name))
                 owed -= slices[name]
@@ -152,7 +155,7 @@ class _Quota:
     def pay(self, seen: Sequence[str]) -> None:
         """Count the subtypes that one slice shows."""
         for name in seen:
-            self.owed[name] -= 1.0
+            self._owed[name] -= 1.0
 
 
 def synthesize(
@@ -167,25 +170,25 @@ def synthesize(
     """Write a synthetic data set in the form of RSNA's: DICOM files and label csv.
 
     Args:
-        out: a new or empty folder.
-        num_slices: slices to write, 1 or more. A series has 20 to 40.
+        out: A new or empty folder.
+        num_slices: Slices to write, 1 or more. A series has 20 to 40.
         seed: 0 or more; another seed gives other patients.
-        prevalence: share of slices, 0 to 1, by subtype; a subtype left out has
-            RSNA's. Shares above 0.4 are not reached, nor above 0.25 by the
-            intraventricular, which ends where the ventricles do.
-        quirks: also write RSNA's rare defects: odd shapes, wrapped 12-bit pixels,
+        prevalence: Share of slices, 0 to 1, by subtype; RSNA's for a subtype that is
+            missing. Shares above 0.4 are not reached. Intraventricular bleeds end
+            where the ventricles end, so they do not reach more than 0.25.
+        quirks: Also write RSNA's rare defects: rare shapes, wrapped 12-bit pixels,
             one file with truncated pixels (of size 512, in sets of 40 slices or
-            more), label rows that stand twice.
-        size: rows and columns of a slice, 64 to 512; the field of view stays.
+            more), label rows that occur twice.
+        size: Rows and columns of a slice, 64 to 512; the field of view stays.
 
     Raises:
         SourceError: `out` is not empty, or cannot be written to.
-        RecipeError: a value out of its range, or an unknown subtype.
+        RecipeError: A value is out of its range, or a subtype is unknown.
     """
     wanted = {**RSNA_PREVALENCE, **(prevalence or {})}
     _check(num_slices, seed, wanted, size)
     _check_empty(out)
-    quota = _Quota(prevalence=wanted)
+    quota = _Quota(wanted)
     labels: dict[str, tuple[str, ...]] = {}
     plan = list(_plan(num_slices, seed, size, quirks=quirks))
     may_truncate = quirks and size == 512 and num_slices >= TRUNCATED_FROM
@@ -229,12 +232,12 @@ def _check(
         raise RecipeError(f"num_slices must be 1 or more, got {num_slices}")
     if seed < 0:
         raise RecipeError(f"the seed must be 0 or more, got {seed}")
-    if not SMALLEST <= size <= LARGEST:
-        raise RecipeError(f"size must be {SMALLEST} to {LARGEST} pixels, got {size}")
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise RecipeError(f"size must be {MIN_SIZE} to {MAX_SIZE} pixels, got {size}")
     for name, share in prevalence.items():
         if name not in SUBTYPES:
             raise RecipeError(
-                f"prevalence knows {', '.join(SUBTYPES)}; got {name!r} "
+                f"prevalence takes {', '.join(SUBTYPES)}; got {name!r} "
                 "(`any` follows from the five)"
             )
         if not 0.0 <= share <= 1.0:
@@ -244,8 +247,8 @@ def _check(
 def _check_empty(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SourceError(
-            f"{out} exists and is not an empty folder; synthetic slices go into a new "
-            "one: name another, or remove this one"
+            f"{out} exists and is not an empty folder; synthetic slices need a new or "
+            "empty folder: name another, or remove this one"
         )
 
 
@@ -256,7 +259,7 @@ def _plan(num_slices: int, seed: int, size: int, *, quirks: bool) -> Iterator[_S
         rng = np.random.default_rng((seed, 0, patient))
         anatomy = draw_anatomy(rng)
         for _ in range(int(rng.choice((1, 2, 3), p=(0.87, 0.1, 0.03)))):
-            is_odd = quirks and number % ODD_EVERY == 7
+            is_rare = quirks and number % RARE_SHAPE_EVERY == 7
             is_wrapped = quirks and number % WRAPPED_EVERY == 3
             heights = _draw_heights(rng, anatomy, left)
             yield _Series(
@@ -265,7 +268,7 @@ def _plan(num_slices: int, seed: int, size: int, *, quirks: bool) -> Iterator[_S
                 anatomy=anatomy,
                 scanner=WRAPPED_SCANNER if is_wrapped else _draw_scanner(rng),
                 is_implicit=bool(rng.random() < 0.4),
-                grid=_draw_grid(rng, number, size, is_odd=is_odd),
+                grid=_draw_grid(rng, number, size, is_rare=is_rare),
                 heights=heights,
                 tilt=float(rng.normal(0.26, 0.1) if rng.random() < 0.55 else 0.0),
                 noise_hu=float(rng.uniform(3.2, 5.8)),
@@ -283,12 +286,12 @@ def _draw_scanner(rng: np.random.Generator) -> Scanner:
 
 
 def _draw_grid(
-    rng: np.random.Generator, number: int, size: int, *, is_odd: bool
+    rng: np.random.Generator, number: int, size: int, *, is_rare: bool
 ) -> Grid:
     view_mm = float(rng.choice((230.0, 240.0, 250.0), p=(0.2, 0.2, 0.6)))
     rows, columns = size, size
-    if is_odd:
-        shape = ODD_SHAPES[number // ODD_EVERY % len(ODD_SHAPES)]
+    if is_rare:
+        shape = RARE_SHAPES[number // RARE_SHAPE_EVERY % len(RARE_SHAPES)]
         rows, columns = (pixels * size // 512 for pixels in shape)
     return Grid(
         rows=rows,
@@ -301,9 +304,9 @@ def _draw_grid(
 
 
 def _draw_heights(
-    rng: np.random.Generator, anatomy: Anatomy, most: int
+    rng: np.random.Generator, anatomy: Anatomy, max_slices: int
 ) -> tuple[float, ...]:
-    """The slices' heights from the bottom up: 5 mm apart, some series less below."""
+    """Draw the slices' heights from the bottom up, mm; most are 5 mm apart."""
     bottom = rng.uniform(-28.0, -14.0)
     top = anatomy.vertex + rng.uniform(-6.0, 6.0)
     spacing_mm = rng.choice((5.0, 4.0), p=(0.8, 0.2))
@@ -311,8 +314,8 @@ def _draw_heights(
     if rng.random() < 0.25:  # thinner slices through the skull base
         fine = np.arange(bottom, 30.0, 3.0)
         heights = np.concatenate((fine, np.arange(fine[-1] + spacing_mm, top, 5.0)))
-    if len(heights) > most:  # the last series may be short, but is a whole head
-        heights = np.linspace(bottom, top, most + 2)[1:-1]
+    if len(heights) > max_slices:  # the last series: fewer slices, still a whole head
+        heights = np.linspace(bottom, top, max_slices + 2)[1:-1]
     return tuple(heights.tolist())
 
 
@@ -321,8 +324,8 @@ def _scan(
 ) -> Iterator[tuple[Header, bytes, tuple[str, ...]]]:
     """Draw a series: header, raw pixels and visible subtypes of each slice."""
     grid = series.grid
-    # Bleeds and noise have generators of their own, so that the same seed draws the
-    # same heads whatever the prevalence.
+    # Bleeds and noise have their own generators, so that a seed draws the same heads
+    # for every prevalence.
     bleeds = quota.draw(np.random.default_rng((seed, 1, series.number)), series.heights)
     rng = np.random.default_rng((seed, 2, series.number))
     phantom = Phantom(series.anatomy, grid)
@@ -339,14 +342,8 @@ def _scan(
             patient_id=_pseudonym(seed, "patient", series.patient),
             study_uid=_pseudonym(seed, "study", series.number),
             series_uid=_pseudonym(seed, "series", series.number),
-            rows=grid.rows,
-            columns=grid.columns,
-            spacing_mm=grid.spacing_mm,
-            position_mm=(
-                -grid.columns * grid.spacing_mm / 2,
-                -grid.rows * grid.spacing_mm / 2 + 20.0,
-                100.0 + height * lift,
-            ),
+            grid=grid,
+            height_mm=100.0 + height * lift,
             tilt=series.tilt,
         )
         yield header, encode_pixels(series.scanner, hu_HW, outside_HW), seen
@@ -374,11 +371,11 @@ _DIGITS = {"slice": 9, "patient": 8, "study": 10, "series": 10}
 
 
 def _pseudonym(seed: int, kind: str, number: int) -> str:
-    """RSNA's ``ID_`` and hexadecimal digits: two numbers never share one."""
+    """Give ``ID_`` and hexadecimal digits, as RSNA does; no two numbers share one."""
     bits = 4 * _DIGITS[kind]
     mask = (1 << bits) - 1
     value = (number + 7919 * seed + 65_537 * len(kind)) & mask
-    for _ in range(2):  # odd factors and shifted exclusive ors lose nothing
+    for _ in range(2):  # odd factors and shifted exclusive ors can be undone
         value = value * 0x9E3779B97F4A7C15 & mask
         value ^= value >> (bits // 2)
     return f"ID_{value:0{_DIGITS[kind]}x}"
@@ -389,7 +386,7 @@ def _label(seen: Sequence[str], name: str) -> int:
 
 
 def _label_csv(labels: Mapping[str, Sequence[str]], *, quirks: bool) -> str:
-    """RSNA's order: by id, `any` last; the rows of some slices stand twice."""
+    """Write labels in RSNA's order: by id, `any` last; some slices occur twice."""
     ids = sorted(labels)
     if quirks:
         step = max(len(ids) // NUM_DUPLICATED_SLICES, 1)

@@ -1,4 +1,4 @@
-"""What the scanners of the RSNA 2019 set make of a slice: noise, encoding, header.
+"""Noise, encoding and header of a slice, as the scanners of the RSNA 2019 set write it.
 
 The elements, their order and the way their values are written are those of RSNA's
 files: 22 elements, ``ID_<hex>`` where DICOM wants UIDs, no padding tag, no dates.
@@ -12,16 +12,16 @@ Shape letters: H rows, W columns.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.synth.canvas import Field
+from ichfast.synth.canvas import Field, Grid
 
-LOWEST_HU, HIGHEST_HU = -1024, 3071
-"""What a scanner writes inside its scan circle."""
+MIN_HU, MAX_HU = -1024, 3071
+"""Range of the HU that a scanner writes inside its scan circle."""
 
 NOISE_SIDE = 1024
 NOISE_PEAK_PER_PIXEL = 0.15
@@ -29,17 +29,15 @@ NOISE_PEAK_PER_PIXEL = 0.15
 
 EXPLICIT_LE, IMPLICIT_LE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
-_LONG_VRS = ("OB", "OW")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scanner:
+class Scanner(NamedTuple):
     """How one family of scanners writes its files."""
 
     share: float
-    """Of all series; the shares add up to 1."""
-    is_signed: bool
-    """Signed families store 16 bits, unsigned ones 12."""
+    """Share of all series; the shares add up to 1."""
+    bits: int
+    """(0028,0101) Bits Stored: 16 with a sign, 12 without."""
     center: str
     """(0028,1050) Window Center, HU, as written."""
     width: str
@@ -51,62 +49,48 @@ class Scanner:
     wraps: bool = False
     """4096 is added to negative HU: 12 bits unsigned without an offset."""
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether stored values have a sign."""
+        return self.bits == 16
+
 
 SCANNERS = (
-    Scanner(share=0.25, is_signed=False, center=r"00040\00040", width=r"00080\00080"),
-    Scanner(share=0.17, is_signed=False, center=r"00036\00036", width=r"00080\00080"),
-    Scanner(share=0.07, is_signed=False, center=r"40\40", width=r"80\80"),
-    Scanner(share=0.26, is_signed=True, center="30", width="80", padding_raw=-2000),
-    Scanner(share=0.15, is_signed=True, center="35", width="100", padding_raw=-2000),
-    Scanner(
-        share=0.07,
-        is_signed=True,
-        center="50",
-        width="100",
-        slope="1.0",
-        padding_raw=-1024,
-    ),
-    Scanner(
-        share=0.03,
-        is_signed=True,
-        center="40",
-        width="100",
-        intercept=0,
-        padding_raw=-3024,
-    ),
+    Scanner(0.25, 12, r"00040\00040", r"00080\00080"),
+    Scanner(0.17, 12, r"00036\00036", r"00080\00080"),
+    Scanner(0.07, 12, r"40\40", r"80\80"),
+    Scanner(0.26, 16, "30", "80", padding_raw=-2000),
+    Scanner(0.15, 16, "35", "100", padding_raw=-2000),
+    Scanner(0.07, 16, "50", "100", slope="1.0", padding_raw=-1024),
+    Scanner(0.03, 16, "40", "100", intercept=0, padding_raw=-3024),
 )
 """The families, with rounded shares."""
 
-WRAPPED_SCANNER = Scanner(
-    share=0.0,
-    is_signed=False,
-    center=r"00040\00040",
-    width=r"00080\00080",
-    intercept=0,
-    wraps=True,
-)
+WRAPPED_SCANNER = SCANNERS[0]._replace(share=0.0, intercept=0, wraps=True)
 """The 0.8 % of series whose HU below 0 have wrapped to 3096 and above."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The header values that differ between slices of one scanner."""
 
     slice_id: str
     patient_id: str
     study_uid: str
     series_uid: str
-    rows: int
-    columns: int
-    spacing_mm: float
-    position_mm: tuple[float, float, float]
-    """(0020,0032) Image Position (Patient)."""
+    grid: Grid
+    height_mm: float
+    """Along the table; the third of the numbers of (0020,0032) Image Position."""
     tilt: float
-    """Of the gantry, rad: 0 is upright."""
+    """Angle of the gantry, rad: 0 is upright."""
 
 
 def scan_circle(rows: int, columns: int) -> npt.NDArray[np.bool_]:
-    """Pixels outside the scanner's circle, shape (H, W)."""
+    """Mark the pixels outside the scanner's circle, shape (H, W).
+
+    Args:
+        rows: H.
+        columns: W.
+    """
     row = (np.arange(rows) + 0.5) / rows * 2 - 1
     column = (np.arange(columns) + 0.5) / columns * 2 - 1
     outside: npt.NDArray[np.bool_] = np.hypot(row[:, np.newaxis], column) > 1.0
@@ -114,7 +98,13 @@ def scan_circle(rows: int, columns: int) -> npt.NDArray[np.bool_]:
 
 
 def noise_strength(rows: int, columns: int, noise_hu: float) -> Field:
-    """Standard deviation of the noise, HU, shape (H, W): most where least arrives."""
+    """Standard deviation of the noise, HU, shape (H, W): highest in the middle.
+
+    Args:
+        rows: H.
+        columns: W.
+        noise_hu: Deviation in the middle, HU.
+    """
     row = np.linspace(-1.0, 1.0, rows, dtype=np.float32)[:, np.newaxis]
     column = np.linspace(-1.0, 1.0, columns, dtype=np.float32)
     bulge = np.exp(-3.5 * (row * row + column * column))
@@ -122,8 +112,14 @@ def noise_strength(rows: int, columns: int, noise_hu: float) -> Field:
 
 
 def noise_patch(rng: np.random.Generator, rows: int, columns: int) -> Field:
-    """Noise as a soft reconstruction kernel leaves it, deviation 1, shape (H, W)."""
-    step = max(512 // max(rows, columns), 1)  # larger pixels share less noise
+    """Noise as a soft reconstruction kernel leaves it, deviation 1, shape (H, W).
+
+    Args:
+        rng: Decides which part of the noise plane is taken.
+        rows: H.
+        columns: W.
+    """
+    step = max(512 // max(rows, columns), 1)  # the noise of larger pixels is finer
     row = int(rng.integers(NOISE_SIDE - rows * step + 1))
     column = int(rng.integers(NOISE_SIDE - columns * step + 1))
     patch = _noise_plane()[row:, column:][: rows * step : step, : columns * step : step]
@@ -136,13 +132,12 @@ def encode_pixels(
     """Write HU as the scanner's raw 16-bit little-endian values.
 
     Args:
-        scanner: decides sign, offset, padding and wrap.
+        scanner: Decides sign, offset, padding and wrap.
         hu_HW: HU, shape (H, W). Overwritten.
-        outside_HW: pixels outside the scan circle, shape (H, W).
+        outside_HW: Pixels outside the scan circle, shape (H, W).
     """
     np.rint(hu_HW, out=hu_HW)
-    lowest = -1000 if scanner.wraps else LOWEST_HU
-    np.clip(hu_HW, lowest, HIGHEST_HU, out=hu_HW)
+    np.clip(hu_HW, -1000 if scanner.wraps else MIN_HU, MAX_HU, out=hu_HW)
     raw_HW = hu_HW.astype("<i2")
     if scanner.wraps:
         raw_HW &= 0xFFF
@@ -154,11 +149,17 @@ def encode_pixels(
 
 
 def encode_header(scanner: Scanner, header: Header, *, is_implicit: bool) -> bytes:
-    """Write everything that stands before the pixels, their length included."""
-    bits = 16 if scanner.is_signed else 12
-    x, y, z = header.position_mm
+    """Write all elements before the pixels, and the tag and length of the pixels.
+
+    Args:
+        scanner: Decides bits, window and rescale.
+        header: What is particular to the slice.
+        is_implicit: Implicit VR little-endian, else explicit.
+    """
+    rows, columns, spacing_mm, *_ = header.grid
+    x, y = -columns * spacing_mm / 2, -rows * spacing_mm / 2 + 20.0
     cos, sin = np.cos(header.tilt), np.sin(header.tilt)
-    spacing = f"{header.spacing_mm:.6f}"
+    spacing = f"{spacing_mm:.6f}"
     elements: tuple[tuple[int, int, str, str | int], ...] = (
         (0x0008, 0x0018, "UI", header.slice_id),
         (0x0008, 0x0060, "CS", "CT"),
@@ -166,37 +167,33 @@ def encode_header(scanner: Scanner, header: Header, *, is_implicit: bool) -> byt
         (0x0020, 0x000D, "UI", header.study_uid),
         (0x0020, 0x000E, "UI", header.series_uid),
         (0x0020, 0x0010, "SH", ""),
-        (0x0020, 0x0032, "DS", f"{x:.6f}\\{y:.6f}\\{z:.6f}"),
+        (0x0020, 0x0032, "DS", f"{x:.6f}\\{y:.6f}\\{header.height_mm:.6f}"),
         (0x0020, 0x0037, "DS", f"1\\0\\0\\0\\{cos:.9g}\\{-sin:.9g}"),
         (0x0028, 0x0002, "US", 1),
         (0x0028, 0x0004, "CS", "MONOCHROME2"),
-        (0x0028, 0x0010, "US", header.rows),
-        (0x0028, 0x0011, "US", header.columns),
+        (0x0028, 0x0010, "US", rows),
+        (0x0028, 0x0011, "US", columns),
         (0x0028, 0x0030, "DS", f"{spacing}\\{spacing}"),
         (0x0028, 0x0100, "US", 16),
-        (0x0028, 0x0101, "US", bits),
-        (0x0028, 0x0102, "US", bits - 1),
+        (0x0028, 0x0101, "US", scanner.bits),
+        (0x0028, 0x0102, "US", scanner.bits - 1),
         (0x0028, 0x0103, "US", int(scanner.is_signed)),
         (0x0028, 0x1050, "DS", scanner.center),
         (0x0028, 0x1051, "DS", scanner.width),
         (0x0028, 0x1052, "DS", str(scanner.intercept)),
         (0x0028, 0x1053, "DS", scanner.slope),
     )
-    num_bytes = header.rows * header.columns * 2
-    pixel_tag = struct.pack("<HH", 0x7FE0, 0x0010) + (b"" if is_implicit else b"OW\0\0")
-    return b"".join(
-        (
-            _file_meta(header.slice_id, is_implicit=is_implicit),
-            *(_element(*e, is_implicit=is_implicit) for e in elements),
-            pixel_tag,
-            struct.pack("<I", num_bytes),
-        )
-    )
+    body = b"".join(_element(*each, is_implicit=is_implicit) for each in elements)
+    pixel_vr = b"" if is_implicit else b"OW\0\0"
+    pixel_tag = struct.pack("<HH", 0x7FE0, 0x0010) + pixel_vr
+    pixel_length = struct.pack("<I", rows * columns * 2)
+    meta = _file_meta(header.slice_id, is_implicit=is_implicit)
+    return meta + body + pixel_tag + pixel_length
 
 
 def _file_meta(slice_id: str, *, is_implicit: bool) -> bytes:
-    # The group 2 instance UID is the scanner's in RSNA's files: numeric and other
-    # than the pseudonym.
+    # In RSNA's files this UID comes from the scanner. It is numeric and differs from
+    # the pseudonym.
     instance = f"2.25.{int(slice_id.removeprefix('ID_'), 16)}"
     elements = (
         (0x0002, 0x0001, "OB", "\0\1"),
@@ -223,7 +220,7 @@ def _element(
     tag = struct.pack("<HH", group, number)
     if is_implicit:
         return tag + struct.pack("<I", len(content)) + content
-    if vr in _LONG_VRS:
+    if vr == "OB":  # the one here whose length has four bytes
         return tag + struct.pack("<2sHI", vr.encode(), 0, len(content)) + content
     return tag + struct.pack("<2sH", vr.encode(), len(content)) + content
 

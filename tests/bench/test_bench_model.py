@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from bench.harness.estimates import estimate
-from bench.harness.measure import BenchError, Record
+from bench.harness.measure import BenchError
 from bench.harness.records import RESULTS_DIR, read_newest, write_records
 from bench.plot import draw
 from bench.readme import README, make_block, replace_block
@@ -23,29 +21,9 @@ from bench.scale import NUM_GPUS, check_ranks
 from bench.scale import main as scale_main
 from bench.scaling.fleet import Node, Storage, bottleneck, part_rates
 from bench.scaling.quantities import ASSUMED, find_quantities
+from tests.bench.made_up_records import record_of
 
 ROOT = Path(__file__).parents[2]
-
-
-def record_of(
-    stage: str, case: str, name: str, rates: Sequence[float], **changes: Any
-) -> Record:
-    record = Record(
-        date="2026-01-01T00:00Z",
-        commit="abc",
-        stage=stage,
-        case=case,
-        name=name,
-        role="ichfast",
-        unit="slices/s",
-        device="cpu",
-        cache="hot",
-        settings={},
-        values=tuple(rates),
-        estimate=estimate(rates),
-        environment={"processor": "P", "cores": 2, "gpus": []},
-    )
-    return replace(record, **changes)
 
 
 LOADER = record_of("loader", "level 256 to 224", "ichfast", [2000.0])
@@ -105,17 +83,17 @@ def test_measured_figures_go_before_assumed_ones_and_given_ones_before_both() ->
     assert found["server"].source.startswith("assumed")
 
 
-def test_every_assumed_figure_says_so() -> None:
+def test_every_assumed_figure_is_marked_as_assumed() -> None:
     assert all(each.source.startswith("assumed: ") for each in ASSUMED.values())
     assert "loader" not in ASSUMED
 
 
-def test_a_loader_that_nobody_measured_is_not_made_up() -> None:
+def test_a_loader_without_a_measurement_is_an_error() -> None:
     with pytest.raises(BenchError, match="no results hold the loader's rate from"):
         find_quantities([LOADER], level=512, size=224, given={})
 
 
-def test_predictions_for_ranks_stand_beside_what_was_measured() -> None:
+def test_predictions_for_ranks_are_shown_beside_measurements() -> None:
     lines = check_ranks([LOADER, *RANKS], level=256, size=224)
     assert lines == [
         "1 rank(s): predicted 1,000 slices/s, measured 1,000: +0%",
@@ -132,7 +110,7 @@ def test_ranks_that_share_cores_are_predicted_by_the_cores() -> None:
     assert line == "8 rank(s): predicted 2,000 slices/s, measured 6,400: -69%"
 
 
-def test_limits_stand_beside_what_they_were_compared_with_only() -> None:
+def test_limits_are_shown_only_beside_the_record_they_were_compared_with() -> None:
     limit = replace(LOADER, name="warp", role="limit", ratio=estimate([0.25]))
     waiting = replace(LOADER, name="waiting", unit="%")
     rows = make_block([LOADER, waiting, limit]).splitlines()
@@ -194,7 +172,7 @@ def test_with_record_the_picture_goes_where_results_are_committed(
         (["--size", "96"], "no results hold the loader's rate from level 256 to 96"),
     ],
 )
-def test_what_the_model_cannot_use_is_one_line_that_says_what_to_do(
+def test_bad_input_of_the_model_gives_one_line_with_a_remedy(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -218,7 +196,7 @@ def test_the_newest_record_of_each_thing_on_each_machine_counts(tmp_path: Path) 
     assert read_newest(tmp_path / "absent") == []
 
 
-def test_a_case_is_shown_as_one_commit_measured_it(tmp_path: Path) -> None:
+def test_a_case_is_shown_with_records_of_one_commit(tmp_path: Path) -> None:
     peer = replace(LOADER, name="ffcv", role="peer", ratio=estimate([1.5]))
     newer = replace(LOADER, date="2026-02-01T00:00Z", commit="def")
     newest_peer = replace(peer, date="2026-03-01T00:00Z", commit="ghi")
@@ -270,7 +248,7 @@ def test_figures_of_a_gpu_are_not_called_missing_once_there_are_some() -> None:
     assert "On a GPU" not in block
 
 
-def test_without_any_record_the_block_says_what_is_not_measured() -> None:
+def test_without_records_the_block_lists_what_is_not_measured() -> None:
     assert make_block([]).startswith("Not measured by a committed record: prepare")
 
 

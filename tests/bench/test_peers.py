@@ -12,6 +12,7 @@ import pytest
 from bench.peers import PEERS, reason_to_skip
 from bench.peers.task import LoaderTask
 from ichfast.augment.config import EXP_30
+from ichfast.loading.config import DataConfig
 from ichfast.windows import PRESETS, Normalization
 from tests.loading.contracts import check_loader, order_of
 from tests.store.slice_store import simple_rows, write_slices
@@ -35,10 +36,8 @@ def make_task(
 ) -> LoaderTask:
     return LoaderTask(
         store_path=store_path,
-        level=512,
         positions_N=slices_N,
-        size=32,
-        batch_size=BATCH_SIZE,
+        data=DataConfig(level=512, size=32, batch_size=BATCH_SIZE),
         window=PRESETS["brain"],
         normalization=Normalization(mean=(0.2,), std=(0.5,)),
         augment=EXP_30,
@@ -75,7 +74,7 @@ def test_a_peer_is_a_loader_like_any_other(
         peer.close()
 
 
-def test_dalis_own_reader_gives_each_slice_once_where_batches_come_out_even(
+def test_dalis_reader_gives_each_slice_once_if_all_batches_are_full(
     store_path: Path, tmp_path: Path
 ) -> None:
     slices_N = np.arange(2, 2 + 3 * BATCH_SIZE)

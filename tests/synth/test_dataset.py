@@ -292,7 +292,7 @@ def test_headers_hold_the_elements_of_a_real_file(
 
 
 @pytest.mark.parametrize("is_implicit", [True, False])
-def test_odd_texts_are_padded_with_a_space_and_odd_uids_with_a_zero(
+def test_texts_of_odd_length_are_padded_with_a_space_and_uids_with_a_zero(
     is_implicit: bool,
 ) -> None:
     header = Header(
@@ -300,10 +300,8 @@ def test_odd_texts_are_padded_with_a_space_and_odd_uids_with_a_zero(
         patient_id="ID_abcdef01",
         study_uid="ID_1",
         series_uid="ID_2",
-        rows=3,
-        columns=5,
-        spacing_mm=0.5,
-        position_mm=(-1.0, 2.0, 3.25),
+        grid=Grid(3, 5, spacing_mm=0.5, rotation=0.0, x_mm=0.0, y_mm=0.0),
+        height_mm=3.25,
         tilt=0.3,
     )
     content = encode_header(SCANNERS[0], header, is_implicit=is_implicit)
@@ -355,7 +353,7 @@ def test_the_quirks_of_the_set_are_there(
             "two windows": not isinstance(d.WindowCenter, pydicom.valuerep.DSfloat),
             "implicit": d.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2",
             "tilted": float(d.ImageOrientationPatient[4]) < 0.999,
-            "odd": (d.Rows, d.Columns) != (64, 64),
+            "rare shape": (d.Rows, d.Columns) != (64, 64),
             "wrapped": d.BitsStored == 12 and float(d.RescaleIntercept) > -100,
             "padded": int(d.pixel_array[0, 0]) == -2000,
         }.items()
@@ -367,7 +365,7 @@ def test_the_quirks_of_the_set_are_there(
         ("unsigned", 0.3, 0.7),
         ("implicit", 0.2, 0.6),
         ("tilted", 0.3, 0.8),
-        ("odd", 0.01, 0.1),
+        ("rare shape", 0.01, 0.1),
         ("wrapped", 0.01, 0.1),
         ("padded", 0.2, 0.6),
     ):
@@ -449,7 +447,9 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_place_that_cannot_be_written_to_is_one_of_our_errors(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_one_of_our_errors(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SourceError, match="cannot write"):
         synthesize(tmp_path / "file" / "out", num_slices=1, size=64)

@@ -16,8 +16,10 @@ from bench.limits.fio import Fio, parse_reads
 from bench.stages.read import measure
 from ichfast.loading.prefetch import num_readers
 from ichfast.store.shards import NPY_HEADER_BYTES
+from tests.bench.stage_checks import run_toy_stage
 
 SLICE_BYTES = 8192
+"""Bytes of a slice in the shards made here: two pages."""
 
 RECORDED = """fio: this is a note, which some versions print here
 {
@@ -88,6 +90,10 @@ def install_fio(
     return install
 
 
+def test_the_stage_runs_and_is_compared_with_its_limits(toy: Workload) -> None:
+    assert {record.case for record in run_toy_stage("read", toy)} == {"hot", "cold"}
+
+
 def test_fio_is_told_to_read_as_the_reader_does_and_to_end(tmp_path: Path) -> None:
     assert make_fio(tmp_path, is_direct=True).command() == [
         "fio",
@@ -136,7 +142,7 @@ def test_output_without_reads_is_refused(output: str, message: str) -> None:
         parse_reads(output, SLICE_BYTES)
 
 
-def test_fio_that_is_absent_fails_or_hangs_is_an_error_that_says_so(
+def test_a_missing_failing_or_hanging_fio_is_an_error(
     tmp_path: Path, install_fio: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BenchError, match=r"no fio on PATH .*; install it \(apt-get"):
@@ -144,7 +150,7 @@ def test_fio_that_is_absent_fails_or_hangs_is_an_error_that_says_so(
     install_fio("echo no such option >&2; exit 3")
     with pytest.raises(BenchError, match=r"fio failed: no such option \(status 3\)"):
         make_fio(tmp_path).read()
-    monkeypatch.setattr("bench.limits.fio.PATIENCE_S", 0.2)
+    monkeypatch.setattr("bench.limits.fio.TIMEOUT_S", 0.2)
     install_fio("while :; do :; done")
     with pytest.raises(BenchError, match=r"fio did not end in 0\.2 s"):
         make_fio(tmp_path).read()
@@ -162,7 +168,7 @@ def test_fio_reads_as_many_slices_as_asked_for_and_changes_nothing(
     assert [path.read_bytes() for path in shards] == before
 
 
-def test_a_program_that_clocks_itself_is_believed_and_takes_turns() -> None:
+def test_a_program_may_report_its_own_time() -> None:
     meter = Meter(device="cpu", repeats=2, warmup=1)
     log: list[str] = []
 
@@ -189,14 +195,14 @@ def test_a_program_that_clocks_itself_is_believed_and_takes_turns() -> None:
     assert theirs.values == (8.0, 12.0)
 
 
-def test_bare_threads_read_the_very_slices_they_are_asked_for(
+def test_bare_threads_read_the_requested_slices(
     shards: list[Path],
 ) -> None:
     places = [(1, 6), (0, 0), (1, 0), (0, 4), (0, 2), (1, 3), (0, 1)]
     numbers = [5 * shard + row for shard, row in places]
     with Disk(shards, places, SLICE_BYTES, ring_slices=len(places)) as disk:
         assert disk.read_into_ring() == len(places)
-        assert [bytes(slot) for slot in disk._ring] == [
+        assert [bytes(buffer) for buffer in disk._ring] == [
             bytes([number]) * SLICE_BYTES for number in numbers
         ]
         assert disk.read_at_random() == len(places)
@@ -210,7 +216,7 @@ def test_bare_threads_reuse_a_ring_that_is_shorter_than_what_they_read(
     places = [(0, row) for row in range(5)]
     with Disk(shards, places, SLICE_BYTES, ring_slices=2) as disk:
         assert disk.read_into_ring() == 5
-        assert {slot[0] for slot in disk._ring} <= {0, 1, 2, 3, 4}
+        assert {buffer[0] for buffer in disk._ring} <= {0, 1, 2, 3, 4}
         assert disk._ring[1][0] % 2 == 1
 
 
@@ -225,7 +231,7 @@ def workload(tiny_store_path: Path, tmp_path: Path) -> Workload:
     ("script", "reason"),
     [("", "no fio on PATH"), (f"cat <<'END'\n{RECORDED}END", "")],
 )
-def test_the_cold_case_has_every_limit_or_says_by_name_why_not(
+def test_the_cold_case_has_every_limit_or_a_reason_for_a_missing_one(
     script: str,
     reason: str,
     workload: Workload,
