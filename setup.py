@@ -37,7 +37,6 @@ setup(
         "matplotlib>=3.8",
         "jinja2>=3.1",
         "pillow>=10",
-        "scikit-learn>=1.4",
         "tensorboard>=2.16",
     ],
     extras_require={
@@ -55,6 +54,7 @@ setup(
             "mypy==2.4.1",
             "pandas-stubs",
             "types-tqdm",
+            "scikit-learn>=1.4",
             "scipy>=1.11",
             "SimpleITK>=2.4",
             "python-gdcm>=3.0.24",

@@ -3,10 +3,10 @@
 This runs in a worker process. Worker and parent share a `Watch`: the parent sees the
 worker's progress and the file that ended it, the worker sees a request to stop.
 
-Memory and time are limited for the process, so that a hostile file costs only itself:
+Memory and time are limited for each file, so that a hostile file costs only itself:
 
-1. Memory above `MAX_WORKER_BYTES` is a MemoryError, which rejects the file as
-   ``too-large``, or the end of the process inside a decoder.
+1. Memory above `MAX_DECODE_BYTES` and twice the file's size is a MemoryError, which
+   rejects the file as ``too-large``, or the end of the process inside a decoder.
 2. A decoder that exceeds the job's timeout ends the process, by a timer of the kernel.
 3. `ichfast.prepare.pool` starts a process that ended again, and rejects the file.
 """
@@ -40,11 +40,9 @@ from ichfast.store.levels import checksum_column
 from ichfast.store.writer import UnitWriter
 from ichfast.system.memory import limit_memory
 
-MAX_WORKER_BYTES = 4 * 2**30
-"""Memory that a worker may map beyond what it has mapped at its start, bytes.
-
-The largest files, 512 MiB, need 1.9 GiB, of which pyarrow reserves 1 GiB without using
-it. Headers with the most elements, and threads that fetch URLs, need 1 GiB more."""
+MAX_DECODE_BYTES = 2**30
+"""Memory that decoding a file may map, beyond twice the size of the file. A sound file
+that is deflated to little and inflates to 256 MiB needs 0.94 GiB."""
 
 FILE_TIMEOUTS = 10
 """Upper limit of a file's decoding time, in timeouts of one slice. The largest file,
@@ -59,7 +57,10 @@ _BAN_DETAILS = {
     "timeout": "the decoder did not finish in time, twice",
 }
 
-_TOO_LARGE = f"decoding it takes more memory than {MAX_WORKER_BYTES:,} bytes"
+_TOO_LARGE = (
+    f"decoding it takes more than {MAX_DECODE_BYTES:,} bytes of memory and twice its "
+    "size"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,10 @@ _watch = Watch()
 
 
 def start_worker(watch: Watch) -> None:
-    """Set up a worker process: its watch, memory limit, signals and end."""
+    """Set up a worker process: its watch, signals and end."""
     # Without this the first collection writes to every object inherited from the fork
     # server, and so copies 5,000 pages.
     gc.freeze()
-    limit_memory(MAX_WORKER_BYTES)
     global _watch
     _watch = watch
     # The parent gets Ctrl-C and SIGTERM too, and stops its workers through the watch.
@@ -182,6 +182,8 @@ def convert_unit(job: Job, unit: Unit) -> None:
 def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
     if isinstance(content, RejectError):
         raise content
+    # Counted from here: memory that an earlier file left mapped is not this file's.
+    limit_memory(MAX_DECODE_BYTES + 2 * len(content))
     slices = job.decode(content)
     left_s = FILE_TIMEOUTS * job.timeout_s
     while not _watch.stop:

@@ -46,7 +46,8 @@ def limit_memory(extra_bytes: int) -> None:
     Source:
         setrlimit(2), RLIMIT_AS; proc_pid_statm(5).
     """
-    num_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    with Path("/proc/self/statm").open("rb", buffering=0) as statm:
+        num_pages = int(statm.read(64).split()[0])
     limit = num_pages * mmap.PAGESIZE + extra_bytes
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:

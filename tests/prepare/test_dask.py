@@ -20,7 +20,7 @@ import pytest
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare import dask, prepare
-from ichfast.prepare.convert import MAX_WORKER_BYTES, Job
+from ichfast.prepare.convert import MAX_DECODE_BYTES, Job
 from ichfast.prepare.dask_worker import convert_in_subprocess, end_run
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import Unit, entry_name
@@ -148,7 +148,7 @@ def kill_one_at_work(
 
 def hoarding_read(content: bytes) -> Iterator[Slice]:
     """`read_slices`, after taking more memory than a worker may have."""
-    bytearray(2 * MAX_WORKER_BYTES)
+    bytearray(4 * MAX_DECODE_BYTES)
     yield from read_slices(content)
 
 

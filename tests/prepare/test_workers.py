@@ -20,7 +20,7 @@ import pytest
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError, StoreError
 from ichfast.prepare import pool, prepare, workers
-from ichfast.prepare.convert import MAX_WORKER_BYTES
+from ichfast.prepare.convert import MAX_DECODE_BYTES
 from ichfast.prepare.journal import Journal, Page
 from ichfast.prepare.plan import Unit
 from ichfast.prepare.prepare import prepare_store
@@ -82,7 +82,7 @@ def fragile_read(content: bytes) -> Iterator[Slice]:
         while True:
             time.sleep(60)
     if corner_hu == HOARDING_HU:
-        bytearray(2 * MAX_WORKER_BYTES)
+        bytearray(4 * MAX_DECODE_BYTES)
     yield from slices
 
 
@@ -179,7 +179,7 @@ def test_workers_that_die_of_everything_end_the_run(
 
 
 def write_without_memory(_journal: Journal, _unit: Unit, _page: Page) -> None:
-    bytearray(2 * MAX_WORKER_BYTES)
+    bytearray(4 * MAX_DECODE_BYTES)
 
 
 def test_a_worker_without_memory_ends_the_run_with_advice(
