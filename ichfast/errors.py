@@ -28,7 +28,16 @@ from collections.abc import Iterable
 
 
 class IchfastError(Exception):
-    """Base of all exceptions that ichfast raises on purpose."""
+    """Base of all exceptions that ichfast raises on purpose.
+
+    Example:
+        >>> import ichfast
+        >>> try:
+        ...     ichfast.Store("no-such-folder")
+        ... except ichfast.IchfastError as error:
+        ...     print(error)
+        no-such-folder is not a slice store...
+    """
 
 
 class SourceError(IchfastError):

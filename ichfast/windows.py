@@ -43,6 +43,11 @@ class Window:
 
     ``Window(center=40, width=80)`` is the brain window: 0 HU and below is
     black, 80 HU and above is white.
+
+    Example:
+        >>> import ichfast
+        >>> ichfast.Window(center=40, width=80)
+        Window(center=40, width=80, shape='linear')
     """
 
     center: float

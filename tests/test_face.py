@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import pkgutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import ichfast
+from ichfast.cli.main import cli
 
 PACKAGES = [
     f"ichfast.{each.name}"
@@ -47,3 +51,42 @@ def test_importing_ichfast_loads_nothing_else() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ichfast.__all__)
+def test_a_public_name_has_an_example(name: str) -> None:
+    documented = getattr(ichfast, name)
+    assert ">>> " in (inspect.getdoc(documented) or ""), f"ichfast.{name}"
+
+
+COMMANDS = """
+synth heads --slices 90 --size 64
+prepare heads/dicom --labels heads/labels.csv --keep-ids --workers 1
+train --arch efficientnet-b0 --size 32 --limit 16 --device cpu --out runs/first \
+ --set train.epochs=1 --set model.pretrained=no --set folds.num_folds=2
+predict runs/first predictions.parquet --device cpu
+"""
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, a trained run and its predictions."""
+    folder = tmp_path_factory.mktemp("face")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in COMMANDS.strip().splitlines():
+            result = CliRunner().invoke(cli, shlex.split(command))
+            assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(
+    name: str, store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    monkeypatch.chdir(store_folder)
+    for example in doctest.DocTestFinder().find(module, name):
+        runner.run(example)
+    assert runner.summarize(verbose=False).failed == 0

@@ -25,6 +25,11 @@ class AugmentConfig:
     Source:
         fastai v1's `get_transforms` and `cutout`. `max_shift` and `window_jitter` come
         from the competition's 1st and 4th place.
+
+    Example:
+        >>> import ichfast
+        >>> ichfast.AugmentConfig(flip_probability=0.5, max_rotation_deg=10.0).max_zoom
+        1.0
     """
 
     flip_probability: float = 0.0

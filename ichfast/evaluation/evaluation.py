@@ -145,6 +145,15 @@ def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
     Raises:
         PredictionError: no labelled slice, a slice twice, a label other than 0 and
             1, or a probability that is missing or outside [0, 1].
+
+    Example:
+        >>> from pathlib import Path
+        >>> import ichfast
+        >>> from ichfast.evaluation import read_predictions
+        >>> table = read_predictions(Path("predictions.parquet"))
+        >>> evaluation = ichfast.evaluate(table, replicates=0)
+        >>> evaluation.slice.count == len(table)
+        True
     """
     labelled = labelled_rows(table)
     labelled = labelled.assign(patient=patients_N(labelled))

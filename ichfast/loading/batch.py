@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch of slices, ready for a model."""
+    """A batch of slices, ready for a model.
+
+    Example:
+        >>> import ichfast
+        >>> config = ichfast.DataConfig(size=32, batch_size=8)
+        >>> with ichfast.Store("ichfast-store") as store:
+        ...     with ichfast.make_loader(store, range(20), config) as loader:
+        ...         [len(batch) for batch in loader]
+        [8, 8, 4]
+    """
 
     images_BCHW: torch.Tensor
     """float16, channels-last, on the loader's device; windowed and normalised."""

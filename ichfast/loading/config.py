@@ -46,7 +46,14 @@ CACHES = ("none", "host", "device")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Settings that turn stored slices into a model's input."""
+    """Settings that turn stored slices into a model's input.
+
+    Example:
+        >>> import ichfast
+        >>> config = ichfast.DataConfig(windows=("brain", "subdural", "bone"))
+        >>> config.num_channels
+        3
+    """
 
     size: int = 224
     """Side of the square images, pixels."""

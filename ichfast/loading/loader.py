@@ -54,7 +54,7 @@ from ichfast.windows import Normalization
 
 def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     store: Store,
-    slices_N: npt.NDArray[np.int64],
+    slices_N: npt.ArrayLike,
     config: DataConfig,
     *,
     normalization: Normalization | None = None,
@@ -68,7 +68,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
 
     Args:
         store: open for reading; must outlive the loader.
-        slices_N: store positions of the split.
+        slices_N: store positions of the split, whole numbers, shape (N,).
         config: size, batch size, level, windows, cache.
         normalization: mean and standard deviation per window, from
             `loading.config.measure_normalization`. None leaves windowed values in
@@ -91,10 +91,13 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         StoreError: the store is closed, or damaged where slices are kept.
 
     Example:
-        with Store("ichfast-store") as store:
-            with make_loader(store, np.arange(len(store)), DataConfig()) as loader:
-                for batch in loader:
-                    batch.images_BCHW  # (64, 1, 224, 224)
+        >>> import ichfast
+        >>> config = ichfast.DataConfig(size=64, batch_size=32)
+        >>> with ichfast.Store("ichfast-store") as store:
+        ...     with ichfast.make_loader(store, range(len(store)), config) as loader:
+        ...         batch = next(iter(loader))
+        >>> batch.images_BCHW.shape
+        torch.Size([32, 1, 64, 64])
     """
     store.check_open()
     slices_N = _check_positions(store, slices_N)

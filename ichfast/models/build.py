@@ -53,6 +53,12 @@ def build_model(
     Raises:
         ModelError: an unknown name, settings that exclude each other, weights
             that cannot be had, or weights that do not fit.
+
+    Example:
+        >>> import ichfast, torch
+        >>> model = ichfast.build_model("efficientnet-b0", in_chans=3)
+        >>> model(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 6])
     """
     if arch not in ARCHS:
         raise ModelError(unknown("arch", arch, ARCHS))

@@ -94,6 +94,14 @@ def predict_runs(
     Raises:
         IchfastError: no run, no valid checkpoint, no store, or runs that cannot be
             averaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import ichfast, torch
+        >>> cpu = torch.device("cpu")
+        >>> table = ichfast.predict_runs([Path("runs/first")], device=cpu)
+        >>> bool(table["any"].dropna().between(0, 1).all())
+        True
     """
     runs = open_ensemble(paths)
     with Store(store_path or _common_store(runs)) as store:

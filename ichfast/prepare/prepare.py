@@ -118,6 +118,19 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             store cannot be written; or the run was interrupted. After the last two the
             same command continues.
         LabelError: appended labels contradict those of the store.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import ichfast
+        >>> report = ichfast.prepare_store(
+        ...     [Path("heads/dicom")],
+        ...     Path("example-store"),
+        ...     labels=None,
+        ...     workers=1,
+        ...     keep_ids=True,
+        ... )
+        >>> report.slices
+        90
     """
     # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()

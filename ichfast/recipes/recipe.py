@@ -18,7 +18,14 @@ from ichfast.training.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Complete settings of a run."""
+    """Complete settings of a run.
+
+    Example:
+        >>> import ichfast
+        >>> recipe = ichfast.resolve_recipe("exp-30")
+        >>> recipe.model.arch, recipe.data.size, recipe.augment.max_rotation_deg
+        ('resnext50', 224, 30.0)
+    """
 
     name: str
     model: ModelConfig

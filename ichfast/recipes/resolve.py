@@ -140,6 +140,12 @@ def resolve_recipe(
 
     Raises:
         RecipeError: an unknown name or setting, or a value out of range.
+
+    Example:
+        >>> import ichfast
+        >>> recipe = ichfast.resolve_recipe("exp-30", assignments=["data.size=256"])
+        >>> recipe.data.size
+        256
     """
     name = name or "fast"
     if name not in RECIPES:

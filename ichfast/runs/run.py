@@ -112,6 +112,28 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         StoreError: no store, or a damaged one.
         TrainError: too few slices, a loss that is not finite, or a folder that
             cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import ichfast, torch
+        >>> recipe = ichfast.resolve_recipe(
+        ...     "fast",
+        ...     arch="efficientnet-b0",
+        ...     size=32,
+        ...     device_type="cpu",
+        ...     assignments=(
+        ...         "train.epochs=1", "model.pretrained=no", "folds.num_folds=2"
+        ...     ),
+        ... )
+        >>> report = ichfast.train_run(
+        ...     Path("ichfast-store"),
+        ...     recipe,
+        ...     Path("runs/example"),
+        ...     device=torch.device("cpu"),
+        ...     limit=16,
+        ... )
+        >>> report.epochs
+        1
     """
     (was_started_again,) = ranks.agree([was_restarted()])
     resume = resume or (was_started_again and has_last(run_dir))

@@ -103,6 +103,12 @@ class Store:
 
     Raises:
         StoreError: no store, an unfinished or damaged one, or another version.
+
+    Example:
+        >>> import ichfast
+        >>> with ichfast.Store("ichfast-store") as store:
+        ...     len(store), store.levels, len(set(store.table["patient"])) > 1
+        (90, (512, 256), True)
     """
 
     def __init__(self, path: str | Path, *, past_cache: bool | None = None) -> None:
