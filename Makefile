@@ -4,16 +4,22 @@ PYTHON ?= python3
 EXTRAS := bench,cuda12,decoders,test
 BIN := $(VENV)/bin
 FUZZ_S ?= 600
-# Two cores serve a test suite better when each process keeps to one of them.
+# One test process per core, and one thread per process.
+JOBS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+IN_PARALLEL := -n $(JOBS) --dist loadscope
 
-.PHONY: demo test check bench fuzz clean
+.PHONY: demo test quick check bench fuzz clean
 
 demo: $(VENV)/.installed  ## the whole way on synthetic heads, in minutes
 	$(BIN)/ichfast demo
 
 test: check  ## everything that must hold, on any machine
-	$(PYTEST)
+	$(PYTEST) $(IN_PARALLEL) -m "not alone"
+	$(PYTEST) -m alone
+
+quick: check  ## the same without slow tests, while you work
+	$(PYTEST) $(IN_PARALLEL) -m "not alone and not slow"
 
 check: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
