@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ichfast.cli.options import DEVICE, print_result, say
+from ichfast.cli.options import DEVICE, print_result, print_status
 from ichfast.errors import IchfastError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def demo(out: Path, device: str) -> None:
 
 
 def run_demo(out: Path, device: torch.device) -> dict[str, Any]:
-    """Do every step, say each, and leave all that is made in a folder.
+    """Do every step, print_status each, and leave all that is made in a folder.
 
     Args:
         out: the folder; must not exist.
@@ -72,7 +72,7 @@ def run_demo(out: Path, device: torch.device) -> dict[str, Any]:
     num_slices = _make_store(out)
     table = _train_and_predict(out, device)
     model_loss, prevalence_loss = _evaluate_and_report(out, table, device)
-    say(_summary(out, model_loss, prevalence_loss))
+    print_status(_summary(out, model_loss, prevalence_loss))
     return {
         "demo": str(out),
         "report": str(out / "report.html"),
@@ -110,11 +110,11 @@ def _make_store(out: Path) -> int:
     from ichfast.prepare.prepare import prepare_store
     from ichfast.synth.dataset import synthesize
 
-    say(f"1 of 6  synth: {NUM_SLICES} slices of synthetic heads as DICOM")
+    print_status(f"1 of 6  synth: {NUM_SLICES} slices of synthetic heads as DICOM")
     heads = synthesize(
         out / "heads", num_slices=NUM_SLICES, prevalence=PREVALENCE, size=SLICE_SIZE
     )
-    say("2 of 6  prepare: decode them once into a store")
+    print_status("2 of 6  prepare: decode them once into a store")
     prepare_store(
         [heads.dicom_dir],
         out / "store",
@@ -132,9 +132,9 @@ def _train_and_predict(out: Path, device: torch.device) -> pd.DataFrame:
     from ichfast.runs.run import train_run
 
     recipe = demo_recipe(device.type)
-    say(f"3 of 6  train: {recipe.model.arch} at {recipe.data.size} px")
+    print_status(f"3 of 6  train: {recipe.model.arch} at {recipe.data.size} px")
     train_run(out / "store", recipe, out / "run", device=device)
-    say("4 of 6  predict: the held-out patients, plain and mirrored")
+    print_status("4 of 6  predict: the held-out patients, plain and mirrored")
     config = PredictConfig(tta="flips")
     table = predict_runs([out / "run"], device=device, config=config)
     write_predictions(out / "predictions.parquet", table)
@@ -151,14 +151,14 @@ def _evaluate_and_report(
     from ichfast.predict.submission import write_submission
     from ichfast.report.run_report import report_run
 
-    say("5 of 6  evaluate and submit")
+    print_status("5 of 6  evaluate and submit")
     result = evaluate_file(
         out / "predictions.parquet", replicates=REPLICATES, allow_leak=False
     )
     evaluation = result.evaluation
-    say(format_evaluation(evaluation))
+    print_status(format_evaluation(evaluation))
     write_submission(table, out / "submission.csv", sample=None)
-    say("6 of 6  report: a page with curves and pictures")
+    print_status("6 of 6  report: a page with curves and pictures")
     report_run(out / "run", table, out / "report.html", device=device, show_ids=True)
     return evaluation.slice.weighted_log_loss, evaluation.slice.prevalence_loss
 

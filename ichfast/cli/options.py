@@ -84,7 +84,7 @@ CACHE = click.option(
 )
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """Print a message for people, on stderr."""
     click.echo(printable_lines(text), err=True)
 

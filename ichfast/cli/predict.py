@@ -19,7 +19,7 @@ from ichfast.cli.options import (
     OutputFile,
     number_or,
     print_result,
-    say,
+    print_status,
 )
 
 RUNS = click.argument(
@@ -169,8 +169,8 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
     from ichfast.evaluation.scoretable import format_evaluation
 
     result = evaluate_file(predictions, replicates=bootstrap, allow_leak=allow_leak)
-    say(format_evaluation(result.evaluation))
-    say(f"\nevery figure: {predictions.with_name(METRICS_FILE)}")
+    print_status(format_evaluation(result.evaluation))
+    print_status(f"\nevery figure: {predictions.with_name(METRICS_FILE)}")
     print_result(result.to_json())
 
 
@@ -275,7 +275,7 @@ def compare(
         from ichfast.report.charts.comparison import draw_comparison
 
         draw_comparison(rows, png_path)
-    say(format_comparison(rows))
+    print_status(format_comparison(rows))
     print_result({"rows": [asdict(row) for row in rows]})
 
 

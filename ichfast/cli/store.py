@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ichfast.cli.options import LIMIT, STORE, OutputFile, print_result, say
+from ichfast.cli.options import LIMIT, STORE, OutputFile, print_result, print_status
 
 
 @click.command()
@@ -143,7 +143,7 @@ def inspect(store: Path, sheet: Path | None) -> None:
     with Store(store) as opened:
         overview = describe_store(opened)
         write_contact_sheet(opened, sheet)
-    say(format_overview(overview))
+    print_status(format_overview(overview))
     print_result({**asdict(overview), "sheet": str(sheet)})
 
 
@@ -181,7 +181,7 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
         raise click.UsageError("--id-key is for --repair; a check needs no key")
     problems = verify_store(store)
     for problem in problems:
-        say(problem)
+        print_status(problem)
     print_result({"store": str(store), "problems": len(problems)})
     if problems:
         raise StoreError(

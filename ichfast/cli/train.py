@@ -25,7 +25,7 @@ from ichfast.cli.options import (
     OutputFile,
     number_or,
     print_result,
-    say,
+    print_status,
 )
 from ichfast.errors import InterruptionError
 
@@ -187,7 +187,7 @@ def train(
             assignments=[*given, *assignments],
         )
         if ranks.writes:
-            say(describe(resolved))
+            print_status(describe(resolved))
         train_fold = partial(
             train_run,
             store,
@@ -206,7 +206,7 @@ def train(
             )
     if ranks.writes:
         first = out / "fold-0" if trains_all else out
-        say(f"next: ichfast report {first}")
+        print_status(f"next: ichfast report {first}")
         print_result(asdict(report))
 
 

@@ -54,7 +54,7 @@ class Overview:
     bits: dict[str, int]
     transfer_syntaxes: dict[str, int]
     quirks: dict[str, int]
-    odd_series: dict[str, int]
+    irregular_series: dict[str, int]
     """Series by irregularity of their order (`ichfast.store.series`)."""
     rejected: dict[str, int]
     """Files by reject code."""
@@ -84,7 +84,7 @@ def describe_store(store: Store) -> Overview:
         bits=_counts(bits),
         transfer_syntaxes=_counts(table["transfer_syntax_uid"].astype(str)),
         quirks=_counts(table["quirks"].astype(str).str.split(";").explode()),
-        odd_series=_odd_series(table),
+        irregular_series=_irregular_series(table),
         rejected=dict(header.rejected),
         ids="kept" if header.keep_ids else "hashed",
     )
@@ -95,7 +95,7 @@ def _counts(values: pd.Series[str]) -> dict[str, int]:
     return {str(value): int(count) for value, count in counts.items()}
 
 
-def _odd_series(table: pd.DataFrame) -> dict[str, int]:
+def _irregular_series(table: pd.DataFrame) -> dict[str, int]:
     counts = Counter(
         irregularity
         for series in describe_series(table)
@@ -134,7 +134,7 @@ def format_overview(overview: Overview) -> str:
         f"pixels       {_listed(overview.bits)}",
         f"syntaxes     {_listed(overview.transfer_syntaxes)}",
         f"quirks       {_listed(overview.quirks)}",
-        f"odd series   {_listed(overview.odd_series)}",
+        f"odd series   {_listed(overview.irregular_series)}",
         f"rejected     {_listed(overview.rejected)}",
         f"labelled     {overview.labelled:,}",
         *(

@@ -52,7 +52,7 @@ def test_the_text_says_what_it_counts(tiny_store: Store) -> None:
 def test_series_are_counted_by_irregularity(
     tiny_store: Store,
 ) -> None:
-    assert describe_store(tiny_store).odd_series == {}
+    assert describe_store(tiny_store).irregular_series == {}
     table = tiny_store.table
     rows = {name: table.index[table["series"] == name] for name in table["series"]}
     table.loc[rows["R1"][4:], "position_mm"] += 5  # a slice is missing
@@ -61,7 +61,7 @@ def test_series_are_counted_by_irregularity(
     table.loc[rows["R3"], "instance_number"] += 9  # from 9 down
     table.loc[rows["R5"][2], "position_mm"] = np.nan
     overview = describe_store(tiny_store)
-    assert overview.odd_series == {
+    assert overview.irregular_series == {
         "gaps": 2, "uneven": 2, "repeated_positions": 1, "reversed": 1,
         "unknown_positions": 1,
     }  # fmt: skip
@@ -81,7 +81,7 @@ def test_the_irregularities_of_real_series_are_shown(tmp_path: Path) -> None:
         keep_ids=False,
     )
     with Store(tmp_path / "store") as store:
-        assert describe_store(store).odd_series == {"uneven": 2, "gaps": 1}
+        assert describe_store(store).irregular_series == {"uneven": 2, "gaps": 1}
 
 
 def test_captions_name_bleeds_and_fold(tiny_store: Store) -> None:

@@ -88,7 +88,7 @@ def roc_curves(
     for k, (name, axes) in enumerate(zip(CLASSES, all_axes, strict=True)):
         axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8, linestyle=":")
         if name not in curves:
-            _say_empty(axes, name, theme)
+            _write_empty(axes, name, theme)
             continue
         drawn, point = curves[name], points[name]
         color = class_color(k, theme)
@@ -117,7 +117,7 @@ def precision_recall_curves(
     figure, all_axes = panel_a_class(theme)
     for k, (name, axes) in enumerate(zip(CLASSES, all_axes, strict=True)):
         if name not in curves:
-            _say_empty(axes, name, theme)
+            _write_empty(axes, name, theme)
             continue
         drawn, scores = curves[name], level.classes[name]
         color = class_color(k, theme)
@@ -216,7 +216,7 @@ def _draw_band(axes: Axes, band: Band | None, color: str) -> None:
         )
 
 
-def _say_empty(axes: Axes, name: str, theme: Theme) -> None:
+def _write_empty(axes: Axes, name: str, theme: Theme) -> None:
     set_title(axes, f"{name}\n-", theme)
     axes.text(0.5, 0.5, "one label only", color=theme.ink, fontsize=8, ha="center")
 
