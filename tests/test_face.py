@@ -80,6 +80,7 @@ def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_run(
     name: str, store_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -154,6 +154,7 @@ def test_a_repeated_column_is_refused(tmp_path: Path, header: str, name: str) ->
         read_labels(write_csv(tmp_path / "labels.csv", [], header))
 
 
+@pytest.mark.slow
 def test_the_whole_kaggle_csv_is_read_with_its_repeated_rows() -> None:
     path = REAL / "stage_1_train.csv.xz"
     if not path.is_file():

@@ -38,6 +38,7 @@ def test_the_python_example_runs_as_it_stands(
     assert "torch.Size([32, 3, 224, 224])" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_export_example_runs_as_it_stands(
     tiny_store_path: Path,
     tmp_path: Path,

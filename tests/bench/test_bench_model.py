@@ -125,6 +125,7 @@ def test_ranks_of_another_machine_or_size_are_not_compared() -> None:
         assert all("not measured" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_model_prints_its_assumptions_and_draws_only_into_the_cache(
     tmp_path: Path,
 ) -> None:

@@ -196,6 +196,7 @@ def script_run(
     return ScriptRun(done.returncode, done.stdout, folder / "out")
 
 
+@pytest.mark.slow
 def test_the_script_for_gpu_machines_runs_at_toy_size_without_a_gpu(
     script_run: ScriptRun,
 ) -> None:

@@ -29,6 +29,7 @@ from tests.bench.stage_checks import one_batch, run_toy_stage
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_stage_runs_and_is_compared_with_its_limit_and_all_peers(
     toy: Workload,
 ) -> None:
@@ -41,6 +42,7 @@ def test_the_stage_runs_and_is_compared_with_its_limit_and_all_peers(
         assert loader_record(records, level, toy.size)
 
 
+@pytest.mark.slow
 def test_a_sized_stage_runs_at_each_size(toy: Workload) -> None:
     meter = Meter(device="cpu", repeats=1, warmup=0)
     alone = replace(toy, peers=())

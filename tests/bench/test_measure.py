@@ -69,6 +69,7 @@ def test_contenders_take_turns_and_what_comes_before_a_turn_is_not_timed() -> No
     assert [record.values for record in records] == [(1.0, 1.0)] * 2
 
 
+@pytest.mark.slow
 def test_what_a_contender_leaves_running_is_over_before_the_next_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -50,6 +50,7 @@ def make_task(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("name", [n for n in PEERS if PEERS[n].stage == "loader"])
 def test_a_peer_is_a_loader_like_any_other(

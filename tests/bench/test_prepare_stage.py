@@ -25,6 +25,7 @@ from tests.bench.stage_checks import run_toy_stage
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_stage_runs_and_is_compared_with_copies(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:

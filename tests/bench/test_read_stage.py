@@ -90,6 +90,7 @@ def install_fio(
     return install
 
 
+@pytest.mark.slow
 def test_the_stage_runs_and_is_compared_with_its_limits(toy: Workload) -> None:
     assert {record.case for record in run_toy_stage("read", toy)} == {"hot", "cold"}
 
@@ -227,6 +228,7 @@ def workload(tiny_store_path: Path, tmp_path: Path) -> Workload:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "reason"),
     [("", "no fio on PATH"), (f"cat <<'END'\n{RECORDED}END", "")],

@@ -17,6 +17,7 @@ from tests.bench.made_up_records import compare_two, record_of
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_records_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     records = compare_two([1, 2, 3, 4], repeats=2, warmup=0)
     write_records(tmp_path / "new" / "a.jsonl", records)

@@ -21,6 +21,7 @@ from tests.bench.stage_checks import run_toy_stage
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_stage_runs_and_its_ranks_can_be_predicted_from_the_loader(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,6 +41,7 @@ def test_the_stage_runs_and_its_ranks_can_be_predicted_from_the_loader(
     ]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_rank_is_raised_in_the_calling_process(
     toy: Workload, tmp_path: Path
 ) -> None:
@@ -65,6 +67,7 @@ class ReadyRanks:
         return 12 * world_size
 
 
+@pytest.mark.slow
 def test_ranks_that_share_cores_are_named_so_and_add_up(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:

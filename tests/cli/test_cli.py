@@ -91,6 +91,7 @@ def test_the_version_is_that_of_the_changelog() -> None:
     assert ichfast.__version__ in run("--version").stdout
 
 
+@pytest.mark.slow
 def test_from_dicom_to_submission_on_synthetic_heads(
     store: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_from_dicom_to_submission_on_synthetic_heads(
     assert ok("verify", store)["problems"] == 0
 
 
+@pytest.mark.slow
 def test_real_slices_go_all_the_way(tmp_path: Path) -> None:
     if not DATA.is_dir():
         pytest.skip("needs the real slices beside the repository")
@@ -141,6 +143,7 @@ def test_preparing_again_does_nothing(heads: Path, store: Path) -> None:
     assert again["already_finished"] is True
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "ichfast", "train", "--store", str(store),
@@ -158,6 +161,7 @@ def test_interrupted_training_resumes(store: Path, tmp_path: Path) -> None:
     assert ok(*shlex.split(printed))["epochs"] == 4
 
 
+@pytest.mark.slow
 def test_all_folds_are_trained_and_summarized(store: Path, tmp_path: Path) -> None:
     command: tuple[str | Path, ...]
     command = ("train", "--store", store, "--out", tmp_path / "folds", *TINY,
@@ -169,6 +173,7 @@ def test_all_folds_are_trained_and_summarized(store: Path, tmp_path: Path) -> No
     assert ok(*command, "--resume") == report
 
 
+@pytest.mark.slow
 def test_cuda_graphs_without_a_gpu_are_one_line(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     setting = "train.cuda_graphs=true"

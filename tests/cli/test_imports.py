@@ -52,6 +52,7 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_recipes_loads_no_heavy_library() -> None:
     assert loaded_by("recipes") == set()
     assert loaded_by("recipes", "exp-30") == set()
@@ -69,11 +70,13 @@ def test_verify_loads_no_heavy_library(tiny_store_path: Path) -> None:
     assert loaded_by("verify", tiny_store_path) == set()
 
 
+@pytest.mark.slow
 def test_inspect_loads_matplotlib_only(tiny_store_path: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     assert loaded_by("inspect", tiny_store_path, "--sheet", sheet) == {"matplotlib"}
 
 
+@pytest.mark.slow
 def test_compare_loads_matplotlib_only_to_draw(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +89,7 @@ def test_compare_loads_matplotlib_only_to_draw(
     assert drawn == {"matplotlib"}
 
 
+@pytest.mark.slow
 def test_training_loads_no_library_of_evaluation_or_charts() -> None:
     code = f"import sys, ichfast.runs.run; print(*set({HEAVY}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

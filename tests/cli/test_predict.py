@@ -43,6 +43,7 @@ def place(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+@pytest.mark.slow
 def test_the_runs_of_all_folds_predict_their_store_out_of_fold(
     place: Path, tmp_path: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_the_runs_of_all_folds_predict_their_store_out_of_fold(
     assert results["bootstrap"]["replicates"] == 200
 
 
+@pytest.mark.slow
 def test_dicom_is_predicted_in_one_command(
     place: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -70,6 +72,7 @@ def test_a_leak_can_be_allowed_and_is_counted(place: Path) -> None:
     assert results["leaks"]["slices"] == results["slice"]["count"]
 
 
+@pytest.mark.slow
 def test_runs_are_compared_and_exported(place: Path, tmp_path: Path) -> None:
     compared = ok(
         "compare", place / "fold0", place / "larger",

@@ -91,6 +91,7 @@ def is_walked(content: bytes) -> bool:
     return plain_walk(content, start) is not None
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_walk_and_pydicom_agree_on_real_files(
     monkeypatch: pytest.MonkeyPatch,
@@ -127,6 +128,7 @@ def mutated(whole: bytes, draw: random.Random) -> bytes:
 PLAIN = partial(ct_file, ramp(), PixelPaddingValue=3, ImageType="AXIAL")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("whole", "num_inputs"),
     [

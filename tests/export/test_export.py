@@ -46,6 +46,7 @@ def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "assignments"),
     [
@@ -96,6 +97,7 @@ def test_the_images_are_those_of_the_loader(
     assert (difference_hu > 0.5).double().mean() < 1e-3  # ties of a rounding
 
 
+@pytest.mark.slow
 def test_a_written_model_runs_for_any_number_of_slices(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_written_model_runs_for_any_number_of_slices(
     torch.testing.assert_close(model(hu_BHW[:1]), expected[:1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_model_with_neighbours_takes_three_slices(
     tiny_store_path: Path, other_store: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +128,7 @@ def test_a_model_with_neighbours_takes_three_slices(
     np.testing.assert_allclose(found[0].detach(), predicted[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_attention_is_exported_too(tiny_store_path: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tiny_store_path, "model.arch=xresnet50-attn")
     report = export_run(run, tmp_path / "model.pt2")
@@ -134,6 +138,7 @@ def test_attention_is_exported_too(tiny_store_path: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_card_describes_the_model(tiny_store_path: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", tiny_store_path)
     report = export_run(run, tmp_path / "model.pt2")
@@ -160,6 +165,7 @@ def test_onnx_names_what_to_install(
     assert not (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_onnx_runtime_equals_predict(
     tiny_store_path: Path,
     other_store: Path,

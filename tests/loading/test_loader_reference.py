@@ -260,6 +260,7 @@ def fitted(windows: str, level: int, size: int = SIZE) -> DataConfig:
     return replace(WINDOWS[windows], size=size, level=level, batch_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [512, 256])
 @pytest.mark.parametrize("windows", WINDOWS)
 @pytest.mark.parametrize("augment", AUGMENTS)

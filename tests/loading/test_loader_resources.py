@@ -20,6 +20,8 @@ from ichfast.loading.prefetch import ReadAhead, batches_ahead
 from ichfast.store.store import Store
 from tests.loading.waiting import becomes_true
 
+pytestmark = pytest.mark.alone  # counts threads, files and memory
+
 DATA = DataConfig(size=48, batch_size=6, level=256, windows=("brain",))
 
 
@@ -27,6 +29,7 @@ def everything(store: Store) -> npt.NDArray[np.int64]:
     return np.arange(len(store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "host"])
 def test_fifty_epochs_take_no_more_memory_and_no_more_files(
     tiny_store: Store, cache: str
@@ -108,6 +111,7 @@ def test_a_closed_loader_has_no_threads_even_while_it_is_referenced(
     assert becomes_true(lambda: num_threads() <= before)
 
 
+@pytest.mark.slow
 def test_a_loader_that_was_not_closed_ends_when_it_is_collected(
     tiny_store: Store,
 ) -> None:

@@ -102,6 +102,7 @@ def test_threads_end_when_their_pool_is_closed_or_collected(*, closed: bool) -> 
     assert becomes_true(lambda: not any(thread.is_alive() for thread in threads))
 
 
+@pytest.mark.slow
 def test_a_process_ends_even_if_a_job_does_not() -> None:
     code = (
         "import threading; from ichfast.loading.prefetch import DaemonThreadPool; "

@@ -53,14 +53,17 @@ def fill_in_vain(ranks: Ranks) -> None:
             raise StoreError("its reason")
 
 
+@pytest.mark.slow
 def test_ranks_of_a_machine_fill_one_memory_together() -> None:
     assert run_ranks(2, fill_together) == ["", ""]
 
 
+@pytest.mark.slow
 def test_ranks_of_two_machines_have_one_memory_each() -> None:
     assert run_ranks(2, fill_apart) == ["", ""]
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_to_fill_its_part_ends_the_others() -> None:
     other, own = run_ranks(2, fill_in_vain)
     assert own == "StoreError: rank 1: its reason"
@@ -117,6 +120,7 @@ def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
             assert same_images(without, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_slices", [28, 5])
 def test_ranks_read_each_slice_once_and_give_the_batches_of_no_cache(
     tiny_store_path: Path, num_slices: int

@@ -76,6 +76,7 @@ def test_channels_last_images_give_the_same_logits(
     torch.testing.assert_close(last_BK, plain_BK, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_arch
 def test_a_model_exports(arch: str, built: dict[str, nn.Module]) -> None:
     images_BCHW = as_channels_last(torch.randn(2, 1, 64, 64))
@@ -104,6 +105,7 @@ def test_channels_last_images_stay_channels_last(arch: str, in_chans: int) -> No
     assert strayed == []
 
 
+@pytest.mark.slow
 @every_arch
 def test_three_steps_move_every_parameter(arch: str) -> None:
     # Gammas of 0 block gradients: the last batch norm of a block moves in the first

@@ -36,6 +36,7 @@ def save(path: Path, content: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", "state dict", "checkpoint"])
 def test_a_model_starts_from_a_file_of_each_form(
     form: str, tmp_path: Path, built: dict[str, nn.Module]
@@ -83,6 +84,7 @@ def test_weights_for_three_channels_are_summed_for_one(
     assert "summed from 3 channels to 1" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "concat-pool"])
 def test_a_head_of_another_shape_is_left_out_with_a_log_line(
     head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -286,6 +288,7 @@ def save_as_fastai(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_weights_of_fastai_give_the_logits_of_fastai(
     trained: nn.Sequential, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -310,6 +313,7 @@ def test_every_tensor_of_fastai_has_its_name_here(trained: nn.Sequential) -> Non
     assert all(t is u for t, u in zip(state.values(), renamed.values(), strict=True))
 
 
+@pytest.mark.slow
 def test_three_channels_of_fastai_are_summed_for_one(
     trained: nn.Sequential, tmp_path: Path
 ) -> None:

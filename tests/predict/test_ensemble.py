@@ -49,6 +49,7 @@ def test_an_average_is_over_the_runs_that_predicted_the_slice() -> None:
     np.testing.assert_allclose(probs[:, 0], [0.2, 0.9, middle], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_all_folds_predict_their_store_out_of_fold(
     folds: list[Path], tiny_store: Store
 ) -> None:
@@ -64,6 +65,7 @@ def test_all_folds_predict_their_store_out_of_fold(
         np.testing.assert_allclose(probs_NK(there), probs_NK(alone), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["probs", "logits"])
 def test_another_store_is_predicted_by_all_runs(
     how: str, folds: list[Path], other_store: Path
@@ -84,6 +86,7 @@ def test_another_store_is_predicted_by_all_runs(
     assert (both["fold"] == -1).all()
 
 
+@pytest.mark.slow
 def test_smoothing_comes_after_the_average(
     folds: list[Path], other_store: Path
 ) -> None:
@@ -98,6 +101,7 @@ def test_smoothing_comes_after_the_average(
     assert np.abs(expected - probs_NK(plain)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_nothing(folds: list[Path]) -> None:
     tables = [
         predict_runs(folds, device=CPU, config=PredictConfig(batch_size=size))
@@ -107,6 +111,7 @@ def test_the_batch_size_changes_nothing(folds: list[Path]) -> None:
         np.testing.assert_allclose(probs_NK(table), probs_NK(tables[0]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cached_slices_are_read_once_for_all_passes(
     folds: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_probabilities_are_those_of_the_two_steps(
     run_dir: Path, source: Path, tmp_path: Path, temporary: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_the_probabilities_are_those_of_the_two_steps(
     np.testing.assert_allclose(probs_NK(direct.table), probs_NK(steps), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None:
     options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}
     hashed = predict_dicom([run_dir], [source], **options).table

@@ -152,6 +152,7 @@ def hoarding_read(content: bytes) -> Iterator[Slice]:
     yield from read_slices(content)
 
 
+@pytest.mark.slow
 def test_a_unit_on_a_cluster_has_the_memory_limit_of_one_machine(
     source: Path, tmp_path: Path
 ) -> None:

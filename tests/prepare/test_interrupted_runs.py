@@ -22,6 +22,8 @@ from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from tests.conftest import contents
 
+pytestmark = pytest.mark.alone  # kills processes
+
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +108,7 @@ def num_pages(store: Path) -> int:
     return len(list((store / "journal").glob("*.page")))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bytes_and_leaves_no_process(
     source: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_run_cut_short_while_finishing_ends_in_the_same_bytes(
     assert contents(store) == contents(tmp_path / "calm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_says_how_far_it_came(
     source: Path, tmp_path: Path, number: signal.Signals
@@ -168,6 +172,7 @@ def test_an_interrupted_run_says_how_far_it_came(
     assert run([source], store).slices == 23
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_how_far_it_came_and_the_rest_follows(
     source: Path, tmp_path: Path
 ) -> None:

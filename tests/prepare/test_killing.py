@@ -18,6 +18,8 @@ from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 from tests.prepare.killing import STAGES, Killer, killer
 
+pytestmark = pytest.mark.alone  # kills processes
+
 UNIT_ENTRIES = 8
 
 

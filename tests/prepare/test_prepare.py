@@ -127,6 +127,7 @@ def test_the_store_may_lie_in_its_source(source: Path) -> None:
     assert run([source], source / "store", keep_ids=False).already_finished
 
 
+@pytest.mark.slow
 def test_real_series_become_the_store_that_their_labels_promise(tmp_path: Path) -> None:
     archive = DATA / "rsna_series" / "ID_5f8484c3e0.tar.xz"
     if not archive.is_file():

@@ -86,6 +86,7 @@ def fragile_read(content: bytes) -> Iterator[Slice]:
     yield from slices
 
 
+@pytest.mark.slow
 def test_a_crash_a_hang_and_a_hoard_cost_their_files_and_no_other(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
 ) -> None:
@@ -130,6 +131,7 @@ def many_frames(fails: bool, content: bytes) -> Iterator[Slice]:
         yield replace(one, slice_id=f"{one.slice_id}.{number}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_each_frame_has_its_time_and_all_count_or_none(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
@@ -196,6 +198,7 @@ def read_and_break_the_journal(content: bytes) -> Iterator[Slice]:
     yield from read_slices(content)
 
 
+@pytest.mark.slow
 def test_a_script_that_workers_run_again_is_told_how_to_call(
     source: Path, tmp_path: Path
 ) -> None:
@@ -271,6 +274,7 @@ def die_at_the_last(content: bytes) -> Iterator[Slice]:
     yield from slices
 
 
+@pytest.mark.slow
 def test_the_server_that_forks_workers_has_imported_the_command() -> None:
     # A module that it fails to import it leaves out in silence.
     script = (

@@ -97,6 +97,7 @@ def test_the_map_of_each_slice_is_the_known_one() -> None:
     torch.testing.assert_close(maps_BKhw, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_with_a_linear_head_the_map_is_the_weighted_sum_of_the_features(
     arch: str,

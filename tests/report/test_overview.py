@@ -94,6 +94,7 @@ def test_captions_name_bleeds_and_fold(tiny_store: Store) -> None:
     assert _caption(tiny_store, unlabelled, -1) == "no labels"
 
 
+@pytest.mark.slow
 def test_the_contact_sheet_is_a_picture(tiny_store: Store, tmp_path: Path) -> None:
     write_contact_sheet(tiny_store, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as picture:

@@ -119,6 +119,7 @@ def text_of(page: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", without_style).split())
 
 
+@pytest.mark.slow
 def test_the_page_refers_to_nothing_outside_itself(page: str) -> None:
     found = parsed(page)
     for _, name, value in found.attributes:
@@ -206,6 +207,7 @@ def test_each_group_shows_its_slices_in_two_windows_under_a_heat_map(
     assert found.attributes.count(("img", "class", "heat")) == 2 * num_cases
 
 
+@pytest.mark.slow
 def test_the_worst_slices_come_first_with_their_outcome(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -242,6 +244,7 @@ def test_no_id_is_in_the_page_unless_asked_for(
         assert not any(an_id in page for an_id in set(table[column]))
 
 
+@pytest.mark.slow
 def test_hostile_text_is_escaped(table: pd.DataFrame, tmp_path: Path) -> None:
     hostile = table.assign(
         slice_id=[f"{HOSTILE}{n}" for n in range(len(table))],
@@ -291,6 +294,7 @@ def test_without_labels_there_is_no_page(table: pd.DataFrame, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_path_that_cannot_be_written_is_an_error(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:

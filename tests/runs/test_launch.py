@@ -14,9 +14,12 @@ import pytest
 from ichfast.cli.train import resume_command
 from ichfast.training.history import read_history
 
+pytestmark = pytest.mark.alone  # kills processes
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_on_two_ranks_and_survives_the_death_of_one(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:

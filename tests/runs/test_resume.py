@@ -25,6 +25,8 @@ from tests.training.tiny_trainer import (
     resumed_trainer,
 )
 
+pytestmark = pytest.mark.alone  # kills processes
+
 FP16 = Amp("cpu", torch.float16)
 NUM_STEPS = 20
 RANDOM_STEPS = random.Random(20191101).sample(range(1, NUM_STEPS), 4)
@@ -126,6 +128,7 @@ def killed(target: Any, *arguments: Any) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", RANDOM_STEPS)
 @pytest.mark.parametrize("minutes", [0.0, 10.0])
 def test_killed_at_any_step_it_ends_as_if_undisturbed(
@@ -143,6 +146,7 @@ def test_killed_at_any_step_it_ends_as_if_undisturbed(
     assert_same_run(resumed, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_while_saving_it_continues_from_the_checkpoint_before(
     undisturbed: Trainer, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def test_normalization_by_imagenet_fits_three_channels_and_one(
     assert measure_normalization(tiny_store, slices_N, one) == IMAGENET_GREY
 
 
+@pytest.mark.slow
 def test_a_run_leaves_settings_metrics_and_checkpoints(
     run_dir: Path, tiny_store: Store
 ) -> None:
@@ -158,6 +159,7 @@ def test_tensorboard_shows_the_scalars_and_augmented_slices(run_dir: Path) -> No
     assert [event.step for event in board.Images("augmented")] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_profiled_run_leaves_a_trace(tiny_store_path: Path, tmp_path: Path) -> None:
     recipe = small_recipe("data.batch_size=2", "train.epochs=2")
     train_run(tiny_store_path, recipe, tmp_path, device=CPU, profile=True)
@@ -174,6 +176,7 @@ def test_metrics_are_written_again_when_a_finished_run_is_resumed(
     assert (run_dir / "metrics.csv").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_restarted_job_continues(
     tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +194,7 @@ def test_fewer_slices_than_a_step_takes_are_refused(
         train_run(tiny_store_path, recipe, tmp_path, device=CPU)
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_growing_images_and_validates_on_whole_ones(
     tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +235,7 @@ def test_predictions_are_of_the_fold_that_validates(
     assert scored == pytest.approx(best["valid_weighted_log_loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_store_is_predicted_completely(run_dir: Path, tmp_path: Path) -> None:
     from tests.conftest import write_store
 
@@ -247,6 +252,7 @@ def test_another_store_is_predicted_completely(run_dir: Path, tmp_path: Path) ->
     assert len(some) == 4
 
 
+@pytest.mark.slow
 def test_the_report_shows_no_id_unless_asked(run_dir: Path, tmp_path: Path) -> None:
     table = predict_runs([run_dir], device=CPU)
     report_run(run_dir, table, tmp_path / "report.html", device=CPU)
@@ -258,6 +264,7 @@ def test_the_report_shows_no_id_unless_asked(run_dir: Path, tmp_path: Path) -> N
     assert "ID_R" in with_ids.read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_with_the_same_options_only(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
@@ -281,6 +288,7 @@ def test_a_stopped_run_resumes_with_the_same_options_only(
     assert report.epochs == 1
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_cache_to_the_same_end(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
@@ -310,6 +318,7 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(
         train_run(tiny_store_path, small_recipe(), tmp_path, device=CPU, resume=True)
 
 
+@pytest.mark.slow
 def test_a_split_smaller_than_a_batch_shrinks_the_batch_with_a_warning(
     tiny_store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -323,6 +332,7 @@ def test_a_split_smaller_than_a_batch_shrinks_the_batch_with_a_warning(
     assert "batch size 512 becomes" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["balanced", "study"])
 def test_the_batch_shrinks_to_the_slices_that_sampling_draws(
     tiny_store_path: Path,
@@ -337,6 +347,7 @@ def test_the_batch_shrinks_to_the_slices_that_sampling_draws(
     assert int(found[0]) == int(found[1]) < 12
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_had_are_a_warning_or_an_error(
     tiny_store_path: Path,
     tmp_path: Path,
@@ -363,6 +374,7 @@ def test_weights_that_cannot_be_had_are_a_warning_or_an_error(
         )
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(
     tiny_store_path: Path, run_dir: Path, tmp_path: Path
 ) -> None:
@@ -391,6 +403,7 @@ def test_a_new_backbone_is_one_entry_in_archs(
     assert len(predict_runs([Path(run)], device=CPU)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     # One notebook is enough: they differ from the others in values only.

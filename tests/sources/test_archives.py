@@ -118,6 +118,7 @@ def test_a_tar_cannot_ask_for_much(
     assert not isinstance(caught.value, LimitError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 def test_a_header_that_takes_hours_is_ended_by_the_timer(
     tmp_path: Path, suffix: str
@@ -130,6 +131,7 @@ def test_a_header_that_takes_hours_is_ended_by_the_timer(
         listed(tmp_path / f"a.{suffix}", digits, process)
 
 
+@pytest.mark.slow
 def test_a_header_that_takes_memory_is_ended_by_the_limit(
     tmp_path: Path, process: LimitedProcess
 ) -> None:

@@ -305,6 +305,7 @@ class _S3Server:
         self._process.communicate(timeout=10)
 
 
+@pytest.mark.slow
 def test_a_bucket_reads_like_a_folder(tmp_path: Path, bucket: tuple[Any, str]) -> None:
     folder = write_folder(tmp_path / "heads", CONTENTS)
     for suffix in ARCHIVES:
@@ -340,6 +341,7 @@ def test_objects_that_vanish_are_rejected(bucket: tuple[Any, str]) -> None:
 # A whole run of prepare
 
 
+@pytest.mark.slow
 def test_a_store_made_from_a_bucket_is_that_of_the_folder(
     tmp_path: Path, source: Path, bucket: tuple[Any, str]
 ) -> None:

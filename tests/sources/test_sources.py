@@ -289,6 +289,7 @@ def test_a_zip_member_never_unpacks_beyond_its_listed_size(tmp_path: Path) -> No
     assert peak_bytes < 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ARCHIVES)
 def test_a_member_is_in_memory_once(tmp_path: Path, suffix: str) -> None:
     num_bytes = 32 * 2**20

@@ -122,6 +122,7 @@ def test_the_subtypes_are_the_classes_without_any() -> None:
     assert CLASSES[1:] == SUBTYPES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subtype", SUBTYPES)
 def test_a_labelled_slice_shows_blood_and_another_equals_the_head_without_it(
     subtype: str,
@@ -230,6 +231,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert not digest(tmp_path / "a").items() & digest(tmp_path / "c").items()
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_heads_without_their_bleeds(
     many: SynthReport, datasets: dict[str, FileDataset], tmp_path: Path
 ) -> None:
@@ -415,6 +417,7 @@ def test_prevalences_come_near_those_of_rsna(many: SynthReport) -> None:
     assert 0.10 < many.positives["any"] / many.slices < 0.18
 
 
+@pytest.mark.slow
 def test_raised_prevalences_are_reached(tmp_path: Path) -> None:
     report = synthesize(
         tmp_path / "s",

@@ -47,6 +47,7 @@ def train(ranks: Ranks, run_dir: Path, batch_size: int, accumulate: int) -> None
     fit(trainer, batch_size=batch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (2, 2)])
 def test_two_ranks_train_as_one_does_on_the_whole_batch(
     tmp_path: Path, batch_size: int, accumulate: int
@@ -80,6 +81,7 @@ def check_parts(ranks: Ranks) -> None:
     assert mean.tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_ranks_have_disjoint_parts_and_agree() -> None:
     assert run_ranks(2, check_parts) == ["", ""]
 
@@ -99,6 +101,7 @@ def stop_and_resume(ranks: Ranks, run_dir: Path) -> None:
     fit(resumed_trainer(run_dir / "stopped", ranks=ranks), batch_size=2)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_resumes_to_the_bit(tmp_path: Path) -> None:
     assert run_ranks(2, stop_and_resume, tmp_path) == ["", ""]
     whole, stopped = (run_of(tmp_path / name) for name in ("whole", "stopped"))
@@ -122,6 +125,7 @@ def lose_a_rank(ranks: Ranks, run_dir: Path, end: str) -> None:
     fit(make_trainer(run_dir, ranks=ranks, should_stop=die), batch_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "its_own"), [("killed", None), ("failed", "TrainError: rank 1: its reason")]
 )
@@ -145,6 +149,7 @@ def meet_poison(ranks: Ranks, run_dir: Path) -> None:
     assert not (run_dir / LAST).exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None:
     assert run_ranks(2, meet_poison, tmp_path) == ["", ""]
 

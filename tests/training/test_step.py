@@ -31,6 +31,7 @@ def _nothing_compiled_before_or_after() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +47,7 @@ def test_a_compiled_network_trains_the_same(
     assert compiled.stepper._phase.network.forward is not compiled.stepper.model
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_continues_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

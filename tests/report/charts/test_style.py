@@ -144,6 +144,7 @@ def test_the_same_figure_gives_the_same_bytes() -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_chart_in_few_colours_looks_the_same_in_fewer_bytes() -> None:
     exact = pictures.figure_png(roc_of(RESULTS))
     few = pictures.chart_png(roc_of(RESULTS))
