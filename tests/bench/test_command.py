@@ -27,6 +27,8 @@ from bench.throughput import main as throughput_main
 from ichfast.models.config import ARCHS
 from tests.bench.made_up_records import record_of
 
+pytestmark = pytest.mark.slow  # runs the whole benchmark at toy size
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -196,7 +198,6 @@ def script_run(
     return ScriptRun(done.returncode, done.stdout, folder / "out")
 
 
-@pytest.mark.slow
 def test_the_script_for_gpu_machines_runs_at_toy_size_without_a_gpu(
     script_run: ScriptRun,
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_gpu_is_held_to_copies_over_the_bus_and_on_the_gpu(
     assert [copy.settings["unit_bytes"] for copy in copies] == [2 * 256**2] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [n for n in PEERS if PEERS[n].stage == "loader" and not reason_to_skip(n)],

@@ -22,6 +22,7 @@ from tests.bench.made_up_records import compare_two
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_rate_is_the_units_over_the_seconds_of_its_own_turns() -> None:
     ours, theirs = compare_two([1, 1, 2, 3, 4, 6], repeats=2, warmup=1)
     assert ours.values == (6.0, 3.0)
@@ -30,6 +31,7 @@ def test_a_rate_is_the_units_over_the_seconds_of_its_own_turns() -> None:
     assert ours.estimate.median == 4.5
 
 
+@pytest.mark.slow
 def test_a_ratio_is_taken_turn_by_turn_so_a_slow_machine_cancels_out() -> None:
     # The machine halves its speed with each turn; ours stays three times as fast.
     durations = [seconds * 2**turn for turn in range(6) for seconds in (2, 3)]
@@ -41,6 +43,7 @@ def test_a_ratio_is_taken_turn_by_turn_so_a_slow_machine_cancels_out() -> None:
     assert theirs.is_noisy
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_and_what_comes_before_a_turn_is_not_timed() -> None:
     log: list[str] = []
     ticks = count()
@@ -160,6 +163,7 @@ def test_a_noted_cost_has_a_unit_and_the_table_warns_of_few_turns() -> None:
     assert "3 turns, too few for 95 %, aim: under 1,024 MiB" in table
 
 
+@pytest.mark.slow
 def test_a_record_names_its_conditions_and_neither_machine_nor_path() -> None:
     record = compare_two([1, 2, 3, 4], repeats=2, warmup=0)[0]
     assert record.commit

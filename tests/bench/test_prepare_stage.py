@@ -37,6 +37,7 @@ def test_the_stage_runs_and_is_compared_with_copies(
     assert {"cp -r, sync", "barest copy, fsync"} <= limits
 
 
+@pytest.mark.slow
 def test_the_barest_copy_has_the_pixels_that_prepare_stores(
     toy: Workload, tmp_path: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_the_barest_copy_has_the_pixels_that_prepare_stores(
     )
 
 
+@pytest.mark.slow
 def test_peers_of_prepare_convert_every_file_they_are_given(
     toy: Workload, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def test_fio_reads_as_many_slices_as_asked_for_and_changes_nothing(
     assert [path.read_bytes() for path in shards] == before
 
 
+@pytest.mark.slow
 def test_a_program_may_report_its_own_time() -> None:
     meter = Meter(device="cpu", repeats=2, warmup=1)
     log: list[str] = []

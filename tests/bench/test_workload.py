@@ -19,6 +19,7 @@ from ichfast.dicom.slices import read_slices
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_cached_store_of_another_version_is_made_anew(tmp_path: Path) -> None:
     workload = Workload(
         cache_dir=tmp_path,

@@ -135,6 +135,7 @@ def test_real_slices_go_all_the_way(tmp_path: Path) -> None:
     assert len(lines) == 1 + 6 * predicted["slices"]
 
 
+@pytest.mark.slow
 def test_preparing_again_does_nothing(heads: Path, store: Path) -> None:
     again = ok(
         "prepare", heads / "dicom", "--labels", heads / "labels.csv",
@@ -234,6 +235,7 @@ def test_verify_refuses_what_is_no_store_in_one_line(
         )
 
 
+@pytest.mark.slow
 def test_a_result_does_not_replace_a_file_of_another_kind(
     store: Path, tmp_path: Path
 ) -> None:

@@ -58,14 +58,17 @@ def test_recipes_loads_no_heavy_library() -> None:
     assert loaded_by("recipes", "exp-30") == set()
 
 
+@pytest.mark.slow
 def test_evaluate_loads_no_heavy_library(predictions: Path) -> None:
     assert loaded_by("evaluate", predictions) == set()
 
 
+@pytest.mark.slow
 def test_submit_loads_no_heavy_library(predictions: Path, tmp_path: Path) -> None:
     assert loaded_by("submit", predictions, tmp_path / "submission.csv") == set()
 
 
+@pytest.mark.slow
 def test_verify_loads_no_heavy_library(tiny_store_path: Path) -> None:
     assert loaded_by("verify", tiny_store_path) == set()
 

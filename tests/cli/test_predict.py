@@ -67,6 +67,7 @@ def test_dicom_is_predicted_in_one_command(
     assert read_predictions(out)["slice_id"].str.startswith("ID_").all()
 
 
+@pytest.mark.slow
 def test_a_leak_can_be_allowed_and_is_counted(place: Path) -> None:
     results = ok("evaluate", place / "leaking.csv", "--allow-leak", "--bootstrap", "0")
     assert results["leaks"]["slices"] == results["slice"]["count"]

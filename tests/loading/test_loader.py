@@ -36,6 +36,7 @@ def everything(store: Store) -> npt.NDArray[np.int64]:
     return np.arange(len(store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_loader_keeps_the_promises_of_every_loader(
     tiny_store: Store, *, shuffle: bool
@@ -188,6 +189,7 @@ def test_only_numbers_that_are_used_are_computed(
 # The whole graph, and NumPy around the resample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "host"])
 def test_the_whole_graph_gives_the_bits_of_numpy_around_the_resample(
     tiny_store: Store, cache: str, monkeypatch: pytest.MonkeyPatch

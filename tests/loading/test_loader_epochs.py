@@ -65,6 +65,7 @@ def check_same_images(
     assert all(torch.equal(image, images[k]) for k, image in found.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_the_loader_keeps_its_promises_on_many_slices(
     many: Store, *, shuffle: bool
@@ -90,6 +91,7 @@ def test_ranks_share_the_slices_and_augment_each_as_one_rank_does(
     check_ranks(orders, EVERY_SLICE.tolist(), batch_size=32, shuffle=shuffle)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 1009, 2000])
 def test_a_slice_looks_the_same_in_a_batch_of_any_size(
     many: Store, images: dict[int, torch.Tensor], batch_size: int

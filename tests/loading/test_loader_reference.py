@@ -279,6 +279,7 @@ def test_the_graph_stays_within_the_bounds_on_slices_of_patients(
     check_graph(real, fitted(windows, 512), AUGMENTS[augment])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 57, 130])
 def test_the_graph_stays_within_the_bounds_for_any_number_of_halvings(
     adversaries: Store, size: int

@@ -40,6 +40,7 @@ def as_channels_last(images_BCHW: Tensor) -> Tensor:
 # --------------------------------------------------------------------- the model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", NUM_PARAMETERS)
 def test_a_model_has_the_published_number_of_parameters(
     arch: str, built: dict[str, nn.Module]
@@ -54,6 +55,7 @@ def test_a_model_has_the_published_number_of_parameters(
     assert other[0].startswith(("conv_stem.", "conv1.", "stem.0."))
 
 
+@pytest.mark.slow
 @every_arch
 @pytest.mark.parametrize("size", [64, 65, 512])
 def test_a_model_takes_any_size(
@@ -85,6 +87,7 @@ def test_a_model_exports(arch: str, built: dict[str, nn.Module]) -> None:
         torch.testing.assert_close(exported(images_BCHW), built[arch](images_BCHW))
 
 
+@pytest.mark.slow
 @every_arch
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_channels_last_images_stay_channels_last(arch: str, in_chans: int) -> None:

@@ -53,6 +53,7 @@ def test_a_model_starts_from_a_file_of_each_form(
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [a for a in ARCHS if ARCHS[a].timm_name])
 def test_a_model_starts_from_what_timm_publishes_for_it(
     arch: str, tmp_path: Path
@@ -100,6 +101,7 @@ def test_a_head_of_another_shape_is_left_out_with_a_log_line(
     assert "the new head starts random" in caplog.text
 
 
+@pytest.mark.slow
 def test_weights_of_another_arch_are_refused_with_the_first_differences(
     tmp_path: Path, built: dict[str, nn.Module]
 ) -> None:
@@ -326,6 +328,7 @@ def test_three_channels_of_fastai_are_summed_for_one(
     torch.testing.assert_close(found_BK, expected_BK, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -431,6 +434,7 @@ def test_the_error_of_a_server_without_the_weights_is_one_line(
     assert "--weights" in message
 
 
+@pytest.mark.slow
 def test_cached_weights_need_no_network(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_cached_slices_are_read_once_for_all_passes(
     np.testing.assert_array_equal(probs_NK(tables[0]), probs_NK(tables[1]))
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_fit_together_are_refused(
     folds: list[Path], tiny_store_path: Path, other_store: Path, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None
     assert hashed["slice_id"].str.startswith("ID_").all()
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_no_files(
     run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

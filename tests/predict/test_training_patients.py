@@ -49,6 +49,7 @@ def test_slice_folds_leak(
     assert trained_N[split.valid_N].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("happens", "reason"),
     [("moved", "it is gone"), ("hashed", "cannot be compared")],

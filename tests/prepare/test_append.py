@@ -69,6 +69,7 @@ def test_what_is_new_in_a_folder_is_added_and_the_shards_keep_their_bytes(
     ]
 
 
+@pytest.mark.slow
 def test_every_slice_reads_as_in_a_store_made_at_once(
     source: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_another_folder_with_the_same_names_is_new(
     assert verify_store(tmp_path / "store") == []
 
 
+@pytest.mark.slow
 def test_a_moved_source_costs_no_disk(source: Path, tmp_path: Path) -> None:
     run([source], tmp_path / "store")
     shards = sorted((tmp_path / "store").glob("level-*/*"))
@@ -193,6 +195,7 @@ def test_labels_of_no_slice_change_none(source: Path, tmp_path: Path) -> None:
     assert (report.labelled, report.labels_without_slice) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_store_is_appended_to_again_and_again(source: Path, tmp_path: Path) -> None:
     run([source], tmp_path / "store")
     for number in (50, 51, 52):
@@ -236,6 +239,7 @@ STEPS = ("plan.json", "slices.parquet", "rejected.csv", "entries.parquet", "stor
 """What the parent process writes; for what workers write see `test_prepare`."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("is_last", [False, True])
 def test_an_append_cut_short_at_any_file_ends_in_the_same_bytes(
@@ -282,6 +286,7 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_append_begun_with_other_files_begins_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

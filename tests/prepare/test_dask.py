@@ -256,6 +256,7 @@ def test_ctrl_c_and_a_lost_scheduler_end_the_run_and_the_store_continues(
     assert contents(store) == contents(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_no_scheduler_is_an_error_of_one_line(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +269,7 @@ def test_no_scheduler_is_an_error_of_one_line(
         convert_units(job, units_of(source), 1, scheduler="tcp://127.0.0.1:9")
 
 
+@pytest.mark.slow
 def test_a_cluster_without_workers_ends_the_run(
     scheduler: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

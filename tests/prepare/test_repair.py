@@ -34,6 +34,7 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_damaged_shards_get_their_bytes_back(store: Path, source: Path) -> None:
     before = contents(store)
     flip(store / "level-512" / "00000-24x32.npy", 5000)
@@ -52,10 +53,12 @@ def test_damaged_shards_get_their_bytes_back(store: Path, source: Path) -> None:
     assert contents(store) == before
 
 
+@pytest.mark.slow
 def test_a_sound_store_is_left_alone(store: Path, source: Path) -> None:
     assert repair_store(store, [source]).repaired == ()
 
 
+@pytest.mark.slow
 def test_a_source_that_has_changed_or_gone_is_said(store: Path, source: Path) -> None:
     flip(store / "level-512" / "00000-24x32.npy", 5000)
     flip(store / "level-512" / "00002-24x32.npy", 5000)
@@ -78,6 +81,7 @@ def test_a_source_that_has_changed_or_gone_is_said(store: Path, source: Path) ->
     assert contents(store) == damaged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slices.parquet", "rejected.csv"])
 def test_a_damaged_table_cannot_be_rebuilt_and_shards_are_all_the_same(
     store: Path, source: Path, name: str

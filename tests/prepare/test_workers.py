@@ -154,6 +154,7 @@ def kill_at_first_call(marker: Path, content: bytes) -> Iterator[Slice]:
     yield from read_slices(content)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_costs_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +224,7 @@ def slow_read(content: bytes) -> Iterator[Slice]:
     yield from read_slices(content)
 
 
+@pytest.mark.slow
 def test_files_are_counted_while_their_unit_is_being_converted(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
 ) -> None:

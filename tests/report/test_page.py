@@ -135,6 +135,7 @@ def test_the_page_refers_to_nothing_outside_itself(page: str) -> None:
     assert "default-src 'none'" in page
 
 
+@pytest.mark.slow
 def test_the_summary_gives_the_figures_of_the_evaluation(
     page: str, table: pd.DataFrame
 ) -> None:
@@ -177,6 +178,7 @@ def test_links_lead_to_places_in_the_page(page: str) -> None:
     assert links == places
 
 
+@pytest.mark.slow
 def test_each_class_shows_its_operating_point(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -228,12 +230,14 @@ def test_slices_shown_as_best_are_labelled(page: str) -> None:
         assert best.count('class="yes asked"') == best.count("<article") > 0
 
 
+@pytest.mark.slow
 def test_notices_come_before_the_figures(table: pd.DataFrame, tmp_path: Path) -> None:
     report = replace(make_report(table), notices=["Patients are on both sides."])
     summary = text_of(written(report, tmp_path))[:300]
     assert "Patients are on both sides." in summary
 
 
+@pytest.mark.slow
 def test_no_id_is_in_the_page_unless_asked_for(
     page: str, table: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -265,6 +269,7 @@ def test_hostile_text_is_escaped(table: pd.DataFrame, tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 def test_a_run_without_epochs_has_no_curves(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -273,6 +278,7 @@ def test_a_run_without_epochs_has_no_curves(
     assert "Training speed" not in page
 
 
+@pytest.mark.slow
 def test_unlabelled_slices_are_counted_and_never_shown(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -151,6 +151,7 @@ def test_a_run_leaves_settings_metrics_and_checkpoints(
     assert record.store == str(tiny_store.path)
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_scalars_and_augmented_slices(run_dir: Path) -> None:
     board = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     losses = [event.value for event in board.Scalars("valid_loss")]
@@ -166,6 +167,7 @@ def test_a_profiled_run_leaves_a_trace(tiny_store_path: Path, tmp_path: Path) ->
     assert (tmp_path / "trace.json").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_metrics_are_written_again_when_a_finished_run_is_resumed(
     run_dir: Path, tiny_store_path: Path
 ) -> None:
@@ -220,6 +222,7 @@ def test_a_run_trains_on_growing_images_and_validates_on_whole_ones(
     assert {size for is_training, size in seen if not is_training} == {96}
 
 
+@pytest.mark.slow
 def test_predictions_are_of_the_fold_that_validates(
     run_dir: Path, tiny_store: Store
 ) -> None:
@@ -387,6 +390,7 @@ def test_a_run_starts_from_the_weights_of_another(
     assert np.isfinite(report.valid_loss)
 
 
+@pytest.mark.slow
 def test_a_new_backbone_is_one_entry_in_archs(
     tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

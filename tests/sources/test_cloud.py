@@ -317,6 +317,7 @@ def test_a_bucket_reads_like_a_folder(tmp_path: Path, bucket: tuple[Any, str]) -
     assert by_key(f"{url}/in.tar.gz") == by_key(folder / "in.tar.gz")
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_missing_or_closed_is_an_error_of_one_line(
     bucket: tuple[Any, str],
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_duplicated_member_is_read_twice(tmp_path: Path) -> None:
     assert found == [b"first", b"second"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_many_files_is_never_in_memory(tmp_path: Path) -> None:
     num_files = 8000
     for number in range(num_files):

@@ -23,6 +23,7 @@ def read_all(store: Store) -> list[bytes]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_a_store_that_was_read_is_read_by_another_process(
     tiny_store: Store, method: str

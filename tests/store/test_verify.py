@@ -70,6 +70,7 @@ def slices_of(store: Path, name: str) -> dict[int, str]:
 # A flipped bit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found_wherever_it_is(store: Path, name: str) -> None:
     file = store / name

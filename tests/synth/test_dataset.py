@@ -139,6 +139,7 @@ def test_a_labelled_slice_shows_blood_and_another_equals_the_head_without_it(
     assert num_seen > 3
 
 
+@pytest.mark.slow
 def test_an_extra_axial_bleed_lies_under_the_skull_and_a_deep_one_does_not() -> None:
     for subtype, nearest_mm in (("subdural", (0, 4)), ("intraventricular", (12, 90))):
         for with_HW, without_HW, hu, seen in drawn(subtype):
@@ -196,6 +197,7 @@ def test_two_bleeds_are_labelled_both_and_the_smaller_only_where_it_is_seen() ->
     assert set().union(*together) == set(SUBTYPES)
 
 
+@pytest.mark.slow
 def test_the_brain_has_the_numbers_of_a_brain(full_size: SynthReport) -> None:
     volume = sorted(
         (
@@ -248,6 +250,7 @@ def test_the_same_seed_draws_the_same_heads_without_their_bleeds(
         assert same == (bleeds[slice_id] == 0)
 
 
+@pytest.mark.slow
 def test_headers_hold_exactly_the_elements_of_rsna(
     datasets: dict[str, FileDataset],
 ) -> None:
@@ -375,6 +378,7 @@ def test_the_quirks_of_the_set_are_there(
     assert read_labels(many.labels_path).num_duplicates == 24
 
 
+@pytest.mark.slow
 def test_without_quirks_there_are_none(tmp_path: Path) -> None:
     report = synthesize(tmp_path / "s", num_slices=300, size=64, quirks=False)
     assert report.truncated is None

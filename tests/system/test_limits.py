@@ -79,6 +79,7 @@ def test_an_error_is_raised_after_the_items_before_it(process: LimitedProcess) -
             next(items)
 
 
+@pytest.mark.slow
 def test_memory_beyond_the_limit_is_an_error_and_the_next_call_works(
     process: LimitedProcess,
 ) -> None:
@@ -88,6 +89,7 @@ def test_memory_beyond_the_limit_is_an_error_and_the_next_call_works(
     assert list(process.iterate(allocate, MIB)) == [MIB]
 
 
+@pytest.mark.slow
 def test_processor_time_beyond_the_limit_is_an_error_and_the_next_call_works(
     process: LimitedProcess,
 ) -> None:
@@ -134,6 +136,7 @@ def tick() -> Iterator[int]:
         yield 1
 
 
+@pytest.mark.slow
 def test_it_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = """
 from ichfast.system.limits import LimitedProcess

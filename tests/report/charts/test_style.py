@@ -122,6 +122,7 @@ CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_is_a_picture_of_the_agreed_size(name: str, theme: style.Theme) -> None:
@@ -192,6 +193,7 @@ def test_a_class_with_one_label_has_an_empty_panel(
     assert not by_class["epidural"].collections
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [roc_of, precision_of])
 def test_one_slice_has_no_curve(draw: Callable[[RunResults], Figure]) -> None:
     axes = draw(compute_results(TABLE.iloc[:1], sensitivity=0.9)).axes
