@@ -7,7 +7,7 @@ FUZZ_S ?= 600
 # One test process per core, and one thread per process.
 JOBS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-IN_PARALLEL := -n $(JOBS) --dist loadscope
+IN_PARALLEL := -n $(JOBS) --dist worksteal
 
 .PHONY: demo test quick check bench fuzz clean
 

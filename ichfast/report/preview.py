@@ -23,6 +23,12 @@ from ichfast.store.store import Store
 NUM_SLICES = 8
 """Number of slices in a preview, spread over the store."""
 
+LEGEND = (
+    "above as stored, below augmented; the outline is what is seen below, its thick side "
+    "is the top"
+)
+"""What the two rows of a preview are."""
+
 
 def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) -> None:
     """Draw slices of a store before and after the augmentation of a recipe.
@@ -68,17 +74,15 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
     plain, augmented = parameters
     to_before_B33 = np.linalg.inv(plain.matrix_B33.astype(np.float64))
     seen_B33 = to_before_B33 @ augmented.matrix_B33
-    title = (
-        f"{recipe.name}, epoch {epoch}, {'+'.join(config.windows)}, {config.size} px: "
-        "above as stored, below augmented; the outline is what is seen below, "
-        "its thick side is the top"
+    shown = (
+        f"{recipe.name}, epoch {epoch}, {'+'.join(config.windows)}, {config.size} px"
     )
     sheet = augmentation_sheet(
         images[0],
         images[1],
         np.stack([_corners(seen_33, config.size) for seen_33 in seen_B33]),
         [_describe(augmented, row, seen_B33[row], config.size) for row in range(count)],
-        title=title,
+        title=f"{shown}: {LEGEND}",
     )
     write_figure(out, sheet)
 

@@ -22,8 +22,6 @@ from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from tests.conftest import contents
 
-pytestmark = pytest.mark.alone  # kills processes
-
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:

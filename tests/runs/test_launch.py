@@ -14,8 +14,6 @@ import pytest
 from ichfast.cli.train import resume_command
 from ichfast.training.history import read_history
 
-pytestmark = pytest.mark.alone  # kills processes
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,8 +25,6 @@ from tests.training.tiny_trainer import (
     resumed_trainer,
 )
 
-pytestmark = pytest.mark.alone  # kills processes
-
 FP16 = Amp("cpu", torch.float16)
 NUM_STEPS = 20
 RANDOM_STEPS = random.Random(20191101).sample(range(1, NUM_STEPS), 4)
