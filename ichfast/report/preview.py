@@ -24,8 +24,8 @@ NUM_SLICES = 8
 """Number of slices in a preview, spread over the store."""
 
 LEGEND = (
-    "above as stored, below augmented; the outline is what is seen below, its thick side "
-    "is the top"
+    "above as stored, below augmented; the outline is what is seen below, "
+    "its thick side is the top"
 )
 """What the two rows of a preview are."""
 
