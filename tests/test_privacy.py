@@ -1,4 +1,4 @@
-"""Nothing that identifies a patient is written or said, whatever becomes of a file.
+"""Nothing that identifies a patient is written or printed, for any outcome of a file.
 
 DICOM files full of distinctive strings go through every command that writes or logs.
 All bytes that this leaves, and all lines it prints, are searched for the strings.

@@ -41,7 +41,7 @@ RUN_S = 60.0
 """The server is killed when a run takes longer."""
 
 _events: Counter[str] = Counter()
-"""Of this process, by stage."""
+"""How often this process passed each stage."""
 
 
 @dataclass(frozen=True, slots=True)
