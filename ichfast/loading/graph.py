@@ -4,6 +4,9 @@ On a GPU the slices are uploaded as uint16, two bytes a pixel, and all steps run
 
     stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
+An operator may have a kernel for a type on the CPU and none on the GPU. So tests look up
+the kernels of the GPU's graph in DALI's libraries (`tests/loading/test_gpu_graph.py`).
+
 The size of the output is an input of each batch, and a slice is halved only if its
 batch asks for it, so one graph serves every size. On a CPU the graph only resamples,
 and NumPy does the steps before and after it (`graph_is_whole` explains why). The whole
@@ -184,8 +187,8 @@ def slice_graph(
     Args:
         columns: gives numbers for each slice; its `feeds` decide the steps. Without
             "target" the graph only resamples.
-        slices: gives the slices. DALI reads them in place, so their memory must not
-            change until the batch has come out.
+        slices: gives the slices. DALI reads those in host memory in place, so it must
+            not change until the batch has come out.
         windows: C windows, in channel order.
         normalization: mean and standard deviation per channel.
         on_gpu: run all steps on the GPU; slices are uploaded as uint16.
@@ -199,7 +202,9 @@ def slice_graph(
         **_read(columns),
         **_read(
             slices,
-            no_copy=True,
+            # Slices on the GPU are copied: DALI then waits for torch's stream, which
+            # may not have gathered them yet. It would read shared memory at once.
+            no_copy=not uploaded,
             device="gpu" if uploaded else "cpu",
             # Slices in host memory carry their layout; DALI would wrap each again.
             layout=SLICE_LAYOUT if uploaded else None,
@@ -248,16 +253,26 @@ def _shade(
     image = fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
     if "corners" not in fed:
         return image
-    return fn.erase(
-        image,
+    air_C = [
+        window_table(window, mean=mean, std=std)[0] for window, mean, std in shades
+    ]
+    return _cut(image, np.array(air_C, np.float16), fed)
+
+
+@do_not_convert
+def _cut(image: Any, air_C: npt.NDArray[np.float16], fed: Mapping[str, Any]) -> Any:
+    """Fill holes of an image, float16, with air.
+
+    On a GPU `fn.erase` takes no float16, so it gets the same bits as uint16.
+    """
+    erased = fn.erase(
+        fn.reinterpret(image, dtype=types.UINT16),
         anchor=fed["corners"],
         shape=fed["sides"],
         axis_names="HW",
-        fill_value=[
-            float(window_table(window, mean=mean, std=std)[0])
-            for window, mean, std in shades
-        ],
+        fill_value=air_C.view(np.uint16).tolist(),
     )
+    return fn.reinterpret(erased, dtype=types.FLOAT16)
 
 
 @do_not_convert
