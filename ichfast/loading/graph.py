@@ -4,8 +4,9 @@ On a GPU the slices are uploaded as uint16, two bytes a pixel, and all steps run
 
     stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
 
-An operator may have a kernel for a type on the CPU and none on the GPU. So tests look up
-the kernels of the GPU's graph in DALI's libraries (`tests/loading/test_gpu_graph.py`).
+An operator may have a kernel for a type on the CPU and none on the GPU. So
+`tests/loading/test_gpu_graph.py` looks up the kernels of this graph in DALI's
+libraries.
 
 The size of the output is an input of each batch, and a slice is halved only if its
 batch asks for it, so one graph serves every size. On a CPU the graph only resamples,

@@ -1,8 +1,8 @@
 """The graph of a GPU as DALI records it, without a GPU: operators, types and kernels.
 
 DALI records a graph before it builds it, and only building needs a driver. Which types
-an operator takes on a GPU is written nowhere but in DALI's libraries: the names of their
-kernels hold the types.
+an operator takes on a GPU can be read in DALI's libraries: the names of their kernels
+hold the types.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from nvidia.dali import types
 
 from ichfast.loading.graph import pipeline_options, slice_graph
 from ichfast.windows import Normalization, Window
 
-DType = types.DALIDataType
+DType: TypeAlias = types.DALIDataType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class _Feeds:
     def __init__(self, names: Sequence[str]) -> None:
         self.feeds = tuple(names)
 
-    def __call__(self, info: Any) -> tuple[Any, ...]:
+    def __call__(self, _info: Any) -> tuple[Any, ...]:
         raise StopIteration
 
 
@@ -87,10 +87,9 @@ def _read_operator(spec: Any, found: dict[str, DType]) -> Operator:
     name = title.splitlines()[0].removeprefix("OpSpec for ").rstrip(":")
     options_by_name = dict(re.findall(r"^ +(\w+): (.*)$", options, re.MULTILINE))
     inputs = [found[spec.InputName(k)] for k in range(spec.NumRegularInput())]
-    known = spec.OutputDesc(0)[3]
-    output_type = (
-        _output_type(name, inputs, options_by_name) if known is None else known
-    )
+    output_type = spec.OutputDesc(0)[3]
+    if output_type is None:
+        output_type = _output_type(name, inputs, options_by_name)
     found.update({spec.OutputName(k): output_type for k in range(spec.NumOutput())})
     return Operator(
         name=name,

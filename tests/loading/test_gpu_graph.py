@@ -88,18 +88,11 @@ def test_only_slices_in_host_memory_are_read_in_place(*, uploaded: bool) -> None
         graph = record_gpu_graph(
             (*ALWAYS, *HOLES), SLICE_FEEDS[:num_slices], WINDOWS, uploaded=uploaded
         )
-        slices = [
-            each
-            for each in graph
-            if each.name == "ExternalSource" and each.output_type == types.UINT16
-        ]
+        sources = [each for each in graph if each.name == "ExternalSource"]
+        slices = [each for each in sources if each.output_type == types.UINT16]
         assert len(slices) == num_slices
         for each in slices:
             assert each.device == ("gpu" if uploaded else "cpu")
             assert each.options.get("no_copy", "False") == str(not uploaded)
-        numbers = [
-            each
-            for each in graph
-            if each.name == "ExternalSource" and each not in slices
-        ]
+        numbers = [each for each in sources if each not in slices]
         assert all("no_copy" not in each.options for each in numbers)
