@@ -1,6 +1,6 @@
 """Slices that a loader reads once and keeps in memory.
 
-`HostSlices` hands DALI views, without a copy. `DeviceSlices` gathers each batch on the
+`HostSlices` copies each batch out of host memory, `DeviceSlices` gathers it on the
 device. Both give the same bits as reading from the disk (`ichfast.loading.prefetch`).
 
 Host memory holds one copy for all ranks of a machine. A device's memory holds all
@@ -13,17 +13,14 @@ W columns.
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
 from ichfast.loading.gather import gather_slices
 from ichfast.loading.prefetch import (
@@ -34,7 +31,6 @@ from ichfast.loading.prefetch import (
     divide,
 )
 from ichfast.loading.shared_memory import share_memory
-from ichfast.store.levels import halve_into
 from ichfast.system.memory import available_memory
 from ichfast.system.ranks import Ranks
 from ichfast.system.terminal import progress
@@ -47,49 +43,21 @@ RESERVED_SHARE = 0.1
 
 GIB = 2**30
 
-SlicesT = TypeVar("SlicesT")
-"""Type of the slices of a feed: arrays on the host, or a tensor on the device."""
 
-
-class _KeptSlices(Generic[SlicesT]):
-    """The queue of a cache's batches. A batch that was taken is held until released."""
-
-    def __init__(self) -> None:
-        self._requested: deque[Sequence[SliceRequest]] = deque()
-        self._taken: deque[tuple[SlicesT, ...]] = deque()
-
-    def request(self, batch: Sequence[SliceRequest]) -> None:
-        """Announce a batch that will be taken, given the slices of each feed."""
-        self._requested.append(batch)
-
-    def take(self) -> tuple[SlicesT, ...]:
-        """Return the slices of each feed of the oldest batch requested."""
-        self._taken.append(tuple(map(self._pick, self._requested.popleft())))
-        return self._taken[-1]
-
-    def _pick(self, feed: SliceRequest) -> SlicesT:
-        raise NotImplementedError
-
-    def release(self) -> None:
-        """Drop the oldest batch taken. Torch reuses its memory after queued work."""
-        self._taken.popleft()
-
-    def discard(self) -> None:
-        """Release all batches taken, and drop all requests."""
-        self._taken.clear()
-        self._requested.clear()
-
-
-class HostSlices(_KeptSlices[Slices]):
+class HostSlices(ReadAhead):
     """Slices in this machine's memory. A `loading.slice_source.SliceSource`.
 
-    A batch consists of views, or of new arrays if any of its slices is halved. All
-    ranks build it with the same arguments, and those of a machine read a part each.
+    The threads of `ReadAhead` copy them into batches, and halve them, as if they read
+    from the disk. A batch in one piece is uploaded at once; slices that DALI read in
+    place would be uploaded one by one, from memory that must be page-locked first.
+
+    All ranks build it with the same arguments, and those of a machine read a part each.
 
     Args:
         level: the level to read; only needed to build the cache.
         kept_R: store positions that any rank may request, each once.
-        pinned: lock the memory, so that it can be uploaded without a copy.
+        pinned: give batches in page-locked memory, and wait for the current CUDA
+            stream.
         ranks: all processes that build it.
 
     Raises:
@@ -106,53 +74,38 @@ class HostSlices(_KeptSlices[Slices]):
         ranks: Ranks,
     ) -> None:
         shape_R2 = level.shape_N2[kept_R]
-        ends = np.cumsum(shape_R2.prod(axis=1))
-        num_bytes = 2 * int(ends[-1])
+        num_bytes = 2 * int(shape_R2.prod(axis=1).sum())
         _check_fit(num_bytes, available_memory(), "host memory can spare", "none")
         self._row_N = _rows(len(level.shape_N2), kept_R)
-        super().__init__()
-        self._shape_N2 = level.shape_N2
         with share_memory(num_bytes, ranks) as shared:
-            self._memory = shared.memory.view(np.uint16)
-            self._slices = [
-                part.reshape(shape)
-                for part, shape in zip(
-                    np.split(self._memory, ends[:-1]), shape_R2.tolist(), strict=True
-                )
-            ]
+            self._slices = divide(shared.memory.view(np.uint16), shape_R2)
             own = shared.own_part(len(kept_R))
             for first, slices in _read_all(
                 level, kept_R[own], pinned=False, ranks=ranks
             ):
                 for row, stored_HW in enumerate(slices, own.start + first):
                     self._slices[row][...] = stored_HW
-        self._unlock = _lock(self, self._memory) if pinned else None
+        super().__init__(level, pinned=pinned)
 
-    def _pick(self, feed: SliceRequest) -> Slices:
-        kept = [self._slices[row] for row in self._row_N[feed.positions_B].tolist()]
-        if not feed.halvings_B.any():
-            return kept
-        shape_B2 = halved_shape(self._shape_N2[feed.positions_B], feed.halvings_B)
-        out = divide(np.empty(shape_B2.prod(axis=1).sum(), np.uint16), shape_B2)
-        jobs = zip(kept, feed.halvings_B.tolist(), out, strict=True)
-        for stored_HW, halvings, out_HW in jobs:
-            if halvings == 0:
-                out_HW[...] = stored_HW
-            else:
-                halve_into(stored_HW, halvings, out_HW)
-        return out
+    def _read(self, positions_B: npt.NDArray[np.int64], slices: Slices) -> None:
+        rows_B = self._row_N[positions_B]
+        if isinstance(self._slices, np.ndarray) and isinstance(slices, np.ndarray):
+            # One call, without the interpreter's lock. To clip needs no copy of `out`.
+            self._slices.take(rows_B, axis=0, out=slices, mode="clip")
+            return
+        for row, out_HW in zip(rows_B.tolist(), slices, strict=True):
+            out_HW[...] = self._slices[row]
+
+    def _whole_HW(self, position: int) -> npt.NDArray[np.uint16]:
+        return self._slices[self._row_N[position]]
 
     def close(self) -> None:
-        """Free the memory. Batches that were taken must not be in use any more."""
-        if self._unlock is not None:
-            torch.cuda.synchronize()  # uploads may be under way
-            self._unlock()
-        self.discard()
+        """End the threads and free the memory."""
+        super().close()
         self._slices = []
-        self._memory = np.empty(0, np.uint16)
 
 
-class DeviceSlices(_KeptSlices[torch.Tensor]):
+class DeviceSlices:
     """Slices in a device's memory, all of one shape.
 
     A `loading.slice_source.SliceSource`. Batches are gathered on torch's current
@@ -187,7 +140,8 @@ class DeviceSlices(_KeptSlices[torch.Tensor]):
             (len(kept_R), *shape), dtype=torch.int16, device=device
         )
         self._row_N = _rows(len(level.shape_N2), kept_R)
-        super().__init__()
+        self._requested: deque[Sequence[SliceRequest]] = deque()
+        self._taken: deque[tuple[torch.Tensor, ...]] = deque()
         pinned = device.type == "cuda"
         for first, slices in _read_all(level, kept_R, pinned=pinned, ranks=ranks):
             for row, stored_HW in enumerate(slices, first):
@@ -195,9 +149,30 @@ class DeviceSlices(_KeptSlices[torch.Tensor]):
                     torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
                 )
 
+    def request(self, batch: Sequence[SliceRequest]) -> None:
+        """Announce a batch that will be taken, given the slices of each feed."""
+        self._requested.append(batch)
+
+    def take(self) -> tuple[torch.Tensor, ...]:
+        """Return the slices of each feed of the oldest batch requested."""
+        self._taken.append(tuple(map(self._pick, self._requested.popleft())))
+        return self._taken[-1]
+
     def _pick(self, feed: SliceRequest) -> torch.Tensor:
         rows_B = torch.from_numpy(self._row_N[feed.positions_B])
-        return gather_slices(self._set_RHW, rows_B.to(self._device, non_blocking=True))
+        if self._device.type == "cuda":
+            # The copy of other memory may wait for all work on the stream.
+            rows_B = rows_B.pin_memory().to(self._device, non_blocking=True)
+        return gather_slices(self._set_RHW, rows_B)
+
+    def release(self) -> None:
+        """Drop the oldest batch taken. Torch reuses its memory after queued work."""
+        self._taken.popleft()
+
+    def discard(self) -> None:
+        """Release all batches taken, and drop all requests."""
+        self._taken.clear()
+        self._requested.clear()
 
     def close(self) -> None:
         """Free the memory."""
@@ -262,21 +237,3 @@ def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> 
             f"{spare_bytes / GIB:.1f} GiB; take --cache {instead}, or read a "
             "quarter of the bytes with data.level=256"
         )
-
-
-def _lock(owner: object, memory: npt.NDArray[np.uint16]) -> Callable[[], object]:
-    """Page-lock memory for CUDA in place.
-
-    Torch's own page-locked memory comes only in sizes of 2**n bytes.
-
-    Returns:
-        Unlocks the memory; also called when `owner` is garbage-collected.
-    """
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    status = runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
-    if int(status) != 0:
-        raise LoaderError(
-            f"cannot lock {memory.nbytes / GIB:.1f} GiB of host memory for CUDA "
-            f"({status}); raise the limit (`ulimit -l`), or take --cache none"
-        )
-    return weakref.finalize(owner, runtime.cudaHostUnregister, memory.ctypes.data)

@@ -21,7 +21,6 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.loading.config import (
-    MIN_SIZE,
     OWN,
     DataConfig,
     neighbours,
@@ -115,9 +114,8 @@ class Scale:
         return count_halvings(self.shape_N2[:, 0], self.shape_N2[:, 1], self.size)
 
     def max_halvings(self, slices_N: npt.NDArray[np.int64]) -> int:
-        """Halvings of the largest slice for the smallest size that can be set."""
-        longest = self.shape_N2[slices_N].max(axis=0)
-        return int(count_halvings(longest[:1], longest[1:], MIN_SIZE)[0])
+        """Halvings of the slice, of those given, that is halved most often."""
+        return int(self.halvings_N[slices_N].max())
 
 
 class SliceNumbers:
@@ -384,24 +382,39 @@ class LoaderFeeds:
             numbers,
             self.schedule,
             batch_size=self._config.batch_size,
-            num_halvings=self._scale.max_halvings(self._sampler.slices_N),
+            num_halvings=self._max_halvings(),
             whole=self._whole,
         )
+
+    def _max_halvings(self) -> int:
+        return self._scale.max_halvings(self._sampler.slices_N)
+
+    def set_size(self, size: int) -> bool:
+        """Change the side of the images, pixels, between two epochs.
+
+        Returns:
+            True if the graph needs another number of halving steps, and so must be
+            built again. A step that is never used costs as much as the resample.
+        """
+        before = self._max_halvings()
+        self._scale.set_size(size)
+        if not self._whole or self._max_halvings() == before:
+            return False
+        self.columns = self._make_columns()
+        return True
 
     def set_augment(self, augment: AugmentConfig) -> None:
         """Draw from other distributions; the graph must be built again."""
         self.augment = augment
         self.columns = self._make_columns()
 
-    def start(self, epoch: int, first_batch: int, size: int) -> None:
+    def start(self, epoch: int, first_batch: int) -> None:
         """Begin an epoch.
 
         Args:
             epoch: counted from 0.
             first_batch: the first batch that comes out.
-            size: side of the images, pixels.
         """
-        self._scale.set_size(size)
         self.schedule.start(epoch, first_batch)
         self.columns.start()
         self.slices.start()

@@ -8,8 +8,8 @@ An operator may have a kernel for a type on the CPU and none on the GPU. So
 `tests/loading/test_gpu_graph.py` looks up the kernels of this graph in DALI's
 libraries.
 
-The size of the output is an input of each batch, and a slice is halved only if its
-batch asks for it, so one graph serves every size. On a CPU the graph only resamples,
+The size of the output and how often each slice is halved are inputs of each batch. A
+graph has as many halving steps as its size needs. On a CPU the graph only resamples,
 and NumPy does the steps before and after it (`graph_is_whole` explains why). The whole
 graph also runs on a CPU; that is how tests compare it with the reference.
 

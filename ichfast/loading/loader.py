@@ -251,7 +251,7 @@ class DaliLoader:
         """Change the side of the images, pixels, from the next epoch on.
 
         The batches equal those of a loader made with that size, except that the level
-        chosen for the first size is kept. The graph is not built again.
+        chosen for the first size is kept.
 
         Raises:
             LoaderError: the size is out of range.
@@ -295,7 +295,9 @@ class DaliLoader:
         self._graph.drain()
         self._num_begun += 1
         own_number = self._num_begun
-        self._feeds.start(epoch, first_batch, self.config.size)
+        if self._feeds.set_size(self.config.size):
+            self._graph.rebuild()
+        self._feeds.start(epoch, first_batch)
         while True:
             if own_number != self._num_begun:
                 raise LoaderError(

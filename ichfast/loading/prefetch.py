@@ -225,16 +225,28 @@ class ReadAhead:
     ) -> None:
         """Read slices into a buffer."""
         buffer.wait()
-        store, level = self._level.store, self._level.level
+        if not halvings_B.any():
+            self._read(positions_B, slices)
+            return
         jobs = zip(positions_B.tolist(), halvings_B.tolist(), slices, strict=True)
         for position, halvings, out_HW in jobs:
             if halvings == 0:
-                store.read_into(position, level, out_HW)
-                continue
-            # The thread's own memory, small enough to stay in the processor's cache.
-            whole_HW = self._scratch.array(*self._level.shape_N2[position].tolist())
-            store.read_into(position, level, whole_HW)
-            halve_into(whole_HW, halvings, out_HW)
+                self._read(np.array([position]), [out_HW])
+            else:
+                halve_into(self._whole_HW(position), halvings, out_HW)
+
+    def _read(self, positions_B: npt.NDArray[np.int64], slices: Slices) -> None:
+        """Read slices as they are stored."""
+        store, level = self._level.store, self._level.level
+        for position, out_HW in zip(positions_B.tolist(), slices, strict=True):
+            store.read_into(position, level, out_HW)
+
+    def _whole_HW(self, position: int) -> npt.NDArray[np.uint16]:
+        """Return a slice as it is stored, valid until the thread asks for another."""
+        # The thread's own memory, small enough to stay in the processor's cache.
+        whole_HW = self._scratch.array(*self._level.shape_N2[position].tolist())
+        self._level.store.read_into(position, self._level.level, whole_HW)
+        return whole_HW
 
 
 class _Scratch(threading.local):
@@ -275,7 +287,8 @@ class _Buffer:
     def mark(self) -> None:
         """Note the work that is queued on the current CUDA stream now."""
         if self._pinned:
-            self._read_by_gpu = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # A thread that waits for a blocking event sleeps; for another it spins.
+            self._read_by_gpu = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._read_by_gpu.record()
 
     def wait(self) -> None:

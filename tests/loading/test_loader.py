@@ -19,7 +19,8 @@ from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import DataConfig, choose_level
 from ichfast.loading.feeds import Scale
-from ichfast.loading.loader import make_loader
+from ichfast.loading.graph import PREFETCH, pipeline_options
+from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import Normalization
@@ -47,6 +48,78 @@ def test_the_loader_keeps_the_promises_of_every_loader(
         tiny_store, slices_N, DATA, augment=augment, shuffle=shuffle, seed=4
     ) as loader:
         check_loader(loader, slices_N.tolist(), batch_size=6, shuffle=shuffle)
+
+
+@pytest.fixture
+def _gpu_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the graph of a GPU on the CPU, by the executor and the queue of a GPU."""
+
+    def options_of_a_gpu(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
+        assert not on_gpu
+        return pipeline_options(batch_size, on_gpu=False) | {
+            "exec_dynamic": True,
+            "prefetch_queue_depth": PREFETCH["cuda"],
+        }
+
+    monkeypatch.setattr("ichfast.loading.loader.graph_is_whole", lambda _: True)
+    monkeypatch.setattr("ichfast.loading.loader.pipeline_options", options_of_a_gpu)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_gpu_graph")
+@pytest.mark.parametrize("cache", ["none", "host"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_graph_of_a_gpu_keeps_the_promises_of_every_loader(
+    tiny_store: Store, cache: str, *, shuffle: bool
+) -> None:
+    slices_N = everything(tiny_store)[:-2]
+    augment = replace(GEOMETRY, cutout_probability=0.5, max_lighting=0.2)
+    config = replace(DATA, level=512, cache=cache)
+    with make_loader(
+        tiny_store, slices_N, config, augment=augment, shuffle=shuffle, seed=4
+    ) as loader:
+        check_loader(loader, slices_N.tolist(), batch_size=6, shuffle=shuffle)
+
+
+def halving_steps(loader: DaliLoader) -> int:
+    return sum(name.startswith("halves.") for name in loader._feeds.columns.feeds)
+
+
+@pytest.mark.usefixtures("_gpu_graph")
+@pytest.mark.parametrize(
+    ("level", "size", "steps"),
+    [
+        (256, 224, 0),
+        (256, 256, 0),
+        (256, 64, 2),
+        (512, 512, 0),
+        (512, 300, 0),
+        (512, 224, 1),
+        (512, 100, 2),
+        (512, 32, 4),
+    ],
+)
+def test_the_graph_has_the_halving_steps_of_its_size_and_no_more(
+    tiny_store: Store, level: int, size: int, steps: int
+) -> None:
+    config = replace(DATA, level=level, size=size)
+    with make_loader(tiny_store, everything(tiny_store), config) as loader:
+        assert halving_steps(loader) == steps
+
+
+@pytest.mark.usefixtures("_gpu_graph")
+def test_the_graph_is_built_again_for_a_size_with_other_halving_steps_only(
+    tiny_store: Store,
+) -> None:
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        for size, steps in ((48, 2), (60, 2), (224, 0), (40, 2)):
+            before = loader._graph._pipeline
+            was = halving_steps(loader)
+            loader.set_size(size)
+            batches = list(loader)
+            assert batches[0].images_BCHW.shape[-1] == size
+            assert halving_steps(loader) == steps
+            assert (loader._graph._pipeline is before) is (was == steps)
 
 
 def test_iterating_again_is_the_next_epoch(tiny_store: Store) -> None:
@@ -207,7 +280,7 @@ def test_the_whole_graph_gives_the_bits_of_numpy_around_the_resample(
         with make_loader(
             tiny_store, everything(tiny_store), config, augment=augment
         ) as loader:
-            assert ("halves.3" in loader._feeds.columns.feeds) is whole
+            assert ("halves.2" in loader._feeds.columns.feeds) is whole
             assert ("corners" in loader._feeds.columns.feeds) is whole
             batches.append(list(loader))
             loader.set_size(160)
