@@ -18,6 +18,7 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import DataConfig, choose_level
+from ichfast.loading.dali import as_torch
 from ichfast.loading.feeds import Scale
 from ichfast.loading.graph import PREFETCH, pipeline_options
 from ichfast.loading.loader import DaliLoader, make_loader
@@ -52,7 +53,10 @@ def test_the_loader_keeps_the_promises_of_every_loader(
 
 @pytest.fixture
 def _gpu_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the graph of a GPU on the CPU, by the executor and the queue of a GPU."""
+    """Run the graph of a GPU on the CPU: its steps, its executor, its queue.
+
+    Batches are DALI's own memory, as on a GPU, and not copies.
+    """
 
     def options_of_a_gpu(batch_size: int, *, on_gpu: bool) -> dict[str, Any]:
         assert not on_gpu
@@ -63,6 +67,10 @@ def _gpu_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("ichfast.loading.loader.graph_is_whole", lambda _: True)
     monkeypatch.setattr("ichfast.loading.loader.pipeline_options", options_of_a_gpu)
+    monkeypatch.setattr(
+        "ichfast.loading.loader.as_torch",
+        lambda tensors, on_gpu: as_torch(tensors, on_gpu=not on_gpu),
+    )
 
 
 @pytest.mark.slow
