@@ -204,7 +204,8 @@ def _make_stepper(
     recipe: Recipe, device: torch.device, ranks: Ranks, spans: Spans | None
 ) -> Stepper:
     model = build_run_model(recipe, device)
-    if ranks.world_size > 1 and recipe.train.sync_batch_norm:
+    batch_size = recipe.data.batch_size
+    if ranks.world_size > 1 and recipe.train.synchronizes_batch_norm(batch_size):
         model = _join_batch_norm(model, device)
     amp = choose_amp(recipe.train.amp, device)
     return Stepper(model, recipe.train, amp=amp, ranks=ranks, spans=spans)

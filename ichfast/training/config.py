@@ -11,6 +11,14 @@ from ichfast.errors import RecipeError
 BEST_BY = ("valid_loss", "valid_weighted_log_loss")
 """Columns of the history by which the best epoch can be chosen; lowest is best."""
 
+MIN_BATCH_NORM_SLICES = 32
+"""Slices in a GPU's batch from which batch norm does as well without the other GPUs.
+
+Source:
+    Goyal et al. 2017, arXiv:1706.02677, train with 32 images per GPU on up to 256
+    GPUs without loss; Wu and He 2018, arXiv:1803.08494, show the loss with fewer.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
@@ -90,9 +98,10 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     """Minutes between two checkpoints within an epoch; each epoch ends with one."""
 
-    sync_batch_norm: bool = True
-    """With several GPUs, batch norm takes its statistics over all of them, as one
-    GPU with the whole batch would. False is faster and gives other results."""
+    sync_batch_norm: bool | None = None
+    """With several GPUs, take batch norm's statistics over all of them, as one GPU
+    with the whole batch would. The host then waits for the GPU in each of these
+    layers. None: only if a GPU's batch has fewer than `MIN_BATCH_NORM_SLICES`."""
 
     compile: bool = False
     """Compile the network with `torch.compile`. Without a compiler the run warns and
@@ -129,6 +138,16 @@ class TrainConfig:
                 "train.cuda_graphs reuses the memory of gradients, which "
                 f"train.accumulate={self.accumulate} keeps; use one of the two"
             )
+
+    def synchronizes_batch_norm(self, batch_size: int) -> bool:
+        """Whether batch norm's statistics are those of all GPUs.
+
+        Args:
+            batch_size: slices in one GPU's batch.
+        """
+        if self.sync_batch_norm is None:
+            return batch_size < MIN_BATCH_NORM_SLICES
+        return self.sync_batch_norm
 
     def planned_phases(self) -> tuple[Phase, ...]:
         """The phases scaled to `epochs` in total; those left without any dropped."""

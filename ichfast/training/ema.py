@@ -6,10 +6,14 @@ It continues from its state dict bit for bit.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Pair = tuple[list[Tensor], list[Tensor]]
+"""Tensors of the averaged model, and those of the model that trains, in one order."""
 
 
 class Ema:
@@ -26,14 +30,16 @@ class Ema:
         self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
         """The averaged model, in evaluation mode."""
         self._decay = decay
-        self._source = model
+        self._weights = _pair_by_dtype(self.model.parameters(), model.parameters())
+        self._buffers = _pair_by_dtype(self.model.buffers(), model.buffers())
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the model. Call it after each step."""
-        weights: list[Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(weights, list(self._source.parameters()), 1 - self._decay)
-        torch._foreach_copy_(list(self.model.buffers()), list(self._source.buffers()))
+        for averaged, trained in self._weights:
+            torch._foreach_lerp_(averaged, trained, 1 - self._decay)
+        for copied, trained in self._buffers:
+            torch._foreach_copy_(copied, trained)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged model's state dict."""
@@ -42,3 +48,14 @@ class Ema:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the averaged model's state dict."""
         self.model.load_state_dict(state_dict)
+
+
+def _pair_by_dtype(averaged: Iterable[Tensor], trained: Iterable[Tensor]) -> list[Pair]:
+    # A list of several dtypes costs one kernel a tensor: torch has one kernel for a
+    # whole list only if all its tensors share their dtype.
+    pairs: dict[torch.dtype, Pair] = {}
+    for mine, theirs in zip(averaged, trained, strict=True):
+        mine_so_far, theirs_so_far = pairs.setdefault(mine.dtype, ([], []))
+        mine_so_far.append(mine)
+        theirs_so_far.append(theirs)
+    return list(pairs.values())

@@ -82,7 +82,8 @@ class LossTrace:
             self._in_flight_indices = [indices_B for _, indices_B in self._fresh]
             self._fresh = []
             if self._on_cuda:
-                self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                # Blocking: the wait for another event keeps a core busy.
+                self._copied = _event(blocking=True)
                 self._copied.record()
         return bad_B
 
@@ -133,7 +134,7 @@ class WaitMeter:
     def waiting(self) -> Iterator[None]:
         """Wrap the call that takes the next batch."""
         if self._on_cuda:
-            begin, end = _event(), _event()
+            begin, end = _event(enable_timing=True), _event(enable_timing=True)
             begin.record()
             yield
             end.record()
@@ -151,8 +152,8 @@ class WaitMeter:
         return self._seconds
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+def _event(**options: bool) -> torch.cuda.Event:
+    return torch.cuda.Event(**options)  # type: ignore[no-untyped-call]
 
 
 def _has_passed(event: torch.cuda.Event) -> bool:

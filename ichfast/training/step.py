@@ -4,7 +4,13 @@ Promises:
 
 1. There is one code path: number format, mixup, averaging, freezing, accumulation,
    ranks and compilation are data.
-2. Nothing in a step waits for the device.
+2. Nothing in a step waits for the device, with three exceptions:
+   a. batch norm that is synchronized between GPUs waits in each layer
+      (`TrainConfig.sync_batch_norm`);
+   b. float16 waits once per step, to skip the update if a gradient overflowed; not
+      with torch's Adam, which decides on the device;
+   c. `DistributedDataParallel` waits, for its own timing, for the step before in its
+      first ten steps and in one of a hundred.
 3. With `accumulate` k on w ranks, a step equals that of one batch k w times as
    large, up to rounding: gradients are means over all its slices. Only mixup,
    dropout and batch norm still see one batch; on GPUs batch norm sees the batches

@@ -1,10 +1,25 @@
-"""The batch for prediction doubles until it does not fit."""
+"""A GPU takes its fastest kernels; the batch for prediction doubles until it fits."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from ichfast.runs.device import MAX_BATCH_SIZE, double_while
+from ichfast.runs import device
+from ichfast.runs.device import MAX_BATCH_SIZE, choose_device, double_while
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cpu"])
+def test_cudnn_times_its_kernels_where_a_gpu_computes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(device, "_problem", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    chosen = choose_device(name)
+    assert torch.backends.cudnn.benchmark is (chosen.type == "cuda")
+    assert (chosen.type == "cuda") is (name != "cpu")
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,9 @@ from ichfast.recipes.resolve import RECIPES, format_recipes, resolve_recipe
 from ichfast.report.run_report import report_run
 from ichfast.runs.folder import default_run_dir
 from ichfast.runs.record import read_record
-from ichfast.runs.run import train_run
+from ichfast.runs.run import _make_stepper, train_run
 from ichfast.store.store import Store
+from ichfast.system.ranks import Ranks
 from ichfast.training import inference
 from ichfast.training.checkpoint import BEST
 from ichfast.training.history import read_history
@@ -348,6 +349,28 @@ def test_the_batch_shrinks_to_the_slices_that_sampling_draws(
         train_run(tiny_store_path, recipe, tmp_path / "run", device=CPU)
     (found,) = re.findall(r"only (\d+) slices .* 512 becomes (\d+)", caplog.text)
     assert int(found[0]) == int(found[1]) < 12
+
+
+@pytest.mark.parametrize(
+    ("world_size", "assignments", "alone"),
+    [
+        (2, ("data.batch_size=31",), False),
+        (2, ("data.batch_size=32",), True),
+        (2, ("data.batch_size=8", "train.sync_batch_norm=false"), True),
+        (2, ("data.batch_size=64", "train.sync_batch_norm=true"), False),
+        (1, ("data.batch_size=8", "train.sync_batch_norm=true"), True),
+    ],
+)
+def test_batch_norm_is_synchronized_where_a_rank_has_few_slices(
+    world_size: int,
+    assignments: tuple[str, ...],
+    alone: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = small_recipe(*assignments)
+    _make_stepper(recipe, CPU, Ranks(0, world_size), None)
+    # What a GPU would synchronize, the CPU warns about.
+    assert ("batch norm's statistics alone" in caplog.text) is not alone
 
 
 @pytest.mark.slow

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
+from torch import nn
 
+from ichfast.models.xresnet import SimpleSelfAttention
 from ichfast.training.ema import Ema
 from ichfast.training.optimizers import make_optimizer
 from tests.models.few_weights import (
@@ -54,3 +57,19 @@ def test_a_resumed_ema_continues_bit_for_bit() -> None:
     ema.update()
     resumed.update()
     assert torch.equal(weights_of(resumed.model), weights_of(ema.model))
+
+
+@pytest.mark.slow
+def test_buffers_are_followed_through_a_compiled_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), SimpleSelfAttention(8))
+    ema = Ema(model, decay=0.9)
+    before = [buffer.clone() for buffer in model.buffers()]
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(torch.randn(2, 1, 8, 8))
+    ema.update()
+    for first, copied, buffer in zip(
+        before, ema.model.buffers(), model.buffers(), strict=True
+    ):
+        assert not torch.equal(first, buffer)
+        assert torch.equal(copied, buffer)
