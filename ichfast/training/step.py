@@ -4,16 +4,18 @@ Promises:
 
 1. There is one code path: number format, mixup, averaging, freezing, accumulation,
    ranks and compilation are data.
-2. Nothing in a step waits for the device, with three exceptions:
+2. Nothing in a step waits for the device, with these exceptions:
    a. batch norm that is synchronized between GPUs waits in each layer
       (`TrainConfig.sync_batch_norm`);
    b. float16 waits once per step, to skip the update if a gradient overflowed; not
       with torch's Adam, which decides on the device;
-   c. `DistributedDataParallel` waits, for its own timing, for the step before in its
-      first ten steps and in one of a hundred.
+   c. `DistributedDataParallel` times itself: ten of its first steps and then one in a
+      hundred wait for the step before;
+   d. the first steps of a size wait while kernels are timed, compiled or recorded;
+   e. `Profile` waits in the steps that it times.
 3. With `accumulate` k on w ranks, a step equals that of one batch k w times as
    large, up to rounding: gradients are means over all its slices. Only mixup,
-   dropout and batch norm still see one batch; on GPUs batch norm sees the batches
+   dropout and batch norm still see one batch; on GPUs batch norm can see the batches
    of all ranks (`TrainConfig.sync_batch_norm`).
 
 Shape letters: B slices of the batch, C channels, H rows, W columns, K classes.

@@ -1,4 +1,4 @@
-"""Ranks that train together on this machine, over gloo, each in its own process."""
+"""Ranks that train together on this machine, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORKSERVER.set_forkserver_preload([__name__, "tests.training.tiny_trainer"])
 
 
 def run_ranks(
-    world_size: int, target: Callable[..., None], *arguments: Any
+    world_size: int, target: Callable[..., None], *arguments: Any, device: str = "cpu"
 ) -> list[str | None]:
     """Run `target(ranks, *arguments)` on each rank.
 
@@ -26,6 +26,7 @@ def run_ranks(
         world_size: number of ranks.
         target: called in a process for each rank.
         arguments: passed on.
+        device: ``cuda`` joins the ranks over NCCL, one per GPU; else over gloo.
 
     Returns:
         For each rank the error it ended with, ``""`` for none, None if it was killed.
@@ -37,7 +38,7 @@ def run_ranks(
     processes = [
         FORKSERVER.Process(
             target=_as_rank,
-            args=(rank, world_size, port, sender, target, arguments),
+            args=(rank, world_size, port, device, sender, target, arguments),
         )
         for rank, (_, sender) in enumerate(ends)
     ]
@@ -54,6 +55,7 @@ def _as_rank(
     rank: int,
     world_size: int,
     port: str,
+    device: str,
     sender: Connection,
     target: Callable[..., None],
     arguments: tuple[Any, ...],
@@ -68,7 +70,7 @@ def _as_rank(
     }
     error = ""
     try:
-        with join_ranks("cpu") as ranks:
+        with join_ranks(device) as ranks:
             target(ranks, *arguments)
     except Exception as caught:  # noqa: BLE001 - the parent reports it
         error = f"{type(caught).__name__}: {caught}"
