@@ -2,7 +2,8 @@
 
 Promises:
 
-1. Nothing in the loop waits for the device; losses are read an interval late.
+1. Nothing in the loop waits for the device, apart from what `training.step` names;
+   losses are read an interval late.
 2. A run is a function of its settings, its seed and the number of ranks. Killed or
    stopped at any moment and resumed, it ends with the weights and the history of an
    undisturbed run (bit for bit on a CPU).

@@ -14,6 +14,7 @@ from ichfast.training.meters import (
     WINDOW,
     EpochTimer,
     LoaderWatch,
+    LossTrace,
     WaitMeter,
 )
 
@@ -97,3 +98,33 @@ def test_an_epoch_is_timed_for_all_ranks_together(
     assert timer.finish(world_size=3) == {
         "slices_per_s": 6.0, "seconds": 8.0, "wait_share": 0.25
     }  # fmt: skip
+
+
+def test_losses_are_read_once_their_copy_has_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+
+    class FakeEvent:
+        """Stands in for an event of a GPU."""
+
+        def __init__(self, *, blocking: bool) -> None:
+            assert blocking  # else a host that waits keeps a core busy
+
+        def record(self) -> None:
+            calls.append("record")
+
+        def synchronize(self) -> None:
+            calls.append(f"synchronize, {len(trace.values)} read")
+
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    trace = LossTrace(torch.device("cuda"))
+    for loss in (0.5, 0.25):
+        trace.add(torch.tensor(loss), torch.arange(2))
+        assert trace.read_late() is None
+    assert trace.values == [0.5]
+    assert trace.read_all() is None
+    assert trace.values == [0.5, 0.25]
+    assert calls == [
+        "record", "synchronize, 0 read", "record", "synchronize, 1 read"
+    ]  # fmt: skip
