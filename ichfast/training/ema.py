@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Pair = tuple[list[Tensor], list[Tensor]]
+_Pair = tuple[list[Tensor], list[Tensor]]
 """Tensors of the averaged model, and those of the model that trains, in one order."""
 
 
@@ -50,10 +50,10 @@ class Ema:
         self.model.load_state_dict(state_dict)
 
 
-def _pair_by_dtype(averaged: Iterable[Tensor], trained: Iterable[Tensor]) -> list[Pair]:
+def _pair_by_dtype(averaged: Iterable[Tensor], trained: Iterable[Tensor]) -> list[_Pair]:
     # A list of several dtypes costs one kernel a tensor: torch has one kernel for a
     # whole list only if all its tensors share their dtype.
-    pairs: dict[torch.dtype, Pair] = {}
+    pairs: dict[torch.dtype, _Pair] = {}
     for mine, theirs in zip(averaged, trained, strict=True):
         mine_so_far, theirs_so_far = pairs.setdefault(mine.dtype, ([], []))
         mine_so_far.append(mine)
