@@ -50,7 +50,9 @@ class Ema:
         self.model.load_state_dict(state_dict)
 
 
-def _pair_by_dtype(averaged: Iterable[Tensor], trained: Iterable[Tensor]) -> list[_Pair]:
+def _pair_by_dtype(
+    averaged: Iterable[Tensor], trained: Iterable[Tensor]
+) -> list[_Pair]:
     # A list of several dtypes costs one kernel a tensor: torch has one kernel for a
     # whole list only if all its tensors share their dtype.
     pairs: dict[torch.dtype, _Pair] = {}
