@@ -108,7 +108,13 @@ def largest_batch_on_gpu(
             torch.cuda.empty_cache()
         return True
 
-    batch_size = double_while(fits)
+    times_kernels = torch.backends.cudnn.benchmark
+    # Each trial is a new shape, for which cuDNN would time all its kernels.
+    torch.backends.cudnn.benchmark = False
+    try:
+        batch_size = double_while(fits)
+    finally:
+        torch.backends.cudnn.benchmark = times_kernels
     if batch_size == 0:
         raise DeviceError(
             f"{torch.cuda.get_device_name(device)} has no room for a single slice; "

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from ichfast.models.precision import Amp
 from ichfast.runs import device
-from ichfast.runs.device import MAX_BATCH_SIZE, choose_device, double_while
+from ichfast.runs.device import (
+    MAX_BATCH_SIZE,
+    choose_device,
+    double_while,
+    largest_batch_on_gpu,
+)
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda", "cpu"])
@@ -20,6 +27,22 @@ def test_cudnn_times_its_kernels_where_a_gpu_computes(
     chosen = choose_device(name)
     assert torch.backends.cudnn.benchmark is (chosen.type == "cuda")
     assert (chosen.type == "cuda") is (name != "cpu")
+
+
+def test_cudnn_does_not_time_kernels_for_batch_sizes_that_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed: list[bool] = []
+
+    def try_batch(*_: object) -> None:
+        timed.append(torch.backends.cudnn.benchmark)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(device, "_try_batch", try_batch)
+    amp = Amp("cpu", torch.float32)
+    assert largest_batch_on_gpu(nn.Linear(1, 1), (1, 64, 64), amp) == MAX_BATCH_SIZE
+    assert set(timed) == {False}
+    assert torch.backends.cudnn.benchmark is True
 
 
 @pytest.mark.parametrize(
