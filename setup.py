@@ -40,8 +40,8 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={
-        "cuda12": ["nvidia-dali-cuda120>=2.0", "cupy-cuda12x>=13"],
-        "cuda13": ["nvidia-dali-cuda130>=2.0", "cupy-cuda13x>=13.6"],
+        "cuda12": ["nvidia-dali-cuda120>=2.0", "cupy-cuda12x>=14"],
+        "cuda13": ["nvidia-dali-cuda130>=2.0", "cupy-cuda13x>=14"],
         "decoders": DECODERS,
         "cloud": ["fsspec>=2024.10", "s3fs>=2024.10", "gcsfs>=2024.10"],
         "dask": ["distributed>=2024.10"],
@@ -56,6 +56,7 @@ setup(
             "types-tqdm",
             "scikit-learn>=1.4",
             "scipy>=1.11",
+            "nvidia-cuda-nvrtc>=13.0",
             "SimpleITK>=2.4",
             "python-gdcm>=3.0.24",
             "fsspec>=2024.10",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,15 +25,16 @@ BLOCK_THREADS = 256
 SLICE_BLOCKS = 8
 """Launch shape of the kernel: threads per block, and blocks per slice."""
 
-_KERNEL = r"""
+# Slices are along x of the grid, which takes 2**31 - 1 blocks; y takes 65,535.
+GATHER_SOURCE = r"""
 extern "C" __global__ void gather(
     const uint4* __restrict__ set, const long long* __restrict__ rows,
     uint4* __restrict__ picked, const long long words)
 {
-    const uint4* from = set + rows[blockIdx.y] * words;
-    uint4* to = picked + blockIdx.y * words;
-    const long long stride = (long long)gridDim.x * blockDim.x;
-    for (long long k = blockIdx.x * blockDim.x + threadIdx.x; k < words; k += stride)
+    const uint4* from = set + rows[blockIdx.x] * words;
+    uint4* to = picked + blockIdx.x * words;
+    const long long stride = (long long)gridDim.y * blockDim.x;
+    for (long long k = blockIdx.y * blockDim.x + threadIdx.x; k < words; k += stride)
         to[k] = from[k];
 }
 """
@@ -47,49 +47,70 @@ def gather_slices(set_NHW: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
 
     Args:
         set_NHW: shape (N, H, W), int16, contiguous.
-        rows_B: shape (B,), int64, in [0, N), on the same device. Repeats are allowed.
+        rows_B: shape (B,), B at least 1, int64, in [0, N), on the same device. Repeats
+            are allowed.
 
     Returns:
         A new tensor of shape (B, H, W), int16, contiguous.
     """
     slice_bytes = set_NHW[0].numel() * set_NHW.element_size()
-    if not set_NHW.is_cuda or slice_bytes % WORD_BYTES or _kernel() is None:
+    kernel = gather_kernel(set_NHW.device.index) if set_NHW.is_cuda else None
+    if kernel is None or slice_bytes % WORD_BYTES:
         return torch.index_select(set_NHW, 0, rows_B)
     picked_BHW = set_NHW.new_empty((len(rows_B), *set_NHW.shape[1:]))
-    _launch(set_NHW, rows_B, picked_BHW, slice_bytes // WORD_BYTES)
+    _launch(kernel, set_NHW, rows_B, picked_BHW)
     return picked_BHW
 
 
 def _launch(
-    set_NHW: torch.Tensor, rows_B: torch.Tensor, picked_BHW: torch.Tensor, words: int
+    kernel: Any, set_NHW: torch.Tensor, rows_B: torch.Tensor, picked_BHW: torch.Tensor
 ) -> None:
     import cupy
 
+    words = picked_BHW[0].numel() * picked_BHW.element_size() // WORD_BYTES
     stream = torch.cuda.current_stream(set_NHW.device)
-    with (
-        cupy.cuda.Device(set_NHW.device.index),
-        cupy.cuda.ExternalStream(stream.cuda_stream),
-    ):
-        _kernel()(
-            (SLICE_BLOCKS, len(rows_B)),
+    with cupy.cuda.Device(set_NHW.device.index), wrap_stream(stream):
+        kernel(
+            (len(rows_B), SLICE_BLOCKS),
             (BLOCK_THREADS,),
             (set_NHW.data_ptr(), rows_B.data_ptr(), picked_BHW.data_ptr(), words),
         )
 
 
+class _ForeignStream:
+    """A stream of torch under CUDA's stream protocol, which torch 2.6 lacks."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream  # lives as long as CuPy uses it
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream.cuda_stream
+
+
+def wrap_stream(stream: torch.cuda.Stream) -> Any:
+    """Wrap a stream of torch for CuPy, which does not destroy it."""
+    import cupy
+
+    return cupy.cuda.Stream.from_external(_ForeignStream(stream))
+
+
 @cache
-def _kernel() -> Any:
-    """The kernel, compiled by CuPy; None if CuPy is missing or cannot compile."""
-    if find_spec("cupy") is None:
-        return None
+def gather_kernel(device_index: int) -> Any:
+    """Compile the kernel with CuPy.
+
+    Returns:
+        A `cupy.RawKernel`; None, with a warning, if CuPy is missing or cannot compile.
+    """
     try:
         import cupy
 
-        kernel = cupy.RawKernel(_KERNEL, "gather")
-        kernel.compile()
+        kernel = cupy.RawKernel(GATHER_SOURCE, "gather")
+        with cupy.cuda.Device(device_index):
+            kernel.compile()
     except Exception as error:  # noqa: BLE001 - from CuPy, the compiler or the driver
         logger.warning(
-            "CuPy cannot compile a kernel (%s); torch gathers instead",
+            "CuPy cannot compile a kernel (%s), so torch gathers the slices of --cache "
+            "device; the batches are the same. `ichfast doctor` says what to install",
             first_line(error),
         )
         return None

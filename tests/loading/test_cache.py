@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +12,8 @@ import torch
 
 from ichfast.augment.reference import halve
 from ichfast.errors import LoaderError
-from ichfast.loading import cache, gather, prefetch
+from ichfast.loading import cache, prefetch
 from ichfast.loading.cache import DeviceSlices, HostSlices
-from ichfast.loading.gather import gather_slices
 from ichfast.loading.prefetch import SliceRequest, StoreLevel
 from ichfast.loading.slice_source import SliceSource
 from ichfast.store.store import Store
@@ -152,20 +148,3 @@ def test_slices_that_do_not_fit_are_refused_with_both_figures(
         LoaderError, match=r"take 0\.6 GiB, host memory can spare 0\.5 GiB; take --c"
     ):
         keep_on_host(tiny_store, 256)
-
-
-def test_gathered_slices_are_those_requested() -> None:
-    set_NHW = torch.arange(7 * 6 * 5, dtype=torch.int16).reshape(7, 6, 5)
-    picked_BHW = gather_slices(set_NHW, torch.tensor([6, 0, 0]))
-    assert torch.equal(picked_BHW, set_NHW[[6, 0, 0]])
-    assert picked_BHW.is_contiguous()
-
-
-def test_torch_gathers_with_a_warning_where_cupy_cannot_compile(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    cupy = ModuleType("cupy")  # as where CUDA's compiler is missing
-    cupy.__spec__ = ModuleSpec("cupy", None)
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert gather._kernel.__wrapped__() is None
-    assert "torch gathers instead" in caplog.text
