@@ -3,7 +3,7 @@
 All tests run with both graphs: that of a CPU, which only resamples, and the whole graph
 of a GPU, here on a CPU.
 
-`tests.loading.reference_bounds` explains how far graph and reference may differ.
+`ichfast.augment.bounds` explains how far graph and reference may differ.
 """
 
 from __future__ import annotations
