@@ -16,7 +16,7 @@ LAYERS = (
     ("training",),
     ("recipes",),
     ("runs",),
-    ("predict", "report", "export"),
+    ("predict", "report", "export", "doctor"),
     ("cli", "__main__"),
 )
 """Packages and root modules, lowest layer first. Those of one layer do not import

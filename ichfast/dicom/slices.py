@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -286,8 +287,7 @@ def _dtype(bits: int, is_signed: bool, is_big_endian: bool) -> np.dtype[np.integ
 
 def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
     decoder = _find_decoder(file.syntax)
-    plugins = decoder.available_plugins if decoder.is_available else ()
-    plugin = next((name for name in _PLUGINS if name in plugins), None)
+    plugin = _find_plugin(decoder)
     if plugin is None:
         needs = ", ".join(decoder.missing_dependencies)
         raise RejectError(
@@ -331,6 +331,21 @@ def _find_decoder(syntax: str) -> Decoder:
         is_uid = set(syntax) <= set("0123456789.")  # anything else may be a name
         name = syntax[:64] if is_uid else "that is no UID"
         raise RejectError("no-decoder", f"unknown transfer syntax {name}") from None
+
+
+def _find_plugin(decoder: Decoder) -> str | None:
+    plugins = decoder.available_plugins if decoder.is_available else ()
+    return next((name for name in _PLUGINS if name in plugins), None)
+
+
+def missing_decoders() -> list[str]:
+    """Names of the compressed transfer syntaxes that need a decoder to be installed."""
+    names = []
+    for syntax in uid.AllTransferSyntaxes:
+        with suppress(NotImplementedError):  # a syntax of video, or a withdrawn one
+            if syntax.is_compressed and _find_plugin(get_decoder(syntax)) is None:
+                names.append(syntax.name)
+    return names
 
 
 def _make_slice(

@@ -96,17 +96,9 @@ def wrap_stream(stream: torch.cuda.Stream) -> Any:
 
 @cache
 def gather_kernel(device_index: int) -> Any:
-    """Compile the kernel with CuPy.
-
-    Returns:
-        A `cupy.RawKernel`; None, with a warning, if CuPy is missing or cannot compile.
-    """
+    """The kernel for a device; None, with a warning, if CuPy cannot compile it."""
     try:
-        import cupy
-
-        kernel = cupy.RawKernel(GATHER_SOURCE, "gather")
-        with cupy.cuda.Device(device_index):
-            kernel.compile()
+        return compile_kernel(device_index)
     except Exception as error:  # noqa: BLE001 - from CuPy, the compiler or the driver
         logger.warning(
             "CuPy cannot compile a kernel (%s), so torch gathers the slices of --cache "
@@ -114,4 +106,13 @@ def gather_kernel(device_index: int) -> Any:
             first_line(error),
         )
         return None
+
+
+def compile_kernel(device_index: int) -> Any:
+    """Compile the kernel for a device with CuPy, and return the `cupy.RawKernel`."""
+    import cupy
+
+    kernel = cupy.RawKernel(GATHER_SOURCE, "gather")
+    with cupy.cuda.Device(device_index):
+        kernel.compile()
     return kernel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,11 +26,21 @@ PACKAGES = (
     "nvidia-dali-cuda130",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "triton",
 )
 
 
 def describe_environment() -> dict[str, Any]:
-    """Collect versions, processor, cores, GPUs and commit.
+    """Collect what `describe_host` does, and the GPUs, which starts CUDA.
+
+    Returns:
+        Plain values for JSON, which identify neither the machine nor its user.
+    """
+    return {**describe_host(), "gpus": _gpus()}
+
+
+def describe_host() -> dict[str, Any]:
+    """Collect versions, processor, cores and commit.
 
     Returns:
         Plain values for JSON, which identify neither the machine nor its user.
@@ -39,7 +50,6 @@ def describe_environment() -> dict[str, Any]:
         "system": platform.system(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "gpus": _gpus(),
         "versions": {name: _version(name) for name in PACKAGES if _version(name)},
         "commit": _commit(),
     }
@@ -59,6 +69,20 @@ def _processor() -> str:
         return platform.machine()
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return models[0] if models else platform.machine()
+
+
+def driver_version(root: Path = Path("/")) -> str | None:
+    """The version of NVIDIA's kernel driver, such as ``580.65.06``; None without one.
+
+    Source:
+        NVIDIA driver README, "The /proc file system interface".
+    """
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text("utf-8")
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+    return found[1] if found else None
 
 
 def _gpus() -> list[str]:

@@ -180,3 +180,10 @@ def test_gdcm_is_not_used_because_it_ends_the_process(
     kept = {"gdcm": decoder._available.get("gdcm", print)}
     monkeypatch.setattr(decoder, "_available", kept)
     assert rejection(encoded(uid.JPEG2000Lossless)).code == "no-decoder"
+
+
+def test_syntaxes_without_a_decoder_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dicom.missing_decoders() == []
+    decoder = get_decoder(uid.JPEG2000Lossless)
+    monkeypatch.setattr(decoder, "_available", {"gdcm": print})
+    assert dicom.missing_decoders() == [uid.JPEG2000Lossless.name]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+from pathlib import Path
 
 import pytest
 import torch
 
 from ichfast.errors import DeviceError
 from ichfast.runs.device import choose_device
-from ichfast.system.environment import describe_environment
+from ichfast.system.environment import describe_environment, driver_version
 
 
 def test_the_environment_has_versions_and_no_name_of_machine_or_user() -> None:
@@ -21,6 +22,27 @@ def test_the_environment_has_versions_and_no_name_of_machine_or_user() -> None:
     text = json.dumps(found)
     assert platform.node() not in text or platform.node() in platform.processor()
     assert f"/{getpass.getuser()}/" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19", "535.104.05"),
+        (
+            "NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build",
+            "580.65.06",
+        ),
+        ("another text", None),
+    ],
+)
+def test_the_version_of_the_driver_is_read(
+    line: str, version: str | None, tmp_path: Path
+) -> None:
+    assert driver_version(tmp_path) is None
+    file = tmp_path / "proc" / "driver" / "nvidia" / "version"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"NVRM version: {line}\nGCC version:  gcc version 12.3.0\n")
+    assert driver_version(tmp_path) == version
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to choose")
