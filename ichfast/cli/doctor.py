@@ -23,7 +23,7 @@ def doctor(store: Path) -> None:
     from ichfast.doctor.screen import format_machine
     from ichfast.errors import DeviceError
 
-    print_status("examining this machine, some seconds ...")
+    print_status("examining this machine; this takes some seconds")
     machine = examine_machine(store)
     problems = find_problems(machine)
     print_status(format_machine(machine, problems))

@@ -59,7 +59,8 @@ def cli(debug: bool) -> None:
       ichfast evaluate predictions.parquet
       ichfast submit predictions.parquet submission.csv
 
-    `ichfast demo` does all of this on synthetic heads, in minutes.
+    `ichfast demo` does all of this on synthetic heads, in minutes. `ichfast doctor`
+    shows what this machine has; type it first on a machine with a GPU.
     """
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.INFO,

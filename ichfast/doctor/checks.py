@@ -150,6 +150,8 @@ def _gpu_notes(machine: Machine) -> Iterator[str]:
 
 
 def _part_notes(machine: Machine) -> Iterator[str]:
+    for package in machine.outdated:
+        yield f"{package} is installed: {_install(machine)}"
     if machine.apex == "other":
         yield "apex is another project of that name, not used: pip uninstall apex"
     if machine.apex == "broken":

@@ -20,7 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ichfast.system.environment import describe_host, driver_version
+from ichfast.system.environment import (
+    describe_host,
+    driver_version,
+    outdated_packages,
+)
 from ichfast.system.memory import available_memory, total_memory
 
 STAGES = ("decoders", "torch", "DALI", "CuPy", "store", "self-test")
@@ -66,6 +70,8 @@ class Machine:
 
     host: Mapping[str, Any]
     """From `describe_host`."""
+    outdated: tuple[str, ...]
+    """From `outdated_packages`."""
     driver: str | None
     """Version of NVIDIA's kernel driver; None if there is none, and in WSL."""
     cpp_compiler: str | None
@@ -129,6 +135,7 @@ def examine_machine(store: Path) -> Machine:
     compiler = os.environ.get("CXX", "g++")
     return Machine(
         host=describe_host(),
+        outdated=tuple(outdated_packages()),
         driver=driver_version(),
         cpp_compiler=Path(compiler).name if shutil.which(compiler) else None,
         disk_bytes=shutil.disk_usage(Path()).free,

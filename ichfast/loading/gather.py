@@ -113,6 +113,7 @@ def compile_kernel(device_index: int) -> Any:
     import cupy
 
     kernel = cupy.RawKernel(GATHER_SOURCE, "gather")
-    with cupy.cuda.Device(device_index):
+    stream = torch.cuda.current_stream(device_index)
+    with cupy.cuda.Device(device_index), wrap_stream(stream):  # as in a launch
         kernel.compile()
     return kernel

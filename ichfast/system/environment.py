@@ -6,9 +6,11 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 PACKAGES = (
     "ichfast",
@@ -53,6 +55,33 @@ def describe_host() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES if _version(name)},
         "commit": _commit(),
     }
+
+
+USED_EXTRAS = ("cuda12", "cuda13", "decoders")
+"""Extras whose packages ichfast uses where they are installed."""
+
+
+def outdated_packages() -> list[str]:
+    """Installed packages that ichfast or one of `USED_EXTRAS` does not take.
+
+    Returns:
+        A name, the version found and the versions taken, for each package.
+    """
+    found = []
+    for requirement in map(Requirement, requires("ichfast") or ()):
+        marker, installed = requirement.marker, _version(requirement.name)
+        is_used = marker is None or any(
+            marker.evaluate({"extra": extra}) for extra in USED_EXTRAS
+        )
+        if (
+            is_used
+            and installed
+            and not requirement.specifier.contains(installed, prereleases=True)
+        ):
+            found.append(
+                f"{requirement.name} {installed} (not {requirement.specifier})"
+            )
+    return found
 
 
 def _version(package: str) -> str | None:

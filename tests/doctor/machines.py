@@ -40,6 +40,7 @@ H200 = Gpu(
 
 SERVER = Machine(
     host=HOST,
+    outdated=(),
     driver="580.65.06",
     cpp_compiler="g++",
     disk_bytes=900 * GIB,
@@ -59,6 +60,7 @@ SERVER = Machine(
 
 LAPTOP = Machine(
     host=HOST,
+    outdated=(),
     driver=None,
     cpp_compiler="g++",
     disk_bytes=50 * GIB,

@@ -138,6 +138,13 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
             "'ichfast[cuda13]'"
         ),
     ),
+    "an old package": (
+        {"outdated": ("nvidia-dali-cuda130 1.51.2 (not >=2.0)",)},
+        (
+            "nvidia-dali-cuda130 1.51.2 (not >=2.0) is installed: pip install "
+            "--upgrade 'ichfast[cuda13]'"
+        ),
+    ),
     "PyPI's apex": (
         {"apex": "other"},
         "apex is another project of that name, not used: pip uninstall apex",

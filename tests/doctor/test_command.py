@@ -15,7 +15,7 @@ from ichfast.doctor.machine import STOPPED, Machine
 from tests.doctor.machines import GIB, LAPTOP, SERVER, STORE
 
 SERVER_SCREEN = """\
-examining this machine, some seconds ...
+examining this machine; this takes some seconds
 ichfast      0.1.0, Python 3.12.3
 processor    16 cores of AMD EPYC 9654
 memory       120.0 of 128.0 GiB available

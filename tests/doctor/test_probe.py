@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ def _forget_apex() -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("apex") is not None, reason="an apex is installed here"
+)
 @pytest.mark.usefixtures("_forget_apex")
 @pytest.mark.parametrize(
     ("files", "expected"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -164,12 +163,27 @@ def test_cupy_takes_a_stream_of_torch_without_a_warning_and_never_destroys_it() 
 def test_torch_gathers_with_a_warning_where_cupy_cannot_compile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cupy = ModuleType("cupy")  # as where CUDA's compiler is missing
-    cupy.__spec__ = ModuleSpec("cupy", None)
+    def compile_fails(*_: Any) -> None:
+        raise RuntimeError("nvrtc: error: invalid value for --gpu-architecture")
+
+    cupy: Any = ModuleType("cupy")
+    cupy.RawKernel = compile_fails
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert gather.gather_kernel.__wrapped__(0) is None
-    assert "torch gathers the slices" in caplog.text
+    assert "nvrtc: error: invalid value for --gpu-architecture" in caplog.text
     assert "ichfast doctor" in caplog.text
+
+
+def test_torch_gathers_with_a_warning_where_cupy_is_too_old(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cupy: Any = ModuleType("cupy")  # CuPy 13 has no `Stream.from_external`
+    cupy.RawKernel = lambda *_: SimpleNamespace(compile=lambda: None)
+    cupy.cuda = SimpleNamespace(Device=nullcontext, Stream=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    assert gather.gather_kernel.__wrapped__(0) is None
+    assert "from_external" in caplog.text
 
 
 def test_torch_gathers_with_a_warning_where_cupy_is_missing(

@@ -12,7 +12,11 @@ import torch
 
 from ichfast.errors import DeviceError
 from ichfast.runs.device import choose_device
-from ichfast.system.environment import describe_environment, driver_version
+from ichfast.system.environment import (
+    describe_environment,
+    driver_version,
+    outdated_packages,
+)
 
 
 def test_the_environment_has_versions_and_no_name_of_machine_or_user() -> None:
@@ -22,6 +26,28 @@ def test_the_environment_has_versions_and_no_name_of_machine_or_user() -> None:
     text = json.dumps(found)
     assert platform.node() not in text or platform.node() in platform.processor()
     assert f"/{getpass.getuser()}/" not in text
+
+
+def test_packages_that_are_too_old_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {
+        "torch": "2.5.1",
+        "nvidia-dali-cuda130": "1.51.2",
+        "cupy-cuda13x": "14.0.0a1",
+        "ruff": "0.1",  # only for tests
+    }
+    monkeypatch.setattr("ichfast.system.environment._version", installed.get)
+    requirements = [
+        "torch>=2.6",
+        "timm>=1.0",
+        'nvidia-dali-cuda130>=2.0; extra == "cuda13"',
+        'cupy-cuda13x>=13.6; extra == "cuda13"',
+        'ruff==0.17.6; extra == "test"',
+    ]
+    monkeypatch.setattr("ichfast.system.environment.requires", lambda _: requirements)
+    assert outdated_packages() == [
+        "torch 2.5.1 (not >=2.6)",
+        "nvidia-dali-cuda130 1.51.2 (not >=2.0)",
+    ]
 
 
 @pytest.mark.parametrize(
