@@ -30,6 +30,7 @@ setup(
         "google-crc32c>=1.5",
         "click>=8.1",
         "lazy_loader>=0.5",
+        "packaging>=22",
         "tqdm>=4.66",
         "torch>=2.6",
         "timm>=1.0.12",

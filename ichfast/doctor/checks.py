@@ -80,7 +80,7 @@ def _stage_errors(machine: Machine) -> Iterator[str]:
     advice = {
         STOPPED: "restart the machine if this happens again; the driver may be broken",
         "decoders": "pip install --upgrade pydicom",
-        "torch": "pip install --upgrade torch",
+        "torch": "pip install --upgrade torch timm",
         "DALI": _install(machine),
         "self-test": "do not use this device, and report what you see here",
     }

@@ -127,11 +127,15 @@ def _self_test(_store: Path) -> Facts:
     return {"tested_on": device, "test_seconds": time.perf_counter() - start}
 
 
-_EXAMINATIONS: tuple[Callable[[Path], Facts], ...] = (
-    *(_decoders, _torch, _dali, _cupy, _store, _self_test),
-)
-"""In the order of `STAGES`."""
-
+_EXAMINATIONS: dict[str, Callable[[Path], Facts]] = {
+    "decoders": _decoders,
+    "torch": _torch,
+    "DALI": _dali,
+    "CuPy": _cupy,
+    "store": _store,
+    "self-test": _self_test,
+}
+"""By stage."""
 
 _FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/:]+/)+")
 """The folders of an absolute path; they may hold the name of a user."""
@@ -146,10 +150,10 @@ def main(store: Path) -> None:
     # What libraries print, and processes that the self-test starts, go to stderr.
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
-        for _, examine in zip(STAGES, _EXAMINATIONS, strict=True):
+        for stage in STAGES:
             facts, error = {}, ""
             try:
-                facts = examine(store)
+                facts = _EXAMINATIONS[stage](store)
             except Exception as found:  # noqa: BLE001 - any failure of any library
                 error = _FOLDERS.sub("", first_line(found))
             out.write(json.dumps([facts, error]) + "\n")

@@ -49,7 +49,8 @@ def format_machine(machine: Machine, problems: Sequence[Problem]) -> str:
 
 def _machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
     host = machine.host
-    yield "ichfast", f"{host['versions']['ichfast']}, Python {host['python']}"
+    version = host["versions"].get("ichfast", "not installed")
+    yield "ichfast", f"{version}, Python {host['python']}"
     yield "processor", f"{host['cores']} cores of {host['processor']}"
     available, total = machine.available_bytes / GIB, machine.memory_bytes / GIB
     yield "memory", f"{available:.1f} of {total:.1f} GiB available"

@@ -68,7 +68,11 @@ def outdated_packages() -> list[str]:
         A name, the version found and the versions taken, for each package.
     """
     found = []
-    for requirement in map(Requirement, requires("ichfast") or ()):
+    try:
+        texts = requires("ichfast") or ()
+    except PackageNotFoundError:  # a checkout that is not installed
+        texts = ()
+    for requirement in map(Requirement, texts):
         marker, installed = requirement.marker, _version(requirement.name)
         is_used = marker is None or any(
             marker.evaluate({"extra": extra}) for extra in USED_EXTRAS

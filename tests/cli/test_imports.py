@@ -74,6 +74,11 @@ def test_verify_loads_no_heavy_library(tiny_store_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_doctor_loads_no_library_that_may_hang_in_a_driver(tmp_path: Path) -> None:
+    assert loaded_by("doctor", "--store", tmp_path / "none") == set()
+
+
+@pytest.mark.slow
 def test_inspect_loads_matplotlib_only(tiny_store_path: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     assert loaded_by("inspect", tiny_store_path, "--sheet", sheet) == {"matplotlib"}

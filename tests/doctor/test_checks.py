@@ -34,7 +34,7 @@ CUDA_12 = {"torch_cuda": "12.6", "host": PACKAGES_12}
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "torch is missing": (
         {"errors": {"torch": "No module named 'torch'", "DALI": "the same"}},
-        "torch: No module named 'torch'; pip install --upgrade torch",
+        "torch: No module named 'torch'; pip install --upgrade torch timm",
     ),
     "DALI is missing": (
         {"errors": {"DALI": "No module named 'nvidia'"}},

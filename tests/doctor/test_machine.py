@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -22,13 +23,19 @@ def stages_of(script: str) -> list[tuple[str, dict[str, object], str]]:
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_given_up() -> None:
-    script = f"{REPORT_ONE}import time; time.sleep(600)"
+def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    script = (
+        f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid()))\n"
+        f"{REPORT_ONE}time.sleep(20)"
+    )
     stages = run_stages([sys.executable, "-c", script], timeout_s=2.0)
     assert list(stages) == [
         ("decoders", {"apex": "other"}, ""),
         (STOPPED, {}, "torch gives no answer within 2 s"),
     ]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
 
 
 def test_a_process_that_crashes_is_reported_with_its_stage() -> None:
@@ -39,7 +46,7 @@ def test_a_process_that_crashes_is_reported_with_its_stage() -> None:
 
 
 def test_a_process_that_reports_everything_may_hang_afterwards() -> None:
-    script = REPORT_ONE * len(STAGES) + "import time; time.sleep(600)"
+    script = REPORT_ONE * len(STAGES) + "import time; time.sleep(20)"
     assert [stage for stage, _, _ in stages_of(script)] == list(STAGES)
 
 
