@@ -52,7 +52,7 @@ def next_command(machine: Machine) -> str:
     option = "" if is_default else f" --store {shlex.quote(machine.store_path)}"
     if any(problem.is_error for problem in find_problems(machine)):
         return f"ichfast doctor{option}"
-    if machine.store is None:
+    if machine.store is None or machine.store.labelled == 0:
         return f"ichfast prepare DICOM... --labels stage_2_train.csv{option}"
     if machine.run is None:
         return f"ichfast train --arch xresnet50-attn --size 512{option}"
@@ -77,10 +77,11 @@ def _dali_builds(machine: Machine) -> dict[str, int]:
 
 def _stage_errors(machine: Machine) -> Iterator[str]:
     """The first error of a stage that every machine needs; it explains the others."""
+    in_cuda = "CUDA" in machine.errors.get("torch", "")
     advice = {
         STOPPED: "restart the machine if this happens again; the driver may be broken",
         "decoders": "pip install --upgrade pydicom",
-        "torch": "pip install --upgrade torch timm",
+        "torch": "see nvidia-smi" if in_cuda else "pip install --upgrade torch timm",
         "DALI": _install(machine),
         "self-test": "do not use this device, and report what you see here",
     }

@@ -26,13 +26,15 @@ def format_machine(machine: Machine, problems: Sequence[Problem]) -> str:
         machine: what was found.
         problems: from `find_problems`.
     """
+    has_error = any(problem.is_error for problem in problems)
+    offers_demo = machine.store is None and not has_error
     rows = [
         *_machine_rows(machine),
         *_package_rows(machine),
         *_store_rows(machine),
         *(("ERROR" if each.is_error else "note", each.text) for each in problems),
         ("next", next_command(machine)),
-        *(() if machine.store else (("or", "ichfast demo"),)),
+        *((("or", "ichfast demo"),) if offers_demo else ()),
     ]
     return "\n".join(
         line
@@ -105,4 +107,5 @@ def _store_rows(machine: Machine) -> Iterator[tuple[str, str]]:
             yield f"cache {place}", f"{levels}: {num_bytes / GIB:.1f} GiB to spare"
     device = {"cuda": "GPU", "cpu": "CPU", None: ""}[machine.tested_on]
     passed = f"passed on the {device} in {machine.test_seconds:.1f} s: batches equal"
-    yield "self-test", f"{passed} the NumPy reference" if device else "failed"
+    failed = "failed" if "self-test" in machine.errors else "did not run"
+    yield "self-test", f"{passed} the NumPy reference" if device else failed

@@ -36,6 +36,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"errors": {"torch": "No module named 'torch'", "DALI": "the same"}},
         "torch: No module named 'torch'; pip install --upgrade torch timm",
     ),
+    "another program has the GPU": (
+        {"errors": {"torch": "CUDA error: all CUDA-capable devices are busy"}},
+        "torch: CUDA error: all CUDA-capable devices are busy; see nvidia-smi",
+    ),
     "DALI is missing": (
         {"errors": {"DALI": "No module named 'nvidia'"}},
         "DALI: No module named 'nvidia'; pip install --upgrade 'ichfast[cuda13]'",
@@ -214,6 +218,7 @@ def test_the_next_command_fits_what_is_there() -> None:
     bare = replace(SERVER, store=None)
     assert next_command(bare) == prepare
     assert next_command(replace(bare, store_path="a b")) == f"{prepare} --store 'a b'"
+    assert next_command(replace(SERVER, store=replace(STORE, labelled=0))) == prepare
     assert next_command(SERVER) == train
     assert next_command(replace(SERVER, store_path="s")) == f"{train} --store s"
     assert next_command(replace(SERVER, run="runs/r")) == "ichfast report runs/r"

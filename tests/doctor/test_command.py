@@ -65,16 +65,24 @@ def test_a_laptop_without_a_gpu_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_error_ends_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = {STOPPED: "DALI gives no answer within 60 s"}
-    broken = replace(SERVER, tested_on=None, errors=errors, apex="other")
+    broken = replace(SERVER, tested_on=None, errors=errors, apex="other", store=None)
     result = run_on(broken, monkeypatch)
     assert result.exit_code == 1
-    assert "self-test    failed\n" in result.stderr
+    assert "self-test    did not run\n" in result.stderr
+    assert "ichfast demo" not in result.stderr
     assert "ERROR        DALI gives no answer within 60 s; restart" in result.stderr
     assert "note         apex is another project" in result.stderr
     assert result.stderr.endswith(
         "Error: 1 error(s): see the lines that begin with ERROR\n"
     )
     assert json.loads(result.stdout)["errors"] == 1
+
+
+def test_a_wrong_graph_is_a_failed_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = replace(SERVER, tested_on=None, errors={"self-test": "9 values differ"})
+    result = run_on(wrong, monkeypatch)
+    assert result.exit_code == 1
+    assert "self-test    failed\nERROR        self-test: 9 values" in result.stderr
 
 
 def test_no_line_is_wider_than_79_columns(monkeypatch: pytest.MonkeyPatch) -> None:
