@@ -93,7 +93,7 @@ def _stage_errors(machine: Machine) -> Iterator[str]:
 
 
 def _driver_errors(machine: Machine) -> Iterator[str]:
-    if machine.driver is None:
+    if machine.driver is None or machine.hides_gpus:
         return
     if machine.torch_cuda is None and "torch" not in machine.errors:
         yield "torch is built without CUDA: install a CUDA build, see pytorch.org"
@@ -107,15 +107,15 @@ def _driver_errors(machine: Machine) -> Iterator[str]:
                 f"driver {machine.driver} is too old for {part} with CUDA {major}: "
                 f"update it to {'.'.join(map(str, floor))} or newer{other}"
             )
-
-
-def _gpu_errors(machine: Machine) -> Iterator[str]:
-    if machine.driver and machine.torch_cuda and not machine.gpus:
+    if machine.torch_cuda and not machine.gpus:
         reason = f" ({machine.gpu_warning})" if machine.gpu_warning else ""
         yield (
             f"torch sees no GPU{reason}: check nvidia-smi, CUDA_VISIBLE_DEVICES and "
             "(Docker) --gpus all"
         )
+
+
+def _gpu_errors(machine: Machine) -> Iterator[str]:
     known = [arch for arch in machine.torch_archs if arch.startswith("sm_")]
     oldest = min((int(re.sub(r"\D", "", arch)) for arch in known), default=0)
     for gpu in machine.gpus:

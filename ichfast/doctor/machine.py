@@ -74,6 +74,8 @@ class Machine:
     """From `outdated_packages`."""
     driver: str | None
     """Version of NVIDIA's kernel driver; None if there is none, and in WSL."""
+    hides_gpus: bool
+    """Whether CUDA_VISIBLE_DEVICES is empty: the GPUs are left to others on purpose."""
     cpp_compiler: str | None
     """Name of the C++ compiler."""
     disk_bytes: int
@@ -137,6 +139,7 @@ def examine_machine(store: Path) -> Machine:
         host=describe_host(),
         outdated=tuple(outdated_packages()),
         driver=driver_version(),
+        hides_gpus=os.environ.get("CUDA_VISIBLE_DEVICES") == "",
         cpp_compiler=Path(compiler).name if shutil.which(compiler) else None,
         disk_bytes=shutil.disk_usage(Path()).free,
         memory_bytes=total_memory(),

@@ -63,7 +63,8 @@ def _machine_rows(machine: Machine) -> Iterator[tuple[str, str]]:
         capability = f"compute capability {gpu.capability}"
         yield f"GPU {number}", f"{gpu.name}, {memory}, {capability}"
     if not machine.gpus:
-        yield "GPU", "none; everything runs on the CPU, only slower"
+        why = "hidden by CUDA_VISIBLE_DEVICES" if machine.hides_gpus else "none"
+        yield "GPU", f"{why}; everything runs on the CPU, only slower"
 
 
 def _package_rows(machine: Machine) -> Iterator[tuple[str, str]]:

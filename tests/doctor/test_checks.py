@@ -207,6 +207,11 @@ def test_without_a_gpu_what_only_a_gpu_needs_is_not_missed() -> None:
     assert find_problems(replace(LAPTOP, host=host, errors=errors)) == []
 
 
+def test_gpus_that_are_hidden_on_purpose_are_not_missed() -> None:
+    hidden = replace(SERVER, gpus=(), hides_gpus=True, driver="470.256.02")
+    assert find_problems(hidden) == []
+
+
 def test_errors_come_first() -> None:
     problems = find_problems(replace(SERVER, apex="other", gpus=()))
     assert [problem.is_error for problem in problems] == [True, False]
