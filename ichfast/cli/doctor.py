@@ -16,8 +16,8 @@ def doctor(store: Path) -> None:
 
     Tests the path from DICOM files to batches on a small synthetic store, on the GPU if
     there is one, against the NumPy reference. Takes some seconds. Exits with status 1
-    if training would fail, or if a GPU would stay unused that CUDA_VISIBLE_DEVICES= does
-    not hide.
+    if training would fail, or if a GPU would stay unused. CUDA_VISIBLE_DEVICES= hides
+    GPUs on purpose.
     """
     from ichfast.doctor.checks import find_problems, next_command
     from ichfast.doctor.machine import examine_machine
