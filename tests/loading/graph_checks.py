@@ -1,6 +1,6 @@
 """Checks of a graph, on any device, against the bounds of the NumPy reference.
 
-`tests.loading.reference_bounds` explains how far graph and reference may differ.
+`ichfast.augment.bounds` explains how far graph and reference may differ.
 """
 
 from __future__ import annotations

@@ -37,5 +37,7 @@ def check_within(
     low_SSC, high_SSC = image_bounds(
         bounds, parameters, row, windows=windows, mean_C=mean_C, std_C=std_C
     )
-    num_low, num_high = (found_SSC < low_SSC).sum(), (found_SSC > high_SSC).sum()
+    # A NaN is both.
+    num_low = (~(found_SSC >= low_SSC)).sum()
+    num_high = (~(found_SSC <= high_SSC)).sum()
     assert num_low + num_high == 0, f"{num_low} too low, {num_high} too high"
