@@ -47,9 +47,9 @@ def test_a_wrong_number_in_the_graph_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_cache_with_the_wrong_slices_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    pick = HostSlices._pick  # on a CPU the cache of the device is the host's
+    whole_HW = HostSlices._whole_HW  # on a CPU the cache of the device is the host's
     monkeypatch.setattr(
-        HostSlices, "_pick", lambda self, request: list(pick(self, request))[::-1]
+        HostSlices, "_whole_HW", lambda self, position: whole_HW(self, position ^ 1)
     )
     with pytest.raises(LoaderError, match=r"\(cache device\)"):
         run_self_test("cpu")
