@@ -1,31 +1,66 @@
 #!/usr/bin/env bash
-# Runs the tests and measurements of a machine with a GPU, and collects their results.
+# Tests and measures a machine with a GPU, part after part, and collects the results.
 #
-#     bench/on_gpu.sh [OUT] [ARGUMENT ...]       OUT: gpu-results; arguments: of throughput.py
+#     bench/on_gpu.sh short  [OUT] [ARGUMENT ...]    ends within 8 minutes
+#     bench/on_gpu.sh --full [OUT] [ARGUMENT ...]    every stage; without a time limit
 #
-#   OUT/tests.txt           the GPU tests: both backends give the same images, and so do slices
-#                           that are kept on the device
-#   OUT/bench.txt, .json    every stage: four backbones at 224 and 512, limits, peers
-#   OUT/*.jsonl             the records, for bench/results/ of the same commit
+# OUT is a folder, gpu-results by default. Arguments are for throughput.py.
+#
+#   OUT/doctor.txt        what the machine has
+#   OUT/tests.txt         the GPU tests
+#   OUT/bench.txt         tables and messages of the measurements
+#   OUT/*.jsonl           the records, each written as soon as it is made
 #   OUT/throughput.png
+#   OUT/bench.json        all records as one document; --full only
 #
-# It does not measure the rate of gathering from a store on the device, nor how uploads
-# overlap with training (`ichfast train --profile` shows that).
-#
-# After a failed test the measurements still run, and the status is 1. PYTHON names the
-# interpreter.
+# After a part that fails or reaches its time limit the next one begins, and the status
+# is 1; what the doctor finds does not count. PYTHON names the interpreter. In a tree without .git, ICHFAST_COMMIT names
+# the commit for the records. bench/README.md says how to run it without a network.
 set -euo pipefail
+
+mode=${1:-}
+case $mode in
+  short | --full) shift ;;
+  *)
+    sed -n '3,6s/^# *//p' "$0" >&2
+    exit 2
+    ;;
+esac
 OUT=$(realpath -m "${1:-gpu-results}")
 shift || true
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 
+part() { # SECONDS LOG COMMAND ...: runs COMMAND, whose processes end 5 s after the limit
+  local seconds=$1 log=$OUT/$2
+  shift 2
+  echo "== $*" | tee -a "$log"
+  # Not a pipe: it would wait for a process that outlives the part.
+  timeout -k 5 "$seconds" "$@" > >(tee -a "$log") 2>&1 &
+  wait $! || status=1
+}
+trap 'kill $! 2>/dev/null; wait; exit 130' INT TERM
+
+bench() { # SECONDS ARGUMENT ...
+  part "$1" bench.txt "$PYTHON" bench/throughput.py --out "$OUT" "${@:2}"
+}
+
+# -v, so that the tests of a killed part can be read too.
+gpu_tests=("$PYTHON" -m pytest -v -p no:cacheprovider -m gpu tests/gpu)
+
+part 25 doctor.txt "$PYTHON" -m ichfast doctor
 status=0
-"$PYTHON" -m pytest -p no:cacheprovider -m gpu tests/gpu 2>&1 | tee "$OUT/tests.txt" || status=1
-XDG_CACHE_HOME=${XDG_CACHE_HOME:-$HOME/.cache}
-export XDG_CACHE_HOME
-results=$XDG_CACHE_HOME/ichfast/bench/results
-"$PYTHON" bench/throughput.py --full --json "$OUT/bench.json" "$@" | tee "$OUT/bench.txt" || status=1
-find "$results" -type f -newer "$OUT/tests.txt" -exec cp {} "$OUT" \; || status=1
+if [ "$mode" = short ]; then
+  part 125 tests.txt "${gpu_tests[@]}"
+  bench 115 loader --size 224 "$@"
+  bench 40 train --size 224 --arch efficientnet-b0 "$@"
+  bench 65 train --size 224 --arch xresnet50-attn --arch res2net50 --arch resnext50 \
+    --peers none "$@"
+  bench 80 train --size 512 --arch efficientnet-b0 --arch xresnet50-attn \
+    --arch res2net50 --arch resnext50 --peers none "$@"
+else
+  part infinity tests.txt "${gpu_tests[@]}"
+  bench infinity --full --json "$OUT/bench.json" "$@"
+fi
 exit $status

@@ -212,14 +212,18 @@ def _number_options(command: Any) -> Any:
     type=click.Path(path_type=Path, dir_okay=False),
     help="A results file instead of the newest figures of bench/results/.",
 )
-@click.option("--record", is_flag=True, help="Draw to bench/results/, to be committed.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the picture. Without it, one in the cache folder.",
+)
 def main(
     *,
     level: str,
     size: int,
     gpus_rates: Sequence[str],
     results: Path | None,
-    record: bool,
+    out: Path | None,
     **given: float | None,
 ) -> None:
     """Model training on 1 to 1,024 GPUs from local disks, NFS and an object store."""
@@ -236,7 +240,7 @@ def main(
             for network, rate in parse_gpu_rates(gpus_rates).items()
         }
         check = check_ranks(records, level=int(level), size=size)
-        folder = RESULTS_DIR if record else default_cache_dir() / "results"
+        folder = out or default_cache_dir() / "results"
         folder.mkdir(parents=True, exist_ok=True)
         figure = folder / "scale.png"
         with atomic_path(figure) as temporary:

@@ -54,9 +54,10 @@ from ichfast.errors import IchfastError
     help="All backbones at 224 and 512, 1 to 8 ranks: ~20 minutes on two cores.",
 )
 @click.option(
-    "--record",
-    is_flag=True,
-    help="Write to bench/results/, to be committed, for `python bench/readme.py`.",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for records and picture; bench/results holds those that are "
+    "committed, for `python bench/readme.py`. Without it, one in the cache folder.",
 )
 @click.option(
     "--json",

@@ -12,11 +12,13 @@ Promises:
 4. A ratio is the median of the ratios turn by turn, with its own interval.
 5. A figure with a wide interval is marked as noisy.
 6. A record holds all that is needed to repeat or doubt it, and no name or path.
+7. A limit or a peer that fails is left out. What else is compared is still recorded.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import time
@@ -30,6 +32,8 @@ from bench.harness.estimates import Estimate, estimate, ratio_of
 from ichfast.errors import IchfastError
 from ichfast.system.environment import describe_environment
 
+logger = logging.getLogger(__name__)
+
 ROLES = ("ichfast", "limit", "peer")
 """What is measured: our code, what no code can beat, and what others would use."""
 
@@ -38,6 +42,10 @@ IDLE_POLL_S, IDLE_SHARE = 0.01, 0.1
 
 MAX_IDLE_WAIT_S = 1.0
 """Longest wait for this process to become idle; it may poll for ever."""
+
+
+COMMIT_VARIABLE = "ICHFAST_COMMIT"
+"""Environment variable that names the commit of a tree without git."""
 
 
 class BenchError(IchfastError):
@@ -80,7 +88,8 @@ class Record:
     """UTC, to the minute, ISO 8601."""
 
     commit: str
-    """Commit of the checkout, with ``+changes`` where files differ from it."""
+    """Commit of the checkout, with ``+changes`` where files differ from it;
+    ``unknown`` if nothing names it."""
 
     stage: str
     case: str
@@ -170,25 +179,37 @@ class Meter:
         """
         load_before = os.getloadavg()[0]
         try:
-            rates = self._take_turns(contenders, f"{stage}, {case}")
+            turns = self._take_turns(contenders, f"{stage}, {case}")
         finally:
             gc.unfreeze()
-        ours = rates[0]
-        return [
-            self._record(
-                stage=stage,
-                case=case,
-                name=contender.name,
-                role=contender.role,
-                unit=f"{unit}/s",
-                cache=cache,
-                settings={**settings, **contender.settings, "warmup": self.warmup},
-                values=tuple(own),
-                ratio=ratio_of(ours, own) if contender.role != "ichfast" else None,
-                load_before=load_before,
+        ours = turns[0].rates
+        records = []
+        for contender, own in zip(contenders, turns, strict=True):
+            what: dict[str, Any] = {
+                "stage": stage,
+                "case": case,
+                "name": contender.name,
+                "role": contender.role,
+            }
+            if own.failure:
+                records.append(self.left_out(**what, reason=own.failure))
+                continue
+            records.append(
+                self._record(
+                    **what,
+                    unit=f"{unit}/s",
+                    cache=cache,
+                    settings={**settings, **contender.settings, "warmup": self.warmup},
+                    values=tuple(own.rates),
+                    ratio=(
+                        ratio_of(ours, own.rates)
+                        if contender.role != "ichfast"
+                        else None
+                    ),
+                    load_before=load_before,
+                )
             )
-            for contender, own in zip(contenders, rates, strict=True)
-        ]
+        return records
 
     def note(
         self,
@@ -262,36 +283,60 @@ class Meter:
         self.on_record(record)
         return record
 
-    def _take_turns(
-        self, contenders: Sequence[Contender], label: str
-    ) -> list[list[float]]:
-        rates: list[list[float]] = [[] for _ in contenders]
+    def _take_turns(self, contenders: Sequence[Contender], label: str) -> list[_Turns]:
+        turns = [_Turns() for _ in contenders]
         for turn in range(self.warmup + self.repeats):
             if turn == self.warmup:
                 # Otherwise a full collection walks over all imports of all contenders
                 # during some turn: 0.4 s with all peers.
                 gc.collect()
                 gc.freeze()
-            for contender, own in zip(contenders, rates, strict=True):
+            for contender, own in zip(contenders, turns, strict=True):
+                if own.failure:
+                    continue
                 self.on_turn(f"{label}: {contender.name}")
-                contender.before()
-                _wait_until_idle()
-                self._wait_for_device()
-                started_s = self.clock()
-                done = contender.run()
-                self._wait_for_device()
-                seconds = max(self.clock() - started_s, 1e-9)
-                if not isinstance(done, Clocked):
-                    done = Clocked(done, seconds)
+                try:
+                    rate = self._take_turn(contender)
+                except Exception as error:
+                    if contender.role == "ichfast":
+                        raise
+                    # The message may hold a path, and records hold none.
+                    logger.exception("%s: %s failed", label, contender.name)
+                    own.failure = f"it failed with {type(error).__name__}"
+                    continue
                 if turn >= self.warmup:
-                    own.append(done.units / done.seconds)
-        return rates
+                    own.rates.append(rate)
+        return turns
+
+    def _take_turn(self, contender: Contender) -> float:
+        """Let a contender do the work of a turn; returns units per second."""
+        contender.before()
+        _wait_until_idle()
+        self._wait_for_device()
+        started_s = self.clock()
+        done = contender.run()
+        self._wait_for_device()
+        seconds = max(self.clock() - started_s, 1e-9)
+        if not isinstance(done, Clocked):
+            done = Clocked(done, seconds)
+        return done.units / done.seconds
 
     def _wait_for_device(self) -> None:
         if self.device != "cpu":
             import torch
 
             torch.cuda.synchronize()
+
+
+@dataclass(slots=True)
+class _Turns:
+    """What a contender's turns gave."""
+
+    rates: list[float] = field(default_factory=list)
+    """Units per second of each turn that counts."""
+
+    failure: str = ""
+    """Why it takes no more turns; empty if it does."""
 
 
 def _wait_until_idle() -> None:
@@ -308,11 +353,14 @@ def _now() -> str:
 
 
 def _commit() -> str:
-    """Name the checkout's commit, and whether the code differs from it."""
+    """Name the checkout's commit, and whether the code differs from it.
+
+    An exported tree has no commit of its own; there `COMMIT_VARIABLE` names it.
+    """
     root = Path(__file__).resolve().parents[2]
     commit = _git(root, "rev-parse", "--short=12", "HEAD")
     if not commit:
-        return "unknown"
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
     changed = _git(root, "status", "--porcelain", "--", "ichfast", "bench/*.py")
     return f"{commit}+changes" if changed else commit
 

@@ -5,7 +5,7 @@ Promises:
 1. A record is on the disk as soon as it is made; Ctrl-C and a failing stage keep the
    records before them.
 2. The scratch folder is removed at the end, also after an error.
-3. Without `record`, nothing in the checkout changes.
+3. Records and picture go to one folder; nothing else in the checkout changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.measure import BenchError, Meter, Record
-from bench.harness.records import RESULTS_DIR, read_records, write_records
+from bench.harness.records import read_records, write_records
 from bench.harness.table import format_table, summarize
 from bench.harness.workload import Workload, choose_scratch, default_cache_dir
 from bench.peers import parse_peers
@@ -38,9 +38,15 @@ from ichfast.system.files import write_text_atomically
 FULL_SIZES = (224, 512)
 """Sides of the model's input with ``--full``, pixels."""
 
-SHORT_REPEATS, FULL_REPEATS = 6, 11
-"""Turns: 6 give an interval of 95 %, 11 give one without the extremes. On a CPU, where
-a turn of training takes seconds, there are always 6."""
+REPEATS = {"cuda": (6, 11), "cpu": (6, 6)}
+"""Turns in the short and the full form, by device: 6 give an interval of 95 %, 11 give
+one without the extremes."""
+
+STEPS = {"cuda": (12, 50), "cpu": (2, 2)}
+"""Training steps in a turn, as `REPEATS`. On a CPU a step takes seconds."""
+
+LOADED = {"cuda": (4_096, 16_384), "cpu": (512, 512)}
+"""Slices that a loader loads in a turn, as `REPEATS`."""
 
 SHORT_RANKS, FULL_RANKS = (1, 2), (1, 2, 4, 8)
 """Numbers of ranks that the stage scale compares."""
@@ -81,7 +87,7 @@ def run_session(  # noqa: PLR0913 - the options of the command
     device: str,
     peers: str,
     full: bool,
-    record: bool,
+    out: Path | None,
     json_path: Path | None,
 ) -> dict[str, Any]:
     """Measure stages and print the table. The options are those of the command.
@@ -94,8 +100,8 @@ def run_session(  # noqa: PLR0913 - the options of the command
         batch_size: Slices in a batch; None for the default of the device.
         device: ``auto``, ``cuda`` or ``cpu``.
         peers: ``all``, ``none``, or names with commas between them.
-        full: All backbones and sizes, more ranks and turns.
-        record: Write to `bench.harness.records.RESULTS_DIR`.
+        full: All backbones and sizes, more ranks, turns, steps and slices.
+        out: Folder for records and picture; None for one in the cache folder.
         json_path: File for all records as one JSON document, or None.
 
     Returns:
@@ -117,8 +123,7 @@ def run_session(  # noqa: PLR0913 - the options of the command
         peers=parse_peers(peers),
         full=full,
     )
-    on_cpu = workload.device == "cpu"
-    if on_cpu:
+    if workload.device == "cpu":
         _log("device: cpu; nothing on a GPU is measured")
     workloads = [
         replace(
@@ -128,10 +133,10 @@ def run_session(  # noqa: PLR0913 - the options of the command
         )
         for each in (FULL_SIZES if full and size is None else (workload.size,))
     ]
-    results = _Results(RESULTS_DIR if record else workload.cache_dir / "results")
+    results = _Results(out or workload.cache_dir / "results")
     meter = Meter(
         device=workload.device,
-        repeats=FULL_REPEATS if full and not on_cpu else SHORT_REPEATS,
+        repeats=REPEATS[workload.device][full],
         on_turn=_show_turn,
         on_record=results.append,
     )
@@ -222,7 +227,7 @@ def make_workload(
         batch_size: Slices in a batch; None for the default of the device.
         device: ``cuda`` or ``cpu``.
         peers: Names of `bench.peers.PEERS`.
-        full: More files, ranks and units of work.
+        full: More files, ranks, steps, slices and units of work.
 
     Raises:
         IchfastError: An arch is unknown, the store is missing or too small, or there is
@@ -246,8 +251,8 @@ def make_workload(
         device=device,
         peers=peers,
         processes=cores,
-        num_loaded=512 if device == "cpu" else 16_384,
-        num_steps=2 if device == "cpu" else 50,
+        num_loaded=LOADED[device][full],
+        num_steps=STEPS[device][full],
         memory_files=FULL_MEMORY_FILES if full else SHORT_MEMORY_FILES,
         ranks=FULL_RANKS if full else SHORT_RANKS,
     )

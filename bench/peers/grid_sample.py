@@ -9,6 +9,7 @@ Shape letters: B slices, H rows, W columns, S side of the output, M holes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +31,15 @@ def make(task: LoaderTask) -> GridSamplePeer:
 
 
 class GridSamplePeer:
-    """A `loading.batch.Loader` that reads in this thread and computes on the device."""
+    """A `loading.batch.Loader` that reads in threads and computes on the device.
+
+    A GPU computes one batch while the next is read, and gets it from pinned memory.
+    """
 
     def __init__(self, task: LoaderTask) -> None:
         self._task = task
         self._store = Store(task.store_path)
+        self._threads = ThreadPoolExecutor(max(1, task.workers))
         self._sampler = task.sampler
         self._labels_NK = torch.from_numpy(self._store.labels_NK())
 
@@ -69,9 +74,7 @@ class GridSamplePeer:
             Shape (B, 1, S, S), float16, on the task's device.
         """
         task = self._task
-        stored_BHW = np.stack(
-            [self._store.slice_HW(int(k), task.level) for k in picked_B]
-        )
+        stored_BHW = np.stack(list(self._threads.map(self._read, picked_B.tolist())))
         rows_B = np.full(len(picked_B), stored_BHW.shape[1])
         columns_B = np.full(len(picked_B), stored_BHW.shape[2])
         halvings = int(count_halvings(rows_B, columns_B, task.size)[0])
@@ -86,6 +89,8 @@ class GridSamplePeer:
         )
         # torch computes with int16 but not with uint16; stored numbers fit in both.
         stored_B1HW = torch.from_numpy(stored_BHW.view(np.int16))[:, None]
+        if task.device != "cpu":
+            stored_B1HW = stored_B1HW.pin_memory()
         stored_B1HW = stored_B1HW.to(task.device, non_blocking=True).float()
         for _ in range(halvings):
             stored_B1HW = functional.avg_pool2d(stored_B1HW, 2)
@@ -98,11 +103,15 @@ class GridSamplePeer:
             stored_B1HW, grid_BSS2, mode="bilinear", align_corners=False
         )
         value_B1SS = light(window_values(warped_B1SS, task.window), drawn)
-        value_B1SS[hole_mask(drawn, task.size).to(task.device)] = 0.0
+        value_B1SS.masked_fill_(hole_mask(drawn, task.size, task.device), 0.0)
         return normalize(value_B1SS, task.normalization)
 
+    def _read(self, position: int) -> npt.NDArray[np.uint16]:
+        return self._store.slice_HW(position, self._task.level)
+
     def close(self) -> None:
-        """Close the store."""
+        """End the threads and close the store."""
+        self._threads.shutdown()
         self._store.close()
 
 
@@ -135,24 +144,21 @@ def light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
     return logit_B1SS.add_(brightness_B111.to(value_B1SS.device)).sigmoid_()
 
 
-def hole_mask(drawn: Parameters, size: int) -> Tensor:
+def hole_mask(drawn: Parameters, size: int, device: str) -> Tensor:
     """Mark the pixels of holes.
 
     Args:
         drawn: Gives the holes of each slice.
         size: Side of the output, pixels.
+        device: Where the mask is computed.
 
     Returns:
         Shape (B, 1, S, S), bool.
     """
-    mask_B1SS = np.zeros((len(drawn.hole_side_BM2), 1, size, size), dtype=bool)
-    for row, hole in np.argwhere(drawn.hole_side_BM2[..., 0] > 0):
-        top, left = drawn.hole_corner_BM2[row, hole].astype(int)
-        side = int(drawn.hole_side_BM2[row, hole, 0])
-        mask_B1SS[
-            row,
-            0,
-            max(top, 0) : max(top + side, 0),
-            max(left, 0) : max(left + side, 0),
-        ] = True
-    return torch.from_numpy(mask_B1SS)
+    place_S = torch.arange(size, device=device)
+    corner_BM21 = torch.from_numpy(drawn.hole_corner_BM2).to(device).int()[..., None]
+    side_BM21 = torch.from_numpy(drawn.hole_side_BM2).to(device).int()[..., None]
+    is_cut_BM2S = (place_S >= corner_BM21) & (place_S < corner_BM21 + side_BM21)
+    rows_BMS, columns_BMS = is_cut_BM2S.float().unbind(2)
+    # A pixel's number of holes: the product sums over the holes of its slice.
+    return (rows_BMS.transpose(1, 2) @ columns_BMS > 0)[:, None]

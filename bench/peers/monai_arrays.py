@@ -88,7 +88,7 @@ class MonaiTransform:
             low, low + task.window.width, 0.0, 1.0, clip=True
         )
         value_11SS = light(window(turn(image_1HW))[None], drawn)
-        value_11SS[hole_mask(drawn, task.size)] = 0.0
+        value_11SS[hole_mask(drawn, task.size, "cpu")] = 0.0
         (mean,), (std,) = task.normalization.mean, task.normalization.std
         return transforms.NormalizeIntensity(mean, std)(value_11SS[0]).half()
 

@@ -1,11 +1,11 @@
 """Batches for a model, against the warp alone and other loaders.
 
 All contenders give exp-30's input: one window, rotation, zoom, flip, lighting, cutout,
-float16. A turn is one epoch over the same slices, with its start. The limit is a DALI
-pipeline with the resample only: its slices are in memory, halved where the loader
-halves them, its parameters are drawn already, and it has no window, lighting or holes.
-On a GPU there are two more limits: copies of the stored bytes to the GPU, and within
-it.
+float16. A turn is one epoch over the same slices, with its start; a small store is
+loaded several times over. The limit is a DALI pipeline with the resample only: its
+slices are in memory, which is pinned for a GPU, and halved where the loader halves
+them; its parameters are drawn already, and it has no window, lighting or holes. On a
+GPU there are two more limits: copies of the stored bytes to the GPU, and within it.
 
 Shape letters: N slices of an epoch, B slices of a batch, H rows, W columns.
 """
@@ -13,8 +13,10 @@ Shape letters: N slices of an epoch, B slices of a batch, H rows, W columns.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -31,6 +33,7 @@ from bench.peers.task import LoaderTask
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import draw
 from ichfast.loading.config import measure_normalization
+from ichfast.loading.dali import wrap_columns, wrap_host_slices
 from ichfast.loading.graph import pipeline_options
 from ichfast.loading.loader import DaliLoader
 from ichfast.recipes.reference import exp_30
@@ -39,8 +42,12 @@ from ichfast.store.store import Store
 from ichfast.windows import parse_window
 
 STAGE = "loader"
-MAX_PEER_SLICES = 4096
+MAX_PEER_SLICES = 2048
 """Upper limit of the slices of a peer in a turn; its start no longer matters there."""
+
+MAX_WARP_BYTES = 2**30
+"""Upper limit of the memory of the slices that are only resampled. More slices than it
+holds are those in it again."""
 
 GPU_COPIES = ("upload", "copy on the GPU")
 """Limits of a GPU: stored bytes copied from pinned memory, and from its own memory."""
@@ -110,12 +117,12 @@ def pick_slices(store: Store, count: int) -> npt.NDArray[np.int64]:
 
     Args:
         store: Holds the slices.
-        count: How many; all slices of the shape if there are fewer.
+        count: How many; slices of a smaller store are picked several times.
     """
     slices_N = common_slices(store)
-    return slices_N[
-        np.linspace(0, len(slices_N) - 1, min(count, len(slices_N))).astype(int)
-    ]
+    num_different = min(count, len(slices_N))
+    places_N = np.linspace(0, len(slices_N) - 1, num_different).astype(int)
+    return np.resize(slices_N[places_N], count)
 
 
 def _measure_level(
@@ -126,11 +133,15 @@ def _measure_level(
     whole = replace(task, positions_N=positions_N)
     with ExitStack() as stack:
         loader = stack.enter_context(open_loader(store, whole))
-        warp = _WarpAlone(store, whole)
-        stack.callback(warp.close)
+        warp = _opened_late(partial(WarpAlone, store, whole), stack)
         contenders = [
             Contender(name="ichfast", role="ichfast", run=lambda: _run_epoch(loader)),
-            Contender(name="warp alone", role="limit", run=warp.run),
+            Contender(
+                name="warp alone",
+                role="limit",
+                before=warp,
+                run=lambda: warp().run(),
+            ),
         ]
         if workload.device != "cpu":
             contenders += gpu_copies(store, whole)
@@ -140,9 +151,7 @@ def _measure_level(
                 name == "fastai-png" and level != store.levels[0]
             ):
                 continue
-            peer = import_module(PEERS[name].module).make(task)
-            stack.callback(peer.close)
-            contenders.append(_peer_contender(name, peer, task))
+            contenders.append(_peer_contender(name, task, stack))
         return meter.compare(
             contenders,
             stage=STAGE,
@@ -164,12 +173,36 @@ def _run_epoch(loader: DaliLoader) -> int:
     return sum(len(batch) for batch in loader)
 
 
-def _peer_contender(name: str, peer: Any, task: LoaderTask) -> Contender:
+def _opened_late(make: Callable[[], Any], stack: ExitStack) -> Callable[[], Any]:
+    """Make a contender's object when it is first asked for, and close it at the end.
+
+    So it is made in the contender's own warm-up: if that fails, only it is left out.
+
+    Args:
+        make: Returns an object with a method `close`.
+        stack: Closes it.
+    """
+
+    @cache
+    def opened() -> Any:
+        made = make()
+        stack.callback(made.close)
+        return made
+
+    return opened
+
+
+def _peer_contender(name: str, task: LoaderTask, stack: ExitStack) -> Contender:
     epochs = itertools.count()
+    peer = _opened_late(
+        lambda: import_module(PEERS[name].module).make(task),
+        stack,
+    )
     return Contender(
         name=name,
         role="peer",
-        run=lambda: sum(len(batch) for batch in peer.epoch(next(epochs))),
+        before=peer,
+        run=lambda: sum(len(batch) for batch in peer().epoch(next(epochs))),
         settings={"slices": len(task.positions_N), "workers": task.workers},
     )
 
@@ -183,7 +216,7 @@ def _warp_graph(source: Any, *, size: int, on_gpu: bool) -> Any:
         num_outputs=2,
         dtype=[types.UINT16, types.FLOAT],
         ndim=[3, 2],
-        layout=["HWC", ""],
+        no_copy=True,
     )
     return fn.experimental.warp_perspective(
         stored.gpu() if on_gpu else fn.copy(stored),  # which brings it into the cache
@@ -193,43 +226,80 @@ def _warp_graph(source: Any, *, size: int, on_gpu: bool) -> Any:
     )
 
 
-class _WarpAlone:
-    """The limit: full batches of the same slices, resampled and nothing else."""
+class WarpAlone:
+    """The limit: full batches of the same slices, resampled and nothing else.
+
+    It holds as many different batches as fit into `MAX_WARP_BYTES`, at least one.
+
+    Args:
+        store: Holds the slices.
+        task: Gives the slices, the level, the size and the device.
+    """
 
     def __init__(self, store: Store, task: LoaderTask) -> None:
-        self._batches = [
-            _stored_and_matrix(store, task, task.positions_N[first:][: task.batch_size])
-            for first in range(
-                0, len(task.positions_N) - task.batch_size + 1, task.batch_size
-            )
-        ]
-        self._num_slices = len(self._batches) * task.batch_size
-        on_gpu = task.device != "cpu"
+        self._batch_size = task.batch_size
+        self._num_batches = len(task.positions_N) // task.batch_size
+        self._on_gpu = task.device != "cpu"
+        self._batches = self._load(store, task)
         self._pipeline = _warp_graph(
             self._give,
             size=task.size,
-            on_gpu=on_gpu,
-            **pipeline_options(task.batch_size, on_gpu=on_gpu),
+            on_gpu=self._on_gpu,
+            **pipeline_options(task.batch_size, on_gpu=self._on_gpu),
         )
         self._pipeline.build()
 
+    def _load(
+        self, store: Store, task: LoaderTask
+    ) -> list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32]]]:
+        """Load batches: slices, shape (B, H, W), and matrices, shape (B, 3, 3)."""
+        batches = []
+        num_bytes = 0
+        for number in range(self._num_batches):
+            first = number * task.batch_size
+            stored_BHW, matrix_B33 = _stored_and_matrix(
+                store, task, task.positions_N[first:][: task.batch_size]
+            )
+            num_bytes += stored_BHW.nbytes
+            if batches and num_bytes > MAX_WARP_BYTES:
+                break
+            if self._on_gpu:
+                stored_BHW = _pin(stored_BHW).numpy().view(np.uint16)
+            batches.append((stored_BHW, matrix_B33))
+        return batches
+
     def run(self) -> int:
-        """Run one epoch, from an empty queue to an empty queue, as the loader does."""
+        """Run one epoch, from an empty queue to an empty queue, as the loader does.
+
+        On a GPU the work may still be under way at the end, as with the loader.
+        """
+        # On a stream the host does not wait for each batch.
+        stream = [torch.cuda.current_stream()] if self._on_gpu else []
         while True:
             try:
-                self._pipeline.run()
+                self._pipeline.run(*stream)
             except StopIteration:
                 self._pipeline.reset()
-                return self._num_slices
+                return self._num_batches * self._batch_size
 
     def close(self) -> None:
         """Stop DALI's threads."""
         self._pipeline._shutdown()
 
-    def _give(self, info: Any) -> tuple[list[Any], Any]:
-        if info.iteration >= len(self._batches):
+    def _give(self, info: Any) -> tuple[Any, Any]:
+        """Return a batch as the loader gives it to DALI: one object, without a copy."""
+        if info.iteration >= self._num_batches:
             raise StopIteration
-        return self._batches[info.iteration]
+        stored_BHW, matrix_B33 = self._batches[info.iteration % len(self._batches)]
+        return (
+            wrap_host_slices(stored_BHW, pinned=self._on_gpu),
+            *wrap_columns([matrix_B33]),
+        )
+
+
+def _pin(stored_BHW: npt.NDArray[np.uint16]) -> torch.Tensor:
+    """Copy slices to pinned memory, as int16, which torch can copy everywhere."""
+    return torch.from_numpy(stored_BHW.view(np.int16)).pin_memory()
 
 
 class CopyAlone:
@@ -265,7 +335,7 @@ def gpu_copies(store: Store, task: LoaderTask) -> list[Contender]:
     """
     picked_B = task.positions_N[: task.batch_size]
     stored_BHW = np.stack([store.slice_HW(int(k), task.level) for k in picked_B])
-    pinned_BHW = torch.from_numpy(stored_BHW.view(np.int16)).pin_memory()
+    pinned_BHW = _pin(stored_BHW)
     resident_BHW = pinned_BHW.to(task.device)
     num_batches = len(task.positions_N) // task.batch_size
     sources = dict(zip(GPU_COPIES, (pinned_BHW, resident_BHW), strict=True))
@@ -282,17 +352,24 @@ def gpu_copies(store: Store, task: LoaderTask) -> list[Contender]:
 
 def _stored_and_matrix(
     store: Store, task: LoaderTask, picked_B: npt.NDArray[np.int64]
-) -> tuple[list[Any], Any]:
-    sources = [_source_HW(store, task, int(k)) for k in picked_B]
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32]]:
+    """Read slices of one shape, and draw a matrix for each.
+
+    Args:
+        store: Holds the slices.
+        task: Gives the level, the size and the augmentation.
+        picked_B: Store positions.
+    """
+    stored_BHW = np.stack([_source_HW(store, task, int(k)) for k in picked_B])
     drawn = draw(
         task.augment,
         seed=0,
         epoch=0,
         slices_B=picked_B,
-        source_shape_B2=np.array([source_HW.shape for source_HW in sources]),
+        source_shape_B2=np.tile(stored_BHW.shape[1:], (len(picked_B), 1)),
         size=task.size,
     )
-    return [source_HW[..., np.newaxis] for source_HW in sources], drawn.matrix_B33
+    return stored_BHW, drawn.matrix_B33
 
 
 def _source_HW(store: Store, task: LoaderTask, position: int) -> npt.NDArray[np.uint16]:

@@ -247,7 +247,7 @@ def _task_of_ranks(workload: Workload, num_ranks: int) -> LoaderTask:
     num_slices = max(workload.num_loaded, num_ranks * workload.batch_size)
     with workload.open_store() as store:
         task = make_task(store, min(store.levels), workload)
-        positions_N = np.resize(pick_slices(store, num_slices), num_slices)
+        positions_N = pick_slices(store, num_slices)
     return replace(task, positions_N=positions_N)
 
 

@@ -9,14 +9,14 @@ each is measured as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.harness.measure import Contender, Meter, Record
+from bench.harness.measure import Clocked, Contender, Meter, Record
 from bench.harness.steps import (
     SteppedTrainer,
     load_resident,
@@ -64,6 +64,9 @@ def _measure_arch(
         store, slices_N, recipe, workload.device, to_train=True
     ) as loader:
         contenders = _make_contenders(trainer, loader, recipe, workload, waited)
+        peaks_mib: dict[str, list[float]] = {each.name: [] for each in contenders}
+        if workload.device != "cpu":
+            contenders = [_watch(each, peaks_mib[each.name]) for each in contenders]
         settings = {
             "recipe": recipe.name,
             "arch": arch,
@@ -83,18 +86,17 @@ def _measure_arch(
         records.append(
             meter.note(counted, case=case, name=name, unit="%", cache="hot", **common)
         )
-        if workload.device == "cpu":
-            return records
         return records + [
             meter.note(
-                [_peak_mib(contender.run) for _ in range(meter.repeats)],
+                counted_mib,
                 case=f"{case}, GPU memory",
-                name=contender.name,
+                name=name,
                 unit="MiB",
                 cache="none",
                 **common,
             )
-            for contender in contenders
+            for name, peaks in peaks_mib.items()
+            if (counted_mib := peaks[meter.warmup :])
         ]
 
 
@@ -117,30 +119,49 @@ def _make_contenders(
         "loader alone": lambda: sum(len(batch) for batch in loader),
         "resident batches": lambda: trainer.run_epoch(resident),
     }
-    peers = {
-        name: partial(
-            TimmTrainer(
-                build_run_model(recipe, trainer.stepper.device),
-                recipe.train.phases[0],
-                trainer.stepper.amp,
-                ema_decay=recipe.train.ema_decay,
-            ).run_epoch,
-            resident.batches,
+
+    @cache  # made in its warm-up turn: if that fails, only the peer is left out
+    def timm() -> TimmTrainer:
+        return TimmTrainer(
+            build_run_model(recipe, trainer.stepper.device),
+            recipe.train.phases[0],
+            trainer.stepper.amp,
+            ema_decay=recipe.train.ema_decay,
         )
-        for name in peers_of(STAGE, workload.peers)
-    }
+
     return [
         Contender(name="from the loader", role="ichfast", run=train_from_loader),
         *(Contender(name=name, role="limit", run=run) for name, run in limits.items()),
-        *(Contender(name=name, role="peer", run=run) for name, run in peers.items()),
+        *(
+            Contender(
+                name=name,
+                role="peer",
+                before=timm,
+                run=lambda: timm().run_epoch(resident.batches),
+            )
+            for name in peers_of(STAGE, workload.peers)
+        ),
     ]
 
 
-def _peak_mib(run: Callable[[], object]) -> float:
-    """Measure the peak of the GPU memory of tensors during a turn, MiB.
+def _watch(contender: Contender, peaks_mib: list[float]) -> Contender:
+    """Append the peak of the GPU memory of tensors to a list in each turn, MiB.
 
-    It includes the memory that other contenders keep, the same for all.
+    It includes the memory that other contenders keep, the same for all. Torch counts
+    on the host: this neither waits for the GPU nor slows it.
+
+    Args:
+        contender: Measured in the same turns.
+        peaks_mib: Grows by a number in each turn.
     """
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    return torch.cuda.max_memory_allocated() / 2**20
+
+    def run() -> int | Clocked:
+        done = contender.run()
+        peaks_mib.append(torch.cuda.max_memory_allocated() / 2**20)
+        return done
+
+    def before() -> None:
+        contender.before()
+        torch.cuda.reset_peak_memory_stats()
+
+    return replace(contender, run=run, before=before)

@@ -1,11 +1,17 @@
-"""A workload of toy size, made once for all tests of the benchmark."""
+"""What tests of the benchmark share: a workload of toy size, and a dry session."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 
+from bench.harness.measure import Meter
 from bench.harness.workload import Workload
 from bench.peers import PEERS
+from tests.bench.made_up_records import record_of
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +32,28 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Workload:
         store_slices=(7, 1100),
         opened_slices=1500,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class NotedStage:
+    """What a stage was asked to measure."""
+
+    stage: str
+    workloads: Sequence[Workload]
+    """One for each size."""
+
+    meter: Meter
+
+
+@pytest.fixture
+def noted_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[NotedStage]:
+    """Stages record without measuring; gives what each was asked for."""
+    noted: list[NotedStage] = []
+
+    def run(stage: str, workloads: Sequence[Workload], meter: Meter) -> None:
+        noted.append(NotedStage(stage, workloads, meter))
+        meter.on_record(record_of(stage, "hot", f"my {stage}", [1.0, 2.0]))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("bench.harness.session.run_stage", run)
+    return noted

@@ -153,14 +153,14 @@ def test_the_model_prints_its_assumptions_and_draws_only_into_the_cache(
     assert figure.is_relative_to(tmp_path)
 
 
-def test_with_record_the_picture_goes_where_results_are_committed(
+def test_the_picture_goes_to_the_folder_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.scale.RESULTS_DIR", tmp_path)
     write_records(tmp_path / "a.jsonl", [LOADER])
-    done = CliRunner().invoke(scale_main, ["--record"])
+    done = CliRunner().invoke(scale_main, ["--out", str(tmp_path / "here")])
     assert done.exit_code == 0, done.stderr
-    assert (tmp_path / "scale.png").is_file()
+    assert (tmp_path / "here" / "scale.png").is_file()
     assert "any network (GPU: not measured)" in done.stdout
 
 

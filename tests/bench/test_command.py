@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -25,6 +22,7 @@ from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.stages import STAGES
 from bench.throughput import main as throughput_main
 from ichfast.models.config import ARCHS
+from tests.bench.conftest import NotedStage
 from tests.bench.made_up_records import record_of
 
 pytestmark = pytest.mark.slow  # runs the whole benchmark at toy size
@@ -88,44 +86,36 @@ def test_a_set_that_does_not_fit_is_refused_before_it_is_made(
     assert not list(tmp_path.rglob("*.dcm"))
 
 
-@pytest.fixture
-def noted_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """Stages record without measuring; gives what each was asked for."""
-    asked: list[Any] = []
-
-    def run(stage: str, workloads: list[Workload], meter: Meter) -> None:
-        asked.append((stage, workloads[0], meter, tuple(w.size for w in workloads)))
-        meter.on_record(record_of(stage, "hot", f"my {stage}", [1.0, 2.0]))
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("bench.harness.session.run_stage", run)
-    monkeypatch.setattr("bench.harness.session.RESULTS_DIR", tmp_path / "results")
-    return asked
-
-
-def test_make_bench_measures_every_stage_in_its_short_form_and_records_nothing(
-    noted_stages: list[Any], tmp_path: Path
+def test_make_bench_measures_every_stage_in_its_short_form(
+    noted_stages: list[NotedStage],
 ) -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert "\t$(BIN)/python bench/throughput.py\n" in makefile
     done = CliRunner().invoke(throughput_main, ["--device", "cpu"])
     assert done.exit_code == 0, done.stderr
-    assert [stage for stage, *_ in noted_stages] == list(STAGES)
-    _, workload, meter, sizes = noted_stages[0]
-    assert (meter.repeats, sizes, workload.archs) == (6, (224,), ("efficientnet-b0",))
-    assert not (tmp_path / "results").exists()
+    assert [noted.stage for noted in noted_stages] == list(STAGES)
+    (workload,) = noted_stages[0].workloads
+    assert noted_stages[0].meter.repeats == 6
+    assert (workload.size, workload.archs) == (224, ("efficientnet-b0",))
     assert all(f"my {stage}" in done.stdout for stage in STAGES)
 
 
 def test_full_takes_all_networks_both_sizes_and_more_turns(
-    noted_stages: list[Any], tmp_path: Path
+    noted_stages: list[NotedStage], tmp_path: Path
 ) -> None:
-    arguments = ["--stage", "train", "--full", "--record", "--device", "cpu"]
-    arguments += ["--json", str(tmp_path / "out.json")]
+    arguments = ["--stage", "train", "--full", "--device", "cpu"]
+    arguments += [
+        "--out",
+        str(tmp_path / "results"),
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
     done = CliRunner().invoke(throughput_main, arguments)
     assert done.exit_code == 0, done.stderr
-    ((stage, workload, meter, sizes),) = noted_stages
-    assert (stage, meter.repeats, sizes) == ("train", 6, (224, 512))
+    (noted,) = noted_stages
+    assert (noted.stage, noted.meter.repeats) == ("train", 6)
+    assert [workload.size for workload in noted.workloads] == [224, 512]
+    workload = noted.workloads[0]
     assert workload.ranks == (1, 2, 4, 8)
     assert workload.archs == tuple(ARCHS)
     assert workload.memory_files == (1_000, 100_000)
@@ -137,7 +127,7 @@ def test_full_takes_all_networks_both_sizes_and_more_turns(
 
 
 def test_an_interrupted_benchmark_keeps_its_records_and_names_their_file(
-    noted_stages: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    noted_stages: list[NotedStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(stage: str, _: list[Workload], meter: Meter) -> None:
         meter.on_record(record_of(stage, "hot", f"my {stage}", [1.0, 2.0]))
@@ -147,7 +137,7 @@ def test_an_interrupted_benchmark_keeps_its_records_and_names_their_file(
     monkeypatch.setattr("bench.harness.session.run_stage", run)
     done = CliRunner().invoke(throughput_main, ["--device", "cpu"])
     assert done.exit_code == 1
-    (kept,) = (tmp_path / "cache").rglob("*.jsonl")
+    (kept,) = tmp_path.rglob("*.jsonl")
     assert [record.stage for record in read_records(kept)] == [
         *("prepare", "read", "loader")
     ]
@@ -164,62 +154,6 @@ def test_the_time_left_follows_the_pace_of_the_stages_before(toy: Workload) -> N
     assert guess_time_left(("train",), 0, [toy, toy], 0.0) == 2 * STAGE_S["train"]
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptRun:
-    """What `bench/on_gpu.sh` left, run once for several tests."""
-
-    status: int
-    printed: str
-    out_dir: Path
-
-
-@pytest.fixture(scope="module")
-def script_run(
-    tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> ScriptRun:
-    """The script, told to measure reading the tiny store on the CPU."""
-    folder = tmp_path_factory.mktemp("script")
-    done = subprocess.run(
-        [
-            *(ROOT / "bench" / "on_gpu.sh", folder / "out"),
-            *("read", "--device", "cpu", "--store", tiny_store_path),
-            *("--batch-size", "4", "--size", "32", "--peers", "none"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={
-            "XDG_CACHE_HOME": str(folder),
-            "PATH": "/usr/bin:/bin",
-            "PYTHON": sys.executable,
-        },
-        cwd=folder,
-    )
-    return ScriptRun(done.returncode, done.stdout, folder / "out")
-
-
-def test_the_script_for_gpu_machines_runs_at_toy_size_without_a_gpu(
-    script_run: ScriptRun,
-) -> None:
-    assert script_run.status == 0, script_run.printed
-    assert "skipped" in (script_run.out_dir / "tests.txt").read_text()
-    document = json.loads((script_run.out_dir / "bench.json").read_text())
-    assert document["stages"].keys() == {"read"}
-    assert len(document["all"]) >= 3
-    assert len(read_records(next(script_run.out_dir.glob("*.jsonl")))) >= 3
-
-
-def test_the_command_prints_a_table_and_one_json_line_last(
-    script_run: ScriptRun,
-) -> None:
-    *table, last = (script_run.out_dir / "bench.txt").read_text().splitlines()
-    assert "memcpy" in "\n".join(table)
-    summary = json.loads(last)
-    assert summary["stages"]["read"]["hot"]["ichfast"]["median"] > 0
-    assert read_records(Path(summary["records"]))
-    assert Path(summary["figure"]).is_file()
-
-
 def test_peers_are_chosen_by_name() -> None:
     assert parse_peers("all") == tuple(PEERS)
     assert parse_peers("none") == ()
@@ -234,13 +168,13 @@ def test_peers_are_chosen_by_name() -> None:
     assert not reason_to_skip("grid-sample")
 
 
-def test_peers_without_a_name_are_all_of_them(noted_stages: list[Any]) -> None:
+def test_peers_without_a_name_are_all_of_them(noted_stages: list[NotedStage]) -> None:
     for typed in (["loader"], ["loader", "--peers"], ["--peers", "all", "loader"]):
         done = CliRunner().invoke(throughput_main, [*typed, "--device", "cpu"])
         assert done.exit_code == 0, done.stderr
-    stages, workloads, *_ = zip(*noted_stages, strict=True)
-    assert stages == ("loader",) * 3
-    assert [workload.peers for workload in workloads] == [tuple(PEERS)] * 3
+    assert [noted.stage for noted in noted_stages] == ["loader"] * 3
+    found = [noted.workloads[0].peers for noted in noted_stages]
+    assert found == [tuple(PEERS)] * 3
 
 
 def test_only_the_stages_with_a_model_input_repeat_for_each_size() -> None:
