@@ -253,7 +253,7 @@ class WarpAlone:
         self, store: Store, task: LoaderTask
     ) -> list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32]]]:
         """Load batches: slices, shape (B, H, W), and matrices, shape (B, 3, 3)."""
-        batches = []
+        batches: list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.float32]]] = []
         num_bytes = 0
         for number in range(self._num_batches):
             first = number * task.batch_size
@@ -286,7 +286,7 @@ class WarpAlone:
         """Stop DALI's threads."""
         self._pipeline._shutdown()
 
-    def _give(self, info: Any) -> tuple[Any, Any]:
+    def _give(self, info: Any) -> tuple[Any, ...]:
         """Return a batch as the loader gives it to DALI: one object, without a copy."""
         if info.iteration >= self._num_batches:
             raise StopIteration

@@ -66,7 +66,9 @@ def _measure_arch(
         contenders = _make_contenders(trainer, loader, recipe, workload, waited)
         peaks_mib: dict[str, list[float]] = {each.name: [] for each in contenders}
         if workload.device != "cpu":
-            contenders = [_watch(each, peaks_mib[each.name]) for each in contenders]
+            contenders = [
+                watch_memory(each, peaks_mib[each.name]) for each in contenders
+            ]
         settings = {
             "recipe": recipe.name,
             "arch": arch,
@@ -144,7 +146,7 @@ def _make_contenders(
     ]
 
 
-def _watch(contender: Contender, peaks_mib: list[float]) -> Contender:
+def watch_memory(contender: Contender, peaks_mib: list[float]) -> Contender:
     """Append the peak of the GPU memory of tensors to a list in each turn, MiB.
 
     It includes the memory that other contenders keep, the same for all. Torch counts

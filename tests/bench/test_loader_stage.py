@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -15,10 +18,17 @@ from bench.harness.measure import Meter
 from bench.harness.session import (
     run_stage,
 )
-from bench.harness.workload import Workload
+from bench.harness.workload import Workload, common_slices
 from bench.peers import PEERS, reason_to_skip
+from bench.peers.task import LoaderTask
 from bench.scaling.quantities import loader_record
-from bench.stages.loader import CopyAlone, gpu_copies, make_task
+from bench.stages.loader import (
+    CopyAlone,
+    WarpAlone,
+    gpu_copies,
+    make_task,
+    pick_slices,
+)
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.loading.loader import make_loader
@@ -56,6 +66,105 @@ def test_copies_move_a_batch_as_often_as_an_epoch_has_batches() -> None:
     copied_BHW = torch.zeros_like(batch_BHW)
     assert CopyAlone(batch_BHW, copied_BHW, num_batches=5).run() == 5 * 4
     assert torch.equal(copied_BHW, batch_BHW)
+
+
+class FakePipeline:
+    """A DALI pipeline that takes batches from its source and notes its streams."""
+
+    def __init__(self, source: Any, **_options: object) -> None:
+        self._source = source
+        self._iteration = 0
+        self.streams: list[object] = []
+        self.batches: list[Any] = []
+
+    def build(self) -> None:
+        pass
+
+    def run(self, *streams: object) -> None:
+        batch = self._source(SimpleNamespace(iteration=self._iteration))
+        self._iteration += 1
+        self.streams += streams
+        self.batches.append(batch)
+
+    def reset(self) -> None:
+        self._iteration = 0
+
+
+def test_on_a_gpu_the_warp_reads_pinned_memory_and_does_not_wait_for_batches(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a GPU there are no streams and no pinned memory; a tensor list does not
+    # tell whether its memory is pinned, so what it is told is noted.
+    pinned: list[npt.NDArray[np.int16]] = []
+
+    def pin(stored_BHW: torch.Tensor) -> torch.Tensor:
+        pinned.append(stored_BHW.clone().numpy())
+        return torch.from_numpy(pinned[-1])
+
+    wrapped: list[tuple[npt.NDArray[np.uint16], bool]] = []
+
+    def wrap(stored_BHW: npt.NDArray[np.uint16], *, pinned: bool) -> None:
+        wrapped.append((stored_BHW, pinned))
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "torch's stream")
+    monkeypatch.setattr("bench.stages.loader.pipeline_options", lambda *_, **__: {})
+    monkeypatch.setattr("bench.stages.loader._warp_graph", FakePipeline)
+    monkeypatch.setattr("bench.stages.loader.wrap_host_slices", wrap)
+    with toy.open_store() as store:
+        task = replace(make_task(store, 256, toy), device="cuda")
+        warp = WarpAlone(store, task)
+    assert [warp.run(), warp.run()] == [16, 16]
+    assert warp._pipeline.streams == ["torch's stream"] * 8
+    for (stored_BHW, is_pinned), memory in zip(wrapped, 2 * pinned, strict=True):
+        assert is_pinned
+        assert stored_BHW.shape == (4, 32, 32)  # halved three times
+        assert np.shares_memory(stored_BHW, memory)
+
+
+def test_the_memory_of_the_warp_is_bounded_and_its_batches_come_again(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.stages.loader._warp_graph", FakePipeline)
+    monkeypatch.setattr("bench.stages.loader.wrap_host_slices", lambda each, **_: each)
+    bounds = {"none": 2**30, "two batches": 2 * 4 * 2 * 64**2, "less than one": 1}
+    different = {}
+    with toy.open_store() as store:
+        task = make_task(store, 256, replace(toy, size=64, num_loaded=20))
+        for name, num_bytes in bounds.items():
+            monkeypatch.setattr("bench.stages.loader.MAX_WARP_BYTES", num_bytes)
+            warp = WarpAlone(store, task)
+            assert warp.run() == 20
+            different[name] = [
+                id(stored_BHW) for stored_BHW, _ in warp._pipeline.batches
+            ]
+    assert [len(set(ids)) for ids in different.values()] == [5, 2, 1]
+    first, second, *rest = different["two batches"]
+    assert rest == [first, second, first]
+
+
+def test_a_small_store_is_loaded_several_times_over(toy: Workload) -> None:
+    with toy.open_store() as store:
+        slices_N = common_slices(store)
+        picked_N = pick_slices(store, 2 * len(slices_N) + 3)
+        assert pick_slices(store, 3).tolist() == slices_N[[0, 23, 47]].tolist()
+    assert picked_N.tolist() == [*slices_N, *slices_N, *slices_N[:3]]
+
+
+@pytest.mark.slow
+def test_a_peer_that_cannot_be_opened_loses_no_other_record(
+    toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_task: LoaderTask) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr("bench.peers.grid_sample.make", refuse)
+    peers = ("grid-sample", "torchvision")
+    records = run_toy_stage("loader", replace(toy, peers=peers))
+    reasons = {record.reason for record in records if record.name == "grid-sample"}
+    assert reasons == {"it failed with RuntimeError"}
+    measured = {record.name for record in records if record.estimate is not None}
+    assert measured == {"ichfast", "warp alone", "torchvision"}
 
 
 def test_a_gpu_is_held_to_copies_over_the_bus_and_on_the_gpu(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench.harness.estimates import estimate, ratio_of
-from bench.harness.measure import BenchError, Contender, Meter
+from bench.harness.measure import BenchError, Contender, Meter, Record
 from bench.harness.pagecache import drop_cache
 from bench.harness.peak import Peak, peak_of, watch_command
 from bench.harness.table import format_table
@@ -108,6 +108,66 @@ def test_what_a_contender_leaves_running_is_over_before_the_next_turn(
         settings={},
     )
     assert still_working == [False, False]
+
+
+def compare_with_failing(role: str, *, fails_in_turn: int) -> list[Record]:
+    """Compare three contenders, of which the second fails in a turn, warm-up first."""
+    turns = count()
+
+    def fail() -> int:
+        if next(turns) == fails_in_turn:
+            raise FileNotFoundError("/home/somebody/file")
+        return 1
+
+    kept: list[Record] = []
+    meter = Meter(device="cpu", repeats=2, warmup=1, on_record=kept.append)
+    records = meter.compare(
+        [
+            Contender(name="ours", role="ichfast", run=lambda: 1),
+            Contender(name="fails", role=role, run=fail),
+            Contender(name="theirs", role="peer", run=lambda: 1),
+        ],
+        stage="read",
+        case="hot",
+        unit="slices",
+        cache="hot",
+        settings={},
+    )
+    assert kept == records
+    return records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["peer", "limit"])
+@pytest.mark.parametrize("turn", [0, 2])
+def test_what_fails_is_left_out_and_the_others_are_recorded(
+    role: str, turn: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, failed, theirs = compare_with_failing(role, fails_in_turn=turn)
+    assert len(ours.values) == len(theirs.values) == 2
+    assert theirs.ratio is not None
+    assert (failed.name, failed.role, failed.estimate) == ("fails", role, None)
+    # The message may hold a path, so it is in the log only.
+    assert failed.reason == "it failed with FileNotFoundError"
+    assert "/home/somebody/file" in caplog.text
+
+
+def test_a_failure_of_ours_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError):
+        compare_with_failing("ichfast", fails_in_turn=0)
+
+
+@pytest.mark.slow
+def test_a_tree_without_git_takes_its_commit_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.harness.measure._git", lambda *_: "")
+    commits = []
+    for commit in (None, "1d07e9600000"):
+        if commit is not None:
+            monkeypatch.setenv("ICHFAST_COMMIT", commit)
+        commits.append(compare_two([1, 2], repeats=1, warmup=0)[0].commit)
+    assert commits == ["unknown", "1d07e9600000"]
 
 
 def test_the_interval_of_six_turns_reaches_from_the_lowest_to_the_highest() -> None:

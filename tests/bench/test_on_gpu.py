@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,6 +204,26 @@ def test_each_part_of_the_short_mode_has_time_for_its_steps_and_slices(
 
 
 @pytest.mark.slow
+def test_the_readme_gives_the_limits_and_the_steps_of_the_short_mode(
+    short_parts: list[Part], noted_stages: list[NotedStage]
+) -> None:
+    text = (ROOT / "bench" / "README.md").read_text()
+    limits_s = [
+        int(seconds) for seconds in re.findall(r"^\| [^|]*\| (\d+) \|", text, re.M)
+    ]
+    assert limits_s == [part.limit_s for part in short_parts]
+    noted = [
+        session_of(part, noted_stages) for part in short_parts if part.is_measurement
+    ]
+    num_steps = sum(
+        count_steps(each.workloads[0], each.meter)
+        for each in noted
+        if each.stage == "train"
+    )
+    assert f"{num_steps:,} training\nsteps in all" in text
+
+
+@pytest.mark.slow
 def test_the_short_mode_tests_first_and_trains_every_backbone_at_both_sizes(
     short_parts: list[Part], noted_stages: list[NotedStage]
 ) -> None:
@@ -316,7 +337,7 @@ class CountingMeter(Meter):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train", "loader"])
 def test_what_is_counted_is_what_a_stage_does(stage: str, toy: Workload) -> None:
-    meter = CountingMeter(device="cpu", repeats=2, warmup=1)
+    meter = CountingMeter(device="cpu", repeats=1, warmup=1)
     object.__setattr__(meter, "counted", Counter())
     records = run_stage(stage, [toy], meter)
     by_role: Counter[str] = Counter()
