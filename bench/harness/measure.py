@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,39 +175,68 @@ class Meter:
             cache: ``hot``, ``cold`` or ``none``.
             settings: Settings of all contenders.
 
+        After Ctrl-C, the turns that all took are recorded first.
+
         Returns:
             A record for each contender, in their order.
         """
-        load_before = os.getloadavg()[0]
+        turns = [_Turns() for _ in contenders]
+        record = partial(
+            self._record_turns,
+            contenders,
+            turns,
+            what={"stage": stage, "case": case},
+            settings={**settings, "warmup": self.warmup},
+            unit=f"{unit}/s",
+            cache=cache,
+            load_before=os.getloadavg()[0],
+        )
         try:
-            turns = self._take_turns(contenders, f"{stage}, {case}")
+            self._take_turns(contenders, turns, f"{stage}, {case}")
+        except KeyboardInterrupt:
+            record()
+            raise
         finally:
             gc.unfreeze()
-        ours = turns[0].rates
+        return record()
+
+    def _record_turns(
+        self,
+        contenders: Sequence[Contender],
+        turns: Sequence[_Turns],
+        *,
+        what: Mapping[str, str],
+        settings: Mapping[str, Any],
+        **how: Any,
+    ) -> list[Record]:
+        """Record the turns that all contenders took; nothing if there are none.
+
+        Args:
+            contenders: ichfast first.
+            turns: Those of each contender.
+            what: Stage and case of the records.
+            settings: Settings of all contenders.
+            how: More fields of what was measured.
+        """
+        num_turns = min(len(own.rates) for own in turns if not own.failure)
+        if not num_turns:
+            return []
+        ours = turns[0].rates[:num_turns]
         records = []
         for contender, own in zip(contenders, turns, strict=True):
-            what: dict[str, Any] = {
-                "stage": stage,
-                "case": case,
-                "name": contender.name,
-                "role": contender.role,
-            }
+            named = {**what, "name": contender.name, "role": contender.role}
             if own.failure:
-                records.append(self.left_out(**what, reason=own.failure))
+                records.append(self.left_out(**named, reason=own.failure))
                 continue
+            rates = own.rates[:num_turns]
+            is_ours = contender.role == "ichfast"
             records.append(
                 self._record(
-                    **what,
-                    unit=f"{unit}/s",
-                    cache=cache,
-                    settings={**settings, **contender.settings, "warmup": self.warmup},
-                    values=tuple(own.rates),
-                    ratio=(
-                        ratio_of(ours, own.rates)
-                        if contender.role != "ichfast"
-                        else None
-                    ),
-                    load_before=load_before,
+                    **named,
+                    **how,
+                    settings={**settings, **contender.settings},
+                    values=tuple(rates),
+                    ratio=None if is_ours else ratio_of(ours, rates),
                 )
             )
         return records
@@ -283,8 +313,16 @@ class Meter:
         self.on_record(record)
         return record
 
-    def _take_turns(self, contenders: Sequence[Contender], label: str) -> list[_Turns]:
-        turns = [_Turns() for _ in contenders]
+    def _take_turns(
+        self, contenders: Sequence[Contender], turns: Sequence[_Turns], label: str
+    ) -> None:
+        """Let contenders take turns.
+
+        Args:
+            contenders: Those that are compared.
+            turns: Grow with the turns of each.
+            label: Says what is compared.
+        """
         for turn in range(self.warmup + self.repeats):
             if turn == self.warmup:
                 # Otherwise a full collection walks over all imports of all contenders
@@ -306,7 +344,6 @@ class Meter:
                     continue
                 if turn >= self.warmup:
                     own.rates.append(rate)
-        return turns
 
     def _take_turn(self, contender: Contender) -> float:
         """Let a contender do the work of a turn; returns units per second."""

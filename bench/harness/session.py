@@ -3,7 +3,7 @@
 Promises:
 
 1. A record is on the disk as soon as it is made; Ctrl-C and a failing stage keep the
-   records before them.
+   records before them, and Ctrl-C also the turns of the case that it cuts.
 2. The scratch folder is removed at the end, also after an error.
 3. Records and picture go to one folder; nothing else in the checkout changes.
 """
@@ -143,7 +143,8 @@ def run_session(  # noqa: PLR0913 - the options of the command
     try:
         _run_stages(stages, workloads, meter)
     except KeyboardInterrupt:
-        _log(f"interrupted; {len(results.records)} records are in {results.path}")
+        place = f" are in {results.path}" if results.path else ""
+        _log(f"interrupted; {len(results.records)} records{place}")
         raise
     finally:
         shutil.rmtree(workload.scratch_dir, ignore_errors=True)

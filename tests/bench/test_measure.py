@@ -152,6 +152,36 @@ def test_what_fails_is_left_out_and_the_others_are_recorded(
     assert "/home/somebody/file" in caplog.text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("cut_in_turn", "num_recorded"), [(0, 0), (1, 0), (3, 2)])
+def test_a_case_that_is_cut_records_the_turns_that_all_took(
+    cut_in_turn: int, num_recorded: int
+) -> None:
+    turns = count()
+
+    def run() -> int:
+        if next(turns) == cut_in_turn:
+            raise KeyboardInterrupt
+        return 1
+
+    kept: list[Record] = []
+    meter = Meter(device="cpu", repeats=6, warmup=1, on_record=kept.append)
+    with pytest.raises(KeyboardInterrupt):
+        meter.compare(
+            [
+                Contender(name="ours", role="ichfast", run=lambda: 1),
+                Contender(name="theirs", role="peer", run=run),
+            ],
+            stage="read",
+            case="hot",
+            unit="slices",
+            cache="hot",
+            settings={},
+        )
+    assert [len(record.values) for record in kept] == [num_recorded] * len(kept)
+    assert len(kept) == 2 * (num_recorded > 0)
+
+
 def test_a_failure_of_ours_is_an_error() -> None:
     with pytest.raises(FileNotFoundError):
         compare_with_failing("ichfast", fails_in_turn=0)
