@@ -83,6 +83,9 @@ class LoaderTask:
         )
 
 
+WORKER_TIMEOUT_S = 60.0
+"""Longest wait for a batch of a DataLoader, seconds; its workers may have died."""
+
 Sample = tuple[Tensor, int]
 """A slice, (1, S, S) float16, and its store position."""
 
@@ -134,6 +137,7 @@ class DataLoaderPeer:
                 "persistent_workers": True,
                 "prefetch_factor": 4,
                 "multiprocessing_context": "forkserver",
+                "timeout": WORKER_TIMEOUT_S,
             }
         self._device = task.device
         self._sampler = task.sampler
