@@ -46,8 +46,9 @@ bench() { # SECONDS ARGUMENT ...
   part "$1" bench.txt "$PYTHON" bench/throughput.py --out "$OUT" "${@:2}"
 }
 
-# -v, so that the tests of a killed part can be read too.
-gpu_tests=("$PYTHON" -m pytest -v -p no:cacheprovider -m gpu tests/gpu)
+# -v, so that the tests of a killed part can be read too. Most of their time is the CPU's.
+gpu_tests=("$PYTHON" -m pytest -v -p no:cacheprovider -n auto --maxprocesses 8
+  --dist worksteal -m gpu tests/gpu)
 
 part 25 doctor.txt "$PYTHON" -m ichfast doctor
 status=0
