@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     # Python put the folder of this file here, where `import bench` would fail.
@@ -93,7 +93,16 @@ def _check_stages(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in names or not names)
 
 
+def interrupt_once(*_: object) -> NoReturn:
+    """End the run as Ctrl-C does; ignore more signals, so that it writes its records.
+
+    `timeout` sends its signal to the process and then to the group of the process.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
     # So that a terminated run removes its files too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt_once)
     main()

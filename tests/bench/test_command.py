@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from bench.harness.session import (
 from bench.harness.workload import Workload
 from bench.peers import PEERS, parse_peers, reason_to_skip
 from bench.stages import STAGES
+from bench.throughput import interrupt_once
 from bench.throughput import main as throughput_main
 from ichfast.models.config import ARCHS
 from tests.bench.conftest import NotedStage
@@ -143,6 +146,16 @@ def test_an_interrupted_benchmark_keeps_its_records_and_names_their_file(
     ]
     assert f"interrupted; 3 records are in {kept}" in done.stderr
     assert noted_stages == []
+
+
+def test_a_second_signal_does_not_cut_the_end_of_a_run_short() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_once(signal.SIGTERM, None)
+        os.kill(os.getpid(), signal.SIGTERM)  # is ignored
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_time_left_follows_the_pace_of_the_stages_before(toy: Workload) -> None:
