@@ -130,8 +130,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("cut.csv.xz", lzma.compress(b"ID,Label\n" * 99)[:-9]),
-        ("cut.csv.gz", gzip.compress(b"ID,Label\n" * 99)[:-9]),
-        ("damaged.csv.gz", gzip.compress(b"ID,Label\n" * 99)[:10] + bytes([7] * 99)),
+        ("cut.csv.gz", gzip.compress(b"ID,Label\n" * 99, mtime=0)[:-9]),
+        (
+            "damaged.csv.gz",
+            gzip.compress(b"ID,Label\n" * 99, mtime=0)[:10] + bytes([7] * 99),
+        ),
         ("packed.csv.zip", b"PK\3\4\x14\0\0\0\x08\0\x9c\xa7\n"),
         ("latin.csv", "ID,Label,Größe\n".encode("latin-1")),
         ("excel.csv", "ID,Label\n".encode("utf-16")),
