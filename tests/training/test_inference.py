@@ -41,7 +41,7 @@ def test_the_reference_takes_one_plain_and_eight_zoomed_looks() -> None:
     }
     for augment in zoomed:
         assert (augment.min_zoom, augment.max_zoom) == (1.35, 1.35)
-        # Whatever else training drew goes on being drawn.
+        # The other draws of training stay.
         assert augment.max_rotation_deg == EXP_30.max_rotation_deg
         assert augment.cutout_probability == EXP_30.cutout_probability
 
