@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def run_dir(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder for temporary files; a test must leave no store in it."""
+    util.get_temp_dir()  # of worker processes: a socket's path may have 107 letters
     path = tmp_path / "temporary"
     path.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(path))
