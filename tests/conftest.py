@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import warnings
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 
 # Jobs in the background of a script ignore Ctrl-C, and so does all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_unlimited_again() -> Iterator[None]:
+    """A test may decode in its own process, which limits memory until the process ends.
+
+    Tests after it would fail where they need more.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
 
 # patient, study, series, slices, (rows, columns), labelled
 SERIES = (
