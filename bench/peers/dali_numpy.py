@@ -173,7 +173,7 @@ def _relight(value: Any, augment: AugmentConfig, darkens: Any, stretches: Any) -
     brightness = dali_math.log(change / (1.0 - change))
     contrast = dali_math.exp(-math.log1p(-amount) * stretches * _uniform(-1.0, 1.0, 13))
     value = dali_math.clamp(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
-    logit = dali_math.log(value / (1.0 - value)) * contrast + brightness
+    logit = (dali_math.log(value / (1.0 - value)) + brightness) * contrast
     return 1.0 / (1.0 + dali_math.exp(-logit))
 
 

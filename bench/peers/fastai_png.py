@@ -92,5 +92,7 @@ def _theta(augment: AugmentConfig) -> Tensor:
         reach = 1.0 - scale
         shift = (random.uniform(-reach, reach), random.uniform(-reach, reach))
     mirror = -1.0 if random.random() < augment.flip_probability else 1.0
-    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
-    return torch.tensor([[mirror * cos, sin, shift[0]], [-mirror * sin, cos, shift[1]]])
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn_22 = torch.tensor([[cos, -sin], [sin, cos]])
+    zoom_23 = torch.tensor([[mirror * scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
+    return turn_22 @ zoom_23

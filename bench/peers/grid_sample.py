@@ -129,7 +129,7 @@ def _theta(
 
 
 def light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
-    """Change contrast and brightness in logit space.
+    """Change brightness, then contrast, in logit space.
 
     Args:
         value_B1SS: Values in [0, 1].
@@ -140,8 +140,8 @@ def light(value_B1SS: Tensor, drawn: Parameters) -> Tensor:
     contrast_B111 = torch.from_numpy(drawn.contrast_B)[:, None, None, None]
     brightness_B111 = torch.from_numpy(drawn.brightness_B)[:, None, None, None]
     logit_B1SS = torch.logit(value_B1SS, eps=LOGIT_EPSILON)
-    logit_B1SS = logit_B1SS.mul_(contrast_B111.to(value_B1SS.device))
-    return logit_B1SS.add_(brightness_B111.to(value_B1SS.device)).sigmoid_()
+    logit_B1SS = logit_B1SS.add_(brightness_B111.to(value_B1SS.device))
+    return logit_B1SS.mul_(contrast_B111.to(value_B1SS.device)).sigmoid_()
 
 
 def hole_mask(drawn: Parameters, size: int, device: str) -> Tensor:

@@ -204,7 +204,7 @@ def normalize(value_1SS: Tensor, normalization: Normalization) -> Tensor:
 
 
 def relight(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
-    """Change brightness and contrast in logit space, each with its probability.
+    """Change brightness, then contrast, in logit space, each with its probability.
 
     Args:
         value_1SS: Values in [0, 1]. May be overwritten.
@@ -223,7 +223,7 @@ def relight(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
     if brightness == 0.0 and contrast == 1.0:
         return value_1SS
     logit_1SS = torch.logit(value_1SS, eps=LOGIT_EPSILON)
-    return logit_1SS.mul_(contrast).add_(brightness).sigmoid_()
+    return logit_1SS.add_(brightness).mul_(contrast).sigmoid_()
 
 
 def cut_holes(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
@@ -238,8 +238,8 @@ def cut_holes(value_1SS: Tensor, augment: AugmentConfig) -> Tensor:
     size = value_1SS.shape[-1]
     side = random.randint(*augment.cutout_side)
     for _ in range(random.randint(*augment.cutout_holes)):
-        top = random.randrange(size) - side // 2
-        left = random.randrange(size) - side // 2
+        top = random.randrange(size) - (side + 1) // 2
+        left = random.randrange(size) - (side + 1) // 2
         value_1SS[
             ..., max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)
         ] = 0.0

@@ -66,8 +66,9 @@ class AugmentConfig:
     directions."""
 
     max_lighting: float = 0.0
-    """Change of brightness and contrast in logit space, 0 to 0.99; fastai's default is
-    0.2. 0.99 is a contrast of 1/100 to 100; the graph's arithmetic holds up to 250."""
+    """Change of brightness, then of contrast, in logit space, 0 to 0.99; fastai's
+    default is 0.2. 0.99 is a contrast of 1/100 to 100; the graph's arithmetic holds up
+    to 186."""
 
     lighting_probability: float = 0.75
     """Probability of a change of brightness and of contrast, drawn independently."""

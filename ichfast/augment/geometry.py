@@ -99,11 +99,15 @@ def zoom(factor_B: Numbers, focus_B2: Numbers) -> Numbers:
 
 
 def rotation(angle_B: Numbers) -> Numbers:
-    """Matrices that turn a slice clockwise about its centre by `angle_B`, rad."""
+    """Matrices that turn a slice anticlockwise about its centre by `angle_B`, rad.
+
+    Source:
+        fastai v1 `rotate`.
+    """
     matrix_B33 = identity(len(angle_B))
     matrix_B33[:, 0, 0] = matrix_B33[:, 1, 1] = np.cos(angle_B)
-    matrix_B33[:, 0, 1] = np.sin(angle_B)
-    matrix_B33[:, 1, 0] = -np.sin(angle_B)
+    matrix_B33[:, 0, 1] = -np.sin(angle_B)
+    matrix_B33[:, 1, 0] = np.sin(angle_B)
     return matrix_B33
 
 

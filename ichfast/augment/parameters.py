@@ -34,10 +34,10 @@ class Parameters:
     """Added to the width of every window, HU."""
 
     contrast_B: npt.NDArray[np.float32]
-    """Factor in logit space; 1 changes nothing."""
+    """Factor in logit space, after the brightness; 1 changes nothing."""
 
     brightness_B: npt.NDArray[np.float32]
-    """Offset in logit space; 0 changes nothing."""
+    """Offset in logit space, before the contrast; 0 changes nothing."""
 
     hole_corner_BM2: npt.NDArray[np.float32]
     """First row and column of each hole, output pixels; may lie outside the image."""
@@ -128,20 +128,23 @@ def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _draw_steps(config: AugmentConfig, uniform_BU: Uniforms) -> list[Uniforms]:
-    """Matrices of the transforms that are switched on, in the order they apply."""
+    """Matrices of the transforms that are switched on, in the order they apply.
+
+    Source:
+        fastai v1: it collects affine matrices in the order of `get_transforms`, reads
+        the grid of the warp through them, and flips the resampled image.
+    """
     steps = []
     if config.dihedral_probability:
         wanted_B = uniform_BU[:, _IF_DIHEDRAL] < config.dihedral_probability
         number_B = np.floor(8 * uniform_BU[:, _DIHEDRAL]).astype(np.int64)
         steps.append(geometry.symmetry(np.where(wanted_B, number_B, 0)))
-    if config.flip_probability:
-        steps.append(geometry.mirror(uniform_BU[:, _FLIP] < config.flip_probability))
-    if config.max_zoom != 1.0 or config.min_zoom != 1.0:
-        steps.append(_draw_zoom(config, uniform_BU))
     if config.max_rotation_deg:
         degrees_B = _symmetric(uniform_BU[:, _ROTATE], config.max_rotation_deg)
         wanted_B = uniform_BU[:, _IF_ROTATE] < config.affine_probability
         steps.append(geometry.rotation(np.deg2rad(np.where(wanted_B, degrees_B, 0.0))))
+    if config.max_zoom != 1.0 or config.min_zoom != 1.0:
+        steps.append(_draw_zoom(config, uniform_BU))
     if config.max_warp:
         moved_B4 = _symmetric(uniform_BU[:, _WARP], config.max_warp)
         wanted_B = uniform_BU[:, _IF_WARP] < config.affine_probability
@@ -150,6 +153,8 @@ def _draw_steps(config: AugmentConfig, uniform_BU: Uniforms) -> list[Uniforms]:
         moved_B2 = _symmetric(uniform_BU[:, _SHIFT], config.max_shift)
         wanted_B = uniform_BU[:, _IF_SHIFT] < config.affine_probability
         steps.append(geometry.shift(np.where(wanted_B[:, None], moved_B2, 0.0)))
+    if config.flip_probability:
+        steps.append(geometry.mirror(uniform_BU[:, _FLIP] < config.flip_probability))
     return steps
 
 
@@ -183,7 +188,12 @@ def _draw_lighting(
 def _draw_holes(
     config: AugmentConfig, uniform_BU: Uniforms, size: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Corners and sides of the holes, which are squares around a uniform pixel."""
+    """Corners and sides of the holes, which are squares around a uniform pixel.
+
+    Source:
+        fastai v1 `cutout`: a hole with an odd side reaches a pixel further up and left
+        of its pixel than down and right.
+    """
     min_holes, max_holes = config.cutout_holes
     min_side, max_side = config.cutout_side
     holes_B = np.floor(min_holes + uniform_BU[:, _HOLES] * (max_holes - min_holes + 1))
@@ -191,6 +201,6 @@ def _draw_holes(
     wanted_B = uniform_BU[:, _IF_CUTOUT] < config.cutout_probability
     used_BM = (np.arange(MAX_HOLES) < holes_B[:, None]) & wanted_B[:, None]
     uniform_BM2 = uniform_BU[:, _HOLE_CENTRES].reshape(-1, MAX_HOLES, 2)
-    corner_BM2 = np.floor(uniform_BM2 * size) - np.floor(side_B / 2)[:, None, None]
+    corner_BM2 = np.floor(uniform_BM2 * size) - np.ceil(side_B / 2)[:, None, None]
     side_BM2 = np.repeat((used_BM * side_B[:, None])[..., None], 2, axis=2)
     return corner_BM2.astype(np.float32), side_BM2.astype(np.float32)

@@ -184,9 +184,9 @@ def change_values(value: Numbers, drawn: Mapping[str, Numbers | np.float32]) -> 
 def _light(
     value: Numbers, contrast: Numbers | np.float32, brightness: Numbers | np.float32
 ) -> Numbers:
-    """Change brightness and contrast in logit space, as fastai v1 does."""
+    """Change brightness, then contrast, in logit space, as fastai v1 does."""
     clipped = np.clip(value, LOGIT_EPSILON, 1.0 - LOGIT_EPSILON)
-    logit = np.log(clipped / (1.0 - clipped)) * contrast + brightness
+    logit = (np.log(clipped / (1.0 - clipped)) + brightness) * contrast
     with np.errstate(over="ignore"):  # 1 / inf is 0
         return 1.0 / (1.0 + np.exp(-logit))
 

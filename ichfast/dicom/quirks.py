@@ -85,8 +85,9 @@ def is_wrapped_12bit(
 ) -> bool:
     """Whether negative HU of a file wrapped around at 4096.
 
-    About 5,300 RSNA slices are unsigned 12-bit with an intercept near zero. They cannot
-    represent air, which is at 3096 and above.
+    An unsigned 12-bit file with an intercept near zero cannot represent air, which it
+    has at 3096 and above. Of the 674,258 RSNA training slices, 5,326 have an intercept
+    above -100, of any sign and number of bits; how many of them wrapped is not known.
 
     Args:
         is_signed: whether pixels are signed.

@@ -114,7 +114,7 @@ _FIRST_STEP = 2**23
 LOGIT_ZERO = _FIRST_STEP + 32_768
 LOGIT_STEPS = 2_048
 """Lit values pass through a grid of 65,536 steps in logit space: 2,048 per unit, 16
-units to each side, beyond which a value is 0 or 1 to 2e-7. Brightness is rounded to a
+units to each side, beyond which a value is 0 or 1 to 2e-7. The offset is rounded to a
 step, and then the sum is: one step of error at most, which changes a value by less than
 float16 resolves near 1. Steps are counted from 2**23 (see `_step_of`)."""
 
@@ -342,13 +342,15 @@ def _step_of(logit: Any, fed: Mapping[str, Any]) -> Any:
         IEEE 754-2019, 3.4, binary32. On the CPU DALI takes two to four times as long
         to cast float32 to uint16 as it takes for int32 (bench/LOG.md, 2026-11).
     """
-    # float32 resolves only whole steps where the grid begins, so brightness is rounded
-    # to a step here, and then the sum is.
+    # (logit + brightness) * contrast, as one product and one sum. float32 resolves only
+    # whole steps where the grid begins, so the offset is rounded to a step here, and
+    # then the sum is.
+    contrast = fed["contrast"] * float(LOGIT_STEPS)
     lit = fn.brightness_contrast(
         logit,
-        contrast=fed["contrast"] * float(LOGIT_STEPS),
+        contrast=contrast,
         contrast_center=0.0,
-        brightness_shift=fed["brightness"] * float(LOGIT_STEPS) + float(LOGIT_ZERO),
+        brightness_shift=fed["brightness"] * contrast + float(LOGIT_ZERO),
         dtype=types.FLOAT,  # for this type a shift is added without scaling
     )
     bits = fn.reinterpret(lit, dtype=types.INT32)

@@ -121,7 +121,7 @@ def _describe(
 def _describe_geometry(seen_33: npt.NDArray[np.float64], size: int) -> str:
     """Rotation, zoom, flip, warp and shift of the centre, from the matrix."""
     area = np.linalg.det(seen_33[:2, :2])
-    turned_22 = seen_33[:2, :2] * ([[-1], [1]] if area < 0 else [[1], [1]])
+    turned_22 = seen_33[:2, :2] * ([-1, 1] if area < 0 else [1, 1])
     angle_deg = np.rad2deg(np.arctan2(turned_22[0, 1], turned_22[0, 0]))
     x, y, scale = np.linalg.solve(seen_33, [size / 2, size / 2, 1.0])
     right, down = round(x / scale - size / 2), round(y / scale - size / 2)

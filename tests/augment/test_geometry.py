@@ -43,9 +43,9 @@ def test_the_eight_symmetries_are_the_squares() -> None:
     np.testing.assert_array_equal(moved(geometry.symmetry(np.array([0]))), LETTER_HW)
 
 
-def test_a_quarter_turn_goes_clockwise() -> None:
+def test_a_quarter_turn_goes_anticlockwise() -> None:
     found = moved(geometry.rotation(np.array([np.pi / 2])))
-    np.testing.assert_array_equal(found, np.rot90(LETTER_HW, -1))
+    np.testing.assert_array_equal(found, np.rot90(LETTER_HW))
 
 
 def test_a_shift_goes_right_and_down_and_leaves_air() -> None:

@@ -80,7 +80,7 @@ def test_lighting_is_arithmetic_on_logits_and_comes_before_the_holes() -> None:
     stored_HW = a_slice()
     value = (stored_HW.astype(float) - 24) / 4000
     logit = np.log(value.clip(LOGIT_EPSILON) / (1 - value.clip(LOGIT_EPSILON)))
-    expected = 1 / (1 + np.exp(-(1.25 * logit - 0.3)))
+    expected = 1 / (1 + np.exp(-(logit - 0.3) * 1.25))
     expected[:2, :2] = 0
     found = (applied(stored_HW, parameters) + 1000) / 4000
     np.testing.assert_allclose(found, expected, atol=1e-6)

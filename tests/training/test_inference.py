@@ -107,8 +107,6 @@ def revealed(
     """What `Revealing` answers to a crop of one corner, from plain indexing."""
     while len(stored_HW) >= 2 * size:
         stored_HW = halve(stored_HW)
-    if flipped:
-        stored_HW = stored_HW[:, ::-1]
     side = size / scale
     rows = (np.arange(size) + 0.5) / scale + down * (size - side) - 0.5
     columns = (np.arange(size) + 0.5) / scale + right * (size - side) - 0.5
@@ -118,6 +116,8 @@ def revealed(
         order=1,
         mode="constant",
     )
+    if flipped:
+        sampled_HW = sampled_HW[:, ::-1]
     brain_HW = np.clip((sampled_HW - 1024) / 80, 0, 1)
     places = brain_HW[:: size // 3, 3][:3]
     return 1 / (1 + np.exp(-np.tile(places, 2)))
