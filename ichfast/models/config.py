@@ -33,14 +33,22 @@ class Arch:
 
 ARCHS: dict[str, Arch] = {
     "efficientnet-b0": Arch(
-        timm_name="efficientnet_b0.ra_in1k",
-        timm_options={"drop_rate": 0.2, "drop_path_rate": 0.2},
+        timm_name="tf_efficientnet_b0.aa_in1k",
+        timm_options={"drop_rate": 0.2, "drop_path_rate": 0.2, "bn_momentum": 0.01},
     ),
     "xresnet50-attn": Arch(timm_name=None),
     "res2net50": Arch(timm_name="res2net50_26w_4s.in1k"),
     "resnext50": Arch(timm_name="resnext50_32x4d.tv_in1k", heads=HEADS),
 }
-"""The backbones by name. resnext50 takes torchvision's weights, as in the reference."""
+"""The backbones by name.
+
+resnext50 takes torchvision's weights, as in the reference. efficientnet-b0 is the
+published network, which the reference took from efficientnet_pytorch: TensorFlow's
+``same`` padding, batch norm with epsilon 1e-3 and momentum 0.01, dropout and drop
+connect of 0.2, and the weights of July 2019, trained with AutoAugment. timm's
+``efficientnet_b0`` has the same names and shapes, but pads evenly and has epsilon 1e-5:
+its weights load, and give other logits.
+"""
 
 PRETRAINED = ("yes", "try", "no")
 """``yes``: ImageNet weights, or an error if they cannot be had; ``try``: ImageNet

@@ -234,6 +234,8 @@ class Published:
     """Results that the reference reports for an experiment, on slice folds."""
 
     train_loss: float
+    """fastai's moving average at the end of the best epoch: `train_loss_smooth` in the
+    history of a run, not its `train_loss`."""
     valid_loss: float
     accuracy: float
     leaderboard: float

@@ -172,9 +172,10 @@ def _override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 
 TABLE_NOTE = """\
 The results are the reference's, from its notebooks: unweighted loss on slice folds
-that share patients; LB is the public stage-1 leaderboard. Where README and notebook
-differ, exp-NN follows the README. No result of ichfast on the whole RSNA set is
-measured yet."""
+that share patients; the train loss is fastai's moving average at the end of the epoch
+(train_loss_smooth in metrics.csv); LB is the public stage-1 leaderboard. Where README
+and notebook differ, exp-NN follows the README. No result of ichfast on the whole RSNA
+set is measured yet."""
 """Explains the results below the table of recipes."""
 
 

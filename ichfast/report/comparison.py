@@ -35,6 +35,9 @@ class Row:
     """``patient``; or ``slice``, which validates on patients that it trained on."""
     accuracy: float | None
     """Accuracy at 0.5 on the validation slices, in the best epoch."""
+    train_loss_smooth: float | None
+    """fastai's moving average of the training loss at the end of the best epoch, which
+    is what the reference published; a run's `metrics.csv` names it so."""
     valid_loss: float | None
     """Unweighted validation loss of the best epoch."""
     leaderboard: float | None
@@ -73,6 +76,7 @@ def _published_row(name: str) -> Row:
         size=recipe.data.size,
         folds=recipe.folds.kind,
         accuracy=published.accuracy,
+        train_loss_smooth=published.train_loss,
         valid_loss=published.valid_loss,
         leaderboard=published.leaderboard,
         leaderboard_tta=published.leaderboard_tta,
@@ -95,6 +99,7 @@ def _run_row(path: Path) -> Row:
         size=recipe.data.size,
         folds=recipe.folds.kind,
         accuracy=None if best is None else float(best["valid_accuracy"]),
+        train_loss_smooth=None if best is None else float(best["train_loss_smooth"]),
         valid_loss=None if best is None else float(best["valid_loss"]),
         leaderboard=None,
         leaderboard_tta=None,
@@ -144,6 +149,7 @@ _COLUMNS = (
     ("size", "size", "{}"),
     ("folds", "folds", "{}"),
     ("accuracy", "accuracy", "{:.4f}"),
+    ("smooth train loss", "train_loss_smooth", "{:.5f}"),
     ("valid loss", "valid_loss", "{:.5f}"),
     ("LB", "leaderboard", "{:.3f}"),
     ("LB TTA", "leaderboard_tta", "{:.3f}"),
@@ -176,7 +182,8 @@ def format_comparison(rows: Sequence[Row]) -> str:
             "",
             "Above the line: what the reference published. Slice folds put patients on",
             "both sides, so losses compare only within one kind of folds, and only on",
-            "the same slices.",
+            "the same slices. Smooth train loss: fastai's moving average at the end of",
+            "the epoch, train_loss_smooth in metrics.csv.",
         ]
     )
 

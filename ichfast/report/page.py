@@ -51,9 +51,8 @@ class ReportData:
     """Sentences that a reader must know before the figures."""
 
     history: pd.DataFrame
-    """One row an epoch: epoch, phase, train_loss, valid_loss,
-    valid_weighted_log_loss, valid_accuracy, learning_rate, slices_per_s, seconds,
-    wait_share. Without rows, the page has no curves."""
+    """One row an epoch, with the columns of `training.history`. Without rows, the page
+    has no curves."""
 
     predictions: pd.DataFrame
     """Columns as in `ichfast.evaluation.predictions`; some slice must have labels."""

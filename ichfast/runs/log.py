@@ -53,10 +53,12 @@ class RunLog:
         for name, value in row.items():
             self._board.add_scalar(name, value, row["epoch"])
         logger.info(
-            "epoch %d: train loss %.5f, valid loss %.5f, weighted log loss %.5f, "
+            "epoch %d: train loss %.5f (mean), %.5f (smooth), valid loss %.5f, weighted "
+            "log loss %.5f, "
             "accuracy %.4f, %.1f slices/s, %.0f %% waiting for data",
             row["epoch"] + 1,
             row["train_loss"],
+            row["train_loss_smooth"],
             row["valid_loss"],
             row["valid_weighted_log_loss"],
             row["valid_accuracy"],

@@ -1,7 +1,9 @@
 """The history of a run: one row per epoch, and the best of them.
 
-Rows are dicts of epoch, phase, train_loss, valid_loss, valid_weighted_log_loss,
-valid_accuracy, learning_rate, slices_per_s, seconds and wait_share.
+Rows are dicts of epoch, phase, train_loss, train_loss_smooth, valid_loss,
+valid_weighted_log_loss, valid_accuracy, learning_rate, slices_per_s, seconds and
+wait_share. `train_loss` is the mean over the epoch, `train_loss_smooth` fastai's moving
+average at its end, as in the tables of the reference.
 """
 
 from __future__ import annotations

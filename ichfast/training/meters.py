@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -37,6 +37,9 @@ WINDOW = 60
 
 MAX_WAIT_SHARE = 0.2
 """Share of the time, in [0, 1], that training may wait for data without a warning."""
+
+SMOOTHING = 0.98
+"""Factor by which a loss fades in the moving average with each step; fastai's."""
 
 
 class LossTrace:
@@ -116,6 +119,28 @@ class LossTrace:
     def clear(self) -> None:
         """Drop the losses that have been read, for the next epoch."""
         self.values = []
+
+
+def moving_average(losses: Sequence[float], before: float, num_before: int) -> float:
+    """Continue a moving average of losses, of which each fades by `SMOOTHING` a step.
+
+    Args:
+        losses: the further steps, in order.
+        before: the average of the steps before; ignored if there are none.
+        num_before: number of the steps before.
+
+    Returns:
+        The average over all steps, with weights that add up to 1; NaN without steps.
+
+    Source:
+        fastai v1 `SmoothenValue`, from which the train loss of its tables comes: one
+        average for a call of `fit`, beta 0.98, divided by 1 - beta^n.
+    """
+    average = before * (1.0 - SMOOTHING**num_before) if num_before else 0.0
+    for loss in losses:
+        average = SMOOTHING * average + (1.0 - SMOOTHING) * loss
+    num_steps = num_before + len(losses)
+    return average / (1.0 - SMOOTHING**num_steps) if num_steps else math.nan
 
 
 class WaitMeter:

@@ -31,7 +31,13 @@ from ichfast.system.terminal import progress
 from ichfast.training.checkpoint import BEST, LAST, Checkpointer
 from ichfast.training.history import History, epochs_since_best
 from ichfast.training.inference import validate
-from ichfast.training.meters import READ_INTERVAL, EpochTimer, LoaderWatch, LossTrace
+from ichfast.training.meters import (
+    READ_INTERVAL,
+    EpochTimer,
+    LoaderWatch,
+    LossTrace,
+    moving_average,
+)
 from ichfast.training.step import Stepper
 
 logger = logging.getLogger(__name__)
@@ -108,9 +114,8 @@ class Trainer:
             on_epoch: called with the history after each epoch.
 
         Returns:
-            One row per epoch: epoch, phase, train_loss, valid_loss,
-            valid_weighted_log_loss, valid_accuracy, learning_rate, slices_per_s,
-            seconds, wait_share. Losses and the rate are those of all ranks together.
+            One row per epoch, with the columns that `training.history` names. Losses
+            and the rate are those of all ranks together.
 
         Raises:
             CheckpointError: a checkpoint cannot be written.
@@ -217,15 +222,29 @@ class Trainer:
                 bar.update(len(batch))
         self._check_losses()
         times = timer.finish(ranks.world_size)
-        train_loss = float(np.mean(ranks.gather(self._losses.mean())))
+        losses = self._mean_losses((epoch - first_epoch) * num_steps)
         self._losses.clear()
         self._position = Position(epoch + 1)
         return {
             "epoch": epoch,
-            "train_loss": train_loss,
+            **losses,
             "learning_rate": stepper.learning_rate,
             **times,
         }
+
+    def _mean_losses(self, num_before: int) -> dict[str, float]:
+        """The epoch's mean loss and the phase's moving average, of all ranks.
+
+        Args:
+            num_before: steps of the phase before this epoch.
+        """
+        before = self.history[-1]["train_loss_smooth"] if num_before else 0.0
+        batches = np.reshape(self._losses.values, (-1, self.stepper.config.accumulate))
+        steps = batches.mean(axis=1).tolist()
+        means = self._losses.mean(), moving_average(steps, before, num_before)
+        names = "train_loss", "train_loss_smooth"
+        gathered = np.mean(self.stepper.ranks.gather(means), axis=0).tolist()
+        return dict(zip(names, gathered, strict=True))
 
     def _remark(self, timer: EpochTimer) -> str:
         waiting = f"{100 * timer.wait_share():.0f} % waiting for data"

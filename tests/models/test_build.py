@@ -134,6 +134,31 @@ def test_efficientnet_drops_features_and_blocks() -> None:
     assert 0.15 < max(float(str(p)) for p in paths) < 0.2  # rises from block to block
 
 
+def test_efficientnet_pads_and_normalizes_as_in_tensorflow() -> None:
+    """``same``: the output has ceil(side / stride) pixels; an odd pad is on the right."""
+    model = build_model("efficientnet-b0").eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
+    assert len(norms) == 49
+    strided = {
+        name: conv
+        for name, conv in model.named_modules()
+        if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2)
+    }
+    assert len(strided) == 5
+    for conv in strided.values():
+        kernel = conv.kernel_size[0]
+        for side in (56, 57):
+            images_BCHW = torch.randn(1, conv.in_channels, side, side)
+            total = max((-(-side // 2) - 1) * 2 + kernel - side, 0)
+            before, after = total // 2, total - total // 2
+            padded_BCHW = nn.functional.pad(images_BCHW, (before, after) * 2)
+            expected_BCHW = nn.functional.conv2d(
+                padded_BCHW, conv.weight, stride=2, groups=conv.groups
+            )
+            torch.testing.assert_close(conv(images_BCHW), expected_BCHW)
+
+
 def test_res2net_splits_26_channels_four_ways() -> None:
     block = build_model("res2net50").get_submodule("layer1.0")
     assert [block.width, block.scale] == [26, 4]

@@ -439,7 +439,7 @@ def test_cached_weights_need_no_network(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = build_model("efficientnet-b0", in_chans=3, num_classes=1000).state_dict()
-    repository = empty_cache / "models--timm--efficientnet_b0.ra_in1k"
+    repository = empty_cache / "models--timm--tf_efficientnet_b0.aa_in1k"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")
     (repository / "snapshots" / "abc").mkdir(parents=True)

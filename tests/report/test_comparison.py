@@ -36,6 +36,7 @@ def test_the_references_rows_come_first_as_published(rows: list[Row]) -> None:
         assert not row.is_ours
         assert row.folds == "slice"
         assert row.valid_loss == published.valid_loss
+        assert row.train_loss_smooth == published.train_loss
         assert row.leaderboard_tta == published.leaderboard_tta
     mixup = rows[list(PUBLISHED).index("exp-10-mixup")]
     assert (mixup.network, mixup.addition) == ("xresnet50-attn", "mixup")
@@ -47,6 +48,7 @@ def test_a_run_shows_its_best_epoch(rows: list[Row]) -> None:
     assert mine.is_ours
     assert (mine.name, mine.network, mine.size) == ("mine", "efficientnet-b0", 32)
     assert (mine.valid_loss, mine.accuracy, mine.epochs) == (0.4, 0.9, 2)
+    assert mine.train_loss_smooth == pytest.approx(0.399)
     assert mine.images_per_s == 10.5
     assert mine.leaderboard is None
     assert "brain+subdural+bone" in mine.addition
@@ -60,7 +62,7 @@ def test_the_text_separates_their_rows_from_ours(
     assert lines[0].split()[:4] == ["name", "network", "addition", "size"]
     assert set(lines[1 + len(PUBLISHED)]) == {"-"}
     begun = next(line for line in lines if line.startswith("begun"))
-    assert begun.split()[-7:] == ["-", "-", "-", "-", "0", "-", "-"]
+    assert begun.split()[-8:] == ["-", "-", "-", "-", "-", "0", "-", "-"]
     assert any("0.05493" in line and "0.095" in line for line in lines)
 
 

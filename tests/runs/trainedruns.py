@@ -77,6 +77,7 @@ def _epoch(epoch: int, loss: float) -> dict[str, float]:
     return {
         "epoch": epoch,
         "train_loss": loss,
+        "train_loss_smooth": loss - 0.001,
         "valid_loss": loss,
         "valid_weighted_log_loss": loss,
         "valid_accuracy": 0.9,

@@ -17,7 +17,7 @@ from ichfast.models.precision import Amp, choose_amp
 from ichfast.training.checkpoint import BEST, LAST, load_checkpoint
 from ichfast.training.config import TrainConfig
 from ichfast.training.history import History
-from ichfast.training.meters import READ_INTERVAL, LossTrace
+from ichfast.training.meters import READ_INTERVAL, LossTrace, moving_average
 from tests.training.tiny_trainer import (
     CONFIG,
     FakeLoader,
@@ -109,6 +109,41 @@ def test_losses_are_read_late_and_in_the_end_completely() -> None:
     assert bad is not None
     assert bad.tolist() == [77]
     assert len(trace.values) == READ_INTERVAL + 1
+
+
+def test_the_smooth_loss_is_fastais_moving_average_over_a_phase() -> None:
+    """Weights .98^k, k batches back, divided by their sum, which spans epochs."""
+    rng = np.random.default_rng(2)
+    epochs = [rng.uniform(0.1, 0.9, 7).tolist() for _ in range(3)]
+    smooth = math.nan
+    for number, losses in enumerate(epochs):
+        smooth = moving_average(losses, smooth, 7 * number)
+        so_far = np.concatenate(epochs[: number + 1])
+        weight = 0.98 ** np.arange(len(so_far))[::-1]
+        assert smooth == pytest.approx(np.average(so_far, weights=weight), abs=1e-12)
+
+
+def test_both_train_losses_are_in_the_history_and_each_phase_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[float]] = []
+    clear = LossTrace.clear
+    monkeypatch.setattr(
+        LossTrace, "clear", lambda trace: (read.append(trace.values), clear(trace))
+    )
+    history = fit(make_trainer(tmp_path))
+    assert len({row["phase"] for row in history}) == 2
+    for number, row in enumerate(history):
+        phase = [
+            losses
+            for losses, other in zip(read, history[: number + 1], strict=False)
+            if other["phase"] == row["phase"]
+        ]
+        assert row["train_loss"] == pytest.approx(np.mean(phase[-1]), abs=1e-12)
+        losses = np.concatenate(phase)
+        weight = 0.98 ** np.arange(len(losses))[::-1]
+        expected = np.average(losses, weights=weight)
+        assert row["train_loss_smooth"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_number_format_is_the_best_the_device_has() -> None:

@@ -50,6 +50,7 @@ def make_history(num_epochs: int = 5) -> pd.DataFrame:
             "phase": ["head"] * (num_epochs // 2)
             + ["all"] * (num_epochs - num_epochs // 2),
             "train_loss": falling,
+            "train_loss_smooth": falling,
             "valid_loss": falling + 0.01,
             "valid_weighted_log_loss": falling + 0.02,
             "valid_accuracy": 1 - falling,
