@@ -136,6 +136,8 @@ def _build(settings: Arch, *, in_chans: int, num_classes: int) -> nn.Module:
         num_classes=num_classes,
         **settings.timm_options,
     )
+    # As in the reference. timm draws EfficientNet's last layer 15 times as wide.
+    model.get_submodule(_head_name(model)).reset_parameters()  # type: ignore[operator]
     return model
 
 

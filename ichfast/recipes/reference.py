@@ -4,11 +4,23 @@ README and notebooks of the reference differ in places. ``exp-NN`` follows the R
 ``exp-NN-notebook`` follows the notebook, which gave the published results. Losses are
 unweighted means over the six classes; the leaderboard is that of stage 1.
 
-Four differences remain that no setting removes. The reference reads PNG files of HU
-cut to the window, divided by 255, so its brain window covers 0 to .31 where ours
-covers 0 to 1. It repeats one such slice as three channels; ours has one channel. It
-crops the longer side to the size; ours pads the shorter one. Its later phases continue
-from the best epoch of the phase before; ours continue from the last epoch.
+What no setting repeats (`docs/reference.md` has the table):
+
+- Values: the reference reads PNG files of HU cut to the window, divided by 255, so its
+  brain window covers 0 to .31 where ours covers 0 to 1, also for the lighting.
+- Channels: it repeats one such slice as three, with three means and deviations.
+- Pixels: it shrinks with a bicubic filter to 8 bits, and -1 to 1 reach from the middle
+  of the first pixel to that of the last. Ours takes means, and edge to edge.
+- Borders: outside a slice it reflects, ours is air. It crops the longer side to the
+  size; ours pads the shorter one.
+- Files that wrapped at 12 bits stay so; ours are corrected.
+- Draws: folds, order and augmentation have its distributions, not its random numbers.
+- Phases: its later ones continue from the best epoch of the phase before; ours continue
+  from the last epoch.
+- Numbers: its float16 is a copy of the network with fastai's loss scale, and it
+  predicts in float32. Batch norm on several GPUs sees a GPU's part of the batch.
+- Submissions are not clipped.
+- exp-10-mixup, exp-20 and exp-30 differ in a further detail each, which they describe.
 """
 
 from __future__ import annotations
@@ -39,7 +51,8 @@ def exp_00() -> Recipe:
     """EfficientNet-B0 at 224 from ImageNet weights: first frozen, then Ranger.
 
     The reference reports train loss .054292, valid loss .059521, accuracy .978539,
-    leaderboard .086, with TTA .078.
+    leaderboard .086, with TTA .078. The network and its weights are those of
+    efficientnet_pytorch, as timm's tf_efficientnet_b0.
     """
     return Recipe(
         name="exp-00",

@@ -174,8 +174,8 @@ TABLE_NOTE = """\
 The results are the reference's, from its notebooks: unweighted loss on slice folds
 that share patients; the train loss is fastai's moving average at the end of the epoch
 (train_loss_smooth in metrics.csv); LB is the public stage-1 leaderboard. Where README
-and notebook differ, exp-NN follows the README. No result of ichfast on the whole RSNA
-set is measured yet."""
+and notebook differ, exp-NN follows the README. docs/reference.md lists what no setting
+repeats. No result of ichfast on the whole RSNA set is measured yet."""
 """Explains the results below the table of recipes."""
 
 

@@ -99,7 +99,7 @@ def _run_row(path: Path) -> Row:
         size=recipe.data.size,
         folds=recipe.folds.kind,
         accuracy=None if best is None else float(best["valid_accuracy"]),
-        train_loss_smooth=None if best is None else float(best["train_loss_smooth"]),
+        train_loss_smooth=(None if best is None else float(best["train_loss_smooth"])),
         valid_loss=None if best is None else float(best["valid_loss"]),
         leaderboard=None,
         leaderboard_tta=None,

@@ -53,9 +53,9 @@ class RunLog:
         for name, value in row.items():
             self._board.add_scalar(name, value, row["epoch"])
         logger.info(
-            "epoch %d: train loss %.5f (mean), %.5f (smooth), valid loss %.5f, weighted "
-            "log loss %.5f, "
-            "accuracy %.4f, %.1f slices/s, %.0f %% waiting for data",
+            "epoch %d: train loss %.5f (mean), %.5f (smooth), valid loss %.5f, "
+            "weighted log loss %.5f, accuracy %.4f, %.1f slices/s, "
+            "%.0f %% waiting for data",
             row["epoch"] + 1,
             row["train_loss"],
             row["train_loss_smooth"],

@@ -118,8 +118,8 @@ def places(
     contrast_B: npt.NDArray[np.float32], brightness_B: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
     """The reference's logits as steps of the grid, not rounded, shape (B, V)."""
-    brighter_BV = LOGIT_V.astype(float) + brightness_B[:, np.newaxis]
-    return brighter_BV * contrast_B[:, np.newaxis] * LOGIT_STEPS + MIDDLE
+    brighter_BV = LOGIT_V + brightness_B[:, np.newaxis].astype(float)
+    return brighter_BV * contrast_B[:, np.newaxis].astype(float) * LOGIT_STEPS + MIDDLE
 
 
 def lighting_at_the_limit() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

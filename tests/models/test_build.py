@@ -134,8 +134,18 @@ def test_efficientnet_drops_features_and_blocks() -> None:
     assert 0.15 < max(float(str(p)) for p in paths) < 0.2  # rises from block to block
 
 
+@pytest.mark.parametrize("arch", ["efficientnet-b0", "res2net50", "resnext50"])
+def test_the_last_layer_starts_as_a_linear_layer_of_torch(arch: str) -> None:
+    model = build_model(arch)
+    head = model.get_submodule("classifier" if "efficient" in arch else "fc")
+    assert isinstance(head, nn.Linear)
+    limit = head.in_features**-0.5
+    for drawn in (head.weight, head.bias):
+        assert 0.5 * limit < float(drawn.abs().max()) <= limit
+
+
 def test_efficientnet_pads_and_normalizes_as_in_tensorflow() -> None:
-    """``same``: the output has ceil(side / stride) pixels; an odd pad is on the right."""
+    """``same``: the output has ceil(side / stride) pixels; an odd pad is at the end."""
     model = build_model("efficientnet-b0").eval()
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}

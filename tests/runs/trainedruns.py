@@ -18,7 +18,7 @@ from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, save_checkpoint
 from ichfast.training.history import METRICS
 
-HEAD_GAIN = 3000.0
+HEAD_GAIN = 44_000.0
 """Factor of the head's random weights, so that slices get different logits."""
 
 
@@ -58,6 +58,7 @@ def _weights(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         head.weight.mul_(HEAD_GAIN)
+        head.bias.zero_()
     return model.state_dict()
 
 

@@ -128,9 +128,12 @@ def test_both_train_losses_are_in_the_history_and_each_phase_starts_anew(
 ) -> None:
     read: list[list[float]] = []
     clear = LossTrace.clear
-    monkeypatch.setattr(
-        LossTrace, "clear", lambda trace: (read.append(trace.values), clear(trace))
-    )
+
+    def keep_and_clear(trace: LossTrace) -> None:
+        read.append(trace.values)
+        clear(trace)
+
+    monkeypatch.setattr(LossTrace, "clear", keep_and_clear)
     history = fit(make_trainer(tmp_path))
     assert len({row["phase"] for row in history}) == 2
     for number, row in enumerate(history):
