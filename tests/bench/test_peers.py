@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from bench.peers import PEERS, reason_to_skip
-from bench.peers.task import LoaderTask
-from ichfast.augment.config import EXP_30
+from bench.peers.task import LoaderTask, relight
+from ichfast.augment.config import EXP_30, AugmentConfig
 from ichfast.loading.config import DataConfig
 from ichfast.windows import PRESETS, Normalization
 from tests.loading.contracts import check_loader, order_of
@@ -73,6 +74,17 @@ def test_a_peer_is_a_loader_like_any_other(
         )
     finally:
         peer.close()
+
+
+def test_peers_change_brightness_then_contrast_as_fastai_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the largest change of 0.5, brightness is log 3 and contrast 2."""
+    monkeypatch.setattr("random.uniform", lambda _, high: high)
+    value_1SS = torch.linspace(0.01, 0.99, 99).reshape(1, 9, 11)
+    expected_1SS = 1 / (1 + (value_1SS / (1 - value_1SS) * 3) ** -2)
+    augment = AugmentConfig(max_lighting=0.5, lighting_probability=1.0)
+    torch.testing.assert_close(relight(value_1SS.clone(), augment), expected_1SS)
 
 
 def test_dalis_reader_gives_each_slice_once_if_all_batches_are_full(
