@@ -222,7 +222,7 @@ class Trainer:
                 bar.update(len(batch))
         self._check_losses()
         times = timer.finish(ranks.world_size)
-        losses = self._mean_losses((epoch - first_epoch) * num_steps)
+        losses = self._mean_losses(self.history[first_epoch:], num_steps)
         self._losses.clear()
         self._position = Position(epoch + 1)
         return {
@@ -232,16 +232,18 @@ class Trainer:
             **times,
         }
 
-    def _mean_losses(self, num_before: int) -> dict[str, float]:
+    def _mean_losses(self, before: History, num_steps: int) -> dict[str, float]:
         """The epoch's mean loss and the phase's moving average, of all ranks.
 
         Args:
-            num_before: steps of the phase before this epoch.
+            before: rows of the phase's epochs before this one.
+            num_steps: steps in each.
         """
-        before = self.history[-1]["train_loss_smooth"] if num_before else 0.0
+        last = before[-1]["train_loss_smooth"] if before else 0.0
         batches = np.reshape(self._losses.values, (-1, self.stepper.config.accumulate))
         steps = batches.mean(axis=1).tolist()
-        means = self._losses.mean(), moving_average(steps, before, num_before)
+        smooth = moving_average(steps, last, len(before) * num_steps)
+        means = self._losses.mean(), smooth
         names = "train_loss", "train_loss_smooth"
         gathered = np.mean(self.stepper.ranks.gather(means), axis=0).tolist()
         return dict(zip(names, gathered, strict=True))
