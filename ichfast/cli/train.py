@@ -100,7 +100,9 @@ def preview(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the run.  [default: runs/RECIPE[-ARCH-SIZE]]",
+    help="Folder of the run.  [default: runs/RECIPE[-ARCH-SIZE][-CHANGES][-limitN]"
+    "[-foldN|-folds]; CHANGES are changed settings, such as train.seed=1, or a digest "
+    "of more than two]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
@@ -197,10 +199,12 @@ def train(
             limit=limit,
             should_stop=should_stop,
         )
-        out = out or default_run_dir(resolved, all_folds=trains_all)
+        out = out or default_run_dir(
+            resolved, device_type=chosen.type, limit=limit, all_folds=trains_all
+        )
         with _saying_how_to_resume(is_first_rank=ranks.writes):
             report = (
-                train_folds(resolved, out, train_fold, resume=resume)
+                train_folds(resolved, out, train_fold, ranks=ranks, resume=resume)
                 if trains_all
                 else train_fold(resolved, out, resume=resume)
             )

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from ichfast.recipes.recipe import Recipe
+from ichfast.runs.folder import only_training
 from ichfast.runs.run import TrainReport
+from ichfast.system.ranks import Ranks
 from ichfast.training.checkpoint import has_last
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,12 @@ class TrainFold(Protocol):
 
 
 def train_folds(
-    recipe: Recipe, out_dir: Path, train_fold: TrainFold, *, resume: bool = False
+    recipe: Recipe,
+    out_dir: Path,
+    train_fold: TrainFold,
+    *,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    resume: bool = False,
 ) -> CrossValidationReport:
     """Train every fold of a recipe, into `out_dir`/fold-0 and so on.
 
@@ -59,23 +66,16 @@ def train_folds(
         recipe: the settings; its `folds.fold` is ignored.
         out_dir: where the folders of the runs go.
         train_fold: trains one fold.
+        ranks: the processes that train together.
         resume: continue the fold that was interrupted; a finished fold stays as it
             is.
 
     Raises:
         IchfastError: `train_fold` raised it.
+        TrainError: another process trains in `out_dir`, or it cannot be written.
     """
-    reports = []
-    for fold in range(recipe.folds.num_folds):
-        run_dir = out_dir / f"fold-{fold}"
-        logger.info("fold %d of %d: %s", fold, recipe.folds.num_folds, run_dir)
-        reports.append(
-            train_fold(
-                replace(recipe, folds=replace(recipe.folds, fold=fold)),
-                run_dir,
-                resume=resume and has_last(run_dir),
-            )
-        )
+    with only_training(out_dir, ranks):
+        reports = _train_each(recipe, out_dir, train_fold, resume=resume)
     report = _summarize(out_dir, reports)
     logger.info(
         "%d folds: weighted log loss %.5f +- %.5f (prevalence alone %.5f), accuracy "
@@ -87,6 +87,23 @@ def train_folds(
         report.valid_accuracy,
     )
     return report
+
+
+def _train_each(
+    recipe: Recipe, out_dir: Path, train_fold: TrainFold, *, resume: bool
+) -> list[TrainReport]:
+    reports = []
+    for fold in range(recipe.folds.num_folds):
+        run_dir = out_dir / f"fold-{fold}"
+        logger.info("fold %d of %d: %s", fold, recipe.folds.num_folds, run_dir)
+        reports.append(
+            train_fold(
+                replace(recipe, folds=replace(recipe.folds, fold=fold)),
+                run_dir,
+                resume=resume and has_last(run_dir),
+            )
+        )
+    return reports
 
 
 def _summarize(out_dir: Path, reports: list[TrainReport]) -> CrossValidationReport:

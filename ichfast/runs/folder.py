@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
 from ichfast.recipes.recipe import Recipe
-from ichfast.recipes.resolve import RECIPES
+from ichfast.recipes.resolve import RECIPES, resolve_recipe
 from ichfast.recipes.settings import describe
 from ichfast.runs.record import RunRecord, write_record
+from ichfast.system.locks import LockHeldError, locked_folder
+from ichfast.system.ranks import Ranks
 from ichfast.training.checkpoint import LAST, clear_leftovers, has_last
 
+MAX_NAMED_SETTINGS = 2
+"""Changed settings that a folder's name shows; it has a digest of more."""
 
-def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:
-    """The default folder: runs/RECIPE, with the arch, size and fold that differ.
+NOT_IN_NAME = ("folds.fold", "data.cache")
+"""Settings with a part of the name of their own, or without effect on the result."""
+
+
+def default_run_dir(
+    recipe: Recipe,
+    *,
+    device_type: str = "cuda",
+    limit: int | None = None,
+    all_folds: bool = False,
+) -> Path:
+    """The default folder: runs/RECIPE and what differs from the recipe.
+
+    That is the arch and size, changed settings (``-train.seed=1``, or a digest of more
+    than `MAX_NAMED_SETTINGS`), the limit, and the fold.
 
     Args:
         recipe: what is trained.
+        device_type: ``cpu`` or ``cuda``, for which the recipe was resolved.
+        limit: number of slices to train on; None: all.
         all_folds: the folder will hold a run of each fold.
     """
     named = RECIPES[recipe.name]()
@@ -25,11 +48,58 @@ def default_run_dir(recipe: Recipe, *, all_folds: bool = False) -> Path:
     name = recipe.name
     if (arch, size) != (named.model.arch, named.data.size) or name == "fast":
         name += f"-{arch}-{size}"
+    plain = resolve_recipe(recipe.name, arch=arch, size=size, device_type=device_type)
+    name += _changes(plain, recipe)
+    if limit is not None:
+        name += f"-limit{limit}"
     if all_folds:
         name += "-folds"
     elif recipe.folds.fold:
         name += f"-fold{recipe.folds.fold}"
     return Path("runs") / name
+
+
+def _changes(plain: Recipe, recipe: Recipe) -> str:
+    """The end of a folder's name that tells a recipe from the plain one."""
+    before = set(describe(plain).splitlines())
+    changes = [
+        line.replace(" = ", "=").replace('"', "")
+        for line in describe(recipe).splitlines()
+        if line not in before and line.partition(" = ")[0] not in NOT_IN_NAME
+    ]
+    if len(changes) <= MAX_NAMED_SETTINGS and all(
+        re.fullmatch(r"[\w.=-]{1,40}", change) for change in changes
+    ):
+        return "".join(f"-{change}" for change in changes)
+    return "-" + hashlib.sha256("\n".join(changes).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def only_training(run_dir: Path, ranks: Ranks) -> Iterator[None]:
+    """Make a run's folder, and lock it while the block runs, on the rank that writes.
+
+    Args:
+        run_dir: the run's folder, or that of the runs of all folds.
+        ranks: the processes that train together.
+
+    Raises:
+        TrainError: another process trains in it, or the folder cannot be written.
+    """
+    if not ranks.writes:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_folder(run_dir))
+        except LockHeldError as error:
+            raise TrainError(
+                f"{error.holder} is training in {run_dir}; wait for it to end or stop "
+                "it, or name another folder with --out"
+            ) from error
+        except OSError as error:
+            raise _cannot_write(run_dir, error) from error
+        yield
 
 
 def check_run_dir(run_dir: Path, *, resume: bool) -> None:
@@ -54,24 +124,27 @@ def check_run_dir(run_dir: Path, *, resume: bool) -> None:
 
 
 def begin_folder(run_dir: Path, record: RunRecord) -> None:
-    """Make a run's folder and write its record.
+    """Write the record of a run into its folder, and remove what a crash has left.
 
     Args:
-        run_dir: may exist.
+        run_dir: exists, and is locked.
         record: replaces the one that is there.
 
     Raises:
         TrainError: the folder cannot be written.
     """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         clear_leftovers(run_dir)
         write_record(run_dir, record)
     except OSError as error:
-        raise TrainError(
-            f"cannot write the run's folder {run_dir}: {error.strerror}; name another "
-            "one with --out"
-        ) from error
+        raise _cannot_write(run_dir, error) from error
+
+
+def _cannot_write(run_dir: Path, error: OSError) -> TrainError:
+    return TrainError(
+        f"cannot write the run's folder {run_dir}: {error.strerror}; name another "
+        "one with --out"
+    )
 
 
 def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:

@@ -7,6 +7,7 @@
       last.previous.pt     the checkpoint before last.pt, in case that is damaged
       tensorboard/         the metrics, and some augmented slices
       trace.json, profile.txt    with --profile: where the time of a step goes
+      .lock                      held while a process trains here; stays
       report.html          made by `ichfast report`
 
 This module only connects the others.
@@ -36,7 +37,12 @@ from ichfast.models.build import build_model, synchronize_batch_norm
 from ichfast.models.config import ModelConfig
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
-from ichfast.runs.folder import begin_folder, check_run_dir, check_same_run
+from ichfast.runs.folder import (
+    begin_folder,
+    check_run_dir,
+    check_same_run,
+    only_training,
+)
 from ichfast.runs.log import RunLog
 from ichfast.runs.record import RunRecord, make_record, read_record
 from ichfast.store.store import Store
@@ -111,7 +117,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         RecipeError: another recipe, store or split than the run to resume has.
         StoreError: no store, or a damaged one.
         TrainError: too few slices, a loss that is not finite, or a folder that
-            cannot be written.
+            cannot be written or in which another process trains.
 
     Example:
         >>> from pathlib import Path
@@ -138,7 +144,10 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     (was_started_again,) = ranks.agree([was_restarted()])
     resume = resume or (was_started_again and has_last(run_dir))
     check_run_dir(run_dir, resume=resume)
-    with Store(store_path) as store:
+    with Store(store_path) as store, only_training(run_dir, ranks):
+        if ranks.writes:
+            # Again: a run that held the lock until now may have left a checkpoint.
+            check_run_dir(run_dir, resume=resume)
         split = split_slices(store, recipe.folds, limit=limit)
         recipe = _fit_batch(recipe, _num_train(recipe, store, split), ranks)
         record = make_record(recipe, store, split)
