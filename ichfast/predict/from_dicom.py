@@ -28,7 +28,7 @@ from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
 from ichfast.runs.trained import open_ensemble
 from ichfast.store.store import Store
-from ichfast.system.signals import sigterm_interrupts
+from ichfast.system.signals import signals_interrupt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +67,7 @@ def predict_dicom(
     """
     runs = open_ensemble(paths)
     with (
-        sigterm_interrupts(),
+        signals_interrupt(),
         _explain_failures(),
         tempfile.TemporaryDirectory(prefix="ichfast-") as folder,
     ):

@@ -25,6 +25,7 @@ from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.merge import Base, add_labels
+from ichfast.prepare.own_files import remove_temporaries
 from ichfast.prepare.plan import Unit, check_plan, cut_units
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
@@ -63,6 +64,7 @@ def check_finished(
 
 def give_up(journal: Journal) -> None:
     """Remove what an append that was cut short has left in a finished store."""
+    remove_temporaries(journal.store)
     # Pages first: a page without its shards would count as done.
     journal.remove()
     header = read_header(journal.store)

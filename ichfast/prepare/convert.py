@@ -39,6 +39,7 @@ from ichfast.sources.sources import read_entries
 from ichfast.store.levels import checksum_column
 from ichfast.store.writer import UnitWriter
 from ichfast.system.memory import limit_memory
+from ichfast.system.signals import STOPPING
 
 MAX_DECODE_BYTES = 2**30
 """Memory that decoding a file may map, beyond twice the size of the file. A sound file
@@ -113,9 +114,9 @@ def start_worker(watch: Watch) -> None:
     gc.freeze()
     global _watch
     _watch = watch
-    # The parent gets Ctrl-C and SIGTERM too, and stops its workers through the watch.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The parent gets these too, and stops its workers through the watch.
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

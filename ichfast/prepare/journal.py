@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
+from ichfast.prepare.own_files import remove_own, remove_temporaries
 from ichfast.prepare.plan import Unit, check_plan
 from ichfast.store.header import ENTRIES_FILE
 from ichfast.store.levels import level_folder
@@ -119,7 +120,7 @@ class Journal:
             StoreError: begun with another plan, and `may_restart` is False.
         """
         make_folder(self.path)
-        self._clear_temporaries()
+        remove_temporaries(self.store)
         file = self.path / "plan.json"
         begun = _read_plan(file) if file.exists() else None
         if may_restart and begun is not None and begun != plan:
@@ -185,7 +186,7 @@ class Journal:
         """Finish the store if `next` is complete; return whether it is."""
         if not (self.next / "store.json").exists():
             return False
-        self._clear_temporaries()
+        remove_temporaries(self.store)
         for name, folder in (
             ("slices.parquet", self.store),
             ("rejected.csv", self.store),
@@ -201,24 +202,13 @@ class Journal:
         """Remove what a finished store does not need, first what could mislead."""
         remove_file(self.path / "plan.json")
         remove_file(self.next / "store.json")
-        for left in self.path.glob("*"):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            elif left.name != ENTRIES_FILE:
-                left.unlink(missing_ok=True)
+        remove_own(self.store, self.path, keep=[self.path / ENTRIES_FILE])
 
     def clear_shards(self, names: Collection[str]) -> None:
         """Remove all shards except those with the given names."""
         for level in self.levels:
-            for left in (self.store / level_folder(level)).iterdir():
-                if left.name not in names:
-                    # A worker may outlive its killed parent briefly and rename it.
-                    left.unlink(missing_ok=True)
-
-    def _clear_temporaries(self) -> None:
-        for left_by_a_crash in self.store.glob("**/.*.tmp"):
-            # A worker may outlive its killed parent briefly and rename it.
-            left_by_a_crash.unlink(missing_ok=True)
+            folder = self.store / level_folder(level)
+            remove_own(self.store, folder, keep={folder / name for name in names})
 
     def _clear_damaged_pages(self) -> None:
         for page in self.path.glob("*.page"):

@@ -22,6 +22,9 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
 8. Appending converts entries that are not in the intake (`ichfast.prepare.ingested`) to
    new units. Existing shards keep their bytes, and until the append is complete the
    store is unchanged, also when it is killed.
+9. Nothing is removed that prepare did not make (`ichfast.prepare.own_files`). A folder
+   with other files, or with files of such names that it did not begin, is refused
+   unchanged.
 """
 
 from __future__ import annotations
@@ -29,10 +32,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -62,7 +64,7 @@ from ichfast.sources.sources import list_entries
 from ichfast.store.header import read_header
 from ichfast.store.levels import LEVELS, check_levels
 from ichfast.store.tables import write_rejected
-from ichfast.system.signals import sigterm_interrupts
+from ichfast.system.signals import signals_interrupt
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +115,10 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     Raises:
         SourceError: a source is missing or cannot be reached by the workers, has no CT
             slice, or more files were rejected than `max_rejected` allows.
-        StoreError: an option is invalid; the folder is in use, has other files, or was
-            begun from other sources or options; the key is missing or not private; the
-            store cannot be written; or the run was interrupted. After the last two the
-            same command continues.
+        StoreError: an option is invalid; the folder is in use, has other files, was
+            not begun by prepare, or was begun from other sources or options; the key
+            is missing or not private; the store cannot be written; or the run was
+            interrupted. After the last two the same command continues.
         LabelError: appended labels contradict those of the store.
 
     Example:
@@ -140,7 +142,11 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     entries = list_entries(sources, without=(store, key_path))[:limit]
     journal = Journal(store, levels)
     units: list[Unit] = []
-    with only_writer(store), sigterm_interrupts(), _resumable(journal, units):
+    with (
+        only_writer(store) as discard,
+        signals_interrupt(),
+        _resumable(journal, units),
+    ):
         was_finished = (store / "store.json").exists()
         is_finished = journal.publish() or was_finished
         key, num_files = None, 0
@@ -171,7 +177,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             job = Job(journal, key, read_slices, DECODE_TIMEOUT_S, name)
             num_files = convert_units(job, units, workers, scheduler)
             merged = merge(journal, units, base, name)
-            _check_rejected(journal, merged, max_rejected)
+            _check_rejected(journal, merged, max_rejected, discard)
             finish(
                 journal,
                 merged,
@@ -256,12 +262,14 @@ def _how_far(journal: Journal, units: Sequence[Unit]) -> str:
     return f"{num_done:,} of {sum(len(u.entries) for u in units):,} files done"
 
 
-def _check_rejected(journal: Journal, merged: Merged, max_rejected: str) -> None:
+def _check_rejected(
+    journal: Journal, merged: Merged, max_rejected: str, discard: Callable[[], None]
+) -> None:
     store = journal.store
     counts = Counter(merged.rejected["reason"])
     shown = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
     if not len(merged.rows):
-        shutil.rmtree(store)
+        discard()
         raise SourceError(
             f"none of {merged.num_entries} files is a CT slice ({shown}); name a "
             "folder or an archive of head CT DICOM files"

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from ichfast.prepare.convert import Job
 from ichfast.prepare.ingested import Intake, name_digests, place_digests, read_intake
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
+from ichfast.prepare.own_files import REPAIR, remove_own, remove_temporaries
 from ichfast.prepare.plan import Unit, check_plan, entry_name, ids_plan
 from ichfast.prepare.prepare import DECODE_TIMEOUT_S
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
@@ -36,6 +38,7 @@ from ichfast.store.header import StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard, shard_path
 from ichfast.store.verify import find_damage, shard_damage
 from ichfast.system.files import atomic_path
+from ichfast.system.signals import signals_interrupt
 
 NUM_SHOWN = 3
 """Number of problems named in an error."""
@@ -80,7 +83,8 @@ def repair_store(
     check_reachable(sources)
     header = read_header(path)
     repaired: list[Path] = []
-    with only_writer(path):
+    with only_writer(path), signals_interrupt():
+        remove_temporaries(path)
         found = find_damage(path)
         problems = [f"{d.problem}, not to be rebuilt" for d in found if not d.shard]
         damaged = sorted({(d.shard, d.level) for d in found if d.shard})
@@ -91,8 +95,8 @@ def repair_store(
             numbers = {_unit_of(name) for name, _ in damaged}
             units, lost = _units(intake, list_entries(sources), key, numbers)
             problems += lost
-            scratch = path / "journal" / "repair"
-            shutil.rmtree(scratch, ignore_errors=True)
+            scratch = path / REPAIR
+            _remove(path, scratch)
             try:
                 _convert(Journal(scratch, header.levels), units, key, workers)
                 for name, level in damaged:
@@ -104,7 +108,7 @@ def repair_store(
                             "bytes than it was written with"
                         )
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                _remove(path, scratch)
     if problems:
         raise _not_repaired(path, len(repaired), problems)
     return RepairReport(
@@ -186,6 +190,12 @@ def _convert(
     name = partial(entry_name, keep_ids=False, first_unit=0)
     job = Job(journal, key, read_slices, DECODE_TIMEOUT_S, name)
     convert_units(job, units, workers)
+
+
+def _remove(path: Path, scratch: Path) -> None:
+    remove_own(path, scratch)
+    with suppress(OSError):
+        scratch.rmdir()
 
 
 def _put_back(path: Path, scratch: Path, shard: Shard, level: int) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Args:
         path: the final name. Its folder must exist. Replaced if it exists.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         _flush(temporary)
@@ -44,6 +45,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+def final_name(name: str) -> str:
+    """The name for which `atomic_path` made a temporary name; any other unchanged."""
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else name
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
 
 
 @contextmanager
@@ -114,7 +128,7 @@ def write_private_once(path: Path, content: bytes) -> None:
         path: as in `atomic_path`.
         content: the bytes.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    temporary = _temporary(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM, as a flag that a loop checks or as a KeyboardInterrupt."""
+"""Ctrl-C, SIGTERM and SIGHUP, as a flag that a loop checks or as a KeyboardInterrupt.
+
+A closed terminal sends SIGHUP. Under `nohup` it is ignored, and stays so.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a command, which then keeps or removes what it made."""
+
+Handler = Callable[[int, FrameType | None], object] | int
+
 ECHO_S = 1.0
 """A signal within this time of the first one is ignored, seconds. A terminal and
 torchrun, or Slurm and torchrun, both send it."""
@@ -16,7 +24,7 @@ torchrun, or Slurm and torchrun, both send it."""
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a flag while the block runs.
+    """Turn the first of `STOPPING` into a flag while the block runs.
 
     A second signal, `ECHO_S` later or more, has its usual effect at once. Only for the
     main thread.
@@ -25,9 +33,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         A function that returns whether a signal came.
     """
     came_at: float | None = None
-    before = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = _not_ignored()
 
     def note(number: int, _frame: FrameType | None) -> None:
         nonlocal came_at
@@ -50,16 +56,30 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM raise a KeyboardInterrupt in the block, as Ctrl-C does.
+def signals_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise a KeyboardInterrupt in the block, as Ctrl-C does.
 
     Outside the main thread, which receives no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = _not_ignored()
+    before.pop(signal.SIGINT, None)
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _not_ignored() -> dict[signal.Signals, signal.Handlers | Handler]:
+    """The handlers of `STOPPING`, without those that the caller's shell ignores."""
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    return {
+        number: handler
+        for number, handler in handlers.items()
+        if handler is not None and handler != signal.SIG_IGN
+    }

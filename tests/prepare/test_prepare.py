@@ -306,9 +306,9 @@ def test_what_a_crash_has_left_is_removed(source: Path, tmp_path: Path) -> None:
     run([source], tmp_path / "calm")
     store = tmp_path / "store"
     stop_before_merging(source, store, keep_ids=True)
-    (store / "level-512" / ".00001.npy.1.tmp").touch()
+    (store / "level-512" / ".00001.npy.0123456789ab.tmp").touch()
     (store / "level-512" / "00001-9x9.npy").touch()
-    (store / ".slices.parquet.1.tmp").touch()
+    (store / ".slices.parquet.0123456789ab.tmp").touch()
     run([source], store)
     assert contents(store) == contents(tmp_path / "calm")
 
