@@ -142,9 +142,9 @@ def train(
     """Train a backbone on a store.
 
     The recipe `fast`, taken without --recipe, fits its settings to the arch, the size
-    and the device. Ctrl-C and SIGTERM save a checkpoint, end the run, and print the
-    command that continues it. A killed run continues from its last checkpoint with
-    --resume.
+    and the device. Ctrl-C, SIGTERM and a closed terminal (SIGHUP) save a checkpoint,
+    end the run, and print the command that continues it. A killed run continues from
+    its last checkpoint with --resume. One process at a time trains in a folder.
 
     \b
     On several GPUs (data.batch_size is for each GPU):

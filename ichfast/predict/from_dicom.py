@@ -3,7 +3,8 @@
 1. The files are read like those of `ichfast prepare` into a temporary store, and that
    is predicted like any store. So the probabilities are those of the two commands.
 2. The temporary store lies in TMPDIR, readable by its owner only. It is removed at the
-   end, also after an error, Ctrl-C or SIGTERM.
+   end, also after an error, Ctrl-C, SIGTERM or SIGHUP. That of a process that was
+   killed is removed at the next start.
 3. Slice, series and study ids stay as they are in the files, so that a probability can
    be traced to its file. Patient ids identify people in a hospital; they become keyed
    hashes unless asked for, which is enough to group slices.
@@ -28,7 +29,11 @@ from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
 from ichfast.runs.trained import open_ensemble
 from ichfast.store.store import Store
+from ichfast.system.locks import temporary_folder
 from ichfast.system.signals import signals_interrupt
+
+PREFIX = "ichfast-dicom-"
+"""Beginning of the names of temporary stores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,17 +68,17 @@ def predict_dicom(
     Raises:
         IchfastError: anything that `predict.ensemble.predict_runs` or
             `prepare.prepare.prepare_store` refuses.
-        InterruptionError: Ctrl-C or SIGTERM.
+        InterruptionError: Ctrl-C, SIGTERM or SIGHUP.
     """
     runs = open_ensemble(paths)
     with (
         signals_interrupt(),
         _explain_failures(),
-        tempfile.TemporaryDirectory(prefix="ichfast-") as folder,
+        temporary_folder(PREFIX) as folder,
     ):
         report = prepare_store(
             sources,
-            Path(folder) / "store",
+            folder / "store",
             labels=None,
             workers=workers,
             keep_ids=True,

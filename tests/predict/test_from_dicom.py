@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from multiprocessing import util
 from pathlib import Path
@@ -23,7 +24,9 @@ from ichfast.predict import from_dicom
 from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.predict.from_dicom import predict_dicom
 from ichfast.prepare.prepare import prepare_store
+from ichfast.system.signals import STOPPING
 from tests.runs.trainedruns import write_run
+from tests.system.test_locks import held_elsewhere
 
 CPU = torch.device("cpu")
 DEFAULT = PredictConfig()
@@ -74,17 +77,51 @@ def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None
 
 
 @pytest.mark.slow
-def test_an_interruption_leaves_no_files(
-    run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_leaves_no_files(
+    run_dir: Path,
+    source: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
     def interrupted(*_args: object, **_options: object) -> None:
         assert list(temporary.glob("ichfast-*/store/store.json"))
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(from_dicom, "predict_store", interrupted)
     with pytest.raises(InterruptionError, match="the same command starts again"):
         predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
-    assert list(temporary.glob("ichfast-*")) == []
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_error_leaves_no_files(
+    run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_args: object, **_options: object) -> None:
+        assert list(temporary.glob("ichfast-*/store/store.json"))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(from_dicom, "predict_store", failing)
+    with pytest.raises(ZeroDivisionError):
+        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_store_of_a_process_that_was_killed_goes_at_the_next_start(
+    run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, alive = (temporary / f"ichfast-dicom-{name}" for name in ("a", "b"))
+    for folder in (killed, alive):
+        (folder / "store").mkdir(parents=True)
+        (folder / "store" / "slices.parquet").write_text("patients")
+    monkeypatch.setattr(from_dicom, "prepare_store", lambda *_, **__: 1 / 0)
+    with held_elsewhere("locked_folder", killed):
+        pass
+    with held_elsewhere("locked_folder", alive), pytest.raises(ZeroDivisionError):
+        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+    assert list(temporary.iterdir()) == [alive]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_run_cut_short_while_finishing_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_run_says_how_far_it_came(
     source: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
