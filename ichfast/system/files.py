@@ -40,11 +40,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def final_name(name: str) -> str:
@@ -87,14 +87,14 @@ def make_folder(path: Path) -> None:
     """Make a folder unless it exists, and flush its parent, which must exist."""
     if not path.is_dir():
         path.mkdir(exist_ok=True)
-        _flush(path.parent)
+        flush(path.parent)
 
 
 def remove_file(path: Path) -> None:
     """Remove a file if it exists, and flush its folder."""
     if path.exists():
         path.unlink(missing_ok=True)
-        _flush(path.parent)
+        flush(path.parent)
 
 
 def beside(folder: Path, suffix: str) -> Path:
@@ -133,12 +133,12 @@ def write_private_once(path: Path, content: bytes) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        _flush(temporary)
+        flush(temporary)
         with suppress(FileExistsError):
             path.hardlink_to(temporary)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def file_crc32c(path: Path) -> int:
@@ -180,7 +180,8 @@ _sync_file_range.argtypes = (
 )
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

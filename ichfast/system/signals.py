@@ -33,7 +33,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         A function that returns whether a signal came.
     """
     came_at: float | None = None
-    before = _not_ignored()
+    before = _handlers()
 
     def note(number: int, _frame: FrameType | None) -> None:
         nonlocal came_at
@@ -64,8 +64,8 @@ def signals_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = _not_ignored()
-    before.pop(signal.SIGINT, None)
+    before = _handlers()
+    del before[signal.SIGINT]
     for number in before:
         signal.signal(number, signal.default_int_handler)
     try:
@@ -75,11 +75,9 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _not_ignored() -> dict[signal.Signals, signal.Handlers | Handler]:
-    """The handlers of `STOPPING`, without those that the caller's shell ignores."""
+def _handlers() -> dict[signal.Signals, signal.Handlers | Handler | None]:
+    """The handlers of `STOPPING`; without SIGHUP's if `nohup` ignores it."""
     handlers = {number: signal.getsignal(number) for number in STOPPING}
-    return {
-        number: handler
-        for number, handler in handlers.items()
-        if handler is not None and handler != signal.SIG_IGN
-    }
+    if handlers[signal.SIGHUP] == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
+    return handlers

@@ -22,7 +22,7 @@ import torch
 
 from ichfast.errors import CheckpointError, first_line
 from ichfast.models.torchfile import load_torch_file
-from ichfast.system.files import atomic_path
+from ichfast.system.files import atomic_path, flush
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,20 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         CheckpointError: the disk is full, or the folder cannot be written.
     """
     try:
-        with atomic_path(path) as temporary:
-            torch.save({"format": FORMAT_VERSION, **content}, temporary)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save({"format": FORMAT_VERSION, **content}, file)
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as RuntimeError.
-        raise CheckpointError(
-            f"cannot write {path}: {first_line(error)}; free some space, then "
-            "continue with --resume"
-        ) from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError | RuntimeError) -> CheckpointError:
+    # torch raises a RuntimeError of its own after that of the file.
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    reason = cause.strerror if isinstance(cause, OSError) else first_line(error)
+    again = "continue with --resume" if has_last(path.parent) else "start again"
+    return CheckpointError(
+        f"cannot write {path}: {reason}; free some space or mend the disk, then {again}"
+    )
 
 
 def save_last(run_dir: Path, content: dict[str, Any]) -> None:
@@ -102,14 +108,18 @@ def save_last(run_dir: Path, content: dict[str, Any]) -> None:
         content: tensors, numbers, texts and plain containers of these.
 
     Raises:
-        CheckpointError: the disk is full, or the folder cannot be written; both
-            files are as they were.
+        CheckpointError: the disk is full, or the folder cannot be written; the
+            newest checkpoint of before is there, as `LAST` or `PREVIOUS`.
     """
     # The new file is on the disk, flushed, before either of the others changes.
     save_checkpoint(run_dir / _NEWEST, content)
-    if (run_dir / LAST).exists():
-        (run_dir / LAST).replace(run_dir / PREVIOUS)
-    (run_dir / _NEWEST).replace(run_dir / LAST)
+    try:
+        if (run_dir / LAST).exists():
+            (run_dir / LAST).replace(run_dir / PREVIOUS)
+        (run_dir / _NEWEST).replace(run_dir / LAST)
+        flush(run_dir)
+    except OSError as error:
+        raise _not_written(run_dir / LAST, error) from error
 
 
 def has_last(run_dir: Path) -> bool:

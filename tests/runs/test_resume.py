@@ -7,7 +7,7 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -109,10 +109,10 @@ def train_until_killed_saving(run_dir: Path, step: int) -> None:
     saves = iter(range(1, 1000))
     save = torch.save
 
-    def die_half_way(content: dict[str, Any], path: Path) -> None:
-        save(content, path)
+    def die_half_way(content: dict[str, Any], file: BinaryIO) -> None:
+        save(content, file)
         if next(saves) == step:
-            os.truncate(path, path.stat().st_size // 2)
+            file.truncate(file.tell() // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.save = die_half_way  # type: ignore[assignment]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,14 +118,67 @@ def test_a_full_disk_leaves_the_saved_checkpoints_unchanged(tmp_path: Path) -> N
     for epoch in (1, 2):
         save_last(tmp_path, content(epoch))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with (
-        files_no_larger_than(100_000),
-        pytest.raises(CheckpointError, match="free some space, then continue"),
-    ):
+    message = r"newest.pt: File too large; free some space .* with --resume$"
+    with files_no_larger_than(100_000), pytest.raises(CheckpointError, match=message):
         save_last(tmp_path, content(3))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     save_last(tmp_path, content(3))
     assert load_last(tmp_path)["epoch"] == 3
+
+
+def test_a_first_checkpoint_that_cannot_be_saved_leaves_nothing_to_resume(
+    tmp_path: Path,
+) -> None:
+    with (
+        files_no_larger_than(100_000),
+        pytest.raises(CheckpointError, match="File too large; .* start again$"),
+    ):
+        save_last(tmp_path, content(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [LAST, PREVIOUS])
+def test_a_rename_that_fails_is_an_error_and_the_newest_saved_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for epoch in (1, 2):
+        save_last(tmp_path, content(epoch))
+    rename = Path.replace
+
+    def replace_or_fail(self: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_fail)
+    message = "last.pt: Input/output error; .* continue with --resume"
+    with pytest.raises(CheckpointError, match=message):
+        save_last(tmp_path, content(3))
+    assert load_last(tmp_path)["epoch"] == 2
+    monkeypatch.undo()
+    save_last(tmp_path, content(3))
+    assert load_last(tmp_path)["epoch"] == 3
+
+
+def test_the_folder_is_flushed_after_the_last_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_last(tmp_path, content(1))
+    events: list[str] = []
+    rename, fsync = Path.replace, os.fsync
+
+    def note_rename(self: Path, target: Path) -> Path:
+        events.append(target.name)
+        return rename(self, target)
+
+    def note_flush(descriptor: int) -> None:
+        events.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(Path, "replace", note_rename)
+    monkeypatch.setattr(os, "fsync", note_flush)
+    save_last(tmp_path, content(2))
+    assert events[-3:] == [PREVIOUS, LAST, f"flush {tmp_path.name}"]
 
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
