@@ -14,7 +14,8 @@ Columns, in this order:
 
 The suffix of the file decides its format: ``.parquet``, ``.csv`` or ``.npz`` (an array
 for each column, strings as unicode, no pickles; a missing value is NaN, or -1 in
-trained_on).
+trained_on). In a csv a text that a spreadsheet would run as a formula has a ``'`` in
+front (`ichfast.system.spreadsheet`).
 
 Shape letters: N slices, K classes.
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ import pyarrow as pa
 from ichfast.errors import PredictionError, first_line
 from ichfast.labels import CLASSES
 from ichfast.system.files import output_path
+from ichfast.system.spreadsheet import escape_formula, unescape_formula
 from ichfast.system.untrusted import max_unpacked_bytes, read_parquet
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
@@ -64,7 +67,9 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
         if path.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         elif path.suffix == ".csv":
-            table.to_csv(temporary, index=False, float_format="%.9g")
+            _with_texts(table, escape_formula).to_csv(
+                temporary, index=False, float_format="%.9g"
+            )
         else:
             _write_npz(temporary, table)
 
@@ -179,7 +184,7 @@ def _read(path: Path) -> pd.DataFrame:
     if path.suffix == ".csv":
         kinds = {**dict.fromkeys(TEXT_COLUMNS, "str"), "trained_on": "boolean"}
         _check_lines(path)
-        return pd.read_csv(
+        table = pd.read_csv(
             path,
             dtype=kinds,
             keep_default_na=False,
@@ -187,6 +192,7 @@ def _read(path: Path) -> pd.DataFrame:
             index_col=False,
             usecols=lambda name: name in COLUMNS,
         )
+        return _with_texts(table, unescape_formula)
     _check_unpacked(path)
     with np.load(path, allow_pickle=False) as arrays:
         table = pd.DataFrame(
@@ -195,6 +201,13 @@ def _read(path: Path) -> pd.DataFrame:
     if "trained_on" in table:
         table["trained_on"] = table["trained_on"].astype("Int8").replace(-1, pd.NA)
     return table
+
+
+def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """The table with its texts changed."""
+    texts = table.columns.intersection(TEXT_COLUMNS)
+    changed = {name: table[name].map(change, na_action="ignore") for name in texts}
+    return table.assign(**changed)
 
 
 def _check_lines(path: Path) -> None:

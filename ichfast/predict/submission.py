@@ -5,7 +5,9 @@
    predicted ones. Without a sample they have the order of the table, and the classes
    that of `labels.CLASSES`.
 3. A label is a probability with ten decimals, clipped away from 0 and 1.
-4. Wrong predictions are refused, with counts and first examples. The file is written
+4. An id that a spreadsheet would run as a formula is refused. It cannot be escaped,
+   since Kaggle compares ids letter by letter; no id of the competition is one.
+5. Wrong predictions are refused, with counts and first examples. The file is written
    whole or not at all.
 
 Shape letters: N slices, K classes, R rows of the file (6 N).
@@ -25,6 +27,7 @@ from ichfast.errors import SubmissionError, first_line
 from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
 from ichfast.system.files import output_path
+from ichfast.system.spreadsheet import FORMULA_STARTS
 
 DEFAULT_CLIP = 1e-6
 """Probabilities are kept this far from 0 and 1, as the better teams of the competition
@@ -64,7 +67,8 @@ def write_submission(
             ten decimals can show it, and below 0.5.
 
     Raises:
-        SubmissionError: no slices, a missing or repeated slice id, values that are no
+        SubmissionError: no slices, a slice id that is missing, repeated or begins like
+            a formula, values that are no
             probabilities, a damaged sample or one with other slices than the table, a
             clip out of range, or a file that cannot be written.
     """
@@ -99,6 +103,13 @@ def _checked_probs(table: pd.DataFrame) -> npt.NDArray[np.float64]:
     num_missing = int((slice_ids.isna() | (slice_ids == "")).sum())
     if num_missing:
         raise SubmissionError(f"{num_missing:,} predictions have no slice id")
+    formulas = slice_ids[slice_ids.astype(str).str.startswith(FORMULA_STARTS)]
+    if len(formulas):
+        raise SubmissionError(
+            f"{len(formulas):,} slice id(s) begin like a formula, such as "
+            f"{formulas.iloc[0]!r:.40}, which a spreadsheet that opens the file would "
+            "run; ids of the competition do not, so predict its slices"
+        )
     doubled = slice_ids[slice_ids.duplicated()]
     if len(doubled):
         raise SubmissionError(

@@ -18,6 +18,7 @@ from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
 from ichfast.runs.record import RunRecord, read_record
 from ichfast.system.files import output_path
+from ichfast.system.spreadsheet import escape_formula
 from ichfast.training.history import read_history
 
 
@@ -204,5 +205,7 @@ def write_comparison(rows: Sequence[Row], path: Path) -> None:
         PredictionError: the file cannot be written.
     """
     table = pd.DataFrame(map(asdict, rows), columns=[each.name for each in fields(Row)])
+    # A run is named by its folder.
+    table["name"] = table["name"].map(escape_formula)
     with output_path(path, PredictionError) as temporary:
         table.to_csv(temporary, index=False)

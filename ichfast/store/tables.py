@@ -26,6 +26,7 @@ from ichfast.labels import CLASSES
 from ichfast.store.header import StoreHeader, tables_dir
 from ichfast.store.levels import checksum_column
 from ichfast.system.files import atomic_path, file_crc32c
+from ichfast.system.spreadsheet import escape_formula, unescape_formula
 from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
@@ -195,9 +196,8 @@ def write_rejected(path: Path, rejected: pd.DataFrame) -> int:
         The file's checksum, CRC-32C.
     """
     with atomic_path(path / "rejected.csv") as temporary:
-        rejected.to_csv(
-            temporary, index=False, columns=["path", "reason", "detail"], mode="w"
-        )
+        texts = rejected[["path", "reason", "detail"]].map(escape_formula)
+        texts.to_csv(temporary, index=False, mode="w")
     return file_crc32c(path / "rejected.csv")
 
 
@@ -217,7 +217,8 @@ def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:
     advice = "the slices are not concerned, but the store cannot be appended to"
     file = tables_dir(path) / "rejected.csv"
     content = checked_content(file, header.rejected_crc32c, advice)
-    return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    texts = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    return texts.map(unescape_formula)
 
 
 def checked_content(file: Path, crc32c: int, advice: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import (
     COLUMNS,
     LABEL_COLUMNS,
+    TEXT_COLUMNS,
     check_destination,
     labels_NK,
     probs_NK,
@@ -23,6 +25,7 @@ from ichfast.evaluation.predictions import (
 )
 from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
+from ichfast.system.spreadsheet import FORMULA_STARTS
 
 
 def a_table() -> pd.DataFrame:
@@ -41,6 +44,23 @@ def a_table() -> pd.DataFrame:
     table[list(CLASSES)] = np.linspace(0.1, 0.9, 12).reshape(2, 6)
     table[list(LABEL_COLUMNS)] = [[1, 0, 0, 0, 0, 1], [np.nan] * 6]
     return table
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+def test_ids_like_formulas_are_harmless_in_a_csv_and_come_back(
+    tmp_path: Path, suffix: str
+) -> None:
+    table = a_table()
+    table["slice_id"] = ['=HYPERLINK("http://a","b")', "+49 30"]
+    table["patient"] = ["@SUM(1)", "\t=1"]
+    table["study"] = ["-17", "'=1"]
+    path = tmp_path / f"predictions{suffix}"
+    write_predictions(path, table)
+    assert read_predictions(path)[list(TEXT_COLUMNS)].equals(table[list(TEXT_COLUMNS)])
+    if suffix == ".csv":
+        with path.open(newline="") as file:
+            texts = [row[:4] for row in csv.reader(file)]
+        assert not any(text.startswith(FORMULA_STARTS) for row in texts for text in row)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])

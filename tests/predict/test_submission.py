@@ -130,6 +130,16 @@ def test_a_slice_predicted_twice_is_refused(
     assert message.startswith("1 slices are predicted more than once, such as ID_a")
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_an_id_that_a_spreadsheet_would_run_is_refused(
+    tmp_path: Path, start: str
+) -> None:
+    table = make_table(["ID_1", f"{start}HYPERLINK(1)"])
+    message = refusal(table, tmp_path / "out.csv")
+    assert message.startswith("1 slice id(s) begin like a formula, such as")
+    assert "HYPERLINK(1)" in message
+
+
 def test_missing_and_extra_slices_are_counted_and_shown(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:

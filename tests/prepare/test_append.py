@@ -16,6 +16,7 @@ from ichfast.prepare import prepare
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
+from ichfast.store.tables import read_rejected
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 
@@ -316,3 +317,18 @@ def test_nothing_is_left_of_an_append_that_is_given_up(
         run([source], tmp_path / "store")
     assert append([source], tmp_path / "store").already_finished
     assert contents(tmp_path / "store") == before
+
+
+def test_file_names_like_formulas_are_none_in_a_csv_and_stay_in_an_append(
+    source: Path, tmp_path: Path
+) -> None:
+    store, names = tmp_path / "store", ["+1.txt", "=HYPERLINK(1).txt", "a.txt"]
+    for name in names[:2]:
+        (source / name).write_text("no slice")
+    run([source], store, max_rejected="50%")
+    (source / names[2]).write_text("no slice")
+    write_dicom(source / "new.dcm", "ID_new")
+    append([source], store, max_rejected="50%")
+    found = pd.read_csv(store / "rejected.csv")["path"].tolist()
+    assert found == ["'+1.txt", "'=HYPERLINK(1).txt", "a.txt"]
+    assert read_rejected(store, read_header(store))["path"].tolist() == names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -72,6 +73,13 @@ def test_the_csv_holds_every_field(rows: list[Row], tmp_path: Path) -> None:
     assert table["name"].tolist() == [row.name for row in rows]
     assert table["is_ours"].sum() == 2
     assert table["valid_loss"].isna().tolist() == [False] * 7 + [True]
+
+
+def test_a_run_named_like_a_formula_is_none_in_the_csv(
+    rows: list[Row], tmp_path: Path
+) -> None:
+    write_comparison([replace(rows[-1], name="=1+1")], tmp_path / "runs.csv")
+    assert pd.read_csv(tmp_path / "runs.csv")["name"].tolist() == ["'=1+1"]
 
 
 def test_the_picture_has_a_bar_for_every_row(rows: list[Row], tmp_path: Path) -> None:

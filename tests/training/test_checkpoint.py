@@ -131,7 +131,7 @@ def test_a_first_checkpoint_that_cannot_be_saved_leaves_nothing_to_resume(
 ) -> None:
     with (
         files_no_larger_than(100_000),
-        pytest.raises(CheckpointError, match="File too large; .* start again$"),
+        pytest.raises(CheckpointError, match=r"File too large; .* start again$"),
     ):
         save_last(tmp_path, content(1))
     assert list(tmp_path.iterdir()) == []
