@@ -14,7 +14,7 @@ import secrets
 from pathlib import Path
 
 from ichfast.errors import StoreError
-from ichfast.system.files import beside, write_private_once
+from ichfast.system.files import beside, remove_leftovers, write_private_once
 
 HASH_DIGITS = 16
 """Hexadecimal digits of a hashed id: 64 bits."""
@@ -42,6 +42,7 @@ def read_or_make_key(path: Path, *, is_begun: bool) -> bytes:
         StoreError: the key is damaged, others can read it, it cannot be read or made,
             or `is_begun` and it is missing.
     """
+    remove_leftovers(path)
     try:
         if not path.exists():
             if is_begun:

@@ -13,10 +13,13 @@ from ichfast.errors import CheckpointError, RecipeError, TrainError
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES, resolve_recipe
 from ichfast.recipes.settings import describe
-from ichfast.runs.record import RunRecord, write_record
+from ichfast.runs.record import RECORD, RunRecord, write_record
+from ichfast.system.files import remove_leftovers
 from ichfast.system.locks import LockHeldError, locked_folder
 from ichfast.system.ranks import Ranks
-from ichfast.training.checkpoint import LAST, clear_leftovers, has_last
+from ichfast.training.checkpoint import BEST, LAST, NEWEST, has_last
+from ichfast.training.history import METRICS
+from ichfast.training.profiler import SUMMARY, TRACE
 
 MAX_NAMED_SETTINGS = 2
 """Changed settings that a folder's name shows; it has a digest of more."""
@@ -134,7 +137,8 @@ def begin_folder(run_dir: Path, record: RunRecord) -> None:
         TrainError: the folder cannot be written.
     """
     try:
-        clear_leftovers(run_dir)
+        for name in (NEWEST, BEST, RECORD, METRICS, TRACE, SUMMARY):
+            remove_leftovers(run_dir / name)
         write_record(run_dir, record)
     except OSError as error:
         raise _cannot_write(run_dir, error) from error

@@ -42,7 +42,7 @@ from ichfast.synth.scanner import (
     noise_strength,
     scan_circle,
 )
-from ichfast.system.files import write_text_atomically
+from ichfast.system.files import output_path
 from ichfast.system.terminal import progress
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,8 @@ def synthesize(
                     _write(folder, series, header, kept)
                     labels[header.slice_id] = seen
                     bar.update(1)
-        write_text_atomically(out / "labels.csv", _label_csv(labels, quirks=quirks))
+        with output_path(out / "labels.csv", SourceError) as temporary:
+            temporary.write_text(_label_csv(labels, quirks=quirks), "utf-8")
     except OSError as error:
         raise SourceError(f"cannot write to {out}: {error.strerror}") from error
     report = SynthReport(

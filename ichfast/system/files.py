@@ -23,6 +23,7 @@ from uuid import uuid4
 import google_crc32c
 
 from ichfast.errors import IchfastError
+from ichfast.system.locks import locked_file, remove_abandoned
 
 CHUNK_BYTES = 2**20
 """Bytes read at a time to compute a file's checksum."""
@@ -37,14 +38,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Args:
         path: the final name. Its folder must exist. Replaced if it exists.
     """
-    temporary = _temporary(path)
-    try:
+    with _renamed_to(path, _temporary(path)) as temporary:
         yield temporary
-        flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
 
 
 def final_name(name: str) -> str:
@@ -54,6 +49,32 @@ def final_name(name: str) -> str:
 
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files for a path whose processes were killed.
+
+    Those of `output_path` whose process lives stay. For a path of `atomic_path` the
+    caller makes sure that no other process writes it.
+
+    Args:
+        path: the final name. Nothing is done where its folder cannot be read.
+    """
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            if left.name != path.name == final_name(left.name):
+                remove_abandoned(left)
+
+
+@contextmanager
+def _renamed_to(path: Path, temporary: Path) -> Iterator[Path]:
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
 
 
 def _temporary(path: Path) -> Path:
@@ -66,6 +87,8 @@ def output_path(
 ) -> Iterator[Path]:
     """Like `atomic_path`, for a file that the user named: its folder is made.
 
+    What a killed process has left of the same path is removed.
+
     Args:
         path: the final name. Replaced if it exists.
         error_type: raised when the folder or the file cannot be written.
@@ -76,7 +99,10 @@ def output_path(
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
+        remove_leftovers(path)
+        temporary = _temporary(path)
+        # The lock is held until the file has its final name.
+        with locked_file(temporary), _renamed_to(path, temporary):
             yield temporary
     except OSError as error:
         message = f"cannot write {path}: {error.strerror}{advice}"
@@ -130,12 +156,11 @@ def write_private_once(path: Path, content: bytes) -> None:
     """
     temporary = _temporary(path)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        flush(temporary)
-        with suppress(FileExistsError):
-            path.hardlink_to(temporary)
+        with locked_file(temporary, 0o600):
+            temporary.write_bytes(content)
+            flush(temporary)
+            with suppress(FileExistsError):
+                path.hardlink_to(temporary)
     finally:
         temporary.unlink(missing_ok=True)
     flush(path.parent)

@@ -65,17 +65,18 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_file(path: Path) -> Iterator[None]:
+def locked_file(path: Path, mode: int = 0o666) -> Iterator[None]:
     """Make a file, and hold its lock while the block runs.
 
     Args:
         path: a name that no other process takes.
+        mode: the file's permissions, less the umask.
 
     Raises:
         OSError: the file cannot be made.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _is_at(path, descriptor):

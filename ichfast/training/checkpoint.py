@@ -37,7 +37,7 @@ PREVIOUS = "last.previous.pt"
 BEST = "best.pt"
 """Checkpoint of the best epoch (`TrainConfig.best_by`)."""
 
-_NEWEST = "last.newest.pt"
+NEWEST = "last.newest.pt"
 """Name of a new checkpoint until it replaces `LAST`."""
 
 
@@ -112,11 +112,11 @@ def save_last(run_dir: Path, content: dict[str, Any]) -> None:
             newest checkpoint of before is there, as `LAST` or `PREVIOUS`.
     """
     # The new file is on the disk, flushed, before either of the others changes.
-    save_checkpoint(run_dir / _NEWEST, content)
+    save_checkpoint(run_dir / NEWEST, content)
     try:
         if (run_dir / LAST).exists():
             (run_dir / LAST).replace(run_dir / PREVIOUS)
-        (run_dir / _NEWEST).replace(run_dir / LAST)
+        (run_dir / NEWEST).replace(run_dir / LAST)
         flush(run_dir)
     except OSError as error:
         raise _not_written(run_dir / LAST, error) from error
@@ -125,12 +125,6 @@ def save_last(run_dir: Path, content: dict[str, Any]) -> None:
 def has_last(run_dir: Path) -> bool:
     """Whether a run's folder holds a checkpoint to resume, intact or damaged."""
     return any((run_dir / name).is_file() for name in (LAST, PREVIOUS))
-
-
-def clear_leftovers(run_dir: Path) -> None:
-    """Remove the half-written checkpoints of a process that was killed."""
-    for path in run_dir.glob(".*.pt.*.tmp"):
-        path.unlink()
 
 
 def load_last(run_dir: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 from ichfast.errors import IchfastError, SourceError, StoreError
 from ichfast.prepare import prepare
+from ichfast.prepare.merge import merge
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.repair import repair_store
 from ichfast.system.locks import MARK
@@ -194,7 +195,7 @@ def test_an_empty_folder_stays_empty_and_a_new_one_is_removed(
 def test_a_file_that_comes_while_the_run_lasts_stays(
     empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge, store = prepare.merge, tmp_path / "store"
+    store = tmp_path / "store"
 
     def merge_late(*arguments: Any) -> Any:
         for name in FOREIGN:

@@ -133,3 +133,13 @@ def test_a_key_in_its_store_or_without_use_is_refused(
         run([source], store, id_key=tmp_path / "key", keep_ids=True)
     assert not store.exists()
     assert not (tmp_path / "key").exists()
+
+
+def test_a_copy_of_the_key_that_a_killed_run_has_left_is_removed(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.key"
+    key = read_or_make_key(path, is_begun=False)
+    (tmp_path / ".store.key.0123456789ab.tmp").write_bytes(key)
+    assert read_or_make_key(path, is_begun=True) == key
+    assert list(tmp_path.iterdir()) == [path]

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
+from ichfast.loading.splits import split_slices
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runs import folder
 from ichfast.runs.crossvalidation import train_folds
-from ichfast.runs.folder import default_run_dir, only_training
+from ichfast.runs.folder import begin_folder, default_run_dir, only_training
+from ichfast.runs.record import make_record
 from ichfast.runs.run import TrainReport, train_run
+from ichfast.store.store import Store
 from ichfast.system.locks import locked_folder
 from ichfast.system.ranks import Ranks
 from ichfast.training.checkpoint import save_last
@@ -140,3 +143,19 @@ def test_the_cache_is_not_in_the_name_as_it_changes_no_result() -> None:
 def test_the_name_is_the_plain_one_on_a_cpu_too(recipe: str) -> None:
     resolved = resolve_recipe(recipe, size=512, device_type="cpu")
     assert str(default_run_dir(resolved, device_type="cpu")).endswith("-512")
+
+
+def test_half_written_files_of_a_killed_training_are_removed_and_no_others(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    with Store(tiny_store_path) as store:
+        recipe = tiny_recipe()
+        record = make_record(recipe, store, split_slices(store, recipe.folds))
+    ours = ("last.newest.pt", "best.pt", "run.json", "metrics.csv", "trace.json")
+    for name in (*ours, "profile.txt"):
+        (tmp_path / f".{name}.0123456789ab.tmp").write_bytes(b"half")
+    others = {".last.newest.pt.notours", ".report.html.0123456789ab.tmp", "a.tmp"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"kept")
+    begin_folder(tmp_path, record)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", *others}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from ichfast.system.files import (
     make_folder,
     output_path,
     remove_file,
+    remove_leftovers,
     write_private_once,
     write_text_atomically,
 )
@@ -149,3 +154,73 @@ def test_a_shard_is_begun_to_be_written_while_its_unit_is_converted(
         for _ in range(9):
             writer.add(np.zeros((64, 64), np.uint16))
     assert sizes == [4096 + count * 64 * 64 * 2 for count in (4, 8)]
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from ichfast.errors import StoreError
+from ichfast.system.files import output_path
+with output_path(Path(sys.argv[1]), StoreError) as temporary:
+    temporary.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def killed_while_writing(path: Path) -> Iterator[None]:
+    """Another process that writes an output during the block, and is then killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_what_a_killed_process_has_left_of_an_output_goes_with_the_next(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "p.csv"
+    others = {".q.csv.0123456789ab.tmp", ".p.csv.tmp", ".p.csv.0123456789abc.tmp"}
+    for name in others:
+        (tmp_path / name).touch()
+
+    def names() -> set[str]:
+        return {each.name for each in tmp_path.iterdir()} - others
+
+    with killed_while_writing(path):
+        with output_path(path, StoreError) as temporary:
+            temporary.write_text("whole")
+        # That of a process that lives stays.
+        assert len(names()) == 2
+    assert len(names()) == 2
+    with output_path(path, StoreError) as temporary:
+        temporary.write_text("new")
+        assert names() == {"p.csv", temporary.name}
+    assert names() == {"p.csv"}
+    assert others <= {each.name for each in tmp_path.iterdir()}
+    assert path.read_text() == "new"
+
+
+def test_an_output_is_locked_until_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, path = Path.replace, tmp_path / "p.csv"
+
+    def clear_and_replace(self: Path, target: Path) -> Path:
+        remove_leftovers(path)  # as another process may at any moment
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", clear_and_replace)
+    with output_path(path, StoreError) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"

@@ -17,7 +17,6 @@ from ichfast.errors import CheckpointError
 from ichfast.training.checkpoint import (
     LAST,
     PREVIOUS,
-    clear_leftovers,
     has_last,
     load_checkpoint,
     load_last,
@@ -179,14 +178,3 @@ def test_the_folder_is_flushed_after_the_last_rename(
     monkeypatch.setattr(os, "fsync", note_flush)
     save_last(tmp_path, content(2))
     assert events[-3:] == [PREVIOUS, LAST, f"flush {tmp_path.name}"]
-
-
-def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    save_last(tmp_path, content(1))
-    (tmp_path / ".last.newest.pt.0123456789ab.tmp").write_bytes(b"half")
-    (tmp_path / ".last.newest.pt.notours").write_bytes(b"kept")
-    clear_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        LAST,
-        ".last.newest.pt.notours",
-    }
