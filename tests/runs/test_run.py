@@ -147,7 +147,7 @@ def test_a_run_leaves_settings_metrics_and_checkpoints(
     assert np.isfinite(history["valid_loss"]).all()
     assert {path.name for path in run_dir.iterdir()} == {
         "run.json", "metrics.csv", "last.pt", "last.previous.pt", "best.pt",
-        "tensorboard",
+        "tensorboard", ".lock",
     }  # fmt: skip
     assert record.store == str(tiny_store.path)
 
