@@ -5,12 +5,11 @@ Shape letters: B slices of the batch, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ichfast.system.upload import upload
 
 
 def mix_up(
@@ -33,15 +32,8 @@ def mix_up(
     """
     draws = np.random.default_rng(seed)
     share_B = draws.beta(alpha, alpha, size=len(images_BCHW)).astype(np.float32)
-    share = _to_device(np.maximum(share_B, 1 - share_B), images_BCHW.device)
-    partner = _to_device(draws.permutation(len(images_BCHW)), images_BCHW.device)
+    share = upload(np.maximum(share_B, 1 - share_B), images_BCHW.device)
+    partner = upload(draws.permutation(len(images_BCHW)), images_BCHW.device)
     image_share = share.to(images_BCHW.dtype)[:, None, None, None]
     mixed_BCHW = torch.lerp(images_BCHW[partner], images_BCHW, image_share)
     return mixed_BCHW, torch.lerp(targets_BK[partner], targets_BK, share[:, None])
-
-
-def _to_device(drawn: npt.NDArray[Any], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(drawn)
-    if device.type != "cpu":
-        tensor = tensor.pin_memory()  # CUDA may wait before it copies other memory
-    return tensor.to(device, non_blocking=True)

@@ -34,6 +34,7 @@ from ichfast.loading.shared_memory import share_memory
 from ichfast.system.memory import available_memory
 from ichfast.system.ranks import Ranks
 from ichfast.system.terminal import progress
+from ichfast.system.upload import upload
 
 CHUNK_SLICES = 64
 """Slices that are read at a time to fill the memory."""
@@ -159,10 +160,7 @@ class DeviceSlices:
         return self._taken[-1]
 
     def _pick(self, feed: SliceRequest) -> torch.Tensor:
-        rows_B = torch.from_numpy(self._row_N[feed.positions_B])
-        if self._device.type == "cuda":
-            # The copy of other memory may wait for all work on the stream.
-            rows_B = rows_B.pin_memory().to(self._device, non_blocking=True)
+        rows_B = upload(self._row_N[feed.positions_B], self._device)
         return gather_slices(self._set_RHW, rows_B)
 
     def release(self) -> None:
