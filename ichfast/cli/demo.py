@@ -57,7 +57,7 @@ def demo(out: Path, device: str) -> None:
 
 
 def run_demo(out: Path, device: torch.device) -> dict[str, Any]:
-    """Do every step, print_status each, and leave all that is made in a folder.
+    """Do every step, announce each, and leave all that is made in a folder.
 
     Args:
         out: the folder; must not exist.

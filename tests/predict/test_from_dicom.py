@@ -26,7 +26,7 @@ from ichfast.predict.from_dicom import predict_dicom
 from ichfast.prepare.prepare import prepare_store
 from ichfast.system.signals import STOPPING
 from tests.runs.trainedruns import write_run
-from tests.system.test_locks import held_elsewhere
+from tests.system.killed_process import held_elsewhere
 
 CPU = torch.device("cpu")
 DEFAULT = PredictConfig()

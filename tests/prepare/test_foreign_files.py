@@ -1,4 +1,4 @@
-"""Prepare removes and changes nothing that it did not make, whatever the folder."""
+"""Prepare removes and changes nothing that it did not make, in any folder."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from ichfast.system.locks import locked_folder
 from ichfast.system.ranks import Ranks
 from ichfast.training.checkpoint import save_last
 from tests.runs.trainedruns import tiny_recipe
-from tests.system.test_locks import held_elsewhere
+from tests.system.killed_process import held_elsewhere
 
 CPU = torch.device("cpu")
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +22,7 @@ from ichfast.system.files import (
     write_private_once,
     write_text_atomically,
 )
+from tests.system.killed_process import killed_process
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -163,27 +160,9 @@ from ichfast.errors import StoreError
 from ichfast.system.files import output_path
 with output_path(Path(sys.argv[1]), StoreError) as temporary:
     temporary.write_text("half")
-    print("writing", flush=True)
+    print("ready", flush=True)
     sys.stdin.read()
 """
-
-
-@contextmanager
-def killed_while_writing(path: Path) -> Iterator[None]:
-    """Another process that writes an output during the block, and is then killed."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITE, str(path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
-        try:
-            yield
-        finally:
-            process.kill()
 
 
 def test_what_a_killed_process_has_left_of_an_output_goes_with_the_next(
@@ -197,7 +176,7 @@ def test_what_a_killed_process_has_left_of_an_output_goes_with_the_next(
     def names() -> set[str]:
         return {each.name for each in tmp_path.iterdir()} - others
 
-    with killed_while_writing(path):
+    with killed_process(WRITE, str(path)):
         with output_path(path, StoreError) as temporary:
             temporary.write_text("whole")
         # That of a process that lives stays.

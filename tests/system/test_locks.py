@@ -6,11 +6,7 @@ import errno
 import fcntl
 import os
 import socket
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,34 +20,7 @@ from ichfast.system.locks import (
     remove_abandoned,
     temporary_folder,
 )
-
-HOLD = """
-import sys
-from pathlib import Path
-from ichfast.system import locks
-with getattr(locks, sys.argv[1])(Path(sys.argv[2])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def held_elsewhere(lock: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a lock in the block, then dies as by kill -9."""
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, lock, str(path)],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+from tests.system.killed_process import held_elsewhere
 
 
 def test_a_folder_is_locked_until_its_process_dies(tmp_path: Path) -> None:
