@@ -113,6 +113,7 @@ def make_trainer(recipe: Recipe, num_batches: int, device: str) -> SteppedTraine
         ),
         run_dir=Path(),  # nothing is saved
         name_slices=lambda indices_B: list(map(str, indices_B.tolist())),
+        saved_with={},
     )
     trainer.begin(num_batches)
     return trainer

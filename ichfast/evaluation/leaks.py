@@ -1,8 +1,9 @@
 """Leaks: patients in a predictions table that the run trained on.
 
-Figures of such patients look better than the model is. `predict.training_patients`
-finds them while it has the run and its store, and fills the column ``trained_on``. So
-an evaluation needs neither the run nor the store.
+Figures of such patients look better than the model is. `ichfast predict` finds them
+while it has the run (`runs.patients`), and fills the column ``trained_on``. So an
+evaluation needs neither the run nor the store. A patient for whom that is not known is
+refused like one that the run trained on.
 
 Shape letters: N slices of the predicted store.
 """
@@ -24,14 +25,15 @@ def check_leaks(table: pd.DataFrame, *, allow: bool) -> dict[str, int]:
 
     Args:
         table: a predictions table.
-        allow: accept such patients.
+        allow: accept such patients, and those for whom it is not known.
 
     Returns:
         ``slices`` and ``patients`` that were trained on, and ``unknown``: slices for
         which that is not known.
 
     Raises:
-        PredictionError: the run trained on a patient, and `allow` is not set.
+        PredictionError: the run trained on a patient, or may have, and `allow` is not
+            set.
     """
     trained_N = table["trained_on"]
     is_leak_N = trained_N.fillna(value=False).to_numpy(dtype=bool)
@@ -40,16 +42,26 @@ def check_leaks(table: pd.DataFrame, *, allow: bool) -> dict[str, int]:
         "patients": len(set(patients_N(table)[is_leak_N])),
         "unknown": int(trained_N.isna().sum()),
     }
-    if found["unknown"]:
-        logger.warning(
-            "not known of %d slices whether the run trained on their patients",
-            found["unknown"],
-        )
-    if found["slices"] and not allow:
+    if allow:
+        if found["slices"] or found["unknown"]:
+            logger.warning(
+                "%d slices are of patients that the run trained on, and of %d it is "
+                "not known: the figures look better than on new patients",
+                found["slices"],
+                found["unknown"],
+            )
+        return found
+    if found["slices"]:
         raise PredictionError(
             f"{found['slices']:,} of {len(table):,} slices are of "
             f"{found['patients']:,} patients that the run trained on, so every figure "
             "would look better than it is; predict other patients, train with --set "
             "folds.kind=patient, or add --allow-leak"
+        )
+    if found["unknown"]:
+        raise PredictionError(
+            f"it is not known of {found['unknown']:,} of {len(table):,} slices whether "
+            "the run trained on their patients, so the figures may look better than "
+            "they are; if you know that it did not, add --allow-leak"
         )
     return found

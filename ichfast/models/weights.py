@@ -44,6 +44,7 @@ from typing import Any
 
 import huggingface_hub
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from ichfast.errors import ModelError, first_line
@@ -75,9 +76,9 @@ def load_weights(model: nn.Module, path: Path, *, arch: str, head: str) -> None:
     _sum_first_conv(found, model, path)
     _drop_other_head(found, wanted, f"{head}.", path)
     problems = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(wanted[name].shape)}"
+        f"{name} is {_form(found[name])}, expected {_form(wanted[name])}"
         for name in found.keys() & wanted.keys()
-        if found[name].shape != wanted[name].shape
+        if _form(found[name]) != _form(wanted[name])
     ]
     if not problems:
         outcome = model.load_state_dict(found, strict=False)
@@ -96,20 +97,35 @@ def load_weights(model: nn.Module, path: Path, *, arch: str, head: str) -> None:
     logger.info("%s starts from %d tensors of %s", arch, len(found), path)
 
 
+def _form(tensor: Tensor) -> str:
+    """Shape of a tensor, and its kind where that is not float."""
+    shape = str(tuple(tensor.shape))
+    if tensor.layout != torch.strided:
+        return f"{shape}, sparse"
+    return shape if tensor.is_floating_point() else f"{shape} of another type"
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file by name, on the CPU.
 
     Raises:
         ModelError: there is no file, it is damaged, or it holds something else.
     """
+    return tensors_of(read_weights_file(path), path)
+
+
+def read_weights_file(path: Path) -> Any:
+    """Read all that a file of weights holds, onto the CPU.
+
+    Raises:
+        ModelError: there is no file, it is damaged, or it could run code.
+    """
     if not path.is_file():
         raise ModelError(f"no weights at {path}; --weights takes a file that exists")
     try:
-        content: Any
         if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = load_torch_file(path)
+            return safetensors.torch.load_file(path)
+        return load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} was refused: it holds something other than plain tensors, which "
@@ -119,6 +135,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{path} is damaged or not a file of weights: {first_line(error)}"
         ) from error
+
+
+def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name in what a file of weights holds.
+
+    Args:
+        content: what `read_weights_file` returned.
+        path: the file, for the message.
+
+    Raises:
+        ModelError: it is no state dict.
+    """
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(
@@ -138,7 +166,7 @@ def _sum_first_conv(found: dict[str, Tensor], model: nn.Module, path: Path) -> N
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
     )
-    if name in found and conv.in_channels == 1 and found[name].shape[1] == 3:
+    if conv.in_channels == 1 and name in found and found[name].shape[1:2] == (3,):
         found[name] = found[name].float().sum(dim=1, keepdim=True)
         logger.info("first convolution of %s summed from 3 channels to 1", path)
 

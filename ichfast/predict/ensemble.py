@@ -1,19 +1,21 @@
 """Prediction of a store with one or more trained runs.
 
 1. On the store it was trained on, a run predicts the slices of its validation fold,
-   which it has not seen. On any other store it predicts all slices.
+   which it has not seen. On that store after an append it predicts the slices of all
+   patients on whom its weights were not trained. On any other store it predicts all.
 2. A slice gets the average over the runs that predict it. So the runs of all folds
    predict their store out of fold, and any other store as an ensemble.
 3. The passes of test-time augmentation are averaged first, then the runs; smoothing
    over z comes last.
 4. For each slice the table names the runs that predicted it, and tells whether one of
-   them trained on its patient.
+   them, or a run from whose weights it started, was trained on its patient.
 
 Shape letters: N slices of the store, M slices that a run predicts, K classes.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,13 +33,14 @@ from ichfast.loading.loader import make_loader
 from ichfast.loading.splits import split_slices
 from ichfast.models.precision import choose_amp
 from ichfast.predict.smoothing import Floats, logit, sigmoid, smooth_over_z
-from ichfast.predict.training_patients import trained_on_N
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import fitting_batch_size
 from ichfast.runs.device import largest_batch_on_gpu
 from ichfast.runs.trained import TrainedRun, open_ensemble
 from ichfast.store.store import Store
 from ichfast.training.inference import mix_passes, predict_logits, tta_passes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,14 +112,14 @@ def predict_runs(
 
 
 def _common_store(runs: Sequence[TrainedRun]) -> Path:
-    stores = {run.record.store: run for run in runs}
+    stores = {run.find_store().resolve(): run for run in runs}
     if len(stores) > 1:
         shown = ", ".join(f"{run.path} on {store}" for store, run in stores.items())
         raise PredictionError(
             f"the runs trained on different stores ({shown}); "
             "name the one to predict with --store"
         )
-    return Path(runs[0].record.store)
+    return next(iter(stores))
 
 
 def predict_store(
@@ -173,33 +176,54 @@ class _RunPredictions:
 def _predict_run(
     run: TrainedRun, store: Store, device: torch.device, config: PredictConfig
 ) -> _RunPredictions:
-    positions_M, fold_N = _slices_to_predict(run, store)
+    trained_N = _trained_N(run, store)
+    positions_M, fold_N = _slices_to_predict(run, store, trained_N)
     if config.limit is not None and config.limit < len(positions_M):
         spread = np.linspace(0, len(positions_M) - 1, config.limit).astype(int)
         positions_M = positions_M[spread]
-    trained_N = trained_on_N(run, store)
     return _RunPredictions(
         name=run.name,
         positions_M=positions_M,
         fold_M=fold_N[positions_M],
-        trained_on_M=(
-            np.full(len(positions_M), np.nan)
-            if trained_N is None
-            else trained_N[positions_M]
-        ),
+        trained_on_M=trained_N[positions_M],
         probs_MK=_predict(run, store, positions_M, device, config),
     )
 
 
+def _trained_N(run: TrainedRun, store: Store) -> Floats:
+    """`TrainingPatients.trained_on_N`, with a warning where that is not known."""
+    trained_N = run.patients.trained_on_N(store)
+    num_unknown = int(np.isnan(trained_N).sum())
+    if num_unknown:
+        logger.warning(
+            "cannot tell for %d of %d slices whether %s was trained on their patients: "
+            "%s",
+            num_unknown,
+            len(store),
+            run.name,
+            "its store named patients in another way, or had a different key"
+            if run.patients.is_complete
+            else "it started from weights that do not name theirs",
+        )
+    return trained_N
+
+
 def _slices_to_predict(
-    run: TrainedRun, store: Store
+    run: TrainedRun, store: Store, trained_N: Floats
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
     """Return the positions to predict, and the fold of every slice of the store."""
     if run.trained_on(store):
         split = split_slices(store, run.record.recipe.folds)
         return split.valid_N, split.fold_N
-    everything_N = np.arange(len(store), dtype=np.int64)
-    return everything_N, np.full(len(store), -1, dtype=np.int8)
+    positions_N = np.arange(len(store), dtype=np.int64)
+    if run.trained_before(store):
+        positions_N = positions_N[trained_N != 1]
+        if not positions_N.size:
+            raise PredictionError(
+                f"{run.path} was trained on every patient of {store.path}; append "
+                "other patients, or name another store with --store"
+            )
+    return positions_N, np.full(len(store), -1, dtype=np.int8)
 
 
 def _predict(

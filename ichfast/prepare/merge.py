@@ -277,7 +277,9 @@ def finish(
         LabelError: `labels` contradict those that the store had before.
     """
     rejected, counts = merged.rejected, Counter[str]()
+    lineage: tuple[str, ...] = ()
     if merged.base is not None:
+        lineage = (*merged.base.header.lineage, merged.base.header.digest)
         rejected = pd.concat([merged.base.rejected, rejected], ignore_index=True)
         counts.update(merged.base.header.counts)
         if labels is None and "labels" in merged.base.header.plan:
@@ -306,6 +308,7 @@ def finish(
         keep_ids=key is None,
         plan=plan,
         versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},
+        lineage=lineage,
         entries_crc32c=write_intake(journal.next / ENTRIES_FILE, intake),
     )
     finish_store(journal.next, header, _sorted_parts(rows, names), rejected)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from ichfast.errors import CheckpointError, PredictionError
+from ichfast.errors import PredictionError
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
 from ichfast.runs.record import RunRecord, read_record
 from ichfast.system.files import output_path
 from ichfast.system.spreadsheet import escape_formula
-from ichfast.training.history import read_history
+from ichfast.training.history import has_history, read_history
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +62,8 @@ def compare_runs(paths: Sequence[Path]) -> list[Row]:
         paths: folders of runs, which need not be finished.
 
     Raises:
-        CheckpointError: a folder that is no run.
-        RecipeError: a damaged run.
+        CheckpointError: a folder that is no run, or a damaged `metrics.csv`.
+        RecipeError: a damaged record of a run.
     """
     return [*map(_published_row, PUBLISHED), *map(_run_row, paths)]
 
@@ -91,7 +91,7 @@ def _published_row(name: str) -> Row:
 def _run_row(path: Path) -> Row:
     record = read_record(path)
     recipe = record.recipe
-    history = _history(path)
+    history = read_history(path) if has_history(path) else pd.DataFrame()
     best = None if history.empty else history.iloc[int(history["valid_loss"].argmin())]
     return Row(
         name=path.resolve().name,
@@ -111,13 +111,6 @@ def _run_row(path: Path) -> Row:
         gpu_minutes=_gpu_minutes(record, history),
         is_ours=True,
     )
-
-
-def _history(path: Path) -> pd.DataFrame:
-    try:
-        return read_history(path)
-    except CheckpointError:  # no epoch finished yet
-        return pd.DataFrame()
 
 
 def _gpu_minutes(record: RunRecord, history: pd.DataFrame) -> float | None:

@@ -6,14 +6,19 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES, resolve_recipe
 from ichfast.recipes.settings import describe
-from ichfast.runs.record import RECORD, RunRecord, write_record
+from ichfast.runs.record import (
+    RECORD,
+    RunRecord,
+    first_change,
+    trained_settings,
+    write_record,
+)
 from ichfast.system.files import remove_leftovers
 from ichfast.system.locks import LockHeldError, locked_folder
 from ichfast.system.ranks import Ranks
@@ -162,26 +167,14 @@ def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
     Raises:
         RecipeError: they differ; names the first difference.
     """
-    # The cache does not change what is trained.
-    data = replace(begun.recipe.data, cache=wanted.recipe.data.cache)
-    begun = replace(begun, recipe=replace(begun.recipe, data=data))
-    if begun.recipe != wanted.recipe:
-        other = "another recipe" + _first_difference(begun.recipe, wanted.recipe)
-    elif begun.store_plan != wanted.store_plan:
-        other = f"another store than {wanted.store}"
-    elif begun.counts != wanted.counts:
-        other = f"other slices ({begun.counts}, now {wanted.counts})"
-    else:
+    change = first_change(trained_settings(begun), trained_settings(wanted))
+    if change is None:
         return
+    if begun.store_digest != wanted.store_digest:
+        what = f"another store than {wanted.store}"
+    else:
+        what = f"other settings ({change[0]}, now {change[1]})"
     raise RecipeError(
-        f"{run_dir} was begun with {other}; resume it with the same options, or start "
+        f"{run_dir} was begun with {what}; resume it with the same options, or start "
         "anew with --out"
-    )
-
-
-def _first_difference(begun: Recipe, wanted: Recipe) -> str:
-    """The first line of `describe` that differs, in brackets; empty if none does."""
-    was, now = describe(begun).splitlines(), describe(wanted).splitlines()
-    return next(
-        (f" ({a}, now {b})" for a, b in zip(was, now, strict=False) if a != b), ""
     )

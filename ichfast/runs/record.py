@@ -1,5 +1,9 @@
 """The record of a run, `run.json`: what is trained, on what, where.
 
+1. Its last field is the checksum of the rest, so an edit is noticed when it is read.
+2. Each checkpoint has the lines of `trained_settings`. Where a record is read with a
+   checkpoint, the error names the setting that was edited.
+
 This module loads no torch, so that runs can be listed and compared without it.
 """
 
@@ -7,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,23 @@ from ichfast.errors import CheckpointError, RecipeError
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import Split
 from ichfast.recipes.recipe import Recipe
-from ichfast.recipes.settings import from_dict, to_dict
+from ichfast.recipes.settings import describe, from_dict, to_dict
 from ichfast.store.store import Store
+from ichfast.system.checksums import (
+    FIELD,
+    ChecksumError,
+    check_document,
+    with_checksum,
+)
 from ichfast.system.environment import describe_environment
 from ichfast.system.files import write_text_atomically
 from ichfast.windows import Normalization
 
 RECORD = "run.json"
 """File of a run's record, in its folder."""
+
+MAY_DIFFER = ("store", "environment", "recipe.data.cache")
+"""What may change between the sessions of one run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,32 +45,37 @@ class RunRecord:
     recipe: Recipe
     normalization: Normalization
     store: str
-    """Path of the store's folder, as it was given."""
+    """Absolute path of the store's folder."""
 
-    store_plan: dict[str, str]
-    """Digests of what the store was made from, which identify it."""
+    store_digest: str
+    """Identifies the store (`StoreHeader.digest`), also after it was moved."""
 
     counts: dict[str, int]
-    """Slices and patients that train and validate."""
+    """Slices and patients that train and validate. ``valid_patients_seen`` are those
+    on which the weights that the run starts from were trained, or may have been."""
 
     environment: dict[str, Any]
     """Versions, machine and commit."""
 
 
-def make_record(recipe: Recipe, store: Store, split: Split) -> RunRecord:
+def make_record(
+    recipe: Recipe, store: Store, split: Split, *, num_seen: int = 0
+) -> RunRecord:
     """Describe a run of a recipe on a store, on this machine.
 
     Args:
         recipe: the settings.
         store: with labels.
         split: the slices that train, which decide the normalization, and validate.
+        num_seen: patients of the validation slices that the weights which the run
+            starts from may have been trained on.
     """
     return RunRecord(
         recipe=recipe,
         normalization=measure_normalization(store, split.train_N, recipe.data),
-        store=str(store.path),
-        store_plan=dict(store.header.plan),
-        counts=split.counts(store),
+        store=str(store.path.absolute()),
+        store_digest=store.header.digest,
+        counts={**split.counts(store), "valid_patients_seen": num_seen},
         environment=describe_environment(),
     )
 
@@ -69,22 +87,57 @@ def write_record(run_dir: Path, record: RunRecord) -> None:
         run_dir: the run's folder; exists.
         record: replaces the one that is there.
     """
-    text = json.dumps({**asdict(record), "recipe": to_dict(record.recipe)}, indent=2)
-    write_text_atomically(run_dir / RECORD, text + "\n")
+    write_text_atomically(run_dir / RECORD, with_checksum(to_dict(record)))
 
 
-def read_record(run_dir: Path) -> RunRecord:
+def trained_settings(record: RunRecord) -> str:
+    """All of a record that decides what was trained, as lines of ``name = value``."""
+    lines = describe(record).splitlines()
+    lines.append(f"number of phases = {len(record.recipe.train.phases)}")
+    return "\n".join(line for line in lines if _name(line) not in MAY_DIFFER)
+
+
+def first_change(was: str, now: str) -> tuple[str, str] | None:
+    """The first setting that differs.
+
+    Args:
+        was: text of `trained_settings`.
+        now: another.
+
+    Returns:
+        Its lines in both; None if none differs. Settings that only one of them has
+            are those of another version, and are left out.
+    """
+    before = {_name(line): line for line in was.splitlines()}
+    for line in now.splitlines():
+        old = before.get(_name(line), line)
+        if old != line:
+            return old, line
+    return None
+
+
+def _name(line: str) -> str:
+    return line.partition(" = ")[0]
+
+
+def read_record(run_dir: Path, *, settings: str | None = None) -> RunRecord:
     """Read a run's `run.json`.
+
+    Args:
+        run_dir: the run's folder.
+        settings: the text of `trained_settings` in a checkpoint of the run, which
+            tells what was edited.
 
     Raises:
         CheckpointError: there is no run.
-        RecipeError: the file is damaged, or another version wrote it.
+        RecipeError: the file was edited, is damaged, or another version wrote it.
     """
     path = run_dir / RECORD
     try:
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "not a regular file")
-        found = json.loads(path.read_text("utf-8"))
+        content = path.read_bytes()
+        found = json.loads(content)
         # Fails on what cannot be shown later: no text, or nested too deeply.
         json.dumps(found, ensure_ascii=False).encode()
     except FileNotFoundError as error:
@@ -92,7 +145,26 @@ def read_record(run_dir: Path) -> RunRecord:
             f"no run in {run_dir} (no {RECORD}); make one with `ichfast train`"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path} is damaged: {error}") from error
+        raise _unusable(path, str(error)) from error
     if not isinstance(found, dict):
-        raise RecipeError(f"{path} is damaged: expected settings, found {found!r:.40}")
-    return from_dict(RunRecord, found)
+        raise _unusable(path, f"expected settings, found {found!r:.40}")
+    rest = {name: value for name, value in found.items() if name != FIELD}
+    try:
+        record = from_dict(RunRecord, rest)
+    except RecipeError as error:
+        raise _unusable(path, str(error)) from error
+    change = settings and first_change(settings, trained_settings(record))
+    if change:
+        raise _unusable(path, f"it has {change[1]}, but trained was {change[0]}")
+    try:
+        check_document(content, found)
+    except ChecksumError as error:
+        raise _unusable(path, str(error)) from error
+    return record
+
+
+def _unusable(path: Path, reason: str) -> RecipeError:
+    return RecipeError(
+        f"{path} is damaged or was edited: {reason}; copy back the file as it was, or "
+        "train again"
+    )

@@ -44,10 +44,21 @@ from ichfast.runs.folder import (
     only_training,
 )
 from ichfast.runs.log import RunLog
-from ichfast.runs.record import RunRecord, make_record, read_record
+from ichfast.runs.patients import (
+    TrainingPatients,
+    patients_of_slices,
+    patients_of_weights,
+)
+from ichfast.runs.record import (
+    RunRecord,
+    make_record,
+    read_record,
+    trained_settings,
+)
 from ichfast.store.store import Store
+from ichfast.store.tables import patients_N
 from ichfast.system.ranks import Ranks, was_restarted
-from ichfast.training.checkpoint import has_last, load_last
+from ichfast.training.checkpoint import PATIENTS, SETTINGS, has_last, load_last
 from ichfast.training.history import History, best_row, write_history
 from ichfast.training.profiler import Profile, Spans
 from ichfast.training.step import Stepper
@@ -150,9 +161,13 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
             check_run_dir(run_dir, resume=resume)
         split = split_slices(store, recipe.folds, limit=limit)
         recipe = _fit_batch(recipe, _num_train(recipe, store, split), ranks)
-        record = make_record(recipe, store, split)
-        if resume:
-            check_same_run(read_record(run_dir), record, run_dir)
+        begun = _patients_of_start(recipe)
+        num_seen = _count_seen(begun, store, split)
+        record = make_record(recipe, store, split, num_seen=num_seen)
+        checkpoint = load_last(run_dir) if resume else None
+        if checkpoint:
+            before = read_record(run_dir, settings=checkpoint[SETTINGS])
+            check_same_run(before, record, run_dir)
         spans = Profile(device, run_dir) if profile and ranks.writes else None
         stepper = _make_stepper(recipe, device, ranks, spans)
         if ranks.writes:
@@ -161,10 +176,14 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
             stepper,
             run_dir=run_dir,
             name_slices=_names_from(store),
+            saved_with={
+                SETTINGS: trained_settings(record),
+                PATIENTS: (begun | patients_of_slices(store, split.train_N)).to_text(),
+            },
             should_stop=should_stop,
         )
-        if resume:
-            trainer.restore(load_last(run_dir))
+        if checkpoint:
+            trainer.restore(checkpoint)
         history = _fit(trainer, store, split, record, run_dir)
         labels_NK = store.labels_NK()[split.valid_N].astype(np.float64)
     best = best_row(history, recipe.train.best_by)
@@ -179,6 +198,27 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         slices_per_s=float(np.median([row["slices_per_s"] for row in history])),
         device=device.type,
     )
+
+
+def _patients_of_start(recipe: Recipe) -> TrainingPatients:
+    """The patients on which the weights were trained that a run starts from."""
+    if recipe.model.weights:
+        return patients_of_weights(_weights_file(recipe))
+    return TrainingPatients(ids={}, is_complete=True)
+
+
+def _count_seen(begun: TrainingPatients, store: Store, split: Split) -> int:
+    """Count the patients who validate although the first weights may have seen them."""
+    is_seen_N = begun.trained_on_N(store) != 0
+    seen_M = split.valid_N[is_seen_N[split.valid_N]]
+    num_seen = len(set(patients_N(store.table)[seen_M]))
+    if num_seen:
+        logger.warning(
+            "%d patient(s) validate on whom the weights that this run starts from were "
+            "trained, or may have been: validation looks better than on new patients",
+            num_seen,
+        )
+    return num_seen
 
 
 def _num_train(recipe: Recipe, store: Store, split: Split) -> int:
@@ -243,12 +283,7 @@ def build_run_model(recipe: Recipe, device: torch.device) -> nn.Module:
     torch.manual_seed(recipe.train.seed)
     settings = recipe.model
     in_chans = recipe.data.num_channels
-    weights = Path(settings.weights) if settings.weights else None
-    if weights is not None and not weights.is_file():
-        raise ModelError(
-            f"{recipe.name} starts from {weights}, which is not there; "
-            "train that run first, or give --weights FILE"
-        )
+    weights = _weights_file(recipe) if settings.weights else None
     if weights is not None or settings.pretrained == "no":
         model = build_model(
             settings.arch, in_chans=in_chans, head=settings.head, weights=weights
@@ -256,6 +291,16 @@ def build_run_model(recipe: Recipe, device: torch.device) -> nn.Module:
     else:
         model = _build_pretrained(settings, in_chans)
     return model.to(device)
+
+
+def _weights_file(recipe: Recipe) -> Path:
+    weights = Path(recipe.model.weights)
+    if not weights.is_file():
+        raise ModelError(
+            f"{recipe.name} starts from {weights}, which is not there; "
+            "train that run first, or give --weights FILE"
+        )
+    return weights
 
 
 def _build_pretrained(settings: ModelConfig, in_chans: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A trained run, opened for use: its record, and its model with the best weights."""
+"""A trained run, opened for use: its record, patients and best weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ichfast.errors import CheckpointError, PredictionError, first_line
+from ichfast.errors import (
+    CheckpointError,
+    PredictionError,
+    RecipeError,
+    StoreError,
+    first_line,
+)
 from ichfast.models.build import build_model
+from ichfast.runs.patients import TrainingPatients, patients_from_text
 from ichfast.runs.record import RunRecord, read_record
+from ichfast.store.header import read_header
 from ichfast.store.store import Store
-from ichfast.training.checkpoint import BEST, load_checkpoint
+from ichfast.training.checkpoint import BEST, PATIENTS, SETTINGS, load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +31,11 @@ class TrainedRun:
 
     path: Path
     record: RunRecord
+    patients: TrainingPatients
+    """All patients that the weights were trained on, also in runs before."""
+
+    weights: dict[str, Tensor]
+    """State of the model in the best epoch, on the CPU."""
 
     @property
     def name(self) -> str:
@@ -31,22 +44,49 @@ class TrainedRun:
 
     def trained_on(self, store: Store) -> bool:
         """Whether the run was trained on this store, even if it was moved."""
-        return dict(store.header.plan) == self.record.store_plan
+        return store.header.digest == self.record.store_digest
+
+    def trained_before(self, store: Store) -> bool:
+        """Whether this store grew, by appends, from that of the run."""
+        return self.record.store_digest in store.header.lineage
+
+    def find_store(self) -> Path:
+        """Find the store that the run was trained on, also after a move or an append.
+
+        It is looked for where it was, then by its name next to the run, next to the
+        run's parent folder, and in the current folder.
+
+        Raises:
+            StoreError: it is not there, cannot be read, or holds something else.
+        """
+        named = Path(self.record.store)
+        parents = self.path.absolute().parents
+        folders = (*parents[:2], Path.cwd())
+        for path in (named, *(folder / named.name for folder in folders)):
+            try:
+                header = read_header(path)
+            except StoreError:
+                continue
+            if self.record.store_digest in (header.digest, *header.lineage):
+                return path
+        raise StoreError(
+            f"{self.path} was trained on {named}, which is not there or is another "
+            "store now; name the store with --store"
+        )
 
     def load_model(self, device: torch.device) -> nn.Module:
         """Build the model with the weights of its best epoch, in evaluation mode.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or does not fit the settings.
+            CheckpointError: the checkpoint does not fit the settings.
         """
-        state = load_checkpoint(self.path / BEST)
         recipe = self.record.recipe
         model = build_model(
             recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
         )
         try:
-            model.load_state_dict(state["model"])
-        except (KeyError, RuntimeError, TypeError) as error:
+            model.load_state_dict(self.weights)
+        except (RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path / BEST} does not fit the run's settings: "
                 f"{first_line(error)}; train again"
@@ -58,16 +98,27 @@ def open_run(path: Path) -> TrainedRun:
     """Open a run's folder.
 
     Raises:
-        CheckpointError: there is no run, or no epoch of it is finished.
-        RecipeError: the run's record is damaged.
+        CheckpointError: there is no run, no epoch of it is finished, or its
+            checkpoint is damaged.
+        RecipeError: the run's record is damaged, or was edited since.
     """
-    record = read_record(path)
     if not (path / BEST).is_file():
+        read_record(path)  # an error if there is no run
         raise CheckpointError(
             f"{path} has no {BEST}: no epoch is finished; continue it with "
             "`ichfast train --resume`"
         )
-    return TrainedRun(path=path, record=record)
+    content = load_checkpoint(path / BEST)
+    try:
+        patients = patients_from_text(content[PATIENTS])
+    except RecipeError as error:
+        raise CheckpointError(f"{path / BEST} is damaged: {error}") from error
+    return TrainedRun(
+        path=path,
+        record=read_record(path, settings=content[SETTINGS]),
+        patients=patients,
+        weights=content["model"],
+    )
 
 
 def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:

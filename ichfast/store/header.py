@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import stat
 from collections.abc import Mapping
@@ -69,6 +70,9 @@ class StoreHeader:
     versions: Mapping[str, str]
     """Versions of the packages that wrote the store."""
 
+    lineage: tuple[str, ...] = ()
+    """`digest` of each store that this one grew from by appends, oldest first."""
+
     table_crc32c: int = 0
     """CRC-32C of `slices.parquet`. Set by `ichfast.store.store.finish_store`."""
 
@@ -82,6 +86,12 @@ class StoreHeader:
     """Added to HU when the store was written; subtract it to get HU back."""
 
     format_version: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """Identifies what the store was made from: the same for every copy of it."""
+        plan = json.dumps(dict(self.plan), sort_keys=True)
+        return hashlib.sha256(plan.encode()).hexdigest()[:16]
 
     @property
     def num_bytes(self) -> int:
@@ -200,6 +210,7 @@ def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
         keep_ids=found["keep_ids"],
         plan={str(name): str(value) for name, value in found["plan"].items()},
         versions={str(name): str(v) for name, v in found["versions"].items()},
+        lineage=tuple(map(str, found.get("lineage", ()))),
         table_crc32c=integer_field(found, "table_crc32c", 0, 2**32 - 1),
         rejected_crc32c=integer_field(found, "rejected_crc32c", 0, 2**32 - 1),
         entries_crc32c=integer_field(found, "entries_crc32c", 0, 2**32 - 1),

@@ -7,7 +7,8 @@ Promises:
    one before is taken, with a warning.
 3. Reading one never runs code: it holds tensors, numbers, texts and plain containers.
 4. A checkpoint that is damaged, foreign or of another format is an error that says
-   so when it is read.
+   so when it is read: every field has a type.
+5. It tells what it was trained with and on: the settings and the patients of its run.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from __future__ import annotations
 import logging
 import time
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ichfast.errors import CheckpointError, first_line
 from ichfast.models.torchfile import load_torch_file
 from ichfast.system.files import atomic_path, flush
+from ichfast.training.history import is_history
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 LAST = "last.pt"
 """Newest checkpoint of a run, in its folder."""
@@ -39,6 +44,55 @@ BEST = "best.pt"
 
 NEWEST = "last.newest.pt"
 """Name of a new checkpoint until it replaces `LAST`."""
+
+
+SETTINGS = "settings"
+"""Field with the settings of the run (`runs.record.trained_settings`)."""
+
+PATIENTS = "patients"
+"""Field with the patients that the weights were trained on (`runs.patients`)."""
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor)
+        for name, tensor in value.items()
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_generator(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"cpu", "cuda"}
+
+
+def _are_losses(value: object) -> bool:
+    return isinstance(value, list) and all(type(loss) is float for loss in value)
+
+
+Fields = Mapping[str, Callable[[object], bool]]
+"""For each field of a checkpoint, whether a value is of its kind."""
+
+FIELDS: Fields = {"model": _is_state, SETTINGS: _is_text, PATIENTS: _is_text}
+"""What every checkpoint has."""
+
+RESUMED_FIELDS: Fields = {
+    "trained": lambda value: value is None or _is_state(value),
+    "optimizer": lambda value: isinstance(value, dict),
+    "scaler": lambda value: isinstance(value, dict),
+    "rng": lambda value: isinstance(value, list) and all(map(_is_generator, value)),
+    "losses": lambda value: isinstance(value, list) and all(map(_are_losses, value)),
+    "epoch": _is_count,
+    "iteration": _is_count,
+    "history": is_history,
+}
+"""What a run needs to continue; `rng` and `losses` have an item for each rank."""
 
 
 class Checkpointer:
@@ -130,21 +184,38 @@ def has_last(run_dir: Path) -> bool:
 def load_last(run_dir: Path) -> dict[str, Any]:
     """Read `LAST`; if it is damaged, `PREVIOUS`, with a warning.
 
+    Returns:
+        Has `FIELDS` and `RESUMED_FIELDS`.
+
     Raises:
         CheckpointError: neither can be read.
     """
     try:
-        return load_checkpoint(run_dir / LAST)
+        return _load_resumed(run_dir / LAST)
     except CheckpointError as error:
         if not (run_dir / PREVIOUS).is_file():
             raise
-        content = load_checkpoint(run_dir / PREVIOUS)
+        content = _load_resumed(run_dir / PREVIOUS)
         logger.warning("%s; continuing from the one before, %s", error, PREVIOUS)
         return content
 
 
+def _load_resumed(path: Path) -> dict[str, Any]:
+    content = load_checkpoint(path)
+    _check_fields(content, RESUMED_FIELDS, path)
+    counts = [len(losses) for losses in content["losses"]]
+    if counts != [content["iteration"]] * len(content["rng"]):
+        raise _foreign(path, f"it has the losses of {counts} batches")
+    if content["epoch"] != len(content["history"]):
+        raise _foreign(path, f"it has the history of {len(content['history'])} epochs")
+    return content
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
+
+    Returns:
+        Has `FIELDS`.
 
     Raises:
         CheckpointError: there is no file, it is damaged or not a checkpoint of
@@ -161,14 +232,46 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is damaged or no checkpoint: {first_line(error)}"
         ) from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise CheckpointError(f"{path} is not a checkpoint that ichfast wrote")
+    if not isinstance(content, dict) or type(content.get("format")) is not int:
+        raise _foreign(path, "it has no format")
     if content["format"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {content['format']}, this ichfast reads "
             f"{FORMAT_VERSION}; train again"
         )
+    _check_fields(content, FIELDS, path)
     return content
+
+
+def _check_fields(content: Mapping[str, Any], fields: Fields, path: Path) -> None:
+    for name, is_valid in fields.items():
+        if name not in content or not is_valid(content[name]):
+            raise _foreign(path, f"its field {name} is missing or of another kind")
+
+
+def _foreign(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a checkpoint that ichfast wrote: {reason}; train again"
+    )
+
+
+_MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Errors that torch raises for a state of another kind."""
+
+
+@contextmanager
+def restoring() -> Iterator[None]:
+    """Explain errors of torch about a state that does not fit.
+
+    Raises:
+        CheckpointError: for an error in the block.
+    """
+    try:
+        yield
+    except _MISFITS as error:
+        raise CheckpointError(
+            f"the checkpoint does not fit this run: {first_line(error)}; train again"
+        ) from error
 
 
 def _check_sums(path: Path) -> None:

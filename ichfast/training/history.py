@@ -1,23 +1,31 @@
 """The history of a run: one row per epoch, and the best of them.
 
-Rows are dicts of epoch, phase, train_loss, train_loss_smooth, valid_loss,
-valid_weighted_log_loss, valid_accuracy, learning_rate, slices_per_s, seconds and
-wait_share. `train_loss` is the mean over the epoch, `train_loss_smooth` fastai's moving
-average at its end, as in the tables of the reference.
+Rows are dicts with the `COLUMNS`. `train_loss` is the mean over the epoch,
+`train_loss_smooth` fastai's moving average at its end, as in the tables of the
+reference.
 """
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from ichfast.errors import CheckpointError
-from ichfast.system.files import atomic_path
+from ichfast.errors import CheckpointError, first_line
+from ichfast.system.checksums import output_with_checksum, read_with_checksum
 
 METRICS = "metrics.csv"
 """File of the history, in a run's folder."""
+
+COLUMNS = (
+    *("epoch", "phase", "train_loss", "train_loss_smooth"),
+    *("valid_loss", "valid_weighted_log_loss", "valid_accuracy"),
+    *("learning_rate", "slices_per_s", "seconds", "wait_share"),
+)
+"""Columns of a history; all are numbers."""
 
 History = list[dict[str, Any]]
 """Rows, in the order of the epochs."""
@@ -44,27 +52,60 @@ def epochs_since_best(history: History, by: str) -> int:
 
 
 def write_history(run_dir: Path, history: History) -> None:
-    """Write a run's `metrics.csv`, atomically.
+    """Write a run's `metrics.csv`, atomically, with its checksum.
 
     Args:
         run_dir: the run's folder; exists.
         history: all rows so far.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
     """
-    with atomic_path(run_dir / METRICS) as temporary:
+    advice = "; free some space or mend the disk, then continue with --resume"
+    path = run_dir / METRICS
+    with output_with_checksum(path, CheckpointError, advice) as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
 
 
 def read_history(run_dir: Path) -> pd.DataFrame:
-    """Read a run's `metrics.csv`: one row per epoch.
+    """Read a run's `metrics.csv`: one row per epoch, at least one.
 
     Raises:
         CheckpointError: no epoch is finished, or the file is damaged.
     """
     path = run_dir / METRICS
+    if not path.is_file():
+        raise CheckpointError(f"no {path}: no epoch is finished; train at least one")
     try:
-        return pd.read_csv(path)
+        rows = pd.read_csv(BytesIO(read_with_checksum(path)))
+        _check_columns(rows)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: no epoch finished, or it is damaged; "
-            "train at least one epoch"
+            f"{path} cannot be read: {first_line(error)}; `ichfast train --resume` "
+            "writes it again"
         ) from error
+    return rows
+
+
+def has_history(run_dir: Path) -> bool:
+    """Whether a run has a `metrics.csv`, intact or damaged: an epoch is finished."""
+    return (run_dir / METRICS).exists()
+
+
+def is_history(rows: object) -> bool:
+    """Whether the content of a checkpoint is a history."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and all(type(row.get(name)) in (int, float) for name in COLUMNS)
+        for row in rows
+    )
+
+
+def _check_columns(rows: pd.DataFrame) -> None:
+    if rows.empty:
+        raise ValueError("it has no epoch")
+    for name in COLUMNS:
+        if name not in rows:
+            raise ValueError(f"it has no column {name}")
+        if not is_numeric_dtype(rows[name]) or is_bool_dtype(rows[name]):
+            raise ValueError(f"the column {name} holds values other than numbers")

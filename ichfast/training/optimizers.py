@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from timm.optim import Lamb
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer, RAdam
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
+from ichfast.training.checkpoint import restoring
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ Source:
 
 LOOKAHEAD_ALPHA = 0.5
 """Share of the way that the slow weights move towards the fast ones."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What every optimizer keeps for a parameter, in its shape."""
 
 ParamGroups = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
@@ -110,6 +114,41 @@ def make_optimizer(
         optimizer.register_load_state_dict_pre_hook(_accept_other_lamb)
     logger.info("optimizer %s runs as %s", name, runs_as)
     return optimizer
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer, which is checked before a step uses it.
+
+    Args:
+        optimizer: changed in place.
+        state: its `state_dict` of before, from a checkpoint.
+
+    Raises:
+        CheckpointError: it is of another implementation, or does not fit.
+    """
+    fresh = [dict(group) for group in optimizer.param_groups]
+    with restoring():
+        optimizer.load_state_dict(state)
+        for before, group in zip(fresh, optimizer.param_groups, strict=True):
+            for name in before.keys() - {"params", "step"}:
+                if _kind(group[name]) != _kind(before[name]):
+                    raise ValueError(f"{name} of the optimizer is {group[name]!r:.40}")
+        for parameter, values in optimizer.state.items():
+            _check_moments(optimizer, parameter, values)
+
+
+def _kind(value: Any) -> type:
+    return float if type(value) is int else type(value)
+
+
+def _check_moments(
+    optimizer: Optimizer, parameter: Tensor, values: dict[str, Any]
+) -> None:
+    for name in (*MOMENTS, *(("slow",) if isinstance(optimizer, Ranger) else ())):
+        if values[name].shape != parameter.shape:
+            raise ValueError(f"{name} of the optimizer is {tuple(values[name].shape)}")
+    if isinstance(optimizer, RAdam | AdamW) and not values["step"].ndim == 0:
+        raise ValueError("step of the optimizer is no number")
 
 
 def _find_implementation(

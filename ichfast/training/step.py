@@ -43,7 +43,11 @@ from ichfast.models.precision import Amp
 from ichfast.system.ranks import Ranks
 from ichfast.training.config import Phase, TrainConfig
 from ichfast.training.ema import Ema
-from ichfast.training.optimizers import decay_groups, make_optimizer
+from ichfast.training.optimizers import (
+    decay_groups,
+    make_optimizer,
+    restore_optimizer,
+)
 from ichfast.training.profiler import Spans
 from ichfast.training.schedules import Schedule
 
@@ -178,7 +182,8 @@ class Stepper:
                 start.
 
         Raises:
-            CheckpointError: the state is that of another implementation of Adam.
+            CheckpointError: the state is that of another implementation of Adam, or
+                does not fit.
             RecipeError: an unknown optimizer or schedule, or CUDA graphs without a
                 GPU.
             TrainError: no parameter requires a gradient.
@@ -196,7 +201,7 @@ class Stepper:
             weight_decay=phase.weight_decay,
         )
         if optimizer is not None:
-            made.load_state_dict(optimizer)
+            restore_optimizer(made, optimizer)
         self._state = _PhaseState(
             mixup_alpha=phase.mixup_alpha,
             optimizer=made,

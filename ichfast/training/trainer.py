@@ -16,7 +16,7 @@ The loop takes any `loading.batch.Loader`; it does not depend on DALI.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
 from ichfast.loading.batch import Loader
 from ichfast.system.terminal import progress
-from ichfast.training.checkpoint import BEST, LAST, Checkpointer
+from ichfast.training.checkpoint import BEST, LAST, Checkpointer, restoring
 from ichfast.training.history import History, epochs_since_best
 from ichfast.training.inference import validate
 from ichfast.training.meters import (
@@ -64,6 +64,7 @@ class Trainer:
         stepper: takes the steps.
         run_dir: where checkpoints go; exists.
         name_slices: turns store positions into names, for error messages.
+        saved_with: further fields of each checkpoint, plain values.
         should_stop: called after each step; True saves and ends the run.
     """
 
@@ -73,12 +74,14 @@ class Trainer:
         *,
         run_dir: Path,
         name_slices: Callable[[Tensor], list[str]],
+        saved_with: Mapping[str, Any],
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.stepper = stepper
         self.phases = stepper.config.planned_phases()
         self.history: History = []
         self._name_slices = name_slices
+        self._saved_with = saved_with
         self._should_stop = should_stop
         self._checkpoints = Checkpointer(
             run_dir,
@@ -179,9 +182,10 @@ class Trainer:
         )
         if resumed:
             states = resumed["rng"][self.stepper.ranks.rank]
-            torch.set_rng_state(states["cpu"])
-            if self.stepper.device.type == "cuda":
-                torch.cuda.set_rng_state(states["cuda"], self.stepper.device)
+            with restoring():
+                torch.set_rng_state(states["cpu"])
+                if self.stepper.device.type == "cuda":
+                    torch.cuda.set_rng_state(states["cuda"], self.stepper.device)
             self._resumed = None
 
     def train_epoch(self, loader: Loader, first_epoch: int) -> dict[str, Any]:
@@ -320,13 +324,18 @@ class Trainer:
             "iteration": self._position.iteration,
             "losses": ranks.gather(self._losses.values),
             "history": self.history,
+            **self._saved_with,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the state of a checkpoint; `fit` continues from there.
 
+        Args:
+            state: as `checkpoint.load_last` returns it.
+
         Raises:
-            CheckpointError: it was written by another number of ranks.
+            CheckpointError: it was written by another number of ranks, or does not
+                fit the model.
         """
         ranks, num_ranks = self.stepper.ranks, len(state["rng"])
         if num_ranks != ranks.world_size:
@@ -335,7 +344,8 @@ class Trainer:
                 f"there are {ranks.world_size}; resume with as many, or start a new "
                 "run from its weights with --weights"
             )
-        self.stepper.restore(state)
+        with restoring():
+            self.stepper.restore(state)
         self._losses.values = list(state["losses"][ranks.rank])
         self._position = Position(state["epoch"], state["iteration"])
         self.history = list(state["history"])

@@ -28,10 +28,19 @@ def test_leaks_are_counted_and_refused() -> None:
     assert found == {"slices": 28, "patients": 2, "unknown": 14}
 
 
-def test_unknown_training_patients_are_a_warning(
+def test_unknown_training_patients_are_refused_like_known_ones(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    table = with_trained_on([False, pd.NA])
+    with pytest.raises(PredictionError, match=r"not known of 14 of 28 .*--allow-leak"):
+        check_leaks(table, allow=False)
     with caplog.at_level(logging.WARNING):
-        found = check_leaks(with_trained_on([False, pd.NA]), allow=False)
+        found = check_leaks(table, allow=True)
     assert found == {"slices": 0, "patients": 0, "unknown": 14}
-    assert "not known of 14 slices" in caplog.text
+    assert "of 14 it is not known" in caplog.text
+
+
+def test_new_patients_pass_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    found = check_leaks(with_trained_on([False, False]), allow=False)
+    assert found == {"slices": 0, "patients": 0, "unknown": 0}
+    assert not caplog.text

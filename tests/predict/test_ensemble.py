@@ -152,9 +152,9 @@ def test_weights_that_predict_nan_are_refused(
     folds: list[Path], tmp_path: Path
 ) -> None:
     damaged = Path(shutil.copytree(folds[0], tmp_path / "damaged"))
-    weights = load_checkpoint(damaged / BEST)["model"]
-    weights["classifier.bias"].fill_(torch.nan)
-    save_checkpoint(damaged / BEST, {"model": weights})
+    content = load_checkpoint(damaged / BEST)
+    content["model"]["classifier.bias"].fill_(torch.nan)
+    save_checkpoint(damaged / BEST, content)
     with pytest.raises(PredictionError, match=r"predicts NaN for \d+ of \d+ slices"):
         predict_runs([damaged], device=CPU)
 

@@ -46,7 +46,7 @@ def record(tiny_store: Store) -> RunRecord:
             mean=(0.0,) * num_windows, std=(1.0,) * num_windows
         ),
         store=str(tiny_store.path),
-        store_plan={},
+        store_digest="",
         counts={},
         environment={},
     )

@@ -146,8 +146,8 @@ def test_a_run_leaves_settings_metrics_and_checkpoints(
     assert history["epoch"].tolist() == [0, 1]
     assert np.isfinite(history["valid_loss"]).all()
     assert {path.name for path in run_dir.iterdir()} == {
-        "run.json", "metrics.csv", "last.pt", "last.previous.pt", "best.pt",
-        "tensorboard", ".lock",
+        "run.json", "metrics.csv", "metrics.csv.sha256", "last.pt",
+        "last.previous.pt", "best.pt", "tensorboard", ".lock",
     }  # fmt: skip
     assert record.store == str(tiny_store.path)
 
@@ -284,7 +284,7 @@ def test_a_stopped_run_resumes_with_the_same_options_only(
         )
     with pytest.raises(CheckpointError, match=r"holds a run already.*--resume"):
         train_run(tiny_store_path, small_recipe(), out, device=CPU)
-    with pytest.raises(RecipeError, match=r"recipe \(train.seed = 42, now"):
+    with pytest.raises(RecipeError, match=r"settings \(recipe\.train\.seed = 42, now"):
         train_run(
             tiny_store_path, small_recipe("train.seed=1"), out, device=CPU, resume=True
         )
@@ -463,7 +463,7 @@ def test_a_damaged_run_is_refused(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text.replace('"size": 32', '"size": "x"'))
     with pytest.raises(RecipeError, match="size: expected int, found 'x'"):
         read_record(tmp_path)
-    with pytest.raises(CheckpointError, match="no epoch finished"):
+    with pytest.raises(CheckpointError, match="no epoch is finished"):
         read_history(tmp_path)
 
 

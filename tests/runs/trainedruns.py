@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -13,10 +12,11 @@ from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.runs.record import make_record, write_record
+from ichfast.runs.patients import patients_of_slices
+from ichfast.runs.record import make_record, trained_settings, write_record
 from ichfast.store.store import Store
-from ichfast.training.checkpoint import BEST, save_checkpoint
-from ichfast.training.history import METRICS
+from ichfast.training.checkpoint import BEST, PATIENTS, SETTINGS, save_checkpoint
+from ichfast.training.history import write_history
 
 HEAD_GAIN = 44_000.0
 """Factor of the head's random weights, so that slices get different logits."""
@@ -39,12 +39,18 @@ def write_run(
     """Write a run's folder as if it had trained two epochs on a store."""
     recipe = tiny_recipe(*assignments, size=size)
     with Store(store_path) as store:
-        record = make_record(recipe, store, split_slices(store, recipe.folds))
+        split = split_slices(store, recipe.folds)
+        record = make_record(recipe, store, split)
+        patients = patients_of_slices(store, split.train_N)
     path.mkdir(parents=True)
     write_record(path, record)
-    history = [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))]
-    pd.DataFrame(history).to_csv(path / METRICS, index=False)
-    save_checkpoint(path / BEST, {"model": _weights(recipe, seed)})
+    write_history(path, [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))])
+    content = {
+        "model": _weights(recipe, seed),
+        SETTINGS: trained_settings(record),
+        PATIENTS: patients.to_text(),
+    }
+    save_checkpoint(path / BEST, content)
     return path
 
 

@@ -23,10 +23,24 @@ from ichfast.training.checkpoint import (
     save_checkpoint,
     save_last,
 )
+from ichfast.training.history import COLUMNS
 
 
 def content(epoch: int) -> dict[str, Any]:
-    return {"epoch": epoch, "weights": torch.arange(50_000)}
+    row = dict.fromkeys(COLUMNS, 0.5)
+    return {
+        "model": {"weights": torch.arange(50_000)},
+        "settings": "",
+        "patients": "",
+        "trained": None,
+        "optimizer": {},
+        "scaler": {},
+        "rng": [],
+        "losses": [],
+        "epoch": epoch,
+        "iteration": 0,
+        "history": [row] * epoch,
+    }
 
 
 @contextmanager
@@ -44,7 +58,7 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> N
     path = tmp_path / "last.pt"
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_checkpoint(path)
-    save_checkpoint(path, {"epoch": 1, "weights": torch.ones(1000)})
+    save_checkpoint(path, content(1))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -53,7 +67,7 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="not a checkpoint that ichfast wrote"):
         load_checkpoint(path)
     torch.save({"format": 99}, path)
-    with pytest.raises(CheckpointError, match="format 99, this ichfast reads 2"):
+    with pytest.raises(CheckpointError, match="format 99, this ichfast reads 3"):
         load_checkpoint(path)
 
 
@@ -69,7 +83,7 @@ class Hostile:
 
 def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
     torch.save(
-        {"format": 2, "model": Hostile(tmp_path / "owned")}, tmp_path / "last.pt"
+        {"format": 3, "model": Hostile(tmp_path / "owned")}, tmp_path / "last.pt"
     )
     with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
         load_checkpoint(tmp_path / "last.pt")

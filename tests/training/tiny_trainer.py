@@ -15,7 +15,7 @@ from ichfast.loading.batch import Batch
 from ichfast.loading.sampler import Sampler
 from ichfast.models.precision import Amp
 from ichfast.system.ranks import Ranks
-from ichfast.training.checkpoint import load_last
+from ichfast.training.checkpoint import PATIENTS, SETTINGS, load_last
 from ichfast.training.config import Phase, TrainConfig
 from ichfast.training.history import History
 from ichfast.training.step import Stepper
@@ -115,6 +115,7 @@ def make_trainer(
         Stepper(net, config, amp=amp, ranks=ranks),
         run_dir=run_dir,
         name_slices=lambda indices: [f"ID_{int(k)}" for k in indices],
+        saved_with={SETTINGS: "", PATIENTS: ""},
         should_stop=should_stop,
     )
 
