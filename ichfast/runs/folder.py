@@ -110,24 +110,33 @@ def only_training(run_dir: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def check_run_dir(run_dir: Path, *, resume: bool) -> None:
-    """Refuse to start a run where there is one, or to resume where there is none.
-
-    Args:
-        run_dir: the run's folder, which need not exist.
-        resume: whether a run is resumed.
+def check_resumable(run_dir: Path) -> None:
+    """Refuse to resume a run where there is none.
 
     Raises:
-        CheckpointError: nothing to resume, or a run that would be overwritten.
+        CheckpointError: nothing to resume.
     """
-    if resume and not has_last(run_dir):
+    if not has_last(run_dir):
         raise CheckpointError(
             f"nothing to resume in {run_dir}: it has no {LAST}; leave out --resume"
         )
-    if not resume and has_last(run_dir):
+
+
+def check_unused(run_dir: Path) -> None:
+    """Refuse to start a run where there is one.
+
+    Raises:
+        CheckpointError: a run that would be overwritten.
+    """
+    if has_last(run_dir):
         raise CheckpointError(
             f"{run_dir} holds a run already; continue it with --resume, "
             "or name another folder with --out"
+        )
+    if (run_dir / BEST).is_file():
+        raise CheckpointError(
+            f"{run_dir} holds {BEST} of a run whose {LAST} is gone; name another "
+            "folder with --out"
         )
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,10 @@ class TrainingPatients:
         return json.dumps(to_dict(self))
 
 
+NOBODY = TrainingPatients(ids={}, is_complete=True)
+"""No patient: for random weights, and those of ImageNet."""
+
+
 def patients_from_text(text: str) -> TrainingPatients:
     """Parse the text of `TrainingPatients.to_text`.
 
@@ -124,8 +128,9 @@ def patients_of_weights(path: Path) -> TrainingPatients:
             return patients_from_text(content[PATIENTS])
         except RecipeError as error:
             raise ModelError(f"{path} is damaged: {error}") from error
-    tensors = tensors_of(content, path).values()
-    return TrainingPatients(ids={}, is_complete=any(map(_has_imagenet_rows, tensors)))
+    if any(map(_has_imagenet_rows, tensors_of(content, path).values())):
+        return NOBODY
+    return replace(NOBODY, is_complete=False)
 
 
 def _has_imagenet_rows(tensor: Tensor) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ichfast.errors import CheckpointError, RecipeError
+from ichfast.errors import CheckpointError, IchfastError, RecipeError
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import Split
 from ichfast.recipes.recipe import Recipe
@@ -151,7 +151,7 @@ def read_record(run_dir: Path, *, settings: str | None = None) -> RunRecord:
     rest = {name: value for name, value in found.items() if name != FIELD}
     try:
         record = from_dict(RunRecord, rest)
-    except RecipeError as error:
+    except IchfastError as error:
         raise _unusable(path, str(error)) from error
     change = settings and first_change(settings, trained_settings(record))
     if change:

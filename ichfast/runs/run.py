@@ -39,12 +39,14 @@ from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
 from ichfast.runs.folder import (
     begin_folder,
-    check_run_dir,
+    check_resumable,
     check_same_run,
+    check_unused,
     only_training,
 )
 from ichfast.runs.log import RunLog
 from ichfast.runs.patients import (
+    NOBODY,
     TrainingPatients,
     patients_of_slices,
     patients_of_weights,
@@ -154,13 +156,14 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     """
     (was_started_again,) = ranks.agree([was_restarted()])
     resume = resume or (was_started_again and has_last(run_dir))
-    check_run_dir(run_dir, resume=resume)
+    if resume:
+        check_resumable(run_dir)  # before the folder is made
     with Store(store_path) as store, only_training(run_dir, ranks):
-        if ranks.writes:
-            # Again: a run that held the lock until now may have left a checkpoint.
-            check_run_dir(run_dir, resume=resume)
+        if not resume:
+            check_unused(run_dir)
         split = split_slices(store, recipe.folds, limit=limit)
         recipe = _fit_batch(recipe, _num_train(recipe, store, split), ranks)
+        _check_batch_norm(recipe, device, ranks)
         begun = _patients_of_start(recipe)
         num_seen = _count_seen(begun, store, split)
         record = make_record(recipe, store, split, num_seen=num_seen)
@@ -204,11 +207,13 @@ def _patients_of_start(recipe: Recipe) -> TrainingPatients:
     """The patients on which the weights were trained that a run starts from."""
     if recipe.model.weights:
         return patients_of_weights(_weights_file(recipe))
-    return TrainingPatients(ids={}, is_complete=True)
+    return NOBODY
 
 
 def _count_seen(begun: TrainingPatients, store: Store, split: Split) -> int:
     """Count the patients who validate although the first weights may have seen them."""
+    if begun == NOBODY:
+        return 0
     is_seen_N = begun.trained_on_N(store) != 0
     seen_M = split.valid_N[is_seen_N[split.valid_N]]
     num_seen = len(set(patients_N(store.table)[seen_M]))
@@ -247,6 +252,19 @@ def _fit_batch(recipe: Recipe, num_train: int, ranks: Ranks) -> Recipe:
         batch_size,
     )
     return replace(recipe, data=replace(recipe.data, batch_size=batch_size))
+
+
+def _check_batch_norm(recipe: Recipe, device: torch.device, ranks: Ranks) -> None:
+    """Refuse a batch whose statistics would be those of one slice."""
+    batch_size = recipe.data.batch_size
+    is_joined = device.type == "cuda" and recipe.train.synchronizes_batch_norm(
+        batch_size
+    )
+    if batch_size * (ranks.world_size if is_joined else 1) == 1:
+        raise TrainError(
+            "batch norm needs two slices or more in a batch, and this run has one; "
+            "train on more slices, or --set data.batch_size=2"
+        )
 
 
 def _make_stepper(

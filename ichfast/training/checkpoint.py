@@ -115,10 +115,39 @@ class Checkpointer:
         """Whether the last checkpoint is old enough for a new one."""
         return (time.monotonic() - self._saved_at) / 60 >= self._minutes
 
-    def save_best(self, content: dict[str, Any]) -> None:
-        """Write `BEST`; raises as `save_checkpoint`."""
-        if self._writes:
+    def save_epoch(self, content: dict[str, Any], *, is_best: bool) -> None:
+        """Write `LAST` after an epoch, and `BEST` if it is the best so far.
+
+        A folder with `BEST` alone holds a finished run whose `LAST` was deleted. So in
+        the first epoch `LAST` is written before `BEST`, later after it.
+
+        Args:
+            content: what `save_checkpoint` takes.
+            is_best: whether the epoch is the best so far.
+
+        Raises:
+            CheckpointError: `save_checkpoint` raised it.
+        """
+        is_first = not has_last(self.run_dir)
+        if is_first:
+            self.save_last(content)
+        if is_best and self._writes:
             save_checkpoint(self.run_dir / BEST, content)
+        if not is_first:
+            self.save_last(content)
+
+    def save_lost_best(self, content: dict[str, Any]) -> None:
+        """Write `BEST` if a kill came between the checkpoints of the first epoch.
+
+        Args:
+            content: that of `LAST`.
+
+        Raises:
+            CheckpointError: `save_checkpoint` raised it.
+        """
+        path, ends_first = self.run_dir / BEST, content["epoch"] == 1
+        if self._writes and ends_first and not path.is_file():
+            save_checkpoint(path, content)
 
     def save_last(self, content: dict[str, Any]) -> None:
         """Write `LAST`, keep `PREVIOUS`; raises as `save_checkpoint`."""

@@ -304,10 +304,8 @@ class Trainer:
             )
         # Reported before it is saved: once saved, an epoch is not trained again.
         on_epoch(self.history)
-        state = self._state()
-        if epochs_since_best(self.history, by) == 0:
-            self._checkpoints.save_best(state)
-        self._checkpoints.save_last(state)
+        is_best = epochs_since_best(self.history, by) == 0
+        self._checkpoints.save_epoch(self._state(), is_best=is_best)
 
     def _state(self) -> dict[str, Any]:
         """All that `restore` needs, of every rank."""
@@ -350,3 +348,4 @@ class Trainer:
         self._position = Position(state["epoch"], state["iteration"])
         self.history = list(state["history"])
         self._resumed = state
+        self._checkpoints.save_lost_best(state)

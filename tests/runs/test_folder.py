@@ -21,7 +21,7 @@ from ichfast.runs.run import TrainReport, train_run
 from ichfast.store.store import Store
 from ichfast.system.locks import locked_folder
 from ichfast.system.ranks import Ranks
-from ichfast.training.checkpoint import save_last
+from ichfast.training.checkpoint import BEST, save_checkpoint, save_last
 from tests.runs.trainedruns import tiny_recipe
 from tests.system.killed_process import held_elsewhere
 
@@ -33,10 +33,11 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("has_checkpoint", [False, True])
 def test_a_second_training_in_a_folder_is_refused_and_changes_nothing(
-    tiny_store_path: Path, tmp_path: Path, *, resume: bool
+    tiny_store_path: Path, tmp_path: Path, *, resume: bool, has_checkpoint: bool
 ) -> None:
-    if resume:
+    if has_checkpoint or resume:
         save_last(tmp_path, {})
     with held_elsewhere("locked_folder", tmp_path) as process:
         before = files(tmp_path)
@@ -46,6 +47,24 @@ def test_a_second_training_in_a_folder_is_refused_and_changes_nothing(
                 tiny_store_path, tiny_recipe(), tmp_path, device=CPU, resume=resume
             )
         assert files(tmp_path) == before
+
+
+def test_the_best_epoch_of_a_run_is_not_overwritten(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / BEST, {})
+    before = files(tmp_path)
+    with pytest.raises(CheckpointError, match=r"best\.pt of a run whose last\.pt is"):
+        train_run(tiny_store_path, tiny_recipe(), tmp_path, device=CPU)
+    assert files(tmp_path).items() >= before.items()
+
+
+def test_a_batch_of_one_slice_is_refused_before_training(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    for recipe, limit in ((tiny_recipe("data.batch_size=1"), None), (tiny_recipe(), 1)):
+        with pytest.raises(TrainError, match="needs two slices or more in a batch"):
+            train_run(tiny_store_path, recipe, tmp_path, device=CPU, limit=limit)
 
 
 @pytest.mark.slow

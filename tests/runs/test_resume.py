@@ -23,6 +23,7 @@ from tests.training.tiny_trainer import (
     fit,
     make_trainer,
     resumed_trainer,
+    without_clock,
 )
 
 FP16 = Amp("cpu", torch.float16)
@@ -142,6 +143,59 @@ def test_killed_at_any_step_it_ends_as_if_undisturbed(
     resumed = resumed_trainer(tmp_path)
     fit(resumed)
     assert_same_run(resumed, undisturbed)
+
+
+def train_until_killed_between_checkpoints(run_dir: Path, name: str) -> None:
+    """Train and die just after the first checkpoint of a name is complete."""
+    torch.set_num_threads(1)
+    rename = Path.replace
+
+    def die_after(temporary: Path, path: Path) -> Path:
+        renamed = rename(temporary, path)
+        if path.name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return renamed
+
+    Path.replace = die_after  # type: ignore[assignment]
+    fit(make_trainer(run_dir))
+
+
+def assert_same_checkpoint(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert found.keys() == wanted.keys()
+    assert without_clock(found["history"]) == without_clock(wanted["history"])
+    for name, tensor in wanted["model"].items():
+        assert torch.equal(found["model"][name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [checkpoint.NEWEST, checkpoint.LAST, checkpoint.BEST, checkpoint.PREVIOUS]
+)
+def test_killed_between_the_checkpoints_of_an_epoch_it_ends_as_if_undisturbed(
+    undisturbed: Trainer, tmp_path: Path, name: str
+) -> None:
+    run_dirs = tmp_path / "whole", tmp_path / "killed"
+    fit(make_trainer(run_dirs[0]))
+    killed(train_until_killed_between_checkpoints, run_dirs[1], name)
+    if name == checkpoint.NEWEST:  # nothing to resume: the same command starts again
+        resumed = make_trainer(run_dirs[1])
+    else:
+        resumed = resumed_trainer(run_dirs[1])
+    fit(resumed)
+    assert_same_run(resumed, undisturbed)
+    best = [checkpoint.load_checkpoint(each / checkpoint.BEST) for each in run_dirs]
+    assert_same_checkpoint(*best)
+
+
+def test_the_best_checkpoint_of_a_first_epoch_is_written_when_it_was_lost(
+    tmp_path: Path,
+) -> None:
+    config = replace(CONFIG, phases=(replace(CONFIG.phases[0], epochs=1),))
+    fit(make_trainer(tmp_path, config))
+    best = checkpoint.load_checkpoint(tmp_path / checkpoint.BEST)
+    (tmp_path / checkpoint.BEST).unlink()
+    resumed_trainer(tmp_path, config)
+    assert_same_checkpoint(checkpoint.load_checkpoint(tmp_path / checkpoint.BEST), best)
 
 
 @pytest.mark.slow
