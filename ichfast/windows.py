@@ -102,6 +102,13 @@ class Normalization:
     std: tuple[float, ...]
     """One number per channel, greater than zero."""
 
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
+            raise WindowError(
+                "normalization has a mean and a std above 0 for each channel, got "
+                f"{self.mean} and {self.std}"
+            )
+
 
 PRESETS: dict[str, Window] = {
     "brain": Window(center=40, width=80),

@@ -155,7 +155,7 @@ def predict(
 @click.option(
     "--allow-leak",
     is_flag=True,
-    help="Accept patients that the run trained on.",
+    help="Accept patients that the run trained on, or may have.",
 )
 def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
     """Compare PREDICTIONS with the labels in the same file.
@@ -163,7 +163,7 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
     Prints a table that shows what the class prevalence alone scores next to what the
     model scores, and writes every figure to metrics.json next to PREDICTIONS.
     Patients that the run trained on are an error, since their figures say nothing
-    about other patients.
+    about other patients. So are those of whom that is not known.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
     from ichfast.evaluation.scoretable import format_evaluation
@@ -212,11 +212,17 @@ def submit(predictions: Path, out: Path, sample: Path | None) -> None:
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of positive slices to find; decides the threshold of each class.",
 )
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="The store to show.  [default: the one that RUN was trained on]",
+)
 @click.option("--keep-ids", is_flag=True, help="Write ids on the page.")
 @DEVICE
 def report(
     run: Path,
     predictions: Path | None,
+    store: Path | None,
     out: Path | None,
     sensitivity: float,
     keep_ids: bool,
@@ -238,9 +244,15 @@ def report(
     if predictions:
         table = read_predictions(predictions)
     else:
-        table = predict_runs([run], device=chosen)
+        table = predict_runs([run], device=chosen, store_path=store)
     report_run(
-        run, table, out, device=chosen, sensitivity=sensitivity, show_ids=keep_ids
+        run,
+        table,
+        out,
+        device=chosen,
+        store_path=store,
+        sensitivity=sensitivity,
+        show_ids=keep_ids,
     )
     print_result({"report": str(out)})
 

@@ -37,6 +37,12 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
         else "single slices: patients are on both sides, so the figures below look "
         "better than they are"
     )
+    if counts.valid_patients_seen:
+        shares += (
+            f".\n  The weights that it started from may have been trained on "
+            f"{counts.valid_patients_seen:,} of the\n  validation patients, so the "
+            "figures below look better than they are"
+        )
     neighbours = (
         "\nThe three slices are the one before in the series, the slice itself, and "
         "the one after; at an end of the series the slice stands in.\n"
@@ -62,9 +68,9 @@ slice of non-contrast head CT.
 {neighbours}
 ## What it was trained on
 
-* Recipe {recipe.name}; {counts["train_slices"]:,} slices of
-  {counts["train_patients"]:,} patients for training,
-  {counts["valid_slices"]:,} slices of {counts["valid_patients"]:,} patients for
+* Recipe {recipe.name}; {counts.train_slices:,} slices of
+  {counts.train_patients:,} patients for training,
+  {counts.valid_slices:,} slices of {counts.valid_patients:,} patients for
   validation.
 * Validated on fold {folds.fold} of {folds.num_folds} (seed {folds.seed}), divided by
   {shares}.
@@ -90,6 +96,5 @@ patients were not tested.
 
 def _versions(run: TrainedRun) -> str:
     environment = run.record.environment
-    versions = environment.get("versions", {})
-    shown = [f"{name} {version}" for name, version in versions.items()]
-    return ", ".join([*shown, f"commit {environment.get('commit') or 'unknown'}"])
+    shown = [f"{name} {version}" for name, version in environment.versions.items()]
+    return ", ".join([*shown, f"commit {environment.commit or 'unknown'}"])

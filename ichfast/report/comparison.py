@@ -33,7 +33,8 @@ class Row:
     size: int
     """Side of the model's input, in pixels."""
     folds: str
-    """``patient``; or ``slice``, which validates on patients that it trained on."""
+    """``patient``; or ``slice``, which validates on patients that it trained on. With
+    ``seen`` if the first weights may have been trained on patients that validate."""
     accuracy: float | None
     """Accuracy at 0.5 on the validation slices, in the best epoch."""
     train_loss_smooth: float | None
@@ -98,7 +99,8 @@ def _run_row(path: Path) -> Row:
         network=recipe.model.arch,
         addition=_addition(recipe),
         size=recipe.data.size,
-        folds=recipe.folds.kind,
+        folds=recipe.folds.kind
+        + (", seen" if record.counts.valid_patients_seen else ""),
         accuracy=None if best is None else float(best["valid_accuracy"]),
         train_loss_smooth=(None if best is None else float(best["train_loss_smooth"])),
         valid_loss=None if best is None else float(best["valid_loss"]),
@@ -114,7 +116,7 @@ def _run_row(path: Path) -> Row:
 
 
 def _gpu_minutes(record: RunRecord, history: pd.DataFrame) -> float | None:
-    if history.empty or not record.environment.get("gpus"):
+    if history.empty or not record.environment.gpus:
         return None
     return float(history["seconds"].sum() / 60)
 

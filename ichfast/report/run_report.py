@@ -15,6 +15,7 @@ from ichfast.loading.config import choose_level
 from ichfast.recipes.settings import to_dict
 from ichfast.report.activations import activations_of
 from ichfast.report.page import ReportData, write_report
+from ichfast.runs.record import RunRecord
 from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
 from ichfast.training.history import read_history
@@ -31,6 +32,7 @@ def report_run(
     out: Path,
     *,
     device: torch.device,
+    store_path: Path | None = None,
     sensitivity: float = 0.95,
     show_ids: bool = False,
 ) -> None:
@@ -38,9 +40,11 @@ def report_run(
 
     Args:
         run_dir: the folder of the run.
-        table: its predictions for the store it was trained on.
+        table: its predictions for a store.
         out: the page. Replaced if it exists.
         device: where to compute activation maps.
+        store_path: the store of the predictions; None: the one that the run was
+            trained on.
         sensitivity: sensitivity of the operating points, in (0, 1].
         show_ids: write slice, study and patient ids on the page.
 
@@ -51,7 +55,7 @@ def report_run(
     run = open_run(run_dir)
     record, recipe = run.record, run.record.recipe
     model = run.load_model(device)
-    with Store(record.store) as store:
+    with Store(store_path or run.find_store()) as store:
         position_of = pd.Index(store.table["slice_id"].astype(str))
         _check_same_slices(table, position_of, store)
         level = choose_level(store, recipe.data)
@@ -66,18 +70,32 @@ def report_run(
             out,
             ReportData(
                 title=f"{recipe.name}: {recipe.model.arch} at {recipe.data.size} px",
-                notices=[LEAK_NOTICE] if recipe.folds.kind == "slice" else [],
+                notices=_notices(record, table),
                 history=read_history(run_dir),
                 predictions=table,
                 slice_of=slice_of,
                 activations_of=maps_of,
                 sensitivity=sensitivity,
                 recipe=to_dict(recipe),
-                environment=record.environment,
-                data={**store.header.counts, **record.counts},
+                environment=to_dict(record.environment),
+                data={**store.header.counts, **to_dict(record.counts)},
                 show_ids=show_ids,
             ),
         )
+
+
+def _notices(record: RunRecord, table: pd.DataFrame) -> list[str]:
+    """What a reader must know about the figures."""
+    notices = [LEAK_NOTICE] if record.recipe.folds.kind == "slice" else []
+    # Missing where that is not known.
+    num_seen = int(table["trained_on"].fillna(value=True).sum())
+    if num_seen and not notices:
+        notices.append(
+            f"{num_seen:,} of {len(table):,} slices are of patients on whom this "
+            "model, or one from whose weights it started, was trained, or may have "
+            "been: every figure looks better than on new patients."
+        )
+    return notices
 
 
 def _check_same_slices(
@@ -87,6 +105,6 @@ def _check_same_slices(
     if num_other:
         raise PredictionError(
             f"{num_other:,} of {len(table):,} predicted slices are not in "
-            f"{store.path}, which the run trained on; a report shows predictions of "
-            "that store"
+            f"{store.path}; a report shows predictions of one store: name it with "
+            "--store"
         )

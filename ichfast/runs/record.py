@@ -13,7 +13,6 @@ import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError
 from ichfast.loading.config import measure_normalization
@@ -39,6 +38,32 @@ MAY_DIFFER = ("store", "environment", "recipe.data.cache")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Slices and patients of a run."""
+
+    train_slices: int
+    train_patients: int
+    valid_slices: int
+    valid_patients: int
+    valid_patients_seen: int
+    """Patients who validate, and on whom the weights that the run starts from were
+    trained, or may have been."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """The content of `system.environment.describe_environment`."""
+
+    python: str
+    system: str
+    processor: str
+    cores: int
+    versions: dict[str, str]
+    commit: str | None
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """The content of `run.json`: what is trained, on what, where."""
 
@@ -50,12 +75,8 @@ class RunRecord:
     store_digest: str
     """Identifies the store (`StoreHeader.digest`), also after it was moved."""
 
-    counts: dict[str, int]
-    """Slices and patients that train and validate. ``valid_patients_seen`` are those
-    on which the weights that the run starts from were trained, or may have been."""
-
-    environment: dict[str, Any]
-    """Versions, machine and commit."""
+    counts: Counts
+    environment: Environment
 
 
 def make_record(
@@ -75,8 +96,8 @@ def make_record(
         normalization=measure_normalization(store, split.train_N, recipe.data),
         store=str(store.path.absolute()),
         store_digest=store.header.digest,
-        counts={**split.counts(store), "valid_patients_seen": num_seen},
-        environment=describe_environment(),
+        counts=Counts(**split.counts(store), valid_patients_seen=num_seen),
+        environment=from_dict(Environment, describe_environment()),
     )
 
 
@@ -153,6 +174,9 @@ def read_record(run_dir: Path, *, settings: str | None = None) -> RunRecord:
         record = from_dict(RunRecord, rest)
     except IchfastError as error:
         raise _unusable(path, str(error)) from error
+    num_windows = len(record.recipe.data.windows)
+    if len(record.normalization.mean) != num_windows:
+        raise _unusable(path, f"normalization is not for {num_windows} window(s)")
     change = settings and first_change(settings, trained_settings(record))
     if change:
         raise _unusable(path, f"it has {change[1]}, but trained was {change[0]}")

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ichfast.models.build import build_model
 from ichfast.models.config import ARCHS
 from ichfast.recipes.resolve import resolve_recipe
+from ichfast.recipes.settings import from_dict
 from ichfast.report.activations import activations_of, class_activations
-from ichfast.runs.record import RunRecord
+from ichfast.runs.record import Counts, Environment, RunRecord
 from ichfast.store.store import Store
+from ichfast.system.environment import describe_environment
 from ichfast.windows import Normalization
 
 CPU = torch.device("cpu")
@@ -47,8 +49,14 @@ def record(tiny_store: Store) -> RunRecord:
         ),
         store=str(tiny_store.path),
         store_digest="",
-        counts={},
-        environment={},
+        counts=Counts(
+            train_slices=2,
+            train_patients=1,
+            valid_slices=2,
+            valid_patients=1,
+            valid_patients_seen=0,
+        ),
+        environment=from_dict(Environment, describe_environment()),
     )
 
 

@@ -371,7 +371,7 @@ class TestChains:
         # Fold 0 validates on what the run has not seen, fold 1 on its patients.
         assert caplog.text.count("3 patient(s) validate on whom the weights") == 1
         runs = [tmp_path / "f" / f"fold-{fold}" for fold in (0, 1)]
-        seen = [open_run(run).record.counts["valid_patients_seen"] for run in runs]
+        seen = [open_run(run).record.counts.valid_patients_seen for run in runs]
         assert seen == [0, 3]
         table = predict_runs(runs, device=CPU)
         assert table.groupby("run")["trained_on"].mean().tolist() == [0, 1]

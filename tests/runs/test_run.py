@@ -140,8 +140,8 @@ def test_a_run_leaves_settings_metrics_and_checkpoints(
 ) -> None:
     record = read_record(run_dir)
     assert record.recipe.data.size == 32
-    assert record.counts["train_slices"] + record.counts["valid_slices"] == 26
-    assert record.environment["versions"]["ichfast"]
+    assert record.counts.train_slices + record.counts.valid_slices == 26
+    assert record.environment.versions["ichfast"]
     history = read_history(run_dir)
     assert history["epoch"].tolist() == [0, 1]
     assert np.isfinite(history["valid_loss"]).all()
