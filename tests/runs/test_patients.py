@@ -16,11 +16,14 @@ import torch
 
 from ichfast.errors import ModelError, PredictionError, RecipeError, StoreError
 from ichfast.evaluation.leaks import check_leaks
+from ichfast.export.card import format_card
 from ichfast.labels import CLASSES, LabelTable
 from ichfast.loading.splits import FoldConfig, split_slices
 from ichfast.predict.ensemble import predict_runs
 from ichfast.prepare.prepare import prepare_store
 from ichfast.recipes.recipe import Recipe
+from ichfast.report.comparison import compare_runs
+from ichfast.report.run_report import report_run
 from ichfast.runs.crossvalidation import train_folds
 from ichfast.runs.patients import (
     TrainingPatients,
@@ -373,6 +376,16 @@ class TestChains:
         runs = [tmp_path / "f" / f"fold-{fold}" for fold in (0, 1)]
         seen = [open_run(run).record.counts.valid_patients_seen for run in runs]
         assert seen == [0, 3]
+        for run, folds, is_told in zip(
+            runs, ("patient", "patient, seen"), (False, True), strict=True
+        ):
+            assert compare_runs([run])[-1].folds == folds
+            card = format_card(open_run(run), Path("m.pt2"))
+            assert ("may have been trained on 3 of the" in card) is is_told
+            page = tmp_path / "page.html"
+            report_run(run, predict_runs([run], device=CPU), page, device=CPU)
+            told = "9 of 9 slices are of patients on whom" in page.read_text()
+            assert told is is_told
         table = predict_runs(runs, device=CPU)
         assert table.groupby("run")["trained_on"].mean().tolist() == [0, 1]
         with pytest.raises(PredictionError, match="9 of 18 slices are of 3 patients"):
