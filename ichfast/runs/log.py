@@ -6,15 +6,22 @@ Shape letters: B slices of the batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from ichfast.errors import TrainError
 from ichfast.loading.batch import Loader
+from ichfast.runs.event_file import EventFile
+from ichfast.training.checkpoint import how_to_continue
 from ichfast.training.history import History, write_history
 
 logger = logging.getLogger(__name__)
+
+TENSORBOARD = "tensorboard"
+"""Folder of TensorBoard's files, in a run's folder."""
 
 NUM_SHOWN_SLICES = 8
 """Slices of a batch that TensorBoard shows."""
@@ -28,11 +35,15 @@ class RunLog:
 
     Args:
         run_dir: the run's folder.
+
+    Raises:
+        TrainError: a file cannot be written.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._board = SummaryWriter(run_dir / "tensorboard")
+        with self._tensorboard_errors():
+            self._events = EventFile(run_dir / TENSORBOARD)
 
     def show_slices(self, loader: Loader, num_epochs: int) -> None:
         """Show the augmented slices with which the first epochs begin.
@@ -43,15 +54,24 @@ class RunLog:
         """
         for epoch in range(min(num_epochs, NUM_SHOWN_EPOCHS)):
             batch = next(iter(loader.epoch(epoch)))
-            images_BCHW = batch.images_BCHW[:NUM_SHOWN_SLICES]
-            self._board.add_images("augmented", _to_display(images_BCHW), epoch)
+            images_BCHW = _to_display(batch.images_BCHW[:NUM_SHOWN_SLICES])
+            with self._tensorboard_errors():
+                self._events.add_images("augmented", images_BCHW, epoch)
 
     def log_epoch(self, history: History) -> None:
-        """Log the newest epoch, and write the whole history to `metrics.csv`."""
-        write_history(self._run_dir, history)
+        """Log the newest epoch, and write the whole history to `metrics.csv`.
+
+        Args:
+            history: all rows so far.
+
+        Raises:
+            CheckpointError: `metrics.csv` cannot be written.
+            TrainError: TensorBoard's file cannot be written.
+        """
+        write_history(self._run_dir, history, advice=how_to_continue(self._run_dir))
         row = history[-1]
-        for name, value in row.items():
-            self._board.add_scalar(name, value, row["epoch"])
+        with self._tensorboard_errors():
+            self._events.add_scalars(row, row["epoch"])
         logger.info(
             "epoch %d: train loss %.5f (mean), %.5f (smooth), valid loss %.5f, "
             "weighted log loss %.5f, accuracy %.4f, %.1f slices/s, "
@@ -67,8 +87,19 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """Write what TensorBoard still holds back, and close its file."""
-        self._board.close()
+        """Close TensorBoard's file."""
+        self._events.close()
+
+    @contextmanager
+    def _tensorboard_errors(self) -> Iterator[None]:
+        folder = self._run_dir / TENSORBOARD
+        try:
+            yield
+        except OSError as error:
+            raise TrainError(
+                f"cannot write {folder}: {error.strerror}; "
+                f"{how_to_continue(self._run_dir)}"
+            ) from error
 
 
 def _to_display(images_BCHW: Tensor) -> Tensor:

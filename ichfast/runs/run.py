@@ -60,7 +60,13 @@ from ichfast.runs.record import (
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
 from ichfast.system.ranks import Ranks, was_restarted
-from ichfast.training.checkpoint import PATIENTS, SETTINGS, has_last, load_last
+from ichfast.training.checkpoint import (
+    PATIENTS,
+    SETTINGS,
+    has_last,
+    how_to_continue,
+    load_last,
+)
 from ichfast.training.history import History, best_row, write_history
 from ichfast.training.profiler import Profile, Spans
 from ichfast.training.step import Stepper
@@ -374,7 +380,7 @@ def _fit(
             return trainer.fit(train_loader, valid_loader, before_epoch=grow)
         log = stack.enter_context(closing(RunLog(run_dir)))
         if trainer.history:
-            write_history(run_dir, trainer.history)
+            write_history(run_dir, trainer.history, advice=how_to_continue(run_dir))
         else:
             log.show_slices(train_loader, trainer.num_epochs)
         return trainer.fit(

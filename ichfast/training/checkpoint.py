@@ -177,10 +177,15 @@ def _not_written(path: Path, error: OSError | RuntimeError) -> CheckpointError:
     # torch raises a RuntimeError of its own after that of the file.
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
     reason = cause.strerror if isinstance(cause, OSError) else first_line(error)
-    again = "continue with --resume" if has_last(path.parent) else "start again"
     return CheckpointError(
-        f"cannot write {path}: {reason}; free some space or mend the disk, then {again}"
+        f"cannot write {path}: {reason}; {how_to_continue(path.parent)}"
     )
+
+
+def how_to_continue(run_dir: Path) -> str:
+    """What to do when a run's folder cannot be written."""
+    again = "continue with --resume" if has_last(run_dir) else "start again"
+    return f"free some space or mend the disk, then {again}"
 
 
 def save_last(run_dir: Path, content: dict[str, Any]) -> None:

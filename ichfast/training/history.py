@@ -51,19 +51,19 @@ def epochs_since_best(history: History, by: str) -> int:
     return history[-1]["epoch"] - best_row(history, by)["epoch"] if history else 0
 
 
-def write_history(run_dir: Path, history: History) -> None:
+def write_history(run_dir: Path, history: History, *, advice: str) -> None:
     """Write a run's `metrics.csv`, atomically, with its checksum.
 
     Args:
         run_dir: the run's folder; exists.
         history: all rows so far.
+        advice: what to do when it cannot be written, for the error.
 
     Raises:
         CheckpointError: the disk is full, or the folder cannot be written.
     """
-    advice = "; free some space or mend the disk, then continue with --resume"
     path = run_dir / METRICS
-    with output_with_checksum(path, CheckpointError, advice) as temporary:
+    with output_with_checksum(path, CheckpointError, f"; {advice}") as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
 
 

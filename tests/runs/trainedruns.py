@@ -44,7 +44,8 @@ def write_run(
         patients = patients_of_slices(store, split.train_N)
     path.mkdir(parents=True)
     write_record(path, record)
-    write_history(path, [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))])
+    history = [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))]
+    write_history(path, history, advice="")
     content = {
         "model": _weights(recipe, seed),
         SETTINGS: trained_settings(record),
