@@ -26,15 +26,23 @@ def read_parquet(content: pa.Buffer, columns: Sequence[str] | None = None) -> pa
         The columns in the file's order, without metadata.
 
     Raises:
-        ArrowException, OSError, ValueError: not parquet, too large when unpacked, or
-            with a column of lists.
+        ArrowException, OSError, ValueError: not parquet, too large when unpacked,
+            with two columns of one name, or with a column of anything but numbers and
+            texts, such as lists or bytes.
     """
     schema = pq.read_schema(pa.BufferReader(content))
     schema = pa.schema([f for f in schema if columns is None or f.name in columns])
-    if any(pa.types.is_nested(field.type) for field in schema):
-        raise ValueError("a column holds lists, expected one value a row")
+    if len(set(schema.names)) < len(schema):
+        raise ValueError("it has columns of the same name")
+    for field in schema:
+        # Values of any other type can be long, and repeated for nothing in the file.
+        if not (is_text(field.type) or _is_short(field.type)):
+            raise ValueError(
+                f"the column {field.name} holds {field.type}, expected one number or "
+                "text a row"
+            )
     # As dictionaries, repeated texts are in memory once until their size is known.
-    texts = [f.name for f in schema if _is_text(f.type)]
+    texts = [f.name for f in schema if is_text(f.type)]
     file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts)
     metadata, limit = file.metadata, max_unpacked_bytes(content.size)
     groups = map(metadata.row_group, range(metadata.num_row_groups))
@@ -48,8 +56,16 @@ def read_parquet(content: pa.Buffer, columns: Sequence[str] | None = None) -> pa
     return rows.cast(schema)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, or a dictionary of them (pandas' categories)."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_short(kind: pa.DataType) -> bool:
+    """Whether each value has 8 bytes or less."""
+    return pa.types.is_primitive(kind) or pa.types.is_null(kind)
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:

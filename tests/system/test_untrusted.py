@@ -28,6 +28,11 @@ def long_texts() -> pa.Buffer:
     return written(pa.table({"a": text}), store_schema=False)
 
 
+def long_categories() -> pa.Buffer:
+    text = pa.array(["x" * 2000] * 1000).dictionary_encode()
+    return written(pa.table({"a": text}))
+
+
 def long_pages() -> pa.Buffer:
     return written(pa.table({"a": ["x" * 3_000_000]}), compression="zstd")
 
@@ -38,7 +43,13 @@ def long_pages() -> pa.Buffer:
         (many_rows, "1,000,000 rows, more than its bytes"),
         (long_texts, "its texts would become more than"),
         (long_pages, "it would become more than"),
-        (lambda: written(pa.table({"a": [[1.0]]})), "holds lists"),
+        (long_categories, "its texts would become more than"),
+        (
+            lambda: written(pa.table({"a": [[1.0]]})),
+            "a holds list<",
+        ),
+        (lambda: written(pa.table([[1], [2]], ["a", "a"])), "columns of the same name"),
+        (lambda: written(pa.table({"a": [b"x" * 2000] * 1000})), "a holds binary"),
     ],
 )
 def test_what_is_out_of_proportion_is_refused(
