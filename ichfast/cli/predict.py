@@ -240,10 +240,9 @@ def report(
     from ichfast.runs.device import choose_device
 
     out = out or run / "report.html"
+    table = read_predictions(predictions) if predictions else None
     chosen = choose_device(device)
-    if predictions:
-        table = read_predictions(predictions)
-    else:
+    if table is None:
         table = predict_runs([run], device=chosen, store_path=store)
     report_run(
         run,

@@ -1,8 +1,11 @@
-"""Evaluation of a predictions file, written next to it as `metrics.json`."""
+"""Evaluation of a predictions file, written next to it as `metrics.json`.
+
+ichfast never reads that file. Its last field is its checksum, which
+`ichfast.system.checksums.check_document` compares.
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from ichfast.errors import PredictionError
 from ichfast.evaluation.evaluation import Evaluation, evaluate
 from ichfast.evaluation.leaks import check_leaks
 from ichfast.evaluation.predictions import read_predictions
+from ichfast.system.checksums import with_checksum
 from ichfast.system.files import output_path
 
 METRICS_FILE = "metrics.json"
@@ -57,5 +61,5 @@ def evaluate_file(path: Path, *, replicates: int, allow_leak: bool) -> FileEvalu
     out = path.with_name(METRICS_FILE)
     advice = "; copy the predictions to a folder that can be written"
     with output_path(out, PredictionError, advice) as temporary:
-        temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n")
+        temporary.write_text(with_checksum(result.to_json()), "utf-8")
     return result

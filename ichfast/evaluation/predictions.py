@@ -2,8 +2,8 @@
 
 Columns, in this order:
 
-    slice_id, series, study, patient   as in the store
-    position_mm                        along the series' normal
+    slice_id, series, study, patient   as in the store; each slice is there once
+    position_mm                        along the series' normal; may be missing
     fold                               the slice's fold, -1 where it has none
     run                                name of the run that predicted it; several
                                        names, joined by +, for an ensemble
@@ -17,11 +17,18 @@ for each column, strings as unicode, no pickles; a missing value is NaN, or -1 i
 trained_on). In a csv a text that a spreadsheet would run as a formula has a ``'`` in
 front (`ichfast.system.spreadsheet`).
 
+1. A file is written with its SHA-256 beside it, and read only if that is right.
+2. A file without one may come from elsewhere. It is read with a warning.
+3. In either case the types and values of all columns are checked. Columns with other
+   names are not read.
+
 Shape letters: N slices, K classes.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -31,15 +38,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 
 from ichfast.errors import PredictionError, first_line
 from ichfast.labels import CLASSES
-from ichfast.system.files import output_path
+from ichfast.system.checksums import (
+    ChecksumError,
+    output_with_checksum,
+    read_with_checksum,
+)
 from ichfast.system.spreadsheet import escape_formula, unescape_formula
-from ichfast.system.untrusted import max_unpacked_bytes, read_parquet
+from ichfast.system.untrusted import is_text, max_unpacked_bytes, read_parquet
 
 TEXT_COLUMNS = ("slice_id", "series", "study", "patient", "run")
-NUMBER_COLUMNS = ("position_mm", "fold")
 KEY_COLUMNS = (
     *("slice_id", "series", "study", "patient", "position_mm", "fold"),
     *("run", "trained_on"),
@@ -51,9 +62,15 @@ SUFFIXES = (".parquet", ".csv", ".npz")
 MAX_LINE_BYTES = 2**16
 """Limit for each of the first two lines of a csv, which decide its columns."""
 
+MAX_FOLD = 127
+"""Limit for the number of a fold, which a store's folds keep as int8."""
+
+MAX_TEXT_LENGTH = 4096
+"""Limit for an id, or for the names of the runs of an ensemble, in characters."""
+
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Write a predictions table, atomically.
+    """Write a predictions table and its checksum, atomically.
 
     Args:
         path: ends in one of `SUFFIXES`. Replaced if it exists.
@@ -63,60 +80,55 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
         PredictionError: another suffix, or a folder that cannot be written.
     """
     check_destination(path)
-    with output_path(path, PredictionError) as temporary:
+    with output_with_checksum(path, PredictionError) as temporary:
         if path.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         elif path.suffix == ".csv":
-            _with_texts(table, escape_formula).to_csv(
-                temporary, index=False, float_format="%.9g"
-            )
+            _write_csv(temporary, table)
         else:
             _write_npz(temporary, table)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a predictions table.
+    """Read and check a predictions table.
+
+    Returns:
+        The columns of this module's docstring: texts (NaN where missing), fold int64,
+        trained_on boolean, the others float64.
 
     Raises:
-        PredictionError: no such file, not a table, or columns missing.
+        PredictionError: no such file, a wrong checksum, not a table, or columns that
+            are missing or do not hold what this module's docstring says.
     """
     _check_suffix(path)
     if not path.is_file():
         raise PredictionError(
             f"no predictions at {path}; make them with `ichfast predict RUN {path}`"
         )
+    content = _checked_content(path)
     try:
-        table = _read(path)
-    except Exception as error:  # numpy and pandas raise nearly anything here
+        rows = _READERS[path.suffix](content)
+    except Exception as error:  # numpy and pyarrow raise nearly anything here
         reason = first_line(error)
         raise PredictionError(f"{path} is damaged or not a table: {reason}") from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise PredictionError(
-            f"{path} lacks the columns {', '.join(missing)}; "
-            "write it with `ichfast predict`"
-        )
-    return _with_numbers(table[list(COLUMNS)].copy(), path)
-
-
-def _with_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Convert the columns of numbers, and trained_on, or refuse the table."""
     try:
-        table = table.astype({"trained_on": "boolean"})
-    except (TypeError, ValueError) as error:
+        table = _typed(rows, from_csv=path.suffix == ".csv")
+        _check_values(table)
+    except ValueError as error:
         raise PredictionError(
-            f"{path}: the column trained_on holds values other than true and false; "
-            "write it with `ichfast predict`"
+            f"{path} {error}; write it with `ichfast predict`"
         ) from error
-    for name in (*NUMBER_COLUMNS, *CLASSES, *LABEL_COLUMNS):
-        try:
-            table[name] = pd.to_numeric(table[name])
-        except (TypeError, ValueError) as error:
-            raise PredictionError(
-                f"{path}: the column {name} holds values other than numbers: "
-                f"{first_line(error)}; write it with `ichfast predict`"
-            ) from error
-    return table
+    return table.astype({"fold": np.int64, "trained_on": "boolean"})
+
+
+def _checked_content(path: Path) -> bytes:
+    try:
+        return read_with_checksum(path)
+    except ChecksumError as error:
+        raise PredictionError(f"{path}: {error}") from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "it is too large"
+        raise PredictionError(f"cannot read {path}: {reason}") from error
 
 
 def probs_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
@@ -160,6 +172,19 @@ def _check_suffix(path: Path) -> None:
         )
 
 
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    # Python quotes a carriage return, which ends a row for readers, from 3.13 on.
+    has_return = any(
+        "\r" in text for name in TEXT_COLUMNS for text in table[name].dropna()
+    )
+    _with_texts(table, escape_formula).to_csv(
+        path,
+        index=False,
+        float_format="%.9g",
+        quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL,
+    )
+
+
 def _write_npz(path: Path, table: pd.DataFrame) -> None:
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for name in table.columns:
@@ -176,33 +201,6 @@ def _write_npz(path: Path, table: pd.DataFrame) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    if path.suffix == ".parquet":
-        rows = read_parquet(pa.py_buffer(path.read_bytes()), COLUMNS)
-        frame: pd.DataFrame = rows.to_pandas()
-        return frame
-    if path.suffix == ".csv":
-        kinds = {**dict.fromkeys(TEXT_COLUMNS, "str"), "trained_on": "boolean"}
-        _check_lines(path)
-        table = pd.read_csv(
-            path,
-            dtype=kinds,
-            keep_default_na=False,
-            na_values=[""],
-            index_col=False,
-            usecols=lambda name: name in COLUMNS,
-        )
-        return _with_texts(table, unescape_formula)
-    _check_unpacked(path)
-    with np.load(path, allow_pickle=False) as arrays:
-        table = pd.DataFrame(
-            {name: arrays[name] for name in arrays.files if name in COLUMNS}
-        )
-    if "trained_on" in table:
-        table["trained_on"] = table["trained_on"].astype("Int8").replace(-1, pd.NA)
-    return table
-
-
 def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
     """The table with its texts changed."""
     texts = table.columns.intersection(TEXT_COLUMNS)
@@ -210,17 +208,177 @@ def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFra
     return table.assign(**changed)
 
 
-def _check_lines(path: Path) -> None:
-    """Refuse a csv with endless columns, each of which takes pandas a KB or more."""
-    with path.open("rb") as file:
-        for _ in range(2):
-            if len(file.readline(MAX_LINE_BYTES)) == MAX_LINE_BYTES:
-                raise ValueError(f"a line has {MAX_LINE_BYTES:,} bytes or more")
+def _read_parquet(content: bytes) -> pa.Table:
+    return read_parquet(pa.py_buffer(content), COLUMNS)
 
 
-def _check_unpacked(path: Path) -> None:
-    """Refuse an npz whose arrays are too large for the size of the file."""
-    most = max_unpacked_bytes(path.stat().st_size)
-    with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > most:
-            raise ValueError(f"it would become more than {most:,} bytes")
+def _read_csv(content: bytes) -> pa.Table:
+    """Read the columns of a csv as texts, null where empty."""
+    _check_lines(content)
+    wrong: list[pa.csv.InvalidRow] = []
+
+    def skip(row: pa.csv.InvalidRow) -> str:
+        wrong.append(row)
+        return "skip"
+
+    rows = pa.csv.read_csv(
+        pa.BufferReader(content),
+        pa.csv.ReadOptions(use_threads=False),  # so that rows are numbered
+        pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+        pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(COLUMNS, pa.string()),
+            strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
+    if wrong:
+        row = wrong[0]
+        raise ValueError(
+            f"row {row.number} has {row.actual_columns} values, expected "
+            f"{row.expected_columns}"
+        )
+    return rows
+
+
+def _check_lines(content: bytes) -> None:
+    """Refuse a csv with endless columns, each of which takes a KB or more."""
+    file = io.BytesIO(content)
+    for _ in range(2):
+        if len(file.readline(MAX_LINE_BYTES)) == MAX_LINE_BYTES:
+            raise ValueError(f"a line has {MAX_LINE_BYTES:,} bytes or more")
+
+
+def _read_npz(content: bytes) -> pa.Table:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        limit = max_unpacked_bytes(len(content))
+        if sum(member.file_size for member in archive.infolist()) > limit:
+            raise ValueError(f"it would become more than {limit:,} bytes")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        names = [name for name in arrays.files if name in COLUMNS]
+        return pa.table([_npz_column(name, arrays[name]) for name in names], names)
+
+
+def _npz_column(name: str, array_N: npt.NDArray[np.generic] | bytes) -> pa.Array:
+    if isinstance(array_N, bytes) or array_N.ndim != 1:
+        raise ValueError(f"{name} is not an array with one dimension")
+    # Arrow takes neither swapped bytes nor a NUL in a text.
+    native = object if array_N.dtype.kind == "U" else array_N.dtype.newbyteorder("=")
+    native_N = array_N.astype(native)
+    return pa.array(native_N, mask=native_N == -1 if name == "trained_on" else None)
+
+
+_READERS: dict[str, Callable[[bytes], pa.Table]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".npz": _read_npz,
+}
+"""For each suffix a function that reads the columns, whatever they hold."""
+
+
+def _typed(rows: pa.Table, *, from_csv: bool) -> pd.DataFrame:
+    """Convert the columns to str and float64.
+
+    Args:
+        rows: any table.
+        from_csv: all values are texts, and formulas are escaped.
+
+    Raises:
+        ValueError: a column is missing, is there twice, or holds another type.
+    """
+    names = rows.column_names
+    if missing := [name for name in COLUMNS if name not in names]:
+        raise ValueError(f"lacks the columns {', '.join(missing)}")
+    if repeated := [name for name in COLUMNS if names.count(name) > 1]:
+        raise ValueError(f"has the columns {', '.join(repeated)} more than once")
+    columns = {
+        name: _texts(rows[name], name)
+        if name in TEXT_COLUMNS
+        else _numbers(rows[name], name, from_csv=from_csv)
+        for name in COLUMNS
+    }
+    table: pd.DataFrame = pa.table(columns).to_pandas()
+    return _with_texts(table, unescape_formula) if from_csv else table
+
+
+def _texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    if not (is_text(column.type) or pa.types.is_null(column.type)):
+        raise ValueError(f"has {column.type} in the column {name}, expected texts")
+    return column.cast(pa.string())
+
+
+def _numbers(column: pa.ChunkedArray, name: str, *, from_csv: bool) -> pa.ChunkedArray:
+    kind, is_truth = column.type, name == "trained_on"
+    expected = "true and false" if is_truth else "numbers"
+    is_right = from_csv or pa.types.is_null(kind) or (is_truth and kind == pa.bool_())
+    if not (is_right or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"has {kind} in the column {name}, expected {expected}")
+    try:
+        values = column.cast(pa.bool_()) if from_csv and is_truth else column
+        return values.cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"has values other than {expected} in the column {name}"
+        ) from error
+
+
+Numbers = npt.NDArray[np.float64]
+
+
+def _is_flag(values_N: Numbers) -> npt.NDArray[np.bool_]:
+    return np.isnan(values_N) | (values_N == 0) | (values_N == 1)
+
+
+_VALUES: tuple[
+    tuple[tuple[str, ...], Callable[[Numbers], npt.NDArray[np.bool_]], str], ...
+] = (
+    (("position_mm",), lambda values_N: ~np.isinf(values_N), "finite numbers"),
+    (
+        ("fold",),
+        lambda values_N: np.isin(values_N, range(-1, MAX_FOLD + 1)),
+        f"whole numbers from -1 to {MAX_FOLD}",
+    ),
+    (("trained_on",), _is_flag, "true and false"),
+    (
+        CLASSES,
+        lambda values_N: (values_N >= 0) & (values_N <= 1),
+        "probabilities, in [0, 1]",
+    ),
+    (LABEL_COLUMNS, _is_flag, "0 and 1"),
+)
+"""Columns of numbers, what is right in them, and the name of that."""
+
+
+def _check_values(table: pd.DataFrame) -> None:
+    """Check the values of all columns.
+
+    Raises:
+        ValueError: some are wrong; the message counts them and shows the first.
+    """
+    if table.empty:
+        raise ValueError("holds no slices")
+    for name in TEXT_COLUMNS:
+        num_long = int((table[name].str.len() > MAX_TEXT_LENGTH).sum())
+        if num_long:
+            raise ValueError(
+                f"has {num_long:,} texts in the column {name} that are longer than "
+                f"{MAX_TEXT_LENGTH:,} characters"
+            )
+    slice_ids = table["slice_id"]
+    num_unnamed = int((slice_ids.isna() | (slice_ids == "")).sum())
+    if num_unnamed:
+        raise ValueError(f"has {num_unnamed:,} rows without a slice_id")
+    repeated = slice_ids[slice_ids.duplicated()]
+    if len(repeated):
+        raise ValueError(
+            f"has {len(repeated):,} rows that repeat a slice, such as "
+            f"{repeated.iloc[0]!r:.80}; expected one row a slice"
+        )
+    for names, is_right, expected in _VALUES:
+        for name in names:
+            values_N = table[name].to_numpy(np.float64)
+            wrong = values_N[~is_right(values_N)]
+            if wrong.size:
+                raise ValueError(
+                    f"has {wrong.size:,} values in the column {name} that are not "
+                    f"{expected}, such as {wrong[0]:g}"
+                )

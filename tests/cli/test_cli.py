@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import ichfast
 from ichfast.cli.main import cli
+from ichfast.system.checksums import with_checksum
 from ichfast.system.terminal import printable_lines
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -103,7 +104,7 @@ def test_from_dicom_to_submission_on_synthetic_heads(
     assert judged["slice"]["count"] == predicted["slices"] > 0
     assert judged["bootstrap"]["replicates"] == 20
     assert judged["leaks"] == {"slices": 0, "patients": 0, "unknown": 0}
-    assert json.loads((tmp_path / "metrics.json").read_text()) == judged
+    assert (tmp_path / "metrics.json").read_text() == with_checksum(judged)
     submitted = ok("submit", predictions, tmp_path / "submission.csv")
     assert submitted["rows"] == 6 * predicted["slices"]
     page = ok("report", out, "--predictions", predictions, "--device", "cpu")

@@ -25,7 +25,10 @@ from ichfast.evaluation.predictions import (
 )
 from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
+from ichfast.system.checksums import checksum_path
 from ichfast.system.spreadsheet import FORMULA_STARTS
+from tests.evaluation.foreign_tables import RIGHT, Write, right_table
+from tests.mutations import mutations
 
 
 def a_table() -> pd.DataFrame:
@@ -77,6 +80,79 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(found["position_mm"], [1.5, np.nan])
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+@pytest.mark.parametrize("text", ["a\rb", "a\nb", 'a"b', "a,b", "NA", "ä\0\u2028z"])
+def test_a_text_comes_back_letter_by_letter(
+    tmp_path: Path, suffix: str, text: str
+) -> None:
+    table = a_table().assign(study=[text, "s"])
+    write_predictions(tmp_path / f"p{suffix}", table)
+    assert read_predictions(tmp_path / f"p{suffix}")["study"].tolist() == [text, "s"]
+
+
+@pytest.mark.parametrize(("suffix", "write"), RIGHT.values(), ids=RIGHT)
+def test_a_right_table_from_elsewhere_is_read_with_a_warning(
+    tmp_path: Path, suffix: str, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"p{suffix}"
+    write(path)
+    found = read_predictions(path)
+    kinds = {"trained_on": "boolean", **dict.fromkeys(CLASSES, "float64")}
+    expected = right_table().astype(kinds)
+    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-6)
+    assert f"no p{suffix}.sha256 beside it: not checked" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+def test_no_mutation_of_a_table_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"p{suffix}"
+    write_predictions(path, right_table())
+    for content in mutations(path.read_bytes(), seed=1):
+        path.write_bytes(content)
+        with pytest.raises(PredictionError) as caught:
+            read_predictions(path)
+        assert str(caught.value) == (
+            f"{path}: its checksum is not that in p{suffix}.sha256: it was edited, or "
+            f"is damaged; make it again, or delete p{suffix}.sha256 to read it as it is"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".npz"])
+def test_a_mutation_of_a_checksum_is_refused_or_changes_nothing(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"p{suffix}"
+    write_predictions(path, right_table())
+    written, refusals = read_predictions(path), []
+    for content in mutations(checksum_path(path).read_bytes(), seed=2):
+        checksum_path(path).write_bytes(content)
+        try:
+            assert read_predictions(path).equals(written)
+        except PredictionError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 200
+    assert len(set(refusals)) == 1
+    assert refusals[0].endswith(
+        f"make it again, or delete p{suffix}.sha256 to read it as it is"
+    )
+
+
+def test_a_file_that_cannot_be_read_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    write_predictions(tmp_path / "p.csv", a_table())
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    with pytest.raises(
+        PredictionError, match=r"cannot read .*p.csv: Permission denied"
+    ):
+        read_predictions(tmp_path / "p.csv")
+
+
 def test_what_is_no_predictions_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PredictionError, match=r"\.csv or \.npz files, got 'p.txt'"):
         write_predictions(tmp_path / "p.txt", a_table())
@@ -114,7 +190,9 @@ def test_a_word_in_a_column_of_numbers_is_an_error(tmp_path: Path, name: str) ->
     path = tmp_path / "p.csv"
     row = dict.fromkeys(COLUMNS, "1")
     pd.DataFrame([row, {**row, name: "high"}]).to_csv(path, index=False)
-    with pytest.raises(PredictionError, match=f"column {name} holds values other than"):
+    with pytest.raises(
+        PredictionError, match=f"other than numbers in the column {name}; write"
+    ):
         read_predictions(path)
 
 
