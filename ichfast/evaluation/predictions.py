@@ -80,13 +80,10 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
         PredictionError: another suffix, or a folder that cannot be written.
     """
     check_destination(path)
+    # Not to the file: arrow has words of its own for a full disk.
+    content = _FORMATS[path.suffix](table)
     with output_with_checksum(path, PredictionError) as temporary:
-        if path.suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
-        elif path.suffix == ".csv":
-            _write_csv(temporary, table)
-        else:
-            _write_npz(temporary, table)
+        temporary.write_bytes(content)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -172,20 +169,26 @@ def _check_suffix(path: Path) -> None:
         )
 
 
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _csv(table: pd.DataFrame) -> bytes:
     # Python quotes a carriage return, which ends a row for readers, from 3.13 on.
     has_return = any(
         "\r" in text for name in TEXT_COLUMNS for text in table[name].dropna()
     )
-    _with_texts(table, escape_formula).to_csv(
-        path,
+    text = _with_texts(table, escape_formula).to_csv(
         index=False,
         float_format="%.9g",
         quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL,
     )
+    return text.encode()
 
 
-def _write_npz(path: Path, table: pd.DataFrame) -> None:
+def _npz(table: pd.DataFrame) -> bytes:
     arrays: dict[str, npt.NDArray[np.generic]] = {}
     for name in table.columns:
         column = table[name]
@@ -197,8 +200,17 @@ def _write_npz(path: Path, table: pd.DataFrame) -> None:
             arrays[name] = column.to_numpy(np.float32, na_value=np.nan)
         else:
             arrays[name] = column.to_numpy()
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+_FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".npz": _npz,
+}
+"""For each suffix a function that makes the content of a file."""
 
 
 def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
