@@ -11,8 +11,8 @@ from ichfast.training.history import read_history
 
 
 def card_path(model_path: Path) -> Path:
-    """The path of the card, next to the model."""
-    return model_path.with_suffix(".card.md")
+    """The path of the card, next to the model: for ``m.onnx``, ``m.onnx.card.md``."""
+    return model_path.with_name(f"{model_path.name}.card.md")
 
 
 def format_card(run: TrainedRun, model_path: Path) -> str:

@@ -1,11 +1,14 @@
 """Export of a run as one file, .pt2 or .onnx, that runs without ichfast.
 
-The file takes HU and returns probabilities, both float32 (`ichfast.export.module`). A
-model card is written next to it (`ichfast.export.card`).
+1. The file takes HU and returns probabilities, both float32 (`ichfast.export.module`).
+2. A model card is written next to it (`ichfast.export.card`).
+3. Neither names a file or folder of the machine that wrote it.
+4. Both are written, or none.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +25,7 @@ from ichfast.labels import CLASSES
 from ichfast.loading.config import OWN, DataConfig, parse_windows
 from ichfast.runs.trained import TrainedRun, open_run
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
-from ichfast.system.files import output_path
+from ichfast.system.files import flush, output_path
 
 SUFFIXES = (".pt2", ".onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript")
@@ -58,13 +61,11 @@ def export_run(path: Path, out: Path) -> ExportReport:
     advice = "; name another file"
     with output_path(out, ModelError, advice) as temporary:
         program = trace(run)
-        if out.suffix == ".onnx":
-            _write_onnx(program, temporary)
-        else:
-            with temporary.open("wb") as file:
-                torch.export.save(program, file)
-    with output_path(card_path(out), ModelError, advice) as temporary:
-        temporary.write_text(card, encoding="utf-8")
+        to_bytes = _onnx if out.suffix == ".onnx" else _pt2
+        temporary.write_bytes(to_bytes(program))
+        flush(temporary)  # the last point at which a full disk is noticed
+        with output_path(card_path(out), ModelError, advice) as beside:
+            beside.write_text(card, encoding="utf-8")
     return ExportReport(
         model=str(out),
         card=str(card_path(out)),
@@ -84,7 +85,12 @@ def trace(run: TrainedRun) -> ExportedProgram:
     hu = torch.full((2, *_input_shape(run.record.recipe.data)), -1000.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
-        return torch.export.export(module, (hu,), dynamic_shapes=({0: Dim("slices")},))
+        program = torch.export.export(
+            module, (hu,), dynamic_shapes=({0: Dim("slices")},)
+        )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of source files
+    return program
 
 
 def hu_module(run: TrainedRun) -> HuToProbs:
@@ -138,7 +144,14 @@ def _check_form(out: Path) -> None:
         )
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> None:
+def _pt2(program: ExportedProgram) -> bytes:
+    # Torch's writer ends the process if it cannot write to a file.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _onnx(program: ExportedProgram) -> bytes:
     written = torch.onnx.export(
         program,
         input_names=["hu"],
@@ -147,4 +160,5 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
         verbose=False,  # the messages would go to stdout
     )
     assert written is not None, "torch.onnx.export returns a program if it gets no file"
-    written.save(path)
+    content: bytes = written.model_proto.SerializeToString()
+    return content

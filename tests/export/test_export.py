@@ -143,7 +143,7 @@ def test_the_card_describes_the_model(tiny_store_path: Path, tmp_path: Path) -> 
     run = write_run(tmp_path / "run", tiny_store_path)
     report = export_run(run, tmp_path / "model.pt2")
     card = Path(report.card).read_text("utf-8")
-    assert report.card.endswith("model.card.md")
+    assert report.card == str(tmp_path / "model.pt2.card.md")
     for words in (
         "Not a medical device", "whole patients", "0.4000",
         "epoch 2", "efficientnet-b0", "brain, subdural, bone", "ichfast", "commit",
