@@ -1,0 +1,74 @@
+"""kill -9 of a command leaves nothing half written, and the next run cleans up.
+
+Each command is killed at ten moments, one run after another: at events spread over its
+work on files (`tests.cli.forked`), and twice in the middle of writing.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ichfast.system.checksums import SUFFIX, read_with_checksum
+from tests.cli.conftest import COMMANDS, Place
+from tests.conftest import contents
+
+NUM_EVENTS = 8
+"""Events before which a command is killed."""
+
+OLDER = b"older"
+"""What a file holds before the command."""
+
+
+def write_all(folder: Path, files: dict[str, bytes]) -> None:
+    """Make the folder hold these files, and no others."""
+    for name in contents(folder):
+        (folder / name).unlink()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def is_final(name: str) -> bool:
+    """Whether a file has no temporary name."""
+    return not (name.startswith(".") and name.endswith(".tmp"))
+
+
+def check_whole(out: Path, expected: dict[str, bytes]) -> None:
+    """Every file with a final name is the older or the expected one."""
+    for path in filter(lambda path: is_final(path.name), out.iterdir()):
+        if path.suffix == SUFFIX:
+            assert read_with_checksum(path.with_suffix(""))
+        else:
+            assert path.read_bytes() in (OLDER, expected[path.name]), path.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("p.npz", "p.csv")])
+def test_a_killed_command_can_be_typed_again(name: str, place: Place) -> None:
+    command, watched = COMMANDS[name], [place.out, place.temporary]
+    before = contents(place.out) | {name: OLDER}
+    write_all(place.out, before)
+    undisturbed = place.server.run(place.path, *command, watched=watched)
+    assert undisturbed.status == 0, undisturbed.output
+    expected = contents(place.out)
+    write_all(place.out, before)
+    for event in np.linspace(1, undisturbed.events, NUM_EVENTS).astype(int):
+        killed = place.server.run(
+            place.path, *command, watched=watched, die_at=int(event)
+        )
+        assert killed.status == -signal.SIGKILL, (event, killed.output)
+        check_whole(place.out, expected)
+    for share in (3, 2):
+        max_bytes = len(expected[name]) // share
+        killed = place.server.run(
+            place.path, *command, max_bytes=max_bytes, dies_of_size=True
+        )
+        assert killed.status == -signal.SIGXFSZ, killed.output
+        check_whole(place.out, expected)
+    again = place.server.run(place.path, *command)
+    assert again.status == 0, again.output
+    assert contents(place.out) == expected
+    assert list(place.temporary.glob("ichfast-*")) == []
