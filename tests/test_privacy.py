@@ -28,6 +28,13 @@ from tests.conftest import write_dicom
 
 NUM_PATIENTS, NUM_SLICES = 10, 30
 
+TO_HAND_ON = (
+    *("run/report.html", "model.pt2", "model.pt2.card.md", "submission.csv"),
+    *("predictions.csv", "predictions.csv.sha256", "predictions.parquet"),
+    "metrics.json",
+)
+"""Outputs that people pass on, which must not name their folders either."""
+
 PATIENT, STUDY, SERIES = "MRN-8817263", "1.2.826.27182818.", "1.2.826.16180339."
 SLICE = "1.2.826.31415926."
 IDS = (PATIENT, STUDY, SERIES, SLICE)
@@ -192,6 +199,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Traces:
         ["evaluate", "predictions.csv"],
         ["submit", "predictions.csv", "submission.csv"],
         ["report", "run", "--predictions", "predictions.csv", "--device", "cpu"],
+        ["export", "run", "model.pt2"],
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", RUN_EACH, json.dumps(commands)],
@@ -233,7 +241,7 @@ def test_every_command_did_what_it_is_searched_for(traces: Traces) -> None:
     assert set(rejected["reason"]) == traces.codes
     with Store(traces.out / "store") as store:
         assert len(store) == NUM_SLICES
-    for name in ("store.png", "preview.png", "run/report.html", "submission.csv"):
+    for name in ("store.png", "preview.png", *TO_HAND_ON):
         assert (traces.out / name).stat().st_size > 0
 
 
@@ -246,6 +254,15 @@ def test_no_string_of_a_header_and_no_id_is_written(traces: Traces) -> None:
         if (strings := found_in(text, (*STRINGS, *IDS)))
     }
     assert found == {}
+
+
+@pytest.mark.slow
+def test_what_is_handed_on_names_no_folder_of_this_machine(traces: Traces) -> None:
+    folders = (str(traces.out), str(Path(__file__).parents[1]), sys.prefix)
+    texts = dict(texts_in(traces.out))
+    assert {name: found_in(texts[name], folders) for name in TO_HAND_ON} == {
+        name: [] for name in TO_HAND_ON
+    }
 
 
 @pytest.mark.slow

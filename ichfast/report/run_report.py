@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from ichfast.errors import PredictionError
 from ichfast.loading.config import choose_level
+from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.settings import to_dict
 from ichfast.report.activations import activations_of
 from ichfast.report.page import ReportData, write_report
@@ -76,7 +78,7 @@ def report_run(
                 slice_of=slice_of,
                 activations_of=maps_of,
                 sensitivity=sensitivity,
-                recipe=to_dict(recipe),
+                recipe=to_dict(_without_paths(recipe)),
                 environment=to_dict(record.environment),
                 data={**store.header.counts, **to_dict(record.counts)},
                 show_ids=show_ids,
@@ -96,6 +98,12 @@ def _notices(record: RunRecord, table: pd.DataFrame) -> list[str]:
             "been: every figure looks better than on new patients."
         )
     return notices
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the name of its weights only: a folder may name a person."""
+    name = Path(recipe.model.weights).name
+    return replace(recipe, model=replace(recipe.model, weights=name))
 
 
 def _check_same_slices(

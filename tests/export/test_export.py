@@ -13,6 +13,7 @@ from torch import nn
 from ichfast.errors import CheckpointError, ModelError
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.export import export
+from ichfast.export.card import card_path
 from ichfast.export.export import ONNX_PACKAGES, export_run, hu_module
 from ichfast.export.module import HuToProbs
 from ichfast.loading.config import DataConfig
@@ -186,6 +187,28 @@ def test_onnx_runtime_equals_predict(
     session = onnxruntime.InferenceSession(report.model)
     (found,) = session.run(["probs"], {"hu": hu_BHW.numpy()})
     np.testing.assert_allclose(found, predicted[positions], atol=1e-4)
+
+
+def test_two_exports_of_a_run_have_a_card_each() -> None:
+    assert card_path(Path("a/m.onnx")) == Path("a/m.onnx.card.md")
+    assert card_path(Path("a/m.pt2")) == Path("a/m.pt2.card.md")
+
+
+def test_a_card_that_cannot_be_written_leaves_the_older_model(
+    tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "trace", lambda _: None)
+    monkeypatch.setattr(export, "_pt2", lambda _: b"newer")
+    run = write_run(tmp_path / "run", tiny_store_path)
+    model = tmp_path / "model.pt2"
+    model.write_bytes(b"older")
+    card_path(model).mkdir()
+    with pytest.raises(ModelError, match=r"cannot write .*model\.pt2\.card\.md: Is a"):
+        export_run(run, model)
+    assert model.read_bytes() == b"older"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("run", "model.pt2", "model.pt2.card.md"),
+    }
 
 
 def test_what_cannot_be_exported_is_refused(

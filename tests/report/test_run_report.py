@@ -1,0 +1,28 @@
+"""The report of a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ichfast.predict.ensemble import predict_runs
+from ichfast.report.run_report import report_run
+from tests.runs.trainedruns import write_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+def test_the_page_names_weights_without_their_folder(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    weights = "/home/zebulon.quibblesworth/best.pt"
+    run = write_run(tmp_path / "run", tiny_store_path, f"model.weights={weights}")
+    table = predict_runs([run], device=CPU)
+    report_run(run, table, tmp_path / "report.html", device=CPU)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "best.pt" in page
+    for folder in ("zebulon", str(tmp_path), str(tiny_store_path)):
+        assert folder not in page
