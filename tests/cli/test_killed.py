@@ -14,13 +14,11 @@ import pytest
 
 from ichfast.system.checksums import SUFFIX, read_with_checksum
 from tests.cli.conftest import COMMANDS, Place
+from tests.cli.test_full_disk import OLDER, ONE_FORM
 from tests.conftest import contents
 
 NUM_EVENTS = 8
 """Events before which a command is killed."""
-
-OLDER = b"older"
-"""What a file holds before the command."""
 
 
 def write_all(folder: Path, files: dict[str, bytes]) -> None:
@@ -46,7 +44,7 @@ def check_whole(out: Path, expected: dict[str, bytes]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("p.npz", "p.csv")])
+@pytest.mark.parametrize("name", ONE_FORM)
 def test_a_killed_command_can_be_typed_again(name: str, place: Place) -> None:
     command, watched = COMMANDS[name], [place.out, place.temporary]
     before = contents(place.out) | {name: OLDER}
