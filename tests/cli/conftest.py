@@ -64,9 +64,8 @@ def _place(
             path / "dicom" / f"{k}.dcm", f"ID_{k}", ImagePositionPatient=[0, 0, 5.0 * k]
         )
     with command_server(path / "traces") as server:
-        made = server.run(path, "predict", "run", "right.csv", *CPU)
-        assert made.status == 0, made.output
         run, right = path / "run", path / "right.csv"
+        server.remember("predict", run, right, *CPU)
         page = ("--out", path / "remembered.html")
         server.remember("report", run, "--predictions", right, *page, *CPU)
         server.remember("export", run, path / "remembered.pt2")
