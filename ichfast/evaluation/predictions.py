@@ -271,8 +271,8 @@ def _read_npz(content: bytes) -> pa.Table:
 
 
 def _npz_column(name: str, array_N: npt.NDArray[np.generic] | bytes) -> pa.Array:
-    if isinstance(array_N, bytes) or array_N.ndim != 1:
-        raise ValueError(f"{name} is not an array with one dimension")
+    if isinstance(array_N, bytes):
+        raise ValueError(f"{name} is not an array")
     # Arrow takes neither swapped bytes nor a NUL in a text.
     native = object if array_N.dtype.kind == "U" else array_N.dtype.newbyteorder("=")
     native_N = array_N.astype(native)

@@ -58,13 +58,12 @@ def export_run(path: Path, out: Path) -> ExportReport:
     _check_form(out)
     run = open_run(path)
     card = format_card(run, out)
-    advice = "; name another file"
-    with output_path(out, ModelError, advice) as temporary:
+    with output_path(out, ModelError) as temporary:
         program = trace(run)
         to_bytes = _onnx if out.suffix == ".onnx" else _pt2
         temporary.write_bytes(to_bytes(program))
         flush(temporary)  # the last point at which a full disk is noticed
-        with output_path(card_path(out), ModelError, advice) as beside:
+        with output_path(card_path(out), ModelError) as beside:
             beside.write_text(card, encoding="utf-8")
     return ExportReport(
         model=str(out),

@@ -21,7 +21,7 @@ from typing import Any
 import google_crc32c
 
 from ichfast.errors import IchfastError
-from ichfast.system.files import output_path
+from ichfast.system.files import ADVICE, output_path
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +68,14 @@ def checksum_path(path: Path) -> Path:
 
 @contextmanager
 def output_with_checksum(
-    path: Path, error_type: type[IchfastError], advice: str = ""
+    path: Path, error_type: type[IchfastError], advice: str = ADVICE
 ) -> Iterator[Path]:
     """Like `output_path`, for a table, whose checksum is written beside it.
 
     Args:
         path: the final name. Replaced if it exists.
         error_type: raised when the folder or a file cannot be written.
-        advice: end of that error's message, such as ``; name another file``.
+        advice: end of that error's message.
 
     Raises:
         IchfastError: of `error_type`, for any OSError in the block.

@@ -81,9 +81,13 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
 
 
+ADVICE = "; make room, or name another file"
+"""End of the message for a file that cannot be written."""
+
+
 @contextmanager
 def output_path(
-    path: Path, error_type: type[IchfastError], advice: str = ""
+    path: Path, error_type: type[IchfastError], advice: str = ADVICE
 ) -> Iterator[Path]:
     """Like `atomic_path`, for a file that the user named: its folder is made.
 
@@ -92,7 +96,7 @@ def output_path(
     Args:
         path: the final name. Replaced if it exists.
         error_type: raised when the folder or the file cannot be written.
-        advice: end of that error's message, such as ``; name another file``.
+        advice: end of that error's message.
 
     Raises:
         IchfastError: of `error_type`, for any OSError in the block.

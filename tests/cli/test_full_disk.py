@@ -48,7 +48,7 @@ def fill(path: Path) -> None:
 
 def check_refused(place: Place, name: str, outcome: Outcome, reason: str) -> None:
     assert outcome.status == 1, outcome.output
-    assert outcome.error.startswith(f"Error: cannot write out/{name}: {reason}")
+    assert outcome.error.startswith(f"Error: cannot write out/{name}: {reason}; ")
     assert "Traceback" not in outcome.output
     assert contents(place.out).pop(name) == OLDER
     assert list(place.temporary.iterdir()) == []
