@@ -105,6 +105,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     content = _checked_content(path)
     try:
         rows = _READERS[path.suffix](content)
+        rows.validate(full=True)
     except Exception as error:  # numpy and pyarrow raise nearly anything here
         reason = first_line(error)
         raise PredictionError(f"{path} is damaged or not a table: {reason}") from error

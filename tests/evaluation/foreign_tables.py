@@ -192,6 +192,11 @@ def _lists() -> pa.Array:
     return pa.array([[0.5]] * 5)
 
 
+def _not_utf8() -> pa.Array:
+    buffers = pa.array([b"\xff"] * 5).buffers()
+    return pa.Array.from_buffers(pa.string(), 5, buffers)
+
+
 _FILES: dict[str, dict[str, Write]] = {
     ".parquet": {
         "lists": _parquet(any=_lists()),
@@ -200,6 +205,7 @@ _FILES: dict[str, dict[str, Write]] = {
         "bytes in a text": _parquet(run=pa.array([b"first"] * 5)),
         "bytes in a number": _parquet(any=pa.array([b"0.5"] * 5)),
         "bytes of one length": _parquet(run=pa.array([b"x"] * 5, pa.binary(1))),
+        "texts that are not UTF-8": _parquet(run=_not_utf8()),
         "decimals": _parquet(any=pa.array([0.5] * 5).cast(pa.decimal128(5, 2))),
         "truths in a probability": _parquet(any=pa.array([True] * 5)),
         "truths in a label": _parquet(label_any=pa.array([True] * 5)),

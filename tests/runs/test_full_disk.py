@@ -17,9 +17,6 @@ TRAIN = (
     *("--set", "folds.num_folds=2", "--out", "disk/run", "--store"),
 )
 
-TENSORBOARD = pytest.mark.xfail(reason="tensorboard raises its own error", strict=True)
-METRICS = pytest.mark.xfail(reason="advises --resume without a last.pt", strict=True)
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -50,19 +47,7 @@ def check_refused(outcome: Outcome, disk: Path, reason: str) -> None:
 
 # KiB: run.json, tensorboard's file, metrics.csv and its checksum, last.pt, best.pt.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "size",
-    [
-        4,
-        pytest.param(8, marks=TENSORBOARD),
-        pytest.param(16, marks=TENSORBOARD),
-        pytest.param(20, marks=METRICS),
-        pytest.param(24, marks=METRICS),
-        pytest.param(28, marks=METRICS),
-        40,
-        66_000,
-    ],
-)
+@pytest.mark.parametrize("size", [4, 8, 16, 20, 24, 28, 40, 66_000])
 def test_a_disk_that_becomes_full_is_one_line(
     size: int, disk: Path, server: Server, tiny_store_path: Path
 ) -> None:
