@@ -11,7 +11,6 @@ import pytest
 
 from tests.cli.forked import Server, command_server
 from tests.conftest import write_dicom
-from tests.runs.trainedruns import write_run
 
 CPU = ("--device", "cpu")
 
@@ -55,6 +54,8 @@ class Place:
 def _place(
     tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
+    from tests.runs.trainedruns import write_run  # loads torch
+
     path = tmp_path_factory.mktemp("commands")
     write_run(path / "run", tiny_store_path)
     for name in ("dicom", "temporary", "traces"):
