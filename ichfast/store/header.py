@@ -4,7 +4,8 @@
    ``journal/next``, it and the tables there are the store's (`tables_dir`).
 2. It contains no time and no path, so the same sources give the same bytes.
 3. It is untrusted: every type and range is checked when it is read.
-4. Its last field is the checksum of the rest, for `is_as_written`.
+4. Its last field is the checksum of the rest (`sealed`). One that is not as written,
+   byte for byte, is refused.
 """
 
 from __future__ import annotations
@@ -124,22 +125,11 @@ def write_header(path: Path, header: StoreHeader) -> None:
         header: the contents.
     """
     document = {**asdict(header), "shards": [s.to_json() for s in header.shards]}
-    write_text_atomically(path / "store.json", _sealed(document))
+    write_text_atomically(path / "store.json", sealed(document))
 
 
-def is_as_written(path: Path) -> bool:
-    """Whether every byte of `store.json` is as written.
-
-    Args:
-        path: the folder of a store whose header `read_header` can read.
-    """
-    content = (tables_dir(path) / "store.json").read_bytes()
-    document = json.loads(content)
-    document.pop("crc32c", None)
-    return content == _sealed(document).encode()
-
-
-def _sealed(document: Mapping[str, Any]) -> str:
+def sealed(document: Mapping[str, Any]) -> str:
+    """The text of `store.json`: a document, and last the checksum of its fields."""
     crc32c = google_crc32c.value(json.dumps(document).encode())
     return json.dumps({**document, "crc32c": crc32c}, indent=1) + "\n"
 
@@ -152,13 +142,17 @@ def read_header(path: Path) -> StoreHeader:
     """
     file = tables_dir(path) / "store.json"
     try:
-        document = json.loads(_bounded_text(file))
+        content = _bounded_content(file)
+        document = json.loads(content)
         version = integer_field(document, "format_version", 1, 2**31)
         if version != FORMAT_VERSION:
             raise StoreError(
                 f"{path} has format version {version}, this ichfast reads "
                 f"{FORMAT_VERSION}; run `ichfast prepare` again into another store"
             )
+        document.pop("crc32c")
+        if content != sealed(document).encode():
+            raise ValueError("it does not match its checksum")
         return _header_from_json(document)
     except OSError as error:
         if (path / "journal").is_dir():
@@ -172,12 +166,12 @@ def read_header(path: Path) -> StoreHeader:
         ) from error
     except _MALFORMED as error:
         raise StoreError(
-            f"{file} is damaged ({type(error).__name__}: {error!s:.200}); delete "
-            "the store and run `ichfast prepare` again"
+            f"{file} is damaged ({type(error).__name__}: {error!s:.200}); copy it "
+            "back, or delete the store and run `ichfast prepare` again"
         ) from error
 
 
-def _bounded_text(file: Path) -> str:
+def _bounded_content(file: Path) -> bytes:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
@@ -185,7 +179,7 @@ def _bounded_text(file: Path) -> str:
         raise ValueError(
             f"{status.st_size:,} bytes, expected at most {MAX_HEADER_BYTES:,}"
         )
-    return file.read_text(encoding="utf-8")
+    return file.read_bytes()
 
 
 def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:

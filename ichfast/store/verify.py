@@ -20,12 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import StoreError
-from ichfast.store.header import (
-    intake_path,
-    is_as_written,
-    read_header,
-    tables_dir,
-)
+from ichfast.store.header import intake_path, read_header, tables_dir
 from ichfast.store.levels import checksum_column
 from ichfast.store.shards import (
     NPY_HEADER_BYTES,
@@ -162,8 +157,6 @@ def find_damage(path: Path) -> list[Damage]:
     except StoreError as error:
         found.append(Damage(str(error)))
     folder = tables_dir(path)
-    if not is_as_written(path):
-        found.append(Damage(f"{folder / 'store.json'} does not match its checksum"))
     found += file_damage(folder / "rejected.csv", header.rejected_crc32c)
     if header.entries_crc32c:
         found += file_damage(intake_path(path), header.entries_crc32c)

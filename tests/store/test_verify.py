@@ -17,7 +17,7 @@ import pytest
 
 from ichfast.errors import StoreError
 from ichfast.prepare.prepare import prepare_store
-from ichfast.store.header import StoreHeader, write_header
+from ichfast.store.header import StoreHeader, sealed, write_header
 from ichfast.store.shards import NPY_HEADER_BYTES, Shard, npy_header
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
@@ -83,7 +83,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(store: Path, name: str) -> None:
         file.write_bytes(flipped)
         problems = verify_store(store)
         assert problems, f"byte {place}"
-        assert str(file) in problems[0] or name == "store.json"
+        assert str(file) in problems[0] or "format version" in problems[0]
         assert not any("\n" in problem for problem in problems)
     file.write_bytes(content)
     assert verify_store(store) == []
@@ -195,8 +195,6 @@ def test_anything_in_the_place_of_a_file_is_found(
     problems = verify_store(store)
     assert problems
     assert not any("\n" in problem for problem in problems)
-    if name == "store.json" and damage in (cut_one, add_one):
-        return  # a line break more or less, which verify alone minds
     if name in READ_ON_OPENING:
         with pytest.raises(StoreError) as caught:
             Store(store)
@@ -242,10 +240,13 @@ def test_a_number_of_the_header_out_of_range_is_damage(
         for step in place[:-1]:
             part = part[step]
         part[place[-1]] = value
-        (store / "store.json").write_text(json.dumps(document))
+        if place == ("crc32c",):  # of the header itself
+            text = json.dumps(document, indent=1) + "\n"
+        else:
+            del document["crc32c"]
+            text = sealed(document)
+        (store / "store.json").write_text(text)
         assert verify_store(store), place
-        if place == ("crc32c",):  # of the header itself: for verify alone
-            continue
         with pytest.raises(StoreError) as caught:
             Store(store)
         assert "\n" not in str(caught.value), place
