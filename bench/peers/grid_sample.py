@@ -107,7 +107,7 @@ class GridSamplePeer:
         return normalize(value_B1SS, task.normalization)
 
     def _read(self, position: int) -> npt.NDArray[np.uint16]:
-        return self._store.slice_HW(position, self._task.level)
+        return self._store.slice_HW(position, self._task.level, check=False)
 
     def close(self) -> None:
         """End the threads and close the store."""

@@ -178,7 +178,7 @@ class _Reader:
         """Index of the shard and row in it, for each slice."""
         self.batch_size = batch_size
         self.num_ahead = batches_ahead(batch_size)
-        level = StoreLevel(store, self.level)
+        level = StoreLevel(store, self.level, "first")
         self.slice_shape = tuple(level.shape_N2[picked_N[0]].tolist())
         self._picked_N = picked_N
         self._reading = ReadAhead(level, pinned=False)

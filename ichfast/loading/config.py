@@ -43,6 +43,9 @@ NORMALIZATIONS = ("imagenet", "data", "none")
 CACHES = ("none", "host", "device")
 """Places where a loader may keep its slices."""
 
+CHECKS = ("first", "always", "never")
+"""When a loader compares a slice with its checksum."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -85,6 +88,10 @@ class DataConfig:
     machine, or in the memory of each ``device`` (on a CPU, the host's). Does not change
     a bit of any batch."""
 
+    check: str = "first"
+    """Compare a slice with its checksum the ``first`` time that a loader reads it from
+    the store, ``always`` or ``never``. Does not change a bit of any batch."""
+
     def __post_init__(self) -> None:
         _expect(
             MIN_SIZE <= self.size <= MAX_SIZE,
@@ -104,7 +111,11 @@ class DataConfig:
             "neighbours shows three slices through one window",
             count,
         )
-        for name, values in (("normalize", NORMALIZATIONS), ("cache", CACHES)):
+        for name, values in (
+            ("normalize", NORMALIZATIONS),
+            ("cache", CACHES),
+            ("check", CHECKS),
+        ):
             found = getattr(self, name)
             rule = f"{name} is {', '.join(values[:-1])} or {values[-1]}"
             _expect(found in values, rule, found)
@@ -262,7 +273,8 @@ def measure_normalization(
     Args:
         store: read only for ``data``.
         slices_N: store positions of the training split.
-        config: windows, level and the kind of normalisation.
+        config: windows, level, the kind of normalisation, and whether slices are
+            compared with their checksums.
 
     Raises:
         LoaderError: the store lacks the level to measure.
@@ -279,7 +291,8 @@ def measure_normalization(
     sums_2C = np.zeros((2, num_windows))
     num_pixels = 0
     for position in np.unique(picked_N):
-        stored_HW = store.slice_HW(int(position), level)
+        check = config.check != "never"
+        stored_HW = store.slice_HW(int(position), level, check=check)
         count_V = np.bincount(stored_HW.ravel(), minlength=NUM_STORED_VALUES)
         num_pixels += stored_HW.size
         for channel, window in enumerate(parse_windows(config.windows)):

@@ -358,7 +358,7 @@ class LoaderFeeds:
         self._sampler = sampler
         self._config = config
         self._whole = whole
-        store_level = StoreLevel(store, level)
+        store_level = StoreLevel(store, level, config.check)
         self._scale = Scale(store_level.shape_N2, config.size)
         self.schedule = Schedule(sampler)
         self.source = make_slice_source(

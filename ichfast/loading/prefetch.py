@@ -115,17 +115,37 @@ class SliceRequest:
 
 
 class StoreLevel:
-    """A level of a store, and the rows and columns of its slices.
+    """A level of a store, as a loader reads it. Safe to share between threads.
 
     Args:
         store: open for reading; must outlive this object.
         level: a level of the store.
+        check: when a slice is compared with its checksum, a name of
+            `loading.config.CHECKS`.
     """
 
-    def __init__(self, store: Store, level: int) -> None:
+    def __init__(self, store: Store, level: int, check: str) -> None:
         self.store = store
         self.level = level
         self.shape_N2 = source_shapes(store, level)
+        self._check = check
+        self._is_due_N = bytearray([check != "never"]) * len(store)
+        """Whether the next read of a slice compares it, a byte each."""
+
+    def read_into(self, position: int, out_HW: npt.NDArray[np.uint16]) -> None:
+        """Read a slice as it is stored, and compare it with its checksum if it is due.
+
+        Args:
+            position: store position.
+            out_HW: shape of the slice, uint16, C order; overwritten.
+
+        Raises:
+            StoreError: the slice is damaged, or its shard missing or cannot be read.
+        """
+        is_due = bool(self._is_due_N[position])
+        self.store.read_into(position, self.level, out_HW, check=is_due)
+        if self._check == "first":
+            self._is_due_N[position] = False
 
 
 class ReadAhead:
@@ -237,15 +257,14 @@ class ReadAhead:
 
     def _read(self, positions_B: npt.NDArray[np.int64], slices: Slices) -> None:
         """Read slices as they are stored."""
-        store, level = self._level.store, self._level.level
         for position, out_HW in zip(positions_B.tolist(), slices, strict=True):
-            store.read_into(position, level, out_HW)
+            self._level.read_into(position, out_HW)
 
     def _whole_HW(self, position: int) -> npt.NDArray[np.uint16]:
         """Return a slice as it is stored, valid until the thread asks for another."""
         # The thread's own memory, small enough to stay in the processor's cache.
         whole_HW = self._scratch.array(*self._level.shape_N2[position].tolist())
-        self._level.store.read_into(position, self._level.level, whole_HW)
+        self._level.read_into(position, whole_HW)
         return whole_HW
 
 

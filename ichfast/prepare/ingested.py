@@ -119,7 +119,10 @@ def read_intake(file: Path, crc32c: int) -> Intake:
     Raises:
         StoreError: the file is missing or damaged.
     """
-    advice = "the store can be read, but neither appended to nor repaired"
+    advice = (
+        "copy it back; until then the store can be read, but neither appended to nor "
+        "repaired"
+    )
     content = checked_content(file, crc32c, advice)
     try:
         rows = read_parquet(pa.py_buffer(content))

@@ -33,7 +33,7 @@ from ichfast.windows import Normalization
 RECORD = "run.json"
 """File of a run's record, in its folder."""
 
-MAY_DIFFER = ("store", "environment", "recipe.data.cache")
+MAY_DIFFER = ("store", "environment", "recipe.data.cache", "recipe.data.check")
 """What may change between the sessions of one run."""
 
 

@@ -197,15 +197,16 @@ class OpenShard:
     def __init__(
         self, store: Path, shard: Shard, level: int, *, past_cache: bool = False
     ) -> None:
-        self._path = shard_path(store, shard.name, level)
+        self.path = shard_path(store, shard.name, level)
+        """Path of the file."""
         shape = shard.shape(level)
         self.slice_shape = shape[1:]
         """Rows and columns of its slices."""
         try:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise StoreError(
-                f"cannot open {self._path}: {error.strerror}; if it is gone, copy it "
+                f"cannot open {self.path}: {error.strerror}; if it is gone, copy it "
                 "back; if too many files are open, raise the limit (`ulimit -n`)"
             ) from error
         weakref.finalize(self, os.close, self._descriptor)
@@ -214,14 +215,15 @@ class OpenShard:
         self._read(0, header)
         if header.tobytes() != npy_header(shape):
             raise StoreError(
-                f"{self._path} is damaged: its header is not that of uint16 {shape}; "
-                "delete the store and run `ichfast prepare` again"
+                f"{self.path} is damaged: its header is not that of uint16 {shape}; "
+                f"copy it back, or mend it with `ichfast verify {store} --repair "
+                "SOURCE`"
             )
 
     def _open_direct(self) -> int | None:
         """A second descriptor that reads past the page cache, if that is supported."""
         try:
-            direct = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            direct = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
             return None
         weakref.finalize(self, os.close, direct)
@@ -254,12 +256,12 @@ class OpenShard:
                 found = os.preadv(descriptor, [view[num_read:]], start + num_read)
             except OSError as error:
                 raise StoreError(
-                    f"cannot read {self._path}: {error.strerror}; check the disk, then "
+                    f"cannot read {self.path}: {error.strerror}; check the disk, then "
                     "the store with `ichfast verify`"
                 ) from error
             if not found:
                 raise StoreError(
-                    f"{self._path} has {os.fstat(self._descriptor).st_size:,} bytes, "
+                    f"{self.path} has {os.fstat(self._descriptor).st_size:,} bytes, "
                     f"expected {start + len(view):,} or more: it was cut short since "
                     "it was opened; mend it with `ichfast verify STORE --repair SOURCE`"
                 )

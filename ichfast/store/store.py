@@ -43,6 +43,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -55,7 +56,7 @@ from ichfast.store.header import (
     read_header,
     write_header,
 )
-from ichfast.store.levels import LEVELS, SOURCE_LEVEL
+from ichfast.store.levels import LEVELS, SOURCE_LEVEL, checksum_column
 from ichfast.store.shards import PIXEL_DTYPE, OpenShard
 from ichfast.store.tables import read_table, write_rejected, write_rows
 from ichfast.store.verify import check_size
@@ -122,6 +123,10 @@ class Store:
         self._allow_open_files()
         self._shard_N = self.table["shard"].to_numpy()
         self._row_N = self.table["row_in_shard"].to_numpy()
+        self._crc32c_N = {
+            level: self.table[checksum_column(level)].to_numpy()
+            for level in self.levels
+        }
         self._open: dict[tuple[int, int], OpenShard] | None = {}
         self._past_cache = {
             level: self._num_bytes(level) > total_memory()
@@ -155,12 +160,15 @@ class Store:
         """Raise StoreError if the store is closed."""
         self._opened()
 
-    def slice_HW(self, index: int, level: int = SOURCE_LEVEL) -> npt.NDArray[np.uint16]:
+    def slice_HW(
+        self, index: int, level: int = SOURCE_LEVEL, *, check: bool = True
+    ) -> npt.NDArray[np.uint16]:
         """Read one slice.
 
         Args:
             index: store position in [0, N).
             level: one of `levels`.
+            check: compare the slice with its checksum.
 
         Returns:
             Shape (H, W), uint16, HU + `header.hu_offset`; a new array.
@@ -171,22 +179,32 @@ class Store:
         """
         shard = self._shard_of(index, level)
         stored_HW = np.empty(shard.slice_shape, PIXEL_DTYPE)
-        shard.read_into(int(self._row_N[index]), stored_HW)
+        self.read_into(index, level, stored_HW, check=check)
         return stored_HW
 
-    def read_into(self, index: int, level: int, out_HW: npt.NDArray[np.uint16]) -> None:
+    def read_into(
+        self,
+        index: int,
+        level: int,
+        out_HW: npt.NDArray[np.uint16],
+        *,
+        check: bool = True,
+    ) -> None:
         """Read one slice into an array of the caller.
 
         Args:
             index: store position in [0, N).
             level: one of `levels`.
             out_HW: shape of the slice at `level`, uint16, C order; overwritten.
+            check: compare the slice with its checksum.
 
         Raises:
             StoreError: `index` or `level` lies outside the store, the shard is
                 damaged or cannot be read, or the store is closed.
         """
         self._shard_of(index, level).read_into(int(self._row_N[index]), out_HW)
+        if check:
+            self._compare(index, level, out_HW)
 
     def past_cache(self, level: int) -> bool:
         """Whether slices of a level are read without filling the page cache."""
@@ -201,6 +219,18 @@ class Store:
         if opened is None:
             raise StoreError(f"{self.path} was closed; open it again")
         return opened
+
+    def _compare(self, index: int, level: int, out_HW: npt.NDArray[np.uint16]) -> None:
+        """Compare a slice that was read with its checksum."""
+        found = google_crc32c.value(out_HW)
+        expected = int(self._crc32c_N[level][index])
+        if found != expected:
+            raise StoreError(
+                f"{self._shard_of(index, level).path} is damaged: slice {index} (row "
+                f"{self._row_N[index]}) has the CRC-32C {found:#010x}, expected "
+                f"{expected:#010x}; find all damage with `ichfast verify {self.path}`, "
+                f"mend it with `ichfast verify {self.path} --repair SOURCE`"
+            )
 
     def _shard_of(self, index: int, level: int) -> OpenShard:
         opened = self._opened()

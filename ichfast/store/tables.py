@@ -41,7 +41,7 @@ _UNKNOWN: dict[pa.DataType, Any] = {
 }
 """For each type of column, the value of a slice whose file does not say."""
 
-_NEW_STORE = "delete the store and run `ichfast prepare` again"
+_NEW_STORE = "copy it back, or delete the store and run `ichfast prepare` again"
 
 
 def table_schema(levels: Sequence[int]) -> pa.Schema:
@@ -214,7 +214,7 @@ def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:
     Raises:
         StoreError: the file is missing or damaged.
     """
-    advice = "the slices are not concerned, but the store cannot be appended to"
+    advice = "copy it back; until then the store can be read, but not appended to"
     file = tables_dir(path) / "rejected.csv"
     content = checked_content(file, header.rejected_crc32c, advice)
     texts = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)

@@ -64,8 +64,8 @@ def check_size(store: Path, shard: Shard, level: int) -> None:
     if found != shard.num_bytes(level):
         raise StoreError(
             f"{file} has {found:,} bytes, store.json promises "
-            f"{shard.num_bytes(level):,}; copy it again, or delete the store "
-            "and run `ichfast prepare` again"
+            f"{shard.num_bytes(level):,}; copy it back, or mend it with "
+            f"`ichfast verify {store} --repair SOURCE`"
         )
 
 

@@ -26,13 +26,17 @@ CPU = torch.device("cpu")
 def keep_on_host(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
 ) -> SliceSource:
-    return HostSlices(StoreLevel(store, level), kept_R, pinned=False, ranks=Ranks())
+    return HostSlices(
+        StoreLevel(store, level, "first"), kept_R, pinned=False, ranks=Ranks()
+    )
 
 
 def keep_on_device(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
 ) -> SliceSource:
-    return DeviceSlices(StoreLevel(store, level), kept_R, device=CPU, ranks=Ranks())
+    return DeviceSlices(
+        StoreLevel(store, level, "first"), kept_R, device=CPU, ranks=Ranks()
+    )
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])

@@ -56,12 +56,14 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeEvent]]:
 
 
 def read_from_disk(store: Store) -> ReadAhead:
-    return ReadAhead(StoreLevel(store, 256), pinned=True)
+    return ReadAhead(StoreLevel(store, 256, "first"), pinned=True)
 
 
 def keep_on_host(store: Store) -> ReadAhead:
     kept_R = np.arange(len(store))
-    return HostSlices(StoreLevel(store, 256), kept_R, pinned=True, ranks=Ranks())
+    return HostSlices(
+        StoreLevel(store, 256, "first"), kept_R, pinned=True, ranks=Ranks()
+    )
 
 
 @pytest.mark.parametrize("make", [read_from_disk, keep_on_host])

@@ -69,9 +69,9 @@ def test_an_epoch_left_early_is_not_read_to_its_end(
     read: list[int] = []
     read_into = Store.read_into
 
-    def note(store: Store, index: int, level: int, out_HW: Any) -> None:
+    def note(store: Store, index: int, *rest: Any, **options: Any) -> None:
         read.append(index)
-        read_into(store, index, level, out_HW)
+        read_into(store, index, *rest, **options)
 
     monkeypatch.setattr(Store, "read_into", note)
     config = replace(DATA, batch_size=1)

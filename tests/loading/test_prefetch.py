@@ -117,7 +117,7 @@ Stored = npt.NDArray[np.uint16]
 
 @pytest.fixture
 def ahead(tiny_store: Store) -> Iterator[ReadAhead]:
-    source = ReadAhead(StoreLevel(tiny_store, 512), pinned=False)
+    source = ReadAhead(StoreLevel(tiny_store, 512, "first"), pinned=False)
     yield source
     source.close()
 
@@ -221,7 +221,7 @@ def test_taking_a_batch_of_a_missing_shard_raises_an_error_that_names_it(
 ) -> None:
     copied = Path(shutil.copytree(tiny_store_path, tmp_path / "store"))
     with Store(copied) as store:
-        source = ReadAhead(StoreLevel(store, 256), pinned=False)
+        source = ReadAhead(StoreLevel(store, 256, "first"), pinned=False)
         source.request([batch(0)])
         source.take()
         (copied / "level-256" / "00001.npy").unlink()
@@ -258,16 +258,18 @@ def test_memory_that_a_discarded_read_still_writes_to_is_not_reused(
     begun, go_on, written = (threading.Event() for _ in range(3))
     read_into = Store.read_into
 
-    def hang(store: Store, index: int, level: int, out_HW: Stored) -> None:
+    def hang(
+        store: Store, index: int, level: int, out_HW: Stored, *, check: bool
+    ) -> None:
         if index == 0:
             begun.set()
             go_on.wait(60)
-        read_into(store, index, level, out_HW)
+        read_into(store, index, level, out_HW, check=check)
         if index == 0:
             written.set()
 
     monkeypatch.setattr(Store, "read_into", hang)
-    ahead = ReadAhead(StoreLevel(tiny_store, 512), pinned=False)
+    ahead = ReadAhead(StoreLevel(tiny_store, 512, "first"), pinned=False)
     ahead.request([batch(0)])
     assert begun.wait(60)
     with monkeypatch.context() as hurried:

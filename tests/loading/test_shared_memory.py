@@ -90,10 +90,10 @@ class CountingStore(Store):
 
     num_read = 0
 
-    def read_into(self, *place: Any) -> None:
+    def read_into(self, *place: Any, **options: Any) -> None:
         """Read a slice, and count it."""
         self.num_read += 1
-        super().read_into(*place)
+        super().read_into(*place, **options)
 
 
 def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:

@@ -44,7 +44,7 @@ def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -
         slices_N=SLICES_N, batch_size=1, shuffle=shuffle, rank=1, world_size=2
     )
     slice_source.make_slice_source(
-        StoreLevel(store, 256),
+        StoreLevel(store, 256, "first"),
         sampler,
         DataConfig(**settings),
         on_gpu=on_gpu,

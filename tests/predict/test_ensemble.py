@@ -118,9 +118,9 @@ def test_cached_slices_are_read_once_for_all_passes(
     reads = []
     read_into = Store.read_into
 
-    def count_and_read(self: Store, position: int, *rest: Any) -> None:
+    def count_and_read(self: Store, position: int, *rest: Any, **options: Any) -> None:
         reads.append(position)
-        read_into(self, position, *rest)
+        read_into(self, position, *rest, **options)
 
     monkeypatch.setattr(Store, "read_into", count_and_read)
     tables = []

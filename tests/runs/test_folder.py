@@ -154,8 +154,9 @@ def test_different_settings_have_different_names() -> None:
     assert len(names) == 3 * 2 * 3 * 2 * 3
 
 
-def test_the_cache_is_not_in_the_name_as_it_changes_no_result() -> None:
-    assert name("exp-00", "data.cache=host") == "runs/exp-00"
+@pytest.mark.parametrize("setting", ["data.cache=host", "data.check=never"])
+def test_settings_that_change_no_result_are_not_in_the_name(setting: str) -> None:
+    assert name("exp-00", setting) == "runs/exp-00"
 
 
 @pytest.mark.parametrize("recipe", ["exp-00", "fast"])

@@ -99,6 +99,7 @@ def test_an_edited_record_is_refused_with_the_name_of_the_field(
     [
         lambda record: record.update(store="/elsewhere"),
         lambda record: record["recipe"]["data"].update(cache="host"),
+        lambda record: record["recipe"]["data"].update(check="never"),
         lambda record: record["environment"].update(commit="0"),
     ],
 )
@@ -177,3 +178,11 @@ def test_a_named_pipe_instead_of_a_record_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / RECORD)
     with pytest.raises(RecipeError, match="not a regular file"):
         read_record(tmp_path)
+
+
+def test_a_record_from_before_slices_were_checked_checks_them(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    edit(run, lambda record: record["recipe"]["data"].pop("check"), renews_checksum=True)
+    assert open_run(run).record.recipe.data.check == "first"

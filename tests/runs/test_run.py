@@ -293,11 +293,14 @@ def test_a_stopped_run_resumes_with_the_same_options_only(
 
 
 @pytest.mark.slow
-def test_a_run_resumes_with_another_cache_to_the_same_end(
+def test_a_run_resumes_with_another_cache_and_checks_to_the_same_end(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
     histories = []
-    for name, cache in (("as_before", "none"), ("kept", "host")):
+    for name, cache, check in (
+        ("as_before", "none", "first"),
+        ("kept", "host", "never"),
+    ):
         out, steps = tmp_path / name, iter(range(100))
         with pytest.raises(InterruptionError, match="holds the place"):
             train_run(
@@ -307,9 +310,10 @@ def test_a_run_resumes_with_another_cache_to_the_same_end(
                 device=CPU,
                 should_stop=lambda steps=steps: next(steps) == 1,  # type: ignore[misc]
             )
-        recipe = small_recipe(f"data.cache={cache}")
+        recipe = small_recipe(f"data.cache={cache}", f"data.check={check}")
         train_run(tiny_store_path, recipe, out, device=CPU, resume=True)
-        assert read_record(out).recipe.data.cache == cache
+        data = read_record(out).recipe.data
+        assert (data.cache, data.check) == (cache, check)
         losses = read_history(out)[["train_loss", "valid_loss"]]
         histories.append(losses.to_numpy().tolist())
     assert histories[0] == histories[1]

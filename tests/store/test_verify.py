@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,14 +21,7 @@ from ichfast.store.shards import NPY_HEADER_BYTES, Shard, npy_header
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
-
-TABLES = ("slices.parquet", "rejected.csv", "journal/entries.parquet")
-SHARDS = tuple(
-    f"level-{level}/{name}"
-    for level in (512, 256)
-    for name in ("00000-17x13.npy", "00000-24x32.npy", "00001-24x32.npy")
-)
-FILES = ("store.json", *TABLES, *SHARDS)
+from tests.store.conftest import FILES, SHARDS
 
 READ_ON_OPENING = ("store.json", "slices.parquet", *SHARDS)
 
@@ -37,25 +29,6 @@ READ_ON_OPENING = ("store.json", "slices.parquet", *SHARDS)
 pytestmark = pytest.mark.usefixtures("units_of_four")
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in two units, of two shapes; one row of a shard is a duplicate."""
-    source = tmp_path_factory.mktemp("source")
-    for k in (0, 1, 10, 2, 3):
-        write_dicom(source / f"a{k}", f"ID_{k}", hu_HW=random_hu(k))
-    write_dicom(source / "b", "ID_1", hu_HW=random_hu(1))
-    (source / "c").write_text("no image")
-    store = tmp_path_factory.mktemp("sound") / "store"
-    run([source], store, max_rejected="1")
-    assert set(contents(store)) - {".lock"} == set(FILES)
-    return store
-
-
-@pytest.fixture
-def store(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "store"))
 
 
 def slices_of(store: Path, name: str) -> dict[int, str]:
