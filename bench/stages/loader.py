@@ -7,6 +7,11 @@ slices are in memory, which is pinned for a GPU, and halved where the loader hal
 them; its parameters are drawn already, and it has no window, lighting or holes. On a
 GPU there are two more limits: copies of the stored bytes to the GPU, and within it.
 
+The cost of comparing slices with their checksums is measured apart: a turn is the first
+epoch of a new loader, in which `data.check=first` compares each slice, against those of
+new loaders that never or always do. Two loaders that live on differ by up to a tenth,
+because their memory lies in other places.
+
 Shape letters: N slices of an epoch, B slices of a batch, H rows, W columns.
 """
 
@@ -14,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
@@ -32,7 +37,7 @@ from bench.peers import PEERS, peers_of, reason_to_skip
 from bench.peers.task import LoaderTask
 from ichfast.augment.geometry import count_halvings, halved_shape
 from ichfast.augment.parameters import draw
-from ichfast.loading.config import measure_normalization
+from ichfast.loading.config import CHECKS, measure_normalization
 from ichfast.loading.dali import wrap_columns, wrap_host_slices
 from ichfast.loading.graph import pipeline_options
 from ichfast.loading.loader import DaliLoader
@@ -64,6 +69,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     with workload.open_store() as store:
         for level in store.levels:
             records += _measure_level(store, level, workload, meter)
+            records += _measure_checks(store, level, workload, meter)
         case = f"level {store.levels[0]} to {workload.size}"
     if workload.device == "cpu":
         records += [
@@ -167,6 +173,69 @@ def _measure_level(
                 "windows": list(exp_30().data.windows),
             },
         )
+
+
+def _measure_checks(
+    store: Store, level: int, workload: Workload, meter: Meter
+) -> list[Record]:
+    """Compare first epochs that compare slices with their checksums or do not."""
+    task = make_task(store, level, workload)
+    with ExitStack() as stack:
+        loaders = {
+            check: stack.enter_context(closing(_NewLoader(store, task, check)))
+            for check in CHECKS
+        }
+        return meter.compare(
+            [
+                Contender(
+                    name="ichfast" if check == task.data.check else check,
+                    role="ichfast" if check == task.data.check else "limit",
+                    before=loader.open,
+                    run=loader.run,
+                )
+                for check, loader in loaders.items()
+            ],
+            stage=STAGE,
+            case=f"level {level} to {workload.size}, data.check",
+            unit="slices",
+            cache="hot",
+            settings={
+                "slices": len(task.positions_N),
+                "level": level,
+                "size": workload.size,
+                "batch_size": workload.batch_size,
+            },
+        )
+
+
+class _NewLoader:
+    """A contender whose turns are first epochs, each of a new loader.
+
+    Args:
+        store: Holds the slices.
+        task: What is loaded.
+        check: When the loaders compare slices with their checksums.
+    """
+
+    def __init__(self, store: Store, task: LoaderTask, check: str) -> None:
+        self._store = store
+        self._task = replace(task, data=replace(task.data, check=check))
+        self._loader: DaliLoader | None = None
+
+    def open(self) -> None:
+        """Open a new loader in place of the last one."""
+        self.close()
+        self._loader = open_loader(self._store, self._task)
+
+    def run(self) -> int:
+        """Run its first epoch; returns the slices."""
+        assert self._loader is not None
+        return _run_epoch(self._loader)
+
+    def close(self) -> None:
+        """Close the loader that is open."""
+        if self._loader is not None:
+            self._loader.close()
 
 
 def _run_epoch(loader: DaliLoader) -> int:

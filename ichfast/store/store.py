@@ -25,6 +25,9 @@ Format 1. A store is a folder:
 5. A shard may have rows that no table row points to (dropped duplicates).
 6. The checksum of a slice is the CRC-32C of its bytes at a level (`checksum_column`),
    that of a shard is the CRC-32C of its rows' checksums (`shard_checksum`).
+7. A slice is compared with its checksum whenever it is read, unless the reader asks for
+   it unchecked, as loaders do (`DataConfig.check`). `docs/checksums.md` lists for each
+   file what checks it, and when.
 
 The parts: `ichfast.store.header` is store.json, `ichfast.store.tables` the tables,
 `ichfast.store.shards` the .npy files, `ichfast.store.writer` writes them,

@@ -26,6 +26,7 @@ from bench.harness.workload import Workload
 from bench.peers import PEERS, peers_of
 from bench.stages.loader import GPU_COPIES, MAX_PEER_SLICES
 from bench.throughput import main as throughput_main
+from ichfast.loading.config import CHECKS
 from ichfast.models.config import ARCHS
 from tests.bench.conftest import NotedStage
 
@@ -161,8 +162,9 @@ def count_loaded(
     """Slices that the stage loader loads from both levels, by role, on a GPU."""
     by_peer = min(workload.num_loaded, MAX_PEER_SLICES)
     num_peers = 2 * len(peers) - ("fastai-png" in peers)  # which has one level
+    num_checked = len(CHECKS) * by_peer
     a_turn = {
-        "ichfast": 2 * workload.num_loaded,
+        "ichfast": 2 * (workload.num_loaded + num_checked),
         "limit": 2 * (1 + len(GPU_COPIES)) * workload.num_loaded,
         "peer": num_peers * by_peer,
     }
@@ -342,7 +344,8 @@ def test_what_is_counted_is_what_a_stage_does(stage: str, toy: Workload) -> None
     records = run_stage(stage, [toy], meter)
     by_role: Counter[str] = Counter()
     for (role, name), units in meter.counted.items():
-        by_role[role] += units * (name != "loader alone")
+        is_loader = name in CHECKS
+        by_role["ichfast" if is_loader else role] += units * (name != "loader alone")
     if stage == "train":
         assert by_role.total() == count_steps(toy, meter) * toy.train_batch_size
         return
