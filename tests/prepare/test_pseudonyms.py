@@ -18,6 +18,7 @@ from ichfast.prepare.pseudonyms import (
 from ichfast.prepare.repair import repair_store
 from ichfast.store.store import Store
 from tests.conftest import contents
+from tests.mutations import mutations
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=False, limit=3)
 
@@ -143,3 +144,19 @@ def test_a_copy_of_the_key_that_a_killed_run_has_left_is_removed(
     (tmp_path / ".store.key.0123456789ab.tmp").write_bytes(key)
     assert read_or_make_key(path, is_begun=True) == key
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_a_key_that_is_not_as_it_was_made_hashes_no_id(
+    source: Path, tmp_path: Path
+) -> None:
+    store, key = tmp_path / "store", tmp_path / "store.key"
+    run([source], store)
+    before, content = contents(store), key.read_bytes()
+    for mutated in mutations(content, 0):
+        key.write_bytes(mutated)
+        for append in (False, True):
+            with pytest.raises(StoreError, match="bytes, a key has 32|ids .hashed"):
+                run([source], store, append=append)
+        assert key.read_bytes() == mutated
+    assert contents(store) == before
