@@ -14,7 +14,7 @@ import torch
 
 from ichfast.errors import LoaderError, StoreError
 from ichfast.loading.cache import DeviceSlices
-from ichfast.loading.config import DataConfig
+from ichfast.loading.config import DataConfig, measure_normalization
 from ichfast.loading.loader import make_loader
 from ichfast.loading.prefetch import StoreLevel
 from ichfast.store.shards import NPY_HEADER_BYTES
@@ -116,6 +116,17 @@ def test_a_loader_that_never_checks_reads_what_is_there(copied: Store) -> None:
     load(copied, replace(DATA, check="never"))
     with pytest.raises(StoreError, match="is damaged: slice 9 "):
         copied.slice_HW(DAMAGED, 256)
+
+
+def test_slices_that_decide_the_normalization_are_compared_unless_never(
+    copied: Store,
+) -> None:
+    damage(copied, DAMAGED, 256)
+    config = replace(DATA, normalize="data")
+    slices_N = np.arange(len(copied))
+    with pytest.raises(StoreError, match="is damaged: slice 9 "):
+        measure_normalization(copied, slices_N, config)
+    measure_normalization(copied, slices_N, replace(config, check="never"))
 
 
 @pytest.fixture

@@ -86,14 +86,15 @@ def test_ranks_without_a_process_group_are_refused() -> None:
 
 
 class CountingStore(Store):
-    """A store that counts what is read from it."""
+    """A store that counts what is read from it, and what is compared."""
 
-    num_read = 0
+    num_read = num_checked = 0
 
-    def read_into(self, *place: Any, **options: Any) -> None:
+    def read_into(self, *place: Any, check: bool) -> None:
         """Read a slice, and count it."""
         self.num_read += 1
-        super().read_into(*place, **options)
+        self.num_checked += check
+        super().read_into(*place, check=check)
 
 
 def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
@@ -103,7 +104,7 @@ def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
         store = CountingStore(store_path)
         with store:
             for config in (plain, replace(plain, cache="host")):
-                store.num_read = 0
+                store.num_read = store.num_checked = 0
                 with make_loader(
                     store,
                     np.arange(num_slices),
@@ -115,6 +116,7 @@ def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
                     batches.append([*loader.epoch(0), *loader.epoch(1)])
             # The last slice has a neighbour outside the split.
             assert sum(ranks.gather(store.num_read)) == num_slices + 1
+            assert sum(ranks.gather(store.num_checked)) == num_slices + 1
         for without, kept in zip(*batches, strict=True):
             assert without.indices_B.tolist() == kept.indices_B.tolist()
             assert same_images(without, kept)
