@@ -4,8 +4,8 @@
    ``journal/next``, it and the tables there are the store's (`tables_dir`).
 2. It contains no time and no path, so the same sources give the same bytes.
 3. It is untrusted: every type and range is checked when it is read.
-4. Its last field is the checksum of the rest (`sealed`). One that is not as written,
-   byte for byte, is refused.
+4. Its last field is the checksum of the rest (`ichfast.system.checksums`). One that is
+   not as written, byte for byte, is refused.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
 from ichfast.errors import StoreError
 from ichfast.store.levels import check_levels
 from ichfast.store.shards import Shard, integer_field
+from ichfast.system.checksums import check_document, with_checksum
 from ichfast.system.files import write_text_atomically
 from ichfast.windows import HU_OFFSET
 
@@ -125,13 +124,7 @@ def write_header(path: Path, header: StoreHeader) -> None:
         header: the contents.
     """
     document = {**asdict(header), "shards": [s.to_json() for s in header.shards]}
-    write_text_atomically(path / "store.json", sealed(document))
-
-
-def sealed(document: Mapping[str, Any]) -> str:
-    """The text of `store.json`: a document, and last the checksum of its fields."""
-    crc32c = google_crc32c.value(json.dumps(document).encode())
-    return json.dumps({**document, "crc32c": crc32c}, indent=1) + "\n"
+    write_text_atomically(path / "store.json", with_checksum(document))
 
 
 def read_header(path: Path) -> StoreHeader:
@@ -150,9 +143,7 @@ def read_header(path: Path) -> StoreHeader:
                 f"{path} has format version {version}, this ichfast reads "
                 f"{FORMAT_VERSION}; run `ichfast prepare` again into another store"
             )
-        document.pop("crc32c")
-        if content != sealed(document).encode():
-            raise ValueError("it does not match its checksum")
+        check_document(content, document)
         return _header_from_json(document)
     except OSError as error:
         if (path / "journal").is_dir():

@@ -90,7 +90,7 @@ class CountingStore(Store):
 
     num_read = num_checked = 0
 
-    def read_into(self, *place: Any, check: bool) -> None:
+    def read_into(self, *place: Any, check: bool = True) -> None:
         """Read a slice, and count it."""
         self.num_read += 1
         self.num_checked += check

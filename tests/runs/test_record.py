@@ -184,5 +184,7 @@ def test_a_record_from_before_slices_were_checked_checks_them(
     run_dir: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
-    edit(run, lambda record: record["recipe"]["data"].pop("check"), renews_checksum=True)
+    edit(
+        run, lambda record: record["recipe"]["data"].pop("check"), renews_checksum=True
+    )
     assert open_run(run).record.recipe.data.check == "first"

@@ -22,12 +22,12 @@ import pytest
 from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.store import store as store_module
-from ichfast.store.header import sealed
 from ichfast.store.levels import checksum_column, reduce_to_level
 from ichfast.store.shards import OpenShard
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from ichfast.store.writer import UnitWriter
+from ichfast.system.checksums import FIELD, with_checksum
 from tests.conftest import write_store
 
 
@@ -40,9 +40,9 @@ def copied(tiny_store_path: Path, tmp_path: Path) -> Path:
 def edit_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a header, and write it with the right checksum."""
     header = json.loads((path / "store.json").read_text())
-    del header["crc32c"]
+    del header[FIELD]
     change(header)
-    (path / "store.json").write_text(sealed(header))
+    (path / "store.json").write_text(with_checksum(header))
 
 
 # What it gives

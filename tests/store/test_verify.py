@@ -16,10 +16,11 @@ import pytest
 
 from ichfast.errors import StoreError
 from ichfast.prepare.prepare import prepare_store
-from ichfast.store.header import StoreHeader, sealed, write_header
+from ichfast.store.header import StoreHeader, write_header
 from ichfast.store.shards import NPY_HEADER_BYTES, Shard, npy_header
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
+from ichfast.system.checksums import FIELD, with_checksum
 from tests.conftest import contents, random_hu, write_dicom
 from tests.store.conftest import FILES, SHARDS
 
@@ -213,11 +214,11 @@ def test_a_number_of_the_header_out_of_range_is_damage(
         for step in place[:-1]:
             part = part[step]
         part[place[-1]] = value
-        if place == ("crc32c",):  # of the header itself
+        if place == (FIELD,):  # of the header itself
             text = json.dumps(document, indent=1) + "\n"
         else:
-            del document["crc32c"]
-            text = sealed(document)
+            del document[FIELD]
+            text = with_checksum(document)
         (store / "store.json").write_text(text)
         assert verify_store(store), place
         with pytest.raises(StoreError) as caught:
