@@ -1,7 +1,8 @@
 """A store as large as the competition's, without pixels, to measure its opening.
 
 Its tables have full size. Its shards are links to two files that are holes. So it takes
-about 60 MB of disk, opens like a real store, and its slices are black.
+about 60 MB of disk, opens like a real store, and its slices are black. Their checksums
+are random, so they are read with ``check=False``.
 """
 
 from __future__ import annotations
