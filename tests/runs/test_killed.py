@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from ichfast.runs.trained import open_run
 from ichfast.training.checkpoint import has_last, load_last
@@ -49,6 +50,15 @@ def without_times(run_dir: Path) -> pd.DataFrame:
     return read_history(run_dir).drop(columns=["slices_per_s", "seconds", "wait_share"])
 
 
+def best_weights(run_dir: Path) -> dict[str, Tensor]:
+    return open_run(run_dir).weights
+
+
+def last_weights(run_dir: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = load_last(run_dir)["model"]
+    return weights
+
+
 @pytest.mark.slow
 def test_a_killed_training_can_be_typed_again(
     folder: Path, server: Server, tiny_store_path: Path
@@ -66,10 +76,7 @@ def test_a_killed_training_can_be_typed_again(
         assert again.status == 0, (event, again.output)
         assert names(run) == names(whole), event
         pd.testing.assert_frame_equal(without_times(run), without_times(whole))
-        for read in (
-            lambda path: open_run(path).weights,
-            lambda p: load_last(p)["model"],
-        ):
+        for read in (best_weights, last_weights):
             wanted = read(whole)
             for name, tensor in read(run).items():
                 assert torch.equal(tensor, wanted[name]), (event, name)
