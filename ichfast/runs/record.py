@@ -174,12 +174,12 @@ def read_record(run_dir: Path, *, settings: str | None = None) -> RunRecord:
         record = from_dict(RunRecord, rest)
     except IchfastError as error:
         raise _unusable(path, str(error)) from error
-    num_windows = len(record.recipe.data.windows)
-    if len(record.normalization.mean) != num_windows:
-        raise _unusable(path, f"normalization is not for {num_windows} window(s)")
     change = settings and first_change(settings, trained_settings(record))
     if change:
         raise _unusable(path, f"it has {change[1]}, but trained was {change[0]}")
+    num_windows = len(record.recipe.data.windows)
+    if len(record.normalization.mean) != num_windows:
+        raise _unusable(path, f"normalization is not for {num_windows} window(s)")
     try:
         check_document(content, found)
     except ChecksumError as error:
