@@ -9,20 +9,19 @@ Memory and time are limited for each file, so that a hostile file costs only its
    rejects the file as ``too-large``, or the end of the process inside a decoder.
 2. A decoder that exceeds the job's timeout ends the process, by a timer of the kernel.
 3. `ichfast.prepare.pool` starts a process that ended again, and rejects the file.
+4. A file that gives nothing for `Job.stall_s` is rejected as ``timeout``, without the
+   end of the process. `MAX_STALLS` such files in a row end the run, because then it is
+   the disk or the network; their unit is not done.
 """
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
-import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -30,16 +29,18 @@ import pyarrow as pa
 
 from ichfast.dicom.series_header import SeriesHeader
 from ichfast.dicom.slices import Slice
-from ichfast.errors import RejectError
+from ichfast.errors import RejectError, SourceError
 from ichfast.prepare.journal import Journal, Page, Reject
 from ichfast.prepare.plan import Unit
 from ichfast.prepare.pseudonyms import plain_text, stored_id
 from ichfast.sources.listing import Entry
+from ichfast.sources.remote import Container
 from ichfast.sources.sources import read_entries
 from ichfast.store.levels import checksum_column
 from ichfast.store.writer import UnitWriter
+from ichfast.system.fork_server import Channel
 from ichfast.system.memory import limit_memory
-from ichfast.system.signals import STOPPING
+from ichfast.system.timeouts import limit_stalls, stall_limit
 
 MAX_DECODE_BYTES = 2**30
 """Memory that decoding a file may map, beyond twice the size of the file. A sound file
@@ -48,6 +49,9 @@ that is deflated to little and inflates to 256 MiB needs 0.94 GiB."""
 FILE_TIMEOUTS = 10
 """Upper limit of a file's decoding time, in timeouts of one slice. The largest file,
 64 slices of 4096x4096, takes two minutes with a slow decoder."""
+
+MAX_STALLS = 10
+"""Files and archives in a row that may give nothing."""
 
 _PACKED_ROWS = 4096
 """Rows collected as dicts before they become an Arrow table, which takes a twentieth of
@@ -83,6 +87,9 @@ class Job:
     name: Callable[[Entry], str]
     """Gives the name of an entry in `rejected.csv`."""
 
+    stall_s: float = field(default_factory=stall_limit)
+    """Upper limit of the time in which a file gives nothing, seconds."""
+
 
 class Watch(ctypes.Structure):
     """Memory shared by a worker and its parent."""
@@ -107,26 +114,28 @@ class StoppedError(Exception):
 _watch = Watch()
 
 
-def start_worker(watch: Watch) -> None:
-    """Set up a worker process: its watch, signals and end."""
-    # Without this the first collection writes to every object inherited from the fork
-    # server, and so copies 5,000 pages.
-    gc.freeze()
+def serve_units(caller: Channel, shared: memoryview) -> None:
+    """Convert the units that a caller sends; the main function of a worker.
+
+    Args:
+        caller: sends jobs with units; gets None for each unit, or its error.
+        shared: memory of the worker's `Watch`.
+    """
     global _watch
-    _watch = watch
-    # The parent gets these too, and stops its workers through the watch.
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+    _watch = Watch.from_buffer(shared)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    # A worker whose parent was killed would wait for work forever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    while True:
+        try:
+            job, unit = caller.receive()
+        except EOFError:
+            return
+        limit_stalls(job.stall_s)
+        try:
+            convert_unit(job, unit)
+        except Exception as error:  # noqa: BLE001  raised by the caller
+            caller.send(error)
+        else:
+            caller.send(None)
 
 
 def convert_unit(job: Job, unit: Unit) -> None:
@@ -138,6 +147,7 @@ def convert_unit(job: Job, unit: Unit) -> None:
 
     Raises:
         StoppedError: the parent asked the worker to stop. No file of the unit is left.
+        SourceError: `MAX_STALLS` files in a row give nothing.
     """
     journal = job.journal
     packed = [pa.Table.from_pylist([], schema=journal.schema)]
@@ -149,10 +159,12 @@ def convert_unit(job: Job, unit: Unit) -> None:
     entries = list(unit.entries)
     position_of = {(e.source, e.number): at for at, e in enumerate(entries)}
     readable = [e for at, e in enumerate(entries) if at not in unit.banned]
+    stalled: set[Container] = set()
     with UnitWriter(journal.store, unit.number, journal.levels) as writer:
         for entry, content in read_entries(readable):
             if _watch.stop:
                 raise StoppedError
+            _count_stalls(job, stalled, entry, content)
             position = position_of[entry.source, entry.number]
             index = unit.first + position
             _watch.position = position
@@ -178,6 +190,22 @@ def convert_unit(job: Job, unit: Unit) -> None:
     # Members of a compressed tar come in the archive's order. This sort is stable.
     table = pa.concat_tables(packed).sort_by("entry")
     journal.write(unit, Page(rows=table, rejects=sorted(rejects), shards=writer.shards))
+
+
+def _count_stalls(
+    job: Job, stalled: set[Container], entry: Entry, content: bytes | RejectError
+) -> None:
+    """Add to the files and archives in a row that gave nothing, or begin again."""
+    if not (isinstance(content, RejectError) and content.code == "timeout"):
+        stalled.clear()
+        return
+    stalled.add(entry.container)
+    if len(stalled) == MAX_STALLS:
+        raise SourceError(
+            f"{MAX_STALLS} files in a row give nothing for {job.stall_s:.0f} s, the "
+            f"last is {job.name(entry)}; check the disk or the server that they are "
+            "on, then the same command continues"
+        )
 
 
 def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:

@@ -1,9 +1,9 @@
 """Converting units on a Dask worker, in a separate process.
 
-A Dask worker may be a daemon, which cannot have child processes of multiprocessing, and
-its threads cannot be killed when a decoder hangs. So it starts a process that converts
-one unit after another with `ichfast.prepare.pool`, whose workers have the time and
-memory limits of one machine. Its imports take one or two seconds, once.
+The threads of a Dask worker cannot be killed when a decoder hangs. So it starts a
+process that converts one unit after another with `ichfast.prepare.pool`, whose workers
+have the time and memory limits of one machine. Its imports take one or two seconds,
+once.
 
 1. A process converts one unit at a time. It is reused after a result, and killed after
    an error.
@@ -28,7 +28,8 @@ from pathlib import Path
 from ichfast.errors import IchfastError, StoreError
 from ichfast.prepare.convert import Job, StoppedError
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import REFRESH_S, convert_in_processes
+from ichfast.prepare.pool import REFRESH_S, convert_in_processes, unit_server
+from ichfast.system.fork_server import ForkServer
 
 STOP_S = 20.0
 """Time for a unit to stop before its process is killed, seconds."""
@@ -155,19 +156,23 @@ def _serve() -> None:
         orders.put(None)
 
     threading.Thread(target=read_orders, daemon=True).start()
-    for order in iter(orders.get, None):
-        job, unit = pickle.loads(order)
-        outcome = _convert(job, unit, is_over)
-        if is_over.is_set():
-            return
-        pickle.dump(outcome, sys.stdout.buffer)
-        sys.stdout.flush()
+    with unit_server() as server:
+        for order in iter(orders.get, None):
+            job, unit = pickle.loads(order)
+            outcome = _convert(job, unit, server, is_over)
+            if is_over.is_set():
+                return
+            pickle.dump(outcome, sys.stdout.buffer)
+            sys.stdout.flush()
 
 
-def _convert(job: Job, unit: Unit, is_over: threading.Event) -> int | Exception:
+def _convert(
+    job: Job, unit: Unit, server: ForkServer, is_over: threading.Event
+) -> int | Exception:
     outcome = 0
+    conversion = convert_in_processes(job, deque([unit]), 1, server)
     try:
-        with closing(convert_in_processes(job, deque([unit]), 1)) as states:
+        with closing(conversion) as states:
             for _, num_rejected in states:
                 outcome = num_rejected
                 if is_over.is_set():

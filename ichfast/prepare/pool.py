@@ -3,49 +3,35 @@
 1. A file that ends its worker, or takes longer to decode than the job's timeout, costs
    only itself. Its unit is tried again, and if the same happens the file is rejected
    (``decoder-crash``, ``timeout``).
-2. No worker is left once the generator is closed.
+2. No worker is left once the generator is closed, except one that the kernel does not
+   let end because a file does not answer. It writes nothing any more.
 """
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import time
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Collection, Generator
+from contextlib import suppress
 from dataclasses import replace
 
 from ichfast.errors import StoreError
-from ichfast.prepare.convert import Job, Watch, convert_unit, start_worker
+from ichfast.prepare.convert import Job, Watch, serve_units
 from ichfast.prepare.plan import Unit
+from ichfast.system.fork_server import ForkServer, Worker, end_workers, ready_workers
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.2
 """Seconds between two updates of the workers' progress."""
 
-PRELOADED = ("__main__", __name__, "ichfast.cli.main")
-"""Modules that the fork server imports before it forks workers.
-
-Python 3.11 does not import `__main__` there (python/cpython#126631), so each worker
-runs it again. For the `ichfast` command that takes 25 ms, and nearly nothing when its
-imports are loaded.
-"""
-
 MAX_DEATHS = 5
 """Deaths of a unit's workers, at different files, that end the run."""
 
 
 def convert_in_processes(
-    job: Job, waiting: deque[Unit], workers: int
+    job: Job, waiting: deque[Unit], workers: int, server: ForkServer
 ) -> Generator[tuple[int, int]]:
     """Convert units in processes of this machine. The caller closes the generator.
 
@@ -53,77 +39,74 @@ def convert_in_processes(
         job: the settings of the run.
         waiting: the units to convert. Emptied.
         workers: number of processes.
+        server: a `unit_server`, which starts them.
 
     Yields:
         Files done and files rejected so far, several times a second and at the end.
 
     Raises:
         StoreError: a unit's workers die repeatedly, but not because of one file.
+        SourceError: too many files in a row do not answer.
         OSError: a worker cannot write.
     """
-    pool = [_Worker() for _ in range(min(workers, len(waiting)))]
-    idle = list(pool)
-    running: dict[Future[None], tuple[_Worker, Unit]] = {}
+    num_workers = min(workers, len(waiting))
+    running: dict[Worker, Unit] = {}
+    idle: list[Worker] = []
     num_done = num_rejected = 0
     try:
         while waiting or running:
-            while waiting and idle:
-                worker, unit = idle.pop(), waiting.popleft()
-                running[worker.submit(job, unit)] = worker, unit
-            for future in wait(running, REFRESH_S, FIRST_COMPLETED).done:
-                worker, unit = running.pop(future)
+            while waiting and len(running) < num_workers:
+                worker = idle.pop() if idle else server.start()
+                running[worker] = waiting.popleft()
+                _submit(worker, job, running[worker])
+            for worker in ready_workers(running, REFRESH_S):
+                unit = running.pop(worker)
                 idle.append(worker)
                 try:
-                    future.result()
-                except (BrokenProcessPool, MemoryError):
-                    waiting.appendleft(_after_death(job, unit, worker.watch))
-                    worker.restart()
+                    _check_result(worker)
+                except (EOFError, MemoryError):
+                    _end([idle.pop()])
+                    waiting.appendleft(_after_death(job, unit, _watch(worker)))
                 else:
                     num_done += len(unit.entries)
-                    num_rejected += worker.watch.num_rejected
-            watches = [worker.watch for worker, _ in running.values()]
+                    num_rejected += _watch(worker).num_rejected
+            watches = [_watch(worker) for worker in running]
             yield (
                 num_done + sum(watch.num_done for watch in watches),
                 num_rejected + sum(watch.num_rejected for watch in watches),
             )
     finally:
-        for worker in pool:
-            worker.watch.stop = True
-        # In parallel, because each process takes milliseconds to end.
-        with ThreadPoolExecutor() as closing:
-            list(closing.map(_Worker.close, pool))
+        _end([*running, *idle])
 
 
-class _Worker:
-    """One worker process. An executor of one, so that a death belongs to one unit."""
+def unit_server() -> ForkServer:
+    """A server of processes that convert units; close it."""
+    return ForkServer(serve_units)
 
-    def __init__(self) -> None:
-        # Forked from a clean server, because threads of torch or DALI may be running
-        # in this process.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(PRELOADED))
-        self.watch: Watch = self._context.RawValue(Watch)
-        self._executor = self._start()
 
-    def submit(self, job: Job, unit: Unit) -> Future[None]:
-        self.watch.position = -1
-        self.watch.num_done = self.watch.num_rejected = len(unit.banned)
-        return self._executor.submit(convert_unit, job, unit)
+def _watch(worker: Worker) -> Watch:
+    return Watch.from_buffer(worker.shared)
 
-    def restart(self) -> None:
-        self.close()
-        self._executor = self._start()
 
-    def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
+def _submit(worker: Worker, job: Job, unit: Unit) -> None:
+    watch = _watch(worker)
+    watch.position = -1
+    watch.num_done = watch.num_rejected = len(unit.banned)
+    with suppress(OSError):  # it has died, as its result will tell
+        worker.send((job, unit))
 
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            1,
-            mp_context=self._context,
-            initializer=start_worker,
-            initargs=(self.watch,),
-        )
+
+def _check_result(worker: Worker) -> None:
+    """Raise the error of a worker's unit, or an EOFError if it has died."""
+    error = worker.receive()
+    if error is not None:
+        raise error
+
+
+def _end(workers: Collection[Worker]) -> None:
+    for worker in workers:
+        _watch(worker).stop = True
+    end_workers(workers)
 
 
 def _after_death(job: Job, unit: Unit, watch: Watch) -> Unit:
@@ -138,8 +121,7 @@ def _after_death(job: Job, unit: Unit, watch: Watch) -> Unit:
     if len(deaths) == MAX_DEATHS or deaths.count(-1) == 2:
         raise StoreError(
             f"the worker process of unit {unit.number} died {len(deaths)} times, not "
-            "because of one file; if memory ran out, use fewer --workers; a script "
-            'must be a file and call this under `if __name__ == "__main__":`, for '
-            "workers run it again; the same command continues"
+            "because of one file; if memory ran out, use fewer --workers; the same "
+            "command continues"
         )
     return replace(unit, deaths=deaths)

@@ -17,7 +17,7 @@ from contextlib import closing
 from ichfast.prepare.convert import Job
 from ichfast.prepare.dask import convert_on_cluster
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import convert_in_processes
+from ichfast.prepare.pool import convert_in_processes, unit_server
 from ichfast.system.terminal import progress
 
 
@@ -39,6 +39,7 @@ def convert_units(
     Raises:
         StoreError: a unit's workers die repeatedly, but not because of one file; or
             the cluster cannot be used, or is lost.
+        SourceError: too many files in a row do not answer.
         OSError: a worker cannot write.
     """
     done = job.journal.done(units)
@@ -48,14 +49,15 @@ def convert_units(
     num_rejected = sum(job.journal.num_rejected(unit) for unit in done)
     num_files = sum(len(unit.entries) for unit in units)
     num_bytes = sum(unit.entries.num_bytes for unit in units)
-    if scheduler is None or not waiting:
-        conversion = convert_in_processes(job, waiting, workers)
-    else:
-        conversion = convert_on_cluster(job, waiting, scheduler)
     mean_bytes = num_bytes / max(num_files, 1)
     with (
+        unit_server() as server,
         progress("prepare", num_files, "file", unit_bytes=mean_bytes) as bar,
-        closing(conversion) as states,
+        closing(
+            convert_in_processes(job, waiting, workers, server)
+            if scheduler is None or not waiting
+            else convert_on_cluster(job, waiting, scheduler)
+        ) as states,
     ):
         bar.initial = bar.n = num_done
         for now_done, now_rejected in states:

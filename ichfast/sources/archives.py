@@ -29,11 +29,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 from ichfast.sources import zips
 from ichfast.sources.remote import Container, Remote, check_reachable
 from ichfast.system.limits import LimitedProcess, extend_timer
+from ichfast.system.timeouts import open_file
 
 SUFFIXES = (
     *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz"),
@@ -90,9 +92,24 @@ _MAX_UNPACKED_RATIO = 1100
 million."""
 
 
+def reason_of(error: Exception) -> str:
+    """The reason of a failure, without the path that it failed on."""
+    strerror = getattr(error, "strerror", None)
+    return strerror or str(error) or type(error).__name__
+
+
+def open_container(path: Container) -> io.BufferedReader:
+    """Open an archive for reading.
+
+    Raises:
+        OSError: it cannot be opened; a `TimeoutError` if there is no answer.
+    """
+    return open_file(path) if isinstance(path, Path) else path.open("rb")
+
+
 def archive_kind(path: Container) -> str:
     """Tell from its first bytes what a file is: see `kind_of`."""
-    with path.open("rb") as stream:
+    with open_container(path) as stream:
         return kind_of(stream.read(tarfile.BLOCKSIZE))
 
 
@@ -146,7 +163,7 @@ def _members(
     path: Container, kind: str, process: LimitedProcess
 ) -> Iterator[tuple[str, int, int]]:
     if kind == "zip":
-        with path.open("rb") as stream:
+        with open_container(path) as stream:
             yield from zips.list_zip(stream)
         return
     if isinstance(path, Remote):
@@ -224,7 +241,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 @contextmanager
 def _open_tar(path: Container, kind: str) -> Iterator[tuple[tarfile.TarFile, int]]:
     """Open a tar; also give its size as a file, bytes."""
-    with path.open("rb") as stream:
+    with open_container(path) as stream:
         num_bytes = stream.seek(0, os.SEEK_END)
         stream.seek(0)
         options: Any = {"tarinfo": _StrictTarInfo, "bufsize": _CHUNK_BYTES}

@@ -8,11 +8,10 @@ made when it is asked for.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.sources.remote import Container
+from ichfast.sources.walk import Found, place_of
 
 BATCH_ROWS = 1024
 """Rows that are turned into Python objects at a time."""
@@ -67,21 +67,6 @@ class Entry:
     def archive(self) -> Container | None:
         """The archive that holds it; None for a plain file."""
         return self.container if self.offset >= 0 else None
-
-
-class Found(NamedTuple):
-    """A file as a walk through a source finds it; `Entry` explains the other fields."""
-
-    home: Container
-    """Its folder; or the archive that holds it; or itself, if it is a source."""
-
-    file: str
-    """Its path below the folder, ``/`` between parts; empty for any other home."""
-
-    member: str
-    key: str
-    size: int
-    offset: int = -1
 
 
 class Listing(Sequence[Entry]):
@@ -211,13 +196,6 @@ def _restore(homes: Sequence[Container], rows: bytes) -> Listing:
 def _values(column: pa.Array) -> list[Any]:
     values = column.to_pylist()
     return [*map(_text, values)] if pa.types.is_binary(column.type) else values
-
-
-def place_of(home: Container) -> str:
-    """Where a folder, file or archive lies: an absolute path, or a URL and path."""
-    if isinstance(home, Path):
-        return os.path.abspath(home)  # noqa: PTH100  links stay as they are
-    return f"{home}\0{home.path}"
 
 
 def _bytes(text: str) -> bytes:

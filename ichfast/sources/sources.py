@@ -13,29 +13,30 @@ Promises:
    are followed, each folder is visited once, so loops end.
 3. Nothing above `MAX_BYTES` is read or unpacked.
 4. Reading gives each entry once: its bytes, or a `RejectError` with one of
-   ``too-large``, ``unreadable-file``, ``unreadable-archive``.
+   ``too-large``, ``unreadable-file``, ``unreadable-archive``, ``timeout``.
 5. A broken archive is a `SourceError` when it was asked for. Found in a folder, it
    is one entry that reads as ``unreadable-archive``, in addition to the members
    that could be listed.
 6. A local file is read without the packages that URLs need. Remote files are
    fetched several at once, at most `FETCH_BYTES` together.
+7. Every wait for a local file ends after `ichfast.system.timeouts.STALL_S` without
+   progress. In the listing that is a `SourceError`, for an entry a ``timeout``. An
+   archive that stalls is not tried again for its other members.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from ichfast.errors import RejectError, SourceError
 from ichfast.sources import archives
-from ichfast.sources.listing import Entry, Found, Listing, place_of
+from ichfast.sources.listing import Entry, Listing
 from ichfast.sources.remote import Container, Remote, locate, read_files
+from ichfast.sources.walk import Found, find_files
 from ichfast.system.limits import LimitedProcess
-from ichfast.system.terminal import printable
+from ichfast.system.timeouts import read_file
 
 MAX_BYTES = 512 * 2**20
 """Upper limit of a file or member that is read, bytes; a slice has 0.5 MB."""
@@ -61,15 +62,14 @@ def list_entries(
         Sorted by source, then key, then offset.
 
     Raises:
-        SourceError: a source or one of its folders does not exist or cannot be
-            read, an archive that was asked for is broken, a URL needs a package
-            that is not installed, a tar lies in the memory of this process
-            (``memory://``), or there is no file.
+        SourceError: a source or one of its folders does not exist, cannot be read
+            or does not answer, an archive that was asked for is broken, a URL needs
+            a package that is not installed, a tar lies in the memory of this
+            process (``memory://``), or there is no file.
     """
     places = [locate(source) for source in sources]
-    with archives.lister() as process:
-        walk = _Walk(without, process)
-        entries = Listing.of(walk.files(place) for place in places)
+    with LimitedProcess() as process:
+        entries = Listing.of(_find(place, without, process) for place in places)
     if not entries:
         names = ", ".join(map(str, places)) or "an empty list of sources"
         beside = "".join(f", outside {path}" for path in without)
@@ -108,118 +108,16 @@ def read_entries(
             yield from _read_files(fitting)
 
 
-class _Walk:
-    """Finds the files of sources.
+def _find(
+    place: Container, without: Sequence[Path], process: LimitedProcess
+) -> Iterator[Found]:
+    """The files of a source. Local ones are listed in `process`.
 
-    Args:
-        without: files and folders to leave out.
-        process: lists tars, see `archives.lister`.
+    If the kernel never answers there, this process can still end.
     """
-
-    def __init__(self, without: Sequence[Path], process: LimitedProcess) -> None:
-        self._without = frozenset(map(place_of, without))
-        self._process = process
-
-    def files(self, place: Container) -> Iterator[Found]:
-        """The files of one source, in any order."""
-        with _source_errors(place):
-            is_folder = place.is_dir()
-        if isinstance(place, Path) and self._leaves_out(place):
-            return
-        if not is_folder:
-            yield from self._single(place)
-        elif isinstance(place, Remote):
-            yield from self._remote_folder(place)
-        else:
-            yield from self._folder(place)
-
-    def _remote_folder(self, top: Remote) -> Iterator[Found]:
-        with _source_errors(top):
-            for file, key, size in top.files():
-                if not _is_hidden(key):
-                    yield from self._child(top, file, key, size)
-
-    def _folder(self, top: Path) -> Iterator[Found]:
-        seen: set[tuple[int, int]] = set()
-        waiting = [(top, "")]
-        while waiting:
-            folder, prefix = waiting.pop()
-            if self._leaves_out(folder):
-                continue
-            with _source_errors(folder):
-                status = folder.stat()
-                if (status.st_dev, status.st_ino) in seen:
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-                left_out = self._names_in(folder)
-                folders = []
-                # One child at a time: a folder may hold a million.
-                with os.scandir(folder) as children:
-                    for child in children:
-                        name = child.name
-                        found = None if name.startswith(".") else _status(child)
-                        if found is None:
-                            continue
-                        if stat.S_ISDIR(found.st_mode):
-                            folders.append(name)
-                        elif stat.S_ISREG(found.st_mode) and name not in left_out:
-                            yield from self._child(
-                                folder, name, prefix + name, found.st_size
-                            )
-            # The order decides through which of several links a folder is visited.
-            waiting.extend((folder / n, f"{prefix}{n}/") for n in sorted(folders))
-
-    def _leaves_out(self, path: Path) -> bool:
-        """Whether a path is left out, or lies in a folder that is."""
-        absolute = f"{place_of(path)}{os.sep}"
-        return any(absolute.startswith(f"{other}{os.sep}") for other in self._without)
-
-    def _names_in(self, folder: Path) -> set[str]:
-        """The names that are left out of a folder."""
-        parts = map(os.path.split, self._without)
-        absolute = place_of(folder)
-        return {name for parent, name in parts if parent == absolute}
-
-    def _child(
-        self, home: Container, file: str, key: str, size: int
-    ) -> Iterator[Found]:
-        if key.lower().endswith(archives.SUFFIXES):
-            path = home / file
-            try:
-                if kind := archives.archive_kind(path):
-                    yield from self._members(path, key, kind)
-                    return
-            except archives.BROKEN:
-                pass  # listed as a file; `_read_files` rejects it
-        yield Found(home, file, "", printable(key), size)
-
-    def _single(self, path: Container) -> Iterator[Found]:
-        with _source_errors(path):
-            if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
-                raise OSError("it is a pipe or a device, not a file")
-            if kind := archives.archive_kind(path):
-                yield from self._members(path, path.name, kind)
-            else:
-                size = path.size() if isinstance(path, Remote) else path.stat().st_size
-                yield Found(path, "", "", printable(path.name), size)
-
-    def _members(self, path: Container, key: str, kind: str) -> Iterator[Found]:
-        for member, size, offset in archives.list_members(path, kind, self._process):
-            if not _is_hidden(member):
-                name = printable(f"{key}/{member}")
-                yield Found(path, "", member, name, size, offset)
-
-
-def _status(child: os.DirEntry[str]) -> os.stat_result | None:
-    """Status of a file; None if it is gone, or a link to nothing or to itself."""
-    try:
-        return child.stat()
-    except FileNotFoundError:
-        return None
-    except OSError:
-        if child.is_symlink():
-            return None
-        raise
+    if isinstance(place, Remote):
+        return find_files(place, without)
+    return process.iterate(find_files, place, without)
 
 
 def _read_files(
@@ -239,11 +137,7 @@ def _read_files(
 
 def _read_file(path: Path) -> bytes | OSError:
     try:
-        with path.open("rb", buffering=0) as file:
-            num_bytes = os.fstat(file.fileno()).st_size
-            if num_bytes > MAX_BYTES:
-                return OSError(f"it has grown to {num_bytes:,} bytes")
-            return file.read()
+        return read_file(path, MAX_BYTES)
     except OSError as error:
         return error
 
@@ -265,7 +159,7 @@ def _batches(
 
 def _checked(entry: Entry, content: bytes | OSError) -> bytes | RejectError:
     if isinstance(content, OSError):
-        return RejectError("unreadable-file", _reason(content))
+        return _unreadable(content, "unreadable-file")
     if _has_suffix(entry) and archives.kind_of(content):
         return _broken_archive()
     return content
@@ -278,10 +172,17 @@ def _oversized(entry: Entry) -> RejectError:
         if is_file and archives.archive_kind(entry.container):
             return _broken_archive()
     except OSError as error:
-        return RejectError("unreadable-file", _reason(error))
+        return _unreadable(error, "unreadable-file")
     return RejectError(
         "too-large", f"{entry.size:,} bytes; at most {MAX_BYTES:,} are read"
     )
+
+
+def _unreadable(error: Exception, code: str) -> RejectError:
+    """The rejection for a failed read: `code`, or ``timeout`` without an answer."""
+    if isinstance(error, TimeoutError):
+        code = "timeout"
+    return RejectError(code, archives.reason_of(error))
 
 
 def _broken_archive() -> RejectError:
@@ -299,9 +200,9 @@ def _read_members(
 ) -> Iterator[tuple[Entry, bytes | RejectError]]:
     try:
         kind = archives.archive_kind(container)
-        stream = container.open("rb")
+        stream = archives.open_container(container)
     except OSError as error:
-        yield from _reject_all(entries, _reason(error))
+        yield from _reject_all(entries, error)
         return
     with stream:
         if kind == "packed":
@@ -309,13 +210,13 @@ def _read_members(
             return
         read = archives.READERS.get(kind)
         if read is None:
-            yield from _reject_all(entries, "it is no longer an archive")
+            yield from _reject_all(entries, ValueError("it is no longer an archive"))
             return
         for entry in entries:
             try:
                 content = read(stream, entry.offset, entry.size)
             except archives.BROKEN as error:
-                yield entry, RejectError("unreadable-archive", _reason(error))
+                yield entry, _unreadable(error, "unreadable-archive")
             else:
                 yield entry, content
                 del content  # before the next one is read
@@ -330,36 +231,10 @@ def _read_packed(
             yield left.pop(offset), content
             del content  # before the next one is read
     except archives.BROKEN as error:
-        yield from _reject_all(left.values(), _reason(error))
+        yield from _reject_all(left.values(), error)
 
 
 def _reject_all(
-    entries: Iterable[Entry], reason: str
+    entries: Iterable[Entry], error: Exception
 ) -> Iterator[tuple[Entry, RejectError]]:
-    return ((entry, RejectError("unreadable-archive", reason)) for entry in entries)
-
-
-@contextmanager
-def _source_errors(path: Container) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"no source at {path}; give a folder, a DICOM file, a .zip or a .tar"
-        ) from error
-    except archives.BROKEN as error:
-        raise SourceError(
-            f"cannot read {path}: {_reason(error)}; check its permissions, or copy it "
-            "again from its origin"
-        ) from error
-
-
-def _is_hidden(member: str) -> bool:
-    return any(
-        part.startswith(".") and part not in (".", "..") for part in member.split("/")
-    )
-
-
-def _reason(error: Exception) -> str:
-    strerror = getattr(error, "strerror", None)
-    return strerror or str(error) or type(error).__name__
+    return ((entry, _unreadable(error, "unreadable-archive")) for entry in entries)

@@ -12,24 +12,35 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import IO, Any, TypeVar
 
 from ichfast.system.memory import limit_memory
+from ichfast.system.timeouts import (
+    detach_when_stalled,
+    limit_stalls,
+    stall_limit,
+)
 
 T = TypeVar("T")
 
 BATCH_ITEMS = 1024
 """Items that are sent together. At the end by a limit, an unsent batch is lost."""
 
+END_S = 2.0
+"""Time for a killed process to end, seconds. It does not if the kernel does not answer
+a call of it (`ichfast.system.timeouts`)."""
+
 _TIMER, _TIMER_SIGNAL = signal.ITIMER_PROF, signal.SIGPROF
 """Counts processor time, so waiting is free. The kernel ends the process when the
 timer expires, even inside a C library that never returns to Python."""
 
 _START = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
+    "import sys; sys.path[:] = sys.argv[4:]; "
     "from ichfast.system.limits import _serve; "
-    "_serve(int(sys.argv[1]), float(sys.argv[2]))"
+    "_serve(int(sys.argv[1]), *map(float, sys.argv[2:4]))"
 )
 
 
@@ -45,12 +56,13 @@ class LimitedProcess:
     started from any thread.
 
     Args:
-        extra_bytes: memory that it may map, beyond what it has when it starts.
+        extra_bytes: memory that it may map, beyond what it has when it starts. 0 does
+            not limit it.
         timeout_s: processor time of a call, seconds; a call may extend it with
-            `extend_timer`.
+            `extend_timer`. 0 does not limit it.
     """
 
-    def __init__(self, *, extra_bytes: int, timeout_s: float) -> None:
+    def __init__(self, *, extra_bytes: int = 0, timeout_s: float = 0.0) -> None:
         self._extra_bytes = extra_bytes
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,11 +74,19 @@ class LimitedProcess:
         self.close()
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        """End the process, unless the kernel does not let it end."""
+        if (process := self._process) is None:
+            return
+        self._process = None
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            threading.Thread(target=process.wait, daemon=True).start()
 
     def iterate(
         self, function: Callable[..., Iterable[T]], *arguments: object
@@ -93,7 +113,8 @@ class LimitedProcess:
                 items, error, is_done = pickle.load(replies)
                 yield from items
                 if error is not None:
-                    is_done = not isinstance(error, MemoryError)
+                    # A process whose call is blocked may not end by itself.
+                    is_done = not isinstance(error, MemoryError | TimeoutError)
                     raise error
         except MemoryError as error:
             mib = self._extra_bytes // 2**20
@@ -108,7 +129,7 @@ class LimitedProcess:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            limits = str(self._extra_bytes), str(self._timeout_s)
+            limits = map(str, (self._extra_bytes, self._timeout_s, stall_limit()))
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, *limits, *sys.path],
                 stdin=subprocess.PIPE,
@@ -133,11 +154,14 @@ def extend_timer(seconds: float) -> None:
         signal.setitimer(_TIMER, left_s + seconds)
 
 
-def _serve(extra_bytes: int, timeout_s: float) -> None:
+def _serve(extra_bytes: int, timeout_s: float, stall_s: float) -> None:
     """Answer calls until standard input ends."""
+    limit_stalls(stall_s)
+    detach_when_stalled()
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no reply
-    limit_memory(extra_bytes)
+    if extra_bytes:
+        limit_memory(extra_bytes)
     while requests.peek(1):
         for reply in _replies(requests, timeout_s):
             pickle.dump(reply, replies)

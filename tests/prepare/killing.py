@@ -9,26 +9,28 @@ any two operations on files. With a delay it dies a moment later, inside of one.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.prepare import pool, prepare
+from ichfast.prepare import pool, prepare, workers
+from ichfast.prepare.convert import serve_units
 from ichfast.prepare.journal import Journal, Page
 from ichfast.prepare.plan import Unit
+from ichfast.system import fork_server
+from ichfast.system.fork_server import ForkServer
 
 STAGES = (
     *("listing", "waiting", "decoding", "page"),
@@ -148,12 +150,42 @@ def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
     trap.leave()
 
 
+class _ForkedServer(ForkServer):
+    """A server that has imported all, because it is a fork of the run itself."""
+
+    def _launch(self, control: socket.socket) -> Any:
+        ours = self._control
+        pid = os.fork()
+        if pid == 0:
+            sys.setprofile(None)
+            assert ours is not None
+            ours.close()
+            fork_server.serve(control.fileno(), __name__, "serve_units")
+            os._exit(0)
+        return _Child(pid)
+
+
+class _Child:
+    """What `ForkServer` calls of a `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def poll(self) -> None:
+        return None
+
+    def wait(self, _timeout_s: float = 0) -> None:
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+    def kill(self) -> None:
+        pass
+
+
 def serve() -> None:
     """Fork a run for each line of stdin; print how it ended."""
-    multiprocessing.set_forkserver_preload([__name__, "ichfast.prepare.pool"])
     for line in sys.stdin:
         order = json.loads(line)
-        _wake_fork_server()
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -167,26 +199,8 @@ def serve() -> None:
         print(os.waitpid(pid, 0)[1], flush=True)  # noqa: T201  the answer
 
 
-def _wake_fork_server() -> None:
-    """Start the fork server again if a run that was killed has ended it."""
-    while True:
-        probe = multiprocessing.get_context("forkserver").Process(target=_nothing)
-        try:
-            probe.start()
-            probe.join()
-        except (OSError, EOFError):
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _nothing() -> None:
-    pass
-
-
 def _run(order: dict[str, Any]) -> None:
-    # A forked run is not the parent of the fork server; it uses it all the same.
-    vars(forkserver._forkserver)["ensure_running"] = _nothing
+    vars(workers)["unit_server"] = partial(_ForkedServer, serve_units)
     stage, event, delay_s = order.pop("trap")
     trap = Trap(stage, event, delay_s, os.getpid(), Path(order.pop("traces")))
     order["store"] = Path(order["store"])
@@ -252,9 +266,7 @@ def killer() -> Iterator[Killer]:
     with subprocess.Popen(
         [sys.executable, "-c", f"from {__name__} import serve; serve()"],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        # A killed process leaves semaphores, which are removed with the server.
-        | {"PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker"},
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ichfast.prepare.ingested import Intake
-from ichfast.sources.listing import Found, Listing
+from ichfast.sources.listing import Listing
+from ichfast.sources.walk import Found
 
 FOUND = Found(Path("/a/heads.zip"), "", "1.dcm", "heads.zip/1.dcm", 7, 40)
 

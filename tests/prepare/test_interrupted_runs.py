@@ -33,25 +33,19 @@ run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
 
 SCRIPT = """
 import sys
-import time
 from pathlib import Path
 from ichfast.prepare import prepare
 from ichfast.errors import IchfastError
-from ichfast.dicom.slices import read_slices
+from tests.prepare.slow_reading import slow_read
 
-def slow_read(content):
-    time.sleep(0.04)
-    yield from read_slices(content)
-
-if __name__ == "__main__":
-    prepare.UNIT_ENTRIES = 8
-    prepare.read_slices = slow_read
-    source, store = sys.argv[1:]
-    options = {"labels": None, "workers": 2, "keep_ids": True}
-    try:
-        prepare.prepare_store([Path(source)], Path(store), **options)
-    except IchfastError as error:
-        sys.exit(str(error))
+prepare.UNIT_ENTRIES = 8
+prepare.read_slices = slow_read
+source, store = sys.argv[1:]
+options = {"labels": None, "workers": 2, "keep_ids": True}
+try:
+    prepare.prepare_store([Path(source)], Path(store), **options)
+except IchfastError as error:
+    sys.exit(str(error))
 """
 
 

@@ -18,7 +18,8 @@ from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal, Page
 from ichfast.prepare.merge import Merged, find_repeats, finish, merge
 from ichfast.prepare.plan import Unit, cut_units, entry_name
-from ichfast.sources.listing import Found, Listing
+from ichfast.sources.listing import Listing
+from ichfast.sources.walk import Found
 from ichfast.store.header import read_header
 from ichfast.store.shards import Shard, shard_name
 from ichfast.store.tables import ORDER, read_table

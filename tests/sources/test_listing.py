@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ichfast.sources.listing import Entry, Found, Listing
+from ichfast.sources.listing import Entry, Listing
 from ichfast.sources.remote import Remote
+from ichfast.sources.walk import Found
 
 FOLDER = Path("heads")
 

@@ -13,7 +13,6 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ichfast.errors import RejectError, SourceError
 from ichfast.sources import archives, sources
 from ichfast.sources.listing import Entry
 from ichfast.sources.sources import list_entries, read_entries
+from ichfast.sources.walk import find_files
 
 CONTENTS = {
     "b/2.dcm": b"two",
@@ -457,13 +457,11 @@ def test_a_file_that_is_gone_before_it_is_looked_at_is_not_listed(
     (tmp_path / "here.dcm").write_bytes(b"x")
     scandir = os.scandir
 
-    @contextmanager
-    def scan(folder: Path) -> Iterator[list[Any]]:
-        with scandir(folder) as children:
-            yield [*children, Gone()]
+    def scan(folder: Path) -> Iterator[Any]:
+        return iter([*scandir(folder), Gone()])
 
-    monkeypatch.setattr("ichfast.sources.sources.os.scandir", scan)
-    assert [entry.key for entry in list_entries([tmp_path])] == ["here.dcm"]
+    monkeypatch.setattr("ichfast.sources.walk.os.scandir", scan)
+    assert [found.key for found in find_files(tmp_path, ())] == ["here.dcm"]
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
