@@ -5,6 +5,8 @@
 2. All entries of a damaged shard's unit are converted again, as prepare does, in a
    folder inside the store's journal that is removed afterwards.
 3. Tables and `store.json` are not rebuilt; that needs a new store.
+4. A repair that is cut short, also by kill -9, leaves each file as it was or repaired.
+   The same command continues, and removes what was left.
 
 Shape letters: E entries.
 """
@@ -14,8 +16,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,39 +78,22 @@ def repair_store(
     Raises:
         StoreError: the key is missing or another one; or, after all possible repairs,
             a table is damaged, or a shard whose files are not in `sources` or give
-            other bytes.
+            other bytes. Or the store cannot be written, or the repair was interrupted;
+            then the same command continues.
         SourceError: a source cannot be read.
     """
     started_s = time.monotonic()
     check_reachable(sources)
     header = read_header(path)
+    scratch = path / REPAIR
     repaired: list[Path] = []
-    with only_writer(path), signals_interrupt():
+    with only_writer(path), signals_interrupt(), _repeatable(path, repaired):
         remove_temporaries(path)
-        found = find_damage(path)
-        problems = [f"{d.problem}, not to be rebuilt" for d in found if not d.shard]
-        damaged = sorted({(d.shard, d.level) for d in found if d.shard})
-        if damaged:
-            shard_of = {shard.name: shard for shard in header.shards}
-            key = _key(path, header, id_key)
-            intake = read_intake(intake_path(path), header.entries_crc32c)
-            numbers = {_unit_of(name) for name, _ in damaged}
-            units, lost = _units(intake, list_entries(sources), key, numbers)
-            problems += lost
-            scratch = path / REPAIR
+        _remove(path, scratch)
+        try:
+            problems = _repair(path, header, sources, id_key, workers, repaired)
+        finally:
             _remove(path, scratch)
-            try:
-                _convert(Journal(scratch, header.levels), units, key, workers)
-                for name, level in damaged:
-                    if _put_back(path, scratch, shard_of[name], level):
-                        repaired.append(shard_path(path, name, level))
-                    elif _unit_of(name) in {unit.number for unit in units}:
-                        problems.append(
-                            f"{shard_path(path, name, level)}: the sources give other "
-                            "bytes than it was written with"
-                        )
-            finally:
-                _remove(path, scratch)
     if problems:
         raise _not_repaired(path, len(repaired), problems)
     return RepairReport(
@@ -117,6 +102,56 @@ def repair_store(
         bytes=sum(file.stat().st_size for file in repaired),
         seconds=time.monotonic() - started_s,
     )
+
+
+def _repair(
+    path: Path,
+    header: StoreHeader,
+    sources: Sequence[Path | str],
+    id_key: Path | None,
+    workers: int,
+    repaired: list[Path],
+) -> list[str]:
+    """Add the files that are repaired to `repaired`; return the problems that stay."""
+    found = find_damage(path)
+    problems = [f"{d.problem}, not to be rebuilt" for d in found if not d.shard]
+    damaged = sorted({(d.shard, d.level) for d in found if d.shard})
+    if not damaged:
+        return problems
+    scratch = path / REPAIR
+    shard_of = {shard.name: shard for shard in header.shards}
+    key = _key(path, header, id_key)
+    intake = read_intake(intake_path(path), header.entries_crc32c)
+    numbers = {_unit_of(name) for name, _ in damaged}
+    units, lost = _units(intake, list_entries(sources), key, numbers)
+    problems += lost
+    _convert(Journal(scratch, header.levels), units, key, workers)
+    for name, level in damaged:
+        if _put_back(path, scratch, shard_of[name], level):
+            repaired.append(shard_path(path, name, level))
+        elif _unit_of(name) in {unit.number for unit in units}:
+            problems.append(
+                f"{shard_path(path, name, level)}: the sources give other bytes than "
+                "it was written with"
+            )
+    return problems
+
+
+@contextmanager
+def _repeatable(path: Path, repaired: Sequence[Path]) -> Iterator[None]:
+    """Turn an interruption or a write error into a StoreError with the progress."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise StoreError(
+            f"stopped with {len(repaired)} file(s) of {path} repaired; the same "
+            "command continues"
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path} ({error.strerror}) with {len(repaired)} file(s) "
+            "repaired; make room or mend the disk, then the same command continues"
+        ) from error
 
 
 def _not_repaired(path: Path, num_repaired: int, problems: list[str]) -> StoreError:

@@ -22,10 +22,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.prepare import pool, prepare, workers
+from ichfast.prepare import pool, prepare, repair, workers
 from ichfast.prepare.convert import serve_units
 from ichfast.prepare.journal import Journal, Page
 from ichfast.prepare.plan import Unit
@@ -39,6 +40,9 @@ STAGES = (
 """`decoding` and `page` (of the journal) are those of a worker, whose parent is then
 killed; `waiting` is what the parent does meanwhile."""
 
+REPAIR_STAGES = ("finding", "waiting", "copying")
+"""Stages of a repair; `copying` lasts until the end."""
+
 RUN_S = 60.0
 """The server is killed when a run takes longer."""
 
@@ -51,7 +55,7 @@ class Trap:
     """The event at which a run is killed. Sent to its workers with every unit."""
 
     stage: str
-    """One of `STAGES`; any other text kills nothing."""
+    """One of `STAGES` or `REPAIR_STAGES`; any other text kills nothing."""
 
     event: int
     """Number of the event in that stage and one process, from 1."""
@@ -122,31 +126,42 @@ class TrappedRead:
         yield from slices
 
 
+def _entering(trap: Trap, module: ModuleType, stage: str, name: str) -> Any:
+    """A step of a module that begins a stage."""
+    step: Callable[..., Any] = vars(module)[name]
+
+    def enter_and_run(*arguments: Any) -> Any:
+        trap.enter(stage)
+        return step(*arguments)
+
+    return enter_and_run
+
+
 def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
     """A run of prepare; the stages of this process are told apart by its steps."""
-
-    def entering(stage: str, name: str) -> Callable[..., Any]:
-        step: Callable[..., Any] = vars(prepare)[name]
-
-        def enter_and_run(*arguments: Any) -> Any:
-            trap.enter(stage)
-            return step(*arguments)
-
-        return enter_and_run
-
     replaced: dict[str, object] = {
         "UNIT_ENTRIES": unit_entries,
         "read_slices": TrappedRead(trap),
         "Journal": lambda store, levels: TrappedJournal(store, levels, trap),
-        "convert_units": entering("waiting", "convert_units"),
-        "merge": entering("merging", "merge"),
-        "finish": entering("finishing", "finish"),
+        "convert_units": _entering(trap, prepare, "waiting", "convert_units"),
+        "merge": _entering(trap, prepare, "merging", "merge"),
+        "finish": _entering(trap, prepare, "finishing", "finish"),
     }
     vars(prepare).update(replaced)
-    # Looks at the workers would be more events the slower the machine is.
-    vars(pool)["REFRESH_S"] = RUN_S
     trap.enter("listing")
     prepare.prepare_store(labels=None, **options)
+    trap.leave()
+
+
+def _repair(trap: Trap, store: Path, sources: list[str]) -> None:
+    """A repair."""
+    replaced: dict[str, object] = {
+        "find_damage": _entering(trap, repair, "finding", "find_damage"),
+        "convert_units": _entering(trap, repair, "waiting", "convert_units"),
+        "_put_back": _entering(trap, repair, "copying", "_put_back"),
+    }
+    vars(repair).update(replaced)
+    repair.repair_store(store, sources)
     trap.leave()
 
 
@@ -204,7 +219,12 @@ def _run(order: dict[str, Any]) -> None:
     stage, event, delay_s = order.pop("trap")
     trap = Trap(stage, event, delay_s, os.getpid(), Path(order.pop("traces")))
     order["store"] = Path(order["store"])
-    _prepare(trap, order.pop("unit_entries"), order)
+    # Looks at the workers would be more events the slower the machine is.
+    vars(pool)["REFRESH_S"] = RUN_S
+    if "unit_entries" in order:
+        _prepare(trap, order.pop("unit_entries"), order)
+    else:
+        _repair(trap, **order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +240,6 @@ class Killer:
         for trace in traces.iterdir():
             number = int(trace.read_text())
             counts[trace.stem] = min(number, counts.get(trace.stem, number))
-        assert set(counts) == set(STAGES)
         return counts
 
     def run(
@@ -236,10 +255,10 @@ class Killer:
 
         Args:
             traces: an unused path; made.
-            stage: one of `STAGES`, where to die.
+            stage: where to die.
             event: of the stage, from 1.
             delay_s: how much later.
-            **options: of `prepare_store`, and `unit_entries`.
+            **options: of `prepare_store`, and `unit_entries`; or of `repair_store`.
 
         Returns:
             The status of the process as `os.waitpid` gives it. Workers may still be

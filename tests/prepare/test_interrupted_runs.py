@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ichfast.prepare import prepare
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
 from tests.conftest import contents
+from tests.prepare.conftest import remount
 
 
 @pytest.fixture(autouse=True)
@@ -179,36 +180,13 @@ def test_a_full_disk_says_how_far_it_came_and_the_rest_follows(
     assert run([source], store).slices == 23
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system in memory."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "ichfast-test", str(disk)]
-    try:
-        done = subprocess.run(mount, capture_output=True, timeout=10)
-    except OSError:
-        pytest.skip("there is no mount")
-    if done.returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=10)
-
-
-def resize(disk: Path, kib: int) -> None:
-    options = f"remount,size={kib}k"
-    subprocess.run(["mount", "-o", options, str(disk)], check=True, timeout=10)
-
-
 def test_a_disk_that_is_full_time_and_again_ends_in_the_same_bytes(
     source: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     run([source], tmp_path / "calm")
     store, errors = small_disk / "store", []
     for kib in range(300, 20_000, 500):
-        resize(small_disk, kib)
+        remount(small_disk, f"size={kib}k")
         try:
             run([source], store)
         except StoreError as error:

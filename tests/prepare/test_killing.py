@@ -16,7 +16,7 @@ import pytest
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
-from tests.prepare.killing import STAGES, Killer, killer
+from tests.prepare.killing import REPAIR_STAGES, STAGES, Killer, killer
 
 pytestmark = pytest.mark.alone  # kills processes
 
@@ -65,6 +65,7 @@ def test_a_run_killed_in_any_stage_ends_in_the_same_bytes(
 ) -> None:
     run = options_for(source, workers=workers)
     counts = runs.count(tmp_path / "counts", **run(store=tmp_path / "calm"))
+    assert set(counts) == set(STAGES)
     expected = contents(tmp_path / "calm")
     for number, stage in enumerate(STAGES * 3):
         store = tmp_path / f"store-{number}"
@@ -110,6 +111,48 @@ def test_an_append_killed_in_any_stage_leaves_the_old_store_or_the_new_one(
         assert runs.run(tmp_path / f"again-{number}", **append(store=store)) == 0
         assert contents(store) == expected
     assert set(was_new) == {0, 1}
+
+
+@pytest.mark.slow
+def test_a_repair_killed_at_any_moment_leaves_each_file_as_before_or_as_after(
+    runs: Killer, source: Path, tmp_path: Path
+) -> None:
+    made, damaged = tmp_path / "made", tmp_path / "damaged"
+    make = options_for(source, workers=2)
+    assert runs.run(tmp_path / "make", **make(store=made)) == 0
+    shutil.copytree(made, damaged)
+    for name in ("level-512/00000-24x32.npy", "level-256/00002-24x32.npy"):
+        content = bytearray((damaged / name).read_bytes())
+        content[5000] ^= 4
+        (damaged / name).write_bytes(content)
+    after, before = contents(made), contents(damaged)
+    repair = partial(dict[str, Any], sources=[source])
+    shutil.copytree(damaged, tmp_path / "calm")
+    counts = runs.count(tmp_path / "counts", **repair(store=tmp_path / "calm"))
+    assert set(counts) == set(REPAIR_STAGES)
+    assert contents(tmp_path / "calm") == after
+    for number, stage in enumerate((*REPAIR_STAGES * 2, *("copying",) * 6)):
+        store = Path(shutil.copytree(damaged, tmp_path / f"store-{number}"))
+        kill(
+            runs,
+            tmp_path / f"kill-{number}",
+            counts,
+            (stage, number),
+            **repair(store=store),
+        )
+        found = contents(store)
+        for name in set(after) - {".lock"}:
+            assert found[name] in (before[name], after[name])
+        assert read(store).equals(read(made))
+        assert runs.run(tmp_path / f"again-{number}", **repair(store=store)) == 0
+        assert contents(store) == after
+        assert folders(store) == folders(made)
+
+
+def folders(store: Path) -> set[str]:
+    return {
+        path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_dir()
+    }
 
 
 def read(path: Path) -> pd.DataFrame:

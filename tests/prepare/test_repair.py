@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import signal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from ichfast.cli.main import cli
 from ichfast.errors import StoreError
 from ichfast.prepare import prepare
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.repair import repair_store
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
+from tests.prepare.conftest import remount
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True)
 
@@ -95,3 +102,83 @@ def test_a_damaged_table_cannot_be_rebuilt_and_shards_are_all_the_same(
         repair_store(store, [source])
     after = contents(store)
     assert [file for file in after if after[file] != before[file]] == [name]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_changes_nothing_but_repaired_files(
+    source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
+    store, errors = small_disk / "store", []
+    remount(small_disk, "size=20M")
+    run([source], store)
+    whole = contents(store)
+    flip(store / "level-512" / "00000-24x32.npy", 5000)
+    flip(store / "level-256" / "00002-24x32.npy", 5000)
+    damaged = contents(store)
+    used = sum(path.lstat().st_blocks for path in small_disk.rglob("*")) // 2
+    for kib in range(used + 8, used + 20_000, 500):
+        remount(small_disk, f"size={kib}k")
+        before = contents(store)
+        try:
+            repair_store(store, [source])
+        except StoreError as error:
+            errors.append(str(error))
+            after = contents(store)
+            assert after.keys() == damaged.keys()
+            assert all(after[name] in (before[name], whole[name]) for name in after)
+        else:
+            break
+    assert len(errors) >= 2
+    for message in errors:
+        assert re.fullmatch(
+            rf"cannot write {store} \(No space left on device\) with [01] file\(s\) "
+            "repaired; make room or mend the disk, then the same command continues",
+            message,
+        )
+    assert contents(store) == whole
+
+
+@pytest.mark.slow
+def test_a_read_only_folder_is_one_line(source: Path, small_disk: Path) -> None:
+    store = small_disk / "store"
+    remount(small_disk, "size=20M")
+    run([source], store)
+    flip(store / "level-512" / "00000-24x32.npy", 5000)
+    before = contents(store)
+    remount(small_disk, "ro")
+    ended = CliRunner().invoke(cli, ["verify", str(store), "--repair", str(source)])
+    assert ended.exit_code == 1
+    assert ended.stderr == f"Error: cannot write {store}: Read-only file system\n"
+    assert contents(store) == before
+
+
+@pytest.mark.slow
+def test_an_interrupted_repair_is_one_line_and_continues(
+    store: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(store)
+    flip(store / "level-512" / "00000-24x32.npy", 5000)
+    flip(store / "level-512" / "00001-24x32.npy", 5000)
+    damaged = contents(store)
+
+    def copy_and_interrupt(*paths: Path) -> None:
+        if paths[0].name.startswith("00001"):
+            signal.raise_signal(signal.SIGTERM)
+        shutil.copyfile(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "ichfast.prepare.repair.shutil",
+            SimpleNamespace(copyfile=copy_and_interrupt),
+        )
+        with pytest.raises(
+            StoreError, match=r"stopped with 1 file\(s\) of .* repaired; th"
+        ):
+            repair_store(store, [source])
+    after = contents(store)
+    assert [name for name in after if after[name] != damaged[name]] == [
+        "level-512/00000-24x32.npy"
+    ]
+    assert repair_store(store, [source]).repaired == ("level-512/00001-24x32.npy",)
+    assert contents(store) == before
