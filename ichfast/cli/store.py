@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ichfast.cli.options import LIMIT, STORE, OutputFile, print_result, print_status
+from ichfast.system.signals import signals_held, signals_interrupt
 
 
 @click.command()
@@ -97,22 +98,24 @@ def prepare(
     """
     # Arrow's own allocator holds on to freed memory, a tenth of the peak.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    from ichfast.labels import read_labels
-    from ichfast.prepare.prepare import prepare_store
+    with signals_interrupt():
+        with signals_held():
+            from ichfast.labels import read_labels
+            from ichfast.prepare.prepare import prepare_store
 
-    report = prepare_store(
-        source,
-        store,
-        labels=read_labels(labels) if labels else None,
-        levels=_integers(levels, "--levels"),
-        workers=workers or len(os.sched_getaffinity(0)),
-        keep_ids=keep_ids,
-        id_key=id_key,
-        append=append,
-        scheduler=scheduler,
-        max_rejected=max_rejected,
-        limit=limit,
-    )
+        report = prepare_store(
+            source,
+            store,
+            labels=read_labels(labels) if labels else None,
+            levels=_integers(levels, "--levels"),
+            workers=workers or len(os.sched_getaffinity(0)),
+            keep_ids=keep_ids,
+            id_key=id_key,
+            append=append,
+            scheduler=scheduler,
+            max_rejected=max_rejected,
+            limit=limit,
+        )
     print_result(asdict(report))
 
 
@@ -173,9 +176,12 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
 
     read_header(store)  # without it there is nothing to check or repair
     if repair:
-        from ichfast.prepare.repair import repair_store
+        with signals_interrupt():
+            with signals_held():
+                from ichfast.prepare.repair import repair_store
 
-        print_result(asdict(repair_store(store, repair, id_key=id_key)))
+            report = repair_store(store, repair, id_key=id_key)
+        print_result(asdict(report))
         return
     if id_key:
         raise click.UsageError("--id-key is for --repair; a check needs no key")

@@ -59,6 +59,7 @@ from ichfast.prepare.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
 from ichfast.prepare.report import PrepareReport, format_report, summarize
 from ichfast.prepare.workers import convert_units
+from ichfast.sources.listing import Listing
 from ichfast.sources.remote import check_reachable
 from ichfast.sources.sources import list_entries
 from ichfast.store.header import read_header
@@ -138,10 +139,10 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     started_s = time.monotonic()
     _check_options(levels, workers, max_rejected)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
-    check_reachable(sources)
-    entries = list_entries(sources, without=(store, key_path))[:limit]
     journal = Journal(store, levels)
     units: list[Unit] = []
+    with signals_interrupt(), _resumable(journal, units):
+        entries = _list(sources, (store, key_path))[:limit]
     with (
         only_writer(store) as discard,
         signals_interrupt(),
@@ -226,6 +227,11 @@ def _key_path(store: Path, id_key: Path | None, *, keep_ids: bool) -> Path:
     return id_key
 
 
+def _list(sources: Sequence[Path | str], without: Sequence[Path]) -> Listing:
+    check_reachable(sources)
+    return list_entries(sources, without)
+
+
 def _num_allowed(max_rejected: str, num_entries: int) -> float:
     share = max_rejected.endswith("%")
     try:
@@ -258,6 +264,8 @@ def _resumable(journal: Journal, units: Sequence[Unit]) -> Iterator[None]:
 
 
 def _how_far(journal: Journal, units: Sequence[Unit]) -> str:
+    if not units:
+        return "no file done"
     num_done = sum(len(unit.entries) for unit in journal.done(units))
     return f"{num_done:,} of {sum(len(u.entries) for u in units):,} files done"
 

@@ -75,6 +75,19 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let `STOPPING` have their effects after the block.
+
+    For imports. A KeyboardInterrupt in one may be printed, or become another error.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _handlers() -> dict[signal.Signals, signal.Handlers | Handler | None]:
     """The handlers of `STOPPING`; without SIGHUP's if `nohup` ignores it."""
     handlers = {number: signal.getsignal(number) for number in STOPPING}

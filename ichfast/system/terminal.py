@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,6 +78,11 @@ class _Display(tqdm):  # type: ignore[type-arg]  # tqdm's class takes none at ru
         mb_per_s = (rate or 0.0) * self._unit_bytes / 1e6
         shown = f", {mb_per_s:.1f} MB/s" if self._unit_bytes else ""
         return state | {"bytes_rate": shown}
+
+
+# tqdm's own lock is also for other processes. It has a name in /dev/shm for a moment,
+# which stays there if the process is killed then.
+_Display.set_lock(threading.RLock())
 
 
 class _Lines:
