@@ -48,8 +48,8 @@ REJECT_CODES = frozenset(
     (
         *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
         *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
-        *("unreadable-file", "unreadable-archive"),  # from ichfast.sources
-        *("duplicate-conflict", "decoder-crash", "timeout"),  # from ichfast.prepare
+        *("unreadable-file", "unreadable-archive", "timeout"),  # from ichfast.sources
+        *("duplicate-conflict", "decoder-crash"),  # from ichfast.prepare; a timeout too
     )
 )
 """Every reason in ``rejected.csv``."""

@@ -14,7 +14,9 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
    frames can become both, if some of its frames conflict with other slices. Files that
    are no DICOM, such as a csv, are rejected as ``not-dicom`` and count towards
    `max_rejected`.
-5. A file that hangs, or ends its worker, costs only itself.
+5. A file that hangs, or ends its worker, costs only itself. So does a file that cannot
+   be read because the disk or server gives nothing for five minutes; ten such files in
+   a row, or a folder that cannot be listed, end the run. The same command continues.
 6. Of equal slices one is kept.
 7. Without `keep_ids`, ids are hashed before they reach the disk
    (`ichfast.prepare.pseudonyms`), and `rejected.csv` has numbers of entries instead of

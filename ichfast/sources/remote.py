@@ -13,7 +13,8 @@ Promises:
 3. Every failure is an `OSError`, like that of a local file.
 4. An open file is read by ranges: what is asked for, and up to `RANGE_BYTES` after it.
    A reply that is shorter or longer than its range is an error.
-5. Every wait ends, after the time limits of the service's own client.
+5. Every wait ends, after the time limits of the service's own client. That is a
+   `TimeoutError`.
 
 Ranges are requested here and not by fsspec's own files, which accept a short reply,
 and the first bytes of a server that ignores ranges.
@@ -266,6 +267,8 @@ def _plain(error: Exception) -> OSError:
         return FileNotFoundError(errno.ENOENT, "it is not there")
     if isinstance(error, PermissionError):
         return PermissionError(errno.EACCES, "the server denies access")
+    if isinstance(error, TimeoutError):
+        return TimeoutError(errno.ETIMEDOUT, "the server gives no answer in time")
     status = getattr(error, "status", None)
     detail = f"HTTP status {status}" if status else type(error).__name__
     return OSError(errno.EIO, f"the server cannot be read ({detail})")

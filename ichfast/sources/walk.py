@@ -168,7 +168,7 @@ def _children(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         try:
             batch = call_with_timeout(scan.next_batch)
         except TimeoutError as error:
-            raise _no_answer(scan.at, error) from error
+            raise _no_answer(folder / scan.at, error) from error
         yield from batch
         if scan.is_done:
             return
@@ -180,8 +180,8 @@ class _Scan:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._children: Iterator[os.DirEntry[str]] | None = None
-        self.at = folder
-        """The folder, or what is in it, that was asked for last."""
+        self.at = ""
+        """Name of the child that was asked for last; empty between children."""
         self.is_done = False
 
     def next_batch(self) -> list[tuple[str, os.stat_result]]:
@@ -192,10 +192,10 @@ class _Scan:
         self.is_done = True
         for child in itertools.islice(self._children, BATCH_CHILDREN):
             self.is_done = False
-            self.at = self._folder / child.name
+            self.at = child.name
             if not child.name.startswith(".") and (status := _status(child)):
                 batch.append((child.name, status))
-            self.at = self._folder
+            self.at = ""
             note_progress()
         return batch
 

@@ -163,6 +163,19 @@ def test_a_remote_file_that_vanishes_is_rejected(tmp_path: Path, memory: Any) ->
     }
 
 
+def test_a_server_that_does_not_answer_is_a_timeout(
+    memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe_file("/heads/a", b"1")
+    entries = list_entries(["memory://heads"])
+
+    def wait(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(type(memory), "cat_ranges", wait)
+    assert read_all(entries) == {"a": "timeout"}
+
+
 def test_a_missing_url_is_named(memory: Any) -> None:
     del memory
     with pytest.raises(SourceError, match="no source at memory://nowhere"):
