@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ichfast.cli.options import LIMIT, STORE, OutputFile, print_result, print_status
 from ichfast.system.signals import signals_held, signals_interrupt
+
+if TYPE_CHECKING:
+    from ichfast.labels import LabelTable
 
 
 @click.command()
@@ -35,7 +39,8 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
 @click.argument("source", nargs=-1, required=True)
 @click.option(
     "--labels",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=Path,  # click's own type would look at the file, which may block
+    metavar="FILE",
     help="Label csv: RSNA's (ID,Label), or a row for each slice with six columns.",
 )
 @STORE
@@ -100,13 +105,12 @@ def prepare(
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with signals_interrupt():
         with signals_held():
-            from ichfast.labels import read_labels
             from ichfast.prepare.prepare import prepare_store
 
         report = prepare_store(
             source,
             store,
-            labels=read_labels(labels) if labels else None,
+            labels=_read_labels(labels) if labels else None,
             levels=_integers(levels, "--levels"),
             workers=workers or len(os.sched_getaffinity(0)),
             keep_ids=keep_ids,
@@ -194,6 +198,22 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
             f"{store} is damaged in {len(problems)} place(s); repair it with "
             f"`ichfast verify {store} --repair SOURCE`, or prepare it again"
         )
+
+
+def _read_labels(path: Path) -> LabelTable:
+    """Read a label csv in another process, so that this one ends if nothing comes."""
+    from ichfast.errors import LabelError
+    from ichfast.labels import read_labels
+    from ichfast.system.limits import LimitedProcess
+
+    with LimitedProcess() as process:
+        try:
+            return process.call(read_labels, path)
+        except TimeoutError as error:
+            raise LabelError(
+                f"cannot read {path}: {error.strerror}; check the disk or the server "
+                "that it is on"
+            ) from error
 
 
 def _integers(text: str, option: str) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from typing import Any
 from ichfast.system.signals import STOPPING
 from ichfast.system.timeouts import detach_when_stalled
 
-STOP_S = 20.0
+STOP_S = 5.0
 """Time for workers to stop before they are killed, seconds."""
 
 END_S = 2.0

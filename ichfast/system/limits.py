@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 
 from ichfast.system.memory import limit_memory
 from ichfast.system.timeouts import (
+    call_with_timeout,
     detach_when_stalled,
     limit_stalls,
     stall_limit,
@@ -127,6 +128,21 @@ class LimitedProcess:
             if not is_done:
                 self.close()
 
+    def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function with a time limit, see `call_with_timeout`.
+
+        Args:
+            function: importable by its name.
+            arguments: they are pickled, and so is the result.
+
+        Raises:
+            TimeoutError: it makes no progress.
+            LimitError: it exceeds another limit, or its process crashes.
+            Exception: what the function raises.
+        """
+        [result] = self.iterate(_call, function, *arguments)
+        return result
+
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             limits = map(str, (self._extra_bytes, self._timeout_s, stall_limit()))
@@ -152,6 +168,10 @@ def extend_timer(seconds: float) -> None:
     left_s, _ = signal.getitimer(_TIMER)
     if left_s:
         signal.setitimer(_TIMER, left_s + seconds)
+
+
+def _call(function: Callable[..., T], *arguments: object) -> Iterator[T]:
+    yield call_with_timeout(function, *arguments)
 
 
 def _serve(extra_bytes: int, timeout_s: float, stall_s: float) -> None:

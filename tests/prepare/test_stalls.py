@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from ichfast.cli.main import cli
 from ichfast.errors import SourceError
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.verify import verify_store
@@ -95,6 +97,20 @@ def test_a_run_ends_although_a_folder_of_the_source_does_not_answer(
     assert ended.stderr.startswith(f"cannot read {mount / 'blocked-list'}: no answer ")
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_labels_that_do_not_answer_are_one_line(source: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    command = ["prepare", str(source), "--store", str(tmp_path / "store")]
+    for name in ("blocked-read.csv", "blocked-stat.csv"):
+        with blocking_folder(mount, {name: b"ID,Label"}):
+            ended = CliRunner().invoke(cli, [*command, "--labels", str(mount / name)])
+        assert ended.exit_code == 1
+        assert ended.stderr == (
+            f"Error: cannot read {mount / name}: no answer for 0 s; check the disk or "
+            "the server that it is on\n"
+        )
 
 
 def test_a_source_that_answers_no_more_ends_the_run_and_the_rest_follows(

@@ -42,6 +42,10 @@ def leased_file(path: Path) -> Iterator[None]:
         yield
 
 
+SERVED_S = 120
+"""The server ends after this time, so that no failing test waits for ever, seconds."""
+
+
 @contextmanager
 def blocking_folder(path: Path, files: Mapping[str, bytes]) -> Iterator[None]:
     """Mount a folder of files while the block runs.
@@ -55,6 +59,8 @@ def blocking_folder(path: Path, files: Mapping[str, bytes]) -> Iterator[None]:
     descriptor = _mount(path)
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SERVED_S)
         try:
             _Server(descriptor, files).serve()
         finally:
