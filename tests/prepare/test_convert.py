@@ -6,6 +6,7 @@ import io
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pyarrow as pa
 import pytest
 
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.errors import RejectError
+from ichfast.errors import RejectError, SourceError
 from ichfast.prepare import convert
-from ichfast.prepare.convert import Job, convert_unit
+from ichfast.prepare.convert import MAX_STALLS, Job, _count_stalls, convert_unit
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import cut_units
+from ichfast.sources.listing import Entry
+from ichfast.sources.remote import Container
 from ichfast.sources.sources import list_entries
 from tests.dicom.dicom_files import ct_file, ramp
 
@@ -75,3 +78,17 @@ def test_rows_that_are_packed_early_are_the_same_in_the_same_order(
     assert early.drop("position_mm").equals(late.drop("position_mm"))
     expected = [f"1.{number}.{frame}" for number in (0, 1, 3, 4) for frame in (1, 2, 3)]
     assert early["slice_id"].to_pylist() == expected
+
+
+def test_only_stalls_in_a_row_end_the_run(tmp_path: Path) -> None:
+    job = Job(Journal(tmp_path, (512,)), None, read_slices, 1.0, lambda e: e.key)
+    stalled: set[Container] = set()
+    stall = RejectError("timeout", "no answer")
+    entries = [Entry(0, Path(str(k)), "", str(k), 1) for k in range(2 * MAX_STALLS)]
+    for entry in entries:
+        _count_stalls(job, stalled, entry, stall if int(entry.key) % 4 else b"x")
+    for entry in entries:  # members of one archive are one stall
+        _count_stalls(job, stalled, replace(entry, container=Path("a.zip")), stall)
+    with pytest.raises(SourceError, match="10 files in a row give nothing for 300 s"):
+        for entry in entries:
+            _count_stalls(job, stalled, entry, stall)
