@@ -211,7 +211,11 @@ def test_a_script_needs_no_guard_against_being_run_again(
         "      labels=None, workers=1, keep_ids=True).slices)\n"
     )
     ended = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (ended.returncode, ended.stdout) == (0, "23\n"), ended.stderr
 
