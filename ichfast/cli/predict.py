@@ -155,15 +155,15 @@ def predict(
 @click.option(
     "--allow-leak",
     is_flag=True,
-    help="Accept patients that the run trained on, or may have.",
+    help="Accept patients that the model was trained on, or may have been.",
 )
 def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
     """Compare PREDICTIONS with the labels in the same file.
 
     Prints a table that shows what the class prevalence alone scores next to what the
     model scores, and writes every figure to metrics.json next to PREDICTIONS.
-    Patients that the run trained on are an error, since their figures say nothing
-    about other patients. So are those of whom that is not known.
+    Patients that the model was trained on are an error, since their figures say
+    nothing about other patients. So are those of whom that is not known.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
     from ichfast.evaluation.scoretable import format_evaluation

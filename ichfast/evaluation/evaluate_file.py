@@ -46,7 +46,7 @@ def evaluate_file(path: Path, *, replicates: int, allow_leak: bool) -> FileEvalu
     Args:
         path: a file that `evaluation.predictions.read_predictions` reads.
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
-        allow_leak: accept patients that the run trained on.
+        allow_leak: accept patients that the model was trained on, or may have been.
 
     Raises:
         PredictionError: no such file, no labelled slice in it, patients that the run

@@ -1,9 +1,9 @@
-"""Leaks: patients in a predictions table that the run trained on.
+"""Leaks: patients in a predictions table that the model was trained on.
 
 Figures of such patients look better than the model is. `ichfast predict` finds them
 while it has the run (`runs.patients`), and fills the column ``trained_on``. So an
 evaluation needs neither the run nor the store. A patient for whom that is not known is
-refused like one that the run trained on.
+refused like one that the model was trained on.
 
 Shape letters: N slices of the predicted store.
 """
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_leaks(table: pd.DataFrame, *, allow: bool) -> dict[str, int]:
-    """Count the predicted patients that the run trained on.
+    """Count the predicted patients that the model was trained on.
 
     Args:
         table: a predictions table.
@@ -32,8 +32,8 @@ def check_leaks(table: pd.DataFrame, *, allow: bool) -> dict[str, int]:
         which that is not known.
 
     Raises:
-        PredictionError: the run trained on a patient, or may have, and `allow` is not
-            set.
+        PredictionError: the model was trained on a patient, or may have been, and
+            `allow` is not set.
     """
     trained_N = table["trained_on"]
     is_leak_N = trained_N.fillna(value=False).to_numpy(dtype=bool)
@@ -45,7 +45,7 @@ def check_leaks(table: pd.DataFrame, *, allow: bool) -> dict[str, int]:
     if allow:
         if found["slices"] or found["unknown"]:
             logger.warning(
-                "%d slices are of patients that the run trained on, and of %d it is "
+                "%d slices are of patients that the model was trained on, of %d it is "
                 "not known: the figures look better than on new patients",
                 found["slices"],
                 found["unknown"],
@@ -54,14 +54,15 @@ def check_leaks(table: pd.DataFrame, *, allow: bool) -> dict[str, int]:
     if found["slices"]:
         raise PredictionError(
             f"{found['slices']:,} of {len(table):,} slices are of "
-            f"{found['patients']:,} patients that the run trained on, so every figure "
-            "would look better than it is; predict other patients, train with --set "
-            "folds.kind=patient, or add --allow-leak"
+            f"{found['patients']:,} patients that the model was trained on, perhaps in "
+            "a run before, so every figure would look better than it is; predict other "
+            "patients, train with --set folds.kind=patient and other --weights, or add "
+            "--allow-leak"
         )
     if found["unknown"]:
         raise PredictionError(
             f"it is not known of {found['unknown']:,} of {len(table):,} slices whether "
-            "the run trained on their patients, so the figures may look better than "
-            "they are; if you know that it did not, add --allow-leak"
+            "the model was trained on their patients, so the figures may look better "
+            "than they are; if you know that it was not, add --allow-leak"
         )
     return found

@@ -28,8 +28,7 @@ from pathlib import Path
 from ichfast.errors import IchfastError, StoreError
 from ichfast.prepare.convert import Job, StoppedError
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import REFRESH_S, convert_in_processes, unit_server
-from ichfast.system.fork_server import ForkServer
+from ichfast.prepare.pool import REFRESH_S, convert_in_processes
 
 STOP_S = 20.0
 """Time for a unit to stop before its process is killed, seconds."""
@@ -156,21 +155,18 @@ def _serve() -> None:
         orders.put(None)
 
     threading.Thread(target=read_orders, daemon=True).start()
-    with unit_server() as server:
-        for order in iter(orders.get, None):
-            job, unit = pickle.loads(order)
-            outcome = _convert(job, unit, server, is_over)
-            if is_over.is_set():
-                return
-            pickle.dump(outcome, sys.stdout.buffer)
-            sys.stdout.flush()
+    for order in iter(orders.get, None):
+        job, unit = pickle.loads(order)
+        outcome = _convert(job, unit, is_over)
+        if is_over.is_set():
+            return
+        pickle.dump(outcome, sys.stdout.buffer)
+        sys.stdout.flush()
 
 
-def _convert(
-    job: Job, unit: Unit, server: ForkServer, is_over: threading.Event
-) -> int | Exception:
+def _convert(job: Job, unit: Unit, is_over: threading.Event) -> int | Exception:
     outcome = 0
-    conversion = convert_in_processes(job, deque([unit]), 1, server)
+    conversion = convert_in_processes(job, deque([unit]), 1)
     try:
         with closing(conversion) as states:
             for _, num_rejected in states:

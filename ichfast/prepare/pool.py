@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections import deque
@@ -30,8 +31,14 @@ MAX_DEATHS = 5
 """Deaths of a unit's workers, at different files, that end the run."""
 
 
+_server = ForkServer(serve_units)
+"""Starts with the first worker, and ends with this process. Importing takes it most of
+a second, so that runs share it."""
+atexit.register(_server.close)
+
+
 def convert_in_processes(
-    job: Job, waiting: deque[Unit], workers: int, server: ForkServer
+    job: Job, waiting: deque[Unit], workers: int
 ) -> Generator[tuple[int, int]]:
     """Convert units in processes of this machine. The caller closes the generator.
 
@@ -39,7 +46,6 @@ def convert_in_processes(
         job: the settings of the run.
         waiting: the units to convert. Emptied.
         workers: number of processes.
-        server: a `unit_server`, which starts them.
 
     Yields:
         Files done and files rejected so far, several times a second and at the end.
@@ -56,7 +62,7 @@ def convert_in_processes(
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
-                worker = idle.pop() if idle else server.start()
+                worker = idle.pop() if idle else _server.start()
                 running[worker] = waiting.popleft()
                 _submit(worker, job, running[worker])
             for worker in ready_workers(running, REFRESH_S):
@@ -77,11 +83,6 @@ def convert_in_processes(
             )
     finally:
         _end([*running, *idle])
-
-
-def unit_server() -> ForkServer:
-    """A server of processes that convert units; close it."""
-    return ForkServer(serve_units)
 
 
 def _watch(worker: Worker) -> Watch:

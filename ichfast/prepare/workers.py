@@ -17,7 +17,7 @@ from contextlib import closing
 from ichfast.prepare.convert import Job
 from ichfast.prepare.dask import convert_on_cluster
 from ichfast.prepare.plan import Unit
-from ichfast.prepare.pool import convert_in_processes, unit_server
+from ichfast.prepare.pool import convert_in_processes
 from ichfast.system.terminal import progress
 
 
@@ -51,10 +51,9 @@ def convert_units(
     num_bytes = sum(unit.entries.num_bytes for unit in units)
     mean_bytes = num_bytes / max(num_files, 1)
     with (
-        unit_server() as server,
         progress("prepare", num_files, "file", unit_bytes=mean_bytes) as bar,
         closing(
-            convert_in_processes(job, waiting, workers, server)
+            convert_in_processes(job, waiting, workers)
             if scheduler is None or not waiting
             else convert_on_cluster(job, waiting, scheduler)
         ) as states,

@@ -140,7 +140,7 @@ class ForkServer:
         self.close()
 
     def start(self) -> Worker:
-        """Start a worker. This does not wait for it."""
+        """Start a worker, in the current folder. This does not wait for it."""
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._control, theirs = socket.socketpair()
@@ -148,15 +148,17 @@ class ForkServer:
                 self._process = self._launch(theirs)
         assert self._control is not None
         ours, theirs = socket.socketpair()
-        descriptor = os.memfd_create("ichfast")
+        memory = os.memfd_create("ichfast")
+        folder = os.open(".", os.O_PATH)
         try:
-            os.ftruncate(descriptor, _MEMORY_BYTES)
-            worker = Worker(ours, mmap.mmap(descriptor, _MEMORY_BYTES))
+            os.ftruncate(memory, _MEMORY_BYTES)
+            worker = Worker(ours, mmap.mmap(memory, _MEMORY_BYTES))
             with theirs, suppress(BrokenPipeError):  # then the worker is dead at once
-                parts = [theirs.fileno(), descriptor]
+                parts = [theirs.fileno(), memory, folder]
                 socket.send_fds(self._control, [b"+"], parts)
         finally:
-            os.close(descriptor)
+            os.close(memory)
+            os.close(folder)
         return worker
 
     def _launch(self, control: socket.socket) -> subprocess.Popen[bytes]:
@@ -236,7 +238,8 @@ def serve(descriptor: int, module: str, name: str) -> None:
     """Fork a worker for each message until the caller ends.
 
     Args:
-        descriptor: of the socket whose messages have a worker's socket and memory.
+        descriptor: of the socket whose messages have a worker's socket, memory and
+            folder.
         module: name of the module of the function that workers run.
         name: of the function.
     """
@@ -248,7 +251,7 @@ def serve(descriptor: int, module: str, name: str) -> None:
     gc.freeze()
     control = socket.socket(fileno=descriptor)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 3)
         if not message:
             return
         _reap()
@@ -266,13 +269,15 @@ def _reap() -> None:
             pass
 
 
-def _work(function: WorkerFunction, end: int, memory: int) -> None:
+def _work(function: WorkerFunction, end: int, memory: int, folder: int) -> None:
     """Run a worker. Never returns."""
     status = 1
     channel = Channel(socket.socket(fileno=end))
     try:
         threading.Thread(target=_die_with_caller, args=(end,), daemon=True).start()
         detach_when_stalled()
+        os.fchdir(folder)
+        os.close(folder)
         shared = memoryview(mmap.mmap(memory, _MEMORY_BYTES))
         _PID.pack_into(shared, 0, os.getpid())
         function(channel, shared[_PID.size :])

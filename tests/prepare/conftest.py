@@ -1,12 +1,36 @@
-"""A disk that can be full, for tests by root."""
+"""A disk that can be full, and sources that are listed once."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from ichfast.errors import IchfastError
+from ichfast.prepare import prepare
+from ichfast.sources.listing import Listing
+
+
+@pytest.fixture
+def listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not list sources again, each time in a process, in hundreds of runs."""
+    listing, found = prepare._list, dict[str, Listing | IchfastError]()
+
+    def list_once(sources: Sequence[Path | str], without: Sequence[Path]) -> Listing:
+        key = f"{list(map(str, sources))} {list(map(str, without))}"
+        if key not in found:
+            try:
+                found[key] = listing(sources, without)
+            except IchfastError as error:
+                found[key] = error
+        outcome = found[key]
+        if isinstance(outcome, IchfastError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(prepare, "_list", list_once)
 
 
 @pytest.fixture

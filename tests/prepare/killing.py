@@ -20,13 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.prepare import pool, prepare, repair, workers
+from ichfast.prepare import pool, prepare, repair
 from ichfast.prepare.convert import serve_units
 from ichfast.prepare.journal import Journal, Page
 from ichfast.prepare.plan import Unit
@@ -215,7 +214,7 @@ def serve() -> None:
 
 
 def _run(order: dict[str, Any]) -> None:
-    vars(workers)["unit_server"] = partial(_ForkedServer, serve_units)
+    vars(pool)["_server"] = _ForkedServer(serve_units)
     stage, event, delay_s = order.pop("trap")
     trap = Trap(stage, event, delay_s, os.getpid(), Path(order.pop("traces")))
     order["store"] = Path(order["store"])

@@ -122,6 +122,7 @@ def empty(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("listed_once")
 @pytest.mark.parametrize("seed", range(50))
 def test_a_folder_of_a_user_stays_as_it_is(
     seed: int, source: Path, empty: Path, tmp_path: Path
@@ -155,6 +156,7 @@ def unfinished(source: Path, store: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("listed_once")
 @pytest.mark.parametrize("make", [unfinished, lambda *paths: run([paths[0]], paths[1])])
 def test_a_store_with_other_files_in_it_stays_as_it_is(
     make: Callable[[Path, Path], Any], source: Path, empty: Path, tmp_path: Path

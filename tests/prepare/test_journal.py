@@ -86,6 +86,7 @@ def test_a_page_is_not_read_with_a_flipped_bit_wherever_it_is(store: Path) -> No
         journal.read(unit)
 
 
+@pytest.mark.usefixtures("listed_once")
 def test_a_damaged_plan_is_another_plan(stopped: Path, store: Path) -> None:
     plan = store / "journal" / "plan.json"
     content = plan.read_bytes()

@@ -147,6 +147,7 @@ def test_a_copy_of_the_key_that_a_killed_run_has_left_is_removed(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("listed_once")
 def test_a_key_that_is_not_as_it_was_made_hashes_no_id(
     source: Path, tmp_path: Path
 ) -> None:

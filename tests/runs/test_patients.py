@@ -199,7 +199,9 @@ class TestStores:
     def test_slice_folds_leak(self, store_path: Path, tmp_path: Path) -> None:
         run = write_run(tmp_path / "run", store_path, "folds.kind=slice")
         table = predict_runs([run], device=CPU)
-        with pytest.raises(PredictionError, match="patients that the run trained on"):
+        with pytest.raises(
+            PredictionError, match="patients that the model was trained on"
+        ):
             check_leaks(table, allow=False)
 
     @pytest.mark.slow
