@@ -44,9 +44,12 @@ class SourceError(IchfastError):
     """A source of DICOM files is missing, unreadable or empty."""
 
 
-REJECT_CODES = frozenset(
+KIND_CODES = frozenset(("derived", "localizer", "not-axial", "not-ct", "not-hu"))
+"""Reject codes of sound images that are no axial CT slice in HU."""
+
+REJECT_CODES = KIND_CODES | frozenset(
     (
-        *("empty", "not-dicom", "bad-header", "no-pixels", "not-ct", "localizer"),
+        *("empty", "not-dicom", "bad-header", "no-pixels"),
         *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),
         *("unreadable-file", "unreadable-archive", "timeout"),  # from ichfast.sources
         *("duplicate-conflict", "decoder-crash"),  # from ichfast.prepare; a timeout too

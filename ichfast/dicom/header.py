@@ -20,6 +20,7 @@ TAGS = {
     "SOPClassUID": 0x0008_0016,
     "SOPInstanceUID": 0x0008_0018,
     "Modality": 0x0008_0060,
+    "FrameType": 0x0008_9007,
     "PatientID": 0x0010_0020,
     "SliceThickness": 0x0018_0050,
     "StudyInstanceUID": 0x0020_000D,
@@ -43,6 +44,8 @@ TAGS = {
     "WindowWidth": 0x0028_1051,
     "RescaleIntercept": 0x0028_1052,
     "RescaleSlope": 0x0028_1053,
+    "RescaleType": 0x0028_1054,
+    "ModalityLUTType": 0x0028_3004,
 }
 """Tags of the elements that are read, by keyword.
 
@@ -67,35 +70,16 @@ slice are kept until its unit is written."""
 
 _ABSENT = b"", True
 
-CT_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
-    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
-    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
-)
-
-
-_MODALITIES = frozenset(
-    (
-        *("AR", "ASMT", "AU", "BI", "BMD", "CFM", "CR", "CTPROTOCOL", "DG", "DMS"),
-        *("DOC", "DX", "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC"),
-        *("HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN", "LS", "MG", "MR"),
-        *("NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS"),
-        *("OT", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG"),
-        *("RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN"),
-        *("RTSTRUCT", "RWV", "SC", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TG"),
-        *("TEXTUREMAP", "US", "VA", "XA", "XAPROTOCOL", "XC"),
-    )
-)
 _PHOTOMETRICS = frozenset(
     (
         *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "XYB"),
         *("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
     )
 )
-"""Defined terms, which a rejection may quote.
+"""Defined terms of PhotometricInterpretation, which a rejection may quote.
 
 Source:
-    DICOM PS3.3 C.7.3.1.1.1 and C.7.6.3.1.2.
+    DICOM PS3.3 C.7.6.3.1.2.
 """
 
 
@@ -224,28 +208,19 @@ def _parse_number(text: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def check_kind(header: Header) -> None:
-    """Check that a header belongs to a grey axial CT image.
+def check_grey(header: Header) -> None:
+    """Check that an image is grey, of more than 8 bits per pixel.
 
     Raises:
-        RejectError: ``not-ct``, the modality is another one; ``localizer``, it is a
-            scout image; ``colour``, it has several samples or 8 bits per pixel.
+        RejectError: ``colour``, it has several samples or 8 bits per pixel.
     """
-    modality = header.text("Modality")
-    if modality != "CT" and (modality or header.text("SOPClassUID") not in CT_CLASSES):
-        raise RejectError(
-            "not-ct",
-            f"Modality (0008,0060) is {_quoted(modality, _MODALITIES)}, expected 'CT'",
-        )
-    if "LOCALIZER" in header.text("ImageType").split("\\"):
-        raise RejectError("localizer", "ImageType (0008,0008) has LOCALIZER")
     samples = header.unsigned("SamplesPerPixel") or 1
     photometric = header.text("PhotometricInterpretation") or "MONOCHROME2"
     if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise RejectError(
             "colour",
             f"{samples} samples per pixel, photometric interpretation "
-            f"{_quoted(photometric, _PHOTOMETRICS)}; expected grey",
+            f"{quoted(photometric, _PHOTOMETRICS)}; expected grey",
         )
     if photometric == "MONOCHROME1":
         header.quirks.add("monochrome1")
@@ -256,8 +231,13 @@ def check_kind(header: Header) -> None:
         )
 
 
-def _quoted(value: str, known: frozenset[str]) -> str:
-    """Quote a defined term; any other value may be a name in the wrong element."""
+def quoted(value: str, known: frozenset[str]) -> str:
+    """Quote a defined term; any other value may be a name in the wrong element.
+
+    Args:
+        value: of an element.
+        known: the defined terms of the element.
+    """
     return repr(value) if not value or value in known else "no defined term"
 
 

@@ -20,6 +20,7 @@ from ichfast.dicom.walker import MAX_VALUE_BYTES, Elements
 from ichfast.errors import RejectError
 
 _MACROS = (
+    0x0018_9329,  # CTImageFrameTypeSequence
     *(0x0020_9113, 0x0020_9116),  # PlanePosition-, PlaneOrientationSequence
     *(0x0028_9110, 0x0028_9145),  # PixelMeasures-, PixelValueTransformationSequence
     0x0028_9132,  # FrameVOILUTSequence
@@ -28,8 +29,8 @@ _FRAME_TAGS = frozenset(
     header.TAGS[keyword]
     for keyword in (
         *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
-        *("SliceThickness", "RescaleIntercept", "RescaleSlope"),
-        *("WindowCenter", "WindowWidth"),
+        *("SliceThickness", "RescaleIntercept", "RescaleSlope", "RescaleType"),
+        *("FrameType", "WindowCenter", "WindowWidth"),
     )
 )
 """Elements read from the macros. With others, a frame could have its own patient."""

@@ -15,11 +15,12 @@ from ichfast.dicom.header import (
     TAGS,
     Header,
     Layout,
-    check_kind,
+    check_grey,
     read_layout,
     read_padding,
     read_rescale,
 )
+from ichfast.dicom.kind import check_kind
 from ichfast.dicom.walker import Elements
 
 _SLICE_KEYWORDS = (
@@ -75,22 +76,31 @@ class SeriesHeader:
     """Names of the defects that were mended in these values."""
 
 
-def read_series_header(elements: Elements) -> SeriesHeader:
+def read_series_header(
+    elements: Elements, accept: frozenset[str] = frozenset()
+) -> SeriesHeader:
     """Read the values that a slice shares with its series, or take them from the cache.
 
+    Args:
+        elements: raw values of the file, or of a frame.
+        accept: some of `KIND_CODES`, whose images are let through.
+
     Raises:
-        RejectError: ``not-ct``, ``localizer``, ``colour``, ``bad-header`` or
-            ``too-large``; see `check_kind`, `read_layout`, `read_rescale` and
-            `Header.identifier` in `ichfast.dicom.header`.
+        RejectError: one of `KIND_CODES`, by `ichfast.dicom.kind.check_kind`; or
+            ``colour``, ``bad-header`` or ``too-large``, by `check_grey`, `read_layout`,
+            `read_rescale` and `Header.identifier` in `ichfast.dicom.header`.
     """
-    return _read(tuple(map(elements.get, _SERIES_TAGS)))
+    return _read(tuple(map(elements.get, _SERIES_TAGS)), accept)
 
 
 @lru_cache(_MAX_CACHED_HEADERS)
-def _read(values: tuple[tuple[bytes, bool] | None, ...]) -> SeriesHeader:
+def _read(
+    values: tuple[tuple[bytes, bool] | None, ...], accept: frozenset[str]
+) -> SeriesHeader:
     found = zip(_SERIES_TAGS, values, strict=True)
     header = Header({tag: value for tag, value in found if value})
-    check_kind(header)
+    check_kind(header, accept)
+    check_grey(header)
     layout = read_layout(header)
     rescale = read_rescale(header)
     row_spacing, column_spacing = header.vector("PixelSpacing", 2) or (math.nan,) * 2

@@ -18,7 +18,8 @@ Shape letters: H rows, W columns.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -40,7 +41,7 @@ from ichfast.dicom.quirks import RawArray
 from ichfast.dicom.sequences import raw_values, read_groups, read_items
 from ichfast.dicom.series_header import SeriesHeader, read_series_header
 from ichfast.dicom.walker import FLOAT_PIXELS, UNDEFINED, Elements, Walker
-from ichfast.errors import RejectError
+from ichfast.errors import KIND_CODES, RejectError
 
 _NATIVE_SYNTAXES = (
     *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
@@ -52,6 +53,7 @@ process on damaged JPEG 2000."""
 _LUT = 0x0028_3000
 _LUT_TAGS = frozenset((0x0028_3002, 0x0028_3006))
 """(0028,3002) LUTDescriptor and (0028,3006) LUTData."""
+_LUT_TYPE_TAGS = frozenset((TAGS["ModalityLUTType"],))
 _SHARED_GROUPS = 0x5200_9229
 _FRAME_GROUPS = 0x5200_9230
 _WANTED_TAGS = frozenset(TAGS.values())
@@ -94,21 +96,29 @@ class Slice:
     transfer_syntax_uid: str
     """(0002,0010). Empty where absent."""
 
+    rejected_frames: tuple[tuple[str, str], ...]
+    """Reject codes of other frames of its file that are no slices, each with a detail
+    that counts them."""
+
     quirks: tuple[str, ...]
-    """Defects that were mended, sorted: ``high_bit``, ``j2k_sign``, ``long_pixels``,
-    ``malformed_number``, ``missing_rescale``, ``modality_lut``, ``monochrome1``,
-    ``no_preamble``, ``padding``, ``two_windows``, ``unused_bits``,
-    ``wrapped_12bit``, ``wrong_syntax``."""
+    """Codes of `KIND_CODES` that were accepted, and defects that were mended, sorted:
+    ``high_bit``, ``j2k_sign``, ``long_pixels``, ``malformed_number``,
+    ``missing_rescale``, ``modality_lut``, ``monochrome1``, ``no_preamble``,
+    ``padding``, ``two_windows``, ``unused_bits``, ``wrapped_12bit``,
+    ``wrong_syntax``."""
 
 
-def read_slices(content: bytes) -> Iterator[Slice]:
+def read_slices(
+    content: bytes, accept: frozenset[str] = frozenset()
+) -> Iterator[Slice]:
     """Read the slices of one DICOM file, one after another.
 
     Args:
         content: the whole file.
+        accept: some of `KIND_CODES`, whose images are read all the same.
 
     Yields:
-        One slice for each frame.
+        One slice for each frame that is an axial CT slice in HU.
 
     Raises:
         RejectError: the file cannot become slices, and those already yielded do not
@@ -118,18 +128,28 @@ def read_slices(content: bytes) -> Iterator[Slice]:
     with guard.reject_failures("bad-header", "header"):
         file = _parse(content)
         header = Header(file.elements)
-        series_header = read_series_header(file.elements)
+        series_header = read_series_header(file.elements, accept)
         if not header.identifier("SOPInstanceUID"):
             raise RejectError("bad-header", "SOPInstanceUID is missing")
-        frame_headers = _frame_headers(file, header, series_header)
+        frame_headers = _frame_headers(file, header, series_header, accept)
+        rejected_frames = _rejected_frames(frame_headers)
         frames = _read_frames(file, series_header.layout)
     for number, frame_header in enumerate(frame_headers, start=1):
+        slice_ = None
         with guard.reject_failures("decoder-error", "pixels"):
-            frame = number, next(frames)
-            slice_ = _make_slice(file, series_header.layout, frame_header, frame)
+            raw_HW = next(frames)
+            if not isinstance(frame_header, RejectError):
+                slice_ = _make_slice(
+                    file,
+                    series_header.layout,
+                    frame_header,
+                    (number, raw_HW),
+                    rejected_frames,
+                )
             if number == len(frame_headers) and next(frames, None) is not None:
                 raise RejectError("decoder-error", "more frames than the header states")
-        yield slice_
+        if slice_ is not None:
+            yield slice_
 
 
 # ---- header ----------------------------------------------------------------------
@@ -199,10 +219,13 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
         specific_tags=[*_WANTED_TAGS, *_SEQUENCES],
     )
     search.check()
+    elements = raw_values(dataset, _WANTED_TAGS)
+    for item in (read_items(dataset, _LUT, budget) or ())[:1]:
+        elements = _merged(raw_values(item, _LUT_TYPE_TAGS), elements)
     return _File(
         sequences=dataset,
         budget=budget,
-        elements=raw_values(dataset, _WANTED_TAGS),
+        elements=elements,
         syntax=syntax,
         content=content,
         pixels_at=search.at,
@@ -211,9 +234,13 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
     )
 
 
+_FrameHeader = tuple[Header, SeriesHeader] | RejectError
+"""Header of a frame, or why the frame is no slice."""
+
+
 def _frame_headers(
-    file: _File, header: Header, series_header: SeriesHeader
-) -> list[tuple[Header, SeriesHeader]]:
+    file: _File, header: Header, series_header: SeriesHeader, accept: frozenset[str]
+) -> list[_FrameHeader]:
     """Headers of each frame, made of its own values, shared ones and those of the file.
 
     Source:
@@ -233,7 +260,31 @@ def _frame_headers(
     own = [read_groups(item, file.budget) for item in (own_groups or ())[:num_frames]]
     own += [[] for _ in range(num_frames - len(own))]
     merged = [_merged(*frame, *shared, whole) for frame in own]
-    return [(Header(found), read_series_header(found)) for found in merged]
+    return [_frame_header(found, accept) for found in merged]
+
+
+def _frame_header(elements: Elements, accept: frozenset[str]) -> _FrameHeader:
+    try:
+        return Header(elements), read_series_header(elements, accept)
+    except RejectError as error:
+        if error.code not in KIND_CODES:
+            raise
+        return error
+
+
+def _rejected_frames(
+    frame_headers: Sequence[_FrameHeader],
+) -> tuple[tuple[str, str], ...]:
+    """Count the frames that are no slices, by code; raise if no other is left."""
+    errors = [one for one in frame_headers if isinstance(one, RejectError)]
+    if len(errors) == len(frame_headers):
+        raise errors[0]
+    counts = Counter(error.code for error in errors)
+    details = {error.code: error.detail for error in reversed(errors)}
+    return tuple(
+        (code, f"{count} of {len(frame_headers)} frames: {details[code]}")
+        for code, count in counts.items()
+    )
 
 
 def _merged(*mappings: Elements) -> Elements:
@@ -353,6 +404,7 @@ def _make_slice(
     layout: Layout,
     frame_header: tuple[Header, SeriesHeader],
     frame: tuple[int, RawArray],
+    rejected_frames: tuple[tuple[str, str], ...],
 ) -> Slice:
     (header, series_header), (number, raw_HW) = frame_header, frame
     lut = _modality_lut(file)
@@ -367,6 +419,7 @@ def _make_slice(
         rescale_slope=stored.slope,
         rescale_intercept=stored.intercept,
         transfer_syntax_uid=file.syntax,
+        rejected_frames=rejected_frames,
         quirks=tuple(
             sorted(file.quirks | header.quirks | series_header.quirks | stored.quirks)
         ),

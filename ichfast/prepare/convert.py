@@ -170,10 +170,9 @@ def convert_unit(job: Job, unit: Unit) -> None:
             _watch.position = position
             try:
                 # If a later frame fails, the file's first frames get no rows either.
-                rows += [
-                    _row(job, index, slice_, writer.add(slice_.stored_HW))
-                    for slice_ in _decode(job, content)
-                ]
+                added, codes = _write_slices(job, index, content, writer)
+                rows += added
+                rejects += [(index, job.name(entry), *code) for code in codes]
             except RejectError as error:
                 detail = plain_text(error.detail)
                 rejects.append((index, job.name(entry), error.code, detail))
@@ -206,6 +205,18 @@ def _count_stalls(
             f"last is {job.name(entry)}; check the disk or the server that they are "
             "on, then the same command continues"
         )
+
+
+def _write_slices(
+    job: Job, index: int, content: bytes | RejectError, writer: UnitWriter
+) -> tuple[list[dict[str, Any]], tuple[tuple[str, str], ...]]:
+    """Write the slices of an entry; give their rows, and codes of its other frames."""
+    rows: list[dict[str, Any]] = []
+    codes: tuple[tuple[str, str], ...] = ()
+    for slice_ in _decode(job, content):
+        rows.append(_row(job, index, slice_, writer.add(slice_.stored_HW)))
+        codes = slice_.rejected_frames
+    return rows, codes
 
 
 def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:

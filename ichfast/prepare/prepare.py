@@ -11,9 +11,9 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
 2. Order, bytes and table do not depend on the number of workers.
 3. `store.json` is written last. On a finished store the same command does nothing.
 4. Each entry of the listing becomes slices or one row of `rejected.csv`. A file of many
-   frames can become both, if some of its frames conflict with other slices. Files that
-   are no DICOM, such as a csv, are rejected as ``not-dicom`` and count towards
-   `max_rejected`.
+   frames can become both, if some of its frames are no slices or conflict with other
+   slices. Files that are no DICOM, such as a csv, are rejected as ``not-dicom`` and
+   count towards `max_rejected`.
 5. A file that hangs, or ends its worker, costs only itself. So does a file that cannot
    be read because the disk or server gives nothing for five minutes; ten such files in
    a row, or a folder that cannot be listed, end the run. The same command continues.

@@ -70,6 +70,9 @@ REFUSED = {
     "zoo/cornerstone_CTImage_chest/CTImage_1.2.840.10008.1.2.4.50.dcm": "colour: 8 "
     "bits a pixel, where the standard has 16 for CT (PS3.3 C.8.2.1); a step is 32 HU "
     "here",
+    "zoo/dicomsdl/test_be.dcm": "not-ct: its SOP Class is that of PET images",
+    "zoo/dicomsdl/test_le.dcm": "not-ct: its SOP Class is that of PET images",
     "zoo/philips_surview/surview_256x512.dcm": "localizer: no slice of the head",
+    f"{ZOO}/eCT_Supplemental.dcm": "derived: a map of relative cerebral blood flow",
 }
 """Every CT file of the manifest that another reader reads and ichfast rejects."""

@@ -31,6 +31,7 @@ and {rejected} are rejected. `python -m tests.dicom.files_table` writes this pag
 Each file is read alone. Identical slices are found by `ichfast prepare`, which keeps
 one of them. Quirks are the defects that were mended: `ichfast/dicom/slices.py` lists
 them, `ichfast/dicom/quirks.py` and `ichfast/dicom/header.py` explain them.
+`ichfast/dicom/kind.py` decides which images are axial CT slices in HU.
 `tests/dicom/test_real_files.py` compares the pixels of every stored file with those
 that pydicom decodes, and those with a sha256 made by another installation. Where
 pydicom fails, it compares them with a file of the same pixels.

@@ -118,7 +118,7 @@ def test_every_real_slice_equals_that_of_two_other_readers(tmp_path: Path) -> No
     }
     assert found == decided
     assert refused == set(REFUSED)
-    assert num_slices == 326
+    assert num_slices == 322
 
 
 @needs_data
