@@ -58,6 +58,21 @@ REJECT_CODES = KIND_CODES | frozenset(
 """Every reason in ``rejected.csv``."""
 
 
+def check_kind_codes(codes: Iterable[str]) -> frozenset[str]:
+    """Check the codes of images that are stored although they are no slices.
+
+    Returns:
+        The codes, each once.
+
+    Raises:
+        ValueError: one is not in `KIND_CODES`.
+    """
+    checked = frozenset(codes)
+    for code in sorted(checked - KIND_CODES):
+        raise ValueError(unknown("code to accept", code, sorted(KIND_CODES)))
+    return checked
+
+
 class RejectError(IchfastError):
     """One file cannot become a slice.
 

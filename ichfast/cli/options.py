@@ -77,6 +77,15 @@ LIMIT = click.option(
     "--limit", type=click.IntRange(min=1), help="Try it out on this many slices."
 )
 
+ACCEPT = click.option(
+    "--accept",
+    default="",
+    metavar="CODE,...",
+    callback=lambda _ctx, _param, text: [code for code in text.split(",") if code],
+    help="Take images that are rejected as derived, localizer, not-axial, not-ct or "
+    "not-hu all the same.",
+)
+
 CACHE = click.option(
     "--cache",
     type=click.Choice(["none", "host", "device"]),

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ichfast.cli.options import (
+    ACCEPT,
     CACHE,
     DEVICE,
     LIMIT,
@@ -72,6 +73,7 @@ RUNS = click.argument(
     help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
 )
 @CACHE
+@ACCEPT
 @LIMIT
 @DEVICE
 def predict(
@@ -85,14 +87,15 @@ def predict(
     smooth: bool,
     batch_size: int | str,
     cache: str | None,
+    accept: list[str],
     limit: int | None,
     device: str,
 ) -> None:
     """Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
 
     By default the slices are those of RUN's validation fold, in the store it was
-    trained on. With --store they are all slices of that store, with --dicom every CT
-    slice in a folder, file, archive or URL.
+    trained on. With --store they are all slices of that store, with --dicom every
+    axial CT slice in a folder, file, archive or URL.
 
     Several RUNs are an ensemble: a slice gets the average of the runs that predict
     it. The runs of all folds together predict their store out of fold.
@@ -110,6 +113,8 @@ def predict(
 
     if sources and store:
         raise click.UsageError("give --store or --dicom, not both")
+    if accept and not sources:
+        raise click.UsageError("--accept goes with --dicom; a store has its images")
     if keep_ids and not sources:
         raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
     check_destination(out)
@@ -130,6 +135,7 @@ def predict(
             config=config,
             workers=len(os.sched_getaffinity(0)),
             keep_ids=keep_ids,
+            accept=accept,
         )
         table = found.table
         result["rejected"] = dict(found.rejected)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ichfast.cli.options import LIMIT, STORE, OutputFile, print_result, print_status
+from ichfast.cli.options import (
+    ACCEPT,
+    LIMIT,
+    STORE,
+    OutputFile,
+    print_result,
+    print_status,
+)
 from ichfast.system.signals import signals_held, signals_interrupt
 
 if TYPE_CHECKING:
@@ -80,6 +87,7 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     metavar="N|P%",
     help="Fail if more files than this cannot be stored.",
 )
+@ACCEPT
 @LIMIT
 def prepare(
     source: tuple[str, ...],
@@ -92,9 +100,10 @@ def prepare(
     append: bool,
     scheduler: str | None,
     max_rejected: str,
+    accept: list[str],
     limit: int | None,
 ) -> None:
-    """Decode every CT slice in SOURCE... into a store.
+    """Decode every axial CT slice in SOURCE... into a store.
 
     A SOURCE is a folder, a DICOM file, a .zip, .tar, .tar.gz or .tar.xz, or the URL
     of one (s3://, gs://, https://). Archives inside folders are read too. Files that
@@ -119,6 +128,7 @@ def prepare(
             scheduler=scheduler,
             max_rejected=max_rejected,
             limit=limit,
+            accept=accept,
         )
     print_result(asdict(report))
 

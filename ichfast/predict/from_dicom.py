@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ def predict_dicom(
     config: PredictConfig,
     workers: int,
     keep_ids: bool = False,
+    accept: Collection[str] = (),
 ) -> DicomPredictions:
     """Predict every CT slice in some sources with one or more runs.
 
@@ -64,6 +65,7 @@ def predict_dicom(
         config: how to predict; its limit is the number of files to read.
         workers: decoding processes.
         keep_ids: keep patient ids as they are in the files.
+        accept: reject codes of images to predict all the same, as for `prepare_store`.
 
     Raises:
         IchfastError: anything that `predict.ensemble.predict_runs` or
@@ -84,6 +86,7 @@ def predict_dicom(
             keep_ids=True,
             max_rejected="100%",
             limit=config.limit,
+            accept=accept,
         )
         with Store(report.store) as store:
             table = predict_store(runs, store, device=device, config=config)

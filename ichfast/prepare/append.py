@@ -30,6 +30,9 @@ from ichfast.prepare.plan import Unit, check_plan, cut_units
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
+_SHARD_OPTIONS = ("levels", "ids", "unit", "accept")
+"""Parts of the plan that an append shares with its store."""
+
 
 def check_finished(
     journal: Journal,
@@ -52,7 +55,7 @@ def check_finished(
     """
     store, header = journal.store, read_header(journal.store)
     if append:
-        check_plan(store, header.plan, {k: plan[k] for k in ("levels", "ids", "unit")})
+        check_plan(store, header.plan, {k: plan[k] for k in _SHARD_OPTIONS})
         return
     check_plan(store, header.plan, {**plan, **labels_plan})
     if journal.is_begun:

@@ -19,6 +19,9 @@ from ichfast.labels import LabelTable
 from ichfast.prepare.pseudonyms import stored_id
 from ichfast.sources.listing import Entry, Listing
 
+_NOTHING = "nothing"
+"""Text in a plan for no accepted codes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -84,6 +87,7 @@ def shard_plan(
     unit_entries: int,
     levels: tuple[int, ...],
     id_key: bytes | None,
+    accept: frozenset[str],
 ) -> dict[str, str]:
     """The part of the plan that determines the shards and the journal.
 
@@ -92,6 +96,7 @@ def shard_plan(
         unit_entries: entries per unit.
         levels: the store's.
         id_key: key of the hashed ids; None where ids are kept.
+        accept: reject codes of images that are stored all the same.
     """
     listing = hashlib.sha256(id_key or b"")
     for source, key, size in entries.columns("source", "key", "size"):
@@ -99,10 +104,16 @@ def shard_plan(
     return {
         "levels": ",".join(map(str, levels)),
         "ids": ids_plan(id_key),
+        "accept": ",".join(sorted(accept)) or _NOTHING,
         "unit": str(unit_entries),
         "entries": str(len(entries)),
         "listing": listing.hexdigest(),
     }
+
+
+def accepted_codes(plan: Mapping[str, str]) -> frozenset[str]:
+    """The reject codes of images that a store with this plan has all the same."""
+    return frozenset(plan["accept"].split(",")) - {_NOTHING}
 
 
 def ids_plan(key: bytes | None) -> str:

@@ -36,13 +36,13 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ichfast.dicom.slices import read_slices
-from ichfast.errors import SourceError, StoreError
+from ichfast.dicom.slices import Slice, read_slices
+from ichfast.errors import SourceError, StoreError, check_kind_codes
 from ichfast.labels import LabelTable
 from ichfast.prepare.append import (
     adds_labels,
@@ -94,8 +94,9 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     limit: int | None = None,
     append: bool = False,
     scheduler: str | None = None,
+    accept: Collection[str] = (),
 ) -> PrepareReport:
-    """Make a store of every CT slice in `sources`, or continue an interrupted run.
+    """Make a store of the axial CT slices in `sources`, or continue an interrupted run.
 
     Args:
         sources: folders, files, archives and URLs, as for `ichfast.sources`.
@@ -114,6 +115,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         append: add new entries of `sources` to a finished store. Without a finished
             store this changes nothing.
         scheduler: address of a Dask scheduler, whose workers decode instead.
+        accept: reject codes in `KIND_CODES`, such as ``derived``, whose images are
+            stored all the same, with the code in their quirks.
 
     Raises:
         SourceError: a source is missing or cannot be reached by the workers, has no CT
@@ -139,7 +142,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     """
     # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()
-    _check_options(levels, workers, max_rejected)
+    accepted = _check_options(levels, workers, max_rejected, accept)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
     journal = Journal(store, levels)
     units: list[Unit] = []
@@ -155,7 +158,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         key, num_files = None, 0
         if not keep_ids:
             key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
-        plan = shard_plan(entries, UNIT_ENTRIES, levels, key)
+        plan = shard_plan(entries, UNIT_ENTRIES, levels, key, accepted)
         labels_plan = label_plan(labels, key)
         base = None
         if is_finished:
@@ -177,7 +180,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
                 keep_ids=keep_ids,
                 first_unit=base.intake.num_units if base else 0,
             )
-            job = Job(journal, key, read_slices, DECODE_TIMEOUT_S, name)
+            job = Job(journal, key, _reader(accepted), DECODE_TIMEOUT_S, name)
             num_files = convert_units(job, units, workers, scheduler)
             merged = merge(journal, units, base, name)
             _check_rejected(journal, merged, max_rejected, discard)
@@ -202,7 +205,10 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     return report
 
 
-def _check_options(levels: tuple[int, ...], workers: int, max_rejected: str) -> None:
+def _check_options(
+    levels: tuple[int, ...], workers: int, max_rejected: str, accept: Collection[str]
+) -> frozenset[str]:
+    """Check the options of the command; give the accepted reject codes."""
     max_workers = MAX_WORKERS_PER_CORE * len(os.sched_getaffinity(0))
     if not 1 <= workers <= max_workers:
         raise StoreError(
@@ -212,8 +218,13 @@ def _check_options(levels: tuple[int, ...], workers: int, max_rejected: str) -> 
     try:
         check_levels(levels)
         _num_allowed(max_rejected, 0)
+        return check_kind_codes(accept)
     except ValueError as error:
         raise StoreError(f"cannot prepare a store: {error}") from error
+
+
+def _reader(accept: frozenset[str]) -> Callable[[bytes], Iterator[Slice]]:
+    return partial(read_slices, accept=accept) if accept else read_slices
 
 
 def _key_path(store: Path, id_key: Path | None, *, keep_ids: bool) -> Path:

@@ -16,20 +16,26 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ichfast.dicom.slices import read_slices
+from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare.convert import Job
 from ichfast.prepare.ingested import Intake, name_digests, place_digests, read_intake
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
 from ichfast.prepare.own_files import REPAIR, remove_own, remove_temporaries
-from ichfast.prepare.plan import Unit, check_plan, entry_name, ids_plan
+from ichfast.prepare.plan import (
+    Unit,
+    accepted_codes,
+    check_plan,
+    entry_name,
+    ids_plan,
+)
 from ichfast.prepare.prepare import DECODE_TIMEOUT_S
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
 from ichfast.prepare.workers import convert_units
@@ -125,7 +131,8 @@ def _repair(
     numbers = {_unit_of(name) for name, _ in damaged}
     units, lost = _units(intake, list_entries(sources), key, numbers)
     problems += lost
-    _convert(Journal(scratch, header.levels), units, key, workers)
+    read = partial(read_slices, accept=accepted_codes(header.plan))
+    _convert(Journal(scratch, header.levels), units, key, read, workers)
     for name, level in damaged:
         if _put_back(path, scratch, shard_of[name], level):
             repaired.append(shard_path(path, name, level))
@@ -216,14 +223,18 @@ def _find(
 
 
 def _convert(
-    journal: Journal, units: Sequence[Unit], key: bytes | None, workers: int
+    journal: Journal,
+    units: Sequence[Unit],
+    key: bytes | None,
+    read: Callable[[bytes], Iterator[Slice]],
+    workers: int,
 ) -> None:
     """Write the shards of units as a run of prepare does."""
     journal.store.mkdir(parents=True)
     journal.begin({}, may_restart=False)
     # Names are for rejected.csv, which a repair does not write.
     name = partial(entry_name, keep_ids=False, first_unit=0)
-    job = Job(journal, key, read_slices, DECODE_TIMEOUT_S, name)
+    job = Job(journal, key, read, DECODE_TIMEOUT_S, name)
     convert_units(job, units, workers)
 
 

@@ -305,6 +305,19 @@ def test_frames_that_are_no_slices_are_left_out_and_counted() -> None:
     assert rejection(enhanced(scout, scout)).code == "localizer"
 
 
+def test_a_frame_that_is_damaged_rejects_its_file() -> None:
+    frames = [
+        {"PixelValueTransformationSequence": sequence({"RescaleSlope": slope})}
+        for slope in ("1", "x")
+    ]
+    content = ct_file(
+        np.stack([ramp(), ramp()]),
+        NumberOfFrames="2",
+        PerFrameFunctionalGroupsSequence=sequence(*frames),
+    )
+    assert rejection(content).code == "bad-header"
+
+
 def outcome(content: bytes) -> str:
     try:
         slices = list(read_slices(content))

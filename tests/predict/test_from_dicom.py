@@ -25,6 +25,7 @@ from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.predict.from_dicom import predict_dicom
 from ichfast.prepare.prepare import prepare_store
 from ichfast.system.signals import STOPPING
+from tests.conftest import write_dicom
 from tests.runs.trainedruns import write_run
 from tests.system.killed_process import held_elsewhere
 
@@ -74,6 +75,18 @@ def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None
     assert hashed["patient"].nunique() == 2
     assert not hashed["patient"].str.contains("MRN").any()
     assert hashed["slice_id"].str.startswith("ID_").all()
+
+
+@pytest.mark.slow
+def test_accepted_images_are_predicted_too(run_dir: Path, source: Path) -> None:
+    scout = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    write_dicom(source / "scout", "ID_scout", ImageType=scout)
+    options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}
+    strict = predict_dicom([run_dir], [source], **options)
+    assert strict.rejected == {"localizer": 1}
+    lenient = predict_dicom([run_dir], [source], accept=("localizer",), **options)
+    assert lenient.rejected == {}
+    assert len(lenient.table) == len(strict.table) + 1
 
 
 @pytest.mark.slow
