@@ -170,15 +170,15 @@ class PixelSearch:
             )
 
 
-def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
-    """Find the end of a chain of fragments.
+def find_fragments(content: bytes, start: int) -> tuple[int, list[int]]:
+    """Find the fragments of compressed pixels.
 
     Args:
         content: the file.
         start: offset of the first item, the basic offset table.
 
     Returns:
-        Offset of the end of the last fragment, and the number of fragments.
+        Offset of the end of the last fragment, and the offset of each one's item.
 
     Raises:
         RejectError: ``truncated-pixels``, a fragment exceeds the file; ``too-large``,
@@ -187,9 +187,9 @@ def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
     Source:
         DICOM PS3.5 A.4.
     """
-    at, num_items = start, 0
+    at, items = start, list[int]()
     while content[at : at + 4] == ITEM and at + 8 <= len(content):
-        if num_items > _MAX_FRAGMENTS:
+        if len(items) > _MAX_FRAGMENTS:
             raise RejectError("too-large", f"more than {_MAX_FRAGMENTS:,} fragments")
         end = at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")
         if end > len(content):
@@ -197,14 +197,15 @@ def measure_fragments(content: bytes, start: int) -> tuple[int, int]:
                 "truncated-pixels",
                 f"{len(content) - start:,} bytes of at least {end - start:,} expected",
             )
-        at, num_items = end, num_items + 1
-    if num_items == 0:
+        items.append(at)
+        at = end
+    if not items:
         raise RejectError("decoder-error", "the pixels are no chain of fragments")
-    if num_items == 1 or content[at : at + 4] not in (SEQUENCE_END, b""):
+    if len(items) == 1 or content[at : at + 4] not in (SEQUENCE_END, b""):
         raise RejectError(
-            "truncated-pixels", f"{num_items - 1} fragments, then no delimiter"
+            "truncated-pixels", f"{len(items) - 1} fragments, then no delimiter"
         )
-    return at, num_items - 1
+    return at, items[1:]
 
 
 @contextmanager

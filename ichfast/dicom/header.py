@@ -15,6 +15,7 @@ from ichfast.dicom.walker import Elements
 from ichfast.errors import RejectError
 
 TAGS = {
+    "MediaStorageSOPInstanceUID": 0x0002_0003,
     "TransferSyntaxUID": 0x0002_0010,
     "ImageType": 0x0008_0008,
     "SOPClassUID": 0x0008_0016,
@@ -272,6 +273,9 @@ def read_layout(header: Header) -> Layout:
     bits_stored = header.unsigned("BitsStored") or bits_allocated
     high_bit = header.unsigned("HighBit")
     num_frames = header.number("NumberOfFrames", 1)
+    if num_frames == 0:
+        header.quirks.add("frame_count")
+        num_frames = 1
     shape = f"{rows} rows x {columns} columns x {num_frames:.0f} frames"
     if rows * columns == 0 or not num_frames >= 1:
         raise RejectError("bad-header", shape)

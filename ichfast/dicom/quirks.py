@@ -8,13 +8,77 @@ Shape letters: H rows, W columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+_FRAME_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
+"""First bytes of a frame: JPEG and JPEG-LS, JPEG 2000, and JPEG 2000 in JP2 boxes.
+
+Source:
+    ISO/IEC 10918-1 B.2.1, 14495-1 C.2.2, 15444-1 A.4.1 and I.5.1.
+"""
+
 RawArray = npt.NDArray[np.integer[Any]]
 """Pixels as decoded, before rescale: any integer dtype, shape (H, W)."""
+
+
+def count_native_frames(num_bytes: int, frame_bytes: int) -> int:
+    """Count the frames of uncompressed pixels; 1 if they are no whole frames.
+
+    Args:
+        num_bytes: length of the pixels.
+        frame_bytes: length of a frame.
+    """
+    num_frames, left = divmod(num_bytes, frame_bytes)
+    return num_frames if num_frames > 0 and left == 0 else 1
+
+
+def count_compressed_frames(
+    content: bytes, fragments: Sequence[int], *, is_rle: bool
+) -> int:
+    """Count the frames of compressed pixels by the fragments that begin one.
+
+    Args:
+        content: the file.
+        fragments: offset of the item of each fragment.
+        is_rle: whether the pixels are RLE, where each fragment is a frame.
+
+    Source:
+        DICOM PS3.5 A.4, and G.5 for RLE.
+    """
+    if is_rle:
+        return len(fragments)
+    return max(1, sum(content.startswith(_FRAME_STARTS, at + 8) for at in fragments))
+
+
+def has_damaged_offsets(
+    content: bytes, start: int, fragments: Sequence[int], num_frames: int
+) -> bool:
+    """Whether a basic offset table points to something else than fragments.
+
+    It is damaged too if it has fewer offsets than the file has frames. One with more is
+    sound: the number of frames may be wrong.
+
+    Args:
+        content: the file.
+        start: offset of the item of the table.
+        fragments: offset of the item of each fragment.
+        num_frames: number of frames.
+
+    Source:
+        DICOM PS3.5 A.4. An empty table is allowed.
+    """
+    table = content[start + 8 : fragments[0]]
+    if not table:
+        return False
+    if len(table) % 4 or len(table) < 4 * num_frames:
+        return True
+    offsets = np.frombuffer(table, "<u4").tolist()
+    known = {at - fragments[0] for at in fragments}
+    return offsets[0] != 0 or offsets != sorted(known.intersection(offsets))
 
 
 def has_high_bit_offset(raw_HW: RawArray, bits_stored: int, high_bit: int) -> bool:

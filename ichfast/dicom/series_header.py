@@ -24,8 +24,8 @@ from ichfast.dicom.kind import check_kind
 from ichfast.dicom.walker import Elements
 
 _SLICE_KEYWORDS = (
-    *("TransferSyntaxUID", "SOPInstanceUID", "InstanceNumber"),
-    "ImagePositionPatient",
+    *("MediaStorageSOPInstanceUID", "TransferSyntaxUID", "SOPInstanceUID"),
+    *("InstanceNumber", "ImagePositionPatient"),
 )
 """Elements that belong to a slice or to its file, not to the series."""
 

@@ -21,7 +21,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -34,13 +34,13 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
-from ichfast.dicom import codestreams, guard, hounsfield
+from ichfast.dicom import codestreams, guard, hounsfield, quirks
 from ichfast.dicom.guard import BudgetedBytes, ReadBudget
 from ichfast.dicom.header import TAGS, Header, Layout, read_position
 from ichfast.dicom.quirks import RawArray
 from ichfast.dicom.sequences import raw_values, read_groups, read_items
 from ichfast.dicom.series_header import SeriesHeader, read_series_header
-from ichfast.dicom.walker import FLOAT_PIXELS, UNDEFINED, Elements, Walker
+from ichfast.dicom.walker import FLOAT_PIXELS, ITEM, UNDEFINED, Elements, Walker
 from ichfast.errors import KIND_CODES, RejectError
 
 _NATIVE_SYNTAXES = (
@@ -102,10 +102,10 @@ class Slice:
 
     quirks: tuple[str, ...]
     """Codes of `KIND_CODES` that were accepted, and defects that were mended, sorted:
-    ``high_bit``, ``j2k_sign``, ``long_pixels``, ``malformed_number``,
-    ``missing_rescale``, ``modality_lut``, ``monochrome1``, ``no_preamble``,
-    ``padding``, ``two_windows``, ``unused_bits``, ``wrapped_12bit``,
-    ``wrong_syntax``."""
+    ``frame_count``, ``high_bit``, ``j2k_sign``, ``long_pixels``,
+    ``malformed_number``, ``meta_uid``, ``missing_rescale``, ``modality_lut``,
+    ``monochrome1``, ``no_preamble``, ``offset_table``, ``padding``,
+    ``two_windows``, ``unused_bits``, ``wrapped_12bit``, ``wrong_syntax``."""
 
 
 def read_slices(
@@ -127,8 +127,12 @@ def read_slices(
     """
     with guard.reject_failures("bad-header", "header"):
         file = _parse(content)
-        header = Header(file.elements)
         series_header = read_series_header(file.elements, accept)
+        missing = _missing_elements(file, content, series_header.layout)
+        if missing:
+            file = replace(file, elements=_merged(missing, file.elements))
+            series_header = read_series_header(file.elements, accept)
+        header = Header(file.elements)
         if not header.identifier("SOPInstanceUID"):
             raise RejectError("bad-header", "SOPInstanceUID is missing")
         frame_headers = _frame_headers(file, header, series_header, accept)
@@ -195,13 +199,7 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
     budget = ReadBudget()
     stream = BudgetedBytes(content, budget)
     stream.seek(start)
-    meta = read_dataset(
-        stream,
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, _vr, _length: tag >> 16 != 2,
-    )
-    syntax = Header(raw_values(meta, _WANTED_TAGS)).text("TransferSyntaxUID")
+    syntax = _read_meta(stream).text("TransferSyntaxUID")
     start = stream.tell()
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         content, start = guard.inflate(content[start:]), 0
@@ -231,6 +229,51 @@ def _parse_with_pydicom(content: bytes, start: int, *, has_preamble: bool) -> _F
         pixels_at=search.at,
         pixels_bytes=search.length,
         quirks=set() if has_preamble else {"no_preamble"},
+    )
+
+
+def _read_meta(stream: BudgetedBytes) -> Header:
+    """Read the file meta information, and stop behind it."""
+    meta = read_dataset(
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag >> 16 != 2,
+    )
+    return Header(raw_values(meta, _WANTED_TAGS))
+
+
+def _missing_elements(file: _File, content: bytes, layout: Layout) -> Elements:
+    """Find the UID of a file in its meta information, and count its frames.
+
+    Returns:
+        SOPInstanceUID and NumberOfFrames, if they are missing and were found.
+    """
+    header, found = Header(file.elements), dict[int, tuple[bytes, bool]]()
+    if not header.text("SOPInstanceUID"):
+        stream = BudgetedBytes(content, file.budget)
+        stream.seek(guard.find_start(content)[0])
+        meta_uid = _read_meta(stream).text("MediaStorageSOPInstanceUID")
+        if meta_uid:
+            file.quirks.add("meta_uid")
+            found[TAGS["SOPInstanceUID"]] = meta_uid.encode(), True
+    num_frames = _count_frames(file, layout) if layout.num_frames == 1 else 1
+    if num_frames > 1 and header.number("NumberOfFrames", 0) == 0:
+        file.quirks.add("frame_count")
+        found[TAGS["NumberOfFrames"]] = str(num_frames).encode(), True
+    return found
+
+
+def _count_frames(file: _File, layout: Layout) -> int:
+    """Count the frames by the pixels; 1 where these are damaged."""
+    if file.pixels_bytes != UNDEFINED:
+        return quirks.count_native_frames(file.pixels_bytes, layout.frame_bytes)
+    try:
+        _, fragments = guard.find_fragments(file.content, file.pixels_at)
+    except RejectError:  # raised again when the frames are read
+        return 1
+    return quirks.count_compressed_frames(
+        file.content, fragments, is_rle=file.syntax == uid.RLELossless
     )
 
 
@@ -346,12 +389,17 @@ def _decode(file: _File, layout: Layout) -> Iterator[RawArray]:
             f"{uid.UID(file.syntax).name} needs one of {needs}; "
             "pip install 'ichfast[decoders]'",
         )
-    end, num_fragments = guard.measure_fragments(file.content, file.pixels_at)
-    if layout.num_frames > num_fragments:
+    end, fragments = guard.find_fragments(file.content, file.pixels_at)
+    if layout.num_frames > len(fragments):
         raise RejectError(
-            "too-large", f"{layout.num_frames} frames in {num_fragments} fragments"
+            "too-large", f"{layout.num_frames} frames in {len(fragments)} fragments"
         )
     pixels = file.content[file.pixels_at : end]
+    if quirks.has_damaged_offsets(
+        file.content, file.pixels_at, fragments, layout.num_frames
+    ):
+        pixels = ITEM + bytes(4) + file.content[fragments[0] : end]
+        file.quirks.add("offset_table")
     for codestream in generate_frames(pixels, number_of_frames=layout.num_frames):
         if file.syntax != uid.RLELossless:
             codestreams.check(codestream, layout.rows, layout.columns)
@@ -379,6 +427,9 @@ def _find_decoder(syntax: str) -> Decoder:
     try:
         return get_decoder(syntax)
     except NotImplementedError:
+        name = uid.UID(syntax).name
+        if name != syntax:
+            raise RejectError("no-decoder", f"{name} is not supported") from None
         is_uid = set(syntax) <= set("0123456789.")  # anything else may be a name
         name = syntax[:64] if is_uid else "that is no UID"
         raise RejectError("no-decoder", f"unknown transfer syntax {name}") from None
