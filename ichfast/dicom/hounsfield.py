@@ -65,11 +65,15 @@ def store_frame(
         mended.add("modality_lut")
     elif not is_complete:
         mended.add("missing_rescale")
-    if modality_lut is None and quirks.is_wrapped_12bit(
-        is_signed=layout.is_signed,
-        bits_stored=layout.bits_stored,
-        slope=slope,
-        intercept=intercept,
+    if (
+        modality_lut is None
+        and quirks.may_be_wrapped_12bit(
+            is_signed=layout.is_signed,
+            bits_stored=layout.bits_stored,
+            slope=slope,
+            intercept=intercept,
+        )
+        and quirks.is_wrapped_12bit(raw_HW)
     ):
         values_HW, intercept = quirks.unwrap_12bit(raw_HW), 0.0
         mended.add("wrapped_12bit")

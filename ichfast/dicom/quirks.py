@@ -21,6 +21,15 @@ Source:
     ISO/IEC 10918-1 B.2.1, 14495-1 C.2.2, 15444-1 A.4.1 and I.5.1.
 """
 
+_AIR_12BIT = 4096 - 1024
+"""Raw value of the least HU that wrapped around."""
+_AIR_HU = 124
+"""Width of the range of air from -1024 HU, with its noise."""
+_WATER_HU = 32
+"""Width of the range of water below 0 HU, with its noise."""
+_MIN_WRAPPED_SHARE = 0.001
+"""Lower limit of the share of wrapped pixels; a few may be metal."""
+
 RawArray = npt.NDArray[np.integer[Any]]
 """Pixels as decoded, before rescale: any integer dtype, shape (H, W)."""
 
@@ -114,7 +123,10 @@ def drop_high_bit_offset(raw_HW: RawArray, bits_stored: int, high_bit: int) -> R
 
 
 def has_unused_bits(raw_HW: RawArray, bits_stored: int) -> bool:
-    """Whether a pixel exceeds the range of `bits_stored` bits.
+    """Whether pixels exceed the range of `bits_stored` bits because of other bits.
+
+    A signed pixel below that range is a whole word already: its upper bits are those of
+    its sign, as in a padding of -2000 beside 12 bits.
 
     Args:
         raw_HW: pixels before rescale, shape (H, W), integer.
@@ -129,7 +141,7 @@ def has_unused_bits(raw_HW: RawArray, bits_stored: int) -> bool:
     if raw_HW.dtype.kind == "u":
         return bool(raw_HW.max() >> bits_stored)
     limit = 1 << (bits_stored - 1)
-    return bool(raw_HW.max() >= limit or raw_HW.min() < -limit)
+    return bool(raw_HW.max() >= limit and raw_HW.min() >= -limit)
 
 
 def mask_unused_bits(raw_HW: RawArray, bits_stored: int) -> RawArray:
@@ -144,14 +156,14 @@ def mask_unused_bits(raw_HW: RawArray, bits_stored: int) -> RawArray:
     return masked_HW
 
 
-def is_wrapped_12bit(
+def may_be_wrapped_12bit(
     *, is_signed: bool, bits_stored: int, slope: float, intercept: float
 ) -> bool:
-    """Whether negative HU of a file wrapped around at 4096.
+    """Whether a header has no place for air, so that negative HU may have wrapped.
 
-    An unsigned 12-bit file with an intercept near zero cannot represent air, which it
-    has at 3096 and above. Of the 674,258 RSNA training slices, 5,326 have an intercept
-    above -100, of any sign and number of bits; how many of them wrapped is not known.
+    An unsigned 12-bit file with an intercept near zero cannot represent air. Of the
+    674,258 RSNA training slices, 5,326 have an intercept above -100, of any sign and
+    number of bits; how many of them wrapped is not known.
 
     Args:
         is_signed: whether pixels are signed.
@@ -164,6 +176,23 @@ def is_wrapped_12bit(
         requires 12 bits and intercept > -100. No such file has a slope other than 1.
     """
     return not is_signed and bits_stored == 12 and slope == 1 and intercept > -100
+
+
+def is_wrapped_12bit(raw_HW: RawArray) -> bool:
+    """Whether negative HU of an image wrapped around at 4096.
+
+    Most of its pixels from 3072 on, which is -1024 HU, are then air, or else just below
+    0 HU, as in a part of a head without air. Metal has any value up to 4095, where it
+    is cut off; 4095 itself decides nothing.
+
+    Args:
+        raw_HW: pixels of 12 bits before rescale, shape (H, W), integer.
+    """
+    high_N = raw_HW[(raw_HW >= _AIR_12BIT) & (raw_HW < 4095)]
+    is_air_N = high_N < _AIR_12BIT + _AIR_HU
+    is_water_N = high_N >= 4096 - _WATER_HU
+    num_wrapped = int(np.count_nonzero(is_air_N | is_water_N))
+    return num_wrapped >= max(raw_HW.size * _MIN_WRAPPED_SHARE, high_N.size / 2, 1)
 
 
 def unwrap_12bit(raw_HW: RawArray) -> npt.NDArray[np.int16]:

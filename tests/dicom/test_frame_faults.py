@@ -78,6 +78,11 @@ def test_native_frames_that_no_number_states_are_counted(
     check_three_frames(content, "frame_count")
 
 
+def test_pixels_that_are_no_whole_frames_are_one_slice() -> None:
+    one = read_one(ct_file(ramp(), pixels=ramp().tobytes() * 2 + bytes(6)))
+    assert (one.slice_id, one.quirks) == ("ID_0123", ("long_pixels",))
+
+
 def test_a_number_of_frames_that_is_stated_is_not_changed() -> None:
     raw = np.stack([frame(number) for number in range(3)])
     assert read_one(ct_file(raw, NumberOfFrames="1")).quirks == ("long_pixels",)
@@ -119,7 +124,7 @@ def test_no_frames_are_one_frame() -> None:
     [
         *(bytes(12), struct.pack("<3I", 0, 0xFFFFFFFF, 1), struct.pack("<I", 0)),
         *(struct.pack("<3I", 0, 4, 8), struct.pack("<3I", 8, 16, 24), b"\1\2\3\4\5\6"),
-        *(b"\xff" * 12, bytes(4096)),
+        *(b"\xff" * 12, bytes(14), bytes(4096)),
     ],
 )
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -138,6 +143,15 @@ def test_sound_offsets_are_used(*, split: bool) -> None:
     assert rejection(two).code == "decoder-error"
     one = compressed(syntax, split=split, NumberOfFrames="1")
     assert rejection(one).code == "decoder-error"
+
+
+def test_offsets_that_leave_out_the_first_fragment_are_not_used() -> None:
+    """With them the first frame would be made of two fragments."""
+    syntax = uid.JPEG2000Lossless
+    first, second = (len(codestream(syntax, number)) + 8 for number in range(2))
+    table = struct.pack("<2I", first, first + second)
+    two = compressed(syntax, table=table, NumberOfFrames="2")
+    assert rejection(two).detail == "more frames than the header states"
 
 
 def test_a_uid_that_only_the_meta_information_has_is_used() -> None:

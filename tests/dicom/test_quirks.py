@@ -57,6 +57,57 @@ def test_other_files_are_not_unwrapped(changed: dict[str, Any]) -> None:
     assert one.quirks == ()
 
 
+def wrapped_head() -> Any:
+    """Raw 12 bits of a head in noisy air, where negative HU wrapped around."""
+    rng = np.random.default_rng(3)
+    hu_HW = np.full((64, 64), -1000) + rng.integers(0, 40, (64, 64))
+    hu_HW[16:48, 16:48] = rng.integers(-20, 80, (32, 32))
+    hu_HW[16:48, 16] = 1200
+    hu_HW[20:24, 20:24] = -100
+    return hu_HW, (hu_HW & 0xFFF).astype("<u2")
+
+
+TWELVE_BITS: dict[str, Any] = {"BitsStored": 12, "HighBit": 11, "RescaleIntercept": "0"}
+
+
+@pytest.mark.parametrize("part", [np.s_[:, :], np.s_[28:, 28:], np.s_[28:44, 28:44]])
+def test_a_wrapped_head_is_unwrapped_with_and_without_air(part: Any) -> None:
+    hu_HW, raw_HW = wrapped_head()
+    one = read_one(ct_file(np.ascontiguousarray(raw_HW[part]), **TWELVE_BITS))
+    np.testing.assert_array_equal(one.stored_HW.astype(int) - 1024, hu_HW[part])
+    assert one.quirks == ("wrapped_12bit",)
+
+
+@pytest.mark.parametrize(
+    "metal",
+    [
+        *([3500] * 99, [4000] * 99, [4095] * 999, [3100], [4080]),
+        [*range(3000, 4096, 3), *[4095] * 900],
+    ],
+)
+@pytest.mark.parametrize("intercept", [0, -50])
+def test_metal_is_not_unwrapped(metal: list[int], intercept: int) -> None:
+    raw_HW = np.random.default_rng(4).integers(0, 2500, (64, 64)).astype("<u2")
+    raw_HW.flat[: len(metal)] = metal
+    changed = TWELVE_BITS | {"RescaleIntercept": str(intercept)}
+    one = read_one(ct_file(raw_HW, **changed))
+    np.testing.assert_array_equal(
+        one.stored_HW.astype(int) - 1024, raw_HW.astype(int) + intercept
+    )
+    assert (one.rescale_intercept, one.quirks) == (intercept, ())
+
+
+def test_a_plausible_rescale_is_never_changed() -> None:
+    """Pixels near 3,096 are bone or metal where the intercept gives air a place."""
+    _, raw_HW = wrapped_head()
+    for intercept in (-1024, -1000, -100):
+        changed = TWELVE_BITS | {"RescaleIntercept": str(intercept)}
+        one = read_one(ct_file(raw_HW, **changed))
+        np.testing.assert_array_equal(
+            one.stored_HW, raw_HW.astype(int) + intercept + 1024
+        )
+
+
 def test_monochrome1_keeps_its_hu() -> None:
     one = read_one(ct_file(ramp(), PhotometricInterpretation="MONOCHROME1"))
     np.testing.assert_array_equal(one.stored_HW, np.clip(ramp(), 0, None))
@@ -101,6 +152,16 @@ def test_negative_values_without_their_upper_bits_are_sign_extended() -> None:
     raw = ramp(first=-20)
     content = ct_file(raw & 0x0FFF, BitsStored=12, HighBit=11, RescaleIntercept="0")
     np.testing.assert_array_equal(read_hu(content), raw)
+
+
+@pytest.mark.parametrize("padding", [-2049, -3024, -32768])
+def test_words_with_their_sign_are_not_masked(padding: int) -> None:
+    raw_HW = np.array([[padding, -1000, 40], [2047, 2048, 3071]], "<i2")
+    one = read_one(ct_file(raw_HW, **TWELVE_BITS))
+    np.testing.assert_array_equal(
+        one.stored_HW, np.clip(raw_HW.astype(int) + 1024, 0, None)
+    )
+    assert one.quirks == ()
 
 
 def test_values_in_the_upper_bits_are_shifted_down() -> None:

@@ -16,6 +16,7 @@ from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 from pydicom.pixels.processing import apply_rescale
 
+from ichfast.dicom import quirks
 from ichfast.dicom.slices import read_slices
 from ichfast.errors import REJECT_CODES
 from tests.dicom.dicom_files import (
@@ -98,6 +99,18 @@ def test_the_real_enhanced_ct_gives_each_frame_its_position() -> None:
     assert (first.position_mm, first.slice_id[-2:]) == (159, ".1")
     assert second.position_mm not in (159, math.nan)
     assert (first.series_header.thickness_mm, first.rescale_intercept) == (10, -1024)
+
+
+@needs_data
+def test_real_slices_are_unwrapped_only_where_they_wrapped(
+    real_slices: list[npt.NDArray[np.uint16]],
+) -> None:
+    for stored_HW in real_slices:
+        hu_HW = stored_HW.astype(np.int32) - 1024
+        wrapped_HW = (np.clip(hu_HW, -1000, 3095) & 0xFFF).astype(np.uint16)
+        assert quirks.is_wrapped_12bit(wrapped_HW)
+        cut_HW = np.clip(hu_HW, 0, 4095).astype(np.uint16)
+        assert not quirks.is_wrapped_12bit(cut_HW)
 
 
 @needs_data
