@@ -192,7 +192,7 @@ def is_wrapped_12bit(raw_HW: RawArray) -> bool:
     is_air_N = high_N < _AIR_12BIT + _AIR_HU
     is_water_N = high_N >= 4096 - _WATER_HU
     num_wrapped = int(np.count_nonzero(is_air_N | is_water_N))
-    return num_wrapped >= max(raw_HW.size * _MIN_WRAPPED_SHARE, high_N.size / 2, 1)
+    return num_wrapped >= max(raw_HW.size * _MIN_WRAPPED_SHARE, high_N.size / 2)
 
 
 def unwrap_12bit(raw_HW: RawArray) -> npt.NDArray[np.int16]:

@@ -159,3 +159,11 @@ def test_the_command_takes_codes_separated_by_commas(
     wrong = CliRunner().invoke(cli, ["prepare", str(study), "--accept", "mip"])
     assert wrong.exit_code == 1
     assert "unknown code to accept 'mip'" in wrong.stderr
+
+
+def test_a_store_that_is_predicted_has_its_images_already(tmp_path: Path) -> None:
+    out = str(tmp_path / "p.csv")
+    command = ["predict", "run", out, "--store", "store", "--accept", "derived"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 2
+    assert "--accept goes with --dicom" in result.stderr
