@@ -1,40 +1,41 @@
-"""The RSNA label csv as an (N, 6) array in one fixed class order.
+"""Label files as arrays in one fixed class order.
 
-Two forms are read, as ``.csv``, ``.csv.gz``, ``.csv.bz2`` or ``.csv.xz``:
-
-    long    ``ID,Label`` with ``ID_xxxxxxxxx_subtype`` in ID, the form of Kaggle
-    wide    one row per slice: its id, and a column for each of the six classes
+A file is recognized by its columns (`FORMS`); docs/labels.md shows an example of each
+form. Names of columns are compared without case, spaces and punctuation, and
+`CLASS_NAMES` lists what a class may be called. Ids count without a suffix ``.dcm``.
 
 Promises:
 
-1. Identical rows count once; the number of dropped rows is reported.
-2. Rows that contradict each other, unknown classes, values other than 0 and 1,
-   slices with fewer than six classes, and an `any` that is not the OR of the
-   other five are errors that name the first offenders. Nothing is guessed.
+1. A value is 0 or 1 (also 0.0, 1.0, true, false), or missing (empty, nan, na, null).
+   A class without a column is missing for all. A row without any label is dropped.
+2. A missing `any` is the OR of the five subtypes where all five are known. Where only
+   some are known it stays missing: a table with positives alone would mislead.
+3. Rows that repeat others count once, and their number is reported.
+4. Values other than these, unknown classes, rows that contradict each other, an `any`
+   that is not the OR, and rows that are missing in the long form are errors that name
+   the first offenders. Nothing is guessed.
 
-Shape letters: N slices, K classes, R rows of the csv.
+Shape letters: N ids, K classes, R rows of the file, C cells (a class of an id).
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
-import zlib
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 
 from ichfast.errors import LabelError, first_line
-from ichfast.system.untrusted import max_unpacked_bytes
+from ichfast.system.text_table import NOT_A_TABLE, open_text_table
 
 CLASSES = (
     "any",
@@ -46,176 +47,372 @@ CLASSES = (
 )
 """The six classes, in the order of every array with a K axis."""
 
-WIDE_ID_COLUMNS = ("slice_id", "sop_instance_uid", "SOPInstanceUID", "ID", "image")
-"""Column names for the slice id of a wide csv; the first that is there counts."""
+ABBREVIATIONS = ("ich", "edh", "iph", "ivh", "sah", "sdh")
+"""Short names of the classes, in `CLASSES` order."""
 
-MAX_HEADER_BYTES = 2**20
-"""Upper limit of a csv's first line, bytes. A longer line is no label csv's."""
+CLASS_NAMES = MappingProxyType(
+    {
+        **{name: name for name in CLASSES},
+        **dict(zip(ABBREVIATIONS, CLASSES, strict=True)),
+    }
+)
+"""The class for each name that it may have in a file."""
+
+SLICE_IDS = ("sliceid", "sopinstanceuid", "id", "imageid", "image", "filename")
+"""Keys of columns with a slice id; the first that is there counts."""
+
+READERS = ("r1", "r2", "r3")
+"""The readers of CQ500, by the start of their columns."""
+
+VALUES: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("0", "0.0", "false"), 0),
+        **dict.fromkeys(("1", "1.0", "true"), 1),
+        **dict.fromkeys(("", "nan", "na", "null"), -1),
+    }
+)
+"""The label for each text of a cell; -1 is a missing one."""
 
 NUM_SHOWN = 3
 """Number of offenders that an error names."""
 
+MAX_COLUMNS_SHOWN, MAX_NAME_SHOWN = 12, 40
+"""Upper limits of the columns that a message names, and of characters of a name."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelTable:
-    """The labels of a csv."""
+    """The labels of a file."""
 
-    slice_ids: npt.NDArray[np.object_]
-    """Shape (N,), each slice id once, in the csv's order."""
+    ids: npt.NDArray[np.object_]
+    """Shape (N,), each id once, in the file's order."""
 
-    labels_NK: npt.NDArray[np.uint8]
-    """Shape (N, 6), 0 or 1, classes in `CLASSES` order."""
+    labels_NK: npt.NDArray[np.float32]
+    """Shape (N, 6), 0, 1 or NaN (missing), classes in `CLASSES` order. Some label of
+    each id is known. It is float32, as `Store.labels_NK` is, because NaN cannot be
+    taken for a label by mistake, as -1 could."""
 
     num_duplicates: int
     """Rows dropped because they repeat an earlier row."""
 
+    level: str = "slice"
+    """What an id names: slice, series, study, patient, or slice number (of a
+    patient, such as ``49/14``)."""
+
+    description: str = ""
+    """One line about the file: its form, rows, classes, and the columns left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelForm:
+    """A form of label files."""
+
+    name: str
+    level: str
+    needs: tuple[tuple[str, ...], ...]
+    """The keys of columns that the form needs, one of each group."""
+
+    def missing(self, keys: Sequence[str]) -> list[tuple[str, ...]]:
+        """The groups of which a file with these keys has no column."""
+        return [group for group in self.needs if not set(group) & set(keys)]
+
+
+FORMS = (
+    LabelForm("wide", "slice", (SLICE_IDS, CLASSES)),
+    LabelForm("long", "slice", (SLICE_IDS, ("label",))),
+    LabelForm("wide by series", "series", (("seriesinstanceuid",), CLASSES)),
+    LabelForm("wide by study", "study", (("studyinstanceuid",), CLASSES)),
+    LabelForm(
+        "PhysioNet CT-ICH",
+        "slice number",
+        (("patientnumber",), ("slicenumber",), CLASSES),
+    ),
+    LabelForm(
+        "CQ500 reads",
+        "patient",
+        (("name",), tuple(f"{r}{name}" for r in READERS for name in ABBREVIATIONS)),
+    ),
+)
+"""All forms. A file has the first form whose columns it has."""
+
 
 def read_labels(path: Path) -> LabelTable:
-    """Read a label csv, long or wide.
+    """Read a label file of any form.
 
-    The full Kaggle csv, 4,045,572 rows, takes 2 s and half a GiB.
+    The full Kaggle csv, 4.5 million rows, takes 3 s and half a GiB.
 
     Args:
-        path: a csv file, plain or compressed.
+        path: a csv or parquet file; see `ichfast.system.text_table`.
 
     Raises:
-        LabelError: the csv is missing, cannot be read, has no labels, or breaks a rule
-            of this module's docstring.
+        LabelError: the file is missing, cannot be read, has no labels or no known form,
+            or breaks a rule of this module's docstring.
     """
-    table = _read_csv(path)
-    names = table.column_names
-    for name in ("Label", *WIDE_ID_COLUMNS, *CLASSES):
-        if names.count(name) > 1:
-            raise LabelError(f"{path} has more than one column {name}; correct the csv")
-    if {"ID", "Label"} <= set(names):
-        return _from_long(path, table["ID"], table["Label"])
-    if set(CLASSES) <= set(names):
-        return _from_wide(path, table)
-    raise LabelError(
-        f"{path} is not a label csv: expected the columns ID and Label, or a slice id "
-        f"and {', '.join(CLASSES)}; found {', '.join(names[:12])}"
-    )
-
-
-def _read_csv(path: Path) -> pa.Table:
-    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix, Path.open)
     try:
-        with opener(path, "rb") as stream:
-            if opener is Path.open:
-                return _parse_csv(stream)
-            max_bytes = max_unpacked_bytes(path.stat().st_size)
-            content = stream.read(max_bytes + 1)
-            if len(content) > max_bytes:
-                raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")
-            return _parse_csv(io.BytesIO(content))
+        with open_text_table(path) as table:
+            columns = _columns(path, table.names)
+            form = _form_of(path, table.names, columns)
+            used = _used_columns(form, columns)
+            rows = table.read(list(used.values())).rename_columns(list(used))
+            left_out = [name for name in table.names if name not in used.values()]
     except FileNotFoundError as error:
-        raise LabelError(f"no label csv at {path}") from error
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise LabelError(f"no label file at {path}") from error
+    except NOT_A_TABLE as error:
         reason = first_line(error)
-        raise LabelError(f"cannot read the label csv {path}: {reason}") from error
-
-
-def _parse_csv(stream: IO[bytes]) -> pa.Table:
-    # All columns are read as text, so that an error can show "2" or "yes" unchanged.
-    # The header is parsed alone: Arrow reads ahead in a thread, so a first reader of
-    # the whole stream could take rows from the second.
-    header = io.BytesIO(stream.readline(MAX_HEADER_BYTES))
-    names = pa_csv.open_csv(header).schema.names
-    stream.seek(0)
-    as_text = pa_csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-    )
-    return pa_csv.read_csv(stream, convert_options=as_text)
-
-
-def _from_long(path: Path, ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> LabelTable:
-    if len(ids) == 0:
+        raise LabelError(f"cannot read the label file {path}: {reason}") from error
+    if len(rows) == 0:
         raise LabelError(f"{path} has no row")
-    parts = pc.split_pattern(ids, "_", max_splits=1, reverse=True)
-    lengths_R = pc.list_value_length(parts).to_numpy()
-    _refuse(path, "ID is not `slice_class`", ids, lengths_R != 2)
-    class_R = _index_in(pc.list_element(parts, 1), CLASSES)
-    _refuse(path, "the class in ID is unknown", ids, class_R < 0)
-    label_R = _index_in(labels, ("0", "1"))
-    _refuse(path, "Label is not 0 or 1", ids, label_R < 0)
+    if form.name == "long":
+        cells = _long_cells(path, rows)
+    else:
+        cells = _wide_cells(path, form, rows)
+    return _table_of(path, form, cells, len(rows), left_out)
 
-    encoded = pc.list_element(parts, 0).combine_chunks().dictionary_encode()
-    del parts  # frees half a GiB for the full csv
-    slice_ids = encoded.dictionary.to_numpy(zero_copy_only=False)
-    cell_R = encoded.indices.to_numpy() * np.int32(len(CLASSES)) + class_R
 
-    num_ones_C = np.bincount(cell_R[label_R == 1], minlength=slice_ids.size * 6)
-    num_rows_C = np.bincount(cell_R, minlength=slice_ids.size * 6)
-    contradicts_C = (num_ones_C > 0) & (num_ones_C < num_rows_C)
-    _refuse(path, "Label is both 0 and 1", ids, contradicts_C[cell_R])
-    complete_N = (num_rows_C.reshape(-1, len(CLASSES)) > 0).all(axis=1)
-    _refuse(path, "fewer than six classes for the slice", slice_ids, ~complete_N)
+def _key(name: str) -> str:
+    """The name of a column without case, spaces and punctuation; its class, if any."""
+    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    return CLASS_NAMES.get(key, key)
 
-    labels_NK = (num_ones_C > 0).astype(np.uint8).reshape(-1, len(CLASSES))
-    _check_any(path, slice_ids, labels_NK)
-    return LabelTable(
-        slice_ids=slice_ids,
-        labels_NK=labels_NK,
-        num_duplicates=int((num_rows_C - 1).clip(min=0).sum()),
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The name of the column for each key that some form knows."""
+    known = {key for form in FORMS for group in form.needs for key in group}
+    known.add("nohemorrhage")
+    pairs = [(_key(name), name) for name in names]
+    pairs = [(key, name) for key, name in pairs if key in known]
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            found = ", ".join(name for other, name in pairs if other == key)
+            raise LabelError(
+                f"{path} has more than one column {key} ({found}); correct the file"
+            )
+    return dict(pairs)
+
+
+def _form_of(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> LabelForm:
+    missing_of = {form: form.missing(list(columns)) for form in FORMS}
+    for form, missing in missing_of.items():
+        if not missing:
+            return form
+    nearest, missing = min(
+        missing_of.items(), key=lambda pair: (len(pair[1]), -len(pair[0].needs))
+    )
+    needs = " and ".join(
+        f"a column {group[0]}" if len(group) == 1 else f"one of {', '.join(group[:6])}"
+        for group in missing
+    )
+    raise LabelError(
+        f"{path} is no label file of a known form: it has the columns "
+        f"{_shown_names(names)}; the nearest form, {nearest.name}, also needs {needs} "
+        "(docs/labels.md lists the forms)"
     )
 
 
-def _from_wide(path: Path, table: pa.Table) -> LabelTable:
-    id_column = next((n for n in WIDE_ID_COLUMNS if n in table.column_names), None)
-    if id_column is None:
+def _shown_names(names: Sequence[str]) -> str:
+    texts = (" ".join(name.split())[:MAX_NAME_SHOWN] for name in names)
+    shown = [text or "(without a name)" for text in islice(texts, MAX_COLUMNS_SHOWN)]
+    if len(names) > MAX_COLUMNS_SHOWN:
+        shown.append(f"and {len(names) - MAX_COLUMNS_SHOWN:,} more")
+    return ", ".join(shown)
+
+
+def _used_columns(form: LabelForm, columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a file that its form reads, by key; those of the id come first."""
+    used: dict[str, str] = {}
+    for group in form.needs:
+        found = [key for key in group if key in columns]
+        if group == SLICE_IDS:
+            found = found[:1]
+        used |= {key: columns[key] for key in found}
+    if form.name == "PhysioNet CT-ICH" and "nohemorrhage" in columns:
+        used["nohemorrhage"] = columns["nohemorrhage"]
+    return used
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """The values of a file, before rows of one id are put together."""
+
+    ids: npt.NDArray[np.object_]
+    """Shape (N,), each id once."""
+
+    cell_C: npt.NDArray[np.int32]
+    """Shape (C,): 6 times the number of the id, plus the number of the class."""
+
+    value_C: npt.NDArray[np.int8]
+    """Shape (C,): 0, 1, or -1 (missing)."""
+
+    num_duplicates: int
+
+
+def _long_cells(path: Path, rows: pa.Table) -> _Cells:
+    """The cells of rows such as ``ID_0123_subdural,1``."""
+    whole_ids, labels = rows.columns
+    is_pair_R = pc.match_substring(whole_ids, "_").to_numpy()
+    _refuse(path, "ID is not `slice_class`", "row(s)", whole_ids, ~is_pair_R)
+    parts = []
+    for chunk in whole_ids.chunks:  # one at a time, because the lists are large
+        split = pc.split_pattern(chunk, "_", max_splits=1, reverse=True)
+        parts.append([pc.list_element(split, n) for n in range(2)])
+    ids, id_R = _numbered(path, pa.chunked_array(part[0] for part in parts))
+    class_names = pa.chunked_array(part[1] for part in parts)
+    del parts
+    numbers = {name: CLASSES.index(known) for name, known in CLASS_NAMES.items()}
+    class_R = _mapped(class_names, numbers)
+    _refuse(path, "the class in ID is unknown", "row(s)", whole_ids, class_R == -2)
+    value_R = _mapped(labels, VALUES)
+    _refuse(path, "Label is not 0 or 1", "row(s)", whole_ids, value_R == -2)
+    cell_R = id_R * np.int32(len(CLASSES)) + class_R
+
+    has_row_C = np.zeros(len(ids) * len(CLASSES), dtype=np.bool_)
+    has_row_C[cell_R] = True
+    has_row_NK = has_row_C.reshape(-1, len(CLASSES))
+    # A file may lack a class, but then for all slices; others are cut off.
+    is_cut_N = (has_row_NK != has_row_NK.any(axis=0)).any(axis=1)
+    _refuse(path, "a class that others have has no row", "slice(s)", ids, is_cut_N)
+    return _Cells(ids, cell_R, value_R, len(cell_R) - int(has_row_C.sum()))
+
+
+def _wide_cells(path: Path, form: LabelForm, rows: pa.Table) -> _Cells:
+    """The cells of rows with a column for each class."""
+    id_column, values_RK = rows.column(0), np.full((len(rows), 6), -1, dtype=np.int8)
+    if form.level == "slice number":
+        id_column = pc.binary_join_element_wise(id_column, rows.column(1), "/")
+
+    def values_of(key: str) -> npt.NDArray[np.int8]:
+        value_R = _mapped(rows[key], VALUES)
+        _refuse(path, f"{key} is not 0 or 1", "row(s)", id_column, value_R == -2)
+        return value_R
+
+    for k, name in enumerate(CLASSES):
+        if name in rows.column_names:
+            values_RK[:, k] = values_of(name)
+        elif form.level == "patient":
+            values_RK[:, k] = _majority(
+                [
+                    values_of(f"{reader}{ABBREVIATIONS[k]}")
+                    for reader in READERS
+                    if f"{reader}{ABBREVIATIONS[k]}" in rows.column_names
+                ]
+            )
+    if "nohemorrhage" in rows.column_names and "any" not in rows.column_names:
+        opposite = np.array([1, 0, -1], dtype=np.int8)
+        values_RK[:, 0] = opposite[values_of("nohemorrhage")]
+    ids, id_R = _numbered(path, id_column)
+    cell_RK = id_R[:, np.newaxis] * np.int32(6) + np.arange(6, dtype=np.int32)
+    return _Cells(ids, cell_RK.ravel(), values_RK.ravel(), len(rows) - len(ids))
+
+
+def _majority(reads: Sequence[npt.NDArray[np.int8]]) -> npt.NDArray[np.int8] | int:
+    """What more than half of the readers say; -1 (missing) where they do not agree."""
+    if not reads:
+        return -1
+    reads_QR = np.stack(reads)
+    is_one_R = (reads_QR == 1).sum(axis=0) > len(reads) / 2
+    is_zero_R = (reads_QR == 0).sum(axis=0) > len(reads) / 2
+    return np.where(is_one_R, 1, np.where(is_zero_R, 0, -1)).astype(np.int8)
+
+
+def _table_of(
+    path: Path, form: LabelForm, cells: _Cells, num_rows: int, left_out: Sequence[str]
+) -> LabelTable:
+    is_one_C, is_zero_C = (
+        np.zeros(len(cells.ids) * len(CLASSES), dtype=np.bool_) for _ in range(2)
+    )
+    is_one_C[cells.cell_C[cells.value_C == 1]] = True
+    is_zero_C[cells.cell_C[cells.value_C == 0]] = True
+    both = np.flatnonzero(is_one_C & is_zero_C)
+    if both.size:
+        shown = [f"{cells.ids[c // 6]} {CLASSES[c % 6]}" for c in both[:NUM_SHOWN]]
         raise LabelError(
-            f"{path} names no slice: expected a column called "
-            f"{', '.join(WIDE_ID_COLUMNS)}; found {', '.join(table.column_names[:12])}"
+            f"{path}: rows disagree on {both.size:,} label(s), both 0 and 1, first "
+            f"{', '.join(shown)}; correct the file"
         )
-    # A row whose labels are all empty is an unlabelled slice.
-    labelled = pc.not_equal(
-        pc.binary_join_element_wise(*(table[name] for name in CLASSES), ""), ""
-    )
-    table = table.filter(labelled)
-    if len(table) == 0:
+    labels_C = np.where(is_one_C, np.float32(1), np.float32(np.nan))
+    labels_C[is_zero_C] = 0
+    labels_NK = with_any(labels_C.reshape(-1, len(CLASSES)))
+    # Readers may agree on a bleed and not on its type.
+    if form.level != "patient":
+        problem = "`any` is not the OR of the five subtypes"
+        _refuse(
+            path, problem, f"{form.level}(s)", cells.ids, contradicts_any(labels_NK)
+        )
+    is_known_NK = ~np.isnan(labels_NK)
+    is_known_N = is_known_NK.any(axis=1)
+    if not is_known_N.any():
         raise LabelError(f"{path} has no labelled row")
-    ids = table[id_column]
-    labels_RK = np.stack([_index_in(table[n], ("0", "1")) for n in CLASSES], axis=1)
-    _refuse(path, "a class is not 0 or 1", ids, (labels_RK < 0).any(axis=1))
-
-    encoded = ids.combine_chunks().dictionary_encode()
-    slice_ids = encoded.dictionary.to_numpy(zero_copy_only=False)
-    slice_R = encoded.indices.to_numpy()
-    labels_NK = np.zeros((slice_ids.size, len(CLASSES)), dtype=np.uint8)
-    labels_NK[slice_R] = labels_RK
-    contradicts_R = (labels_NK[slice_R] != labels_RK).any(axis=1)
-    _refuse(path, "two rows of the slice disagree", ids, contradicts_R)
-    _check_any(path, slice_ids, labels_NK)
+    classes = [CLASSES[k] for k in np.flatnonzero(is_known_NK.any(axis=0))]
     return LabelTable(
-        slice_ids=slice_ids,
-        labels_NK=labels_NK,
-        num_duplicates=len(ids) - slice_ids.size,
+        ids=cells.ids[is_known_N],
+        labels_NK=labels_NK[is_known_N],
+        num_duplicates=cells.num_duplicates,
+        level=form.level,
+        description=f"labels: form {form.name}, {num_rows:,} rows, classes "
+        f"{', '.join(classes)}; columns left out: {_shown_names(left_out) or 'none'}",
     )
 
 
-def _index_in(texts: pa.ChunkedArray, known: Sequence[str]) -> npt.NDArray[np.int8]:
-    """The position of each text in `known`; -1 for an unknown text."""
-    found = pc.index_in(texts, value_set=pa.array(known))
-    positions: npt.NDArray[np.int8] = pc.fill_null(found, -1).to_numpy().astype(np.int8)
-    return positions
+def with_any(labels_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Give a missing `any` where all five subtypes are known: their OR.
+
+    Args:
+        labels_NK: 0, 1 or NaN, shape (N, 6).
+    """
+    # The maximum of numbers with a NaN is NaN.
+    any_N = np.where(
+        np.isnan(labels_NK[:, 0]), labels_NK[:, 1:].max(axis=1), labels_NK[:, 0]
+    )
+    return np.column_stack([any_N, labels_NK[:, 1:]])
 
 
-def _check_any(
-    path: Path,
-    slice_ids: npt.NDArray[np.object_],
-    labels_NK: npt.NDArray[np.uint8],
-) -> None:
-    disagrees_N = labels_NK[:, 0] != labels_NK[:, 1:].max(axis=1)
-    _refuse(path, "`any` is not the OR of the five subtypes", slice_ids, disagrees_N)
+def contradicts_any(labels_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Whether the known `any` of each row cannot be the OR of the subtypes.
+
+    Args:
+        labels_NK: 0, 1 or NaN, shape (N, 6).
+
+    Returns:
+        Shape (N,).
+    """
+    is_any_N, is_one_NK = labels_NK[:, 0] == 1, labels_NK[:, 1:] == 1
+    all_zero_N = (labels_NK[:, 1:] == 0).all(axis=1)
+    wrong: npt.NDArray[np.bool_] = (labels_NK[:, 0] == 0) & is_one_NK.any(axis=1)
+    return wrong | (is_any_N & all_zero_N)
 
 
-def _refuse(path: Path, problem: str, ids: Any, bad: npt.ArrayLike) -> None:
+def _numbered(
+    path: Path, texts: pa.ChunkedArray
+) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.int32]]:
+    """Each id once, shape (N,), and the number of the id of each row, shape (R,)."""
+    encoded = texts.dictionary_encode().combine_chunks()
+    ids = pc.utf8_trim_whitespace(encoded.dictionary)
+    number_R = encoded.indices
+    if pc.any(pc.ends_with(ids, ".dcm", ignore_case=True)).as_py():
+        shorter = pc.replace_substring_regex(ids, r"(?i)\.dcm$", "")
+        merged = shorter.dictionary_encode()
+        ids, number_R = merged.dictionary, merged.indices.take(number_R)
+    ids_N = ids.to_numpy(zero_copy_only=False)
+    _refuse(path, "the id is empty", "id(s)", ids_N, ids_N == "")
+    return ids_N, number_R.to_numpy()
+
+
+def _mapped(texts: pa.ChunkedArray, known: Mapping[str, int]) -> npt.NDArray[np.int8]:
+    """The number of each text, without case and spaces around it; -2 if not known."""
+    encoded = texts.dictionary_encode().combine_chunks()
+    distinct = pc.utf8_lower(pc.utf8_trim_whitespace(encoded.dictionary))
+    found = pc.fill_null(pc.index_in(distinct, pa.array(known)), len(known))
+    numbers = np.array([*known.values(), -2], dtype=np.int8)
+    mapped: npt.NDArray[np.int8] = numbers[found.to_numpy()][encoded.indices.to_numpy()]
+    return mapped
+
+
+def _refuse(path: Path, problem: str, unit: str, ids: Any, bad: npt.ArrayLike) -> None:
     """Raise a `LabelError` with the count and the first offenders, if any is bad."""
     where = np.flatnonzero(bad)
     if where.size == 0:
         return
     shown = ", ".join(str(ids[int(k)]) for k in where[:NUM_SHOWN])
     raise LabelError(
-        f"{path}: {problem} in {where.size:,} row(s), first {shown}; correct the csv"
+        f"{path}: {problem} in {where.size:,} {unit}, first {shown}; correct the file"
     )

@@ -48,7 +48,8 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     "--labels",
     type=Path,  # click's own type would look at the file, which may block
     metavar="FILE",
-    help="Label csv: RSNA's (ID,Label), or a row for each slice with six columns.",
+    help="Labels: RSNA's csv (ID,Label), or a csv or parquet file with a row for each "
+    "slice and a column for each class; docs/labels.md lists the forms.",
 )
 @STORE
 @click.option(
@@ -211,19 +212,21 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
 
 
 def _read_labels(path: Path) -> LabelTable:
-    """Read a label csv in another process, so that this one ends if nothing comes."""
+    """Read labels in another process, so that this one ends if nothing comes."""
     from ichfast.errors import LabelError
     from ichfast.labels import read_labels
     from ichfast.system.limits import LimitedProcess
 
     with LimitedProcess() as process:
         try:
-            return process.call(read_labels, path)
+            table = process.call(read_labels, path)
         except TimeoutError as error:
             raise LabelError(
                 f"cannot read {path}: {error.strerror}; check the disk or the server "
                 "that it is on"
             ) from error
+    print_status(table.description)
+    return table
 
 
 def _integers(text: str, option: str) -> tuple[int, ...]:

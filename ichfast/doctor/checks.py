@@ -178,7 +178,10 @@ def _space_notes(machine: Machine) -> Iterator[str]:
     if store is None:
         return
     if store.labelled == 0:
-        yield f"{machine.store_path} has no labels: prepare it again with --labels CSV"
+        yield (
+            f"{machine.store_path} has no slice with all six labels: add them with "
+            "`ichfast prepare SOURCE... --append --labels CSV`"
+        )
     level, num_bytes = min(store.level_bytes.items(), key=lambda each: each[1])
     if num_bytes > store.spare_bytes:
         yield (

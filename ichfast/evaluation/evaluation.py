@@ -143,8 +143,8 @@ def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
 
     Raises:
-        PredictionError: no labelled slice, a slice twice, a label other than 0 and
-            1, or a probability that is missing or outside [0, 1].
+        PredictionError: no slice with all six labels, a slice twice, a label other than
+            0 and 1, or a probability that is missing or outside [0, 1].
 
     Example:
         >>> from pathlib import Path
@@ -176,14 +176,15 @@ def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Return the labelled rows of a predictions table, checked.
 
     Raises:
-        PredictionError: no labelled slice, a slice twice, a label other than 0 and
-            1, or a probability that is missing or outside [0, 1].
+        PredictionError: no slice with all six labels, a slice twice, a label other than
+            0 and 1, or a probability that is missing or outside [0, 1].
     """
     is_labelled_N = ~np.isnan(labels_of(table)).any(axis=1)
     if not is_labelled_N.any():
         raise PredictionError(
-            f"none of the {len(table):,} predicted slices has labels, so there is "
-            "nothing to evaluate; predict a store made with `ichfast prepare --labels`"
+            f"none of the {len(table):,} predicted slices has all six labels, so there "
+            "is nothing to evaluate; predict a store made with `ichfast prepare "
+            "--labels`"
         )
     labelled: pd.DataFrame = table.iloc[np.flatnonzero(is_labelled_N)]
     doubled = labelled["slice_id"].duplicated()

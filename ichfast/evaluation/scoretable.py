@@ -115,7 +115,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
         f"{evaluation.patient.count:,} patients"
     )
     if evaluation.unlabelled:
-        counts += f"; {evaluation.unlabelled:,} more have no labels and are left out"
+        counts += f"; {evaluation.unlabelled:,} more lack a label and are left out"
     replicates = evaluation.bootstrap["replicates"]
     lines = [counts]
     if replicates:

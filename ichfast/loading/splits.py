@@ -210,14 +210,19 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
             for validation; None keeps all.
 
     Raises:
-        FoldError: there are no labels, too few patients, or a part is empty.
+        FoldError: no slice has all six labels, there are too few patients, or a part is
+            empty.
     """
     labels_NK = store.labels_NK()
     labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
     if labelled_N.size == 0:
         raise FoldError(
-            f"{store.path} has no labels; run `ichfast prepare SOURCE... --labels CSV` "
-            "with another --store"
+            f"{store.path} has no labels; add them with `ichfast prepare SOURCE... "
+            f"--store {store.path} --append --labels CSV`"
+            if np.isnan(labels_NK).all()
+            else f"{store.path} has no slice with all six labels, which training "
+            f"needs; add those that are missing with `ichfast prepare SOURCE... "
+            f"--store {store.path} --append --labels CSV`"
         )
     if folds.kind == "patient":
         labelled_folds_N = patient_folds(

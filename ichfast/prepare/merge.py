@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.errors import LabelError
-from ichfast.labels import CLASSES, LabelTable
+from ichfast.labels import CLASSES, LabelTable, contradicts_any, with_any
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
 from ichfast.prepare.plan import Unit, entry_at
@@ -225,7 +225,7 @@ def _conflicts(
 def add_labels(
     rows: pa.Table, labels: LabelTable, key: bytes | None
 ) -> tuple[pa.Table, int]:
-    """Label the rows that have no labels.
+    """Give rows the labels that they lack.
 
     Args:
         rows: slice_id and six label columns (int8, null without a label).
@@ -238,11 +238,11 @@ def add_labels(
     Raises:
         LabelError: `labels` contradict the labels of a row.
     """
-    ids = pa.array([stored_id(key, slice_id) for slice_id in labels.slice_ids])
+    ids = pa.array([stored_id(key, slice_id) for slice_id in labels.ids])
     found = pc.index_in(rows["slice_id"], ids.cast(pa.string()))
     differs_N = np.zeros(len(rows), dtype=np.bool_)
     for k, name in enumerate(CLASSES):
-        new = pa.array(labels.labels_NK[:, k]).cast(pa.int8()).take(found)
+        new = _label_column(labels.labels_NK[:, k]).take(found)
         differs = pc.fill_null(pc.not_equal(rows[name], new), fill_value=False)
         differs_N |= differs.to_numpy()
         rows = _replaced(rows, name, pc.coalesce(new, rows[name]).combine_chunks())
@@ -252,7 +252,28 @@ def add_labels(
             f"the labels contradict those in the store for {differs_N.sum():,} "
             f"slice(s), first {first}; correct the csv, or prepare a new store"
         )
-    return rows, len(rows) - found.null_count
+    return _with_any(rows), len(rows) - found.null_count
+
+
+def _label_column(labels_N: npt.NDArray[np.float32]) -> pa.Array:
+    return pa.array(labels_N, from_pandas=True).cast(pa.int8())  # NaN becomes null
+
+
+def _labels_NK(rows: pa.Table) -> npt.NDArray[np.float32]:
+    return np.column_stack([rows[n].cast(pa.float32()).to_numpy() for n in CLASSES])
+
+
+def _with_any(rows: pa.Table) -> pa.Table:
+    """Give the `any` that follows from labels of several files, and check it."""
+    labels_NK = with_any(_labels_NK(rows))
+    wrong_N = contradicts_any(labels_NK)
+    if wrong_N.any():
+        first = rows["slice_id"][int(wrong_N.argmax())]
+        raise LabelError(
+            "with the labels of the store, `any` is not the OR of the five subtypes "
+            f"for {wrong_N.sum():,} slice(s), first {first}; correct the csv"
+        )
+    return _replaced(rows, CLASSES[0], _label_column(labels_NK[:, 0]))
 
 
 def finish(
@@ -287,7 +308,7 @@ def finish(
     rows = merged.rows
     if labels is not None:
         rows, num_found = add_labels(rows, labels, key)
-        counts["labels_without_slice"] = len(labels.slice_ids) - num_found
+        counts["labels_without_slice"] = len(labels.ids) - num_found
     shards = _used_shards(merged)
     names = [shard.name for shard in shards]
     journal.clear_shards(names)
@@ -301,7 +322,7 @@ def finish(
             "series": len(rows["series"].unique()),
             "patients": len(rows["patient"].unique()),
             "duplicates": counts["duplicates"] + merged.num_duplicates,
-            "labelled": len(rows) - rows[CLASSES[0]].null_count,
+            **_label_counts(rows),
             "labels_without_slice": counts["labels_without_slice"],
         },
         rejected=dict(sorted(Counter(rejected["reason"]).items())),
@@ -313,6 +334,16 @@ def finish(
     )
     finish_store(journal.next, header, _sorted_parts(rows, names), rejected)
     journal.publish()
+
+
+def _label_counts(rows: pa.Table) -> dict[str, int]:
+    """The rows with all six labels, and those with some."""
+    num_known_N = (~np.isnan(_labels_NK(rows))).sum(axis=1)
+    is_complete_N = num_known_N == len(CLASSES)
+    return {
+        "labelled": int(is_complete_N.sum()),
+        "partly_labelled": int(((num_known_N > 0) & ~is_complete_N).sum()),
+    }
 
 
 def _used_shards(merged: Merged) -> tuple[Shard, ...]:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
 from ichfast.prepare.pseudonyms import stored_id
@@ -131,8 +133,12 @@ def label_plan(labels: LabelTable | None, id_key: bytes | None) -> dict[str, str
     if labels is None:
         return {"labels": "none"}
     digest = hashlib.sha256(id_key or b"")
-    digest.update("\n".join(labels.slice_ids).encode())
-    digest.update(labels.labels_NK.tobytes())
+    digest.update("\n".join(labels.ids).encode())
+    # The bytes of complete labels are those of earlier versions.
+    missing_NK = np.isnan(labels.labels_NK)
+    digest.update(
+        np.where(missing_NK, 255, labels.labels_NK).astype(np.uint8).tobytes()
+    )
     return {"labels": digest.hexdigest()}
 
 

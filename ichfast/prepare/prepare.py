@@ -42,7 +42,7 @@ from functools import partial
 from pathlib import Path
 
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.errors import SourceError, StoreError, check_kind_codes
+from ichfast.errors import LabelError, SourceError, StoreError, check_kind_codes
 from ichfast.labels import LabelTable
 from ichfast.prepare.append import (
     adds_labels,
@@ -102,7 +102,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         sources: folders, files, archives and URLs, as for `ichfast.sources`.
         store: the store's folder, which may be inside a source; its parents are made.
         labels: joined by slice id; slices without a label get nulls. In an append they
-            fill all slices without labels, and must not contradict existing ones.
+            fill what is missing, and must not contradict existing labels.
         levels: `LEVELS`, or (512,) to save a fifth of the disk.
         workers: number of decoding processes, up to `MAX_WORKERS_PER_CORE` per core.
         keep_ids: keep patient, study, series and slice ids. Otherwise they are hashed.
@@ -125,7 +125,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             not begun by prepare, or was begun from other sources or options; the key
             is missing or not private; the store cannot be written; or the run was
             interrupted. After the last two the same command continues.
-        LabelError: appended labels contradict those of the store.
+        LabelError: the labels are not by slice, or appended ones contradict those of
+            the store.
 
     Example:
         >>> from pathlib import Path
@@ -142,7 +143,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     """
     # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()
-    accepted = _check_options(levels, workers, max_rejected, accept)
+    accepted = _check_options(levels, workers, max_rejected, accept, labels)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
     journal = Journal(store, levels)
     units: list[Unit] = []
@@ -206,7 +207,11 @@ def prepare_store(  # noqa: PLR0913  the options of the command
 
 
 def _check_options(
-    levels: tuple[int, ...], workers: int, max_rejected: str, accept: Collection[str]
+    levels: tuple[int, ...],
+    workers: int,
+    max_rejected: str,
+    accept: Collection[str],
+    labels: LabelTable | None,
 ) -> frozenset[str]:
     """Check the options of the command; give the accepted reject codes."""
     max_workers = MAX_WORKERS_PER_CORE * len(os.sched_getaffinity(0))
@@ -218,9 +223,16 @@ def _check_options(
     try:
         check_levels(levels)
         _num_allowed(max_rejected, 0)
-        return check_kind_codes(accept)
+        accepted = check_kind_codes(accept)
     except ValueError as error:
         raise StoreError(f"cannot prepare a store: {error}") from error
+    if labels is not None and labels.level != "slice":
+        raise LabelError(
+            f"these labels are by {labels.level}, such as {labels.ids[0]}, which "
+            "prepare cannot join to slices yet; give labels with a slice id "
+            "(SOPInstanceUID or RSNA's ID) in each row"
+        )
+    return accepted
 
 
 def _reader(accept: frozenset[str]) -> Callable[[bytes], Iterator[Slice]]:

@@ -23,9 +23,12 @@ class PrepareReport:
     duplicates: int
     """Slices left out because an equal one came first."""
     labelled: int
-    """Slices with labels."""
+    """Slices with all six labels; training and evaluation use these."""
+    partly_labelled: int
+    """Slices with some of the six labels."""
     labels_without_slice: int
     slices_without_label: int
+    """Slices with none of the six labels."""
     bytes: int
     """Size of all shards."""
     files: int
@@ -64,8 +67,11 @@ def summarize(
         rejected=header.rejected,
         duplicates=counts["duplicates"],
         labelled=counts["labelled"],
+        partly_labelled=counts["partly_labelled"],
         labels_without_slice=counts["labels_without_slice"],
-        slices_without_label=counts["slices"] - counts["labelled"],
+        slices_without_label=counts["slices"]
+        - counts["labelled"]
+        - counts["partly_labelled"],
         bytes=header.num_bytes,
         files=num_files,
         seconds=seconds,
@@ -78,9 +84,11 @@ def format_report(report: PrepareReport) -> str:
     """Format a report as one line."""
     codes = ", ".join(f"{n:,} {code}" for code, n in sorted(report.rejected.items()))
     rejected = f"{sum(report.rejected.values()):,} files rejected"
+    partly = f"{report.partly_labelled:,} partly labelled, "
     kept = (
         f"{report.slices:,} slices of {report.series:,} series and "
         f"{report.patients:,} patients, {report.labelled:,} labelled, "
+        f"{partly if report.partly_labelled else ''}"
         f"{report.duplicates:,} duplicates, {report.bytes / 2**30:.2f} GiB, "
         + (f"{rejected} ({codes})" if codes else rejected)
     )

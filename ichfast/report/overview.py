@@ -47,6 +47,11 @@ class Overview:
     levels: tuple[int, ...]
     bytes: int
     labelled: int
+    """Slices with all six labels."""
+    partly_labelled: int
+    """Slices with some of the six labels."""
+    known: dict[str, int]
+    """By class, the slices whose label is known."""
     positives: dict[str, int]
     """Positive slices by class."""
     hu_percentiles: dict[str, float]
@@ -69,6 +74,8 @@ def describe_store(store: Store) -> Overview:
     signs = np.where(table["is_signed"].to_numpy(bool), "signed", "unsigned")
     bits = table["bits_stored"].astype(str) + " " + signs
     labels_NK = store.labels_NK()
+    is_known_NK = ~np.isnan(labels_NK)
+    num_labelled = int(is_known_NK.all(axis=1).sum())
     return Overview(
         slices=len(store),
         series=table["series"].nunique(),
@@ -76,7 +83,9 @@ def describe_store(store: Store) -> Overview:
         shapes=_counts(shapes),
         levels=store.levels,
         bytes=header.num_bytes,
-        labelled=int((~np.isnan(labels_NK).any(axis=1)).sum()),
+        labelled=num_labelled,
+        partly_labelled=int(is_known_NK.any(axis=1).sum()) - num_labelled,
+        known={name: int(is_known_NK[:, k].sum()) for k, name in enumerate(CLASSES)},
         positives={
             name: int(np.nansum(labels_NK[:, k])) for k, name in enumerate(CLASSES)
         },
@@ -136,9 +145,12 @@ def format_overview(overview: Overview) -> str:
         f"quirks       {_listed(overview.quirks)}",
         f"odd series   {_listed(overview.irregular_series)}",
         f"rejected     {_listed(overview.rejected)}",
-        f"labelled     {overview.labelled:,}",
+        f"labelled     {overview.labelled:,}"
+        + (
+            f"; partly {overview.partly_labelled:,}" if overview.partly_labelled else ""
+        ),
         *(
-            f"  {name:17s} {count:8,}  {count / max(overview.labelled, 1):7.2%}"
+            f"  {name:17s} {count:8,}  {count / max(overview.known[name], 1):7.2%}"
             for name, count in overview.positives.items()
         ),
         "HU           " + ", ".join(f"{p}%: {hu:g}" for p, hu in percentiles),
@@ -197,8 +209,10 @@ def _folds(store: Store) -> npt.NDArray[np.int8]:
 
 def _caption(store: Store, position: int, fold: int) -> str:
     labels_K = store.labels_NK()[position]
-    if np.isnan(labels_K).any():
+    if np.isnan(labels_K).all():
         return "no labels"
-    names = [name for name, label in zip(SHORT, labels_K[1:], strict=True) if label]
+    names = [n for n, label in zip(SHORT, labels_K[1:], strict=True) if label == 1]
     where = f", fold {fold}" if fold >= 0 else ""
+    if np.isnan(labels_K).any():
+        return " + ".join([*names, "others unknown"])
     return (" + ".join(names) or "negative") + where

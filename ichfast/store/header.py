@@ -33,10 +33,11 @@ ENTRIES_FILE = "entries.parquet"
 
 COUNTS = (
     *("entries", "slices", "series", "patients"),
-    *("duplicates", "labelled", "labels_without_slice"),
+    *("duplicates", "labelled", "partly_labelled", "labels_without_slice"),
 )
 """The counts of a header: entries of the listing; slices, series and patients of the
-table; slices left out as duplicates; slices with labels; labels without a slice."""
+table; slices left out as duplicates; slices with all six labels; slices with some of
+them; labels without a slice."""
 
 MAX_HEADER_BYTES = 2**28
 """Upper limit of the size of a `store.json`, bytes: that of a million shards."""
@@ -182,12 +183,11 @@ def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
         raise ValueError("shards are missing, repeated or out of order")
     if type(found["keep_ids"]) is not bool:
         raise ValueError(f"keep_ids is {found['keep_ids']!r}, expected true or false")
+    counts = {"partly_labelled": 0, **found["counts"]}  # stores before had none
     header = StoreHeader(
         levels=levels,
         shards=shards,
-        counts={
-            name: integer_field(found["counts"], name, 0, 2**53) for name in COUNTS
-        },
+        counts={name: integer_field(counts, name, 0, 2**53) for name in COUNTS},
         rejected={
             str(code): integer_field(found["rejected"], code, 0, 2**53)
             for code in found["rejected"]

@@ -214,7 +214,7 @@ class Store:
         return self._past_cache[level]
 
     def labels_NK(self) -> npt.NDArray[np.float32]:
-        """The labels, shape (N, 6), float32, `CLASSES` order, NaN where unlabelled."""
+        """The labels, shape (N, 6), float32, `CLASSES` order, NaN where missing."""
         return self.table[list(CLASSES)].to_numpy(np.float32, na_value=np.nan)
 
     def _opened(self) -> dict[tuple[int, int], OpenShard]:

@@ -50,7 +50,7 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
     Empty strings, NaN and -1 (instance_number) are values missing in the DICOM file.
     `tilt_deg` is the rotation of the slice about the patient's left-right axis, 0 for
     an upright gantry. `shard` is an index into the header's shards. Labels are 0, 1 or
-    null.
+    null, each class by itself.
     """
     text, number = pa.string(), pa.float64()
     columns = [
@@ -176,10 +176,7 @@ def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
     shape_N2 = [rows[name].to_numpy() for name in ("rows", "columns")]
     if not (np.array_equal(shape_N2, [rows_N, columns_N])):
         return "gives slices other shapes than their shards have"
-    unlabelled = pc.is_null(rows[CLASSES[0]])
     for name in CLASSES:
-        if not pc.is_null(rows[name]).equals(unlabelled):
-            return f"has slices with some labels, but not all ({name})"
         if pc.any(pc.greater(pc.cast(rows[name], pa.uint8(), safe=False), 1)).as_py():
             return f"has labels other than 0 and 1 ({name})"
     return ""

@@ -263,7 +263,7 @@ def test_training_without_labels_says_how_to_get_them(
     store = tmp_path / "unlabelled"
     ok("prepare", heads / "dicom", "--store", store, "--limit", "40", "--workers", "1")
     message = refused("train", "--store", store, "--out", tmp_path / "run", *TINY)
-    assert "has no labels; run `ichfast prepare" in message
+    assert "has no labels; add them with `ichfast prepare SOURCE... --store" in message
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -178,7 +178,10 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a store without labels": (
         {"store": replace(STORE, labelled=0)},
-        "ichfast-store has no labels: prepare it again with --labels CSV",
+        (
+            "ichfast-store has no slice with all six labels: add them with `ichfast "
+            "prepare SOURCE... --append --labels CSV`"
+        ),
     ),
     "a damaged store": (
         {"store": None, "errors": {"store": "ichfast-store/store.json is damaged"}},

@@ -173,7 +173,7 @@ def test_labels_of_any_number_type_are_read(table: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_any": np.nan}, "none of the 211 predicted slices has labels"),
+        ({"label_any": np.nan}, "none of the 211 predicted slices has all six labels"),
         ({"label_any": 0.5}, "211 labels are neither 0 nor 1, such as 0.5"),
         ({"subdural": 1.5}, "211 predictions lie outside \\[0, 1\\], such as 1.5"),
         ({"subdural": np.nan}, "211 predictions lie outside \\[0, 1\\], such as nan"),

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import LabelError, SourceError, StoreError
-from ichfast.labels import CLASSES, LabelTable
+from ichfast.labels import CLASSES, LabelTable, read_labels
 from ichfast.prepare import prepare
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import read_header
@@ -38,9 +38,9 @@ def grow(source: Path) -> None:
 
 def labels_of(**values: int) -> LabelTable:
     return LabelTable(
-        slice_ids=np.array(list(values), dtype=np.object_),
+        ids=np.array(list(values), dtype=np.object_),
         labels_NK=np.repeat(
-            np.array(list(values.values()), np.uint8)[:, np.newaxis], len(CLASSES), 1
+            np.array(list(values.values()), np.float32)[:, np.newaxis], len(CLASSES), 1
         ),
         num_duplicates=0,
     )
@@ -188,6 +188,43 @@ def test_labels_are_joined_and_compared_over_old_and_new_slices(
         of = dict(zip(store.table["slice_id"], store.labels_NK()[:, 0], strict=True))
     assert (of["ID_1"], of["ID_5"], of["ID_30"]) == (1, 0, 1)
     assert np.isnan(of["ID_2"])
+
+
+def test_labels_that_are_missing_are_filled_by_class(
+    source: Path, tmp_path: Path
+) -> None:
+    def table(*labels_K: float) -> LabelTable:
+        return LabelTable(
+            ids=np.array(["ID_1"], dtype=np.object_),
+            labels_NK=np.array([labels_K], dtype=np.float32),
+            num_duplicates=0,
+        )
+
+    store_path, nan = tmp_path / "store", np.nan
+    report = run([source], store_path, labels=table(nan, nan, 0, 0, 0, 1))
+    assert (report.labelled, report.partly_labelled) == (0, 1)
+    assert report.slices_without_label == report.slices - 1
+    before = contents(store_path)
+    for wrong, message in (
+        (table(nan, 0, 0, 0, 0, 0), r"contradict .* 1 slice\(s\), first ID_1"),
+        (table(0, 0, nan, nan, nan, nan), r"`any` is not the OR .*first ID_1"),
+    ):
+        with pytest.raises(LabelError, match=message):
+            append([source], store_path, labels=wrong)
+    assert contents(store_path) == before
+    report = append([source], store_path, labels=table(nan, 0, nan, nan, nan, nan))
+    assert (report.labelled, report.partly_labelled) == (1, 0)
+    with Store(store_path) as store:
+        labels_NK = store.labels_NK()[store.table["slice_id"] == "ID_1"]
+    np.testing.assert_array_equal(labels_NK, [[1, 0, 0, 0, 0, 1]])
+
+
+def test_labels_that_are_not_by_slice_are_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("StudyInstanceUID,any\n1.2.3,1\n")
+    labels = read_labels(tmp_path / "labels.csv")
+    with pytest.raises(LabelError, match=r"are by study, such as 1\.2\.3, which"):
+        run([source], tmp_path / "store", labels=labels)
+    assert not (tmp_path / "store").exists()
 
 
 def test_labels_of_no_slice_change_none(source: Path, tmp_path: Path) -> None:

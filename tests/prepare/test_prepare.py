@@ -101,8 +101,8 @@ def test_level_256_can_be_left_out(source: Path, tmp_path: Path) -> None:
 
 def test_labels_are_joined_by_slice_id(source: Path, tmp_path: Path) -> None:
     ids = np.array(["ID_3", "ID_nowhere", "ID_20"], dtype=np.object_)
-    labels_NK = np.array([[1, 0, 0, 0, 0, 1], [0] * 6, [0] * 6], dtype=np.uint8)
-    labels = LabelTable(slice_ids=ids, labels_NK=labels_NK, num_duplicates=0)
+    labels_NK = np.array([[1, 0, 0, 0, 0, 1], [0] * 6, [0] * 6], dtype=np.float32)
+    labels = LabelTable(ids=ids, labels_NK=labels_NK, num_duplicates=0)
     for keep_ids in (True, False):
         store_path = tmp_path / f"store-{keep_ids}"
         report = run([source], store_path, labels=labels, keep_ids=keep_ids)
@@ -250,8 +250,8 @@ def test_a_finished_store_is_left_alone(source: Path, tmp_path: Path) -> None:
 
 def one_label() -> LabelTable:
     return LabelTable(
-        slice_ids=np.array(["ID_1"], dtype=np.object_),
-        labels_NK=np.zeros((1, len(CLASSES)), dtype=np.uint8),
+        ids=np.array(["ID_1"], dtype=np.object_),
+        labels_NK=np.zeros((1, len(CLASSES)), dtype=np.float32),
         num_duplicates=0,
     )
 

@@ -22,6 +22,7 @@ REPORT = PrepareReport(
     rejected={"truncated-pixels": 1, "not-dicom": 1_200},
     duplicates=4,
     labelled=752_803,
+    partly_labelled=0,
     labels_without_slice=1,
     slices_without_label=0,
     bytes=493 * 2**30,
@@ -41,6 +42,8 @@ def test_the_line_says_what_was_kept_rejected_and_how_fast() -> None:
     assert ", 0 files rejected; 754,008 files" in format_report(
         replace(REPORT, rejected={})
     )
+    partly = format_report(replace(REPORT, partly_labelled=1_200))
+    assert " 752,803 labelled, 1,200 partly labelled, 4 duplicates," in partly
     again = format_report(replace(REPORT, already_finished=True))
     assert again.startswith("already finished: 752,803 slices")
     assert again.endswith("truncated-pixels)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -30,6 +31,16 @@ def test_the_overview_counts_what_is_there(tiny_store: Store) -> None:
     for k, name in enumerate(CLASSES):
         assert overview.positives[name] == np.nansum(labels_NK[:, k])
     assert overview.ids == "kept"
+
+
+def test_a_class_is_counted_among_the_slices_whose_label_is_known(
+    tiny_store: Store,
+) -> None:
+    tiny_store.table.loc[0, ["any", "epidural"]] = pd.NA
+    overview = describe_store(tiny_store)
+    assert (overview.labelled, overview.partly_labelled) == (25, 1)
+    assert (overview.known["any"], overview.known["subdural"]) == (25, 26)
+    assert "labelled     25; partly 1" in format_overview(overview)
 
 
 def test_percentiles_are_in_hu(tiny_store: Store) -> None:
@@ -92,6 +103,8 @@ def test_captions_name_bleeds_and_fold(tiny_store: Store) -> None:
     assert _caption(tiny_store, 1, -1) == "negative"
     unlabelled = int(np.flatnonzero(table["any"].isna())[0])
     assert _caption(tiny_store, unlabelled, -1) == "no labels"
+    table.loc[0, "epidural"] = pd.NA
+    assert _caption(tiny_store, 0, -1) == "SDH + others unknown"
 
 
 @pytest.mark.slow

@@ -63,11 +63,11 @@ def write_heads(folder: Path, patients: range) -> Path:
 def labels_for(patients: range, *, positive: int = 2) -> LabelTable:
     """Every patient whose number divides by `positive` has a subdural bleed."""
     numbers = range(SLICES_A_PATIENT * patients.start, SLICES_A_PATIENT * patients.stop)
-    labels_NK = np.zeros((len(numbers), len(CLASSES)), np.uint8)
+    labels_NK = np.zeros((len(numbers), len(CLASSES)), np.float32)
     is_positive_N = [k // SLICES_A_PATIENT % positive == 0 for k in numbers]
     labels_NK[is_positive_N, 0] = labels_NK[is_positive_N, -1] = 1
     ids = np.array([f"ID_{k}" for k in numbers], dtype=object)
-    return LabelTable(slice_ids=ids, labels_NK=labels_NK, num_duplicates=0)
+    return LabelTable(ids=ids, labels_NK=labels_NK, num_duplicates=0)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from ichfast.errors import (
 )
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import COLUMNS
+from ichfast.labels import CLASSES
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import (
     IMAGENET,
@@ -100,11 +101,26 @@ def test_a_limit_keeps_so_many_slices_to_train_and_a_quarter_to_validate(
     assert (len(split.train_N), len(split.valid_N)) == (8, 2)
 
 
+def test_slices_without_all_six_labels_take_no_part(tiny_store: Store) -> None:
+    whole = split_slices(tiny_store, FoldConfig(num_folds=2))
+    tiny_store.table.loc[int(whole.train_N[0]), "epidural"] = pd.NA
+    split = split_slices(tiny_store, FoldConfig(num_folds=2))
+    assert sorted([*split.train_N, *split.valid_N, whole.train_N[0]]) == sorted(
+        [*whole.train_N, *whole.valid_N]
+    )
+
+
 def test_an_impossible_split_is_refused_with_the_reason(tiny_store: Store) -> None:
     with pytest.raises(FoldError, match="4 patient"):
         split_slices(tiny_store, FoldConfig(num_folds=5))
-    tiny_store.table["any"] = pd.array([pd.NA] * len(tiny_store), dtype="Int8")
-    with pytest.raises(FoldError, match="has no labels; run `ichfast prepare"):
+    missing = pd.array([pd.NA] * len(tiny_store), dtype="Int8")
+    tiny_store.table["any"] = missing
+    with pytest.raises(FoldError, match="no slice with all six labels, which training"):
+        split_slices(tiny_store, FoldConfig(num_folds=2))
+    tiny_store.table[list(CLASSES)] = pd.DataFrame(dict.fromkeys(CLASSES, missing))
+    with pytest.raises(
+        FoldError, match="has no labels; add them with `ichfast prepare"
+    ):
         split_slices(tiny_store, FoldConfig(num_folds=2))
 
 

@@ -58,8 +58,6 @@ def not_utf8(rows: pa.Table) -> pa.Table:
         (lambda rows: with_first(rows, "columns", 513), "other shapes"),
         (lambda rows: with_first(rows, "any", 2), "labels other than 0 and 1"),
         (lambda rows: with_first(rows, "subdural", -1), "labels other than 0 and 1"),
-        (lambda rows: with_first(rows, "any", None), "some labels, but not all"),
-        (lambda rows: with_first(rows, "epidural", None), "some labels, but not all"),
         (lambda rows: rows.drop_columns("quirks"), "other columns than format 1"),
         (not_utf8, "is not a parquet table"),
     ],

@@ -242,7 +242,7 @@ def test_the_same_seed_draws_the_same_heads_without_their_bleeds(
     )
     assert set(calm.positives.values()) == {0}
     labels = read_labels(many.labels_path)
-    bleeds = dict(zip(labels.slice_ids, labels.labels_NK[:, 0], strict=True))
+    bleeds = dict(zip(labels.ids, labels.labels_NK[:, 0], strict=True))
     calm_paths = files_of(calm)
     assert calm_paths.keys() == datasets.keys()
     for slice_id, dataset in list(datasets.items())[::7]:
@@ -435,7 +435,7 @@ def test_raised_prevalences_are_reached(tmp_path: Path) -> None:
 
 def test_the_label_csv_agrees_with_the_report(many: SynthReport) -> None:
     table = read_labels(many.labels_path)
-    assert set(table.slice_ids) == set(files_of(many))
+    assert set(table.ids) == set(files_of(many))
     counts = dict(zip(CLASSES, table.labels_NK.sum(axis=0), strict=True))
     assert counts == many.positives
 

@@ -1,0 +1,149 @@
+"""Columns of text out of csv and parquet files, in memory proportional to the file.
+
+1. ``.csv``, the same as ``.gz``, ``.bz2``, ``.xz`` or as the one csv of a ``.zip``,
+   and ``.parquet``. Any other suffix is read as csv.
+2. A csv is UTF-8, with or without a byte order mark, or UTF-16 with one. The separator
+   is the comma, semicolon or tab that is most often in the first line.
+3. Only the columns that are asked for are read, as text; a missing value is an empty
+   text. A number or a truth value of a parquet file becomes its usual text.
+4. What would unpack out of proportion to the file is an error.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from ichfast.system.untrusted import NOT_PARQUET, max_unpacked_bytes, read_parquet
+
+MAX_HEADER_BYTES = 2**20
+"""Upper limit of a csv's first line, bytes."""
+
+SEPARATORS = (b",", b";", b"\t")
+
+NOT_A_TABLE = (
+    *NOT_PARQUET,
+    *(EOFError, RuntimeError, struct.error),
+    *(lzma.LZMAError, zlib.error, zipfile.BadZipFile),
+)
+"""Errors of `open_text_table` and of reading, for a file that is no valid table."""
+
+
+class TextTable(Protocol):
+    """A file whose columns can be read."""
+
+    names: tuple[str, ...]
+    """Names of the columns, as written and in the file's order."""
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        """Read columns, each named once in the file, as texts without nulls."""
+
+
+@contextmanager
+def open_text_table(path: Path) -> Iterator[TextTable]:
+    """Open a csv or parquet file.
+
+    Raises:
+        NOT_A_TABLE: the file cannot be read, or unpacks out of proportion.
+    """
+    with _content(path) as stream:
+        if path.suffix.lower() == ".parquet":
+            yield _Parquet(stream)
+        else:
+            yield _Csv(stream)
+
+
+@contextmanager
+def _content(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file; what is compressed is unpacked in memory, up to the limit."""
+    openers: dict[str, Any] = {
+        ".gz": gzip.open,
+        ".xz": lzma.open,
+        ".bz2": bz2.open,
+        ".zip": _open_zip,
+    }
+    opener = openers.get(path.suffix.lower(), Path.open)
+    with opener(path, "rb") as stream:
+        if opener is Path.open:
+            yield stream
+            return
+        max_bytes = max_unpacked_bytes(path.stat().st_size)
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it would unpack to more than {max_bytes:,} bytes")
+    yield io.BytesIO(content)
+
+
+@contextmanager
+def _open_zip(path: Path, _mode: str) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        members = [
+            member
+            for member in archive.infolist()
+            if not member.is_dir() and not member.filename.startswith("__MACOSX/")
+        ]
+        if len(members) != 1:
+            raise ValueError(f"it holds {len(members):,} files, expected one csv")
+        with archive.open(members[0]) as stream:
+            yield stream
+
+
+class _Csv:
+    """A csv. The header is parsed alone.
+
+    Arrow reads ahead in a thread, so a first reader of the whole stream could take rows
+    from the second.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            stream.seek(0)
+            stream = io.BytesIO(stream.read().decode("utf-16").encode())
+        stream.seek(0)
+        header = stream.readline(MAX_HEADER_BYTES)
+        separator = max(SEPARATORS, key=header.count)
+        self._stream = stream
+        self._parsing = pa_csv.ParseOptions(delimiter=separator.decode())
+        found = pa_csv.open_csv(io.BytesIO(header), parse_options=self._parsing)
+        self.names = tuple(found.schema.names)
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        self._stream.seek(0)
+        as_text = pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            include_columns=names,
+            strings_can_be_null=False,
+        )
+        return pa_csv.read_csv(
+            self._stream, parse_options=self._parsing, convert_options=as_text
+        )
+
+
+class _Parquet:
+    names: tuple[str, ...]
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._content = pa.py_buffer(stream.read())
+        self.names = tuple(pq.read_schema(pa.BufferReader(self._content)).names)
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        rows = read_parquet(self._content, names).select(names)
+        texts = [pc.fill_null(column.cast(pa.string()), "") for column in rows.columns]
+        return pa.table(texts, names=list(names))
