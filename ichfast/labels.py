@@ -343,12 +343,13 @@ def _table_of(
     if not is_known_N.any():
         raise LabelError(f"{path} has no labelled row")
     classes = [CLASSES[k] for k in np.flatnonzero(is_known_NK.any(axis=0))]
+    repeated = f"{cells.num_duplicates:,} repeated, " if cells.num_duplicates else ""
     return LabelTable(
         ids=cells.ids[is_known_N],
         labels_NK=labels_NK[is_known_N],
         num_duplicates=cells.num_duplicates,
         level=form.level,
-        description=f"labels: form {form.name}, {num_rows:,} rows, classes "
+        description=f"labels: form {form.name}, {num_rows:,} rows, {repeated}classes "
         f"{', '.join(classes)}; columns left out: {_shown_names(left_out) or 'none'}",
     )
 

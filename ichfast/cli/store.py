@@ -78,6 +78,11 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     "--append", is_flag=True, help="Add the new slices of SOURCE to a finished store."
 )
 @click.option(
+    "--relabel",
+    is_flag=True,
+    help="With --append and --labels: replace labels of the store that differ.",
+)
+@click.option(
     "--scheduler",
     metavar="tcp://HOST:PORT",
     help="Decode on a Dask cluster that shares the file system.",
@@ -99,6 +104,7 @@ def prepare(
     keep_ids: bool,
     id_key: Path | None,
     append: bool,
+    relabel: bool,
     scheduler: str | None,
     max_rejected: str,
     accept: list[str],
@@ -126,6 +132,7 @@ def prepare(
             keep_ids=keep_ids,
             id_key=id_key,
             append=append,
+            relabel=relabel,
             scheduler=scheduler,
             max_rejected=max_rejected,
             limit=limit,

@@ -24,7 +24,8 @@ from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal
-from ichfast.prepare.merge import Base, add_labels
+from ichfast.prepare.labelling import add_labels
+from ichfast.prepare.merge import Base
 from ichfast.prepare.own_files import remove_temporaries
 from ichfast.prepare.plan import Unit, check_plan, cut_units
 from ichfast.sources.listing import Listing
@@ -119,6 +120,8 @@ def adds_labels(
     labels: LabelTable | None,
     key: bytes | None,
     labels_plan: Mapping[str, str],
+    *,
+    relabel: bool,
 ) -> bool:
     """Whether `labels` are new to the store that is appended to.
 
@@ -127,13 +130,14 @@ def adds_labels(
         labels: of this run; None gives False.
         key: key of the hashed ids; None where ids are kept.
         labels_plan: the `label_plan` of `labels`.
+        relabel: whether labels of the store that differ are replaced.
 
     Raises:
-        LabelError: `labels` contradict the store's.
+        LabelError: `labels` contradict the store's, and `relabel` is false.
     """
     if base is None or labels is None:
         return False
-    add_labels(base.rows, labels, key)
+    add_labels(base.rows, labels, key, relabel=relabel)
     return base.header.plan.get("labels") != labels_plan["labels"]
 
 

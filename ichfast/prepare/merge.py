@@ -3,9 +3,7 @@
 1. Of the slices with one id the first is kept; those of the store before come first.
    One with the same size and checksum is counted as a duplicate, any other is
    rejected as ``duplicate-conflict``.
-2. Labels are joined by slice id, hashed where the store's ids are hashed. They fill
-   every row that has none, new or old. A label that contradicts the one in the store
-   is an error.
+2. Labels are joined to all rows, new and old (`ichfast.prepare.labelling`).
 3. `store.json` is written last, and the journal is removed after it. A run that is cut
    short in between finishes with the same bytes.
 4. Shards that a finished store names are not touched. A new shard is removed if all
@@ -28,12 +26,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ichfast.errors import LabelError
-from ichfast.labels import CLASSES, LabelTable, contradicts_any, with_any
+from ichfast.labels import CLASSES, LabelTable
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
+from ichfast.prepare.labelling import add_labels, count_labels, warn_of_strangers
 from ichfast.prepare.plan import Unit, entry_at
-from ichfast.prepare.pseudonyms import stored_id
 from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard
@@ -222,60 +219,6 @@ def _conflicts(
     ).drop_duplicates("entry")
 
 
-def add_labels(
-    rows: pa.Table, labels: LabelTable, key: bytes | None
-) -> tuple[pa.Table, int]:
-    """Give rows the labels that they lack.
-
-    Args:
-        rows: slice_id and six label columns (int8, null without a label).
-        labels: labels by slice id.
-        key: of the store's hashed ids; None where ids are kept.
-
-    Returns:
-        The rows, and how many of them have an id that is in `labels`.
-
-    Raises:
-        LabelError: `labels` contradict the labels of a row.
-    """
-    ids = pa.array([stored_id(key, slice_id) for slice_id in labels.ids])
-    found = pc.index_in(rows["slice_id"], ids.cast(pa.string()))
-    differs_N = np.zeros(len(rows), dtype=np.bool_)
-    for k, name in enumerate(CLASSES):
-        new = _label_column(labels.labels_NK[:, k]).take(found)
-        differs = pc.fill_null(pc.not_equal(rows[name], new), fill_value=False)
-        differs_N |= differs.to_numpy()
-        rows = _replaced(rows, name, pc.coalesce(new, rows[name]).combine_chunks())
-    if differs_N.any():
-        first = rows["slice_id"][int(differs_N.argmax())]
-        raise LabelError(
-            f"the labels contradict those in the store for {differs_N.sum():,} "
-            f"slice(s), first {first}; correct the csv, or prepare a new store"
-        )
-    return _with_any(rows), len(rows) - found.null_count
-
-
-def _label_column(labels_N: npt.NDArray[np.float32]) -> pa.Array:
-    return pa.array(labels_N, from_pandas=True).cast(pa.int8())  # NaN becomes null
-
-
-def _labels_NK(rows: pa.Table) -> npt.NDArray[np.float32]:
-    return np.column_stack([rows[n].cast(pa.float32()).to_numpy() for n in CLASSES])
-
-
-def _with_any(rows: pa.Table) -> pa.Table:
-    """Give the `any` that follows from labels of several files, and check it."""
-    labels_NK = with_any(_labels_NK(rows))
-    wrong_N = contradicts_any(labels_NK)
-    if wrong_N.any():
-        first = rows["slice_id"][int(wrong_N.argmax())]
-        raise LabelError(
-            "with the labels of the store, `any` is not the OR of the five subtypes "
-            f"for {wrong_N.sum():,} slice(s), first {first}; correct the csv"
-        )
-    return _replaced(rows, CLASSES[0], _label_column(labels_NK[:, 0]))
-
-
 def finish(
     journal: Journal,
     merged: Merged,
@@ -283,7 +226,9 @@ def finish(
     key: bytes | None,
     plan: Mapping[str, str],
     intake: Intake,
-) -> None:
+    *,
+    relabel: bool = False,
+) -> int:
     """Join the labels, write the tables and `store.json`, and remove the journal.
 
     Args:
@@ -293,9 +238,14 @@ def finish(
         key: of the store's hashed ids; None where ids are kept.
         plan: what the store was made from.
         intake: all entries that the store was made from.
+        relabel: whether labels that the store had before are replaced.
+
+    Returns:
+        The number of slices with a label that was replaced.
 
     Raises:
-        LabelError: `labels` contradict those that the store had before.
+        LabelError: `labels` contradict those that the store had before, and `relabel`
+            is false; or `any` is not the OR of the subtypes.
     """
     rejected, counts = merged.rejected, Counter[str]()
     lineage: tuple[str, ...] = ()
@@ -305,10 +255,14 @@ def finish(
         counts.update(merged.base.header.counts)
         if labels is None and "labels" in merged.base.header.plan:
             plan = {**plan, "labels": merged.base.header.plan["labels"]}
-    rows = merged.rows
+    rows, num_changed = merged.rows, 0
     if labels is not None:
-        rows, num_found = add_labels(rows, labels, key)
-        counts["labels_without_slice"] = len(labels.ids) - num_found
+        labelled = add_labels(rows, labels, key, relabel=relabel)
+        rows, num_changed = labelled.rows, labelled.num_changed
+        counts["labels_without_slice"] = len(labels.ids) - labelled.num_found
+        if len(labels.ids) and not labelled.num_found:
+            warn_of_strangers(rows, labels, key)
+        del labelled
     shards = _used_shards(merged)
     names = [shard.name for shard in shards]
     journal.clear_shards(names)
@@ -322,7 +276,7 @@ def finish(
             "series": len(rows["series"].unique()),
             "patients": len(rows["patient"].unique()),
             "duplicates": counts["duplicates"] + merged.num_duplicates,
-            **_label_counts(rows),
+            **count_labels(rows),
             "labels_without_slice": counts["labels_without_slice"],
         },
         rejected=dict(sorted(Counter(rejected["reason"]).items())),
@@ -334,16 +288,7 @@ def finish(
     )
     finish_store(journal.next, header, _sorted_parts(rows, names), rejected)
     journal.publish()
-
-
-def _label_counts(rows: pa.Table) -> dict[str, int]:
-    """The rows with all six labels, and those with some."""
-    num_known_N = (~np.isnan(_labels_NK(rows))).sum(axis=1)
-    is_complete_N = num_known_N == len(CLASSES)
-    return {
-        "labelled": int(is_complete_N.sum()),
-        "partly_labelled": int(((num_known_N > 0) & ~is_complete_N).sum()),
-    }
+    return num_changed
 
 
 def _used_shards(merged: Merged) -> tuple[Shard, ...]:

@@ -31,7 +31,6 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -59,7 +58,7 @@ from ichfast.prepare.lock import only_writer
 from ichfast.prepare.merge import Merged, finish, merge, read_base
 from ichfast.prepare.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
-from ichfast.prepare.report import PrepareReport, format_report, summarize
+from ichfast.prepare.report import PrepareReport, summarize
 from ichfast.prepare.workers import convert_units
 from ichfast.sources.listing import Listing
 from ichfast.sources.remote import check_reachable
@@ -68,8 +67,6 @@ from ichfast.store.header import read_header
 from ichfast.store.levels import LEVELS, check_levels
 from ichfast.store.tables import write_rejected
 from ichfast.system.signals import signals_interrupt
-
-log = logging.getLogger(__name__)
 
 UNIT_ENTRIES = 1024
 """Entries of the listing per unit of work."""
@@ -93,6 +90,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     max_rejected: str = "5%",
     limit: int | None = None,
     append: bool = False,
+    relabel: bool = False,
     scheduler: str | None = None,
     accept: Collection[str] = (),
 ) -> PrepareReport:
@@ -114,6 +112,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         limit: number of entries to take from the start of the listing; None takes all.
         append: add new entries of `sources` to a finished store. Without a finished
             store this changes nothing.
+        relabel: in an append, replace labels of the store that differ from `labels`.
         scheduler: address of a Dask scheduler, whose workers decode instead.
         accept: reject codes in `KIND_CODES`, such as ``derived``, whose images are
             stored all the same, with the code in their quirks.
@@ -143,7 +142,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     """
     # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()
-    accepted = _check_options(levels, workers, max_rejected, accept, labels)
+    accepted = _check_options(levels, workers, max_rejected, accept)
+    _check_labels(labels, append=append, relabel=relabel)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
     journal = Journal(store, levels)
     units: list[Unit] = []
@@ -156,7 +156,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     ):
         was_finished = (store / "store.json").exists()
         is_finished = journal.publish() or was_finished
-        key, num_files = None, 0
+        key, num_files, num_relabelled = None, 0, 0
         if not keep_ids:
             key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key, accepted)
@@ -173,7 +173,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             entries = new_entries(entries, base, key)
             units += new_units(entries, base, UNIT_ENTRIES)
         # First, because labels that contradict the store's end the run here.
-        if adds_labels(base, labels, key, labels_plan) or units:
+        if adds_labels(base, labels, key, labels_plan, relabel=relabel) or units:
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
             name = partial(
@@ -185,33 +185,29 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             num_files = convert_units(job, units, workers, scheduler)
             merged = merge(journal, units, base, name)
             _check_rejected(journal, merged, max_rejected, discard)
-            finish(
+            num_relabelled = finish(
                 journal,
                 merged,
                 labels,
                 key,
                 plan | labels_plan,
                 grown_intake(entries, units, base, key),
+                relabel=relabel,
             )
         else:
             give_up(journal)
-    report = summarize(
+    return summarize(
         store,
         read_header(store),
         num_files=num_files,
+        num_relabelled=num_relabelled,
         seconds=time.monotonic() - started_s,
         already_finished=was_finished,
     )
-    log.info("%s", format_report(report))
-    return report
 
 
 def _check_options(
-    levels: tuple[int, ...],
-    workers: int,
-    max_rejected: str,
-    accept: Collection[str],
-    labels: LabelTable | None,
+    levels: tuple[int, ...], workers: int, max_rejected: str, accept: Collection[str]
 ) -> frozenset[str]:
     """Check the options of the command; give the accepted reject codes."""
     max_workers = MAX_WORKERS_PER_CORE * len(os.sched_getaffinity(0))
@@ -223,16 +219,23 @@ def _check_options(
     try:
         check_levels(levels)
         _num_allowed(max_rejected, 0)
-        accepted = check_kind_codes(accept)
+        return check_kind_codes(accept)
     except ValueError as error:
         raise StoreError(f"cannot prepare a store: {error}") from error
+
+
+def _check_labels(labels: LabelTable | None, *, append: bool, relabel: bool) -> None:
+    if relabel and (labels is None or not append):
+        raise StoreError(
+            "--relabel replaces labels of a finished store; it needs --append and "
+            "--labels FILE"
+        )
     if labels is not None and labels.level != "slice":
         raise LabelError(
             f"these labels are by {labels.level}, such as {labels.ids[0]}, which "
             "prepare cannot join to slices yet; give labels with a slice id "
             "(SOPInstanceUID or RSNA's ID) in each row"
         )
-    return accepted
 
 
 def _reader(accept: frozenset[str]) -> Callable[[bytes], Iterator[Slice]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ichfast.store.header import StoreHeader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +32,8 @@ class PrepareReport:
     labels_without_slice: int
     slices_without_label: int
     """Slices with none of the six labels."""
+    relabelled: int
+    """Slices of which this run replaced a label."""
     bytes: int
     """Size of all shards."""
     files: int
@@ -46,20 +51,22 @@ def summarize(
     header: StoreHeader,
     *,
     num_files: int,
+    num_relabelled: int,
     seconds: float,
     already_finished: bool,
 ) -> PrepareReport:
-    """Make the report of a run.
+    """Make the report of a run, and log it.
 
     Args:
         store: the store's folder.
         header: header of the finished store.
         num_files: files read by the run.
+        num_relabelled: slices of which the run replaced a label.
         seconds: duration of the run.
         already_finished: whether there was nothing to do.
     """
     counts = header.counts
-    return PrepareReport(
+    report = PrepareReport(
         store=str(store),
         slices=counts["slices"],
         series=counts["series"],
@@ -72,12 +79,15 @@ def summarize(
         slices_without_label=counts["slices"]
         - counts["labelled"]
         - counts["partly_labelled"],
+        relabelled=num_relabelled,
         bytes=header.num_bytes,
         files=num_files,
         seconds=seconds,
         files_per_s=num_files / seconds,
         already_finished=already_finished,
     )
+    log.info("%s", format_report(report))
+    return report
 
 
 def format_report(report: PrepareReport) -> str:
@@ -85,10 +95,12 @@ def format_report(report: PrepareReport) -> str:
     codes = ", ".join(f"{n:,} {code}" for code, n in sorted(report.rejected.items()))
     rejected = f"{sum(report.rejected.values()):,} files rejected"
     partly = f"{report.partly_labelled:,} partly labelled, "
+    relabelled = f"labels replaced of {report.relabelled:,}, "
     kept = (
         f"{report.slices:,} slices of {report.series:,} series and "
         f"{report.patients:,} patients, {report.labelled:,} labelled, "
         f"{partly if report.partly_labelled else ''}"
+        f"{relabelled if report.relabelled else ''}"
         f"{report.duplicates:,} duplicates, {report.bytes / 2**30:.2f} GiB, "
         + (f"{rejected} ({codes})" if codes else rejected)
     )

@@ -206,7 +206,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     assert "no run in" in refused("predict", none, tmp_path / "p.csv")
     assert ".csv or .npz" in refused("predict", none, tmp_path / "p.txt")
     assert "ichfast predict" in refused("evaluate", tmp_path / "p.csv")
-    assert "cannot read the label csv" in refused(
+    assert "is no label file of a known form" in refused(
         "prepare", nothing, "--labels", Path(__file__), "--store", none
     )
     assert "--keep-ids hashes nothing" in refused(
@@ -264,6 +264,23 @@ def test_training_without_labels_says_how_to_get_them(
     ok("prepare", heads / "dicom", "--store", store, "--limit", "40", "--workers", "1")
     message = refused("train", "--store", store, "--out", tmp_path / "run", *TINY)
     assert "has no labels; add them with `ichfast prepare SOURCE... --store" in message
+    command = ("prepare", heads / "dicom", "--store", store, "--limit", "40",
+               "--append", "--labels")  # fmt: skip
+    result = run(*command, heads / "labels.csv")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[0] == (
+        "labels: form long, 1,464 rows, 24 repeated, classes any, epidural, "
+        "intraparenchymal, intraventricular, subarachnoid, subdural; "
+        "columns left out: none"
+    )
+    assert json.loads(result.stdout)["labelled"] == 40
+    first = (heads / "labels.csv").read_text().splitlines()[1]
+    assert first.endswith("epidural,0")
+    changed = tmp_path / "changed.csv"
+    slice_id = first.removesuffix("_epidural,0")
+    changed.write_text(f"id,any,epidural\n{slice_id}.dcm,1,1\n")
+    assert "add --relabel to replace the store's" in refused(*command, changed)
+    assert ok(*command, changed, "--relabel")["relabelled"] == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

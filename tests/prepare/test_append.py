@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -188,6 +189,105 @@ def test_labels_are_joined_and_compared_over_old_and_new_slices(
         of = dict(zip(store.table["slice_id"], store.labels_NK()[:, 0], strict=True))
     assert (of["ID_1"], of["ID_5"], of["ID_30"]) == (1, 0, 1)
     assert np.isnan(of["ID_2"])
+
+
+def test_relabel_replaces_labels_that_differ_and_counts_them(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store_path = tmp_path / "store"
+    run([source], store_path, labels=labels_of(ID_1=1, ID_2=0, ID_3=0))
+    digest, shards = read_header(store_path).digest, set(contents(store_path))
+    corrected = labels_of(ID_1=0, ID_2=0, ID_4=1, ID_none=1)
+    with pytest.raises(LabelError, match="add --relabel to replace the store's"):
+        append([source], store_path, labels=corrected)
+    caplog.set_level("INFO")
+    report = append([source], store_path, labels=corrected, relabel=True)
+    assert (report.relabelled, report.labelled, report.files) == (1, 4, 0)
+    assert "labels replaced of 1," in caplog.messages[-1]
+    with Store(store_path) as store:
+        of = dict(zip(store.table["slice_id"], store.labels_NK()[:, 0], strict=True))
+    assert [of[f"ID_{k}"] for k in (1, 2, 3, 4)] == [0, 0, 0, 1]
+    # Runs on the store before recognize this one (docs/leaks.md).
+    assert read_header(store_path).lineage == (digest,)
+    assert read_header(store_path).digest != digest
+    assert set(contents(store_path)) == shards
+    assert verify_store(store_path) == []
+    again = append([source], store_path, labels=corrected, relabel=True)
+    assert (again.already_finished, again.relabelled) == (True, 0)
+    assert read_header(store_path).lineage == (digest,)
+
+
+def test_relabel_leaves_what_the_file_does_not_know(
+    source: Path, tmp_path: Path
+) -> None:
+    run([source], tmp_path / "store", labels=labels_of(ID_1=1))
+    labels = replace(
+        labels_of(ID_1=0), labels_NK=np.array([[np.nan] * 5 + [0]], dtype=np.float32)
+    )
+    append([source], tmp_path / "store", labels=labels, relabel=True)
+    with Store(tmp_path / "store") as store:
+        labels_NK = store.labels_NK()[store.table["slice_id"] == "ID_1"]
+    np.testing.assert_array_equal(labels_NK, [[1, 1, 1, 1, 1, 0]])
+
+
+def test_relabel_without_a_store_to_append_to_or_labels_is_refused(
+    source: Path, tmp_path: Path
+) -> None:
+    for options in ({"labels": labels_of(ID_1=1)}, {"append": True}):
+        with pytest.raises(StoreError, match="it needs --append and --labels FILE"):
+            run([source], tmp_path / "store", relabel=True, **options)
+
+
+@pytest.mark.parametrize("keep_ids", [True, False])
+@pytest.mark.parametrize(
+    ("label_id", "difference"),
+    [
+        ("ID_1.png", "the file's have a suffix that the store's have not"),
+        ("train/ID_1", "the file's have the name of a folder in front"),
+        ("id_1", "they differ in upper and lower case"),
+        ("0123456789abcdef", "the file's look like hashes"),
+        ("other", "check that the file is of these slices"),
+    ],
+)
+def test_labels_of_no_slice_are_a_warning_that_tells_what_differs(
+    source: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    label_id: str,
+    difference: str,
+    *,
+    keep_ids: bool,
+) -> None:
+    run([source], tmp_path / "store", keep_ids=keep_ids)
+    with Store(tmp_path / "store") as store:
+        stored = store.table["slice_id"].tolist()
+    caplog.clear()
+    report = append(
+        [source],
+        tmp_path / "store",
+        labels=labels_of(**{label_id: 1}),
+        keep_ids=keep_ids,
+    )
+    assert (report.labelled, report.labels_without_slice) == (0, 1)
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message.startswith("none of the 1 labels is of a slice of the store")
+    assert f"ids such as {label_id}, the store such as " in message
+    assert any(f"the store such as {each}; " in message for each in stored)
+    # Hashes do not show the case that the DICOM files have.
+    if not keep_ids and label_id in ("id_1", "other"):
+        difference = "the store's are hashes; compare the file's"
+    assert difference in message
+
+
+def test_labels_by_the_hashes_of_the_store_are_told_from_others(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run([source], tmp_path / "store", keep_ids=False)
+    with Store(tmp_path / "store") as store:
+        hashed = str(store.table["slice_id"][3])
+    labels = labels_of(**{hashed: 1})
+    append([source], tmp_path / "store", labels=labels, keep_ids=False)
+    assert "the file's are hashed already; prepare needs those" in caplog.text
 
 
 def test_labels_that_are_missing_are_filled_by_class(

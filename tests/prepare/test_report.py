@@ -23,6 +23,7 @@ REPORT = PrepareReport(
     duplicates=4,
     labelled=752_803,
     partly_labelled=0,
+    relabelled=0,
     labels_without_slice=1,
     slices_without_label=0,
     bytes=493 * 2**30,
@@ -44,6 +45,8 @@ def test_the_line_says_what_was_kept_rejected_and_how_fast() -> None:
     )
     partly = format_report(replace(REPORT, partly_labelled=1_200))
     assert " 752,803 labelled, 1,200 partly labelled, 4 duplicates," in partly
+    changed = format_report(replace(REPORT, relabelled=1_200))
+    assert " 752,803 labelled, labels replaced of 1,200, 4 duplicates," in changed
     again = format_report(replace(REPORT, already_finished=True))
     assert again.startswith("already finished: 752,803 slices")
     assert again.endswith("truncated-pixels)")
