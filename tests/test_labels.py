@@ -266,6 +266,22 @@ def test_a_label_of_cq500_is_what_two_of_three_readers_say(tmp_path: Path) -> No
     assert "columns left out: Category, R1:BleedLocation-Left" in table.description
 
 
+def test_readers_of_cq500_may_agree_on_a_bleed_and_not_on_its_type(
+    tmp_path: Path,
+) -> None:
+    names = ("ICH", "EDH", "IPH", "IVH", "SAH", "SDH")
+    header = ",".join(["name", *(f"R{n}:{name}" for n in (1, 2, 3) for name in names)])
+    row = "CQ500-CT-0,1,0,1,0,0,0,1,0,0,0,0,1,0,0,0,0,0,0"
+    table = read_rows(tmp_path, header, row)
+    assert table.labels_NK.tolist() == [[1, 0, 0, 0, 0, 0]]
+
+
+def test_the_uid_of_a_slice_counts_before_other_ids(tmp_path: Path) -> None:
+    table = read_rows(tmp_path, "image,ID,SOPInstanceUID,any", "a,b,1.2,0")
+    assert table.ids.tolist() == ["1.2"]
+    assert table.description.endswith("columns left out: image, ID")
+
+
 def test_a_slice_of_physionet_is_named_by_patient_and_number(tmp_path: Path) -> None:
     header = (
         "PatientNumber,SliceNumber,Intraventricular,Intraparenchymal,Subarachnoid,"

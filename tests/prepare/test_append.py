@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 from ichfast.errors import LabelError, SourceError, StoreError
 from ichfast.labels import CLASSES, LabelTable, read_labels
 from ichfast.prepare import prepare
+from ichfast.prepare.plan import label_plan
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
@@ -469,3 +471,13 @@ def test_file_names_like_formulas_are_none_in_a_csv_and_stay_in_an_append(
     found = pd.read_csv(store / "rejected.csv")["path"].tolist()
     assert found == ["'+1.txt", "'=HYPERLINK(1).txt", "a.txt"]
     assert read_rejected(store, read_header(store))["path"].tolist() == names
+
+
+def test_a_label_that_is_missing_is_not_one_that_is_0_in_the_plan() -> None:
+    zero = labels_of(ID_1=0)
+    missing = replace(zero, labels_NK=np.array([[0] * 5 + [np.nan]], np.float32))
+    assert label_plan(missing, b"key") != label_plan(zero, b"key")
+    # The digest of complete labels, by which stores made before are recognized.
+    assert label_plan(zero, None) == {
+        "labels": hashlib.sha256(b"ID_1" + bytes(6)).hexdigest()
+    }
