@@ -3,7 +3,8 @@
 1. Labels are joined by slice id, hashed where the store's ids are hashed. A label fills
    the class of a row that has none; what it lacks stays as it is.
 2. A label that contradicts the one in the store is an error, or, to relabel, replaces
-   it. An `any` that is not the OR of the five subtypes afterwards is always an error.
+   it. Then an `any` that the file does not know follows the subtypes. Every other `any`
+   that is not the OR of the five subtypes is an error.
 3. Labels of which none has a slice are a warning that tells what differs.
 
 Shape letters: N rows, K classes.
@@ -71,7 +72,10 @@ def add_labels(
             f"the labels contradict those in the store for {num_changed:,} slice(s), "
             f"first {first}; correct the file, or add --relabel to replace the store's"
         )
-    return Labelled(_with_any(rows), len(rows) - found.null_count, num_changed)
+    has_any = _label_column(labels.labels_NK[:, 0]).take(found).is_valid()
+    may_follow_N = ~has_any.to_numpy(zero_copy_only=False) & relabel
+    rows = _with_any(rows, may_follow_N)
+    return Labelled(rows, len(rows) - found.null_count, num_changed)
 
 
 def count_labels(rows: pa.Table) -> dict[str, int]:
@@ -100,9 +104,16 @@ def _with_labels(rows: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index(name), name, values)
 
 
-def _with_any(rows: pa.Table) -> pa.Table:
-    """Give the `any` that follows from labels of several files, and check it."""
+def _with_any(rows: pa.Table, may_follow_N: npt.NDArray[np.bool_]) -> pa.Table:
+    """Give the `any` that follows from labels of several files, and check it.
+
+    Args:
+        rows: with the labels of all files.
+        may_follow_N: where `any` may be replaced by what the subtypes say.
+    """
     labels_NK = with_any(_labels_NK(rows))
+    labels_NK[contradicts_any(labels_NK) & may_follow_N, 0] = np.nan
+    labels_NK = with_any(labels_NK)
     wrong_N = contradicts_any(labels_NK)
     if wrong_N.any():
         first = rows["slice_id"][int(wrong_N.argmax())]

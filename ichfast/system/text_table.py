@@ -34,6 +34,9 @@ from ichfast.system.untrusted import NOT_PARQUET, max_unpacked_bytes, read_parqu
 MAX_HEADER_BYTES = 2**20
 """Upper limit of a csv's first line, bytes."""
 
+MAX_COLUMNS = 10_000
+"""Upper limit of a csv's columns. Arrow takes 8 KiB for each, more than its name."""
+
 SEPARATORS = (b",", b";", b"\t")
 
 NOT_A_TABLE = (
@@ -119,6 +122,8 @@ class _Csv:
         stream.seek(0)
         header = stream.readline(MAX_HEADER_BYTES)
         separator = max(SEPARATORS, key=header.count)
+        if header.count(separator) >= MAX_COLUMNS:
+            raise ValueError(f"its first line has more than {MAX_COLUMNS:,} columns")
         self._stream = stream
         self._parsing = pa_csv.ParseOptions(delimiter=separator.decode())
         found = pa_csv.open_csv(io.BytesIO(header), parse_options=self._parsing)

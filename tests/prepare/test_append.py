@@ -222,14 +222,22 @@ def test_relabel_replaces_labels_that_differ_and_counts_them(
 def test_relabel_leaves_what_the_file_does_not_know(
     source: Path, tmp_path: Path
 ) -> None:
-    run([source], tmp_path / "store", labels=labels_of(ID_1=1))
+    run([source], tmp_path / "store", labels=labels_of(ID_1=1, ID_2=0))
     labels = replace(
-        labels_of(ID_1=0), labels_NK=np.array([[np.nan] * 5 + [0]], dtype=np.float32)
+        labels_of(ID_1=0, ID_2=0),
+        labels_NK=np.array([[np.nan] * 5 + [0], [np.nan] * 5 + [1]], dtype=np.float32),
     )
     append([source], tmp_path / "store", labels=labels, relabel=True)
     with Store(tmp_path / "store") as store:
-        labels_NK = store.labels_NK()[store.table["slice_id"] == "ID_1"]
-    np.testing.assert_array_equal(labels_NK, [[1, 1, 1, 1, 1, 0]])
+        of = dict(zip(store.table["slice_id"], store.labels_NK().tolist(), strict=True))
+    assert of["ID_1"] == [1, 1, 1, 1, 1, 0]
+    # `any` follows the subtypes.
+    assert of["ID_2"] == [1, 0, 0, 0, 0, 1]
+    labels = replace(
+        labels_of(ID_1=0), labels_NK=np.array([[0] + [np.nan] * 5], dtype=np.float32)
+    )
+    with pytest.raises(LabelError, match=r"`any` is not the OR .*first ID_1"):
+        append([source], tmp_path / "store", labels=labels, relabel=True)
 
 
 def test_relabel_without_a_store_to_append_to_or_labels_is_refused(

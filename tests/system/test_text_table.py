@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from ichfast.system.text_table import (
+    MAX_COLUMNS,
     MAX_HEADER_BYTES,
     NOT_A_TABLE,
     _Csv,
@@ -56,6 +57,14 @@ def test_a_first_line_without_end_is_not_read_to_its_end() -> None:
     with pytest.raises(pa.ArrowInvalid):
         _Csv(stream)
     assert stream.tell() == MAX_HEADER_BYTES
+
+
+def test_a_csv_of_very_many_columns_is_refused_before_it_takes_memory() -> None:
+    names = [f"c{k}" for k in range(MAX_COLUMNS)]
+    assert len(_Csv(io.BytesIO((",".join(names) + "\n").encode())).names) == MAX_COLUMNS
+    names.append("one more")
+    with pytest.raises(ValueError, match="more than 10,000 columns"):
+        _Csv(io.BytesIO((";".join(names) + "\n").encode()))
 
 
 def test_only_the_named_columns_are_read_and_in_that_order(tmp_path: Path) -> None:
