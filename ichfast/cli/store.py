@@ -91,7 +91,8 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     "--max-rejected",
     default="5%",
     metavar="N|P%",
-    help="Fail if more files than this cannot be stored.",
+    help="Fail if more files than this are damaged or no DICOM. Images of other kinds "
+    "do not count.",
 )
 @ACCEPT
 @LIMIT

@@ -115,7 +115,7 @@ def shard_plan(
 
 def accepted_codes(plan: Mapping[str, str]) -> frozenset[str]:
     """The reject codes of images that a store with this plan has all the same."""
-    return frozenset(plan["accept"].split(",")) - {_NOTHING}
+    return frozenset(plan.get("accept", _NOTHING).split(",")) - {_NOTHING}
 
 
 def ids_plan(key: bytes | None) -> str:
@@ -153,6 +153,7 @@ def check_plan(store: Path, begun: Mapping[str, str], plan: Mapping[str, str]) -
     Raises:
         StoreError: the plans differ.
     """
+    begun = {"accept": _NOTHING, **begun}  # older plans do not name it
     different = [name for name in plan if begun.get(name) != plan[name]]
     if different:
         shown = ", ".join(

@@ -41,7 +41,13 @@ from functools import partial
 from pathlib import Path
 
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.errors import LabelError, SourceError, StoreError, check_kind_codes
+from ichfast.errors import (
+    KIND_CODES,
+    LabelError,
+    SourceError,
+    StoreError,
+    check_kind_codes,
+)
 from ichfast.labels import LabelTable
 from ichfast.prepare.append import (
     adds_labels,
@@ -107,8 +113,9 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         id_key: file of the key of hashed ids, outside the store; made if it does not
             exist. None takes a file beside the store.
         max_rejected: upper limit of rejected files, as a number (``12``) or a share of
-            the listing (``5%``); in an append, of its new files. A run that was refused
-            continues with a higher limit. Rejected files are not tried again.
+            the listing (``5%``); in an append, of its new files. Those of `KIND_CODES`
+            do not count. A run that was refused continues with a higher limit. Rejected
+            files are not tried again.
         limit: number of entries to take from the start of the listing; None takes all.
         append: add new entries of `sources` to a finished store. Without a finished
             store this changes nothing.
@@ -312,9 +319,11 @@ def _check_rejected(
         )
     folder = store if merged.base is None else journal.path
     write_rejected(folder, merged.rejected)
-    if counts.total() > _num_allowed(max_rejected, merged.num_entries):
+    # A study holds images of other kinds; that says nothing about its slices.
+    num_failed = sum(counts[code] for code in counts.keys() - KIND_CODES)
+    if num_failed > _num_allowed(max_rejected, merged.num_entries):
         raise SourceError(
-            f"{counts.total()} of {merged.num_entries} files were rejected ({shown}), "
+            f"{num_failed} of {merged.num_entries} files were rejected ({shown}), "
             f"--max-rejected allows {max_rejected}; see {folder}/rejected.csv, then "
             "repeat the command with a higher --max-rejected: nothing is decoded again"
         )

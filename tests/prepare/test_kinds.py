@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.repair import repair_store
 from ichfast.report.overview import describe_store
 from ichfast.store.store import Store
+from ichfast.system.checksums import with_checksum
 from tests.conftest import contents, random_hu, write_dicom
 from tests.dicom.real_files import DATA
 
@@ -25,7 +27,7 @@ needs_hunt = pytest.mark.skipif(
     not HUNT.is_dir(), reason="the files of ../shared/data/hunt are not here"
 )
 
-run = partial(prepare_store, labels=None, workers=1, keep_ids=True, max_rejected="100%")
+run = partial(prepare_store, labels=None, workers=1, keep_ids=True, max_rejected="0")
 
 
 @needs_hunt
@@ -84,6 +86,23 @@ def test_accepted_images_are_stored_and_named_in_the_quirks(
 def test_nothing_is_accepted_by_default(study: Path, tmp_path: Path) -> None:
     report = run([study], tmp_path / "store")
     assert (report.slices, report.rejected) == (4, {"derived": 2, "localizer": 1})
+
+
+def test_a_store_that_was_begun_before_codes_could_be_accepted_goes_on(
+    study: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    run([study], store)
+    document = json.loads((store / "store.json").read_bytes())
+    del document["plan"]["accept"], document["crc32c"]
+    (store / "store.json").write_text(with_checksum(document))
+    assert run([study], store).already_finished
+    assert run([study], store, append=True).slices == 4
+    (shard,) = (store / "level-512").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    assert len(repair_store(store, [study]).repaired) == 1
+    with pytest.raises(StoreError, match=r"accept \(nothing, now derived\)"):
+        run([study], store, accept=("derived",))
 
 
 @pytest.mark.parametrize(
