@@ -27,7 +27,7 @@ from ichfast.prepare.journal import Journal
 from ichfast.prepare.labelling import add_labels
 from ichfast.prepare.merge import Base
 from ichfast.prepare.own_files import remove_temporaries
-from ichfast.prepare.plan import Unit, check_plan, cut_units
+from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
@@ -54,11 +54,12 @@ def check_finished(
         StoreError: the store was made with other options; or, without `append`, from
             other sources or labels, or an append to it was cut short.
     """
-    store, header = journal.store, read_header(journal.store)
+    store = journal.store
+    begun = {"accept": NOTHING, **read_header(store).plan}
     if append:
-        check_plan(store, header.plan, {k: plan[k] for k in _SHARD_OPTIONS})
+        check_plan(store, begun, {k: plan[k] for k in _SHARD_OPTIONS})
         return
-    check_plan(store, header.plan, {**plan, **labels_plan})
+    check_plan(store, begun, {**plan, **labels_plan})
     if journal.is_begun:
         raise StoreError(
             f"{store} was being appended to when a run was cut short; that command, "

@@ -21,8 +21,8 @@ from ichfast.labels import LabelTable
 from ichfast.prepare.pseudonyms import stored_id
 from ichfast.sources.listing import Entry, Listing
 
-_NOTHING = "nothing"
-"""Text in a plan for no accepted codes."""
+NOTHING = "nothing"
+"""Text in a plan for no accepted codes. Plans of older stores do not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def shard_plan(
     return {
         "levels": ",".join(map(str, levels)),
         "ids": ids_plan(id_key),
-        "accept": ",".join(sorted(accept)) or _NOTHING,
+        "accept": ",".join(sorted(accept)) or NOTHING,
         "unit": str(unit_entries),
         "entries": str(len(entries)),
         "listing": listing.hexdigest(),
@@ -115,7 +115,7 @@ def shard_plan(
 
 def accepted_codes(plan: Mapping[str, str]) -> frozenset[str]:
     """The reject codes of images that a store with this plan has all the same."""
-    return frozenset(plan.get("accept", _NOTHING).split(",")) - {_NOTHING}
+    return frozenset(plan.get("accept", NOTHING).split(",")) - {NOTHING}
 
 
 def ids_plan(key: bytes | None) -> str:
@@ -153,7 +153,6 @@ def check_plan(store: Path, begun: Mapping[str, str], plan: Mapping[str, str]) -
     Raises:
         StoreError: the plans differ.
     """
-    begun = {"accept": _NOTHING, **begun}  # older plans do not name it
     different = [name for name in plan if begun.get(name) != plan[name]]
     if different:
         shown = ", ".join(

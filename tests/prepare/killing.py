@@ -129,9 +129,9 @@ def _entering(trap: Trap, module: ModuleType, stage: str, name: str) -> Any:
     """A step of a module that begins a stage."""
     step: Callable[..., Any] = vars(module)[name]
 
-    def enter_and_run(*arguments: Any) -> Any:
+    def enter_and_run(*arguments: Any, **options: Any) -> Any:
         trap.enter(stage)
-        return step(*arguments)
+        return step(*arguments, **options)
 
     return enter_and_run
 
