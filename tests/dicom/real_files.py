@@ -16,6 +16,12 @@ needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the real files of ../shared/data are not here"
 )
 
+HUNT = DATA / "hunt"
+
+needs_hunt = pytest.mark.skipif(
+    not HUNT.is_dir(), reason="the files of ../shared/data/hunt are not here"
+)
+
 EDGE = "derived/edge_GE_signed16"
 
 ZOO = "zoo/pydicom"

@@ -23,13 +23,7 @@ from tests.dicom.dicom_files import (
     read_one,
     rejection,
 )
-from tests.dicom.real_files import DATA
-
-HUNT = DATA / "hunt"
-
-needs_hunt = pytest.mark.skipif(
-    not HUNT.is_dir(), reason="the files of ../shared/data/hunt are not here"
-)
+from tests.dicom.real_files import HUNT, needs_hunt
 
 SYNTAXES = (uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.RLELossless)
 

@@ -22,13 +22,7 @@ from tests.dicom.dicom_files import (
     rejection,
     sequence,
 )
-from tests.dicom.real_files import DATA
-
-HUNT = DATA / "hunt"
-
-needs_hunt = pytest.mark.skipif(
-    not HUNT.is_dir(), reason="the files of ../shared/data/hunt are not here"
-)
+from tests.dicom.real_files import HUNT, needs_hunt
 
 IMAGE_TYPES = [
     # PS3.3 C.8.2.1.1.1

@@ -19,13 +19,7 @@ from ichfast.report.overview import describe_store
 from ichfast.store.store import Store
 from ichfast.system.checksums import with_checksum
 from tests.conftest import contents, random_hu, write_dicom
-from tests.dicom.real_files import DATA
-
-HUNT = DATA / "hunt"
-
-needs_hunt = pytest.mark.skipif(
-    not HUNT.is_dir(), reason="the files of ../shared/data/hunt are not here"
-)
+from tests.dicom.real_files import HUNT, needs_hunt
 
 run = partial(prepare_store, labels=None, workers=1, keep_ids=True, max_rejected="0")
 

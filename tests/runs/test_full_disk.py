@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.forked import Outcome, Server, command_server
+from tests.cli.forked import Outcome, Server
 from tests.cli.test_full_disk import mounted
 from tests.conftest import contents
 
@@ -16,12 +15,6 @@ TRAIN = (
     *("--set", "train.epochs=1", "--set", "data.batch_size=8"),
     *("--set", "folds.num_folds=2", "--out", "disk/run", "--store"),
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with command_server(tmp_path_factory.mktemp("traces")) as server:
-        yield server
 
 
 @pytest.fixture

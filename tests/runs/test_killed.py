@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from ichfast.runs.trained import open_run
 from ichfast.training.checkpoint import has_last, load_last
 from ichfast.training.history import read_history
-from tests.cli.forked import Server, command_server
+from tests.cli.forked import Server
 
 NUM_EVENTS = 10
 """Events on files before which `train` is killed; `tests.cli.forked` counts them."""
@@ -26,12 +25,6 @@ TRAIN = (
     *("--set", "train.epochs=2", "--set", "data.batch_size=4", "--limit", "8"),
     *("--set", "folds.num_folds=2", "--out", "run", "--store"),
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with command_server(tmp_path_factory.mktemp("traces")) as server:
-        yield server
 
 
 @pytest.fixture
