@@ -285,7 +285,7 @@ _READERS: dict[str, Callable[[bytes], pa.Table]] = {
     ".csv": _read_csv,
     ".npz": _read_npz,
 }
-"""For each suffix a function that reads the columns, whatever they hold."""
+"""For each suffix a function that reads the columns, of any type."""
 
 
 def _typed(rows: pa.Table, *, from_csv: bool) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ichfast.errors import ModelError, RecipeError
 from ichfast.models.weights import read_weights_file, tensors_of
+from ichfast.prepare.pseudonyms import HASH_DIGITS
 from ichfast.recipes.settings import from_dict, to_dict
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
@@ -37,9 +38,6 @@ from ichfast.training.checkpoint import PATIENTS
 
 IMAGENET_CLASSES = 1000
 """Rows of the last layer in a file of ImageNet weights."""
-
-HASH_DIGITS = 16
-"""Hexadecimal digits of the hash of a plain id, as of a hashed id in a store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

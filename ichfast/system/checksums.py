@@ -112,7 +112,7 @@ def read_with_checksum(path: Path) -> bytes:
         logger.warning("%s has no %s beside it: not checked", path, beside.name)
         return content
     lines = beside.read_text("utf-8", "replace").splitlines()
-    if not any(line.split(" ", 1)[0] == _sha256(content) for line in lines):
+    if _sha256(content) not in {line.split(" ", 1)[0] for line in lines}:
         raise ChecksumError(
             f"its checksum is not that in {beside.name}: it was edited, or is damaged; "
             f"make it again, or delete {beside.name} to read it as it is"

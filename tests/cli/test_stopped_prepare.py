@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import contents
+from tests.system.killed_process import killed_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -40,22 +40,15 @@ def preparing(
 
     Python itself and imports of the first moments know no better than a traceback.
     """
-    command = ["prepare", str(source), "--store", str(store), "--keep-ids"]
-    with subprocess.Popen(
-        [sys.executable, "-c", MAIN, *command, "--workers=2"],
-        env={**os.environ, "TMPDIR": str(tmpdir), "ICHFAST_TEST_STORE": str(store)}
-        | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.PIPE,
+    with killed_process(
+        MAIN,
+        *("prepare", str(source), "--store", str(store)),
+        *("--keep-ids", "--workers=2"),
+        env={**os.environ, "TMPDIR": str(tmpdir), "ICHFAST_TEST_STORE": str(store)},
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+        yield process
 
 
 def processes_of(store: Path) -> list[Path]:

@@ -40,7 +40,7 @@ def right_table() -> pd.DataFrame:
 
 
 def write_as_is(path: Path, table: pd.DataFrame) -> None:
-    """Write whatever a table holds, without a checksum."""
+    """Write a table of any columns and types, without a checksum."""
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
     elif path.suffix == ".csv":

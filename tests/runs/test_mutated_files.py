@@ -20,8 +20,8 @@ from tests.runs.trainedruns import write_run
 from tests.training.tiny_trainer import fit, make_trainer
 
 MIN_REFUSED = 200
-"""Of 300 mutations; others change bytes without a meaning, such as a file's name beside
-its checksum."""
+"""Lower limit of the mutations of a file that are refused. The others change bytes
+without a meaning, such as a file's name beside its checksum."""
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 HOLD = """
 import sys
@@ -20,19 +21,24 @@ with getattr(locks, sys.argv[1])(Path(sys.argv[2])):
 
 
 @contextmanager
-def killed_process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def killed_process(
+    code: str, *arguments: str, env: Mapping[str, str] = os.environ, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
     """Run Python in another process during the block, and then kill it.
 
     Args:
         code: prints ``ready`` and waits for the end of its stdin.
         arguments: its command line.
+        env: its environment, but for PYTHONPATH.
+        options: more options of `subprocess.Popen`.
     """
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**env, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        **options,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
