@@ -34,13 +34,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
-from ichfast.labels import CLASSES
 from ichfast.prepare.own_files import remove_own, remove_temporaries
 from ichfast.prepare.plan import Unit, check_plan
 from ichfast.store.header import ENTRIES_FILE
 from ichfast.store.levels import level_folder
 from ichfast.store.shards import Shard
-from ichfast.store.tables import table_schema
+from ichfast.store.tables import LABEL_COLUMNS, table_schema
 from ichfast.system.files import (
     atomic_path,
     make_folder,
@@ -105,7 +104,7 @@ class Journal:
         for column in table_schema(self.levels):
             if column.name == "shard":
                 fields.append(pa.field("shard", pa.string()))
-            elif column.name not in CLASSES:
+            elif column.name not in LABEL_COLUMNS:
                 fields.append(column)
         return pa.schema(fields)
 

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ichfast.labels import CLASSES, LabelTable
+from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
 from ichfast.prepare.labelling import add_labels, count_labels, warn_of_strangers
@@ -35,7 +35,7 @@ from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard
 from ichfast.store.store import finish_store
-from ichfast.store.tables import ORDER, read_rejected, read_rows
+from ichfast.store.tables import LABEL_COLUMNS, ORDER, read_rejected, read_rows
 from ichfast.system.files import make_folder
 
 PART_ROWS = 2**15
@@ -131,7 +131,7 @@ def merge(
         rejects += page.rejects
         shards += page.shards
         rows = _with_dictionaries(page.rows)
-        for column in CLASSES:
+        for column in LABEL_COLUMNS:
             rows = rows.append_column(column, pa.nulls(len(rows), pa.int8()))
         tables.append(rows.select(tables[0].column_names) if tables else rows)
     rows = _concatenated(tables)

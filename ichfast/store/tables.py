@@ -32,6 +32,22 @@ from ichfast.system.untrusted import NOT_PARQUET, read_parquet
 ORDER = ("patient", "study", "series", "position_mm", "instance_number", "slice_id")
 """The columns by which rows are sorted."""
 
+BAGS = ("series", "study")
+"""What a label can be of, other than of a slice."""
+
+BAG_LABELS = {bag: tuple(f"{bag}_{name}" for name in CLASSES) for bag in BAGS}
+"""For each kind of bag, the columns of its labels in `CLASSES` order. They are equal in
+all rows of a bag."""
+
+LABEL_COLUMNS = (*CLASSES, *(name for bag in BAGS for name in BAG_LABELS[bag]))
+"""All columns of labels: int8, 0, 1 or null."""
+
+ADDED_COLUMNS: dict[str, pa.DataType] = {
+    **dict.fromkeys(LABEL_COLUMNS[len(CLASSES) :], pa.int8()),
+}
+"""Columns that stores of version 0.1 do not have, with their types. They may be null,
+and all are where a store does not have the column."""
+
 _UNKNOWN: dict[pa.DataType, Any] = {
     pa.string(): "",
     pa.float64(): math.nan,
@@ -50,7 +66,7 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
     Empty strings, NaN and -1 (instance_number) are values missing in the DICOM file.
     `tilt_deg` is the rotation of the slice about the patient's left-right axis, 0 for
     an upright gantry. `shard` is an index into the header's shards. Labels are 0, 1 or
-    null, each class by itself.
+    null, each class by itself; those of the slice have the name of the class.
     """
     text, number = pa.string(), pa.float64()
     columns = [
@@ -65,6 +81,7 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
         *(("window_center", number), ("window_width", number)),
         *(("transfer_syntax_uid", text), ("quirks", text)),
         *((name, pa.int8()) for name in CLASSES),
+        *ADDED_COLUMNS.items(),
     ]
     return pa.schema(columns)
 
@@ -98,14 +115,15 @@ def rows_of(table: pd.DataFrame, levels: Sequence[int]) -> pa.Table:
 
     Args:
         table: one row per slice, sorted, with columns of `table_schema`. One that is
-            missing, and is no label, gets the value for unknown.
+            missing gets the value for unknown, or null where that is allowed; only
+            labels of slices must be there.
         levels: the store's.
     """
     schema = table_schema(levels)
     missing = {
-        field.name: _UNKNOWN[field.type]
+        field.name: None if field.name in ADDED_COLUMNS else _UNKNOWN[field.type]
         for field in schema
-        if field.name not in table and field.type in _UNKNOWN
+        if field.name not in table and field.name not in CLASSES
     }
     return pa.Table.from_pandas(
         table.assign(**missing), schema=schema, preserve_index=False
@@ -120,7 +138,8 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
         header: the store's.
 
     Returns:
-        The columns of `table_schema`, one row per slice.
+        The columns of `table_schema`, one row per slice. Columns that the file does not
+        have are null.
 
     Raises:
         StoreError: the file is missing, damaged, or does not fit the header.
@@ -134,8 +153,11 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
         raise StoreError(
             f"{file} is not a parquet table ({first_line(error)}); {_NEW_STORE}"
         ) from error
-    if not rows.schema.equals(table_schema(header.levels)):
+    rows = _with_added_columns(rows)
+    schema = table_schema(header.levels)
+    if set(rows.schema) != set(schema):
         raise StoreError(f"{file} has other columns than format 1; {_NEW_STORE}")
+    rows = rows.select(schema.names)
     if problem := _contradiction(rows, header):
         raise StoreError(f"{file} {problem}; {_NEW_STORE}")
     return rows
@@ -157,13 +179,22 @@ def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
     return table
 
 
+def _with_added_columns(rows: pa.Table) -> pa.Table:
+    for name, kind in ADDED_COLUMNS.items():
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), kind))
+    return rows
+
+
 def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
     """A value of the table that its store cannot have; empty if there is none."""
     if len(rows) != header.counts["slices"]:
         return f"has {len(rows):,} slices, expected {header.counts['slices']:,}"
     for field in rows.schema:
         # An unknown number may be null as well as NaN.
-        may_lack = field.name in CLASSES or pa.types.is_floating(field.type)
+        may_lack = field.name in (*CLASSES, *ADDED_COLUMNS) or pa.types.is_floating(
+            field.type
+        )
         if not may_lack and rows[field.name].null_count:
             return f"lacks a value of {field.name}"
     shapes_S3 = np.array([[s.count, s.rows, s.columns] for s in header.shards])
@@ -176,7 +207,7 @@ def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
     shape_N2 = [rows[name].to_numpy() for name in ("rows", "columns")]
     if not (np.array_equal(shape_N2, [rows_N, columns_N])):
         return "gives slices other shapes than their shards have"
-    for name in CLASSES:
+    for name in LABEL_COLUMNS:
         if pc.any(pc.greater(pc.cast(rows[name], pa.uint8(), safe=False), 1)).as_py():
             return f"has labels other than 0 and 1 ({name})"
     return ""

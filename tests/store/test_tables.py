@@ -14,6 +14,7 @@ import pytest
 from ichfast.errors import StoreError
 from ichfast.store.header import StoreHeader, read_header
 from ichfast.store.tables import (
+    ADDED_COLUMNS,
     read_rejected,
     read_rows,
     rows_of,
@@ -37,6 +38,11 @@ def with_first(rows: pa.Table, name: str, value: int | None) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index(name), name, values)
 
 
+def as_text(rows: pa.Table, name: str) -> pa.Table:
+    number = rows.schema.get_field_index(name)
+    return rows.set_column(number, name, rows[name].cast(pa.string()))
+
+
 def not_utf8(rows: pa.Table) -> pa.Table:
     raw = pa.array([b"\xff"] * len(rows))
     text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
@@ -58,7 +64,10 @@ def not_utf8(rows: pa.Table) -> pa.Table:
         (lambda rows: with_first(rows, "columns", 513), "other shapes"),
         (lambda rows: with_first(rows, "any", 2), "labels other than 0 and 1"),
         (lambda rows: with_first(rows, "subdural", -1), "labels other than 0 and 1"),
+        (lambda rows: with_first(rows, "study_any", 2), "labels other than 0 and 1"),
         (lambda rows: rows.drop_columns("quirks"), "other columns than format 1"),
+        (lambda rows: rows.append_column("x", rows["any"]), "other columns than"),
+        (lambda rows: as_text(rows, "study_any"), "other columns than format 1"),
         (not_utf8, "is not a parquet table"),
     ],
 )
@@ -96,6 +105,18 @@ def test_a_column_that_is_missing_is_unknown(
     rows = rows_of(frame.drop(columns=names), header.levels)
     assert rows.schema.equals(table_schema(header.levels))
     assert [rows[name][0].as_py() for name in names] == ["", None, -1, False]
+
+
+def test_a_store_of_version_0_1_opens_with_nulls(
+    tmp_path: Path, header: StoreHeader
+) -> None:
+    file = tmp_path / "store" / "slices.parquet"
+    rows = read_rows(tmp_path / "store", header)
+    pq.write_table(rows.drop_columns(list(ADDED_COLUMNS)), file)
+    old = read_rows(tmp_path / "store", replace(header, table_crc32c=file_crc32c(file)))
+    assert old.schema.equals(table_schema(header.levels))
+    assert old.equals(rows)
+    assert all(old[name].null_count == len(rows) for name in ADDED_COLUMNS)
 
 
 def test_names_that_look_like_nothing_survive(
