@@ -9,6 +9,7 @@ only those that are needed. A header that cannot belong to a CT slice raises
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 
 from ichfast.dicom.walker import Elements
@@ -21,11 +22,26 @@ TAGS = {
     "SOPClassUID": 0x0008_0016,
     "SOPInstanceUID": 0x0008_0018,
     "Modality": 0x0008_0060,
+    "Manufacturer": 0x0008_0070,
+    "ManufacturerModelName": 0x0008_1090,
     "FrameType": 0x0008_9007,
     "PatientID": 0x0010_0020,
+    "PatientSex": 0x0010_0040,
+    "PatientAge": 0x0010_1010,
+    "ContrastBolusAgent": 0x0018_0010,
     "SliceThickness": 0x0018_0050,
+    "KVP": 0x0018_0060,
+    "SpacingBetweenSlices": 0x0018_0088,
+    "ContrastBolusVolume": 0x0018_1041,
+    "Exposure": 0x0018_1152,
+    "ExposureInuAs": 0x0018_1153,
+    "ConvolutionKernel": 0x0018_1210,
+    "ConvolutionKernelGroup": 0x0018_9316,
+    "ExposureInmAs": 0x0018_9332,
+    "ContrastBolusAgentAdministered": 0x0018_9342,
     "StudyInstanceUID": 0x0020_000D,
     "SeriesInstanceUID": 0x0020_000E,
+    "SeriesNumber": 0x0020_0011,
     "InstanceNumber": 0x0020_0013,
     "ImagePositionPatient": 0x0020_0032,
     "ImageOrientationPatient": 0x0020_0037,
@@ -96,6 +112,10 @@ class Header:
         self.quirks: set[str] = set()
         """Names of the defects mended in the values converted so far."""
 
+    def has(self, keyword: str) -> bool:
+        """Whether the element is there, with a value or empty."""
+        return TAGS[keyword] in self._elements
+
     def text(self, keyword: str) -> str:
         """Value as text without padding; empty where absent."""
         return parse_text(self._raw(keyword)[0])
@@ -140,6 +160,19 @@ class Header:
             default: result where the element is absent.
         """
         return (*self.numbers(keyword), default)[0]
+
+    def optional_number(self, keyword: str) -> float:
+        """First value of a decimal string; NaN if absent or malformed, no quirk."""
+        numbers, _ = parse_numbers(self._raw(keyword)[0])
+        return (*numbers, math.nan)[0]
+
+    def double(self, keyword: str) -> float:
+        """Value of a 64-bit floating-point element; NaN where absent."""
+        value, is_little_endian = self._raw(keyword)
+        if len(value) < 8:
+            return math.nan
+        (number,) = struct.unpack_from("<d" if is_little_endian else ">d", value)
+        return float(number)
 
     def integer(self, keyword: str, default: int) -> int:
         """First value of an integer string.

@@ -20,7 +20,9 @@ from ichfast.dicom.walker import MAX_VALUE_BYTES, Elements
 from ichfast.errors import RejectError
 
 _MACROS = (
-    0x0018_9329,  # CTImageFrameTypeSequence
+    *(0x0018_9314, 0x0018_9321),  # CTReconstruction-, CTExposureSequence
+    *(0x0018_9325, 0x0018_9329),  # CTXRayDetails-, CTImageFrameTypeSequence
+    0x0018_9341,  # ContrastBolusUsageSequence
     *(0x0020_9113, 0x0020_9116),  # PlanePosition-, PlaneOrientationSequence
     *(0x0028_9110, 0x0028_9145),  # PixelMeasures-, PixelValueTransformationSequence
     0x0028_9132,  # FrameVOILUTSequence
@@ -30,7 +32,9 @@ _FRAME_TAGS = frozenset(
     for keyword in (
         *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
         *("SliceThickness", "RescaleIntercept", "RescaleSlope", "RescaleType"),
-        *("FrameType", "WindowCenter", "WindowWidth"),
+        *("FrameType", "WindowCenter", "WindowWidth", "SpacingBetweenSlices", "KVP"),
+        *("ConvolutionKernel", "ConvolutionKernelGroup", "ExposureInmAs"),
+        "ContrastBolusAgentAdministered",
     )
 )
 """Elements read from the macros. With others, a frame could have its own patient."""
@@ -50,10 +54,10 @@ def raw_values(
         RejectError: ``bad-header``, a value is longer than `max_bytes`.
     """
     found = {
-        int(element.tag): (element.value, element.is_little_endian)
+        int(element.tag): (element.value or b"", element.is_little_endian)
         for element in dataset.elements()
         if isinstance(element, RawDataElement)
-        and isinstance(element.value, bytes)
+        and isinstance(element.value, bytes | None)
         and element.tag in wanted
     }
     for value, _ in found.values():

@@ -8,9 +8,10 @@ from the same bytes before come from a cache (for what that saves see bench/LOG.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+from ichfast.dicom.acquisition import Acquisition, read_acquisition
 from ichfast.dicom.header import (
     TAGS,
     Header,
@@ -26,6 +27,7 @@ from ichfast.dicom.walker import Elements
 _SLICE_KEYWORDS = (
     *("MediaStorageSOPInstanceUID", "TransferSyntaxUID", "SOPInstanceUID"),
     *("InstanceNumber", "ImagePositionPatient"),
+    *("Exposure", "ExposureInuAs", "ExposureInmAs"),
 )
 """Elements that belong to a slice or to its file, not to the series."""
 
@@ -75,6 +77,8 @@ class SeriesHeader:
     quirks: frozenset[str]
     """Names of the defects that were mended in these values."""
 
+    acquisition: Acquisition = field(default_factory=Acquisition)
+
 
 def read_series_header(
     elements: Elements, accept: frozenset[str] = frozenset()
@@ -118,4 +122,5 @@ def _read(
         window_center=header.number("WindowCenter"),
         window_width=header.number("WindowWidth"),
         quirks=frozenset(header.quirks),
+        acquisition=read_acquisition(header),
     )

@@ -35,6 +35,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import get_j2k_parameters
 
 from ichfast.dicom import codestreams, guard, hounsfield, quirks
+from ichfast.dicom.acquisition import read_exposure
 from ichfast.dicom.guard import BudgetedBytes, ReadBudget
 from ichfast.dicom.header import TAGS, Header, Layout, read_position
 from ichfast.dicom.quirks import RawArray
@@ -95,6 +96,9 @@ class Slice:
 
     transfer_syntax_uid: str
     """(0002,0010). Empty where absent."""
+
+    exposure_mas: float | None
+    """Tube current times time, mAs. None where unknown."""
 
     rejected_frames: tuple[tuple[str, str], ...]
     """Reject codes of other frames of its file that are no slices, each with a detail
@@ -470,6 +474,7 @@ def _make_slice(
         rescale_slope=stored.slope,
         rescale_intercept=stored.intercept,
         transfer_syntax_uid=file.syntax,
+        exposure_mas=read_exposure(header),
         rejected_frames=rejected_frames,
         quirks=tuple(
             sorted(file.quirks | header.quirks | series_header.quirks | stored.quirks)
