@@ -36,9 +36,13 @@ MAX_SERIES_NUMBER = 99_999
 patient."""
 
 MAX_KVP = 200.0
-MAX_EXPOSURE_MAS = 10_000.0
+MAX_EXPOSURE_MAS = 2_000.0
 MAX_SLICE_SPACING_MM = 100.0
 """Upper limits of what a scanner of heads can write."""
+
+EXPOSURE_DECIMALS = 1
+"""Decimals of an exposure, so that the eight bytes of a name that is read as a number
+do not survive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,13 +93,12 @@ def read_acquisition(header: Header) -> Acquisition:
         C.8.2.1 (kVp, kernel), C.7.1.1 and C.7.2.2 (sex, age), C.7.3.1 (series number).
     """
     kernel_name = header.text("ConvolutionKernel").split("\\")[0].strip()
-    vendor = read_vendor(header.text("Manufacturer"))
     return Acquisition(
-        manufacturer=vendor,
+        manufacturer=read_vendor(header.text("Manufacturer")),
         model=read_model(header.text("ManufacturerModelName")),
         kernel=kernel_class(kernel_name, header.text("ConvolutionKernelGroup")),
         kernel_name=kernel_name if _is_kernel_code(kernel_name) else None,
-        kvp=_within(header.optional_number("KVP"), MAX_KVP),
+        kvp=_kvp(header),
         contrast=read_contrast(header),
         slice_spacing_mm=_within(
             abs(header.optional_number("SpacingBetweenSlices")), MAX_SLICE_SPACING_MM
@@ -113,12 +116,13 @@ def read_exposure(header: Header) -> float | None:
     Source:
         DICOM PS3.3 C.8.2.1 (Exposure, ExposureInuAs) and C.8.15.3.8 (ExposureInmAs).
     """
-    found = (
-        header.optional_number("Exposure"),
-        header.double("ExposureInmAs"),
-        header.optional_number("ExposureInuAs") / 1000,
-    )
-    return next((e for e in found if 0 < e <= MAX_EXPOSURE_MAS), None)
+    mas = header.optional_number("Exposure")
+    if math.isnan(mas):
+        mas = header.double("ExposureInmAs")
+    if math.isnan(mas):
+        mas = header.optional_number("ExposureInuAs") / 1000
+    is_exposure = 10**-EXPOSURE_DECIMALS <= mas <= MAX_EXPOSURE_MAS
+    return round(mas, EXPOSURE_DECIMALS) if is_exposure else None
 
 
 def read_vendor(text: str) -> str | None:
@@ -278,7 +282,7 @@ def read_contrast(header: Header) -> str | None:
     if agent or header.optional_number("ContrastBolusVolume") > 0:
         return "yes"
     is_absent = not header.has("ContrastBolusAgent")
-    return "no" if is_absent and header.optional_number("KVP") > 0 else None
+    return "no" if is_absent and _kvp(header) else None
 
 
 _NO_AGENT = frozenset(
@@ -329,6 +333,10 @@ def _one_of(text: str, known: tuple[str, ...]) -> str | None:
 
 def _within(number: float, limit: float) -> float | None:
     return number if 0 < number <= limit else None
+
+
+def _kvp(header: Header) -> float | None:
+    return _within(header.optional_number("KVP"), MAX_KVP)
 
 
 def _series_number(header: Header) -> int | None:

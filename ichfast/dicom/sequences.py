@@ -54,16 +54,21 @@ def raw_values(
         RejectError: ``bad-header``, a value is longer than `max_bytes`.
     """
     found = {
-        int(element.tag): (element.value or b"", element.is_little_endian)
+        int(element.tag): value
         for element in dataset.elements()
-        if isinstance(element, RawDataElement)
-        and isinstance(element.value, bytes | None)
-        and element.tag in wanted
+        if element.tag in wanted and (value := _raw_value(element)) is not None
     }
     for value, _ in found.values():
         if len(value) > max_bytes:
             raise RejectError("bad-header", f"a value of {len(value):,} bytes")
     return found
+
+
+def _raw_value(element: DataElement | RawDataElement) -> tuple[bytes, bool] | None:
+    """The bytes of a value; None of a sequence or of what pydicom has converted."""
+    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+        return element.value, element.is_little_endian
+    return None if element.value else (b"", True)
 
 
 def read_items(

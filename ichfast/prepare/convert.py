@@ -21,7 +21,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -263,6 +263,7 @@ def _row(
         "rescale_slope": slice_.rescale_slope,
         "rescale_intercept": slice_.rescale_intercept,
         "transfer_syntax_uid": slice_.transfer_syntax_uid,
+        "exposure_mas": slice_.exposure_mas,
         "quirks": ";".join(slice_.quirks),
     }
 
@@ -284,6 +285,7 @@ def _common_columns(key: bytes | None, common: SeriesHeader) -> Mapping[str, Any
         "tilt_deg": _tilt_deg(common.orientation),
         "window_center": common.window_center,
         "window_width": common.window_width,
+        **asdict(common.acquisition),
     }
 
 

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ichfast.labels import LabelTable
+from ichfast.labels import CLASSES, LabelTable
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
 from ichfast.prepare.labelling import add_labels, count_labels, warn_of_strangers
@@ -35,13 +35,22 @@ from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard
 from ichfast.store.store import finish_store
-from ichfast.store.tables import LABEL_COLUMNS, ORDER, read_rejected, read_rows
+from ichfast.store.tables import (
+    ACQUISITION_COLUMNS,
+    ORDER,
+    read_rejected,
+    read_rows,
+    with_added_columns,
+)
 from ichfast.system.files import make_folder
 
 PART_ROWS = 2**15
 """Rows in a row group of `slices.parquet`. It decides the file's bytes."""
 
-_SHARED = ("patient", "study", "series", "shard", "transfer_syntax_uid", "quirks")
+_SHARED = (
+    *("patient", "study", "series", "shard", "transfer_syntax_uid", "quirks"),
+    *(name for name, kind in ACQUISITION_COLUMNS.items() if kind == pa.string()),
+)
 """Text columns in which many rows have the same value; dictionaries while merged."""
 
 _SAME = ("rows", "columns", "crc32c")
@@ -130,8 +139,9 @@ def merge(
         page = journal.read(unit)
         rejects += page.rejects
         shards += page.shards
-        rows = _with_dictionaries(page.rows)
-        for column in LABEL_COLUMNS:
+        # A page of an earlier version lacks columns.
+        rows = _with_dictionaries(with_added_columns(page.rows))
+        for column in CLASSES:
             rows = rows.append_column(column, pa.nulls(len(rows), pa.int8()))
         tables.append(rows.select(tables[0].column_names) if tables else rows)
     rows = _concatenated(tables)

@@ -42,7 +42,21 @@ all rows of a bag."""
 LABEL_COLUMNS = (*CLASSES, *(name for bag in BAGS for name in BAG_LABELS[bag]))
 """All columns of labels: int8, 0, 1 or null."""
 
+ACQUISITION_COLUMNS: dict[str, pa.DataType] = {
+    **dict.fromkeys(("manufacturer", "model", "kernel", "kernel_name"), pa.string()),
+    **dict.fromkeys(("kvp", "exposure_mas"), pa.float64()),
+    "contrast": pa.string(),
+    "slice_spacing_mm": pa.float64(),
+    "sex": pa.string(),
+    "age_decade": pa.int8(),
+    "image_type": pa.string(),
+    "series_number": pa.int32(),
+}
+"""Columns of how a slice was acquired (`ichfast.dicom.acquisition`), null where that is
+not known."""
+
 ADDED_COLUMNS: dict[str, pa.DataType] = {
+    **ACQUISITION_COLUMNS,
     **dict.fromkeys(LABEL_COLUMNS[len(CLASSES) :], pa.int8()),
 }
 """Columns that stores of version 0.1 do not have, with their types. They may be null,
@@ -153,7 +167,7 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
         raise StoreError(
             f"{file} is not a parquet table ({first_line(error)}); {_NEW_STORE}"
         ) from error
-    rows = _with_added_columns(rows)
+    rows = with_added_columns(rows)
     schema = table_schema(header.levels)
     if set(rows.schema) != set(schema):
         raise StoreError(f"{file} has other columns than format 1; {_NEW_STORE}")
@@ -179,7 +193,8 @@ def read_table(path: Path, header: StoreHeader) -> pd.DataFrame:
     return table
 
 
-def _with_added_columns(rows: pa.Table) -> pa.Table:
+def with_added_columns(rows: pa.Table) -> pa.Table:
+    """Add the columns of `ADDED_COLUMNS` that rows do not have, with nulls."""
     for name, kind in ADDED_COLUMNS.items():
         if name not in rows.column_names:
             rows = rows.append_column(name, pa.nulls(len(rows), kind))
