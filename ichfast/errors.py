@@ -47,7 +47,10 @@ class SourceError(IchfastError):
 KIND_CODES = frozenset(("derived", "localizer", "not-axial", "not-ct", "not-hu"))
 """Reject codes of sound images that are no axial CT slice in HU."""
 
-REJECT_CODES = KIND_CODES | frozenset(
+SOUND_CODES = KIND_CODES | {"not-selected"}
+"""Reject codes of sound files, which do not count towards ``--max-rejected``."""
+
+REJECT_CODES = SOUND_CODES | frozenset(
     (
         *("empty", "not-dicom", "bad-header", "no-pixels"),
         *("colour", "too-large", "truncated-pixels", "no-decoder", "decoder-error"),

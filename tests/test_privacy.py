@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UID
 
+from ichfast.dicom.acquisition import CONTRASTS, IMAGE_TYPES, KERNELS, SEXES, VENDORS
 from ichfast.labels import CLASSES
+from ichfast.prepare.pseudonyms import HASH_DIGITS
 from ichfast.store.store import Store
 from tests.conftest import write_dicom
 
@@ -61,7 +65,21 @@ TAGS: dict[str, Any] = {
     "StationName": "CT-GRISELDA",
     "DeviceSerialNumber": "SN-424242Q",
     "FrameOfReferenceUID": "1.2.826.14142135.1",
+    "SeriesDescription": "head of Wilfreda",
+    "Manufacturer": "Tattersall^Jemima",
+    "ManufacturerModelName": "Jemima Tattersall",
+    "ConvolutionKernel": "Thaddeus",
+    "ContrastBolusAgent": "asked for by Leopoldine",
 }
+KNOWN: dict[str, Any] = {
+    "KVP": "120",
+    "Exposure": "285",
+    "SpacingBetweenSlices": "5",
+    "PatientSex": "F",
+    "PatientAge": "042Y",
+    "SeriesNumber": "2",
+}
+"""Values that a store has."""
 PRIVATE = "scanned for Bartholomew"
 FILE_NAME = "Snodgrass_Wilhelmina"
 STRINGS = (
@@ -80,6 +98,7 @@ def write_patient_file(path: Path, number: int, **changed: Any) -> None:
         f"{SLICE}{number}",
         hu_HW=changed.pop("hu_HW", hu_HW),
         **TAGS,
+        **KNOWN,
         PatientID=f"{PATIENT}{patient}",
         StudyInstanceUID=f"{STUDY}{patient}",
         SeriesInstanceUID=f"{SERIES}{patient}",
@@ -263,6 +282,45 @@ def test_what_is_handed_on_names_no_folder_of_this_machine(traces: Traces) -> No
     assert {name: found_in(texts[name], folders) for name in TO_HAND_ON} == {
         name: [] for name in TO_HAND_ON
     }
+
+
+HASH = f"[0-9a-f]{{{HASH_DIGITS}}}"
+
+TEXT_COLUMNS = {
+    **dict.fromkeys(("slice_id", "patient", "study", "series"), HASH),
+    "transfer_syntax_uid": "[0-9.]*",
+    "quirks": "[a-z0-9_;-]*",
+    "manufacturer": "|".join(VENDORS),
+    "kernel": "|".join(KERNELS),
+    "contrast": "|".join(CONTRASTS),
+    "sex": "|".join(SEXES),
+    "image_type": "|".join(IMAGE_TYPES),
+    **dict.fromkeys(("model", "kernel_name"), "no text of these files"),
+}
+"""What a text in each column looks like."""
+
+
+@pytest.mark.slow
+def test_every_column_of_a_store_is_a_number_or_a_checked_text(traces: Traces) -> None:
+    rows = pq.read_table(traces.out / "store" / "slices.parquet")
+    texts = {f.name for f in rows.schema if not is_number(f.type)}
+    assert texts == TEXT_COLUMNS.keys()
+    wrong = {
+        name: value
+        for name, form in TEXT_COLUMNS.items()
+        for value in set(rows[name].to_pylist()) - {None}
+        if not re.fullmatch(form, value)
+    }
+    assert wrong == {}
+    assert {rows[name][0].as_py() for name in ("manufacturer", "sex")} == {"other", "F"}
+    assert rows["age_decade"].to_pylist() == [40] * NUM_SLICES
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return any(
+        check(kind)
+        for check in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    )
 
 
 @pytest.mark.slow

@@ -92,7 +92,15 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     default="5%",
     metavar="N|P%",
     help="Fail if more files than this are damaged or no DICOM. Images of other kinds "
-    "do not count.",
+    "and slices left out by --select do not count.",
+)
+@click.option(
+    "--select",
+    default="",
+    metavar="EXPRESSION",
+    help='Store only these slices: "kernel != bone and contrast == no and '
+    'thickness_mm >= 2". A comparison with an unknown value is false. docs/select.md '
+    "has the columns.",
 )
 @ACCEPT
 @LIMIT
@@ -108,6 +116,7 @@ def prepare(
     relabel: bool,
     scheduler: str | None,
     max_rejected: str,
+    select: str,
     accept: list[str],
     limit: int | None,
 ) -> None:
@@ -138,6 +147,7 @@ def prepare(
             max_rejected=max_rejected,
             limit=limit,
             accept=accept,
+            select=select,
         )
     print_result(asdict(report))
 

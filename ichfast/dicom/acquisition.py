@@ -22,7 +22,15 @@ KERNELS = ("soft", "bone")
 CONTRASTS = ("yes", "no")
 SEXES = ("M", "F", "O")
 IMAGE_TYPES = ("original", "derived", "processed", "localizer")
-"""Values of the fields of `Acquisition` that have a closed list."""
+
+CLOSED_LISTS = {
+    "manufacturer": VENDORS,
+    "kernel": KERNELS,
+    "contrast": CONTRASTS,
+    "sex": SEXES,
+    "image_type": IMAGE_TYPES,
+}
+"""All values of a field of `Acquisition`, for the fields that have a closed list."""
 
 MAX_AGE_DECADE = 90
 """Ages from here on are one group, for the very old are few.

@@ -31,7 +31,7 @@ from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
-_SHARD_OPTIONS = ("levels", "ids", "unit", "accept")
+_SHARD_OPTIONS = ("levels", "ids", "unit", "accept", "select")
 """Parts of the plan that an append shares with its store."""
 
 
@@ -55,7 +55,7 @@ def check_finished(
             other sources or labels, or an append to it was cut short.
     """
     store = journal.store
-    begun = {"accept": NOTHING, **read_header(store).plan}
+    begun = {"accept": NOTHING, "select": NOTHING, **read_header(store).plan}
     if append:
         check_plan(store, begun, {k: plan[k] for k in _SHARD_OPTIONS})
         return

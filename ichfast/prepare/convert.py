@@ -33,6 +33,7 @@ from ichfast.errors import RejectError, SourceError
 from ichfast.prepare.journal import Journal, Page, Reject
 from ichfast.prepare.plan import Unit
 from ichfast.prepare.pseudonyms import plain_text, stored_id
+from ichfast.prepare.selection import Selection
 from ichfast.sources.listing import Entry
 from ichfast.sources.remote import Container
 from ichfast.sources.sources import read_entries
@@ -86,6 +87,9 @@ class Job:
 
     name: Callable[[Entry], str]
     """Gives the name of an entry in `rejected.csv`."""
+
+    select: Selection | None = None
+    """Which slices are stored; None: all."""
 
     stall_s: float = field(default_factory=stall_limit)
     """Upper limit of the time in which a file gives nothing, seconds."""
@@ -210,12 +214,21 @@ def _count_stalls(
 def _write_slices(
     job: Job, index: int, content: bytes | RejectError, writer: UnitWriter
 ) -> tuple[list[dict[str, Any]], tuple[tuple[str, str], ...]]:
-    """Write the slices of an entry; give their rows, and codes of its other frames."""
+    """Write the slices of an entry; give their rows, and codes of what is left out."""
     rows: list[dict[str, Any]] = []
     codes: tuple[tuple[str, str], ...] = ()
+    left_out: list[str] = []
     for slice_ in _decode(job, content):
-        rows.append(_row(job, index, slice_, writer.add(slice_.stored_HW)))
         codes = slice_.rejected_frames
+        row = _row(job, index, slice_)
+        if job.select and not job.select.keeps(row):
+            left_out.append(job.select.describe(row))
+        else:
+            rows.append({**row, **_place(writer.add(slice_.stored_HW))})
+    if left_out:
+        num_slices = len(left_out) + len(rows)
+        share = f"{len(left_out)} of {num_slices} slices: " if num_slices > 1 else ""
+        codes = (*codes, ("not-selected", share + left_out[0]))
     return rows, codes
 
 
@@ -244,10 +257,8 @@ def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
     raise StoppedError
 
 
-def _row(
-    job: Job, entry: int, slice_: Slice, written: tuple[str, int, Mapping[int, int]]
-) -> dict[str, Any]:
-    shard, row_in_shard, sums = written
+def _row(job: Job, entry: int, slice_: Slice) -> dict[str, Any]:
+    """The row of a slice without its place in the store."""
     return {
         **_common_columns(job.key, slice_.series_header),
         "entry": entry,
@@ -257,14 +268,20 @@ def _row(
         "instance_number": slice_.instance_number
         if abs(slice_.instance_number) < 10**12
         else -1,
-        "shard": shard,
-        "row_in_shard": row_in_shard,
-        **{checksum_column(level): crc32c for level, crc32c in sums.items()},
         "rescale_slope": slice_.rescale_slope,
         "rescale_intercept": slice_.rescale_intercept,
         "transfer_syntax_uid": slice_.transfer_syntax_uid,
         "exposure_mas": slice_.exposure_mas,
         "quirks": ";".join(slice_.quirks),
+    }
+
+
+def _place(written: tuple[str, int, Mapping[int, int]]) -> dict[str, Any]:
+    shard, row_in_shard, sums = written
+    return {
+        "shard": shard,
+        "row_in_shard": row_in_shard,
+        **{checksum_column(level): crc32c for level, crc32c in sums.items()},
     }
 
 

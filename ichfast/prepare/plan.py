@@ -19,10 +19,12 @@ import numpy as np
 from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
 from ichfast.prepare.pseudonyms import stored_id
+from ichfast.prepare.selection import Selection
 from ichfast.sources.listing import Entry, Listing
 
 NOTHING = "nothing"
-"""Text in a plan for no accepted codes. Plans of older stores do not have it."""
+"""Text in a plan for no accepted codes, and for no selection. Plans of older stores do
+not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def shard_plan(
     levels: tuple[int, ...],
     id_key: bytes | None,
     accept: frozenset[str],
+    select: Selection | None,
 ) -> dict[str, str]:
     """The part of the plan that determines the shards and the journal.
 
@@ -99,6 +102,7 @@ def shard_plan(
         levels: the store's.
         id_key: key of the hashed ids; None where ids are kept.
         accept: reject codes of images that are stored all the same.
+        select: which slices are stored; None: all.
     """
     listing = hashlib.sha256(id_key or b"")
     for source, key, size in entries.columns("source", "key", "size"):
@@ -107,6 +111,7 @@ def shard_plan(
         "levels": ",".join(map(str, levels)),
         "ids": ids_plan(id_key),
         "accept": ",".join(sorted(accept)) or NOTHING,
+        "select": select.text if select else NOTHING,
         "unit": str(unit_entries),
         "entries": str(len(entries)),
         "listing": listing.hexdigest(),
@@ -116,6 +121,12 @@ def shard_plan(
 def accepted_codes(plan: Mapping[str, str]) -> frozenset[str]:
     """The reject codes of images that a store with this plan has all the same."""
     return frozenset(plan.get("accept", NOTHING).split(",")) - {NOTHING}
+
+
+def planned_selection(plan: Mapping[str, str]) -> Selection | None:
+    """Which slices a store with this plan holds; None: all."""
+    text = plan.get("select", NOTHING)
+    return None if text == NOTHING else Selection(text)
 
 
 def ids_plan(key: bytes | None) -> str:

@@ -42,7 +42,7 @@ from pathlib import Path
 
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import (
-    KIND_CODES,
+    SOUND_CODES,
     LabelError,
     SourceError,
     StoreError,
@@ -65,6 +65,7 @@ from ichfast.prepare.merge import Merged, finish, merge, read_base
 from ichfast.prepare.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
 from ichfast.prepare.report import PrepareReport, summarize
+from ichfast.prepare.selection import Selection, parse_selection
 from ichfast.prepare.workers import convert_units
 from ichfast.sources.listing import Listing
 from ichfast.sources.remote import check_reachable
@@ -79,6 +80,9 @@ UNIT_ENTRIES = 1024
 
 MAX_WORKERS_PER_CORE = 16
 """Upper limit of workers per core. Each takes 150 MiB, and more only wait."""
+
+NUM_SHOWN = 5
+"""Upper limit of kinds of slices that an error about a selection names."""
 
 DECODE_TIMEOUT_S = 60.0
 """Upper limit of the time to decode one slice, seconds."""
@@ -99,6 +103,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     relabel: bool = False,
     scheduler: str | None = None,
     accept: Collection[str] = (),
+    select: str = "",
 ) -> PrepareReport:
     """Make a store of the axial CT slices in `sources`, or continue an interrupted run.
 
@@ -113,7 +118,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         id_key: file of the key of hashed ids, outside the store; made if it does not
             exist. None takes a file beside the store.
         max_rejected: upper limit of rejected files, as a number (``12``) or a share of
-            the listing (``5%``); in an append, of its new files. Those of `KIND_CODES`
+            the listing (``5%``); in an append, of its new files. Those of `SOUND_CODES`
             do not count. A run that was refused continues with a higher limit. Rejected
             files are not tried again.
         limit: number of entries to take from the start of the listing; None takes all.
@@ -123,6 +128,9 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         scheduler: address of a Dask scheduler, whose workers decode instead.
         accept: reject codes in `KIND_CODES`, such as ``derived``, whose images are
             stored all the same, with the code in their quirks.
+        select: which slices are stored, an expression of
+            `ichfast.prepare.selection` such as ``kernel != bone``; empty: all. The
+            others are rejected as ``not-selected``.
 
     Raises:
         SourceError: a source is missing or cannot be reached by the workers, has no CT
@@ -150,6 +158,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()
     accepted = _check_options(levels, workers, max_rejected, accept)
+    selection = _parse_selection(select)
     _check_labels(labels, append=append, relabel=relabel)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
     journal = Journal(store, levels)
@@ -166,7 +175,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         key, num_files, num_relabelled = None, 0, 0
         if not keep_ids:
             key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
-        plan = shard_plan(entries, UNIT_ENTRIES, levels, key, accepted)
+        plan = shard_plan(entries, UNIT_ENTRIES, levels, key, accepted, selection)
         labels_plan = label_plan(labels, key)
         base = None
         if is_finished:
@@ -188,7 +197,9 @@ def prepare_store(  # noqa: PLR0913  the options of the command
                 keep_ids=keep_ids,
                 first_unit=base.intake.num_units if base else 0,
             )
-            job = Job(journal, key, _reader(accepted), DECODE_TIMEOUT_S, name)
+            job = Job(
+                journal, key, _reader(accepted), DECODE_TIMEOUT_S, name, selection
+            )
             num_files = convert_units(job, units, workers, scheduler)
             merged = merge(journal, units, base, name)
             _check_rejected(journal, merged, max_rejected, discard)
@@ -229,6 +240,13 @@ def _check_options(
         return check_kind_codes(accept)
     except ValueError as error:
         raise StoreError(f"cannot prepare a store: {error}") from error
+
+
+def _parse_selection(select: str) -> Selection | None:
+    try:
+        return parse_selection(select) if select.strip() else None
+    except ValueError as error:
+        raise StoreError(str(error)) from error
 
 
 def _check_labels(labels: LabelTable | None, *, append: bool, relabel: bool) -> None:
@@ -313,6 +331,8 @@ def _check_rejected(
     shown = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
     if not len(merged.rows):
         discard()
+        if counts["not-selected"]:
+            raise SourceError(_nothing_selected(merged))
         raise SourceError(
             f"none of {merged.num_entries} files is a CT slice ({shown}); name a "
             "folder or an archive of head CT DICOM files"
@@ -320,10 +340,24 @@ def _check_rejected(
     folder = store if merged.base is None else journal.path
     write_rejected(folder, merged.rejected)
     # A study holds images of other kinds; that says nothing about its slices.
-    num_failed = sum(counts[code] for code in counts.keys() - KIND_CODES)
+    num_failed = sum(counts[code] for code in counts.keys() - SOUND_CODES)
     if num_failed > _num_allowed(max_rejected, merged.num_entries):
         raise SourceError(
             f"{num_failed} of {merged.num_entries} files were rejected ({shown}), "
             f"--max-rejected allows {max_rejected}; see {folder}/rejected.csv, then "
             "repeat the command with a higher --max-rejected: nothing is decoded again"
         )
+
+
+def _nothing_selected(merged: Merged) -> str:
+    """The message for a selection that no slice passes."""
+    is_left_out = merged.rejected["reason"] == "not-selected"
+    details = Counter(merged.rejected["detail"][is_left_out])
+    shown = [f"{n} with {detail}" for detail, n in details.most_common(NUM_SHOWN)]
+    if len(details) > NUM_SHOWN:
+        shown.append(f"{len(details) - NUM_SHOWN} more kinds")
+    return (
+        f"--select keeps none of {is_left_out.sum()} files with slices: "
+        f"{'; '.join(shown)}; change the expression, where a comparison with an "
+        "unknown value is false"
+    )

@@ -16,13 +16,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ichfast.dicom.slices import Slice, read_slices
+from ichfast.dicom.slices import read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare.convert import Job
 from ichfast.prepare.ingested import Intake, name_digests, place_digests, read_intake
@@ -35,6 +35,7 @@ from ichfast.prepare.plan import (
     check_plan,
     entry_name,
     ids_plan,
+    planned_selection,
 )
 from ichfast.prepare.prepare import DECODE_TIMEOUT_S
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
@@ -132,7 +133,12 @@ def _repair(
     units, lost = _units(intake, list_entries(sources), key, numbers)
     problems += lost
     read = partial(read_slices, accept=accepted_codes(header.plan))
-    _convert(Journal(scratch, header.levels), units, key, read, workers)
+    journal = Journal(scratch, header.levels)
+    # Names are for rejected.csv, which a repair does not write.
+    name = partial(entry_name, keep_ids=False, first_unit=0)
+    select = planned_selection(header.plan)
+    job = Job(journal, key, read, DECODE_TIMEOUT_S, name, select)
+    _convert(job, units, workers)
     for name, level in damaged:
         if _put_back(path, scratch, shard_of[name], level):
             repaired.append(shard_path(path, name, level))
@@ -222,19 +228,10 @@ def _find(
     return found
 
 
-def _convert(
-    journal: Journal,
-    units: Sequence[Unit],
-    key: bytes | None,
-    read: Callable[[bytes], Iterator[Slice]],
-    workers: int,
-) -> None:
+def _convert(job: Job, units: Sequence[Unit], workers: int) -> None:
     """Write the shards of units as a run of prepare does."""
-    journal.store.mkdir(parents=True)
-    journal.begin({}, may_restart=False)
-    # Names are for rejected.csv, which a repair does not write.
-    name = partial(entry_name, keep_ids=False, first_unit=0)
-    job = Job(journal, key, read, DECODE_TIMEOUT_S, name)
+    job.journal.store.mkdir(parents=True)
+    job.journal.begin({}, may_restart=False)
     convert_units(job, units, workers)
 
 
