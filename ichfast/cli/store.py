@@ -102,6 +102,14 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     'thickness_mm >= 2". A comparison with an unknown value is false. docs/select.md '
     "has the columns.",
 )
+@click.option(
+    "--series",
+    default="all",
+    type=click.Choice(["all", "one-per-study"]),
+    help="one-per-study: store the axial series of each study without contrast and "
+    "with a soft kernel, or the one that is nearest to that; docs/select.md has the "
+    "order.",
+)
 @ACCEPT
 @LIMIT
 def prepare(
@@ -117,6 +125,7 @@ def prepare(
     scheduler: str | None,
     max_rejected: str,
     select: str,
+    series: str,
     accept: list[str],
     limit: int | None,
 ) -> None:
@@ -148,6 +157,7 @@ def prepare(
             limit=limit,
             accept=accept,
             select=select,
+            series=series,
         )
     print_result(asdict(report))
 

@@ -28,17 +28,18 @@ from ichfast.prepare.labelling import add_labels
 from ichfast.prepare.merge import Base
 from ichfast.prepare.own_files import remove_temporaries
 from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units
+from ichfast.prepare.series_choice import SERIES
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
-_SHARD_OPTIONS = ("levels", "ids", "unit", "accept", "select")
+_KEPT_OPTIONS = ("levels", "ids", "unit", "accept", "select", "series")
 """Parts of the plan that an append shares with its store."""
 
 
 def check_finished(
     journal: Journal,
     plan: Mapping[str, str],
-    labels_plan: Mapping[str, str],
+    table_plan: Mapping[str, str],
     *,
     append: bool,
 ) -> None:
@@ -46,8 +47,8 @@ def check_finished(
 
     Args:
         journal: the store's.
-        plan: the plan of this run, without labels.
-        labels_plan: the `label_plan` of this run.
+        plan: the `shard_plan` of this run.
+        table_plan: the part of the plan of this run that decides the table.
         append: whether this run appends.
 
     Raises:
@@ -55,11 +56,13 @@ def check_finished(
             other sources or labels, or an append to it was cut short.
     """
     store = journal.store
-    begun = {"accept": NOTHING, "select": NOTHING, **read_header(store).plan}
+    defaults = {"accept": NOTHING, "select": NOTHING, "series": SERIES[0]}
+    begun = {**defaults, **read_header(store).plan}
     if append:
-        check_plan(store, begun, {k: plan[k] for k in _SHARD_OPTIONS})
+        options = {**plan, **table_plan}
+        check_plan(store, begun, {k: options[k] for k in _KEPT_OPTIONS})
         return
-    check_plan(store, begun, {**plan, **labels_plan})
+    check_plan(store, begun, {**plan, **table_plan})
     if journal.is_begun:
         raise StoreError(
             f"{store} was being appended to when a run was cut short; that command, "

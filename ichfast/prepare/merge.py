@@ -31,6 +31,7 @@ from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
 from ichfast.prepare.labelling import add_labels, count_labels, warn_of_strangers
 from ichfast.prepare.plan import Unit, entry_at
+from ichfast.prepare.series_choice import SERIES, chosen_rows_N
 from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard
@@ -120,6 +121,8 @@ def merge(
     units: Sequence[Unit],
     base: Base | None,
     name: Callable[[Entry], str],
+    *,
+    series: str = SERIES[0],
 ) -> Merged:
     """Put the rows of all pages behind those of `base`, and drop repeats.
 
@@ -128,9 +131,10 @@ def merge(
         units: all units of the run, in order; each has a page.
         base: the store that is appended to; None for a new store.
         name: gives the name of an entry in `rejected.csv`.
+        series: one of `SERIES`, which series of a study are kept.
 
     Raises:
-        StoreError: a page is damaged.
+        StoreError: a page is damaged, or two series of a study are equally good.
     """
     rejects: list[Reject] = []
     shards: list[Shard] = []
@@ -151,15 +155,35 @@ def merge(
     if repeats.is_repeat_N.any():
         rows = rows.filter(~repeats.is_repeat_N)
         pa.default_memory_pool().release_unused()
+    rows, left_out = _choose(rows, series, units, name)
     return Merged(
         rows=rows,
-        rejected=pd.concat([rejected, conflicts]).sort_values(
+        rejected=pd.concat([rejected, conflicts, left_out]).sort_values(
             "entry", ignore_index=True
         ),
         shards=tuple(shards),
         num_entries=sum(len(unit.entries) for unit in units),
         num_duplicates=int((~repeats.differs_R).sum()),
         base=base,
+    )
+
+
+def _choose(
+    rows: pa.Table, series: str, units: Sequence[Unit], name: Callable[[Entry], str]
+) -> tuple[pa.Table, pd.DataFrame]:
+    """The rows of the series that are kept, and the rejections of the others."""
+    entries: list[int] = []
+    if series == SERIES[1] and len(rows):
+        is_chosen_N = chosen_rows_N(rows)
+        entries = sorted(set(rows["entry"].to_numpy()[~is_chosen_N].tolist()))
+        rows = rows.filter(is_chosen_N)
+    return rows, pd.DataFrame(
+        {
+            "entry": np.array(entries, dtype=np.int64),
+            "path": [name(entry_at(units, entry)) for entry in entries],
+            "reason": "not-selected",
+            "detail": "another series of its study is stored",
+        }
     )
 
 

@@ -47,6 +47,7 @@ from ichfast.errors import (
     SourceError,
     StoreError,
     check_kind_codes,
+    unknown,
 )
 from ichfast.labels import LabelTable
 from ichfast.prepare.append import (
@@ -66,6 +67,7 @@ from ichfast.prepare.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
 from ichfast.prepare.report import PrepareReport, summarize
 from ichfast.prepare.selection import Selection, parse_selection
+from ichfast.prepare.series_choice import SERIES
 from ichfast.prepare.workers import convert_units
 from ichfast.sources.listing import Listing
 from ichfast.sources.remote import check_reachable
@@ -104,6 +106,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     scheduler: str | None = None,
     accept: Collection[str] = (),
     select: str = "",
+    series: str = SERIES[0],
 ) -> PrepareReport:
     """Make a store of the axial CT slices in `sources`, or continue an interrupted run.
 
@@ -131,6 +134,8 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         select: which slices are stored, an expression of
             `ichfast.prepare.selection` such as ``kernel != bone``; empty: all. The
             others are rejected as ``not-selected``.
+        series: ``one-per-study`` stores only the series of each study that
+            `ichfast.prepare.series_choice` chooses; ``all``: all.
 
     Raises:
         SourceError: a source is missing or cannot be reached by the workers, has no CT
@@ -157,7 +162,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     """
     # One long function, because the order of its steps keeps promises 1, 3 and 8.
     started_s = time.monotonic()
-    accepted = _check_options(levels, workers, max_rejected, accept)
+    accepted = _check_options(levels, workers, max_rejected, accept, series)
     selection = _parse_selection(select)
     _check_labels(labels, append=append, relabel=relabel)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
@@ -176,10 +181,10 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         if not keep_ids:
             key = read_or_make_key(key_path, is_begun=is_finished or journal.is_begun)
         plan = shard_plan(entries, UNIT_ENTRIES, levels, key, accepted, selection)
-        labels_plan = label_plan(labels, key)
+        table_plan = {"series": series, **label_plan(labels, key)}
         base = None
         if is_finished:
-            check_finished(journal, plan, labels_plan, append=append)
+            check_finished(journal, plan, table_plan, append=append)
         else:
             check_unfinished(store)
         if is_finished and append:
@@ -189,7 +194,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             entries = new_entries(entries, base, key)
             units += new_units(entries, base, UNIT_ENTRIES)
         # First, because labels that contradict the store's end the run here.
-        if adds_labels(base, labels, key, labels_plan, relabel=relabel) or units:
+        if adds_labels(base, labels, key, table_plan, relabel=relabel) or units:
             was_finished = False
             journal.begin(plan, may_restart=base is not None)
             name = partial(
@@ -201,14 +206,14 @@ def prepare_store(  # noqa: PLR0913  the options of the command
                 journal, key, _reader(accepted), DECODE_TIMEOUT_S, name, selection
             )
             num_files = convert_units(job, units, workers, scheduler)
-            merged = merge(journal, units, base, name)
+            merged = merge(journal, units, base, name, series=series)
             _check_rejected(journal, merged, max_rejected, discard)
             num_relabelled = finish(
                 journal,
                 merged,
                 labels,
                 key,
-                plan | labels_plan,
+                plan | table_plan,
                 grown_intake(entries, units, base, key),
                 relabel=relabel,
             )
@@ -225,7 +230,11 @@ def prepare_store(  # noqa: PLR0913  the options of the command
 
 
 def _check_options(
-    levels: tuple[int, ...], workers: int, max_rejected: str, accept: Collection[str]
+    levels: tuple[int, ...],
+    workers: int,
+    max_rejected: str,
+    accept: Collection[str],
+    series: str,
 ) -> frozenset[str]:
     """Check the options of the command; give the accepted reject codes."""
     max_workers = MAX_WORKERS_PER_CORE * len(os.sched_getaffinity(0))
@@ -237,6 +246,8 @@ def _check_options(
     try:
         check_levels(levels)
         _num_allowed(max_rejected, 0)
+        if series not in SERIES:
+            raise ValueError(unknown("choice of series", series, SERIES))
         return check_kind_codes(accept)
     except ValueError as error:
         raise StoreError(f"cannot prepare a store: {error}") from error
