@@ -54,9 +54,9 @@ def raw_values(
         RejectError: ``bad-header``, a value is longer than `max_bytes`.
     """
     found = {
-        int(element.tag): value
+        int(element.tag): raw
         for element in dataset.elements()
-        if element.tag in wanted and (value := _raw_value(element)) is not None
+        if element.tag in wanted and (raw := _raw_value(element)) is not None
     }
     for value, _ in found.values():
         if len(value) > max_bytes:

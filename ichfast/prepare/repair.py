@@ -135,9 +135,9 @@ def _repair(
     read = partial(read_slices, accept=accepted_codes(header.plan))
     journal = Journal(scratch, header.levels)
     # Names are for rejected.csv, which a repair does not write.
-    name = partial(entry_name, keep_ids=False, first_unit=0)
+    name_of = partial(entry_name, keep_ids=False, first_unit=0)
     select = planned_selection(header.plan)
-    job = Job(journal, key, read, DECODE_TIMEOUT_S, name, select)
+    job = Job(journal, key, read, DECODE_TIMEOUT_S, name_of, select)
     _convert(job, units, workers)
     for name, level in damaged:
         if _put_back(path, scratch, shard_of[name], level):

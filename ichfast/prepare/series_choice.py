@@ -96,8 +96,8 @@ def _check_ties(first: pd.DataFrame, second: pd.DataFrame) -> None:
     named = " and ".join(_name(table.loc[at]) for table in (first, second))
     raise StoreError(
         f"--series {SERIES[1]} cannot choose for {is_tie.sum():,} of {len(first):,} "
-        f"studies, first {at[1]}: {named} are equally good; leave one out with --select, or give "
-        f"--series {SERIES[0]}, after which nothing is decoded again"
+        f"studies, first {at[1]}: {named} are equally good; leave one out with "
+        f"--select, or give --series {SERIES[0]}, after which nothing is decoded again"
     )
 
 

@@ -137,9 +137,9 @@ def test_two_equal_series_are_an_error_that_names_both() -> None:
     with pytest.raises(StoreError) as caught:
         chosen_rows_N(rows)
     assert str(caught.value) == (
-        "--series one-per-study cannot choose for 1 of 2 studies, first S: series 4 (one, "
-        "30 slices) and series 4 (other, 30 slices) are equally good; leave one out "
-        "with --select, or give --series all, after which nothing is decoded again"
+        "--series one-per-study cannot choose for 1 of 2 studies, first S: series 4 "
+        "(one, 30 slices) and series 4 (other, 30 slices) are equally good; leave one "
+        "out with --select, or give --series all, after which nothing is decoded again"
     )
 
 
