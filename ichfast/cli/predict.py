@@ -163,7 +163,25 @@ def predict(
     is_flag=True,
     help="Accept patients that the model was trained on, or may have been.",
 )
-def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
+@click.option(
+    "--by",
+    multiple=True,
+    metavar="COLUMN",
+    help="Evaluate each group of slices too, such as manufacturer, kernel, contrast, "
+    "sex, age_decade or thickness_mm. Repeatable.",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="With --by: the store that the predicted slices are in.",
+)
+def evaluate(
+    predictions: Path,
+    bootstrap: int,
+    allow_leak: bool,
+    by: tuple[str, ...],
+    store: Path | None,
+) -> None:
     """Compare PREDICTIONS with the labels in the same file.
 
     Prints a table that shows what the class prevalence alone scores next to what the
@@ -172,10 +190,16 @@ def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
     nothing about other patients. So are those of whom that is not known.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
-    from ichfast.evaluation.scoretable import format_evaluation
+    from ichfast.evaluation.scoretable import format_evaluation, format_subgroups
 
-    result = evaluate_file(predictions, replicates=bootstrap, allow_leak=allow_leak)
+    if bool(by) != bool(store):
+        raise click.UsageError("--by COLUMN and --store STORE go together")
+    result = evaluate_file(
+        predictions, replicates=bootstrap, allow_leak=allow_leak, by=by, store=store
+    )
     print_status(format_evaluation(result.evaluation))
+    for column, groups in result.subgroups.items():
+        print_status("\n" + format_subgroups(column, groups))
     print_status(f"\nevery figure: {predictions.with_name(METRICS_FILE)}")
     print_result(result.to_json())
 

@@ -172,7 +172,8 @@ def prepare(
 def inspect(store: Path, sheet: Path | None) -> None:
     """Describe STORE, and draw a contact sheet of its slices.
 
-    Counts the slices, and the files that could not be stored by reason. Finds series
+    Counts the slices, also by scanner, kernel, contrast and the like, and the files
+    that could not be stored by reason. Lists kinds of series. Finds series
     with gaps, uneven spacing, positions scanned twice, or instance numbers that run
     against the positions. The sheet shows a slice of each class and some others in
     the brain, subdural and bone window, with labels and fold.

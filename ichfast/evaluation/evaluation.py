@@ -166,9 +166,9 @@ def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
     return Evaluation(
         unlabelled=len(table) - len(labelled),
         bootstrap={"replicates": replicates, "seed": SEED},
-        slice=_score_level(labelled, counts_RP),
-        study=_score_level(by_study, counts_RP),
-        patient=_score_level(by_patient, counts_RP),
+        slice=score_level(labelled, counts_RP),
+        study=score_level(by_study, counts_RP),
+        patient=score_level(by_patient, counts_RP),
     )
 
 
@@ -209,7 +209,13 @@ def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
     return labelled
 
 
-def _score_level(rows: pd.DataFrame, counts_RP: npt.NDArray[np.int64]) -> LevelScores:
+def score_level(rows: pd.DataFrame, counts_RP: npt.NDArray[np.int64]) -> LevelScores:
+    """Compute the figures of slices, studies or patients.
+
+    Args:
+        rows: probabilities, labels without NaN, and the patient of each.
+        counts_RP: replicates of `draw_patients` for the patients of the rows.
+    """
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
     resampling = None
     if len(counts_RP):

@@ -6,12 +6,13 @@ A figure of `evaluation.evaluation.ClassScores` is shown where it has a line in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ichfast.evaluation.bootstrap import Interval
 from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
+from ichfast.evaluation.subgroups import Subgroup
 from ichfast.labels import CLASSES
 
 LEVELS = ("slice", "study", "patient")
@@ -128,6 +129,53 @@ def format_evaluation(evaluation: Evaluation) -> str:
     for name in LEVELS:
         lines += ["", *_class_rows(name, getattr(evaluation, name))]
     return "\n".join(lines)
+
+
+SUBGROUP_HEADINGS = (
+    *("slices", "patients", "positives", "weighted log loss", "AUC of any"),
+    *("average precision", "sens. at 90% spec."),
+)
+"""Headings of `subgroup_cells`."""
+
+
+def subgroup_cells(group: Subgroup) -> tuple[list[str], list[tuple[str, str]]]:
+    """The counts of a group, and its figures, each with its interval.
+
+    Args:
+        group: without figures, the second list is empty.
+    """
+    counts = [f"{n:,}" for n in (group.slices, group.patients, group.positives)]
+    if group.scores is None:
+        return counts, []
+    scores = group.scores.classes["any"]
+    loss = group.scores.weighted_log_loss
+    figures = [(format_score(loss), group.scores.weighted_log_loss_interval)]
+    for name in ("auc", "average_precision", "sensitivity_at_90"):
+        value, interval = getattr(scores, name), scores.intervals.get(name)
+        figures.append((format_score(value), interval))
+    return counts, [(text, _short_interval(interval)) for text, interval in figures]
+
+
+def format_subgroups(column: str, groups: Sequence[Subgroup]) -> str:
+    """Write the groups of a column as text.
+
+    Args:
+        column: of the store.
+        groups: its groups.
+    """
+    rows = [(f"by {column}", *SUBGROUP_HEADINGS)]
+    for group in groups:
+        counts, figures = subgroup_cells(group)
+        shown = [f"{text} ({interval})" for text, interval in figures]
+        rows.append((group.name, *counts, *(shown or [f"none: {group.reason}"])))
+    widths = [max(len(row[at]) for row in rows if at < len(row)) for at in range(8)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at in (0, *range(4, 8)) else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _loss_rows(name: str, scores: LevelScores) -> Iterator[str]:

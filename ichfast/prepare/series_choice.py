@@ -23,6 +23,8 @@ Shape letters: N rows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -101,7 +103,7 @@ def _check_ties(first: pd.DataFrame, second: pd.DataFrame) -> None:
     )
 
 
-def _name(series: pd.Series[object]) -> str:
+def _name(series: pd.Series[Any]) -> str:
     number = series["number"]
     shown = "without a number" if number == np.inf else f"{number:.0f}"
     return f"series {shown} ({series['series']}, {series['num_slices']:,} slices)"

@@ -16,6 +16,7 @@ import pandas as pd
 from ichfast.labels import CLASSES
 from ichfast.loading.splits import NUM_FOLDS, patient_folds
 from ichfast.report.pictures import contact_sheet, write_figure
+from ichfast.store.groups import GROUP_COLUMNS, UNKNOWN, groups_N
 from ichfast.store.series import describe_series
 from ichfast.store.store import Store
 from ichfast.windows import HU_OFFSET, NUM_STORED_VALUES, PRESETS
@@ -33,6 +34,24 @@ SHORT = ("EDH", "IPH", "IVH", "SAH", "SDH")
 
 NUM_SHOWN = 10
 """Slices on the contact sheet."""
+
+
+MAX_KINDS = 20
+"""Upper limit of kinds of series in the text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesKind:
+    """Slices that were made in the same way, as far as one looks for when selecting."""
+
+    image_type: str
+    kernel: str
+    contrast: str
+    """``unknown`` where the header does not tell."""
+    thickness_mm: float | None
+    series: int
+    """Number of series that have such slices."""
+    slices: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +78,10 @@ class Overview:
     bits: dict[str, int]
     transfer_syntaxes: dict[str, int]
     quirks: dict[str, int]
+    series_kinds: tuple[SeriesKind, ...]
+    """Kinds of series, the most frequent first."""
+    acquisition: dict[str, dict[str, int]]
+    """For each column of `ichfast.store.groups`, the slices by group."""
     irregular_series: dict[str, int]
     """Series by irregularity of their order (`ichfast.store.series`)."""
     rejected: dict[str, int]
@@ -93,6 +116,11 @@ def describe_store(store: Store) -> Overview:
         bits=_counts(bits),
         transfer_syntaxes=_counts(table["transfer_syntax_uid"].astype(str)),
         quirks=_counts(table["quirks"].astype(str).str.split(";").explode()),
+        series_kinds=_series_kinds(table),
+        acquisition={
+            column: _counts(groups_N(table, column).astype(str))
+            for column in GROUP_COLUMNS
+        },
         irregular_series=_irregular_series(table),
         rejected=dict(header.rejected),
         ids="kept" if header.keep_ids else "hashed",
@@ -102,6 +130,24 @@ def describe_store(store: Store) -> Overview:
 def _counts(values: pd.Series[str]) -> dict[str, int]:
     counts = values[values != ""].value_counts()
     return {str(value): int(count) for value, count in counts.items()}
+
+
+def _series_kinds(table: pd.DataFrame) -> tuple[SeriesKind, ...]:
+    names = ["image_type", "kernel", "contrast"]
+    rows = table[names].astype(object).fillna(UNKNOWN)
+    rows["thickness_mm"] = table["thickness_mm"].round(1)
+    rows["series"] = table[["patient", "study", "series"]].agg(tuple, axis=1)
+    groups = rows.groupby([*names, "thickness_mm"], dropna=False)["series"]
+    kinds = [
+        SeriesKind(
+            **dict(zip(names, key, strict=False)),
+            thickness_mm=None if np.isnan(key[-1]) else float(key[-1]),
+            series=each.nunique(),
+            slices=len(each),
+        )
+        for key, each in groups
+    ]
+    return tuple(sorted(kinds, key=lambda kind: -kind.slices))
 
 
 def _irregular_series(table: pd.DataFrame) -> dict[str, int]:
@@ -155,7 +201,25 @@ def format_overview(overview: Overview) -> str:
         ),
         "HU           " + ", ".join(f"{p}%: {hu:g}" for p, hu in percentiles),
     ]
+    lines += ["kinds of series", *map(_kind_line, overview.series_kinds[:MAX_KINDS])]
+    if len(overview.series_kinds) > MAX_KINDS:
+        lines.append(f"  {len(overview.series_kinds) - MAX_KINDS} more kinds")
+    lines += [
+        f"{column:16s} {_listed(counts)}"
+        for column, counts in overview.acquisition.items()
+        if set(counts) != {UNKNOWN}
+    ]
     return "\n".join(lines)
+
+
+def _kind_line(kind: SeriesKind) -> str:
+    thickness = (
+        f"{kind.thickness_mm:g} mm" if kind.thickness_mm else "unknown thickness"
+    )
+    return (
+        f"  {kind.image_type} image, {kind.kernel} kernel, contrast {kind.contrast}, "
+        f"{thickness}: {kind.series:,} series, {kind.slices:,} slices"
+    )
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -72,7 +72,8 @@ def chosen(rows: pa.Table) -> list[str]:
     ],
 )
 def test_the_better_series_is_chosen(worse: dict[str, Any]) -> None:
-    both = ("S", "worse", 9, worse), ("S", "best", 9, {})
+    better: dict[str, Any] = {}
+    both = ("S", "worse", 9, worse), ("S", "best", 9, better)
     assert chosen(rows_of(*both)) == ["best"]
     assert chosen(rows_of(*reversed(both))) == ["best"]
 

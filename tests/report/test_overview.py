@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ichfast.report.overview import (
 )
 from ichfast.store.store import Store
 from tests.dicom.real_files import DATA, needs_data
+from tests.store.slice_store import simple_rows, write_slices
 
 
 def test_the_overview_counts_what_is_there(tiny_store: Store) -> None:
@@ -41,6 +43,32 @@ def test_a_class_is_counted_among_the_slices_whose_label_is_known(
     assert (overview.labelled, overview.partly_labelled) == (25, 1)
     assert (overview.known["any"], overview.known["subdural"]) == (25, 26)
     assert "labelled     25; partly 1" in format_overview(overview)
+
+
+def test_series_are_listed_by_kind_and_slices_by_acquisition(tmp_path: Path) -> None:
+    kinds = [("soft", None, 5.0)] * 3 + [("bone", "no", 0.625)] * 2
+    columns = ("kernel", "contrast", "thickness_mm")
+    rows = simple_rows(5, **dict(zip(columns, zip(*kinds, strict=True), strict=True)))
+    slices = [np.zeros((2, 2), np.uint16)] * 5
+    labels_NK = np.zeros((5, len(CLASSES)), int)
+    write_slices(tmp_path / "store", slices, rows, labels_NK, levels=(512,))
+    with Store(tmp_path / "store") as store:
+        overview = describe_store(store)
+    assert [asdict(kind) for kind in overview.series_kinds] == [
+        {"image_type": "unknown", "kernel": "soft", "contrast": "unknown"}
+        | {"thickness_mm": 5.0, "series": 3, "slices": 3},
+        {"image_type": "unknown", "kernel": "bone", "contrast": "no"}
+        | {"thickness_mm": 0.6, "series": 2, "slices": 2},
+    ]
+    assert overview.acquisition["kernel"] == {"soft": 3, "bone": 2}
+    assert overview.acquisition["thickness_mm"] == {"2.5 to 5": 3, "up to 1": 2}
+    assert overview.acquisition["sex"] == {"unknown": 5}
+    lines = format_overview(overview).splitlines()
+    assert (
+        "  unknown image, bone kernel, contrast no, 0.6 mm: 2 series, 2 slices" in lines
+    )
+    assert "contrast         unknown: 3, no: 2" in lines
+    assert not any(line.startswith("sex") for line in lines)
 
 
 def test_percentiles_are_in_hu(tiny_store: Store) -> None:
