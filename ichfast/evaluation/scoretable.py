@@ -163,16 +163,17 @@ def format_subgroups(column: str, groups: Sequence[Subgroup]) -> str:
         column: of the store.
         groups: its groups.
     """
-    rows = [(f"by {column}", *SUBGROUP_HEADINGS)]
+    rows = [[f"by {column}", *SUBGROUP_HEADINGS]]
     for group in groups:
         counts, figures = subgroup_cells(group)
         shown = [f"{text} ({interval})" for text, interval in figures]
-        rows.append((group.name, *counts, *(shown or [f"none: {group.reason}"])))
+        rows.append([group.name, *counts, *(shown or [f"none: {group.reason}"])])
     widths = [max(len(row[at]) for row in rows if at < len(row)) for at in range(8)]
+    is_left = (True, False, False, False, True, True, True, True)
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if at in (0, *range(4, 8)) else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, is_left, strict=False)
         ).rstrip()
         for row in rows
     )

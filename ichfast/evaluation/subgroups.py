@@ -18,7 +18,7 @@ import pandas as pd
 from ichfast.errors import PredictionError, unknown
 from ichfast.evaluation.bootstrap import draw_patients
 from ichfast.evaluation.evaluation import LevelScores, labelled_rows, score_level
-from ichfast.store.groups import GROUP_COLUMNS, groups_N
+from ichfast.store.groups import GROUP_COLUMNS, Groups, groups_N
 from ichfast.store.header import read_header
 from ichfast.store.tables import patients_N, read_table
 
@@ -44,7 +44,7 @@ class Subgroup:
 
 def read_groups(
     table: pd.DataFrame, store: Path, columns: Sequence[str]
-) -> dict[str, pd.Series[str]]:
+) -> dict[str, Groups]:
     """Read the groups of predicted slices from the store that they are in.
 
     Args:
@@ -74,7 +74,7 @@ def read_groups(
 
 def groups_of(
     table: pd.DataFrame, stored: pd.DataFrame, columns: Sequence[str]
-) -> dict[str, pd.Series[str]]:
+) -> dict[str, Groups]:
     """The groups of predicted slices.
 
     Args:
@@ -93,7 +93,7 @@ def groups_of(
 
 
 def evaluate_subgroups(
-    table: pd.DataFrame, groups: pd.Series[str], *, replicates: int
+    table: pd.DataFrame, groups: Groups, *, replicates: int
 ) -> list[Subgroup]:
     """Evaluate each group of slices.
 

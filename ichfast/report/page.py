@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.results import compute_results
 from ichfast.evaluation.scoretable import (
     PAGE_COLUMNS,
+    SUBGROUP_HEADINGS,
     format_interval,
     format_percent,
     format_score,
+    subgroup_cells,
 )
+from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.cards import (
     CARD_SIDE,
@@ -37,7 +40,13 @@ from ichfast.report.cards import (
     SliceOf,
     make_cards,
 )
-from ichfast.report.charts.captions import curve_charts, result_charts, training_charts
+from ichfast.report.charts.captions import (
+    curve_charts,
+    result_charts,
+    subgroup_charts,
+    training_charts,
+)
+from ichfast.store.groups import Groups
 from ichfast.system.files import output_path
 from ichfast.windows import PRESETS
 
@@ -56,6 +65,10 @@ class ReportData:
 
     predictions: pd.DataFrame
     """Columns as in `ichfast.evaluation.predictions`; some slice must have labels."""
+
+    groups: Mapping[str, Groups] = field(default_factory=dict)
+    """For each column of the store, the group of each row of `predictions`, as
+    `ichfast.evaluation.subgroups.groups_of` gives it."""
 
     slice_of: SliceOf
     activations_of: ActivationsOf
@@ -85,6 +98,11 @@ def write_report(out: Path, report: ReportData) -> None:
         IchfastError: the page cannot be written.
     """
     results = compute_results(report.predictions, sensitivity=report.sensitivity)
+    subgroups = {
+        column: evaluate_subgroups(report.predictions, groups, replicates=REPLICATES)
+        for column, groups in report.groups.items()
+    }
+    auc_any = results.evaluation.slice.classes["any"].auc
     page = _template().render(
         title=report.title,
         notices=report.notices,
@@ -97,6 +115,9 @@ def write_report(out: Path, report: ReportData) -> None:
         result_charts=result_charts(results),
         curve_charts=curve_charts(results),
         training_charts=training_charts(report.history),
+        subgroups=subgroups,
+        subgroup_charts=subgroup_charts(subgroups, auc_any),
+        subgroup_headings=SUBGROUP_HEADINGS,
         groups=make_cards(
             choose_cases(results.rows),
             results.points,
@@ -130,6 +151,7 @@ def _template() -> jinja2.Template:
     environment.filters["score"] = format_score
     environment.filters["percent"] = format_percent
     environment.filters["interval"] = format_interval
+    environment.filters["subgroup_cells"] = subgroup_cells
     return environment.get_template("page.html.jinja")
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from ichfast.errors import PredictionError
+from ichfast.evaluation.subgroups import groups_of
 from ichfast.loading.config import choose_level
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.settings import to_dict
@@ -19,8 +20,15 @@ from ichfast.report.activations import activations_of
 from ichfast.report.page import ReportData, write_report
 from ichfast.runs.record import RunRecord
 from ichfast.runs.trained import open_run
+from ichfast.store.groups import Groups
 from ichfast.store.store import Store
 from ichfast.training.history import read_history
+
+REPORT_COLUMNS = (
+    *("manufacturer", "kernel", "contrast", "image_type", "sex", "age_decade"),
+    "thickness_mm",
+)
+"""Columns of the store whose groups are on the page."""
 
 LEAK_NOTICE = (
     "Folds were dealt by slice: patients are on both sides, so every figure looks "
@@ -75,6 +83,7 @@ def report_run(
                 notices=_notices(record, table),
                 history=read_history(run_dir),
                 predictions=table,
+                groups=_groups(table, store),
                 slice_of=slice_of,
                 activations_of=maps_of,
                 sensitivity=sensitivity,
@@ -84,6 +93,12 @@ def report_run(
                 show_ids=show_ids,
             ),
         )
+
+
+def _groups(table: pd.DataFrame, store: Store) -> dict[str, Groups]:
+    """The groups of the predicted slices in the columns where there are several."""
+    groups = groups_of(table, store.table, REPORT_COLUMNS)
+    return {name: each for name, each in groups.items() if each.nunique() > 1}
 
 
 def _notices(record: RunRecord, table: pd.DataFrame) -> list[str]:

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from ichfast.dicom.acquisition import MAX_AGE_DECADE
 from ichfast.store.tables import ACQUISITION_COLUMNS
+
+Groups: TypeAlias = "pd.Series[pd.CategoricalDtype[str]]"
+"""The name of the group of each slice."""
 
 UNKNOWN = "unknown"
 """The group of the slices whose value is not known."""
@@ -37,7 +41,7 @@ GROUP_COLUMNS = (
 """Columns by which slices can be grouped."""
 
 
-def groups_N(table: pd.DataFrame, column: str) -> pd.Series[str]:
+def groups_N(table: pd.DataFrame, column: str) -> Groups:
     """The group of each slice, with the index of the table.
 
     Args:

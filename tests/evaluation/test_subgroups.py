@@ -17,18 +17,21 @@ from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import LABEL_COLUMNS, write_predictions
 from ichfast.evaluation.scoretable import format_subgroups
 from ichfast.evaluation.subgroups import MIN_PATIENTS, evaluate_subgroups, read_groups
+from ichfast.store.groups import Groups
 from tests.evaluation.test_evaluation import make_table
 from tests.store.slice_store import simple_rows, write_slices
 
 SLICES_A_PATIENT = 14
 
 
-def grouped(*sizes: tuple[str, int]) -> tuple[pd.DataFrame, pd.Series[str]]:
+def grouped(
+    *sizes: tuple[str, int],
+) -> tuple[pd.DataFrame, Groups]:
     """A predictions table, and groups of so many patients each."""
     names = [name for name, size in sizes for _ in range(size * SLICES_A_PATIENT)]
     table = make_table(len(names))
     kinds = pd.CategoricalDtype([name for name, _ in sizes], ordered=True)
-    return table, pd.Series(names, table.index, dtype=kinds)
+    return table, pd.Series(names, table.index).astype(kinds)
 
 
 def test_the_figures_of_a_group_are_those_of_its_slices_alone() -> None:

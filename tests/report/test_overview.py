@@ -46,9 +46,12 @@ def test_a_class_is_counted_among_the_slices_whose_label_is_known(
 
 
 def test_series_are_listed_by_kind_and_slices_by_acquisition(tmp_path: Path) -> None:
-    kinds = [("soft", None, 5.0)] * 3 + [("bone", "no", 0.625)] * 2
-    columns = ("kernel", "contrast", "thickness_mm")
-    rows = simple_rows(5, **dict(zip(columns, zip(*kinds, strict=True), strict=True)))
+    rows = simple_rows(
+        5,
+        kernel=["soft"] * 3 + ["bone"] * 2,
+        contrast=[None] * 3 + ["no"] * 2,
+        thickness_mm=[5.0] * 3 + [0.625] * 2,
+    )
     slices = [np.zeros((2, 2), np.uint16)] * 5
     labels_NK = np.zeros((5, len(CLASSES)), int)
     write_slices(tmp_path / "store", slices, rows, labels_NK, levels=(512,))

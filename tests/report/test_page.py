@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from ichfast.errors import IchfastError, PredictionError
+from ichfast.evaluation.bootstrap import REPLICATES
 from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.curves import operating_point
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import LABEL_COLUMNS, labels_NK, probs_NK
+from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.page import ReportData, write_report
 from tests.evaluation.test_evaluation import make_table
@@ -363,3 +365,22 @@ def test_a_broken_page_is_noticed(tmp_path: Path) -> None:
     assert found["overflowing"] == ["DIV. too wide"]
     assert found["broken"] == ["gone"]
     assert found["fetched"] == ["http://127.0.0.1:9/"]
+
+
+def test_groups_have_figures_or_a_reason(tmp_path: Path) -> None:
+    table = make_table(42 * 14)
+    sizes = {"GE": 20, "Siemens": 20, "unknown": 2}
+    names = [name for name, size in sizes.items() for _ in range(14 * size)]
+    kinds = pd.CategoricalDtype(list(sizes), ordered=True)
+    groups = pd.Series(names, table.index).astype(kinds)
+    report = replace(make_report(table), groups={"manufacturer": groups})
+    page = written(report, tmp_path)
+    parsed(page)
+    text = text_of(page)
+    assert "By group" in text
+    ge, _, unknown = evaluate_subgroups(table, groups, replicates=REPLICATES)
+    assert ge.scores is not None
+    loss = ge.scores.weighted_log_loss
+    assert f"GE 280 20 {ge.positives} {loss:.4f}" in text
+    assert f"unknown 28 2 {unknown.positives} none: fewer than 10 patients" in text
+    assert "By group" not in text_of(written(make_report(table), tmp_path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ichfast.evaluation.along_series import along_series
 from ichfast.evaluation.results import RunResults
+from ichfast.evaluation.subgroups import Subgroup
 from ichfast.report.charts import training
 from ichfast.report.charts.results import (
     MIN_BIN_COUNT,
@@ -19,6 +20,7 @@ from ichfast.report.charts.results import (
     precision_recall_curves,
     roc_curves,
     series_curves,
+    subgroup_aucs,
 )
 from ichfast.report.charts.style import DARK, LIGHT
 from ichfast.report.pictures import DPI, chart_png, data_uri
@@ -75,6 +77,26 @@ def curve_charts(results: RunResults) -> list[Chart]:
             precision_recall_curves,
             *(level, results.curves),
         ),
+    ]
+
+
+def subgroup_charts(
+    subgroups: Mapping[str, Sequence[Subgroup]], overall: float | None
+) -> list[Chart]:
+    """Draw the AUC of groups, for columns of which two groups or more have one.
+
+    Args:
+        subgroups: groups of slices by column.
+        overall: AUC of any of all slices; None if undefined.
+    """
+    return [
+        _chart(
+            "Patients in parentheses. Bars are 95% intervals; dotted: all slices.",
+            subgroup_aucs,
+            *(column, groups, overall),
+        )
+        for column, groups in subgroups.items()
+        if sum(group.scores is not None for group in groups) > 1
     ]
 
 

@@ -5,7 +5,7 @@ Shape letters: N slices, K classes, Q calibration bins or parts of a series.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ichfast.evaluation.curves import ClassCurves, OperatingPoint
 from ichfast.evaluation.evaluation import Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
 from ichfast.evaluation.ranking import GRID_G, Band
+from ichfast.evaluation.subgroups import Subgroup
 from ichfast.labels import CLASSES
 from ichfast.report.charts.style import (
     LIGHT,
@@ -67,6 +68,36 @@ def loss_bars(evaluation: Evaluation, theme: Theme = LIGHT) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.set_xlim(right=1.18 * max(*model, *prevalence))
     add_legend(axes, theme, loc="lower right")
+    return figure
+
+
+def subgroup_aucs(
+    column: str, groups: Sequence[Subgroup], overall: float | None, theme: Theme = LIGHT
+) -> Figure:
+    """Draw the AUC of any of each group with its interval; dotted: of all slices.
+
+    Args:
+        column: what the groups differ in.
+        groups: groups of slices; those without figures are left out.
+        overall: AUC of any of all slices; None if undefined.
+        theme: light or dark.
+    """
+    figure, (axes,) = stacked(f"AUC of any by {column}", theme)
+    shown = [group for group in groups if group.scores is not None]
+    for y, group in enumerate(shown):
+        assert group.scores is not None
+        scores = group.scores.classes["any"]
+        assert scores.auc is not None, "a group with figures has both labels"
+        interval = scores.intervals.get("auc")
+        if interval:
+            axes.plot(interval, [y, y], color=MODEL_COLOR, linewidth=1.4)
+        axes.plot(scores.auc, y, "o", color=MODEL_COLOR, markersize=5)
+    if overall is not None:
+        axes.axvline(overall, color=theme.faint, linewidth=0.8, linestyle=":")
+    names = [f"{group.name} ({group.patients:,})" for group in shown]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
     return figure
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ichfast.evaluation.along_series import along_series
 from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.evaluation.results import RunResults, compute_results
+from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report import pictures
 from ichfast.report.charts import style, training
@@ -26,6 +27,7 @@ from ichfast.report.charts.results import (
     precision_recall_curves,
     roc_curves,
     series_curves,
+    subgroup_aucs,
 )
 from ichfast.windows import HU_OFFSET, PRESETS
 from tests.evaluation.test_evaluation import make_table
@@ -288,3 +290,22 @@ def test_captions_are_plain_text_and_short() -> None:
     assert written[0] == captions[0]
     assert len(written[1]) < 40
     assert written[1].startswith("1.2.840.9")
+
+
+def test_groups_are_drawn_with_their_intervals_if_they_have_figures() -> None:
+    table = make_table(42 * 14)
+    sizes = {"Siemens": 20, "GE": 20, "Canon": 2}
+    names = [name for name, size in sizes.items() for _ in range(14 * size)]
+    kinds = pd.CategoricalDtype(list(sizes), ordered=True)
+    groups = pd.Series(names, table.index).astype(kinds)
+    found = evaluate_subgroups(table, groups, replicates=20)
+    (axes,) = subgroup_aucs("manufacturer", found, 0.9).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["Siemens (20)", "GE (20)"]
+    bars = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
+    siemens = found[0].scores
+    assert siemens is not None
+    interval = siemens.classes["any"].intervals["auc"]
+    assert interval is not None
+    assert bars[:2] == [list(interval), [siemens.classes["any"].auc]]
+    assert bars[-1] == [0.9, 0.9]
