@@ -204,6 +204,9 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Traces:
         [*prepare, "store", "--labels", str(top / "labels.csv"), *every],
         [*prepare, "store", str(sources[1]), "--append", *every],
         [*prepare, "kept", "--keep-ids", *every],
+        [*prepare, "kept-none", "--keep-ids", *every, "--select", "kernel == bone"],
+        [*prepare, "kept-one", "--keep-ids", *every, "--series", "one-per-study",
+         "--select", "not kernel == bone and model != BONE"],
         ["inspect", "store"],
         ["verify", "store"],  # is damaged
         ["verify", "store", "--repair", str(sources[0]), "--repair", str(sources[1])],
@@ -215,7 +218,8 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Traces:
         ["predict", "run", "predictions.csv", "--device", "cpu"],
         ["predict", "run", "predictions.parquet", "--device", "cpu",
          "--store", "store"],
-        ["evaluate", "predictions.csv"],
+        ["evaluate", "predictions.csv", "--store", "store", "--by", "manufacturer",
+         "--by", "model", "--by", "age_decade"],
         ["submit", "predictions.csv", "submission.csv"],
         ["report", "run", "--predictions", "predictions.csv", "--device", "cpu"],
         ["export", "run", "model.pt2"],
@@ -253,6 +257,8 @@ def test_every_command_did_what_it_is_searched_for(traces: Traces) -> None:
     said = [line for line in traces.said.splitlines() if line.startswith("ichfast.")]
     assert [line.partition(":")[0] for line in said] == [
         "ichfast.errors.SourceError",  # --max-rejected
+        "ichfast.errors.SourceError",  # --select keeps nothing
+        "ichfast.errors.SourceError",  # nothing again: the model is unknown
         "ichfast.errors.StoreError",  # the damage
     ], traces.said
     assert '"repaired": ["level-512/' in traces.said

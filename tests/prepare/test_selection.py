@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from ichfast.cli.main import cli
+from ichfast.dicom.acquisition import CLOSED_LISTS
 from ichfast.errors import SourceError, StoreError
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.repair import repair_store
@@ -106,6 +107,12 @@ def test_a_wrong_expression_is_refused_before_anything_is_read(
 def test_every_column_of_an_expression_is_one_of_the_table() -> None:
     schema = table_schema((512,))
     assert {name: schema.field(name).type for name in COLUMNS} == COLUMNS
+
+
+def test_the_docs_name_every_column_and_every_value() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "select.md").read_text("utf-8")
+    known = {value for values in CLOSED_LISTS.values() for value in values}
+    assert [name for name in (*COLUMNS, *known) if f"`{name}`" not in docs] == []
 
 
 # ---- stores ----
