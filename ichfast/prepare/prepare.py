@@ -17,7 +17,9 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
 5. A file that hangs, or ends its worker, costs only itself. So does a file that cannot
    be read because the disk or server gives nothing for five minutes; ten such files in
    a row, or a folder that cannot be listed, end the run. The same command continues.
-6. Of equal slices one is kept.
+6. Of equal slices one is kept. Slices that `ichfast.prepare.selection` leaves out are
+   not written; those of series that `ichfast.prepare.series_choice` does not choose
+   get no row.
 7. Without `keep_ids`, ids are hashed before they reach the disk
    (`ichfast.prepare.pseudonyms`), and `rejected.csv` has numbers of entries instead of
    names.

@@ -22,7 +22,8 @@ Format 1. A store is a folder:
    names. So (shard, row_in_shard) finds a slice at every level.
 4. The .npy header (version 1.0) is padded to 4,096 bytes. So slices of 512x512 start on
    a page, and memory maps, O_DIRECT and GPUDirect can read the file.
-5. A shard may have rows that no table row points to (dropped duplicates).
+5. A shard may have rows that no table row points to (dropped duplicates, and series
+   that `ichfast.prepare.series_choice` did not choose).
 6. The checksum of a slice is the CRC-32C of its bytes at a level (`checksum_column`),
    that of a shard is the CRC-32C of its rows' checksums (`shard_checksum`).
 7. A slice is compared with its checksum whenever it is read, unless the reader asks for

@@ -80,7 +80,8 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
     Empty strings, NaN and -1 (instance_number) are values missing in the DICOM file.
     `tilt_deg` is the rotation of the slice about the patient's left-right axis, 0 for
     an upright gantry. `shard` is an index into the header's shards. Labels are 0, 1 or
-    null, each class by itself; those of the slice have the name of the class.
+    null, each class by itself; those of the slice have the name of the class. Unknown
+    values of `ADDED_COLUMNS` are null.
     """
     text, number = pa.string(), pa.float64()
     columns = [

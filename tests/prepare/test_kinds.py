@@ -82,13 +82,15 @@ def test_nothing_is_accepted_by_default(study: Path, tmp_path: Path) -> None:
     assert (report.slices, report.rejected) == (4, {"derived": 2, "localizer": 1})
 
 
-def test_a_store_that_was_begun_before_codes_could_be_accepted_goes_on(
+def test_a_store_that_was_made_before_these_options_goes_on(
     study: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     run([study], store)
     document = json.loads((store / "store.json").read_bytes())
-    del document["plan"]["accept"], document["crc32c"]
+    for name in ("accept", "select", "series"):
+        del document["plan"][name]
+    del document["crc32c"]
     (store / "store.json").write_text(with_checksum(document))
     assert run([study], store).already_finished
     assert run([study], store, append=True).slices == 4
