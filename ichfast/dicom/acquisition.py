@@ -237,7 +237,7 @@ def _words(name: str) -> set[str]:
 
 
 _GROUPS = {"BRAIN": "soft", "SOFT_TISSUE": "soft", "BONE": "bone", "LUNG": "bone"}
-_SIEMENS = re.compile("[BCDHIJQSTUV][a-z]?([0-9]{2})[a-z]{0,2}")
+_SIEMENS = re.compile("[BCDHIJQSTUV][a-z]?([0-9]{2})[a-z]?")
 _CANON = re.compile("FC([0-9])[0-9]")
 _PHILIPS: dict[str, str | None] = {
     **dict.fromkeys(("A", "B", "UA", "UB"), "soft"),

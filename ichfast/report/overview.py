@@ -136,7 +136,7 @@ def _series_kinds(table: pd.DataFrame) -> tuple[SeriesKind, ...]:
     names = ["image_type", "kernel", "contrast"]
     rows = table[names].astype(object).fillna(UNKNOWN)
     rows["thickness_mm"] = table["thickness_mm"].round(1)
-    rows["series"] = table[["patient", "study", "series"]].agg(tuple, axis=1)
+    rows["series"] = table.groupby(["patient", "study", "series"], sort=False).ngroup()
     groups = rows.groupby([*names, "thickness_mm"], dropna=False)["series"]
     kinds = [
         SeriesKind(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ichfast.predict.ensemble import predict_runs
-from ichfast.report.run_report import report_run
+from ichfast.report.run_report import _groups, report_run
+from ichfast.store.store import Store
 from tests.runs.trainedruns import write_run
 
 CPU = torch.device("cpu")
@@ -26,3 +27,12 @@ def test_the_page_names_weights_without_their_folder(
     assert "best.pt" in page
     for folder in ("zebulon", str(tmp_path), str(tiny_store_path)):
         assert folder not in page
+
+
+def test_columns_are_shown_where_there_are_several_groups(tiny_store: Store) -> None:
+    tiny_store.table["sex"] = ["M"] * 10 + ["F"] * 19
+    tiny_store.table["kernel"] = "soft"
+    predicted = tiny_store.table[["slice_id"]][::-1]
+    groups = _groups(predicted, tiny_store)
+    assert list(groups) == ["sex"]
+    assert groups["sex"].astype(str).tolist() == ["F"] * 19 + ["M"] * 10
