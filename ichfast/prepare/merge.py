@@ -29,13 +29,18 @@ import pyarrow.compute as pc
 from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
-from ichfast.prepare.labelling import add_labels, count_labels, warn_of_strangers
+from ichfast.prepare.labelling import (
+    add_labels,
+    count_labels,
+    count_values,
+    warn_of_strangers,
+)
 from ichfast.prepare.plan import Unit, entry_at
 from ichfast.sources.listing import Entry
 from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
 from ichfast.store.shards import Shard
 from ichfast.store.store import finish_store
-from ichfast.store.tables import LABEL_COLUMNS, ORDER, read_rejected, read_rows
+from ichfast.store.tables import ORDER, label_columns, read_rejected, read_rows
 from ichfast.system.files import make_folder
 
 PART_ROWS = 2**15
@@ -131,7 +136,7 @@ def merge(
         rejects += page.rejects
         shards += page.shards
         rows = _with_dictionaries(page.rows)
-        for column in LABEL_COLUMNS:
+        for column in label_columns(tables[0] if tables else rows):
             rows = rows.append_column(column, pa.nulls(len(rows), pa.int8()))
         tables.append(rows.select(tables[0].column_names) if tables else rows)
     rows = _concatenated(tables)
@@ -234,7 +239,7 @@ def finish(
     Args:
         journal: the store's.
         merged: what the store will hold.
-        labels: joined by slice id; None adds none.
+        labels: of any level; None adds none.
         key: of the store's hashed ids; None where ids are kept.
         plan: what the store was made from.
         intake: all entries that the store was made from.
@@ -245,7 +250,7 @@ def finish(
 
     Raises:
         LabelError: `labels` contradict those that the store had before, and `relabel`
-            is false; or `any` is not the OR of the subtypes.
+            is false; or labels of slices, series and studies contradict each other.
     """
     rejected, counts = merged.rejected, Counter[str]()
     lineage: tuple[str, ...] = ()
@@ -263,6 +268,7 @@ def finish(
         if len(labels.ids) and not labelled.num_found:
             warn_of_strangers(rows, labels, key)
         del labelled
+    known, positives = count_values(rows)
     shards = _used_shards(merged)
     names = [shard.name for shard in shards]
     journal.clear_shards(names)
@@ -280,6 +286,8 @@ def finish(
             "labels_without_slice": counts["labels_without_slice"],
         },
         rejected=dict(sorted(Counter(rejected["reason"]).items())),
+        known=known,
+        positives=positives,
         keep_ids=key is None,
         plan=plan,
         versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},
