@@ -189,6 +189,8 @@ def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
         return
     if begun.store_digest != wanted.store_digest:
         what = f"another store than {wanted.store}"
+    elif begun.id_files != wanted.id_files:
+        what = "other ids or folds than folds.file and --only have now"
     else:
         what = f"other settings ({change[0]}, now {change[1]})"
     raise RecipeError(

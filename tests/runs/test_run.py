@@ -360,7 +360,7 @@ def test_a_run_with_own_folds_resumes_when_its_file_is_gone_but_not_when_edited(
     assert (before.counts.train_patients, before.counts.valid_patients) == (2, 1)
     again = partial(train_run, tiny_store_path, recipe, out, device=CPU, resume=True)
     file.write_text(text.replace("P3,2", "P3,1"))
-    with pytest.raises(RecipeError, match=r"with other settings \(id_files = \{\"file"):
+    with pytest.raises(RecipeError, match=r"begun with other ids or folds than folds"):
         again()
     file.unlink()
     assert again().epochs == 1
