@@ -79,7 +79,7 @@ VALUES: Mapping[str, int] = MappingProxyType(
 MAX_EXTRA = 32
 """Upper limit of the extra classes of a file; more columns are left out."""
 
-NO_EXTRA = re.compile(r"fold|unnamed.*|.*(id|uid|number|name|index)")
+NO_EXTRA = re.compile(r"fold|(unnamed|series|study).*|.*(id|uid|number|name|index)")
 """Keys of columns that are no extra class although their values may all be 0 and 1."""
 
 MAX_SPELLINGS = 64

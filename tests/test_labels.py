@@ -271,12 +271,12 @@ def test_a_label_of_cq500_is_what_two_of_three_readers_say(tmp_path: Path) -> No
 def test_columns_of_0_and_1_are_extra_classes_and_others_are_left_out(
     tmp_path: Path,
 ) -> None:
-    header = "id,any,Midline Shift,fold,PatientID,Sex,Note,Empty,Fracture,fracture,2nd"
+    header = "id,any,Midline Shift,fold,PatientID,Sex,Note,Study,Fracture,fracture,2nd"
     table = read_rows(
         tmp_path,
         header,
-        *("a,0,1,0,0,F,,,1,1,0", "b,,False,1,1,M,0,,1,1,0", "b,,,1,1,M,1,,1,1,0"),
-        *("c,,NaN,1,1,M,see report,,1,1,0", "d,,,1,1,M,1,,1,1,0"),
+        *("a,0,1,0,0,F,,1,1,1,0", "b,,False,1,1,M,0,1,1,1,0", "b,,,1,1,M,1,1,1,1,0"),
+        *("c,,NaN,1,1,M,see report,1,1,1,0", "d,,,1,1,M,1,1,1,1,0"),
     )
     assert list(table.extra) == ["midline_shift"]
     # A slice with a label of an extra class alone is kept, one without any is not.

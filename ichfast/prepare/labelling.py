@@ -121,6 +121,31 @@ def _filled(
     return rows, differs_N
 
 
+def spread_labels(rows: pa.Table) -> pa.Table:
+    """Give new slices the labels that their series and study have.
+
+    Args:
+        rows: label columns, and series and study; labels of a bag may be null in some
+            of its rows.
+    """
+    for name in label_columns(rows):
+        bag = _bag_of(name)
+        if not bag or rows[name].null_count in (0, len(rows)):
+            continue
+        code_N, value_N = _codes_N(rows, bag), _values_N(rows, name)
+        value_B = np.full(int(code_N.max()) + 1, -1, dtype=np.int8)
+        value_B[code_N[value_N >= 0]] = value_N[value_N >= 0]
+        spread_N = value_B[code_N]
+        rows = _with_labels(rows, name, pa.array(spread_N, mask=spread_N < 0))
+    return rows
+
+
+def _bag_of(name: str) -> str:
+    """What a label column is of: series, study, or empty for slices."""
+    kind = name.removeprefix(EXTRA_PREFIX).partition("_")[0]
+    return kind if kind in BAG_LABELS else ""
+
+
 def count_labels(rows: pa.Table) -> dict[str, int]:
     """Count the rows with all six labels (``labelled``), and those with some.
 
@@ -150,10 +175,10 @@ def count_values(rows: pa.Table) -> tuple[dict[str, int], dict[str, int]]:
     positives: dict[str, int] = {}
     for name in label_columns(rows):
         column = rows[name]
-        bag = name.removeprefix(EXTRA_PREFIX).partition("_")[0]
+        bag = _bag_of(name)
         if column.null_count == len(rows):
             continue
-        if bag in BAG_LABELS:
+        if bag:
             if bag not in first_of:
                 first_of[bag] = np.unique(_codes_N(rows, bag), return_index=True)[1]
             column = column.take(pa.array(first_of[bag]))

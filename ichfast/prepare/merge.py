@@ -33,6 +33,7 @@ from ichfast.prepare.labelling import (
     add_labels,
     count_labels,
     count_values,
+    spread_labels,
     warn_of_strangers,
 )
 from ichfast.prepare.plan import Unit, entry_at
@@ -260,7 +261,7 @@ def finish(
         counts.update(merged.base.header.counts)
         if labels is None and "labels" in merged.base.header.plan:
             plan = {**plan, "labels": merged.base.header.plan["labels"]}
-    rows, num_changed = merged.rows, 0
+    rows, num_changed = spread_labels(merged.rows), 0
     if labels is not None:
         labelled = add_labels(rows, labels, key, relabel=relabel)
         rows, num_changed = labelled.rows, labelled.num_changed

@@ -205,6 +205,7 @@ def test_the_label_of_a_patient_with_two_studies_is_refused() -> None:
         ([1, 2, 3], [0, 0, 1]),
         ([3, 1, 2], [1, 0, 0]),
         ([0, 1, 2], [0, 0, 1]),
+        ([0, 1, 2, 3], [0, 0, 1, None]),
         ([103, 102, 101], [1, 0, 0]),
         ([3, 2], [1, 0]),
         ([1, 2, 3, 4], [0, 0, 1, None]),
@@ -363,3 +364,23 @@ def test_a_store_has_the_labels_of_all_levels_of_several_files(
         go(labels=read_labels(strangers), append=True)
         (warning,) = [each for each in caplog.messages if each.startswith("none of")]
         assert "is of a series of the store" in warning
+
+
+@pytest.mark.parametrize("keep_ids", [True, False])
+def test_slices_that_are_appended_get_the_labels_of_their_study(
+    tmp_path: Path, *, keep_ids: bool
+) -> None:
+    source, store_path = tmp_path / "source", tmp_path / "store"
+    write_study(source / "first", "p", "1.2.3", 2)
+    (tmp_path / "labels.csv").write_text("StudyInstanceUID,any,shift\n1.2.3,1,0\n")
+    go = partial(run, [source], store_path, keep_ids=keep_ids)
+    go(labels=read_labels(tmp_path / "labels.csv"))
+    write_study(source / "more", "p", "1.2.3", 3)  # two of them are there already
+    write_study(source / "other", "p", "1.2.4", 1)
+    report = go(append=True)
+    assert (report.slices, report.known["study_any"]) == (4, 1)
+    with Store(store_path) as store:
+        table = store.table.sort_values("study_any")
+    assert table["study_any"].fillna(9).tolist() == [1, 1, 1, 9]
+    assert table["extra_study_shift"].fillna(9).tolist() == [0, 0, 0, 9]
+    assert table["study_epidural"].isna().all()

@@ -358,12 +358,13 @@ def test_a_run_with_own_folds_resumes_when_its_file_is_gone_but_not_when_edited(
     before = read_record(out)
     assert before.recipe.folds.num_folds == 3
     assert (before.counts.train_patients, before.counts.valid_patients) == (2, 1)
-    again = partial(train_run, tiny_store_path, recipe, out, device=CPU, resume=True)
+    again = partial(train_run, tiny_store_path, run_dir=out, device=CPU, resume=True)
     file.write_text(text.replace("P3,2", "P3,1"))
     with pytest.raises(RecipeError, match=r"begun with other ids or folds than folds"):
-        again()
+        again(recipe=recipe)
     file.unlink()
-    assert again().epochs == 1
+    moved = replace(recipe, folds=replace(recipe.folds, file="elsewhere.csv"))
+    assert again(recipe=moved).epochs == 1
     assert read_record(out).id_files == before.id_files
 
 
