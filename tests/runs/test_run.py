@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
