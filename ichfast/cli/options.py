@@ -88,7 +88,7 @@ ACCEPT = click.option(
 
 ONLY = click.option(
     "--only",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),  # a run that resumes has a copy
     metavar="FILE",
     help="Take only the slices, series, studies or patients in this list, a csv or an "
     "id in each line.",

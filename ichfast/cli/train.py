@@ -175,13 +175,15 @@ def train(
 
     trains_all = fold == "all"
     options = {
-        "folds.fold": None if trains_all else fold,
         "model.weights": weights,
         "model.pretrained": "yes" if pretrained else None,
         "data.cache": cache,
         "folds.only": only,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given += assignments
+    if fold is not None and not trains_all:
+        given.append(f"folds.fold={fold}")  # last, as folds.num_folds limits it
     with join_ranks(device) as ranks, stop_on_signal() as should_stop:
         if not ranks.writes:
             logging.getLogger().setLevel(logging.ERROR)
@@ -191,7 +193,7 @@ def train(
             arch=arch,
             size=size,
             device_type=chosen.type,
-            assignments=[*given, *assignments],
+            assignments=given,
         )
         if ranks.writes:
             print_status(describe(resolved))
