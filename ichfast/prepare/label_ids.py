@@ -2,10 +2,10 @@
 
 1. An id of a slice, series or study is compared as it is, hashed where the store's ids
    are hashed.
-2. A patient of CQ500 is compared in all spellings of its number: ``CQ500-CT-7``, as in
-   reads.csv, ``CQ500CT7``, as in the names of folders, small letters, and zeros in
-   front. A patient of PhysioNet CT-ICH is: ``49`` and ``049``. Each spelling is hashed,
-   so the join is the same where ids are hashed.
+2. The number of a patient is compared in all its spellings: ``49`` and ``049`` in
+   PhysioNet CT-ICH; in CQ500 ``CQ500-CT-7``, as in reads.csv, ``CQ500CT7``, as in the
+   names of folders, small letters, and zeros in front. Each spelling is hashed where
+   the store's ids are hashed.
 3. Labels of a patient are of the patient's one study.
 4. Slice numbers count the slices of the patient's one series, from 1. They are its
    instance numbers, which may also count from 0. Where these are other numbers, such as
@@ -120,7 +120,8 @@ def _find_numbers(rows: pa.Table, labels: LabelTable, key: bytes | None) -> pa.A
     parts = [each.rpartition("/") for each in labels.ids]
     number_L = [int(number) for _, _, number in parts]
     patients = sorted({name for name, _, _ in parts})
-    patient_L = np.array([patients.index(name) for name, _, _ in parts])
+    number_of = {name: number for number, name in enumerate(patients)}
+    patient_L = np.array([number_of[name] for name, _, _ in parts])
     found = _find_spelled(rows["patient"], patients, key)
     _check_one(rows, found, "series", patients)
     patient_N = found.fill_null(-1).to_numpy()
@@ -163,8 +164,6 @@ def _slice_numbers(
     if set(number_M) <= set(numbers) or set(numbers) <= set(number_M):
         return number_M
     if len(number_M) == len(numbers):
-        ranked: npt.NDArray[np.int64] = np.array(numbers)[
-            instance_M.argsort().argsort()
-        ]
-        return ranked
+        rank_M = instance_M.argsort().argsort()
+        return np.array(numbers, dtype=np.int64)[rank_M]
     return None

@@ -72,22 +72,38 @@ def test_slices_without_a_fold_take_no_part_and_are_counted(
 @pytest.mark.parametrize(
     ("changed", "settings", "message"),
     [
-        ({"S2": 1}, {}, r"puts 1 patient\(s\) in more than one fold, first P1: the m"),
-        ({"S1": "x"}, {}, r"the fold of S1 is 'x'; a fold is a number from 0 to 99"),
-        ({"S1": 100}, {}, r"the fold of S1 is '100'"),
-        ({}, {"fold": 1}, r"validate with in fold 1: .* have the folds 0, 2, 3 in"),
-        ({"S3": "", "S6": ""}, {}, r"no slices to train on in fold 0: .*folds 0 in"),
-        ({}, {"kind": "slice"}, r"add --set folds\.kind=patient"),
+        (
+            {"S2": 1},
+            FoldConfig(),
+            r"puts 1 patient\(s\) in more than one fold, first P1: the m",
+        ),
+        (
+            {"S1": "x"},
+            FoldConfig(),
+            r"the fold of S1 is 'x'; a fold is a number from 0 to 99",
+        ),
+        ({"S1": 100}, FoldConfig(), r"the fold of S1 is '100'"),
+        (
+            {},
+            FoldConfig(file="x", fold=1),
+            r"validate with in fold 1: .* have the folds 0, 2, 3 in",
+        ),
+        (
+            {"S3": "", "S6": ""},
+            FoldConfig(),
+            r"no slices to train on in fold 0: .*folds 0 in",
+        ),
+        ({}, FoldConfig(kind="slice"), r"add --set folds\.kind=patient"),
     ],
 )
 def test_a_file_whose_folds_cannot_be_used_is_refused(
     tmp_path: Path,
     tiny_store: Store,
     changed: dict[str, int | str],
-    settings: dict[str, int | str],
+    settings: FoldConfig,
     message: str,
 ) -> None:
-    folds = replace(FoldConfig(file=study_folds(tmp_path, **changed)), **settings)
+    folds = replace(settings, file=study_folds(tmp_path, **changed))
     with pytest.raises(FoldError, match=message):
         split_slices(tiny_store, folds)
 
