@@ -93,11 +93,8 @@ def read_id_file(path: Path, store: Store, *, has_folds: bool) -> IdFile:
             store.
     """
     names, texts = _read_columns(path, has_folds=has_folds)
-    column, ids = names[0], [text.strip() for text in texts[0]]
-    if column == "slice_id":
-        ids = [re.sub(r"(?i)\.dcm$", "", each) for each in ids]
-    if not column:
-        column = _finest_level(store, ids)
+    ids = [re.sub(r"(?i)\.dcm$", "", text.strip()) for text in texts[0]]
+    column = names[0] or _finest_level(store, ids)
     folds: dict[str, int] = {}
     fold_texts = texts[1] if has_folds else [""] * len(ids)
     for each, text in zip(ids, fold_texts, strict=True):

@@ -145,7 +145,7 @@ def test_a_file_without_the_ids_of_the_store_is_refused(
         ("only.csv", ("study", "S1", "S2", "S6", "S99")),
         ("only.txt", ("P1", "P5")),
         ("only.txt", ("P0", "P1", "P5")),
-        ("only.txt", ("R1", "R2", "R6")),
+        ("only.txt", ("R1.dcm", "R2", "R6")),
     ],
 )
 def test_only_the_slices_of_a_list_take_part(
