@@ -30,7 +30,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.errors import LabelError
-from ichfast.labels import CLASSES, LabelTable, contradicts_any, with_any
+from ichfast.labels import (
+    CLASSES,
+    NUM_SHOWN,
+    LabelTable,
+    contradicts_any,
+    with_any,
+)
 from ichfast.prepare.label_ids import ID_COLUMNS, find_labels
 from ichfast.prepare.pseudonyms import HASH_DIGITS, stored_id
 from ichfast.store.tables import BAG_LABELS, EXTRA_PREFIX, label_columns
@@ -79,17 +85,18 @@ def add_labels(
     rows, differs_N = _filled(rows, labels, found, kind)
     label_N = found.fill_null(-1).to_numpy()
     if differs_N.any() and not relabel:
-        num_different = len(np.unique(label_N[differs_N]))
+        different = np.unique(label_N[differs_N])
         raise LabelError(
-            f"the labels contradict those in the store for {num_different:,} {kind}(s)"
-            f", first {labels.ids[label_N[differs_N.argmax()]]}; correct the file, or "
-            "add --relabel to replace the store's"
+            f"the labels contradict those in the store for {len(different):,} "
+            f"{kind}(s), first {', '.join(labels.ids[different[:NUM_SHOWN]])}; correct "
+            "the file, or add --relabel to replace the store's"
         )
     has_any = _label_column(labels.labels_NK[:, 0]).take(found).is_valid()
     may_follow_N = ~has_any.to_numpy(zero_copy_only=False) & relabel
     is_checked = labels.level != "patient"
     rows = _with_any(rows, _names(kind), may_follow_N, is_checked=is_checked)
-    rows = _consistent(rows, kind, relabel=relabel)
+    id_N = np.append(labels.ids, "")[label_N]
+    rows = _consistent(rows, kind, id_N, relabel=relabel)
     num_found = len(rows) - found.null_count
     if kind != "slice":  # a label has many rows
         num_found = len(np.unique(label_N[label_N >= 0]))
@@ -243,18 +250,21 @@ def _with_any(
     return _with_labels(rows, names[0], _label_column(labels_NK[:, 0]))
 
 
-def _consistent(rows: pa.Table, kind: str, *, relabel: bool) -> pa.Table:
+def _consistent(
+    rows: pa.Table, kind: str, id_N: npt.NDArray[np.object_], *, relabel: bool
+) -> pa.Table:
     """Check labels of series and studies against those of their parts.
 
     Args:
         rows: with the labels of all files.
         kind: what the labels of this file are of: slice, series or study.
+        id_N: the id in this file of each row; empty without one.
         relabel: whether labels of larger things than `kind` follow their parts.
     """
     for whole in _FINEST_FIRST[1:]:
         if all(rows[name].null_count == len(rows) for name in _names(whole)):
             continue
-        code_N, ids = _codes_N(rows, whole), rows[whole]
+        code_N = _codes_N(rows, whole)
         for part in _FINEST_FIRST[: _FINEST_FIRST.index(whole)]:
             for k, name in enumerate(_names(whole)):
                 value_N = _values_N(rows, name)
@@ -263,12 +273,16 @@ def _consistent(rows: pa.Table, kind: str, *, relabel: bool) -> pa.Table:
                 if not wrong_N.any():
                     continue
                 if not relabel or kind == whole:
-                    num_wrong, first = len(np.unique(code_N[wrong_N])), wrong_N.argmax()
-                    how = "1 for one of them" if value_N[first] == 0 else "0 for all"
+                    value = value_N[wrong_N][0]
+                    wrong = np.flatnonzero(wrong_N & (value_N == value))
+                    firsts = wrong[np.unique(code_N[wrong], return_index=True)[1]]
+                    ids = id_N if whole == kind else rows[whole].to_numpy()
+                    what = f"{CLASSES[k]} is {value}, and {1 - value} for"
                     raise LabelError(
-                        f"{num_wrong:,} label(s) of a {whole} contradict those of its "
-                        f"{part.removesuffix('s')}s, first {ids[int(first)]}: "
-                        f"{CLASSES[k]} is {value_N[first]}, and {how}; correct the file"
+                        f"{len(firsts):,} label(s) of a {whole} contradict those of "
+                        f"its {part.removesuffix('s')}s: {what} "
+                        f"{'all' if value else 'one'} of them, first "
+                        f"{', '.join(ids[firsts[:NUM_SHOWN]])}; correct the file"
                     )
                 rows = _with_labels(rows, name, pa.array(right_N, mask=right_N < 0))
     return rows

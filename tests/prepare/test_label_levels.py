@@ -121,11 +121,13 @@ def test_labels_of_a_bag_and_its_slices_must_agree(whole: str) -> None:
     positive = join(store_rows(), labels(whole, **{name: SUBDURAL})).rows
     with pytest.raises(
         LabelError,
-        match=rf"1 label\(s\) of a {whole} contradict those of its slices, first "
-        rf"{name}: any is 0, and 1 for one of them",
+        match=rf"1 label\(s\) of a {whole} contradict those of its slices: any is 0, "
+        rf"and 1 for one of them, first {name}; ",
     ):
         join(negative, with_one)
-    with pytest.raises(LabelError, match=rf"{name}: any is 1, and 0 for all"):
+    with pytest.raises(
+        LabelError, match=rf"any is 1, and 0 for all of them, first {name}; "
+    ):
         join(positive, without)
     join(negative, without)
     join(positive, with_one)
@@ -134,7 +136,7 @@ def test_labels_of_a_bag_and_its_slices_must_agree(whole: str) -> None:
     # The other order of the files, also to relabel: slices are not guessed.
     labelled = join(store_rows(), with_one).rows
     for relabel in (False, True):
-        with pytest.raises(LabelError, match=rf"first {name}: any is 0"):
+        with pytest.raises(LabelError, match=rf"any is 0, and .*first {name}; "):
             join(labelled, labels(whole, **{name: NEGATIVE}), relabel=relabel)
 
 
@@ -145,7 +147,7 @@ def test_labels_of_a_study_and_its_series_must_agree() -> None:
     one = join(store_rows(), labels("series", s00=NEGATIVE)).rows
     join(one, labels("study", t0=SUBDURAL))
     rows = join(one, labels("study", t0=NEGATIVE)).rows
-    with pytest.raises(LabelError, match="first t0: any is 0, and 1 for one of them"):
+    with pytest.raises(LabelError, match="any is 0, and 1 for one of them, first t0; "):
         join(rows, labels("series", s01=SUBDURAL))
 
 
@@ -185,6 +187,16 @@ def test_readers_of_cq500_who_agree_on_a_bleed_alone_label_a_study() -> None:
     rows = join(rows, reads).rows
     assert rows["study_any"].to_pylist() == [1] * 6 + [None] * 6
     assert rows["study_subdural"].to_pylist() == [0] * 6 + [None] * 6
+
+
+def test_labels_of_patients_that_contradict_their_slices_are_named_as_in_the_file() -> (
+    None
+):
+    rows = store_rows(KEY, patients={"p0": "CQ500-CT-0", "p1": "CQ500-CT-1"})
+    rows = join(rows, labels("slice", **{"001": SUBDURAL, "101": SUBDURAL}), key=KEY)
+    reads = labels("patient", **{"CQ500-CT-0": NEGATIVE, "CQ500-CT-1": NEGATIVE})
+    with pytest.raises(LabelError, match=r"^2 label.*, first CQ500-CT-0, CQ500-CT-1;"):
+        join(rows.rows, reads, key=KEY)
 
 
 def test_the_label_of_a_patient_with_two_studies_is_refused() -> None:
