@@ -11,11 +11,14 @@ Promises:
 2. A missing `any` is the OR of the five subtypes where all five are known. Where only
    some are known it stays missing: a table with positives alone would mislead.
 3. Rows that repeat others count once, and their number is reported.
-4. Values other than these, unknown classes, rows that contradict each other, an `any`
+4. A column of another name whose values are all 0, 1 or missing is an extra class, such
+   as a fracture. Other columns are left out.
+5. Values other than these, unknown classes, rows that contradict each other, an `any`
    that is not the OR, and rows that are missing in the long form are errors that name
    the first offenders. Nothing is guessed.
 
-Shape letters: N ids, K classes, R rows of the file, C cells (a class of an id).
+Shape letters: N ids, K classes, R rows of the file, Q readers, V columns of labels (the
+six classes and the extra ones), C cells (a label of an id).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -73,6 +76,15 @@ VALUES: Mapping[str, int] = MappingProxyType(
 )
 """The label for each text of a cell; -1 is a missing one."""
 
+MAX_EXTRA = 32
+"""Upper limit of the extra classes of a file; more columns are left out."""
+
+NO_EXTRA = re.compile(r"fold|(unnamed|series|study).*|.*(id|uid|number|name|index)")
+"""Keys of columns that are no extra class although their values may all be 0 and 1."""
+
+MAX_SPELLINGS = 64
+"""Upper limit of the distinct texts in a column of 0 and 1."""
+
 NUM_SHOWN = 3
 """Number of offenders that an error names."""
 
@@ -94,6 +106,9 @@ class LabelTable:
 
     num_duplicates: int
     """Rows dropped because they repeat an earlier row."""
+
+    extra: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """Labels of other classes by name, such as ``fracture``, each of shape (N,)."""
 
     level: str = "slice"
     """What an id names: slice, series, study, patient, or slice number (of a
@@ -153,8 +168,11 @@ def read_labels(path: Path) -> LabelTable:
             columns = _columns(path, table.names)
             form = _form_of(path, table.names, columns)
             used = _used_columns(form, columns)
-            rows = table.read(list(used.values())).rename_columns(list(used))
-            left_out = [name for name in table.names if name not in used.values()]
+            extra = _extra_columns(form, table.readable, set(columns.values()))
+            others = [name for names in extra.values() for name in names]
+            rows = table.read(list(used.values()), others)
+            rows = rows.rename_columns([*used, *others])
+            names = [name for name in table.names if name not in used.values()]
     except FileNotFoundError as error:
         raise LabelError(f"no label file at {path}") from error
     except NOT_A_TABLE as error:
@@ -165,7 +183,9 @@ def read_labels(path: Path) -> LabelTable:
     if form.name == "long":
         cells = _long_cells(path, rows)
     else:
-        cells = _wide_cells(path, form, rows)
+        cells = _wide_cells(path, form, rows, _extra_values(rows, extra))
+    carried = [name for key in cells.names[6:] for name in extra[key]]
+    left_out = [name for name in names if name not in carried]
     return _table_of(path, form, cells, len(rows), left_out)
 
 
@@ -230,6 +250,63 @@ def _used_columns(form: LabelForm, columns: Mapping[str, str]) -> dict[str, str]
     return used
 
 
+def _extra_columns(
+    form: LabelForm, names: Sequence[str], known: set[str]
+) -> dict[str, list[str]]:
+    """The columns that may be extra classes, by the name of the class.
+
+    In the form of CQ500 a class has a column for each reader.
+    """
+    found: dict[str, list[str]] = {}
+    if form.name == "long":
+        return found
+    for name in names:
+        class_name = name.strip().lower()
+        if form.level == "patient":
+            class_name = re.sub(r"^r[1-3]\W+", "", class_name)
+        key = re.sub(r"[^a-z0-9]+", "_", class_name).strip("_")
+        is_sane = re.fullmatch(r"[a-z]\w*", key) and len(name) <= MAX_NAME_SHOWN
+        if name not in known and is_sane and not NO_EXTRA.fullmatch(_key(name)):
+            found.setdefault(key, []).append(name)
+    max_columns = len(READERS) if form.level == "patient" else 1
+    # Of two columns with the same name nobody can tell which one counts.
+    return {key: found[key] for key in found if len(found[key]) <= max_columns}
+
+
+def _extra_values(
+    rows: pa.Table, columns: Mapping[str, Sequence[str]]
+) -> dict[str, npt.NDArray[np.int8]]:
+    """The labels of extra classes by name, each of shape (R,)."""
+    extra: dict[str, npt.NDArray[np.int8]] = {}
+    for key, names in columns.items():
+        values = [_flags(rows[name]) for name in names]
+        flags = [each for each in values if each is not None]
+        if len(extra) < MAX_EXTRA and len(flags) == len(names):
+            extra[key] = np.asarray(_majority(flags))
+    return extra
+
+
+def _flags(column: pa.ChunkedArray) -> npt.NDArray[np.int8] | None:
+    """The labels in a column of bytes, shape (R,); None if it has other values."""
+    if _is_other(column.slice(0, 1024).unique()):  # which rules most columns out
+        return None
+    encoded = column.dictionary_encode().combine_chunks()
+    if _is_other(encoded.dictionary):
+        return None
+    numbers = np.array(_numbers(encoded.dictionary), dtype=np.int8)
+    return numbers[encoded.indices.to_numpy()] if (numbers >= 0).any() else None
+
+
+def _is_other(values: pa.Array) -> bool:
+    """Whether distinct values are other ones than 0, 1 and missing."""
+    return len(values) > MAX_SPELLINGS or -2 in _numbers(values)
+
+
+def _numbers(values: pa.Array) -> list[int]:
+    texts = [value.decode("latin-1") for value in values.to_pylist()]
+    return [VALUES.get(text.strip().lower(), -2) for text in texts]
+
+
 @dataclass(frozen=True, slots=True)
 class _Cells:
     """The values of a file, before rows of one id are put together."""
@@ -238,12 +315,15 @@ class _Cells:
     """Shape (N,), each id once."""
 
     cell_C: npt.NDArray[np.int32]
-    """Shape (C,): 6 times the number of the id, plus the number of the class."""
+    """Shape (C,): V times the number of the id, plus the number of the label."""
 
     value_C: npt.NDArray[np.int8]
     """Shape (C,): 0, 1, or -1 (missing)."""
 
     num_duplicates: int
+
+    names: tuple[str, ...] = CLASSES
+    """The V labels: the six classes, and then the extra ones."""
 
 
 def _long_cells(path: Path, rows: pa.Table) -> _Cells:
@@ -274,11 +354,17 @@ def _long_cells(path: Path, rows: pa.Table) -> _Cells:
     return _Cells(ids, cell_R, value_R, len(cell_R) - int(has_row_C.sum()))
 
 
-def _wide_cells(path: Path, form: LabelForm, rows: pa.Table) -> _Cells:
+def _wide_cells(
+    path: Path,
+    form: LabelForm,
+    rows: pa.Table,
+    extra: Mapping[str, npt.NDArray[np.int8]],
+) -> _Cells:
     """The cells of rows with a column for each class."""
     id_column, values_RK = rows.column(0), np.full((len(rows), 6), -1, dtype=np.int8)
     if form.level == "slice number":
-        id_column = pc.binary_join_element_wise(id_column, rows.column(1), "/")
+        whole = [pc.replace_substring_regex(c, r"\.0$", "") for c in rows.columns[:2]]
+        id_column = pc.binary_join_element_wise(*whole, "/")
 
     def values_of(key: str) -> npt.NDArray[np.int8]:
         value_R = _mapped(rows[key], VALUES)
@@ -300,8 +386,11 @@ def _wide_cells(path: Path, form: LabelForm, rows: pa.Table) -> _Cells:
         opposite = np.array([1, 0, -1], dtype=np.int8)
         values_RK[:, 0] = opposite[values_of("nohemorrhage")]
     ids, id_R = _numbered(path, id_column)
-    cell_RK = id_R[:, np.newaxis] * np.int32(6) + np.arange(6, dtype=np.int32)
-    return _Cells(ids, cell_RK.ravel(), values_RK.ravel(), len(rows) - len(ids))
+    names, values_RV = (*CLASSES, *extra), np.column_stack([values_RK, *extra.values()])
+    number_V = np.arange(len(names), dtype=np.int32)
+    cell_RV = id_R[:, np.newaxis] * np.int32(len(names)) + number_V
+    num_duplicates = len(rows) - len(ids)
+    return _Cells(ids, cell_RV.ravel(), values_RV.ravel(), num_duplicates, names)
 
 
 def _majority(reads: Sequence[npt.NDArray[np.int8]]) -> npt.NDArray[np.int8] | int:
@@ -317,40 +406,57 @@ def _majority(reads: Sequence[npt.NDArray[np.int8]]) -> npt.NDArray[np.int8] | i
 def _table_of(
     path: Path, form: LabelForm, cells: _Cells, num_rows: int, left_out: Sequence[str]
 ) -> LabelTable:
+    num_labels = len(cells.names)
     is_one_C, is_zero_C = (
-        np.zeros(len(cells.ids) * len(CLASSES), dtype=np.bool_) for _ in range(2)
+        np.zeros(len(cells.ids) * num_labels, dtype=np.bool_) for _ in range(2)
     )
     is_one_C[cells.cell_C[cells.value_C == 1]] = True
     is_zero_C[cells.cell_C[cells.value_C == 0]] = True
     both = np.flatnonzero(is_one_C & is_zero_C)
     if both.size:
-        shown = [f"{cells.ids[c // 6]} {CLASSES[c % 6]}" for c in both[:NUM_SHOWN]]
+        shown = [
+            f"{cells.ids[c // num_labels]} {cells.names[c % num_labels]}"
+            for c in both[:NUM_SHOWN]
+        ]
         raise LabelError(
             f"{path}: rows disagree on {both.size:,} label(s), both 0 and 1, first "
             f"{', '.join(shown)}; correct the file"
         )
     labels_C = np.where(is_one_C, np.float32(1), np.float32(np.nan))
     labels_C[is_zero_C] = 0
-    labels_NK = with_any(labels_C.reshape(-1, len(CLASSES)))
+    labels_NV = labels_C.reshape(-1, num_labels)
+    labels_NK = with_any(labels_NV[:, : len(CLASSES)])
     # Readers may agree on a bleed and not on its type.
+    if form.level == "slice number":
+        is_number = pc.match_substring_regex(pa.array(cells.ids), r"/\d{1,9}$")
+        wrong_N = ~is_number.to_numpy(zero_copy_only=False)
+        wrong_N &= ~np.isnan(labels_NV).all(axis=1)
+        _refuse(path, "SliceNumber is no number", "slice(s)", cells.ids, wrong_N)
     if form.level != "patient":
         problem = "`any` is not the OR of the five subtypes"
         _refuse(
             path, problem, f"{form.level}(s)", cells.ids, contradicts_any(labels_NK)
         )
     is_known_NK = ~np.isnan(labels_NK)
-    is_known_N = is_known_NK.any(axis=1)
+    is_known_N = is_known_NK.any(axis=1) | ~np.isnan(labels_NV).all(axis=1)
     if not is_known_N.any():
         raise LabelError(f"{path} has no labelled row")
     classes = [CLASSES[k] for k in np.flatnonzero(is_known_NK.any(axis=0))]
     repeated = f"{cells.num_duplicates:,} repeated, " if cells.num_duplicates else ""
+    extra = cells.names[len(CLASSES) :]
+    carried = f"; extra classes {', '.join(extra)}" if extra else ""
     return LabelTable(
         ids=cells.ids[is_known_N],
         labels_NK=labels_NK[is_known_N],
         num_duplicates=cells.num_duplicates,
+        extra={
+            name: labels_NV[is_known_N, len(CLASSES) + number]
+            for number, name in enumerate(extra)
+        },
         level=form.level,
-        description=f"labels: form {form.name}, {num_rows:,} rows, {repeated}classes "
-        f"{', '.join(classes)}; columns left out: {_shown_names(left_out) or 'none'}",
+        description=f"labels: form {form.name}, joined by {form.level}, {num_rows:,} "
+        f"rows, {repeated}classes {', '.join(classes) or 'none'}{carried}; "
+        f"columns left out: {_shown_names(left_out) or 'none'}",
     )
 
 

@@ -177,7 +177,7 @@ def test_the_description_names_form_rows_classes_and_columns_left_out(
 ) -> None:
     table = read_rows(tmp_path, "fold,sdh,,id", "3,1,x,a", "4,0,y,b")
     assert table.description == (
-        "labels: form wide, 2 rows, classes subdural; "
+        "labels: form wide, joined by slice, 2 rows, classes subdural; "
         "columns left out: fold, (without a name)"
     )
     many = ",".join(f"c{k}" for k in range(20))
@@ -263,7 +263,54 @@ def test_a_label_of_cq500_is_what_two_of_three_readers_say(tmp_path: Path) -> No
     np.testing.assert_array_equal(table.labels_NK[0, [0, 2, 5]], [1, 0, 0])
     np.testing.assert_array_equal(table.labels_NK[1, [0, 2, 5]], [NAN, NAN, 0])
     assert np.isnan(table.labels_NK[:, [1, 3, 4]]).all()
-    assert "columns left out: Category, R1:BleedLocation-Left" in table.description
+    assert "subdural; extra classes bleedlocation_left; columns" in table.description
+    assert table.description.endswith("columns left out: Category")
+    assert table.extra["bleedlocation_left"].tolist() == [1, 0]
+
+
+def test_columns_of_0_and_1_are_extra_classes_and_others_are_left_out(
+    tmp_path: Path,
+) -> None:
+    header = "id,any,Midline Shift,fold,PatientID,Sex,Note,Study,Fracture,fracture,2nd"
+    table = read_rows(
+        tmp_path,
+        header,
+        *("a,0,1,0,0,F,,1,1,1,0", "b,,False,1,1,M,0,1,1,1,0", "b,,,1,1,M,1,1,1,1,0"),
+        *("c,,NaN,1,1,M,see report,1,1,1,0", "d,,,1,1,M,1,1,1,1,0"),
+    )
+    assert list(table.extra) == ["midline_shift"]
+    # A slice with a label of an extra class alone is kept, one without any is not.
+    assert table.ids.tolist() == ["a", "b"]
+    np.testing.assert_array_equal(table.extra["midline_shift"], [1, 0])
+    np.testing.assert_array_equal(table.labels_NK[:, 0], [0, NAN])
+    assert "classes any; extra classes midline_shift; columns left out: fold, Pat" in (
+        table.description
+    )
+    with pytest.raises(LabelError, match=r"disagree on 1 label\(s\), .* first b shift"):
+        read_rows(tmp_path, "id,any,shift", "a,0,1", "b,0,1", "b,0,0")
+    many = ",".join(f"x{k}" for k in range(40))
+    table = read_rows(tmp_path, f"id,any,{many}", "a,0" + ",1" * 40)
+    assert list(table.extra) == [f"x{k}" for k in range(32)]
+    assert "columns left out: x32, x33," in table.description
+    assert read_rows(tmp_path, "ID,Label,shift", "a_any,1,1").extra == {}
+
+
+def test_text_beside_the_labels_may_have_any_encoding(tmp_path: Path) -> None:
+    text = "id,any,note,shift\na,0,schräg,1\n"
+    (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
+    table = read_labels(tmp_path / "labels.csv")
+    assert list(table.extra) == ["shift"]
+
+
+def test_extra_classes_of_cq500_are_what_two_of_three_readers_say(
+    tmp_path: Path,
+) -> None:
+    header = "name,R1:ICH,R2:ICH,R3:ICH,R1:MidlineShift,R2:MidlineShift,R3:MidlineShift"
+    row = "CQ500-CT-0,0,0,0,1,0,1"
+    table = read_rows(tmp_path, f"{header},R1:Other,R2:Other", f"{row},1,text")
+    assert list(table.extra) == ["midlineshift"]
+    assert table.extra["midlineshift"].tolist() == [1]
+    assert table.description.endswith("columns left out: R1:Other, R2:Other")
 
 
 def test_readers_of_cq500_may_agree_on_a_bleed_and_not_on_its_type(
@@ -291,6 +338,11 @@ def test_a_slice_of_physionet_is_named_by_patient_and_number(tmp_path: Path) -> 
     assert table.level == "slice number"
     assert table.ids.tolist() == ["49/1", "49/14"]
     assert table.labels_NK.tolist() == [[0] * 6, [1, 1, 0, 0, 0, 0]]
+    assert table.extra["fracture_yes_no"].tolist() == [0, 1]
+    table = read_rows(tmp_path, header, "49.0,1.0,0,0,0,0,0,1,0", ",,,,,,,,")
+    assert table.ids.tolist() == ["49/1"]
+    with pytest.raises(LabelError, match=r"SliceNumber is no number .* first 49/a"):
+        read_rows(tmp_path, header, "49,a,0,0,0,0,0,1,0")
     with pytest.raises(LabelError, match=r"not the OR .*first 49/2"):
         read_rows(tmp_path, header, "49,2,0,0,0,1,0,1,0")
 

@@ -86,6 +86,14 @@ ACCEPT = click.option(
     "not-hu all the same.",
 )
 
+ONLY = click.option(
+    "--only",
+    type=click.Path(path_type=Path),  # a run that resumes has a copy
+    metavar="FILE",
+    help="Take only the slices, series, studies or patients in this list, a csv or an "
+    "id in each line.",
+)
+
 CACHE = click.option(
     "--cache",
     type=click.Choice(["none", "host", "device"]),

@@ -17,6 +17,7 @@ from ichfast.cli.options import (
     CACHE,
     DEVICE,
     LIMIT,
+    ONLY,
     OutputFile,
     number_or,
     print_result,
@@ -74,6 +75,7 @@ RUNS = click.argument(
 )
 @CACHE
 @ACCEPT
+@ONLY
 @LIMIT
 @DEVICE
 def predict(
@@ -88,6 +90,7 @@ def predict(
     batch_size: int | str,
     cache: str | None,
     accept: list[str],
+    only: Path | None,
     limit: int | None,
     device: str,
 ) -> None:
@@ -124,6 +127,7 @@ def predict(
         smooth=smooth,
         batch_size=None if isinstance(batch_size, str) else batch_size,
         cache=cache or "none",
+        only=only,
         limit=limit,
     )
     result: dict[str, Any] = {"predictions": str(out)}

@@ -49,7 +49,8 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     type=Path,  # click's own type would look at the file, which may block
     metavar="FILE",
     help="Labels: RSNA's csv (ID,Label), or a csv or parquet file with a row for each "
-    "slice and a column for each class; docs/labels.md lists the forms.",
+    "slice, series, study or patient and a column for each class; docs/labels.md lists "
+    "the forms.",
 )
 @STORE
 @click.option(

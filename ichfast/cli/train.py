@@ -21,6 +21,7 @@ from ichfast.cli.options import (
     CACHE,
     DEVICE,
     LIMIT,
+    ONLY,
     STORE,
     OutputFile,
     number_or,
@@ -121,6 +122,7 @@ def preview(
     help="Write trace.json and profile.txt, which show where a step spends its time.",
 )
 @SET
+@ONLY
 @LIMIT
 @DEVICE
 def train(
@@ -136,6 +138,7 @@ def train(
     cache: str | None,
     profile: bool,
     assignments: tuple[str, ...],
+    only: Path | None,
     limit: int | None,
     device: str,
 ) -> None:
@@ -152,6 +155,7 @@ def train(
 
     \b
     Settings for --set, among others:
+      folds.file=FILE              own folds: a csv of ids with a column fold
       train.accumulate=4           four batches to a step
       train.patience=3             end after three epochs without improvement
       train.best_by=valid_weighted_log_loss
@@ -171,12 +175,15 @@ def train(
 
     trains_all = fold == "all"
     options = {
-        "folds.fold": None if trains_all else fold,
         "model.weights": weights,
         "model.pretrained": "yes" if pretrained else None,
         "data.cache": cache,
+        "folds.only": only,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given += assignments
+    if fold is not None and not trains_all:
+        given.append(f"folds.fold={fold}")  # last, as folds.num_folds limits it
     with join_ranks(device) as ranks, stop_on_signal() as should_stop:
         if not ranks.writes:
             logging.getLogger().setLevel(logging.ERROR)
@@ -186,7 +193,7 @@ def train(
             arch=arch,
             size=size,
             device_type=chosen.type,
-            assignments=[*given, *assignments],
+            assignments=given,
         )
         if ranks.writes:
             print_status(describe(resolved))

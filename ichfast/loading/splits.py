@@ -20,7 +20,9 @@ classes and all slices).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +30,14 @@ import pandas as pd
 
 from ichfast.errors import FoldError, RecipeError
 from ichfast.labels import CLASSES
+from ichfast.loading.id_files import MAX_FOLD, NUM_SHOWN, IdFile, read_id_file
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
 
 logger = logging.getLogger(__name__)
+
+ID_FILES = {"file": "folds.csv", "only": "only.csv"}
+"""Settings of `FoldConfig` that name a file, and the file's copy in a run's folder."""
 
 NUM_FOLDS = 5
 FOLD_SEED = 42
@@ -167,10 +173,20 @@ class FoldConfig:
     seed: int = FOLD_SEED
     """Seed of the folds."""
 
+    file: str = ""
+    """A file with the fold of each slice, series, study or patient, which replaces
+    `num_folds` and `seed` (`ichfast.loading.id_files`); empty for none."""
+
+    only: str = ""
+    """A file with the ids of the slices, series, studies or patients that take part;
+    empty for all."""
+
     def __post_init__(self) -> None:
         if self.kind not in ("patient", "slice"):
             raise RecipeError(f"folds.kind is patient or slice, got {self.kind!r}")
-        if self.num_folds < 2 or not 0 <= self.fold < self.num_folds:
+        if self.file and not 0 <= self.fold <= MAX_FOLD:
+            raise RecipeError(f"folds.fold is in 0 to {MAX_FOLD}, got {self.fold}")
+        if self.num_folds < 2 or not (self.file or 0 <= self.fold < self.num_folds):
             raise RecipeError(
                 f"folds.fold is in 0 to {self.num_folds - 1} with {self.num_folds} "
                 f"folds of at least 2, got {self.fold}"
@@ -188,6 +204,12 @@ class Split:
 
     train_N: npt.NDArray[np.int64]
     valid_N: npt.NDArray[np.int64]
+
+    files: Mapping[str, IdFile] = field(default_factory=dict)
+    """The content of the files of ids, by setting (`ID_FILES`)."""
+
+    num_left_out: int = 0
+    """Labelled slices that have no fold in `FoldConfig.file`."""
 
     def counts(self, store: Store) -> dict[str, int]:
         """Number of slices and patients of both parts, by name."""
@@ -211,7 +233,8 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
 
     Raises:
         FoldError: no slice has all six labels, there are too few patients, or a part is
-            empty.
+            empty; a file of ids cannot be read or has no id of the store, or it puts a
+            patient in two folds.
     """
     labels_NK = store.labels_NK()
     labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
@@ -224,7 +247,14 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
             f"needs; add those that are missing with `ichfast prepare SOURCE... "
             f"--store {store.path} --append --labels CSV`"
         )
-    if folds.kind == "patient":
+    files = _read_id_files(store, folds)
+    if "only" in files:
+        labelled_N = labelled_N[files["only"].position_N(store)[labelled_N] >= 0]
+        if labelled_N.size == 0:
+            raise FoldError(f"no slice with labels is in {folds.only}")
+    if "file" in files:
+        labelled_folds_N = _folds_of_file(store, folds, labelled_N, files["file"])
+    elif folds.kind == "patient":
         labelled_folds_N = patient_folds(
             patients_N(store.table)[labelled_N],
             labels_NK[labelled_N],
@@ -242,13 +272,89 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
     if limit is not None:
         train_N = _evenly(train_N, limit)
         valid_N = _evenly(valid_N, max(1, limit // 4))
-    for part, slices_N in (("train on", train_N), ("validate with", valid_N)):
-        if slices_N.size == 0:
-            raise FoldError(
-                f"no slices to {part} in fold {folds.fold} of {folds.num_folds}; "
-                "choose another --fold, or fewer with --set folds.num_folds=2"
-            )
-    return Split(fold_N=fold_N, train_N=train_N, valid_N=valid_N)
+    if not train_N.size or not valid_N.size:
+        raise FoldError(
+            _empty_part(folds, fold_N, "validate with" if train_N.size else "train on")
+        )
+    return Split(
+        fold_N=fold_N,
+        train_N=train_N,
+        valid_N=valid_N,
+        files=files,
+        num_left_out=int((fold_N[labelled_N] < 0).sum()),
+    )
+
+
+def _read_id_files(store: Store, folds: FoldConfig) -> dict[str, IdFile]:
+    paths = {"file": folds.file, "only": folds.only}
+    return {
+        setting: read_id_file(Path(path), store, has_folds=setting == "file")
+        for setting, path in paths.items()
+        if path
+    }
+
+
+def in_run_folder(
+    folds: FoldConfig, run_dir: Path, *, only_missing: bool = False
+) -> FoldConfig:
+    """The same folds, with the copies of their files in a run's folder.
+
+    Args:
+        folds: as in the run's record.
+        run_dir: the run's folder.
+        only_missing: take a copy only where the file is not there any more.
+    """
+
+    def copy_of(setting: str, path: str) -> str:
+        if not path or (only_missing and Path(path).exists()):
+            return path
+        return str(run_dir / ID_FILES[setting])
+
+    return replace(
+        folds, file=copy_of("file", folds.file), only=copy_of("only", folds.only)
+    )
+
+
+def _folds_of_file(
+    store: Store, folds: FoldConfig, labelled_N: npt.NDArray[np.int64], file: IdFile
+) -> npt.NDArray[np.int8]:
+    """The fold of each labelled slice, or -1.
+
+    Raises:
+        FoldError: a patient is in two folds.
+    """
+    if folds.kind == "slice":
+        raise FoldError(
+            f"folds.kind=slice puts patients in several folds, and {folds.file} does "
+            "not; add --set folds.kind=patient"
+        )
+    fold_of = np.array([*file.folds, -1], dtype=np.int8)
+    folds_N = fold_of[file.position_N(store)[labelled_N]]
+    table = pd.DataFrame(
+        {"patient": patients_N(store.table)[labelled_N], "fold": folds_N}
+    )
+    pairs = table[(folds_N >= 0) & (table["patient"] != "")].drop_duplicates()
+    of_two = pairs[pairs.duplicated("patient")]["patient"].unique()
+    if len(of_two):
+        raise FoldError(
+            f"{folds.file} puts {len(of_two):,} patient(s) in more than one fold, "
+            f"first {', '.join(of_two[:NUM_SHOWN])}: the model would be judged on "
+            "patients it was trained on; give all slices of a patient one fold"
+        )
+    return folds_N
+
+
+def _empty_part(folds: FoldConfig, fold_N: npt.NDArray[np.int8], purpose: str) -> str:
+    if folds.file:
+        shown = ", ".join(map(str, np.unique(fold_N[fold_N >= 0]))) or "none"
+        return (
+            f"no slices to {purpose} in fold {folds.fold}: the slices with labels have "
+            f"the folds {shown} in {folds.file}; choose another --fold"
+        )
+    return (
+        f"no slices to {purpose} in fold {folds.fold} of {folds.num_folds}; choose "
+        "another --fold, or fewer with --set folds.num_folds=2"
+    )
 
 
 def _evenly(slices_N: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

@@ -29,8 +29,9 @@ from torch import nn
 from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.labels import CLASSES
+from ichfast.loading.id_files import read_id_file
 from ichfast.loading.loader import make_loader
-from ichfast.loading.splits import split_slices
+from ichfast.loading.splits import ID_FILES, in_run_folder, split_slices
 from ichfast.models.precision import choose_amp
 from ichfast.predict.smoothing import Floats, logit, sigmoid, smooth_over_z
 from ichfast.recipes.recipe import Recipe
@@ -62,6 +63,10 @@ class PredictConfig:
     cache: str = "none"
     """Where slices are kept between the passes of a run: a name of
     `loading.config.CACHES`."""
+
+    only: Path | None = None
+    """A file with the ids of the slices, series, studies or patients to predict
+    (`ichfast.loading.id_files`); None: all."""
 
     limit: int | None = None
     """Upper limit of slices for each run, spread evenly over them; None: no limit."""
@@ -143,7 +148,13 @@ def predict_store(
     Raises:
         IchfastError: no valid checkpoint, or settings that do not fit the store.
     """
-    predictions = [_predict_run(run, store, device, config) for run in runs]
+    is_listed_N = np.ones(len(store), dtype=np.bool_)
+    if config.only is not None:
+        listed = read_id_file(config.only, store, has_folds=False)
+        is_listed_N = listed.position_N(store) >= 0
+    predictions = [
+        _predict_run(run, store, is_listed_N, device, config) for run in runs
+    ]
     positions_N, probs_NK = average(
         [(each.positions_M, each.probs_MK) for each in predictions], how=config.average
     )
@@ -174,10 +185,20 @@ class _RunPredictions:
 
 
 def _predict_run(
-    run: TrainedRun, store: Store, device: torch.device, config: PredictConfig
+    run: TrainedRun,
+    store: Store,
+    is_listed_N: npt.NDArray[np.bool_],
+    device: torch.device,
+    config: PredictConfig,
 ) -> _RunPredictions:
     trained_N = _trained_N(run, store)
     positions_M, fold_N = _slices_to_predict(run, store, trained_N)
+    positions_M = positions_M[is_listed_N[positions_M]]
+    if not positions_M.size:
+        raise PredictionError(
+            f"{config.only} has none of the slices that {run.path} predicts; name a "
+            "store with --store to predict all of it"
+        )
     if config.limit is not None and config.limit < len(positions_M):
         spread = np.linspace(0, len(positions_M) - 1, config.limit).astype(int)
         positions_M = positions_M[spread]
@@ -213,7 +234,13 @@ def _slices_to_predict(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
     """Return the positions to predict, and the fold of every slice of the store."""
     if run.trained_on(store):
-        split = split_slices(store, run.record.recipe.folds)
+        split = split_slices(store, in_run_folder(run.record.recipe.folds, run.path))
+        for setting, file in split.files.items():
+            if run.record.id_files.get(setting) != file.digest:
+                raise PredictionError(
+                    f"{run.path / ID_FILES[setting]} was edited; copy back the file as "
+                    "it was, or train again"
+                )
         return split.valid_N, split.fold_N
     positions_N = np.arange(len(store), dtype=np.int64)
     if run.trained_before(store):

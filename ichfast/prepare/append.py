@@ -24,7 +24,7 @@ from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
 from ichfast.prepare.ingested import Intake
 from ichfast.prepare.journal import Journal
-from ichfast.prepare.labelling import add_labels
+from ichfast.prepare.labelling import add_labels, warn_of_strangers
 from ichfast.prepare.merge import Base
 from ichfast.prepare.own_files import remove_temporaries
 from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units
@@ -137,12 +137,27 @@ def adds_labels(
         relabel: whether labels of the store that differ are replaced.
 
     Raises:
-        LabelError: `labels` contradict the store's, and `relabel` is false.
+        LabelError: `labels` contradict the store's, and `relabel` is false; or labels
+            of slices, series and studies contradict each other.
     """
     if base is None or labels is None:
         return False
     add_labels(base.rows, labels, key, relabel=relabel)
     return base.header.plan.get("labels") != labels_plan["labels"]
+
+
+def warn_again(base: Base | None, labels: LabelTable | None, key: bytes | None) -> None:
+    """Warn if the labels of this run, which are not new, are of nothing in the store.
+
+    Args:
+        base: the store that is appended to; None without an append.
+        labels: of this run; None without labels.
+        key: key of the hashed ids; None where ids are kept.
+    """
+    if base is None or labels is None or not len(labels.ids):
+        return
+    if base.header.counts["labels_without_slice"] == len(labels.ids):
+        warn_of_strangers(base.rows, labels, key)
 
 
 def grown_intake(

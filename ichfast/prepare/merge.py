@@ -29,7 +29,13 @@ import pyarrow.compute as pc
 from ichfast.labels import CLASSES, LabelTable
 from ichfast.prepare.ingested import Intake, read_intake, write_intake
 from ichfast.prepare.journal import Journal, Reject
-from ichfast.prepare.labelling import add_labels, count_labels, warn_of_strangers
+from ichfast.prepare.labelling import (
+    add_labels,
+    count_labels,
+    count_values,
+    spread_labels,
+    warn_of_strangers,
+)
 from ichfast.prepare.plan import Unit, entry_at
 from ichfast.prepare.series_choice import SERIES, chosen_rows_N
 from ichfast.sources.listing import Entry
@@ -39,6 +45,7 @@ from ichfast.store.store import finish_store
 from ichfast.store.tables import (
     ACQUISITION_COLUMNS,
     ORDER,
+    extra_columns,
     read_rejected,
     read_rows,
     with_added_columns,
@@ -145,7 +152,7 @@ def merge(
         shards += page.shards
         # A page of an earlier version lacks columns.
         rows = _with_dictionaries(with_added_columns(page.rows))
-        for column in CLASSES:
+        for column in (*CLASSES, *extra_columns(tables[0] if tables else rows)):
             rows = rows.append_column(column, pa.nulls(len(rows), pa.int8()))
         tables.append(rows.select(tables[0].column_names) if tables else rows)
     rows = _concatenated(tables)
@@ -268,7 +275,7 @@ def finish(
     Args:
         journal: the store's.
         merged: what the store will hold.
-        labels: joined by slice id; None adds none.
+        labels: of any level; None adds none.
         key: of the store's hashed ids; None where ids are kept.
         plan: what the store was made from.
         intake: all entries that the store was made from.
@@ -279,7 +286,7 @@ def finish(
 
     Raises:
         LabelError: `labels` contradict those that the store had before, and `relabel`
-            is false; or `any` is not the OR of the subtypes.
+            is false; or labels of slices, series and studies contradict each other.
     """
     rejected, counts = merged.rejected, Counter[str]()
     lineage: tuple[str, ...] = ()
@@ -289,7 +296,7 @@ def finish(
         counts.update(merged.base.header.counts)
         if labels is None and "labels" in merged.base.header.plan:
             plan = {**plan, "labels": merged.base.header.plan["labels"]}
-    rows, num_changed = merged.rows, 0
+    rows, num_changed = spread_labels(merged.rows), 0
     if labels is not None:
         labelled = add_labels(rows, labels, key, relabel=relabel)
         rows, num_changed = labelled.rows, labelled.num_changed
@@ -297,6 +304,7 @@ def finish(
         if len(labels.ids) and not labelled.num_found:
             warn_of_strangers(rows, labels, key)
         del labelled
+    known, positives = count_values(rows)
     shards = _used_shards(merged)
     names = [shard.name for shard in shards]
     journal.clear_shards(names)
@@ -314,6 +322,8 @@ def finish(
             "labels_without_slice": counts["labels_without_slice"],
         },
         rejected=dict(sorted(Counter(rejected["reason"]).items())),
+        known=known,
+        positives=positives,
         keep_ids=key is None,
         plan=plan,
         versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},

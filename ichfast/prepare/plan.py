@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ichfast.errors import StoreError
 from ichfast.labels import LabelTable
@@ -144,13 +145,18 @@ def label_plan(labels: LabelTable | None, id_key: bytes | None) -> dict[str, str
     if labels is None:
         return {"labels": "none"}
     digest = hashlib.sha256(id_key or b"")
+    # The bytes of complete labels of slices are those of earlier versions.
     digest.update("\n".join(labels.ids).encode())
-    # The bytes of complete labels are those of earlier versions.
-    missing_NK = np.isnan(labels.labels_NK)
-    digest.update(
-        np.where(missing_NK, 255, labels.labels_NK).astype(np.uint8).tobytes()
-    )
+    digest.update(_label_bytes(labels.labels_NK))
+    if labels.level != "slice":
+        digest.update(labels.level.encode())
+    for name, labels_N in labels.extra.items():
+        digest.update(name.encode() + _label_bytes(labels_N))
     return {"labels": digest.hexdigest()}
+
+
+def _label_bytes(labels: npt.NDArray[np.float32]) -> bytes:
+    return np.where(np.isnan(labels), 255, labels).astype(np.uint8).tobytes()
 
 
 def check_plan(store: Path, begun: Mapping[str, str], plan: Mapping[str, str]) -> None:

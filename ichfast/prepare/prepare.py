@@ -60,6 +60,7 @@ from ichfast.prepare.append import (
     grown_intake,
     new_entries,
     new_units,
+    warn_again,
 )
 from ichfast.prepare.convert import Job
 from ichfast.prepare.journal import Journal
@@ -115,8 +116,9 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     Args:
         sources: folders, files, archives and URLs, as for `ichfast.sources`.
         store: the store's folder, which may be inside a source; its parents are made.
-        labels: joined by slice id; slices without a label get nulls. In an append they
-            fill what is missing, and must not contradict existing labels.
+        labels: of slices, series, studies or patients; slices without a label get
+            nulls. In an append they fill what is missing, and must not contradict
+            existing labels.
         levels: `LEVELS`, or (512,) to save a fifth of the disk.
         workers: number of decoding processes, up to `MAX_WORKERS_PER_CORE` per core.
         keep_ids: keep patient, study, series and slice ids. Otherwise they are hashed.
@@ -146,8 +148,9 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             not begun by prepare, or was begun from other sources or options; the key
             is missing or not private; the store cannot be written; or the run was
             interrupted. After the last two the same command continues.
-        LabelError: the labels are not by slice, or appended ones contradict those of
-            the store.
+        LabelError: appended labels contradict those of the store; labels of slices,
+            series and studies contradict each other; or the file does not tell which
+            study or series of a patient its labels are of.
 
     Example:
         >>> from pathlib import Path
@@ -221,6 +224,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             )
         else:
             give_up(journal)
+            warn_again(base, labels, key)
     return summarize(
         store,
         read_header(store),
@@ -267,12 +271,6 @@ def _check_labels(labels: LabelTable | None, *, append: bool, relabel: bool) -> 
         raise StoreError(
             "--relabel replaces labels of a finished store; it needs --append and "
             "--labels FILE"
-        )
-    if labels is not None and labels.level != "slice":
-        raise LabelError(
-            f"these labels are by {labels.level}, such as {labels.ids[0]}, which "
-            "prepare cannot join to slices yet; give labels with a slice id "
-            "(SOPInstanceUID or RSNA's ID) in each row"
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichfast.store.header import StoreHeader
+from ichfast.store.tables import BAG_LABELS
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,13 @@ class PrepareReport:
     """Slices with all six labels; training and evaluation use these."""
     partly_labelled: int
     """Slices with some of the six labels."""
+    known: Mapping[str, int]
+    """Known labels by column: ``any``, ``study_any``, ``extra_fracture`` and so on.
+    Those of series and studies count once for each."""
+    positives: Mapping[str, int]
+    """Labels 1 by column."""
     labels_without_slice: int
+    """Labels of the file that are of nothing in the store."""
     slices_without_label: int
     """Slices with none of the six labels."""
     relabelled: int
@@ -75,6 +82,8 @@ def summarize(
         duplicates=counts["duplicates"],
         labelled=counts["labelled"],
         partly_labelled=counts["partly_labelled"],
+        known=header.known,
+        positives=header.positives,
         labels_without_slice=counts["labels_without_slice"],
         slices_without_label=counts["slices"]
         - counts["labelled"]
@@ -90,17 +99,27 @@ def summarize(
     return report
 
 
+def _num_labelled(known: Mapping[str, int], bag: str) -> int:
+    """Series, or studies, of which the class with the most labels is known."""
+    return max((known.get(name, 0) for name in BAG_LABELS[bag]), default=0)
+
+
 def format_report(report: PrepareReport) -> str:
     """Format a report as one line."""
     codes = ", ".join(f"{n:,} {code}" for code, n in sorted(report.rejected.items()))
     rejected = f"{sum(report.rejected.values()):,} files rejected"
     partly = f"{report.partly_labelled:,} partly labelled, "
     relabelled = f"labels replaced of {report.relabelled:,}, "
+    bags = "".join(
+        f"{num_known:,} {plural} labelled, "
+        for bag, plural in (("series", "series"), ("study", "studies"))
+        if (num_known := _num_labelled(report.known, bag))
+    )
     kept = (
         f"{report.slices:,} slices of {report.series:,} series and "
         f"{report.patients:,} patients, {report.labelled:,} labelled, "
         f"{partly if report.partly_labelled else ''}"
-        f"{relabelled if report.relabelled else ''}"
+        f"{bags}{relabelled if report.relabelled else ''}"
         f"{report.duplicates:,} duplicates, {report.bytes / 2**30:.2f} GiB, "
         + (f"{rejected} ({codes})" if codes else rejected)
     )

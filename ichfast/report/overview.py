@@ -6,6 +6,7 @@ Shape letters: N slices, K classes, P percentiles.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +71,10 @@ class Overview:
     partly_labelled: int
     """Slices with some of the six labels."""
     known: dict[str, int]
-    """By class, the slices whose label is known."""
+    """By class, the slices whose label is known; and by column, those of the labels of
+    series, studies and extra classes (`StoreHeader.known`)."""
     positives: dict[str, int]
-    """Positive slices by class."""
+    """Labels 1 of the same."""
     hu_percentiles: dict[str, float]
     """HU by percentile, over slices spread over the store."""
     bits: dict[str, int]
@@ -108,10 +110,12 @@ def describe_store(store: Store) -> Overview:
         bytes=header.num_bytes,
         labelled=num_labelled,
         partly_labelled=int(is_known_NK.any(axis=1).sum()) - num_labelled,
-        known={name: int(is_known_NK[:, k].sum()) for k, name in enumerate(CLASSES)},
+        known={name: int(is_known_NK[:, k].sum()) for k, name in enumerate(CLASSES)}
+        | _others(header.known),
         positives={
             name: int(np.nansum(labels_NK[:, k])) for k, name in enumerate(CLASSES)
-        },
+        }
+        | _others(header.positives),
         hu_percentiles=_hu_percentiles(store),
         bits=_counts(bits),
         transfer_syntaxes=_counts(table["transfer_syntax_uid"].astype(str)),
@@ -125,6 +129,10 @@ def describe_store(store: Store) -> Overview:
         rejected=dict(header.rejected),
         ids="kept" if header.keep_ids else "hashed",
     )
+
+
+def _others(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name not in CLASSES}
 
 
 def _counts(values: pd.Series[str]) -> dict[str, int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ichfast.loading.id_files import fold_numbers
+from ichfast.loading.splits import ID_FILES
 from ichfast.recipes.recipe import Recipe
 from ichfast.runs.folder import only_training
 from ichfast.runs.run import TrainReport
@@ -89,13 +92,24 @@ def train_folds(
     return report
 
 
+def _fold_numbers(recipe: Recipe, out_dir: Path) -> Sequence[int]:
+    """The folds to train; those of a file, or of its copy if the file is gone."""
+    if not recipe.folds.file:
+        return range(recipe.folds.num_folds)
+    file, copies = Path(recipe.folds.file), f"fold-*/{ID_FILES['file']}"
+    if not file.exists():
+        file = next(out_dir.glob(copies), file)
+    return fold_numbers(file)
+
+
 def _train_each(
     recipe: Recipe, out_dir: Path, train_fold: TrainFold, *, resume: bool
 ) -> list[TrainReport]:
     reports = []
-    for fold in range(recipe.folds.num_folds):
+    numbers = _fold_numbers(recipe, out_dir)
+    for fold in numbers:
         run_dir = out_dir / f"fold-{fold}"
-        logger.info("fold %d of %d: %s", fold, recipe.folds.num_folds, run_dir)
+        logger.info("fold %d of %d: %s", fold, len(numbers), run_dir)
         reports.append(
             train_fold(
                 replace(recipe, folds=replace(recipe.folds, fold=fold)),

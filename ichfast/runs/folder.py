@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ichfast.errors import CheckpointError, RecipeError, TrainError
+from ichfast.loading.id_files import IdFile, write_id_file
+from ichfast.loading.splits import ID_FILES
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES, resolve_recipe
 from ichfast.recipes.settings import describe
@@ -140,19 +142,25 @@ def check_unused(run_dir: Path) -> None:
         )
 
 
-def begin_folder(run_dir: Path, record: RunRecord) -> None:
+def begin_folder(
+    run_dir: Path, record: RunRecord, id_files: Mapping[str, IdFile]
+) -> None:
     """Write the record of a run into its folder, and remove what a crash has left.
 
     Args:
         run_dir: exists, and is locked.
         record: replaces the one that is there.
+        id_files: of which the folder gets copies, by setting.
 
     Raises:
         TrainError: the folder cannot be written.
     """
     try:
-        for name in (NEWEST, BEST, RECORD, METRICS, TRACE, SUMMARY):
+        names = (NEWEST, BEST, RECORD, METRICS, TRACE, SUMMARY, *ID_FILES.values())
+        for name in names:
             remove_leftovers(run_dir / name)
+        for setting, content in id_files.items():
+            write_id_file(run_dir / ID_FILES[setting], content)
         write_record(run_dir, record)
     except OSError as error:
         raise _cannot_write(run_dir, error) from error
@@ -181,6 +189,8 @@ def check_same_run(begun: RunRecord, wanted: RunRecord, run_dir: Path) -> None:
         return
     if begun.store_digest != wanted.store_digest:
         what = f"another store than {wanted.store}"
+    elif begun.id_files != wanted.id_files:
+        what = "other ids or folds than folds.file and --only have now"
     else:
         what = f"other settings ({change[0]}, now {change[1]})"
     raise RecipeError(

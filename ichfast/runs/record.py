@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError
@@ -33,7 +33,10 @@ from ichfast.windows import Normalization
 RECORD = "run.json"
 """File of a run's record, in its folder."""
 
-MAY_DIFFER = ("store =", "environment.", "recipe.data.cache =", "recipe.data.check =")
+MAY_DIFFER = (
+    *("store =", "environment.", "recipe.data.cache =", "recipe.data.check ="),
+    *("recipe.folds.file =", "recipe.folds.only ="),
+)
 """Beginnings of the lines that may change between the sessions of one run."""
 
 
@@ -78,6 +81,9 @@ class RunRecord:
     counts: Counts
     environment: Environment
 
+    id_files: dict[str, str] = field(default_factory=dict)
+    """Digests of the files of ids, by setting (`loading.splits.ID_FILES`)."""
+
 
 def make_record(
     recipe: Recipe, store: Store, split: Split, *, num_seen: int = 0
@@ -98,6 +104,7 @@ def make_record(
         store_digest=store.header.digest,
         counts=Counts(**split.counts(store), valid_patients_seen=num_seen),
         environment=from_dict(Environment, describe_environment()),
+        id_files={name: file.digest for name, file in split.files.items()},
     )
 
 

@@ -6,6 +6,7 @@
       last.pt, best.pt     checkpoints: the newest, and that of the best epoch
       last.previous.pt     the checkpoint before last.pt, in case that is damaged
       tensorboard/         the metrics, and some augmented slices
+      folds.csv, only.csv        the ids in the files of folds.file and --only
       trace.json, profile.txt    with --profile: where the time of a step goes
       .lock                      held while a process trains here; stays
       report.html          made by `ichfast report`
@@ -32,7 +33,7 @@ from ichfast.errors import ModelError, TrainError
 from ichfast.evaluation.metrics import prevalence_loss
 from ichfast.loading.loader import make_loader
 from ichfast.loading.sampler import make_sampler
-from ichfast.loading.splits import Split, split_slices
+from ichfast.loading.splits import Split, in_run_folder, split_slices
 from ichfast.models.build import build_model, synchronize_batch_norm
 from ichfast.models.config import ModelConfig
 from ichfast.models.precision import choose_amp
@@ -167,7 +168,9 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     with Store(store_path) as store, only_training(run_dir, ranks):
         if not resume:
             check_unused(run_dir)
-        split = split_slices(store, recipe.folds, limit=limit)
+        folds = in_run_folder(recipe.folds, run_dir, only_missing=True)
+        split = split_slices(store, folds if resume else recipe.folds, limit=limit)
+        recipe = _with_folds_of_file(recipe, split)
         recipe = _fit_batch(recipe, _num_train(recipe, store, split), ranks)
         _check_batch_norm(recipe, device, ranks)
         begun = _patients_of_start(recipe)
@@ -180,7 +183,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         spans = Profile(device, run_dir) if profile and ranks.writes else None
         stepper = _make_stepper(recipe, device, ranks, spans)
         if ranks.writes:
-            begin_folder(run_dir, record)
+            begin_folder(run_dir, record, split.files)
         trainer = Trainer(
             stepper,
             run_dir=run_dir,
@@ -214,6 +217,20 @@ def _patients_of_start(recipe: Recipe) -> TrainingPatients:
     if recipe.model.weights:
         return patients_of_weights(_weights_file(recipe))
     return NOBODY
+
+
+def _with_folds_of_file(recipe: Recipe, split: Split) -> Recipe:
+    """The recipe with the number of folds in its file, if it has one."""
+    if "file" not in split.files:
+        return recipe
+    if split.num_left_out:
+        logger.warning(
+            "%d slices with labels have no fold in %s and take no part",
+            split.num_left_out,
+            recipe.folds.file,
+        )
+    num_folds = len(set(split.files["file"].folds) - {-1})
+    return replace(recipe, folds=replace(recipe.folds, num_folds=num_folds))
 
 
 def _count_seen(begun: TrainingPatients, store: Store, split: Split) -> int:

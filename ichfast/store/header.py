@@ -15,7 +15,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,13 @@ class StoreHeader:
 
     rejected: Mapping[str, int]
     """Number of rejected files for each code."""
+
+    known: Mapping[str, int] = field(default_factory=dict)
+    """By column of labels, the number of known ones: of slices, or of series or studies
+    where the labels are of these. Columns without a label are left out."""
+
+    positives: Mapping[str, int] = field(default_factory=dict)
+    """The number of labels 1, like `known`."""
 
     keep_ids: bool
     """Whether ids are kept; if not, they are keyed hashes."""
@@ -174,6 +181,10 @@ def _bounded_content(file: Path) -> bytes:
     return file.read_bytes()
 
 
+def _counts(found: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): integer_field(found, name, 0, 2**53) for name in found}
+
+
 def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
     levels = tuple(found["levels"])
     check_levels(levels)
@@ -188,10 +199,9 @@ def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
         levels=levels,
         shards=shards,
         counts={name: integer_field(counts, name, 0, 2**53) for name in COUNTS},
-        rejected={
-            str(code): integer_field(found["rejected"], code, 0, 2**53)
-            for code in found["rejected"]
-        },
+        rejected=_counts(found["rejected"]),
+        known=_counts(found.get("known", {})),
+        positives=_counts(found.get("positives", {})),
         keep_ids=found["keep_ids"],
         plan={str(name): str(value) for name, value in found["plan"].items()},
         versions={str(name): str(v) for name, v in found["versions"].items()},

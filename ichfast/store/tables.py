@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ ADDED_COLUMNS: dict[str, pa.DataType] = {
 """Columns that stores of version 0.1 do not have, with their types. They may be null,
 and all are where a store does not have the column."""
 
+EXTRA_PREFIX = "extra_"
+"""Beginning of the columns of extra classes, such as ``extra_fracture``: labels that
+are stored and not trained on. A store has those of its label files."""
+
 _UNKNOWN: dict[pa.DataType, Any] = {
     pa.string(): "",
     pa.float64(): math.nan,
@@ -101,19 +106,38 @@ def table_schema(levels: Sequence[int]) -> pa.Schema:
     return pa.schema(columns)
 
 
+def extra_columns(rows: pa.Table) -> list[str]:
+    """The columns of extra classes, sorted."""
+    return sorted({name for name in rows.column_names if name.startswith(EXTRA_PREFIX)})
+
+
+def label_columns(rows: pa.Table) -> list[str]:
+    """All columns of labels that a store's rows have."""
+    return [*LABEL_COLUMNS, *extra_columns(rows)]
+
+
+def _with_extra(schema: pa.Schema, rows: pa.Table) -> pa.Schema:
+    fields = [pa.field(name, pa.int8()) for name in extra_columns(rows)]
+    return pa.schema([*schema, *fields])
+
+
 def write_rows(path: Path, parts: Iterable[pa.Table], levels: Sequence[int]) -> int:
     """Write `slices.parquet` to the store at `path`.
 
     Args:
         path: the store's folder.
-        parts: consecutive parts of the sorted rows, with the columns of `table_schema`.
-            Each becomes a row group.
+        parts: consecutive parts of the sorted rows, at least one, with the columns of
+            `table_schema` and the same extra classes. Each becomes a row group.
         levels: the store's.
 
     Returns:
         The file's checksum, CRC-32C.
     """
-    schema = table_schema(levels)
+    parts = iter(parts)
+    first = next(parts)
+    schema = _with_extra(table_schema(levels), first)
+    parts = chain([first], parts)
+    del first
     with (
         atomic_path(path / "slices.parquet") as temporary,
         pq.ParquetWriter(temporary, schema) as writer,
@@ -153,8 +177,8 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
         header: the store's.
 
     Returns:
-        The columns of `table_schema`, one row per slice. Columns that the file does not
-        have are null.
+        The columns of `table_schema` and of extra classes, one row per slice. Columns
+        of the schema that the file does not have are null.
 
     Raises:
         StoreError: the file is missing, damaged, or does not fit the header.
@@ -169,8 +193,8 @@ def read_rows(path: Path, header: StoreHeader) -> pa.Table:
             f"{file} is not a parquet table ({first_line(error)}); {_NEW_STORE}"
         ) from error
     rows = with_added_columns(rows)
-    schema = table_schema(header.levels)
-    if set(rows.schema) != set(schema):
+    schema = _with_extra(table_schema(header.levels), rows)
+    if set(rows.schema) != set(schema) or len(rows.schema) != len(schema):
         raise StoreError(f"{file} has other columns than format 1; {_NEW_STORE}")
     rows = rows.select(schema.names)
     if problem := _contradiction(rows, header):
@@ -208,9 +232,10 @@ def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
         return f"has {len(rows):,} slices, expected {header.counts['slices']:,}"
     for field in rows.schema:
         # An unknown number may be null as well as NaN.
-        may_lack = field.name in (*CLASSES, *ADDED_COLUMNS) or pa.types.is_floating(
-            field.type
-        )
+        may_lack = field.name in (
+            *label_columns(rows),
+            *ADDED_COLUMNS,
+        ) or pa.types.is_floating(field.type)
         if not may_lack and rows[field.name].null_count:
             return f"lacks a value of {field.name}"
     shapes_S3 = np.array([[s.count, s.rows, s.columns] for s in header.shards])
@@ -223,7 +248,7 @@ def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
     shape_N2 = [rows[name].to_numpy() for name in ("rows", "columns")]
     if not (np.array_equal(shape_N2, [rows_N, columns_N])):
         return "gives slices other shapes than their shards have"
-    for name in LABEL_COLUMNS:
+    for name in label_columns(rows):
         if pc.any(pc.greater(pc.cast(rows[name], pa.uint8(), safe=False), 1)).as_py():
             return f"has labels other than 0 and 1 ({name})"
     return ""

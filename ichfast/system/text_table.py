@@ -19,6 +19,7 @@ import lzma
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,8 +54,16 @@ class TextTable(Protocol):
     names: tuple[str, ...]
     """Names of the columns, as written and in the file's order."""
 
-    def read(self, names: Sequence[str]) -> pa.Table:
-        """Read columns, each named once in the file, as texts without nulls."""
+    readable: tuple[str, ...]
+    """Those that are there once and have a single value in each row."""
+
+    def read(self, names: Sequence[str], raw: Sequence[str] = ()) -> pa.Table:
+        """Read columns as texts without nulls.
+
+        Args:
+            names: columns that are there once; an error if one is no text.
+            raw: more of `readable`, which are given as bytes.
+        """
 
 
 @contextmanager
@@ -128,12 +137,14 @@ class _Csv:
         self._parsing = pa_csv.ParseOptions(delimiter=separator.decode())
         found = pa_csv.open_csv(io.BytesIO(header), parse_options=self._parsing)
         self.names = tuple(found.schema.names)
+        self.readable = _once(self.names)
 
-    def read(self, names: Sequence[str]) -> pa.Table:
+    def read(self, names: Sequence[str], raw: Sequence[str] = ()) -> pa.Table:
         self._stream.seek(0)
         as_text = pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            include_columns=names,
+            column_types=dict.fromkeys(raw, pa.binary())
+            | dict.fromkeys(names, pa.string()),
+            include_columns=[*names, *raw],
             strings_can_be_null=False,
         )
         return pa_csv.read_csv(
@@ -143,12 +154,39 @@ class _Csv:
 
 class _Parquet:
     names: tuple[str, ...]
+    readable: tuple[str, ...]
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._content = pa.py_buffer(stream.read())
-        self.names = tuple(pq.read_schema(pa.BufferReader(self._content)).names)
+        schema = pq.read_schema(pa.BufferReader(self._content))
+        self.names = tuple(schema.names)
+        self.readable = tuple(
+            name for name in _once(self.names) if _is_single(schema.field(name).type)
+        )
 
-    def read(self, names: Sequence[str]) -> pa.Table:
-        rows = read_parquet(self._content, names).select(names)
+    def read(self, names: Sequence[str], raw: Sequence[str] = ()) -> pa.Table:
+        wanted = [*names, *raw]
+        rows = read_parquet(self._content, wanted).select(wanted)
         texts = [pc.fill_null(column.cast(pa.string()), "") for column in rows.columns]
-        return pa.table(texts, names=list(names))
+        kinds = [pa.string()] * len(names) + [pa.binary()] * len(raw)
+        return pa.table(texts, names=wanted).cast(
+            pa.schema(zip(wanted, kinds, strict=True))
+        )
+
+
+def _once(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name, count in Counter(names).items() if count == 1)
+
+
+def _is_single(kind: pa.DataType) -> bool:
+    """Whether the values of a column are texts, numbers or truth values."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_null(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+    )

@@ -44,6 +44,28 @@ def place(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.slow
+def test_only_a_list_of_patients_is_predicted_and_trained_on(
+    place: Path, tiny_store_path: Path, tmp_path: Path
+) -> None:
+    only, out, store = tmp_path / "only.txt", tmp_path / "p.csv", place / "other"
+    only.write_text("P3\nP4\n")
+    command = ("predict", place / "fold0", out, "--store", store, *CPU)
+    assert ok(*command, "--only", only)["slices"] == 8
+    assert "no file of ids at" in refused(*command, "--only", tmp_path / "none.txt")
+    train = ("train", "--store", tiny_store_path, "--out", tmp_path / "run", *CPU)
+    only.write_text("P4\n")
+    assert "no slice with labels is in" in refused(*train, "--only", only)
+    only.write_text("patient,fold\nP1,1\nP2,2\n")
+    folds = ("--set", f"folds.file={only}")
+    assert "have the folds 1, 2 in" in refused(*train, *folds)
+    assert "no file of ids" in refused(*train, "--set", "folds.file=none.csv")
+    assert "folds.fold is in 0 to 99" in refused(*train, *folds, "--fold", "100")
+    assert "in fold 7: the slices" in refused(*train, *folds, "--fold", "7")
+    more = ("--set", "folds.num_folds=9", "--fold", "8")
+    assert "cannot make 9" in refused(*train, *more)
+
+
+@pytest.mark.slow
 def test_the_runs_of_all_folds_predict_their_store_out_of_fold(
     place: Path, tmp_path: Path
 ) -> None:

@@ -159,6 +159,37 @@ def test_weights_that_predict_nan_are_refused(
         predict_runs([damaged], device=CPU)
 
 
+@pytest.mark.slow
+def test_a_run_with_own_folds_predicts_its_fold_also_when_the_file_is_gone(
+    tmp_path: Path, tiny_store_path: Path
+) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("PatientID,fold,name\nP1,0,x\nP2,1,x\nP3,1,x\nP5,0,x\n")
+    run = write_run(tmp_path / "run", tiny_store_path, f"folds.file={file}")
+    file.unlink()
+    table = predict_runs([run], device=CPU)
+    assert set(table["patient"]) == {"P1", "P5"}
+    assert set(table["fold"]) == {0}
+    copy = run / "folds.csv"
+    assert copy.read_text() == "patient,fold\nP1,0\nP2,1\nP3,1\nP5,0\n"
+    copy.write_text(copy.read_text().replace("P2,1", "P2,0"))
+    with pytest.raises(PredictionError, match=r"folds\.csv was edited; copy back"):
+        predict_runs([run], device=CPU)
+
+
+@pytest.mark.slow
+def test_only_the_slices_of_a_list_are_predicted(
+    folds: list[Path], other_store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "only.csv").write_text("study\nS2\nS5\n")
+    config = PredictConfig(only=tmp_path / "only.csv")
+    table = predict_runs(folds, device=CPU, store_path=other_store, config=config)
+    assert set(table["study"]) == {"S2", "S5"}
+    (tmp_path / "only.csv").write_text("study\nS5\n")
+    with pytest.raises(PredictionError, match=r"only\.csv has none of the slices that"):
+        predict_runs(folds, device=CPU, config=config)
+
+
 def test_a_limit_spreads_over_the_slices(folds: list[Path], other_store: Path) -> None:
     config = PredictConfig(limit=4)
     table = predict_runs(folds, device=CPU, store_path=other_store, config=config)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import LabelError, SourceError, StoreError
-from ichfast.labels import CLASSES, LabelTable, read_labels
+from ichfast.labels import CLASSES, LabelTable
 from ichfast.prepare import prepare
 from ichfast.prepare.plan import label_plan
 from ichfast.prepare.prepare import prepare_store
@@ -327,14 +327,6 @@ def test_labels_that_are_missing_are_filled_by_class(
     with Store(store_path) as store:
         labels_NK = store.labels_NK()[store.table["slice_id"] == "ID_1"]
     np.testing.assert_array_equal(labels_NK, [[1, 0, 0, 0, 0, 1]])
-
-
-def test_labels_that_are_not_by_slice_are_refused(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("StudyInstanceUID,any\n1.2.3,1\n")
-    labels = read_labels(tmp_path / "labels.csv")
-    with pytest.raises(LabelError, match=r"are by study, such as 1\.2\.3, which"):
-        run([source], tmp_path / "store", labels=labels)
-    assert not (tmp_path / "store").exists()
 
 
 def test_labels_of_no_slice_change_none(source: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ REPORT = PrepareReport(
     labelled=752_803,
     partly_labelled=0,
     relabelled=0,
+    known={"any": 752_803},
+    positives={"any": 107_933},
     labels_without_slice=1,
     slices_without_label=0,
     bytes=493 * 2**30,
@@ -43,6 +45,9 @@ def test_the_line_says_what_was_kept_rejected_and_how_fast() -> None:
     assert ", 0 files rejected; 754,008 files" in format_report(
         replace(REPORT, rejected={})
     )
+    known = {"study_any": 490, "study_subdural": 491}
+    bags = format_report(replace(REPORT, known=known))
+    assert " 752,803 labelled, 491 studies labelled, 4 duplicates," in bags
     partly = format_report(replace(REPORT, partly_labelled=1_200))
     assert " 752,803 labelled, 1,200 partly labelled, 4 duplicates," in partly
     changed = format_report(replace(REPORT, relabelled=1_200))

@@ -51,6 +51,19 @@ def test_each_fold_is_trained_and_all_are_summarized(
     assert "3 folds: weighted log loss 0.40000 +- 0.20000" in caplog.text
 
 
+def test_the_folds_of_a_file_are_trained_also_when_it_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("patient,fold\na,1\nb,4\nc,\n")
+    recipe = resolve_recipe("fast", assignments=[f"folds.file={file}"])
+    run = FakeRun()
+    train_folds(recipe, tmp_path / "runs", run)
+    assert [name for _, name, _ in run.calls] == ["fold-1", "fold-4"]
+    (tmp_path / "runs" / "fold-1").mkdir()
+    file.rename(tmp_path / "runs" / "fold-1" / "folds.csv")
+    train_folds(recipe, tmp_path / "runs", run, resume=True)
+    assert [fold for fold, _, _ in run.calls] == [1, 4, 1, 4]
+
+
 def test_resuming_continues_folds_that_have_begun_and_starts_others(
     tmp_path: Path,
 ) -> None:

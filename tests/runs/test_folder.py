@@ -177,5 +177,5 @@ def test_half_written_files_of_a_killed_training_are_removed_and_no_others(
     others = {".last.newest.pt.notours", ".report.html.0123456789ab.tmp", "a.tmp"}
     for name in others:
         (tmp_path / name).write_bytes(b"kept")
-    begin_folder(tmp_path, record)
+    begin_folder(tmp_path, record, {})
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", *others}

@@ -6,6 +6,8 @@ import itertools
 import json
 import logging
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +335,38 @@ def test_a_run_resumes_with_another_cache_and_checks_to_the_same_end(
         losses = read_history(out)[["train_loss", "valid_loss"]]
         histories.append(losses.to_numpy().tolist())
     assert histories[0] == histories[1]
+
+
+@pytest.mark.slow
+def test_a_run_with_own_folds_resumes_when_its_file_is_gone_but_not_when_edited(
+    tiny_store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, out, steps = tmp_path / "own.csv", tmp_path / "run", iter(range(100))
+    text = "PatientID,fold\nP1,0\nP2,1\nP3,2\n"
+    file.write_text(text)
+    (tmp_path / "only.txt").write_text("P1\nP2\nP3\nP5\n")
+    settings = [f"folds.file={file}", f"folds.only={tmp_path / 'only.txt'}"]
+    recipe = small_recipe(*settings, "folds.fold=1")
+    with pytest.raises(InterruptionError, match="holds the place"):
+        train_run(
+            tiny_store_path,
+            recipe,
+            out,
+            device=CPU,
+            should_stop=lambda: next(steps) == 1,
+        )
+    assert "3 slices with labels have no fold in" in caplog.text
+    before = read_record(out)
+    assert before.recipe.folds.num_folds == 3
+    assert (before.counts.train_patients, before.counts.valid_patients) == (2, 1)
+    again = partial(train_run, tiny_store_path, run_dir=out, device=CPU, resume=True)
+    file.write_text(text.replace("P3,2", "P3,1"))
+    with pytest.raises(RecipeError, match=r"begun with other ids or folds than folds"):
+        again(recipe=recipe)
+    file.unlink()
+    moved = replace(recipe, folds=replace(recipe.folds, file="elsewhere.csv"))
+    assert again(recipe=moved).epochs == 1
+    assert read_record(out).id_files == before.id_files
 
 
 def test_there_is_nothing_to_resume_in_an_empty_folder(

@@ -12,8 +12,9 @@ from ichfast.loading.splits import split_slices
 from ichfast.models.build import build_model
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
+from ichfast.runs.folder import begin_folder
 from ichfast.runs.patients import patients_of_slices
-from ichfast.runs.record import make_record, trained_settings, write_record
+from ichfast.runs.record import make_record, trained_settings
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, PATIENTS, SETTINGS, save_checkpoint
 from ichfast.training.history import write_history
@@ -43,7 +44,7 @@ def write_run(
         record = make_record(recipe, store, split)
         patients = patients_of_slices(store, split.train_N)
     path.mkdir(parents=True)
-    write_record(path, record)
+    begin_folder(path, record, split.files)
     history = [_epoch(epoch, loss) for epoch, loss in enumerate((0.5, 0.4))]
     write_history(path, history, advice="")
     content = {
