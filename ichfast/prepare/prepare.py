@@ -40,7 +40,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ichfast.dicom.slices import Slice, read_slices
+from ichfast.dicom.slices import Slice
 from ichfast.errors import (
     KIND_CODES,
     LabelError,
@@ -58,7 +58,7 @@ from ichfast.prepare.append import (
     new_entries,
     new_units,
 )
-from ichfast.prepare.convert import Job
+from ichfast.prepare.convert import Job, read_file
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
 from ichfast.prepare.merge import Merged, finish, merge, read_base
@@ -245,8 +245,8 @@ def _check_labels(labels: LabelTable | None, *, append: bool, relabel: bool) -> 
         )
 
 
-def _reader(accept: frozenset[str]) -> Callable[[bytes], Iterator[Slice]]:
-    return partial(read_slices, accept=accept) if accept else read_slices
+def _reader(accept: frozenset[str]) -> Callable[[bytes, str], Iterator[Slice]]:
+    return partial(read_file, accept=accept) if accept else read_file
 
 
 def _key_path(store: Path, id_key: Path | None, *, keep_ids: bool) -> Path:

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ichfast.dicom.slices import Slice, read_slices
+from ichfast.dicom.slices import Slice
 from ichfast.errors import StoreError
-from ichfast.prepare.convert import Job
+from ichfast.prepare.convert import Job, read_file
 from ichfast.prepare.ingested import Intake, name_digests, place_digests, read_intake
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
@@ -131,7 +131,7 @@ def _repair(
     numbers = {_unit_of(name) for name, _ in damaged}
     units, lost = _units(intake, list_entries(sources), key, numbers)
     problems += lost
-    read = partial(read_slices, accept=accepted_codes(header.plan))
+    read = partial(read_file, accept=accepted_codes(header.plan))
     _convert(Journal(scratch, header.levels), units, key, read, workers)
     for name, level in damaged:
         if _put_back(path, scratch, shard_of[name], level):
@@ -226,7 +226,7 @@ def _convert(
     journal: Journal,
     units: Sequence[Unit],
     key: bytes | None,
-    read: Callable[[bytes], Iterator[Slice]],
+    read: Callable[[bytes, str], Iterator[Slice]],
     workers: int,
 ) -> None:
     """Write the shards of units as a run of prepare does."""
