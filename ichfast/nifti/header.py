@@ -10,6 +10,7 @@ import gzip
 import io
 import logging
 import math
+import struct
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -164,10 +165,9 @@ def read_voxels(content: bytes, header: VolumeHeader) -> npt.NDArray[Any]:
         RejectError: ``truncated-pixels``, there are fewer bytes than the header states.
     """
     num_bytes = math.prod(header.shape) * header.dtype.itemsize
-    first, whole = header.first_byte, content
-    end = first + num_bytes
-    if content.startswith(GZIP_MAGIC):
-        whole = _unpack(content, end)
+    first, end = header.first_byte, header.first_byte + num_bytes
+    is_packed = content.startswith(GZIP_MAGIC)
+    whole = _unpack(content, end) if is_packed else content
     if len(whole) < end:
         raise RejectError(
             "truncated-pixels", f"{len(whole) - first:,} bytes, expected {num_bytes:,}"
@@ -190,8 +190,8 @@ def _head(content: bytes) -> bytes:
 
 def _version(head: bytes) -> int:
     """The version of a file's header; 0 if it is no NIfTI."""
-    for order in ("little", "big"):
-        size = int.from_bytes(head[:4], order)  # type: ignore[arg-type]
+    for order in ("<i", ">i"):
+        (size,) = struct.unpack(order, head[:4].ljust(4, b"\0"))
         version = _HEADER_BYTES.get(size, 0)
         if version and len(head) >= size:
             where, magics = _MAGIC[version]

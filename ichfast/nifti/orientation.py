@@ -70,12 +70,12 @@ def orient(
     cosines = *(column_sign * units[:, column_axis]), *(row_sign * units[:, row_axis])
     normal = np.cross(cosines[:3], cosines[3:])
     step_mm = float(normal @ steps[:, slice_axis])
-    positions = float(normal @ origin) + step_mm * np.arange(shape[slice_axis])
+    index_Z = np.arange(shape[slice_axis], dtype=np.float64)
     return Orientation(
         axes=(slice_axis, row_axis, column_axis),
         signs=(row_sign, column_sign),
         cosines=tuple(map(float, cosines)),
-        positions_mm=positions,
+        positions_mm=float(normal @ origin) + step_mm * index_Z,
         spacing_mm=(
             abs(step_mm),
             float(lengths[row_axis]),
@@ -100,5 +100,6 @@ def as_slices(volume: npt.NDArray[Any], orientation: Orientation) -> npt.NDArray
 
 def _plane_normal(units: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
     """The normal of the planes along an axis, of length 1."""
-    normal = np.cross(*(units[:, other] for other in range(3) if other != axis))
+    a, b = (units[:, other] for other in range(3) if other != axis)
+    normal = np.cross(a, b)
     return normal / np.linalg.norm(normal)

@@ -190,8 +190,9 @@ def convert_unit(job: Job, unit: Unit) -> None:
             _watch.position = position
             try:
                 # If a later frame fails, the file's first frames get no rows either.
-                slices = _decode(job, entry.key, content)
-                added, codes = _write_slices(job, index, slices, writer)
+                added, codes = _write_slices(
+                    job, index, _decode(job, entry.key, content), writer
+                )
                 rows += added
                 rejects += [(index, job.name(entry), *code) for code in codes]
             except RejectError as error:
@@ -202,7 +203,7 @@ def convert_unit(job: Job, unit: Unit) -> None:
             if len(rows) >= _PACKED_ROWS:
                 packed.append(pa.Table.from_pylist(rows, schema=journal.schema))
                 rows.clear()
-            del content, slices  # before the next file is read: two take up to 1 GiB
+            del content  # before the next file is read: two take up to 1 GiB
             _watch.position = -1
             _watch.num_done += 1
             _watch.num_rejected = len(rejects)

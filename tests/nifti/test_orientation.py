@@ -72,7 +72,9 @@ def test_an_oblique_volume_is_rejected() -> None:
         "its affine is 46 degrees from axial, expected at most 45; use the volume as "
         "it was scanned"
     )
-    accepted = list(read_volume(nifti(head_hu((3, 4, 5)), affine), "a", {"not-axial"}))
+    accepted = list(
+        read_volume(nifti(head_hu((3, 4, 5)), affine), "a", frozenset(["not-axial"]))
+    )
     assert {each.quirks for each in accepted} == {("not-axial",)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gzip
 import struct
 from typing import Any
 
@@ -301,8 +302,9 @@ def test_without_nibabel_the_rejection_names_the_extra(
 
 
 def test_texts_of_a_header_are_in_no_rejection_and_no_slice() -> None:
-    texts = {"descrip": b"Somebody", "db_name": b"Somebody", "aux_file": b"Somebody"}
-    for one in read_volume(nifti(HU, **texts), "a.nii"):
+    name = b"Somebody"
+    content = nifti(HU, descrip=name, db_name=name, aux_file=name, intent_name=name)
+    for one in read_volume(content, "a.nii"):
         assert "Somebody" not in repr(one)
 
 
@@ -319,15 +321,14 @@ def test_the_bomb_of_a_packed_file_is_not_unpacked(
 ) -> None:
     read = []
     monkeypatch.setattr(nifti_header, "_CHUNK_BYTES", 2**16)
-    kind = nifti_header.gzip.GzipFile
 
-    class Counted(kind):  # type: ignore[misc, valid-type]
+    class Counted(gzip.GzipFile):
         def read(self, size: int | None = -1) -> bytes:
-            piece: bytes = super().read(size)
+            piece = super().read(size)
             read.append(len(piece))
             return piece
 
-    monkeypatch.setattr(nifti_header.gzip, "GzipFile", Counted)
+    monkeypatch.setattr(gzip, "GzipFile", Counted)
     content = packed(nifti(HU) + bytes(2**24))
     np.testing.assert_array_equal(read_hu(content), EXPECTED_ZHW)
     assert sum(read) <= 352 + 120 + 1

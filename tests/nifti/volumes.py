@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -55,7 +55,7 @@ def nifti(
     header["scl_slope"], header["scl_inter"] = slope or 0.0, intercept
     for name, value in fields.items():
         header[name] = value
-    order = ">" if big_endian else "<"
+    order: Literal["<", ">"] = ">" if big_endian else "<"
     head = header.as_byteswapped(order).binaryblock
     numbers = voxels.astype(voxels.dtype.newbyteorder(order))
     return bytes(head) + bytes(4) + numbers.tobytes("F")

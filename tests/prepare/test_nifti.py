@@ -32,9 +32,11 @@ def volumes(tmp_path: Path) -> Path:
     """Three volumes of 5, 4 and 6 slices; one is packed, one in a deeper folder."""
     folder = tmp_path / "volumes"
     (folder / "deep").mkdir(parents=True)
-    text = {"descrip": b"Somebody^Secret", "aux_file": b"Somebody^Secret"}
+    text = b"Somebody^Secret"
     (folder / f"{NAME}.nii.gz").write_bytes(packed(nifti(head_hu((8, 9, 5), 1))))
-    (folder / "b.nii").write_bytes(nifti(head_hu((9, 8, 4), 2), **text))
+    (folder / "b.nii").write_bytes(
+        nifti(head_hu((9, 8, 4), 2), descrip=text, aux_file=text)
+    )
     (folder / "deep" / "c.nii").write_bytes(nifti(head_hu((8, 9, 6), 3)))
     return folder
 
@@ -60,9 +62,9 @@ def test_a_folder_of_volumes_becomes_a_store(volumes: Path, tmp_path: Path) -> N
     with Store(tmp_path / "store") as store:
         table = store.table
         rows = np.flatnonzero(table["slice_id"].astype(str).str.startswith("ID_"))
-        stored = store.read(rows.tolist())
+        stored_ZHW = np.stack([store.slice_HW(int(row)) for row in rows])
         expected_ZHW = read_hu((volumes / f"{NAME}.nii.gz").read_bytes())
-        np.testing.assert_array_equal(np.stack(stored) - 1024.0, expected_ZHW)
+        np.testing.assert_array_equal(stored_ZHW - 1024.0, expected_ZHW)
         first = table.iloc[rows[0]]
     assert first["patient"] == "ID_0237f3c9"
     assert first["study"] == "ID_40015688b9"
