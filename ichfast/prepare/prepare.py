@@ -99,6 +99,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     relabel: bool = False,
     scheduler: str | None = None,
     accept: Collection[str] = (),
+    left_out: Sequence[Path] = (),
 ) -> PrepareReport:
     """Make a store of the axial CT slices in `sources`, or continue an interrupted run.
 
@@ -123,6 +124,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
         scheduler: address of a Dask scheduler, whose workers decode instead.
         accept: reject codes in `KIND_CODES`, such as ``derived``, whose images are
             stored all the same, with the code in their quirks.
+        left_out: files and folders in `sources` that are not read, such as masks.
 
     Raises:
         SourceError: a source is missing or cannot be reached by the workers, has no CT
@@ -155,7 +157,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     journal = Journal(store, levels)
     units: list[Unit] = []
     with signals_interrupt(), _resumable(journal, units):
-        entries = _list(sources, (store, key_path))[:limit]
+        entries = _list(sources, (store, key_path, *left_out))[:limit]
     with (
         only_writer(store) as discard,
         signals_interrupt(),
