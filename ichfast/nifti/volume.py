@@ -150,7 +150,7 @@ def _series_header(
             f"its path has {len(stem):,} characters, the limit is {MAX_ID_LENGTH}; "
             "move it, or name a folder nearer to it as source",
         )
-    patient, study = _patient_and_study(stem)
+    patient, study = patient_and_study(stem)
     bits = 8 * header.dtype.itemsize
     thickness_mm, row_spacing_mm, column_spacing_mm = orientation.spacing_mm
     return SeriesHeader(
@@ -178,7 +178,7 @@ def _series_header(
     )
 
 
-def _patient_and_study(stem: str) -> tuple[str, str]:
+def patient_and_study(stem: str) -> tuple[str, str]:
     """The ids of a volume: those of RSNA if its name has them, or else its name."""
     file = stem.rpartition("/")[2]
     found = _RSNA_NAME.match(file)

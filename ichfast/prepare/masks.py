@@ -80,10 +80,12 @@ def read_masks(
         }
     files = _paths(masks.values()) if is_beside else (folder,)
     volumes = _by_name(list_entries(sources, files))
-    if not masks or not volumes:
+    if not masks:
+        raise _no_masks(folder, is_beside=is_beside)
+    if not volumes:
         raise LabelError(
-            f"no {'volume in the sources' if masks else f'mask in {folder}'}: no file "
-            f"ends in .nii or .nii.gz{'' if masks else _suffixes(is_beside)}"
+            f"no volume for the masks in {folder}: no file of the sources ends in .nii "
+            "or .nii.gz; name the folder or the archive of the volumes"
         )
     pairs = _match(volumes, masks, folder)
     labels_of = {}
@@ -137,9 +139,13 @@ def _paths(entries: Iterable[Entry]) -> tuple[Path, ...]:
     return tuple(e.container for e in entries if isinstance(e.container, Path))
 
 
-def _suffixes(is_beside: bool) -> str:
+def _no_masks(folder: Path, *, is_beside: bool) -> LabelError:
     shown = ", ".join(f"_{each}" for each in MASK_SUFFIXES)
-    return f" behind one of {shown}" if is_beside else ""
+    behind = f" behind one of {shown}, since volumes are there too" if is_beside else ""
+    return LabelError(
+        f"no mask in {folder}: no file ends in .nii or .nii.gz{behind}; name the folder "
+        "of the masks"
+    )
 
 
 def _match(

@@ -193,7 +193,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
             nifti(mask_voxels(), RAS_AFFINE * 2),
             "its affine is not that of its volume: voxels lie ",
         ),
-        (nifti(np.uint8(255) * (mask_voxels() > 0)), "it has the value 255, and there are 5 classes"),
+        (
+            nifti(np.uint8(255) * (mask_voxels() > 0)),
+            "it has the value 255, and there are 5 classes",
+        ),
         (b"text", "it is no NIfTI file"),
         (nifti(mask_voxels())[:-1], "119 bytes, expected 120"),
     ],
@@ -229,10 +232,19 @@ def test_a_folder_without_masks_or_volumes_is_refused(
     source, masks = folders
     (tmp_path / "other").mkdir()
     write_dicom(tmp_path / "other" / "1.dcm", "ID_1")
-    with pytest.raises(LabelError, match=r"^no mask in .*other: no file ends in .nii"):
-        read_masks(tmp_path / "other", [source])
-    with pytest.raises(LabelError, match=r"^no volume in the sources: no file ends in"):
-        read_masks(masks, [tmp_path / "other"])
+    other = tmp_path / "other"
+    with pytest.raises(LabelError) as caught:
+        read_masks(other, [source])
+    assert str(caught.value) == (
+        f"no mask in {other}: no file ends in .nii or .nii.gz; name the folder of the "
+        "masks"
+    )
+    with pytest.raises(LabelError) as caught:
+        read_masks(masks, [other])
+    assert str(caught.value) == (
+        f"no volume for the masks in {masks}: no file of the sources ends in .nii or "
+        ".nii.gz; name the folder or the archive of the volumes"
+    )
     with pytest.raises(LabelError, match=r"or .nii.gz behind one of _seg, _segment"):
         read_masks(source, [source])
 
