@@ -143,8 +143,8 @@ def _no_masks(folder: Path, *, is_beside: bool) -> LabelError:
     shown = ", ".join(f"_{each}" for each in MASK_SUFFIXES)
     behind = f" behind one of {shown}, since volumes are there too" if is_beside else ""
     return LabelError(
-        f"no mask in {folder}: no file ends in .nii or .nii.gz{behind}; name the folder "
-        "of the masks"
+        f"no mask in {folder}: no file ends in .nii or .nii.gz{behind}; name the "
+        "folder of the masks"
     )
 
 

@@ -21,6 +21,8 @@ from tests.conftest import contents, write_dicom
 from tests.nifti.test_masks import EXPECTED_ZK, mask_voxels
 from tests.nifti.volumes import RAS_AFFINE, head_hu, nifti, packed
 
+pytestmark = pytest.mark.slow
+
 BHSD_NAMES = ("ID_0237f3c9_ID_40015688b9", "ID_029ebbea_ID_563afa0901")
 
 

@@ -78,6 +78,7 @@ def test_volumes_and_dicom_files_share_a_store(volumes: Path, tmp_path: Path) ->
     assert report.slices == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
 def test_volumes_in_an_archive_are_read_in_place(
     volumes: Path, tmp_path: Path, suffix: str
@@ -121,6 +122,7 @@ def test_no_text_of_a_header_is_stored(volumes: Path, tmp_path: Path) -> None:
         assert b"Somebody" not in content
 
 
+@pytest.mark.slow
 def test_new_volumes_are_appended(volumes: Path, tmp_path: Path) -> None:
     run([volumes], tmp_path / "store")
     (volumes / "d.nii").write_bytes(nifti(head_hu((8, 9, 3), 4)))
@@ -129,6 +131,7 @@ def test_new_volumes_are_appended(volumes: Path, tmp_path: Path) -> None:
     assert ids_of(tmp_path / "store") == sorted([*IDS, "d/0", "d/1", "d/2"])
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_repaired_from_volumes(
     volumes: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +146,7 @@ def test_a_damaged_shard_is_repaired_from_volumes(
     assert contents(tmp_path / "store") == before
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte(volumes: Path, tmp_path: Path) -> None:
     run([volumes], tmp_path / "one")
     run([volumes], tmp_path / "two", workers=2)
