@@ -179,7 +179,11 @@ def _series_header(
 
 
 def patient_and_study(stem: str) -> tuple[str, str]:
-    """The ids of a volume: those of RSNA if its name has them, or else its name."""
+    """The ids of a volume: those of RSNA if its name has them, or else name and path.
+
+    Volumes of several patients may have one name, each in a folder of its own. Then
+    their studies still differ.
+    """
     file = stem.rpartition("/")[2]
     found = _RSNA_NAME.match(file)
-    return (found[1], found[2]) if found else (file, file)
+    return (found[1], found[2]) if found else (file, stem)

@@ -125,7 +125,7 @@ def test_a_file_without_an_affine_lies_as_analyze_files_do() -> None:
     ("name", "patient", "study", "series"),
     [
         ("049.nii", "049", "049", "049"),
-        ("ct_scans/049.NII.GZ", "049", "049", "ct_scans/049"),
+        ("ct_scans/049.NII.GZ", "049", "ct_scans/049", "ct_scans/049"),
         (
             "a.zip/images/ID_0237f3c9_ID_40015688b9.nii.gz",
             *("ID_0237f3c9", "ID_40015688b9"),
