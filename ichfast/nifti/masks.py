@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +54,9 @@ def read_mask(
         labels_ZK = np.full((len(numbers_ZHW), len(CLASSES)), np.nan, np.float32)
         columns = [CLASSES.index(name) for name in classes]
         labels_ZK[:, columns] = 0
-        for z, numbers_HW in enumerate(numbers_ZHW):
-            values_HW = numbers_HW * np.float64(header.slope) + header.intercept
-            _check_values(values_HW, len(classes))
-            for value, column in enumerate(columns, start=1):
-                is_value_HW = abs(values_HW - value) <= _MAX_ROUNDING
-                labels_ZK[z, column] = max(labels_ZK[z, column], is_value_HW.any())
+        for labels_K, numbers_HW in zip(labels_ZK, numbers_ZHW, strict=True):
+            for value in _values(numbers_HW, header, len(classes)) - {0}:
+                labels_K[columns[value - 1]] = 1
     return with_any(labels_ZK)
 
 
@@ -90,18 +88,22 @@ def _check_same(mask: VolumeHeader, volume: VolumeHeader) -> None:
         )
 
 
-def _check_values(values_HW: npt.NDArray[np.float64], num_classes: int) -> None:
-    """Check that each value is 0 or that of a class.
+def _values(
+    numbers_HW: npt.NDArray[Any], header: VolumeHeader, num_classes: int
+) -> set[int]:
+    """The values in a slice of a mask.
 
     Raises:
-        RejectError: ``decoder-error``, one is not.
+        RejectError: ``decoder-error``, one is neither 0 nor that of a class.
     """
-    whole_HW = np.rint(values_HW)
-    is_good_HW = (whole_HW >= 0) & (whole_HW <= num_classes)
-    is_good_HW &= abs(values_HW - whole_HW) <= _MAX_ROUNDING
-    if not is_good_HW.all():
+    values = np.unique(numbers_HW) * np.float64(header.slope) + header.intercept
+    whole = np.rint(values)
+    is_good = (whole >= 0) & (whole <= num_classes)
+    is_good &= abs(values - whole) <= _MAX_ROUNDING
+    if not is_good.all():
         raise RejectError(
             "decoder-error",
-            f"it has the value {values_HW[~is_good_HW][0]:.6g}, and there are "
-            f"{num_classes} classes",
+            f"it has the value {values[~is_good][0]:.6g}, and there are {num_classes} "
+            "classes",
         )
+    return set(whole.astype(int).tolist())

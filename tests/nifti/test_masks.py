@@ -10,6 +10,7 @@ import pytest
 from ichfast.errors import RejectError
 from ichfast.labels import CLASSES
 from ichfast.nifti.masks import read_mask
+from tests.mutations import mutations
 from tests.nifti.test_orientation import ORDERS, SIGNS, affine_of
 from tests.nifti.volumes import RAS_AFFINE, head_hu, nifti, packed
 
@@ -129,3 +130,17 @@ def test_a_mask_or_volume_that_is_no_nifti_is_refused() -> None:
     assert refusal(b"text") == "it is no NIfTI file"
     assert refusal(nifti(mask_voxels()), b"text") == "its volume is no NIfTI file"
     assert "expected 120" in refusal(nifti(mask_voxels())[:-1])
+
+
+def test_a_damaged_mask_gives_labels_or_a_rejection() -> None:
+    content = nifti(mask_voxels())
+    outcomes = set()
+    for damaged in mutations(content, 7):
+        try:
+            found_ZK = read_mask(damaged, VOLUME, SUBTYPES)
+        except RejectError as error:
+            outcomes.add(error.code)
+        else:
+            outcomes.add("labels")
+            assert found_ZK.shape == (4, 6)
+    assert {"labels", "bad-header", "decoder-error", "truncated-pixels"} <= outcomes
