@@ -75,11 +75,11 @@ def read_masks(
     is_beside = _is_beside(folder, sources)
     masks = _by_name(list_entries([folder]))
     if is_beside:
-        masks = {
-            name: each for name, each in masks.items() if _MASK_NAME.fullmatch(name)
-        }
+        masks, _ = _split(masks)
     files = _paths(masks.values()) if is_beside else (folder,)
     volumes = _by_name(list_entries(sources, files))
+    if is_beside:  # members of archives are not left out
+        _, volumes = _split(volumes)
     if not masks:
         raise _no_masks(folder, is_beside=is_beside)
     if not volumes:
@@ -135,8 +135,21 @@ def _by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
     }
 
 
+def _split(
+    entries: Mapping[str, Entry],
+) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """Masks and volumes of one folder, by their names."""
+    masks = {n: each for n, each in entries.items() if _MASK_NAME.fullmatch(n)}
+    return masks, {n: each for n, each in entries.items() if n not in masks}
+
+
 def _paths(entries: Iterable[Entry]) -> tuple[Path, ...]:
-    return tuple(e.container for e in entries if isinstance(e.container, Path))
+    """The files of entries; an archive may also hold volumes."""
+    return tuple(
+        entry.container
+        for entry in entries
+        if isinstance(entry.container, Path) and entry.archive is None
+    )
 
 
 def _no_masks(folder: Path, *, is_beside: bool) -> LabelError:

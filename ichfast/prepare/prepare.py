@@ -1,4 +1,4 @@
-"""Preparing a slice store from DICOM sources, in parallel and in one pass.
+"""Preparing a slice store from DICOM and NIfTI, in parallel and in one pass.
 
 The sorted listing is cut into units of 1,024 consecutive entries
 (`ichfast.prepare.plan`). A worker decodes a unit, writes its shards and then its page
@@ -12,8 +12,8 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
 3. `store.json` is written last. On a finished store the same command does nothing.
 4. Each entry of the listing becomes slices or one row of `rejected.csv`. A file of many
    frames can become both, if some of its frames are no slices or conflict with other
-   slices. Files that are no DICOM, such as a csv, are rejected as ``not-dicom`` and
-   count towards `max_rejected`.
+   slices. Files that are neither DICOM nor NIfTI, such as a csv, are rejected as
+   ``not-dicom`` and count towards `max_rejected`.
 5. A file that hangs, or ends its worker, costs only itself. So does a file that cannot
    be read because the disk or server gives nothing for five minutes; ten such files in
    a row, or a folder that cannot be listed, end the run. The same command continues.

@@ -105,6 +105,20 @@ def test_masks_beside_their_volumes(tmp_path: Path, suffix: str) -> None:
     assert (report["slices"], report["labelled"], report["rejected"]) == (12, 12, {})
 
 
+def test_an_archive_with_volumes_beside_its_masks_is_read(tmp_path: Path) -> None:
+    write_volumes(tmp_path / "in", ["1"])
+    write_masks(tmp_path / "in", ["1_seg"])
+    (tmp_path / "all").mkdir()
+    with zipfile.ZipFile(tmp_path / "all" / "heads.zip", "w") as archive:
+        for path in (tmp_path / "in").iterdir():
+            archive.write(path, path.name)
+    folder, store = tmp_path / "all", tmp_path / "store"
+    result = prepare(folder, "--masks", folder, "--store", store)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["labelled"], report["rejected"]) == (4, {"not-hu": 1})
+
+
 def test_the_layout_of_nnunet(tmp_path: Path) -> None:
     write_volumes(tmp_path / "imagesTr", ["case_1_0000"])
     write_masks(tmp_path / "labelsTr", ["case_1"])
