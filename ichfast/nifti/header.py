@@ -24,6 +24,9 @@ from ichfast.errors import RejectError
 MAX_VOLUME_BYTES = 2**29
 """Upper limit of the voxels of a volume, unpacked, bytes: 512x512x1,024 of 16 bits."""
 
+MAX_FIRST_BYTE = 2**24
+"""Upper limit of the offset of the voxels, which is the size of all extensions."""
+
 MAX_STEP_MM = 1e4
 """Upper limit of the distance between two voxels, mm."""
 
@@ -125,19 +128,13 @@ def read_header(content: bytes) -> VolumeHeader:
     dtype = _number_type(header.get_data_dtype())
     _check_size(shape, dtype)
     slope, intercept = header.get_slope_inter()
-    affine = header.get_best_affine()
-    mm = _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
-    steps, origin = _RAS_TO_LPS @ affine[:3, :3] * mm, _RAS_TO_LPS @ affine[:3, 3] * mm
-    lengths_mm = np.linalg.norm(steps, axis=0)
-    if not (
-        np.isfinite(affine).all()
-        and 0 < lengths_mm.min() <= lengths_mm.max() <= MAX_STEP_MM
-        and abs(np.linalg.det(steps / lengths_mm)) > MIN_DETERMINANT
-    ):
+    steps, origin = _affine(header)
+    first_byte = int(header["vox_offset"]) or _FIRST_VOXEL[version]
+    if not 0 < first_byte <= MAX_FIRST_BYTE:
         raise RejectError(
-            "bad-header", "its affine places no voxels in space; write the volume again"
+            "bad-header",
+            f"its voxels begin at byte {first_byte:,}, the limit is {MAX_FIRST_BYTE:,}",
         )
-    first_byte = int(header["vox_offset"])
     return VolumeHeader(
         shape=shape,
         dtype=dtype,
@@ -145,7 +142,7 @@ def read_header(content: bytes) -> VolumeHeader:
         intercept=0.0 if intercept is None else intercept,
         steps=steps,
         origin=origin,
-        first_byte=first_byte or _FIRST_VOXEL[version],
+        first_byte=first_byte,
         has_orientation=bool(header["sform_code"] or header["qform_code"]),
     )
 
@@ -169,8 +166,9 @@ def read_voxels(content: bytes, header: VolumeHeader) -> npt.NDArray[Any]:
     is_packed = content.startswith(GZIP_MAGIC)
     whole = _unpack(content, end) if is_packed else content
     if len(whole) < end:
+        found = max(0, len(whole) - first)
         raise RejectError(
-            "truncated-pixels", f"{len(whole) - first:,} bytes, expected {num_bytes:,}"
+            "truncated-pixels", f"{found:,} bytes, expected {num_bytes:,}"
         )
     return np.ndarray(header.shape, header.dtype, whole, first, order="F")
 
@@ -209,6 +207,25 @@ def _parse(head: bytes, version: int) -> Any:
     if version == 1:
         return nifti1.Nifti1Header(head[:348])
     return nifti2.Nifti2Header(head[:540])
+
+
+def _affine(
+    header: Any,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The steps and the origin of a `VolumeHeader`."""
+    affine = header.get_best_affine()
+    mm = _MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
+    steps, origin = _RAS_TO_LPS @ affine[:3, :3] * mm, _RAS_TO_LPS @ affine[:3, 3] * mm
+    lengths_mm = np.linalg.norm(steps, axis=0)
+    if not (
+        np.isfinite(affine).all()
+        and 0 < lengths_mm.min() <= lengths_mm.max() <= MAX_STEP_MM
+        and abs(np.linalg.det(steps / lengths_mm)) > MIN_DETERMINANT
+    ):
+        raise RejectError(
+            "bad-header", "its affine places no voxels in space; write the volume again"
+        )
+    return steps, origin
 
 
 def _three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:

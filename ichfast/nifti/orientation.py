@@ -1,9 +1,10 @@
 """How the array of a volume is cut into axial slices that lie as those of DICOM do.
 
-A volume is transposed and flipped, never resampled. Its slices lie along the array axis
-that is nearest to the body's. Of the other two, rows are the one that is nearest to the
-patient's left and back, and both are flipped if they run the other way. Slices stay in
-the order of the file, and their positions tell how they follow each other in the body.
+A volume is transposed and flipped, never resampled. Its slices follow each other along
+the array axis that is nearest to the body's. Of the other two axes, the one nearest to
+left and right becomes the columns, the other one the rows. They are flipped where that
+is needed, so that columns follow each other to the patient's left, and rows to the
+back. Slices stay in the order of the file; their positions tell where they lie.
 
 Shape letters: Z slices, H rows, W columns. Directions are (left, back, head).
 """

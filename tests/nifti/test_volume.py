@@ -109,6 +109,13 @@ def test_without_an_offset_voxels_begin_behind_the_header() -> None:
     np.testing.assert_array_equal(read_hu(content), EXPECTED_ZHW)
 
 
+@pytest.mark.parametrize("offset", [-16, 16, 2.0**25, 2.0**62, float("nan")])
+def test_voxels_that_begin_anywhere_else_are_rejected(offset: float) -> None:
+    content = with_field(nifti(HU), "vox_offset", "f", offset)
+    for each in (content, packed(content)):
+        assert rejection(each).code == "bad-header"
+
+
 def test_a_file_without_an_affine_lies_as_analyze_files_do() -> None:
     content = nifti(HU, sform_code=0, qform_code=0)
     slices = list(read_volume(content, "a.nii"))
