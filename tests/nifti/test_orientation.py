@@ -115,3 +115,24 @@ def test_lengths_are_in_the_unit_of_the_header(unit: int, mm: float) -> None:
     affine = RAS_AFFINE / mm
     one, *_ = read_volume(nifti(head_hu((3, 4, 5)), affine, xyzt_units=unit), "a.nii")
     assert one.series_header.thickness_mm == pytest.approx(5)
+
+
+def test_without_an_sform_the_qform_places_the_voxels() -> None:
+    """BHSD's files have a tilted qform whose first axis runs to the left."""
+    affine = rotation(0, 20) @ np.diag([-0.5, 0.4, 5, 1])
+    affine[:3, 3] = (125, -96, -63)
+    voxels = head_hu((3, 4, 5))
+    nothing = np.zeros(4)
+    content = nifti(
+        *(voxels, affine),
+        sform_code=0,
+        srow_x=nothing,
+        srow_y=nothing,
+        srow_z=nothing,
+    )
+    np.testing.assert_array_equal(
+        read_hu(content), voxels[:, ::-1].transpose(2, 1, 0).astype(int)
+    )
+    found = [each.position_mm for each in read_volume(content, "a.nii")]
+    expected = [each.position_mm for each in read_volume(nifti(voxels, affine), "a")]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
