@@ -20,7 +20,7 @@ COPY ichfast ichfast
 # are. CuPy is left out: it needs NumPy 2, which may be pinned lower. Without it torch
 # gathers the slices of --cache device.
 RUN PIP_CONSTRAINT= python -m pip wheel --no-cache-dir --no-deps -w /tmp/wheel . \
- && python -m pip install --no-cache-dir "$(ls /tmp/wheel/ichfast-*.whl)[decoders]" \
+ && python -m pip install --no-cache-dir "$(ls /tmp/wheel/ichfast-*.whl)[decoders,nifti]" \
  && rm -r /tmp/wheel
 # A build has no GPU, so this tests the CPU path; it fails if a package is missing. The
 # driver of the host is visible, so the doctor is told not to look for its GPUs.

@@ -1,7 +1,7 @@
 # What a person types and what CI runs.
 VENV := .venv
 PYTHON ?= python3
-EXTRAS := bench,cuda12,decoders,test
+EXTRAS := bench,cuda12,decoders,nifti,test
 BIN := $(VENV)/bin
 FUZZ_S ?= 600
 # One test process per core, and one thread per process.

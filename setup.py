@@ -44,6 +44,7 @@ setup(
         "cuda12": ["nvidia-dali-cuda120>=2.0", "cupy-cuda12x>=14"],
         "cuda13": ["nvidia-dali-cuda130>=2.0", "cupy-cuda13x>=14"],
         "decoders": DECODERS,
+        "nifti": ["nibabel>=5.3"],
         "cloud": ["fsspec>=2024.10", "s3fs>=2024.10", "gcsfs>=2024.10"],
         "dask": ["distributed>=2024.10"],
         "export": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],

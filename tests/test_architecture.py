@@ -11,6 +11,7 @@ import ichfast
 LAYERS = (
     ("errors", "windows", "system"),
     ("labels", "sources", "dicom", "augment", "models"),
+    ("nifti",),
     ("store",),
     ("prepare", "synth", "loading", "evaluation"),
     ("training",),

@@ -42,7 +42,8 @@ RUNS = click.argument(
     "sources",
     multiple=True,
     metavar="SOURCE",
-    help="Predict DICOM files: any source that `prepare` takes. Repeatable.",
+    help="Predict DICOM files or NIfTI volumes: any source that `prepare` takes. "
+    "Repeatable.",
 )
 @click.option(
     "--keep-ids",

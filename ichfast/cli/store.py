@@ -52,6 +52,19 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     "slice, series, study or patient and a column for each class; docs/labels.md lists "
     "the forms.",
 )
+@click.option(
+    "--masks",
+    type=Path,
+    metavar="FOLDER",
+    help="NIfTI masks of the volumes in SOURCE, which give labels; a mask has the name "
+    "of its volume, perhaps with _seg, _mask or -label behind.",
+)
+@click.option(
+    "--mask-classes",
+    metavar="LIST",
+    help="The classes of the values 1, 2, ... in masks; any if 1 is every bleed.  "
+    "[default: epidural,intraparenchymal,intraventricular,subarachnoid,subdural]",
+)
 @STORE
 @click.option(
     "--workers",
@@ -116,6 +129,8 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
 def prepare(
     source: tuple[str, ...],
     labels: Path | None,
+    masks: Path | None,
+    mask_classes: str | None,
     store: Path,
     workers: int | None,
     levels: str,
@@ -132,10 +147,10 @@ def prepare(
 ) -> None:
     """Decode every axial CT slice in SOURCE... into a store.
 
-    A SOURCE is a folder, a DICOM file, a .zip, .tar, .tar.gz or .tar.xz, or the URL
-    of one (s3://, gs://, https://). Archives inside folders are read too. Files that
-    cannot be stored are listed with the reason in rejected.csv. After an interruption
-    the same command continues.
+    A SOURCE is a folder, a DICOM file, a NIfTI volume, a .zip, .tar, .tar.gz or
+    .tar.xz, or the URL of one (s3://, gs://, https://). Archives inside folders are
+    read too. Files that cannot be stored are listed with the reason in rejected.csv.
+    After an interruption the same command continues.
     """
     # Arrow's own allocator holds on to freed memory, a tenth of the peak.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
@@ -143,10 +158,16 @@ def prepare(
         with signals_held():
             from ichfast.prepare.prepare import prepare_store
 
+        table, left_out = None, tuple[Path, ...]()
+        if labels:
+            table = _read_labels(labels)
+        if masks or mask_classes:
+            table, left_out = _read_masks(masks, mask_classes, source, labels)
         report = prepare_store(
             source,
             store,
-            labels=_read_labels(labels) if labels else None,
+            labels=table,
+            left_out=left_out,
             levels=_integers(levels, "--levels"),
             workers=workers or len(os.sched_getaffinity(0)),
             keep_ids=keep_ids,
@@ -257,6 +278,28 @@ def _read_labels(path: Path) -> LabelTable:
             ) from error
     print_status(table.description)
     return table
+
+
+def _read_masks(
+    masks: Path | None,
+    mask_classes: str | None,
+    source: tuple[str, ...],
+    labels: Path | None,
+) -> tuple[LabelTable, tuple[Path, ...]]:
+    """Labels of a folder of masks, and the files that are no volumes."""
+    from ichfast.prepare.masks import BHSD_CLASSES, parse_classes, read_masks
+
+    if masks is None:
+        raise click.UsageError("--mask-classes is for --masks FOLDER")
+    if labels is not None:
+        raise click.UsageError(
+            "--labels and --masks both give labels; give one of them, then the other "
+            "with --append"
+        )
+    classes = parse_classes(mask_classes) if mask_classes else BHSD_CLASSES
+    found = read_masks(masks, source, classes)
+    print_status(found.table.description)
+    return found.table, found.files
 
 
 def _integers(text: str, option: str) -> tuple[int, ...]:

@@ -79,7 +79,8 @@ class Slice:
     """HU + 1024, clipped to [0, 32767]. Shape (rows, columns)."""
 
     slice_id: str
-    """(0008,0018) SOPInstanceUID; frame k of a multi-frame file adds ``.k``."""
+    """(0008,0018) SOPInstanceUID; frame k of a multi-frame file adds ``.k``. In a NIfTI
+    volume its path and ``/k``, counted from 0."""
 
     series_header: SeriesHeader
     """Header values that it shares with its series."""
@@ -107,8 +108,8 @@ class Slice:
     quirks: tuple[str, ...]
     """Codes of `KIND_CODES` that were accepted, and defects that were mended, sorted:
     ``frame_count``, ``high_bit``, ``j2k_sign``, ``long_pixels``,
-    ``malformed_number``, ``meta_uid``, ``missing_rescale``, ``modality_lut``,
-    ``monochrome1``, ``no_preamble``, ``offset_table``, ``padding``,
+    ``malformed_number``, ``meta_uid``, ``missing_affine`` (NIfTI), ``missing_rescale``,
+    ``modality_lut``, ``monochrome1``, ``no_preamble``, ``offset_table``, ``padding``,
     ``two_windows``, ``unused_bits``, ``wrapped_12bit``, ``wrong_syntax``."""
 
 

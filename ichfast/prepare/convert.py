@@ -28,8 +28,10 @@ from typing import Any
 import pyarrow as pa
 
 from ichfast.dicom.series_header import SeriesHeader
-from ichfast.dicom.slices import Slice
+from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError, SourceError
+from ichfast.nifti.header import is_nifti
+from ichfast.nifti.volume import read_volume
 from ichfast.prepare.journal import Journal, Page, Reject
 from ichfast.prepare.plan import Unit
 from ichfast.prepare.pseudonyms import plain_text, stored_id
@@ -78,8 +80,8 @@ class Job:
     key: bytes | None
     """Key of the hashed ids; None keeps ids."""
 
-    decode: Callable[[bytes], Iterator[Slice]]
-    """Gives the slices of a DICOM file."""
+    decode: Callable[[bytes, str], Iterator[Slice]]
+    """Gives the slices of a file by its bytes and its name, see `read_file`."""
 
     timeout_s: float
     """Upper limit of the time to decode one slice, seconds. A file has `FILE_TIMEOUTS`
@@ -142,6 +144,24 @@ def serve_units(caller: Channel, shared: memoryview) -> None:
             caller.send(None)
 
 
+def read_file(
+    content: bytes, name: str, accept: frozenset[str] = frozenset()
+) -> Iterator[Slice]:
+    """Read the slices of a DICOM file or of a NIfTI volume; its bytes tell which.
+
+    Args:
+        content: the whole file.
+        name: key of its entry, from which a volume has its ids.
+        accept: some of `KIND_CODES`, whose images are read all the same.
+
+    Raises:
+        RejectError: the file cannot become slices.
+    """
+    if is_nifti(content):
+        return read_volume(content, name, accept)
+    return read_slices(content, accept)
+
+
 def convert_unit(job: Job, unit: Unit) -> None:
     """Decode a unit's entries, and write its shards and its page of the journal.
 
@@ -174,7 +194,9 @@ def convert_unit(job: Job, unit: Unit) -> None:
             _watch.position = position
             try:
                 # If a later frame fails, the file's first frames get no rows either.
-                added, codes = _write_slices(job, index, content, writer)
+                added, codes = _write_slices(
+                    job, index, _decode(job, entry.key, content), writer
+                )
                 rows += added
                 rejects += [(index, job.name(entry), *code) for code in codes]
             except RejectError as error:
@@ -212,13 +234,13 @@ def _count_stalls(
 
 
 def _write_slices(
-    job: Job, index: int, content: bytes | RejectError, writer: UnitWriter
+    job: Job, index: int, slices: Iterator[Slice], writer: UnitWriter
 ) -> tuple[list[dict[str, Any]], tuple[tuple[str, str], ...]]:
     """Write the slices of an entry; give their rows, and codes of what is left out."""
     rows: list[dict[str, Any]] = []
     codes: tuple[tuple[str, str], ...] = ()
     left_out: list[str] = []
-    for slice_ in _decode(job, content):
+    for slice_ in slices:
         codes = slice_.rejected_frames
         row = _row(job, index, slice_)
         if job.select and not job.select.keeps(row):
@@ -232,12 +254,12 @@ def _write_slices(
     return rows, codes
 
 
-def _decode(job: Job, content: bytes | RejectError) -> Iterator[Slice]:
+def _decode(job: Job, name: str, content: bytes | RejectError) -> Iterator[Slice]:
     if isinstance(content, RejectError):
         raise content
     # Counted from here: memory that an earlier file left mapped is not this file's.
     limit_memory(MAX_DECODE_BYTES + 2 * len(content))
-    slices = job.decode(content)
+    slices = job.decode(content, name)
     left_s = FILE_TIMEOUTS * job.timeout_s
     while not _watch.stop:
         if left_s <= 0:

@@ -1,4 +1,4 @@
-"""Preparing a slice store from DICOM sources, in parallel and in one pass.
+"""Preparing a slice store from DICOM and NIfTI, in parallel and in one pass.
 
 The sorted listing is cut into units of 1,024 consecutive entries
 (`ichfast.prepare.plan`). A worker decodes a unit, writes its shards and then its page
@@ -12,8 +12,8 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
 3. `store.json` is written last. On a finished store the same command does nothing.
 4. Each entry of the listing becomes slices or one row of `rejected.csv`. A file of many
    frames can become both, if some of its frames are no slices or conflict with other
-   slices. Files that are no DICOM, such as a csv, are rejected as ``not-dicom`` and
-   count towards `max_rejected`.
+   slices. Files that are neither DICOM nor NIfTI, such as a csv, are rejected as
+   ``not-dicom`` and count towards `max_rejected`.
 5. A file that hangs, or ends its worker, costs only itself. So does a file that cannot
    be read because the disk or server gives nothing for five minutes; ten such files in
    a row, or a folder that cannot be listed, end the run. The same command continues.
@@ -42,10 +42,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ichfast.dicom.slices import Slice, read_slices
+from ichfast.dicom.slices import Slice
 from ichfast.errors import (
     SOUND_CODES,
-    LabelError,
     SourceError,
     StoreError,
     check_kind_codes,
@@ -62,7 +61,7 @@ from ichfast.prepare.append import (
     new_units,
     warn_again,
 )
-from ichfast.prepare.convert import Job
+from ichfast.prepare.convert import Job, read_file
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
 from ichfast.prepare.merge import Merged, finish, merge, read_base
@@ -93,7 +92,7 @@ DECODE_TIMEOUT_S = 60.0
 """Upper limit of the time to decode one slice, seconds."""
 
 
-def prepare_store(  # noqa: PLR0913  the options of the command
+def prepare_store(  # noqa: PLR0913, PLR0915  the options and steps of the command
     sources: Sequence[Path | str],
     store: Path,
     *,
@@ -110,6 +109,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     accept: Collection[str] = (),
     select: str = "",
     series: str = SERIES[0],
+    left_out: Sequence[Path] = (),
 ) -> PrepareReport:
     """Make a store of the axial CT slices in `sources`, or continue an interrupted run.
 
@@ -140,6 +140,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
             others are rejected as ``not-selected``.
         series: ``one-per-study`` stores only the series of each study that
             `ichfast.prepare.series_choice` chooses; ``all``: all.
+        left_out: files and folders in `sources` that are not read, such as masks.
 
     Raises:
         SourceError: a source is missing or cannot be reached by the workers, has no CT
@@ -174,7 +175,7 @@ def prepare_store(  # noqa: PLR0913  the options of the command
     journal = Journal(store, levels)
     units: list[Unit] = []
     with signals_interrupt(), _resumable(journal, units):
-        entries = _list(sources, (store, key_path))[:limit]
+        entries = _list(sources, (store, key_path, *left_out))[:limit]
     with (
         only_writer(store) as discard,
         signals_interrupt(),
@@ -274,8 +275,8 @@ def _check_labels(labels: LabelTable | None, *, append: bool, relabel: bool) -> 
         )
 
 
-def _reader(accept: frozenset[str]) -> Callable[[bytes], Iterator[Slice]]:
-    return partial(read_slices, accept=accept) if accept else read_slices
+def _reader(accept: frozenset[str]) -> Callable[[bytes, str], Iterator[Slice]]:
+    return partial(read_file, accept=accept) if accept else read_file
 
 
 def _key_path(store: Path, id_key: Path | None, *, keep_ids: bool) -> Path:

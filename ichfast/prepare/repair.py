@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ichfast.dicom.slices import read_slices
 from ichfast.errors import StoreError
-from ichfast.prepare.convert import Job
+from ichfast.prepare.convert import Job, read_file
 from ichfast.prepare.ingested import Intake, name_digests, place_digests, read_intake
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
@@ -132,7 +131,7 @@ def _repair(
     numbers = {_unit_of(name) for name, _ in damaged}
     units, lost = _units(intake, list_entries(sources), key, numbers)
     problems += lost
-    read = partial(read_slices, accept=accepted_codes(header.plan))
+    read = partial(read_file, accept=accepted_codes(header.plan))
     journal = Journal(scratch, header.levels)
     # Names are for rejected.csv, which a repair does not write.
     name_of = partial(entry_name, keep_ids=False, first_unit=0)

@@ -43,6 +43,9 @@ SUFFIXES = (
 )
 """Suffixes of files that may be archives; their first bytes decide."""
 
+VOLUME_SUFFIX = ".nii.gz"
+"""Suffix of a packed file that is no archive, but one NIfTI volume."""
+
 BROKEN = (
     *(OSError, EOFError, ValueError, RuntimeError, ArithmeticError, LookupError),
     *(struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),

@@ -149,7 +149,8 @@ class _Walk:
                 size = status.st_size
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("it is a pipe or a device, not a file")
-            if kind := archives.archive_kind(path):
+            is_volume = path.name.lower().endswith(archives.VOLUME_SUFFIX)
+            if not is_volume and (kind := archives.archive_kind(path)):
                 yield from self._members(path, path.name, kind)
             else:
                 yield Found(path, "", "", printable(path.name), size)

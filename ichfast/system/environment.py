@@ -57,7 +57,7 @@ def describe_host() -> dict[str, Any]:
     }
 
 
-USED_EXTRAS = ("cuda12", "cuda13", "decoders")
+USED_EXTRAS = ("cuda12", "cuda13", "decoders", "nifti")
 """Extras whose packages ichfast uses where they are installed."""
 
 

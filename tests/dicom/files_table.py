@@ -3,7 +3,8 @@
     python -m tests.dicom.files_table
 
 The page is made from the reader's results, the manifest of the files, and the
-expectations of the tests.
+expectations of the tests. The part about NIfTI is
+`nifti_volumes.md`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ SimpleITK and GDCM. They differ only in these files.
 REFUSALS = """\
 SimpleITK or GDCM reads these CT files, and ichfast rejects them:
 """
+
+VOLUMES = Path(__file__).with_name("nifti_volumes.md").read_text("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def format_page(outcomes: Sequence[Outcome]) -> str:
         ),
         REFUSALS,
         _table(("file", "decision"), sorted(REFUSED.items())),
+        VOLUMES,
     ]
     return "\n".join(parts)
 

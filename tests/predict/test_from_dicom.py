@@ -26,6 +26,7 @@ from ichfast.predict.from_dicom import predict_dicom
 from ichfast.prepare.prepare import prepare_store
 from ichfast.system.signals import STOPPING
 from tests.conftest import write_dicom
+from tests.nifti.volumes import head_hu, nifti, packed
 from tests.runs.trainedruns import write_run
 from tests.system.killed_process import held_elsewhere
 
@@ -63,6 +64,22 @@ def test_the_probabilities_are_those_of_the_two_steps(
     )
     same = ["slice_id", "series", "study", "position_mm"]
     assert direct.table[same].equals(steps[same])
+    np.testing.assert_allclose(probs_NK(direct.table), probs_NK(steps), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_volumes_are_predicted_like_their_store(run_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    for seed in range(2):
+        volume = nifti(head_hu((32, 24, 3), seed))
+        (folder / f"{seed}.nii.gz").write_bytes(packed(volume))
+    direct = predict_dicom([run_dir], [folder], device=CPU, config=DEFAULT, workers=1)
+    ids = [f"{seed}/{index}" for seed in range(2) for index in range(3)]
+    assert sorted(direct.table["slice_id"].astype(str)) == ids
+    assert not set(direct.table["patient"]) & {"0", "1"}
+    prepare_store([folder], tmp_path / "store", labels=None, workers=1, keep_ids=True)
+    steps = predict_runs([run_dir], device=CPU, store_path=tmp_path / "store")
     np.testing.assert_allclose(probs_NK(direct.table), probs_NK(steps), atol=1e-6)
 
 

@@ -118,7 +118,7 @@ class TrappedRead:
 
     trap: Trap
 
-    def __call__(self, content: bytes) -> Iterator[Slice]:
+    def __call__(self, content: bytes, _name: str) -> Iterator[Slice]:
         self.trap.enter("decoding")
         slices = list(read_slices(content))
         self.trap.leave()
@@ -140,7 +140,7 @@ def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
     """A run of prepare; the stages of this process are told apart by its steps."""
     replaced: dict[str, object] = {
         "UNIT_ENTRIES": unit_entries,
-        "read_slices": TrappedRead(trap),
+        "read_file": TrappedRead(trap),
         "Journal": lambda store, levels: TrappedJournal(store, levels, trap),
         "convert_units": _entering(trap, prepare, "waiting", "convert_units"),
         "merge": _entering(trap, prepare, "merging", "merge"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ichfast.dicom.slices import Slice, read_slices
 
 
-def slow_read(content: bytes) -> Iterator[Slice]:
+def slow_read(content: bytes, _name: str) -> Iterator[Slice]:
     """`read_slices`, 40 ms later."""
     time.sleep(0.04)
     yield from read_slices(content)

@@ -16,7 +16,13 @@ import pytest
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import RejectError, SourceError
 from ichfast.prepare import convert
-from ichfast.prepare.convert import MAX_STALLS, Job, _count_stalls, convert_unit
+from ichfast.prepare.convert import (
+    MAX_STALLS,
+    Job,
+    _count_stalls,
+    convert_unit,
+    read_file,
+)
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import cut_units
 from ichfast.sources.listing import Entry
@@ -31,7 +37,7 @@ def test_a_file_of_slices_that_nearly_hang_is_given_up(
     [one] = read_slices(ct_file(ramp()))
     begun = []
 
-    def slow(_: bytes) -> Iterator[Slice]:
+    def slow(_: bytes, _name: str) -> Iterator[Slice]:
         for number in range(1000):
             begun.append(number)
             time.sleep(0.02)
@@ -40,7 +46,7 @@ def test_a_file_of_slices_that_nearly_hang_is_given_up(
     monkeypatch.setattr(convert, "FILE_TIMEOUTS", 0.01)
     job = Job(Journal(tmp_path, (512,)), None, slow, 10.0, lambda _: "")
     with pytest.raises(RejectError) as caught:
-        list(convert._decode(job, b""))
+        list(convert._decode(job, "", b""))
     assert caught.value.code == "timeout"
     assert 1 <= len(begun) <= 5  # how many depends on the load
 
@@ -50,7 +56,7 @@ def rows_of(archive: Path, store: Path) -> pa.Table:
     journal = Journal(store, (512,))
     journal.path.mkdir(parents=True)
     [unit] = cut_units(list_entries([archive]), 99, first_unit=0)
-    convert_unit(Job(journal, None, read_slices, 60.0, lambda entry: entry.key), unit)
+    convert_unit(Job(journal, None, read_file, 60.0, lambda entry: entry.key), unit)
     page = journal.read(unit)
     assert [reject[0] for reject in page.rejects] == [2]
     return page.rows
@@ -81,7 +87,7 @@ def test_rows_that_are_packed_early_are_the_same_in_the_same_order(
 
 
 def test_only_stalls_in_a_row_end_the_run(tmp_path: Path) -> None:
-    job = Job(Journal(tmp_path, (512,)), None, read_slices, 1.0, lambda e: e.key)
+    job = Job(Journal(tmp_path, (512,)), None, read_file, 1.0, lambda e: e.key)
     stalled: set[Container] = set()
     stall = RejectError("timeout", "no answer")
     entries = [Entry(0, Path(str(k)), "", str(k), 1) for k in range(2 * MAX_STALLS)]

@@ -20,7 +20,7 @@ import pytest
 from ichfast.dicom.slices import Slice, read_slices
 from ichfast.errors import StoreError
 from ichfast.prepare import dask, prepare
-from ichfast.prepare.convert import MAX_DECODE_BYTES, Job
+from ichfast.prepare.convert import MAX_DECODE_BYTES, Job, read_file
 from ichfast.prepare.dask_worker import convert_in_subprocess, end_run
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import Unit, entry_name
@@ -106,10 +106,10 @@ def job_for(store: Path) -> Job:
     journal = Journal(store, LEVELS)
     journal.path.mkdir(parents=True)
     name = partial(entry_name, keep_ids=False, first_unit=0)
-    return Job(journal, b"key", read_slices, 60.0, name)
+    return Job(journal, b"key", read_file, 60.0, name)
 
 
-def watched_read(folder: Path, content: bytes) -> Iterator[Slice]:
+def watched_read(folder: Path, content: bytes, _name: str) -> Iterator[Slice]:
     """Record the process that reads, and wait while the file ``wait`` exists."""
     slices = list(read_slices(content))
     trace = folder / f"{slices[0].slice_id}.{os.getpid()}"
@@ -146,7 +146,7 @@ def kill_one_at_work(
     raise TimeoutError("no worker began")
 
 
-def hoarding_read(content: bytes) -> Iterator[Slice]:
+def hoarding_read(content: bytes, _name: str) -> Iterator[Slice]:
     """`read_slices`, after taking more memory than a worker may have."""
     bytearray(4 * MAX_DECODE_BYTES)
     yield from read_slices(content)
@@ -171,7 +171,7 @@ def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "wait").touch()
     monkeypatch.setattr(prepare, "UNIT_ENTRIES", UNIT_ENTRIES)
-    monkeypatch.setattr(prepare, "read_slices", partial(watched_read, folder))
+    monkeypatch.setattr(prepare, "read_file", partial(watched_read, folder))
     return folder
 
 

@@ -40,7 +40,7 @@ from ichfast.errors import IchfastError
 from tests.prepare.slow_reading import slow_read
 
 prepare.UNIT_ENTRIES = 8
-prepare.read_slices = slow_read
+prepare.read_file = slow_read
 source, store = sys.argv[1:]
 options = {"labels": None, "workers": 2, "keep_ids": True}
 try:

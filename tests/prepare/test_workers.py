@@ -71,7 +71,7 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Display:
     return shown
 
 
-def fragile_read(content: bytes) -> Iterator[Slice]:
+def fragile_read(content: bytes, _name: str) -> Iterator[Slice]:
     """`read_slices`, but some slices end or stop the process, as bad decoders do."""
     slices = list(read_slices(content))
     corner_hu = int(slices[0].stored_HW[0, 0]) - 1024
@@ -97,7 +97,7 @@ def test_a_crash_a_hang_and_a_hoard_cost_their_files_and_no_other(
             source / f"{name}.dcm", name, hu_HW=np.full(SHAPES[0], hu, np.int16)
         )
     monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
-    monkeypatch.setattr(prepare, "read_slices", fragile_read)
+    monkeypatch.setattr(prepare, "read_file", fragile_read)
     monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", 1.0)
     report = run([source], tmp_path / "store", workers=2, max_rejected="4")
     assert report.slices == 19
@@ -118,7 +118,7 @@ FRAMES_S = 2.0
 that of one frame, so that a busy machine changes nothing."""
 
 
-def many_frames(fails: bool, content: bytes) -> Iterator[Slice]:
+def many_frames(fails: bool, content: bytes, _name: str) -> Iterator[Slice]:
     """One file of four slow frames; if it fails, at the last of them."""
     [one] = read_slices(content)
     if one.slice_id != "ID_5":
@@ -136,7 +136,7 @@ def many_frames(fails: bool, content: bytes) -> Iterator[Slice]:
 def test_each_frame_has_its_time_and_all_count_or_none(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    monkeypatch.setattr(prepare, "read_slices", partial(many_frames, fails))
+    monkeypatch.setattr(prepare, "read_file", partial(many_frames, fails))
     monkeypatch.setattr(prepare, "DECODE_TIMEOUT_S", 0.8 * FRAMES_S)
     report = run([source], tmp_path / "store", max_rejected="1")
     assert report.slices == (22 if fails else 26)
@@ -147,7 +147,7 @@ def test_each_frame_has_its_time_and_all_count_or_none(
     assert verify_store(tmp_path / "store") == []
 
 
-def kill_at_first_call(marker: Path, content: bytes) -> Iterator[Slice]:
+def kill_at_first_call(marker: Path, content: bytes, _name: str) -> Iterator[Slice]:
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -161,13 +161,13 @@ def test_a_worker_killed_from_outside_costs_nothing(
     run([source], tmp_path / "calm")
     marker = tmp_path / "killed"
     killer = partial(kill_at_first_call, marker)
-    monkeypatch.setattr(prepare, "read_slices", killer)
+    monkeypatch.setattr(prepare, "read_file", killer)
     run([source], tmp_path / "store")
     assert marker.exists()
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
 
 
-def die(content: bytes) -> Iterator[Slice]:
+def die(content: bytes, _name: str) -> Iterator[Slice]:
     os.kill(os.getpid(), signal.SIGKILL)
     yield from read_slices(content)
 
@@ -175,7 +175,7 @@ def die(content: bytes) -> Iterator[Slice]:
 def test_workers_that_die_of_everything_end_the_run(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "read_slices", die)
+    monkeypatch.setattr(prepare, "read_file", die)
     monkeypatch.setattr(pool, "MAX_DEATHS", 1)
     with pytest.raises(StoreError, match=r"unit 0 died 1 times.*fewer --workers"):
         run([source], tmp_path / "store")
@@ -188,12 +188,12 @@ def write_without_memory(_journal: Journal, _unit: Unit, _page: Page) -> None:
 def test_a_worker_without_memory_ends_the_run_with_advice(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "read_slices", read_and_break_the_journal)
+    monkeypatch.setattr(prepare, "read_file", read_and_break_the_journal)
     with pytest.raises(StoreError, match=r"unit 0 died 2 times.*memory ran out"):
         run([source], tmp_path / "store")
 
 
-def read_and_break_the_journal(content: bytes) -> Iterator[Slice]:
+def read_and_break_the_journal(content: bytes, _name: str) -> Iterator[Slice]:
     """`read_slices`, in a worker whose pages are written without enough memory."""
     Journal.write = write_without_memory  # type: ignore[method-assign, assignment]
     yield from read_slices(content)
@@ -220,7 +220,7 @@ def test_a_script_needs_no_guard_against_being_run_again(
     assert (ended.returncode, ended.stdout) == (0, "23\n"), ended.stderr
 
 
-def slow_read(content: bytes) -> Iterator[Slice]:
+def slow_read(content: bytes, _name: str) -> Iterator[Slice]:
     time.sleep(0.02)
     yield from read_slices(content)
 
@@ -230,7 +230,7 @@ def test_files_are_counted_while_their_unit_is_being_converted(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, display: Display
 ) -> None:
     (source / "000.txt").write_text("no image")
-    monkeypatch.setattr(prepare, "read_slices", slow_read)
+    monkeypatch.setattr(prepare, "read_file", slow_read)
     monkeypatch.setattr(pool, "REFRESH_S", 0.05)
     run([source], tmp_path / "store")
     assert display.total == 24
@@ -248,7 +248,7 @@ def test_an_interrupted_run_leaves_no_worker_at_work(
         if num:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "read_slices", slow_read)
+    monkeypatch.setattr(prepare, "read_file", slow_read)
     monkeypatch.setattr(pool, "REFRESH_S", 0.05)
     monkeypatch.setattr(display, "update", interrupt)
     with pytest.raises(StoreError, match="0 of 23 files done; the same command"):
@@ -261,7 +261,7 @@ def test_what_was_done_before_counts_from_the_start(
 ) -> None:
     monkeypatch.setattr(prepare, "UNIT_ENTRIES", 8)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "read_slices", die_at_the_last)
+        patch.setattr(prepare, "read_file", die_at_the_last)
         patch.setattr(pool, "MAX_DEATHS", 1)
         with pytest.raises(StoreError, match="unit 2 died"):
             run([source], tmp_path / "store")
@@ -270,7 +270,7 @@ def test_what_was_done_before_counts_from_the_start(
     assert display.states[-1] == (23, "0 rejected")
 
 
-def die_at_the_last(content: bytes) -> Iterator[Slice]:
+def die_at_the_last(content: bytes, _name: str) -> Iterator[Slice]:
     slices = list(read_slices(content))
     if slices[0].slice_id == "ID_22":
         os.kill(os.getpid(), signal.SIGKILL)
