@@ -31,12 +31,12 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
     history = read_history(run.path)
     best = history.iloc[int(history["valid_loss"].argmin())]
     three = ", 3" if data.neighbours else ""
-    shares = (
-        "whole patients: none is on both sides"
-        if folds.kind == "patient"
-        else "single slices: patients are on both sides, so the figures below look "
-        "better than they are"
-    )
+    shares = {
+        "patient": "whole patients: none is on both sides",
+        "study": "whole studies: a patient of several studies may be on both sides",
+        "slice": "single slices: patients are on both sides, so the figures below look "
+        "better than they are",
+    }[folds.unit]
     if counts.valid_patients_seen:
         shares += (
             f".\n  The weights that it started from may have been trained on "

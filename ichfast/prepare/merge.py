@@ -274,7 +274,7 @@ def finish(
             "entries": counts["entries"] + merged.num_entries,
             "slices": len(rows),
             "series": len(rows["series"].unique()),
-            "patients": len(rows["patient"].unique()),
+            "patients": _count_patients(rows),
             "duplicates": counts["duplicates"] + merged.num_duplicates,
             **count_labels(rows),
             "labels_without_slice": counts["labels_without_slice"],
@@ -289,6 +289,13 @@ def finish(
     finish_store(journal.next, header, _sorted_parts(rows, names), rejected)
     journal.publish()
     return num_changed
+
+
+def _count_patients(rows: pa.Table) -> int:
+    """Count the patients, and the studies without one."""
+    is_known = pc.not_equal(rows["patient"].cast(pa.string()), "")
+    patients = rows["patient"].filter(is_known).unique()
+    return len(patients) + len(rows["study"].filter(pc.invert(is_known)).unique())
 
 
 def _used_shards(merged: Merged) -> tuple[Shard, ...]:

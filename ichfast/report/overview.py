@@ -18,6 +18,7 @@ from ichfast.loading.splits import NUM_FOLDS, patient_folds
 from ichfast.report.pictures import contact_sheet, write_figure
 from ichfast.store.series import describe_series
 from ichfast.store.store import Store
+from ichfast.store.tables import patients_N
 from ichfast.windows import HU_OFFSET, NUM_STORED_VALUES, PRESETS
 
 NUM_MEASURED = 256
@@ -79,7 +80,7 @@ def describe_store(store: Store) -> Overview:
     return Overview(
         slices=len(store),
         series=table["series"].nunique(),
-        patients=table["patient"].nunique(),
+        patients=len(set(patients_N(table))),
         shapes=_counts(shapes),
         levels=store.levels,
         bytes=header.num_bytes,
@@ -201,9 +202,9 @@ def _folds(store: Store) -> npt.NDArray[np.int8]:
     labels_NK = store.labels_NK()
     labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
     fold_N = np.full(len(store), -1, dtype=np.int8)
-    patients_N = store.table["patient"].to_numpy(dtype=object)[labelled_N]
-    if len(set(patients_N)) >= NUM_FOLDS:
-        fold_N[labelled_N] = patient_folds(patients_N, labels_NK[labelled_N])
+    patient_N = patients_N(store.table)[labelled_N]
+    if len(set(patient_N)) >= NUM_FOLDS:
+        fold_N[labelled_N] = patient_folds(patient_N, labels_NK[labelled_N])
     return fold_N
 
 

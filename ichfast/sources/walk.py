@@ -149,7 +149,10 @@ class _Walk:
                 size = status.st_size
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("it is a pipe or a device, not a file")
-            if kind := archives.archive_kind(path):
+            with archives.open_container(path) as stream:
+                head = stream.read(archives.HEAD_BYTES)
+            kind = archives.kind_of(head)
+            if kind and not archives.is_gzipped_dicom(head):
                 yield from self._members(path, path.name, kind)
             else:
                 yield Found(path, "", "", printable(path.name), size)
