@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.labels import CLASSES
+from ichfast.loading.config import pixel_aspects
 from ichfast.loading.splits import NUM_FOLDS, patient_folds
-from ichfast.report.pictures import contact_sheet, write_figure
+from ichfast.report.pictures import contact_sheet, slice_view, write_figure
 from ichfast.store.series import describe_series
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
@@ -45,6 +46,8 @@ class Overview:
     patients: int
     shapes: dict[str, int]
     """Slices by rows x columns."""
+    nonsquare_pixels: int
+    """Slices whose pixels are not square (`ichfast.loading.config.pixel_aspects`)."""
     levels: tuple[int, ...]
     bytes: int
     labelled: int
@@ -82,6 +85,7 @@ def describe_store(store: Store) -> Overview:
         series=table["series"].nunique(),
         patients=len(set(patients_N(table))),
         shapes=_counts(shapes),
+        nonsquare_pixels=int((pixel_aspects(table) != 1).sum()),
         levels=store.levels,
         bytes=header.num_bytes,
         labelled=num_labelled,
@@ -140,7 +144,12 @@ def format_overview(overview: Overview) -> str:
     lines = [
         counts,
         f"levels       {levels}; {overview.bytes / 2**30:.2f} GiB",
-        f"shapes       {_listed(overview.shapes)}",
+        f"shapes       {_listed(overview.shapes)}"
+        + (
+            f"; pixels are not square: {overview.nonsquare_pixels:,}"
+            if overview.nonsquare_pixels
+            else ""
+        ),
         f"pixels       {_listed(overview.bits)}",
         f"syntaxes     {_listed(overview.transfer_syntaxes)}",
         f"quirks       {_listed(overview.quirks)}",
@@ -177,7 +186,10 @@ def write_contact_sheet(store: Store, out: Path) -> None:
     fold_N = _folds(store)
     captions = [_caption(store, int(k), int(fold_N[k])) for k in positions]
     figure = contact_sheet(
-        [store.slice_HW(int(k)) for k in positions],
+        [
+            slice_view(store, int(k), max(store.levels), square_pixels=True)
+            for k in positions
+        ],
         captions,
         {name: PRESETS[name] for name in SHEET_WINDOWS},
     )
