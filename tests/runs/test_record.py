@@ -199,5 +199,7 @@ def test_a_run_from_before_square_pixels_shows_them_as_they_came(
         lambda record: record["recipe"]["data"].pop("square_pixels"),
         renews_checksum=True,
     )
-    assert not open_run(run).record.recipe.data.square_pixels
-    assert open_run(run_dir).record.recipe.data.square_pixels
+    assert not read_record(run).recipe.data.square_pixels
+    assert read_record(run_dir).recipe.data.square_pixels
+    with pytest.raises(RecipeError, match=r"square_pixels = false, but trained was"):
+        open_run(run)  # the checkpoint tells that this one was edited
