@@ -15,6 +15,7 @@ Shape letters: N rows, R rows that repeat a slice id, L labelled slices, K class
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from ichfast.store.shards import Shard
 from ichfast.store.store import finish_store
 from ichfast.store.tables import LABEL_COLUMNS, ORDER, read_rejected, read_rows
 from ichfast.system.files import make_folder
+
+log = logging.getLogger(__name__)
 
 PART_ROWS = 2**15
 """Rows in a row group of `slices.parquet`. It decides the file's bytes."""
@@ -263,6 +266,7 @@ def finish(
         if len(labels.ids) and not labelled.num_found:
             warn_of_strangers(rows, labels, key)
         del labelled
+    _warn_of_placeholders(rows)
     shards = _used_shards(merged)
     names = [shard.name for shard in shards]
     journal.clear_shards(names)
@@ -289,6 +293,21 @@ def finish(
     finish_store(journal.next, header, _sorted_parts(rows, names), rejected)
     journal.publish()
     return num_changed
+
+
+def _warn_of_placeholders(rows: pa.Table) -> None:
+    """Warn of slices whose PatientID is a placeholder."""
+    num_slices = sum(
+        count["counts"]
+        for count in rows["quirks"].value_counts().to_pylist()
+        if "placeholder_patient" in count["values"].split(";")
+    )
+    if num_slices:
+        log.warning(
+            "%s slices have a placeholder as PatientID, such as ANONYMOUS: their study "
+            "counts as the patient, also if several studies are of one (docs/leaks.md)",
+            f"{num_slices:,}",
+        )
 
 
 def _count_patients(rows: pa.Table) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,13 +86,14 @@ def test_a_picture_that_cannot_be_written_is_an_error(
 def test_the_caption_of_pixels_that_are_not_square_has_no_other_zoom(
     tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = []
+    shown: list[tuple[Any, ...]] = []
+
+    def sheet(*arguments: Any, **_options: object) -> Figure:
+        shown.append(arguments)
+        return Figure()
+
     monkeypatch.setattr(preview, "pixel_aspects", lambda rows: np.full(len(rows), 0.5))
-    monkeypatch.setattr(
-        preview,
-        "augmentation_sheet",
-        lambda *arguments, **_: shown.append(arguments) or Figure(),
-    )
+    monkeypatch.setattr(preview, "augmentation_sheet", sheet)
     recipe = resolve_recipe("fast", device_type="cpu", assignments=["augment=none"])
     write_preview(tiny_store_path, recipe, tmp_path / "a.png", epoch=0)
     [(_, _, outlines_B42, captions)] = shown
