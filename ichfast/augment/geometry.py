@@ -53,6 +53,24 @@ def halved_shape(
     return -(-shape_B2 >> halvings_B[:, np.newaxis])
 
 
+def square(shape_B2: npt.NDArray[np.int64], aspect_B: Numbers) -> Numbers:
+    """Matrices that show a slice as long and as wide as it is in mm.
+
+    The longer side, in mm, fills the output, so the whole slice stays visible. Where
+    pixels are square this is the identity.
+
+    Args:
+        shape_B2: rows and columns of the slices at their own resolution, shape (B, 2).
+        aspect_B: height of a pixel over its width, shape (B,).
+    """
+    side_B2 = shape_B2 / shape_B2.max(axis=1, keepdims=True)
+    extent_B = np.maximum(side_B2[:, 0] * aspect_B, side_B2[:, 1])
+    matrix_B33 = identity(len(aspect_B))
+    matrix_B33[:, 0, 0] = extent_B
+    matrix_B33[:, 1, 1] = extent_B / aspect_B
+    return matrix_B33
+
+
 def mirror(flipped_B: npt.NDArray[np.bool_]) -> Numbers:
     """Matrices that flip a slice left to right where `flipped_B` is True."""
     matrix_B33 = identity(len(flipped_B))

@@ -54,6 +54,7 @@ def draw(
     slices_B: npt.NDArray[np.int64],
     source_shape_B2: npt.NDArray[np.floating],
     size: int,
+    square_B33: Uniforms | None = None,
 ) -> Parameters:
     """Draw the parameters of some slices.
 
@@ -65,6 +66,8 @@ def draw(
         source_shape_B2: rows and columns of the slices that the resample reads; a slice
             of 63 rows, halved, counts 31.5.
         size: side of the output, pixels.
+        square_B33: matrices of `geometry.square`, which apply before what is drawn;
+            None shows all pixels as squares.
 
     Returns:
         One row per slice, in the order of `slices_B`.
@@ -73,10 +76,11 @@ def draw(
     jitter = config.window_jitter
     contrast_B, brightness_B = _draw_lighting(config, uniform_BU)
     corner_BM2, side_BM2 = _draw_holes(config, uniform_BU, size)
+    steps = _draw_steps(config, uniform_BU)
+    if square_B33 is not None:
+        steps.insert(0, square_B33)
     return Parameters(
-        matrix_B33=geometry.to_pixels(
-            _draw_steps(config, uniform_BU), source_shape_B2, size
-        ),
+        matrix_B33=geometry.to_pixels(steps, source_shape_B2, size),
         center_shift_B=_symmetric(uniform_BU[:, _CENTER], jitter[0]).astype("f4"),
         width_shift_B=_symmetric(uniform_BU[:, _WIDTH], jitter[1]).astype("f4"),
         contrast_B=contrast_B,

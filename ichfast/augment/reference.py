@@ -21,6 +21,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from ichfast.augment.geometry import square, to_pixels
 from ichfast.augment.parameters import Parameters
 from ichfast.windows import HU_OFFSET, MIN_WIDTH_HU, Window, apply_windows
 
@@ -67,6 +68,30 @@ def halve(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
     padded_HW = np.pad(stored_HW, ((0, rows % 2), (0, columns % 2))).astype(np.float64)
     quarters = [padded_HW[y::2, x::2] for y in (0, 1) for x in (0, 1)]
     return np.rint(np.mean(quarters, axis=0)).astype(np.uint16)
+
+
+def square_view(
+    stored_HW: npt.NDArray[np.uint16], shape: tuple[int, int], aspect: float
+) -> npt.NDArray[np.uint16]:
+    """A slice as a square, whole and in its proportions, with air beside it.
+
+    That is how a model sees it in validation, at another size.
+
+    Args:
+        stored_HW: the slice at any level; stored numbers. Not changed.
+        shape: rows and columns of the slice at its own resolution.
+        aspect: height of a pixel over its width; 1 for a square.
+
+    Returns:
+        Shape (S, S) of the longer side of `stored_HW`, in pixels.
+    """
+    size = max(stored_HW.shape)
+    if aspect == 1.0 and stored_HW.shape == (size, size):
+        return stored_HW
+    square_133 = square(np.array([shape]), np.array([aspect]))
+    matrix_133 = to_pixels([square_133], np.array([stored_HW.shape]), size)
+    viewed_SS = resample(stored_HW, *source_places(matrix_133[0], size))
+    return np.rint(viewed_SS).astype(np.uint16)
 
 
 def source_places(

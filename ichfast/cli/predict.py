@@ -48,7 +48,8 @@ RUNS = click.argument(
 @click.option(
     "--keep-ids",
     is_flag=True,
-    help="With --dicom: keep patient ids, which otherwise become keyed hashes.",
+    help="With --dicom: keep patient ids, which otherwise become keyed hashes, and "
+    "names of files in OUT.rejected.csv, which otherwise become numbers.",
 )
 @click.option(
     "--tta",
@@ -108,11 +109,13 @@ def predict(
 
     --dicom decodes the slices into a temporary store (in TMPDIR, 0.7 MB a slice),
     which is removed at the end. Slice, series and study ids stay as they are in the
-    files, so that a probability can be traced to its file.
+    files, so that a probability can be traced to its file. Files that are no slices or
+    cannot be read are listed with the reason in OUT.rejected.csv.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.predict.ensemble import PredictConfig, predict_runs
     from ichfast.predict.from_dicom import predict_dicom
+    from ichfast.prepare.rejected import rejected_path
     from ichfast.runs.device import choose_device
 
     if sources and store:
@@ -139,9 +142,12 @@ def predict(
             device=choose_device(device),
             config=config,
             workers=len(os.sched_getaffinity(0)),
+            rejected_file=rejected_path(out),
             keep_ids=keep_ids,
             accept=accept,
         )
+        if found.is_listed:
+            print_status(f"{rejected_path(out)} lists the files that were left out")
         table = found.table
         result["rejected"] = dict(found.rejected)
     else:

@@ -275,6 +275,37 @@ def quoted(value: str, known: frozenset[str]) -> str:
     return repr(value) if not value or value in known else "no defined term"
 
 
+_PLACEHOLDERS = frozenset(
+    (
+        *("anon", "anonym", "anonymous", "anonymouspatient", "anonymouspat"),
+        *("anonymised", "anonymisedpatient", "anonymized", "anonymizedpatient"),
+        *("deidentified", "pseudonymised", "pseudonymized", "redacted", "removed"),
+        *("unknown", "unknownpatient", "undefined", "unspecified", "unidentified"),
+        *("none", "null", "nil", "na", "notavailable", "notapplicable", "empty"),
+        *("noid", "noname", "nopatient", "nopatientid", "patient", "patientid"),
+    )
+)
+"""Texts that programs write in place of a patient's id, without case, punctuation and
+spaces."""
+
+
+def read_patient_id(header: Header) -> str:
+    """PatientID; empty where it is absent, or a placeholder that many patients share.
+
+    Placeholders are those of `_PLACEHOLDERS`, and zeros or the letter x, however many.
+
+    Raises:
+        RejectError: by `Header.identifier`.
+    """
+    identifier = header.identifier("PatientID")
+    plain = "".join(filter(str.isalnum, identifier.casefold()))
+    is_filler = not plain.strip("0") or not plain.strip("x")
+    if identifier and (is_filler or plain in _PLACEHOLDERS):
+        header.quirks.add("placeholder_patient")
+        return ""
+    return identifier
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Shape and encoding of the pixels of a file."""

@@ -60,7 +60,7 @@ _DERIVED_TERMS = (
     *("MAT_REMOVED", "MAT_SPECIFIC", "MAT_VALUE_BASED"),
     # Maps of perfusion, which the standard leaves to the vendor.
     *("CBF", "CBV", "MTT", "PERMEABILITY", "RCBF", "RCBV", "TMAX", "TTD", "TTP"),
-    # Reformats and projections: C.8.16.2.1.4 and vendors.
+    # Reformats and projections: C.8.16.1.3, C.8.16.2.1.3 and vendors.
     *("CPR", "CURVED", "MAX_IP", "MIN_IP", "MINIP", "MIP", "MPR", "REFORMATTED"),
     *("SSD", "SURFACE_RENDER", "VOLUME_RENDER", "VRT"),
     # Pages of text: GE, Philips and Siemens.

@@ -19,6 +19,7 @@ from ichfast.dicom.header import (
     check_grey,
     read_layout,
     read_padding,
+    read_patient_id,
     read_rescale,
 )
 from ichfast.dicom.kind import check_kind
@@ -58,7 +59,8 @@ class SeriesHeader:
     patient_id: str
     study_uid: str
     series_uid: str
-    """(0010,0020), (0020,000D), (0020,000E). Empty where absent."""
+    """(0010,0020), (0020,000D), (0020,000E). Empty where absent, and the first where it
+    is a placeholder."""
 
     orientation: tuple[float, ...]
     """(0020,0037), six cosines: of the rows, of the columns. Empty where absent."""
@@ -112,7 +114,7 @@ def _read(
         layout=layout,
         rescale=rescale,
         padding=read_padding(header, is_signed=layout.is_signed),
-        patient_id=header.identifier("PatientID"),
+        patient_id=read_patient_id(header),
         study_uid=header.identifier("StudyInstanceUID"),
         series_uid=header.identifier("SeriesInstanceUID"),
         orientation=header.vector("ImageOrientationPatient", 6),

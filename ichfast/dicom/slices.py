@@ -110,7 +110,8 @@ class Slice:
     ``frame_count``, ``high_bit``, ``j2k_sign``, ``long_pixels``,
     ``malformed_number``, ``meta_uid``, ``missing_affine`` (NIfTI), ``missing_rescale``,
     ``modality_lut``, ``monochrome1``, ``no_preamble``, ``offset_table``, ``padding``,
-    ``two_windows``, ``unused_bits``, ``wrapped_12bit``, ``wrong_syntax``."""
+    ``placeholder_patient``, ``two_windows``, ``unused_bits``, ``wrapped_12bit``,
+    ``wrong_syntax``."""
 
 
 def read_slices(

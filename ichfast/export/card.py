@@ -31,12 +31,12 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
     history = read_history(run.path)
     best = history.iloc[int(history["valid_loss"].argmin())]
     three = ", 3" if data.neighbours else ""
-    shares = (
-        "whole patients: none is on both sides"
-        if folds.kind == "patient"
-        else "single slices: patients are on both sides, so the figures below look "
-        "better than they are"
-    )
+    shares = {
+        "patient": "whole patients: none is on both sides",
+        "study": "whole studies: a patient of several studies may be on both sides",
+        "slice": "single slices: patients are on both sides, so the figures below look "
+        "better than they are",
+    }[folds.unit]
     if counts.valid_patients_seen:
         shares += (
             f".\n  The weights that it started from may have been trained on "
@@ -49,6 +49,12 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
         if data.neighbours
         else ""
     )
+    pixels = (
+        "The pixels must be square: before, resample a slice whose PixelSpacing\n  "
+        "differs between rows and columns, and fill what is missing with air."
+        if data.square_pixels
+        else "Every pixel counts as a square, even where PixelSpacing differs."
+    )
     return f"""# {model_path.name}
 
 **Not a medical device.** Not tested or cleared for patient care. It was made for
@@ -60,7 +66,7 @@ Predicts the probability of intracranial hemorrhage and its five subtypes for an
 slice of non-contrast head CT.
 
 * Input: HU, float32, shape (slices{three}, {ROWS}, {COLUMNS}).
-  Air is -1000.
+  Air is -1000. {pixels}
 * Output: probabilities, float32, shape (slices, {len(CLASSES)}):
   {", ".join(CLASSES)}.
 * Included: resizing to {data.size} pixels, windows {", ".join(data.windows)},

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from ichfast.errors import LoaderError
 from ichfast.loading.sampler import check_sampling
@@ -69,6 +70,10 @@ class DataConfig:
 
     level: int | str = 512
     """Store level to read, or ``auto``: the smallest level that is at least `size`."""
+
+    square_pixels: bool = True
+    """Show a slice whose pixels are not square (`pixel_aspects`) in its proportions in
+    mm, whole, with air beside it. False shows every pixel as a square."""
 
     windows: tuple[str, ...] = ("brain",)
     """One window per channel: a preset's name, CENTER/WIDTH, or ``own`` for the window
@@ -184,6 +189,36 @@ def source_shapes(store: Store, level: int) -> npt.NDArray[np.int64]:
     if level == max(store.levels):
         return store.table[["rows", "columns"]].to_numpy(np.int64)
     return np.full((len(store), 2), level, dtype=np.int64)
+
+
+MIN_ASPECT_ERROR = 0.01
+"""Lower limit of the deviation from a square, of the height of a pixel over its width.
+A side of 512 pixels is then 5 pixels off."""
+
+MAX_ASPECT = 4.0
+"""Upper limit of the longer side of a pixel over its shorter one. Beyond it the header
+is wrong."""
+
+
+def pixel_aspects(table: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Height of a pixel over its width; 1 where it is square, or that is not known.
+
+    Args:
+        table: a store's, N slices.
+
+    Returns:
+        Shape (N,), float64, from 1 / `MAX_ASPECT` to `MAX_ASPECT`.
+    """
+    row_N, column_N = (
+        table[name].to_numpy(np.float64, na_value=np.nan)
+        for name in ("row_spacing_mm", "column_spacing_mm")
+    )
+    is_given_N = (row_N > 0) & (column_N > 0)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        aspect_N = row_N / column_N
+    is_plausible_N = (aspect_N >= 1 / MAX_ASPECT) & (aspect_N <= MAX_ASPECT)
+    differs_N = is_given_N & is_plausible_N & (abs(aspect_N - 1) > MIN_ASPECT_ERROR)
+    return np.where(differs_N, aspect_N, 1.0)
 
 
 OWN = "own"

@@ -10,7 +10,7 @@ Shape letters: N slices of the store, B slices of the batch, C windows, K classe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ import numpy.typing as npt
 import torch
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.augment.geometry import count_halvings, halved_shape
+from ichfast.augment.geometry import count_halvings, halved_shape, square
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.loading.config import (
     OWN,
     DataConfig,
     neighbours,
+    pixel_aspects,
     window_columns,
 )
 from ichfast.loading.dali import wrap_columns, wrap_device_slices, wrap_host_slices
@@ -122,8 +123,8 @@ class SliceNumbers:
     """Computes the numbers of slices: labels, sizes, windows and drawn parameters.
 
     Args:
-        store: for labels and the slices' own windows.
-        windows: names of windows.
+        store: for labels, the slices' own windows, and the size of their pixels.
+        config: windows, and whether pixels are shown as squares.
         augment: the distributions to draw from.
         seed: run seed.
         scale: size of the images and of the slices.
@@ -132,7 +133,7 @@ class SliceNumbers:
     def __init__(
         self,
         store: Store,
-        windows: Sequence[str],
+        config: DataConfig,
         augment: AugmentConfig,
         seed: int,
         scale: Scale,
@@ -141,11 +142,13 @@ class SliceNumbers:
         self._seed = seed
         self._scale = scale
         self._labels_NK = store.labels_NK()
+        self._shape_N2 = store.table[["rows", "columns"]].to_numpy(np.int64)
+        self._aspect_N = pixel_aspects(store.table) if config.square_pixels else None
         self._windows: Columns = {}
         """Center and width, shape (N, C) each, if windows differ by slice."""
 
-        if OWN in windows or any(augment.window_jitter):
-            columns = window_columns(store, windows)
+        if OWN in config.windows or any(augment.window_jitter):
+            columns = window_columns(store, config.windows)
             self._windows = dict(zip(WINDOW_FEEDS, columns, strict=True))
 
     def used(self) -> list[str]:
@@ -173,8 +176,16 @@ class SliceNumbers:
             slices_B=picked_B,
             source_shape_B2=self._scale.shape_N2[picked_B] / 2.0**halvings_B1,
             size=self._scale.size,
+            square_B33=self._square_B33(picked_B),
         )
         return {name: self._column(name, picked_B, drawn) for name in names}
+
+    def _square_B33(
+        self, picked_B: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64] | None:
+        if self._aspect_N is None:
+            return None
+        return square(self._shape_N2[picked_B], self._aspect_N[picked_B])
 
     def _column(
         self, name: str, picked_B: npt.NDArray[np.int64], drawn: Parameters
@@ -376,8 +387,9 @@ class LoaderFeeds:
         self.columns = self._make_columns()
 
     def _make_columns(self) -> ColumnFeeds:
-        windows, seed = self._config.windows, self._sampler.seed
-        numbers = SliceNumbers(self._store, windows, self.augment, seed, self._scale)
+        numbers = SliceNumbers(
+            self._store, self._config, self.augment, self._sampler.seed, self._scale
+        )
         return ColumnFeeds(
             numbers,
             self.schedule,

@@ -78,10 +78,7 @@ def patient_folds(
     patient_N, patients_P = pd.factorize(np.asarray(patients_N), sort=True)
     num_patients = len(patients_P)
     if num_patients < num_folds:
-        raise FoldError(
-            f"{num_patients} patient(s) cannot make {num_folds} patient-grouped folds; "
-            "prepare more patients or train with --set folds.num_folds=2"
-        )
+        raise FoldError(f"{num_patients} patient(s) cannot make {num_folds} folds")
     counts_PC = _count_by_patient(patient_N, labels_NK, num_patients)
     tie_P = np.random.default_rng(seed).permutation(num_patients)
 
@@ -164,6 +161,10 @@ class FoldConfig:
     kind: str = "patient"
     """``patient``: whole patients; ``slice``: the reference's split, which leaks."""
 
+    group: str = "patient"
+    """With the kind ``patient``, whose slices stay together: those of a ``patient``, or
+    of a ``study``, where all files have one patient's id."""
+
     num_folds: int = NUM_FOLDS
     """Number of folds."""
 
@@ -184,6 +185,8 @@ class FoldConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("patient", "slice"):
             raise RecipeError(f"folds.kind is patient or slice, got {self.kind!r}")
+        if self.group not in ("patient", "study"):
+            raise RecipeError(f"folds.group is patient or study, got {self.group!r}")
         if self.file and not 0 <= self.fold <= MAX_FOLD:
             raise RecipeError(f"folds.fold is in 0 to {MAX_FOLD}, got {self.fold}")
         if self.num_folds < 2 or not (self.file or 0 <= self.fold < self.num_folds):
@@ -193,6 +196,11 @@ class FoldConfig:
             )
         if self.seed < 0:
             raise RecipeError(f"folds.seed must be at least 0, got {self.seed}")
+
+    @property
+    def unit(self) -> str:
+        """What a fold has all slices of: a ``patient``, a ``study`` or a ``slice``."""
+        return self.group if self.kind == "patient" else "slice"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +221,7 @@ class Split:
 
     def counts(self, store: Store) -> dict[str, int]:
         """Number of slices and patients of both parts, by name."""
-        patients = store.table["patient"].to_numpy(dtype=object)
+        patients = patients_N(store.table)
         return {
             "train_slices": len(self.train_N),
             "train_patients": len(set(patients[self.train_N])),
@@ -256,7 +264,7 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
         labelled_folds_N = _folds_of_file(store, folds, labelled_N, files["file"])
     elif folds.kind == "patient":
         labelled_folds_N = patient_folds(
-            patients_N(store.table)[labelled_N],
+            _groups(store.table.iloc[labelled_N], folds),
             labels_NK[labelled_N],
             num_folds=folds.num_folds,
             seed=folds.seed,
@@ -354,6 +362,35 @@ def _empty_part(folds: FoldConfig, fold_N: npt.NDArray[np.int8], purpose: str) -
     return (
         f"no slices to {purpose} in fold {folds.fold} of {folds.num_folds}; choose "
         "another --fold, or fewer with --set folds.num_folds=2"
+    )
+
+
+def _groups(table: pd.DataFrame, folds: FoldConfig) -> npt.NDArray[np.object_]:
+    """What stays together of each labelled slice: its patient or its study."""
+    groups = {
+        "patient": patients_N(table),
+        "study": table["study"].fillna("").to_numpy(dtype=object),
+    }
+    num_groups = len(set(groups[folds.group]))
+    if num_groups < folds.num_folds:
+        advice = _advice(num_groups, len(set(groups["study"])), folds.num_folds)
+        raise FoldError(
+            f"{num_groups} {folds.group}(s) with labels cannot make {folds.num_folds} "
+            f"folds; {advice}"
+        )
+    return groups[folds.group]
+
+
+def _advice(num_groups: int, num_studies: int, num_folds: int) -> str:
+    """How to get folds that the slices are enough for."""
+    if num_groups > 1:
+        return f"train with --set folds.num_folds={num_groups}, or prepare more"
+    if num_studies < 2:
+        return "prepare more patients"
+    fewer = f" --set folds.num_folds={num_studies}" if num_studies < num_folds else ""
+    return (
+        f"if that id stands for several patients, train by study, of which there are "
+        f"{num_studies}, with --set folds.group=study{fewer}"
     )
 
 

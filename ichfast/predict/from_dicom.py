@@ -8,7 +8,8 @@
 3. Slice, series and study ids stay as they are in the files, so that a probability can
    be traced to its file. Patient ids identify people in a hospital; they become keyed
    hashes unless asked for, which is enough to group slices.
-4. Files that cannot be read are counted and do not stop the others.
+4. Files that are no slices or cannot be read do not stop the others. They are counted,
+   and listed in a csv, with numbers in place of names unless ids are kept.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from ichfast.errors import InterruptionError, PredictionError, StoreError
 from ichfast.predict.ensemble import PredictConfig, predict_store
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
+from ichfast.prepare.rejected import write_rejected_beside
 from ichfast.runs.trained import open_ensemble
 from ichfast.store.store import Store
+from ichfast.store.tables import read_rejected
 from ichfast.system.locks import temporary_folder
 from ichfast.system.signals import signals_interrupt
 
@@ -43,16 +46,19 @@ class DicomPredictions:
     table: pd.DataFrame
     """Columns as in `ichfast.evaluation.predictions`."""
     rejected: Mapping[str, int]
-    """Number of files that are no CT slice, by reject code."""
+    """Number of files that were left out, by reject code."""
+    is_listed: bool
+    """Whether the csv of the files that were left out is written."""
 
 
-def predict_dicom(
+def predict_dicom(  # noqa: PLR0913  the options of the command
     paths: Sequence[Path],
     sources: Sequence[Path | str],
     *,
     device: torch.device,
     config: PredictConfig,
     workers: int,
+    rejected_file: Path,
     keep_ids: bool = False,
     accept: Collection[str] = (),
 ) -> DicomPredictions:
@@ -64,7 +70,9 @@ def predict_dicom(
         device: where to compute.
         config: how to predict; its limit is the number of files to read.
         workers: decoding processes.
-        keep_ids: keep patient ids as they are in the files.
+        rejected_file: csv of the files that are left out, also if all of them are. One
+            of an earlier run is replaced, or removed if none is left out.
+        keep_ids: keep patient ids as they are in the files, and names of files.
         accept: reject codes of images to predict all the same, as for `prepare_store`.
 
     Raises:
@@ -87,13 +95,17 @@ def predict_dicom(
             max_rejected="100%",
             limit=config.limit,
             accept=accept,
+            name_files=keep_ids,
+            rejected_file=rejected_file,
         )
         with Store(report.store) as store:
             table = predict_store(runs, store, device=device, config=config)
+            rejected = read_rejected(store.path, store.header)
     if not keep_ids:
         key = secrets.token_bytes(KEY_BYTES)
         table["patient"] = [stored_id(key, patient) for patient in table["patient"]]
-    return DicomPredictions(table=table, rejected=report.rejected)
+    is_listed = write_rejected_beside(rejected_file, rejected, PredictionError)
+    return DicomPredictions(table=table, rejected=report.rejected, is_listed=is_listed)
 
 
 @contextmanager

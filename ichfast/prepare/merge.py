@@ -15,6 +15,7 @@ Shape letters: N rows, R rows that repeat a slice id, L labelled slices, K class
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ from ichfast.store.tables import (
     with_added_columns,
 )
 from ichfast.system.files import make_folder
+
+log = logging.getLogger(__name__)
 
 PART_ROWS = 2**15
 """Rows in a row group of `slices.parquet`. It decides the file's bytes."""
@@ -305,6 +308,7 @@ def finish(
             warn_of_strangers(rows, labels, key)
         del labelled
     known, positives = count_values(rows)
+    _warn_of_placeholders(rows)
     shards = _used_shards(merged)
     names = [shard.name for shard in shards]
     journal.clear_shards(names)
@@ -316,7 +320,7 @@ def finish(
             "entries": counts["entries"] + merged.num_entries,
             "slices": len(rows),
             "series": len(rows["series"].unique()),
-            "patients": len(rows["patient"].unique()),
+            "patients": _count_patients(rows),
             "duplicates": counts["duplicates"] + merged.num_duplicates,
             **count_labels(rows),
             "labels_without_slice": counts["labels_without_slice"],
@@ -333,6 +337,28 @@ def finish(
     finish_store(journal.next, header, _sorted_parts(rows, names), rejected)
     journal.publish()
     return num_changed
+
+
+def _warn_of_placeholders(rows: pa.Table) -> None:
+    """Warn of slices whose PatientID is a placeholder."""
+    num_slices = sum(
+        count["counts"]
+        for count in rows["quirks"].value_counts().to_pylist()
+        if "placeholder_patient" in count["values"].split(";")
+    )
+    if num_slices:
+        log.warning(
+            "%s slices have a placeholder as PatientID, such as ANONYMOUS: their study "
+            "counts as the patient, also if several studies are of one (docs/leaks.md)",
+            f"{num_slices:,}",
+        )
+
+
+def _count_patients(rows: pa.Table) -> int:
+    """Count the patients, and the studies without one."""
+    is_known = pc.not_equal(rows["patient"].cast(pa.string()), "")
+    patients = rows["patient"].filter(is_known).unique()
+    return len(patients) + len(rows["study"].filter(pc.invert(is_known)).unique())
 
 
 def _used_shards(merged: Merged) -> tuple[Shard, ...]:

@@ -33,6 +33,7 @@ of the journal (`ichfast.prepare.workers`, `ichfast.prepare.convert`,
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -67,6 +68,11 @@ from ichfast.prepare.lock import only_writer
 from ichfast.prepare.merge import Merged, finish, merge, read_base
 from ichfast.prepare.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
+from ichfast.prepare.rejected import (
+    format_rejected,
+    rejected_path,
+    write_rejected_beside,
+)
 from ichfast.prepare.report import PrepareReport, summarize
 from ichfast.prepare.selection import Selection, parse_selection
 from ichfast.prepare.series_choice import SERIES
@@ -78,6 +84,8 @@ from ichfast.store.header import read_header
 from ichfast.store.levels import LEVELS, check_levels
 from ichfast.store.tables import write_rejected
 from ichfast.system.signals import signals_interrupt
+
+log = logging.getLogger(__name__)
 
 UNIT_ENTRIES = 1024
 """Entries of the listing per unit of work."""
@@ -110,6 +118,8 @@ def prepare_store(  # noqa: PLR0913, PLR0915  the options and steps of the comma
     select: str = "",
     series: str = SERIES[0],
     left_out: Sequence[Path] = (),
+    name_files: bool | None = None,
+    rejected_file: Path | None = None,
 ) -> PrepareReport:
     """Make a store of the axial CT slices in `sources`, or continue an interrupted run.
 
@@ -141,6 +151,10 @@ def prepare_store(  # noqa: PLR0913, PLR0915  the options and steps of the comma
         series: ``one-per-study`` stores only the series of each study that
             `ichfast.prepare.series_choice` chooses; ``all``: all.
         left_out: files and folders in `sources` that are not read, such as masks.
+        name_files: write names of files to `rejected.csv`, which may be those of
+            patients; otherwise their numbers. None does as `keep_ids`.
+        rejected_file: csv of the rejected files if nothing can be stored; None takes
+            STORE.rejected.csv.
 
     Raises:
         SourceError: a source is missing or cannot be reached by the workers, has no CT
@@ -172,10 +186,12 @@ def prepare_store(  # noqa: PLR0913, PLR0915  the options and steps of the comma
     selection = _parse_selection(select)
     _check_labels(labels, append=append, relabel=relabel)
     key_path = _key_path(store, id_key, keep_ids=keep_ids)
+    rejected_file = rejected_file or rejected_path(store)
     journal = Journal(store, levels)
     units: list[Unit] = []
     with signals_interrupt(), _resumable(journal, units):
-        entries = _list(sources, (store, key_path, *left_out))[:limit]
+        others = (store, key_path, rejected_file, *left_out)
+        entries = _list(sources, others)[:limit]
     with (
         only_writer(store) as discard,
         signals_interrupt(),
@@ -205,7 +221,7 @@ def prepare_store(  # noqa: PLR0913, PLR0915  the options and steps of the comma
             journal.begin(plan, may_restart=base is not None)
             name = partial(
                 entry_name,
-                keep_ids=keep_ids,
+                keep_ids=keep_ids if name_files is None else name_files,
                 first_unit=base.intake.num_units if base else 0,
             )
             job = Job(
@@ -213,7 +229,7 @@ def prepare_store(  # noqa: PLR0913, PLR0915  the options and steps of the comma
             )
             num_files = convert_units(job, units, workers, scheduler)
             merged = merge(journal, units, base, name, series=series)
-            _check_rejected(journal, merged, max_rejected, discard)
+            _check_rejected(journal, merged, max_rejected, rejected_file, discard)
             num_relabelled = finish(
                 journal,
                 merged,
@@ -335,30 +351,48 @@ def _how_far(journal: Journal, units: Sequence[Unit]) -> str:
     return f"{num_done:,} of {sum(len(u.entries) for u in units):,} files done"
 
 
-def _check_rejected(
-    journal: Journal, merged: Merged, max_rejected: str, discard: Callable[[], None]
+def _check_found(
+    merged: Merged, rejected_file: Path, discard: Callable[[], None]
 ) -> None:
-    store = journal.store
+    """Remove a store without a slice, but keep the list of the rejected files."""
+    is_store = len(merged.rows) > 0  # which has a list of its own
+    left_out = merged.rejected[:0] if is_store else merged.rejected
+    is_listed = write_rejected_beside(rejected_file, left_out, StoreError)
+    if is_store:
+        return
+    discard()
+    if (merged.rejected["reason"] == "not-selected").any():
+        raise SourceError(_nothing_selected(merged))
+    listed = f"{rejected_file} lists them; " if is_listed else ""
+    raise SourceError(
+        f"none of {merged.num_entries:,} files is an axial CT slice: "
+        f"{format_rejected(merged.rejected)}; {listed}mend what is named there, or "
+        "name a folder or an archive of head CT DICOM files"
+    )
+
+
+def _check_rejected(
+    journal: Journal,
+    merged: Merged,
+    max_rejected: str,
+    rejected_file: Path,
+    discard: Callable[[], None],
+) -> None:
+    _check_found(merged, rejected_file, discard)
     counts = Counter(merged.rejected["reason"])
-    shown = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
-    if not len(merged.rows):
-        discard()
-        if counts["not-selected"]:
-            raise SourceError(_nothing_selected(merged))
-        raise SourceError(
-            f"none of {merged.num_entries} files is a CT slice ({shown}); name a "
-            "folder or an archive of head CT DICOM files"
-        )
-    folder = store if merged.base is None else journal.path
+    shown = format_rejected(merged.rejected)
+    folder = journal.store if merged.base is None else journal.path
     write_rejected(folder, merged.rejected)
     # A study holds images of other kinds; that says nothing about its slices.
     num_failed = sum(counts[code] for code in counts.keys() - SOUND_CODES)
     if num_failed > _num_allowed(max_rejected, merged.num_entries):
         raise SourceError(
-            f"{num_failed} of {merged.num_entries} files were rejected ({shown}), "
+            f"{num_failed} of {merged.num_entries} files were rejected: {shown}; "
             f"--max-rejected allows {max_rejected}; see {folder}/rejected.csv, then "
             "repeat the command with a higher --max-rejected: nothing is decoded again"
         )
+    if shown:
+        log.info("left out: %s", shown)
 
 
 def _nothing_selected(merged: Merged) -> str:

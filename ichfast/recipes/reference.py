@@ -57,7 +57,9 @@ def exp_00() -> Recipe:
     return Recipe(
         name="exp-00",
         model=ModelConfig(arch="efficientnet-b0", pretrained="try"),
-        data=DataConfig(size=224, batch_size=512, normalize="imagenet"),
+        data=DataConfig(
+            size=224, batch_size=512, normalize="imagenet", square_pixels=False
+        ),
         augment=FASTAI,
         folds=FoldConfig(kind="slice"),
         train=TrainConfig(
@@ -88,7 +90,9 @@ def exp_10() -> Recipe:
     return Recipe(
         name="exp-10",
         model=ModelConfig(arch="xresnet50-attn"),
-        data=DataConfig(size=224, batch_size=384, normalize="data"),
+        data=DataConfig(
+            size=224, batch_size=384, normalize="data", square_pixels=False
+        ),
         augment=FASTAI,
         folds=FoldConfig(kind="slice"),
         train=TrainConfig(phases=(Phase(epochs=20, lr=1e-3 / 8),)),
@@ -113,7 +117,7 @@ def exp_10_tfl() -> Recipe:
         exp_10(),
         name="exp-10-tfl",
         model=ModelConfig(arch="xresnet50-attn", weights="runs/exp-10/best.pt"),
-        data=DataConfig(size=512, batch_size=64, normalize="data"),
+        data=DataConfig(size=512, batch_size=64, normalize="data", square_pixels=False),
         train=TrainConfig(phases=(Phase(epochs=5, lr=1e-3),)),
     )
 
@@ -191,7 +195,9 @@ def exp_30() -> Recipe:
     return Recipe(
         name="exp-30",
         model=ModelConfig(arch="resnext50", head="concat-pool", pretrained="try"),
-        data=DataConfig(size=224, batch_size=512, normalize="imagenet"),
+        data=DataConfig(
+            size=224, batch_size=512, normalize="imagenet", square_pixels=False
+        ),
         augment=EXP_30,
         folds=FoldConfig(kind="slice"),
         train=TrainConfig(

@@ -76,7 +76,7 @@ def _published_row(name: str) -> Row:
         network=recipe.model.arch,
         addition=_addition(recipe),
         size=recipe.data.size,
-        folds=recipe.folds.kind,
+        folds=recipe.folds.unit,
         accuracy=published.accuracy,
         train_loss_smooth=published.train_loss,
         valid_loss=published.valid_loss,
@@ -99,7 +99,7 @@ def _run_row(path: Path) -> Row:
         network=recipe.model.arch,
         addition=_addition(recipe),
         size=recipe.data.size,
-        folds=recipe.folds.kind
+        folds=recipe.folds.unit
         + (", seen" if record.counts.valid_patients_seen else ""),
         accuracy=None if best is None else float(best["valid_accuracy"]),
         train_loss_smooth=(None if best is None else float(best["train_loss_smooth"])),

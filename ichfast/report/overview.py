@@ -15,11 +15,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.labels import CLASSES
+from ichfast.loading.config import pixel_aspects
 from ichfast.loading.splits import NUM_FOLDS, patient_folds
-from ichfast.report.pictures import contact_sheet, write_figure
+from ichfast.report.pictures import contact_sheet, slice_view, write_figure
 from ichfast.store.groups import GROUP_COLUMNS, UNKNOWN, groups_N
 from ichfast.store.series import describe_series
 from ichfast.store.store import Store
+from ichfast.store.tables import patients_N
 from ichfast.windows import HU_OFFSET, NUM_STORED_VALUES, PRESETS
 
 NUM_MEASURED = 256
@@ -64,6 +66,8 @@ class Overview:
     patients: int
     shapes: dict[str, int]
     """Slices by rows x columns."""
+    nonsquare_pixels: int
+    """Slices whose pixels are not square (`ichfast.loading.config.pixel_aspects`)."""
     levels: tuple[int, ...]
     bytes: int
     labelled: int
@@ -104,8 +108,9 @@ def describe_store(store: Store) -> Overview:
     return Overview(
         slices=len(store),
         series=table["series"].nunique(),
-        patients=table["patient"].nunique(),
+        patients=len(set(patients_N(table))),
         shapes=_counts(shapes),
+        nonsquare_pixels=int((pixel_aspects(table) != 1).sum()),
         levels=store.levels,
         bytes=header.num_bytes,
         labelled=num_labelled,
@@ -193,7 +198,12 @@ def format_overview(overview: Overview) -> str:
     lines = [
         counts,
         f"levels       {levels}; {overview.bytes / 2**30:.2f} GiB",
-        f"shapes       {_listed(overview.shapes)}",
+        f"shapes       {_listed(overview.shapes)}"
+        + (
+            f"; pixels are not square: {overview.nonsquare_pixels:,}"
+            if overview.nonsquare_pixels
+            else ""
+        ),
         f"pixels       {_listed(overview.bits)}",
         f"syntaxes     {_listed(overview.transfer_syntaxes)}",
         f"quirks       {_listed(overview.quirks)}",
@@ -248,7 +258,10 @@ def write_contact_sheet(store: Store, out: Path) -> None:
     fold_N = _folds(store)
     captions = [_caption(store, int(k), int(fold_N[k])) for k in positions]
     figure = contact_sheet(
-        [store.slice_HW(int(k)) for k in positions],
+        [
+            slice_view(store, int(k), max(store.levels), square_pixels=True)
+            for k in positions
+        ],
         captions,
         {name: PRESETS[name] for name in SHEET_WINDOWS},
     )
@@ -273,9 +286,9 @@ def _folds(store: Store) -> npt.NDArray[np.int8]:
     labels_NK = store.labels_NK()
     labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
     fold_N = np.full(len(store), -1, dtype=np.int8)
-    patients_N = store.table["patient"].to_numpy(dtype=object)[labelled_N]
-    if len(set(patients_N)) >= NUM_FOLDS:
-        fold_N[labelled_N] = patient_folds(patients_N, labels_NK[labelled_N])
+    patient_N = patients_N(store.table)[labelled_N]
+    if len(set(patient_N)) >= NUM_FOLDS:
+        fold_N[labelled_N] = patient_folds(patient_N, labels_NK[labelled_N])
     return fold_N
 
 

@@ -47,6 +47,7 @@ from ichfast.report.charts.captions import (
     training_charts,
 )
 from ichfast.store.groups import Groups
+from ichfast.store.tables import patients_N
 from ichfast.system.files import output_path
 from ichfast.windows import PRESETS
 
@@ -169,7 +170,7 @@ def _fold_rows(labelled: pd.DataFrame) -> list[dict[str, Any]]:
             "fold": fold,
             "slices": len(rows),
             "studies": rows["study"].nunique(dropna=False),
-            "patients": rows["patient"].nunique(dropna=False),
+            "patients": len(set(patients_N(rows))),
             "positives": labels_of(rows).sum(axis=0).astype(int).tolist(),
         }
         for fold, rows in labelled.groupby("fold")

@@ -16,7 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ichfast.augment.reference import square_view
 from ichfast.errors import IchfastError
+from ichfast.loading.config import pixel_aspects
+from ichfast.store.store import Store
 from ichfast.system.files import output_path
 from ichfast.windows import HU_OFFSET, Window, apply_windows
 
@@ -27,6 +30,26 @@ DPI = 160
 
 JPEG_QUALITY = 80
 """Quality of the pictures of the report, which are there to look at, not to read."""
+
+
+def slice_view(
+    store: Store, position: int, level: int, *, square_pixels: bool
+) -> Stored:
+    """A slice as a square, as a model sees it, with air beside it.
+
+    Args:
+        store: an open store.
+        position: of the slice in the store.
+        level: a level of the store.
+        square_pixels: as in `loading.config.DataConfig`.
+
+    Raises:
+        StoreError: the slice cannot be read.
+    """
+    row = store.table.iloc[[position]]
+    rows, columns = map(int, row[["rows", "columns"]].to_numpy()[0])
+    aspect = float(pixel_aspects(row)[0]) if square_pixels else 1.0
+    return square_view(store.slice_HW(position, level), (rows, columns), aspect)
 
 
 def windowed_8bit(stored_HW: Stored, window: Window) -> npt.NDArray[np.uint8]:

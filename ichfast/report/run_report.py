@@ -18,6 +18,7 @@ from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.settings import to_dict
 from ichfast.report.activations import activations_of
 from ichfast.report.page import ReportData, write_report
+from ichfast.report.pictures import slice_view
 from ichfast.runs.record import RunRecord
 from ichfast.runs.trained import open_run
 from ichfast.store.groups import Groups
@@ -70,8 +71,14 @@ def report_run(
         _check_same_slices(table, position_of, store)
         level = choose_level(store, recipe.data)
 
+        # As the model sees it, so that a map covers the whole picture.
         def slice_of(slice_id: str) -> npt.NDArray[np.uint16]:
-            return store.slice_HW(int(position_of.get_loc(slice_id)), level)
+            return slice_view(
+                store,
+                int(position_of.get_loc(slice_id)),
+                level,
+                square_pixels=recipe.data.square_pixels,
+            )
 
         def maps_of(slice_ids: Sequence[str]) -> npt.NDArray[np.float32]:
             return activations_of(slice_ids, model, store, record, device)

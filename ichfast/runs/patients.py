@@ -9,7 +9,9 @@ list of them, and the list goes where the weights go:
    them, so that a checkpoint names nobody.
 3. Ids can be compared if both stores keep plain ids, or hash them with the same key.
    Otherwise it is unknown whether a patient was trained on.
-4. Weights of a file that has no such list make every patient unknown that is not in
+4. A run whose folds are of studies (`folds.group`) lists its studies as patients, which
+   are compared with studies.
+5. Weights of a file that has no such list make every patient unknown that is not in
    the list, unless the file holds a layer for ImageNet's 1,000 classes.
 
 Shape letters: N slices of a store.
@@ -45,7 +47,8 @@ class TrainingPatients:
     """The patients that a model's weights were trained on."""
 
     ids: dict[str, tuple[str, ...]]
-    """The patients, sorted, by how their stores name patients (`plan["ids"]`)."""
+    """The patients, sorted, by how their stores name patients (`plan["ids"]`). Studies
+    that count as patients have a name of their own."""
 
     is_complete: bool
     """False if weights came from a file that does not name its patients."""
@@ -65,11 +68,15 @@ class TrainingPatients:
         Returns:
             Shape (N,): 1 or 0, NaN where that is not known.
         """
-        kind, ids_N = _ids_kind(store), pd.Series(_patient_ids_N(store))
-        found_N = ids_N.isin(self.ids.get(kind, ())).to_numpy(np.float64)
-        if not self.is_complete or self.ids.keys() - {kind}:
+        found_N = np.zeros(len(store))
+        kinds = {unit: _ids_kind(store, unit) for unit in ("patient", "study")}
+        for unit, kind in kinds.items():
+            ids_N = pd.Series(_ids_N(store, unit))
+            found_N[ids_N.isin(self.ids.get(kind, ()))] = 1.0
+            if unit == "patient" or kind in self.ids:
+                found_N[ids_N == ""] = np.nan
+        if not self.is_complete or self.ids.keys() - set(kinds.values()):
             found_N[found_N == 0] = np.nan
-        found_N[ids_N.to_numpy() == ""] = np.nan
         return found_N
 
     def to_text(self) -> str:
@@ -97,17 +104,18 @@ def patients_from_text(text: str) -> TrainingPatients:
 
 
 def patients_of_slices(
-    store: Store, slices_M: npt.NDArray[np.int64]
+    store: Store, slices_M: npt.NDArray[np.int64], *, unit: str = "patient"
 ) -> TrainingPatients:
     """The patients of some slices.
 
     Args:
         store: the store.
         slices_M: positions in it, shape (M,).
+        unit: ``study`` if a study counts as a patient; else ``patient``.
     """
-    patients = set(_patient_ids_N(store)[slices_M]) - {""}
+    patients = set(_ids_N(store, unit)[slices_M]) - {""}
     return TrainingPatients(
-        ids={_ids_kind(store): tuple(sorted(patients))}, is_complete=True
+        ids={_ids_kind(store, unit): tuple(sorted(patients))}, is_complete=True
     )
 
 
@@ -135,22 +143,28 @@ def _has_imagenet_rows(tensor: Tensor) -> bool:
     return tensor.ndim == 2 and len(tensor) == IMAGENET_CLASSES
 
 
-def _ids_kind(store: Store) -> str:
+def _ids_kind(store: Store, unit: str) -> str:
     """How a store names patients; equal for stores whose ids can be compared."""
-    return store.header.plan.get("ids", "unknown")
+    kind = store.header.plan.get("ids", "unknown")
+    return kind if unit == "patient" else f"{kind}, by {unit}"
 
 
-def _patient_ids_N(store: Store) -> npt.NDArray[np.object_]:
-    """The patient of each slice, shape (N,), hashed; empty where it is not known."""
-    patient_N = patients_N(store.table)
+def _ids_N(store: Store, unit: str) -> npt.NDArray[np.object_]:
+    """The patient, or study, of each slice, hashed; empty where it is not known."""
+    if unit == "patient":
+        id_N = patients_N(store.table)
+    else:
+        id_N = store.table[unit].fillna("").to_numpy(dtype=object)
     if not store.header.keep_ids:
-        return patient_N
-    number_N, plain = pd.factorize(patient_N)
-    hashes: npt.NDArray[np.object_] = np.array([_hash(p) for p in plain], dtype=object)
+        return id_N
+    number_N, plain = pd.factorize(id_N)
+    hashes: npt.NDArray[np.object_] = np.array(
+        [_hash(unit, each) for each in plain], dtype=object
+    )
     return hashes[number_N]
 
 
-def _hash(patient: str) -> str:
-    if not patient:
+def _hash(unit: str, plain: str) -> str:
+    if not plain:
         return ""
-    return hashlib.sha256(f"patient {patient}".encode()).hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(f"{unit} {plain}".encode()).hexdigest()[:HASH_DIGITS]

@@ -13,6 +13,7 @@ import errno
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError
 from ichfast.loading.config import measure_normalization
@@ -178,7 +179,7 @@ def read_record(run_dir: Path, *, settings: str | None = None) -> RunRecord:
         raise _unusable(path, f"expected settings, found {found!r:.40}")
     rest = {name: value for name, value in found.items() if name != FIELD}
     try:
-        record = from_dict(RunRecord, rest)
+        record = from_dict(RunRecord, _with_former_settings(rest))
     except IchfastError as error:
         raise _unusable(path, str(error)) from error
     change = settings and first_change(settings, trained_settings(record))
@@ -192,6 +193,15 @@ def read_record(run_dir: Path, *, settings: str | None = None) -> RunRecord:
     except ChecksumError as error:
         raise _unusable(path, str(error)) from error
     return record
+
+
+def _with_former_settings(found: dict[str, Any]) -> dict[str, Any]:
+    """The content of a record with the settings of a run from before they existed."""
+    recipe = found.get("recipe")
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("data"), dict):
+        return found
+    data = {"square_pixels": False, **recipe["data"]}
+    return {**found, "recipe": {**recipe, "data": data}}
 
 
 def _unusable(path: Path, reason: str) -> RecipeError:

@@ -180,6 +180,9 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         if checkpoint:
             before = read_record(run_dir, settings=checkpoint[SETTINGS])
             check_same_run(before, record, run_dir)
+        # Of folds by slice, patients are listed all the same.
+        unit = "study" if recipe.folds.unit == "study" else "patient"
+        trained = patients_of_slices(store, split.train_N, unit=unit)
         spans = Profile(device, run_dir) if profile and ranks.writes else None
         stepper = _make_stepper(recipe, device, ranks, spans)
         if ranks.writes:
@@ -190,7 +193,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
             name_slices=_names_from(store),
             saved_with={
                 SETTINGS: trained_settings(record),
-                PATIENTS: (begun | patients_of_slices(store, split.train_N)).to_text(),
+                PATIENTS: (begun | trained).to_text(),
             },
             should_stop=should_stop,
         )

@@ -32,6 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ichfast.errors import RejectError
 from ichfast.sources import zips
 from ichfast.sources.remote import Container, Remote, check_reachable
 from ichfast.system.limits import LimitedProcess, extend_timer
@@ -95,6 +96,24 @@ _MAX_UNPACKED_RATIO = 1100
 million."""
 
 
+HEAD_BYTES = 2**16
+"""First bytes of a file that tell whether it is a compressed DICOM file."""
+
+MAX_GZIP_BYTES = 2**28
+"""Upper limit of what a compressed DICOM file unpacks to, bytes."""
+
+_GZIP = b"\x1f\x8b"
+_GZIP_WBITS = 16 + zlib.MAX_WBITS
+"""Tells zlib to expect the header of gzip."""
+
+_DICOM_START = 132
+"""Bytes of a DICOM file up to the end of its prefix ``DICM``.
+
+Source:
+    DICOM PS3.10 7.1.
+"""
+
+
 def reason_of(error: Exception) -> str:
     """The reason of a failure, without the path that it failed on."""
     strerror = getattr(error, "strerror", None)
@@ -132,6 +151,52 @@ def kind_of(content: bytes) -> str:
     except tarfile.TarError:
         return ""
     return "tar"
+
+
+def is_gzipped_dicom(head: bytes) -> bool:
+    """Whether a file is one DICOM file that gzip has compressed.
+
+    Args:
+        head: its first `HEAD_BYTES`, or more.
+    """
+    if not head.startswith(_GZIP):
+        return False
+    unpacker = zlib.decompressobj(_GZIP_WBITS)
+    try:
+        start = unpacker.decompress(head[:HEAD_BYTES], _DICOM_START)
+    except zlib.error:
+        return False
+    return start.endswith(b"DICM") and len(start) == _DICOM_START
+
+
+def unpack_dicom(content: bytes) -> bytes:
+    """Unpack a DICOM file that gzip has compressed; give any other file as it is.
+
+    Raises:
+        RejectError: ``too-large`` for more than `MAX_GZIP_BYTES`, or
+            ``unreadable-file`` for damage.
+    """
+    if not is_gzipped_dicom(content):
+        return content
+    unpacker, unpacked = zlib.decompressobj(_GZIP_WBITS), io.BytesIO()
+    try:
+        for at in range(0, len(content), _CHUNK_BYTES):
+            packed = content[at : at + _CHUNK_BYTES]
+            while packed and not unpacker.eof:
+                unpacked.write(unpacker.decompress(packed, _CHUNK_BYTES))
+                packed = unpacker.unconsumed_tail
+                if unpacked.tell() > MAX_GZIP_BYTES:
+                    raise RejectError(
+                        "too-large",
+                        f"gzip unpacks it to more than {MAX_GZIP_BYTES:,} bytes",
+                    )
+    except zlib.error as error:
+        raise RejectError(
+            "unreadable-file", f"its gzip data are damaged: {error}"
+        ) from error
+    if not unpacker.eof:
+        raise RejectError("unreadable-file", "its gzip data end too early")
+    return unpacked.getvalue()
 
 
 def lister() -> LimitedProcess:
@@ -238,6 +303,10 @@ class _StrictTarInfo(tarfile.TarInfo):
             tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
             tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
         ) as error:
+            if tarfile_.offset == 0:
+                raise tarfile.ReadError(
+                    "it is compressed, and holds neither a tar nor a DICOM file"
+                ) from error
             raise tarfile.ReadError(f"damaged header: {error}") from error
 
 

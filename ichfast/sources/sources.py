@@ -3,7 +3,8 @@
 A source is a folder of any nesting, a file, or an archive: ``.zip``, ``.tar``,
 ``.tar.gz``, ``.tar.xz``, ``.tar.bz2``; on this machine, or at a URL
 (`ichfast.sources.remote`). Archives inside a folder are looked into as well (known by
-suffix, then by content); archives inside archives are not.
+suffix, then by content); archives inside archives are not. One DICOM file that gzip
+has compressed is no archive: it reads as that file.
 
 Promises:
 
@@ -162,7 +163,17 @@ def _checked(entry: Entry, content: bytes | OSError) -> bytes | RejectError:
         return _unreadable(content, "unreadable-file")
     if _has_suffix(entry) and archives.kind_of(content):
         return _broken_archive()
-    return content
+    return _plain(content)
+
+
+def _plain(content: bytes) -> bytes | RejectError:
+    """The bytes of a file, unpacked if it is a DICOM file that gzip has compressed."""
+    try:
+        return archives.unpack_dicom(content)
+    except RejectError as error:
+        return error
+    except MemoryError:
+        return RejectError("too-large", "gzip unpacks it to more than memory holds")
 
 
 def _oversized(entry: Entry) -> RejectError:
@@ -218,7 +229,7 @@ def _read_members(
             except archives.BROKEN as error:
                 yield entry, _unreadable(error, "unreadable-archive")
             else:
-                yield entry, content
+                yield entry, _plain(content)
                 del content  # before the next one is read
 
 
@@ -228,7 +239,7 @@ def _read_packed(
     left = {entry.offset: entry for entry in entries}
     try:
         for offset, content in archives.read_packed_members(container, list(left)):
-            yield left.pop(offset), content
+            yield left.pop(offset), _plain(content)
             del content  # before the next one is read
     except archives.BROKEN as error:
         yield from _reject_all(left.values(), error)

@@ -149,8 +149,11 @@ class _Walk:
                 size = status.st_size
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("it is a pipe or a device, not a file")
+            with archives.open_container(path) as stream:
+                head = stream.read(archives.HEAD_BYTES)
             is_volume = path.name.lower().endswith(archives.VOLUME_SUFFIX)
-            if not is_volume and (kind := archives.archive_kind(path)):
+            is_file = is_volume or archives.is_gzipped_dicom(head)
+            if not is_file and (kind := archives.kind_of(head)):
                 yield from self._members(path, path.name, kind)
             else:
                 yield Found(path, "", "", printable(path.name), size)

@@ -38,6 +38,13 @@ _SIGNATURE, _SIGNATURE_END64, _SIGNATURE_LOCATOR = b"PK\1\2", b"PK\6\6", b"PK\6\
 _LOCATOR_BYTES = 20
 _MAX_COMMENT_BYTES = 0xFFFF
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
+_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 98: "PPMd"}
+"""Names of compression methods that are not read, by number.
+
+Source:
+    APPNOTE 6.3.10, 4.4.5.
+"""
+
 _ZIP64_FIELD = 1
 _IN_ZIP64 = 0xFFFF_FFFF
 """Stands for a number that is in the ZIP64 field because it needs 64 bits."""
@@ -113,14 +120,20 @@ def read_zip_member(stream: IO[bytes], offset: int, size: int) -> bytes:
     if signature != MAGIC[0]:
         raise BadZipFile("no member where one was listed")
     if flags & _ENCRYPTED:
-        raise BadZipFile("it is encrypted; unpack it with its password")
+        raise BadZipFile(
+            "the zip is encrypted; unpack it with its password, and name the folder"
+        )
     stream.seek(sum(lengths), os.SEEK_CUR)
     if method == ZIP_STORED:
         content, tail = stream.read(size), stream.read(8)
     elif method == ZIP_DEFLATED:
         content, tail = _inflate(stream, size)
     else:
-        raise BadZipFile(f"compression method {method}; zip it with deflate")
+        name = _METHODS.get(method, "an unknown method")
+        raise BadZipFile(
+            f"the zip is packed by {name} (method {method}), only deflate is read; "
+            "unpack it, and name the folder"
+        )
     if len(content) != size:
         raise EOFError(f"it does not hold the {size:,} bytes that were listed")
     if flags & _HAS_DESCRIPTOR:  # the checksum follows the data

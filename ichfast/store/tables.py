@@ -265,9 +265,23 @@ def write_rejected(path: Path, rejected: pd.DataFrame) -> int:
         The file's checksum, CRC-32C.
     """
     with atomic_path(path / "rejected.csv") as temporary:
-        texts = rejected[["path", "reason", "detail"]].map(escape_formula)
-        texts.to_csv(temporary, index=False, mode="w")
+        temporary.write_text(rejected_csv(rejected), encoding="utf-8")
     return file_crc32c(path / "rejected.csv")
+
+
+REJECTED_HEADER = "path,reason,detail"
+"""First line of `rejected.csv`."""
+
+
+def rejected_csv(rejected: pd.DataFrame) -> str:
+    """The text of `rejected.csv`, which a spreadsheet does not run.
+
+    Args:
+        rejected: columns path, reason (a fixed code), detail.
+    """
+    texts = rejected[REJECTED_HEADER.split(",")].map(escape_formula)
+    text: str = texts.to_csv(index=False)
+    return text
 
 
 def read_rejected(path: Path, header: StoreHeader) -> pd.DataFrame:

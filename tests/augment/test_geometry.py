@@ -106,6 +106,24 @@ def test_a_slice_of_any_shape_is_fitted_whole_with_air_around_it(
         assert not edge_first[SIDE - max(margin - 1, 0) :].any()
 
 
+@pytest.mark.parametrize(
+    ("shape", "aspect", "across", "down"),
+    [
+        ((512, 512), 1.0, 1.0, 1.0),
+        ((63, 65), 1.0, 1.0, 1.0),
+        ((512, 512), 0.5, 1.0, 2.0),
+        ((512, 512), 2.0, 2.0, 1.0),
+        ((64, 32), 0.5, 0.5, 1.0),
+        ((32, 64), 2.0, 1.0, 0.5),
+    ],
+)
+def test_pixels_are_shown_as_squares(
+    shape: tuple[int, int], aspect: float, across: float, down: float
+) -> None:
+    [matrix_33] = geometry.square(np.array([shape]), np.array([aspect]))
+    np.testing.assert_array_equal(matrix_33, np.diag([across, down, 1.0]))
+
+
 def test_only_slices_at_least_twice_the_output_are_halved() -> None:
     rows, columns = (
         np.array([256, 447, 448, 100, 1]),

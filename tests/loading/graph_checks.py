@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.augment.config import PRESETS, AugmentConfig
-from ichfast.augment.geometry import count_halvings
+from ichfast.augment.geometry import count_halvings, square
 from ichfast.augment.parameters import Parameters, draw
 from ichfast.augment.reference import halve
 from ichfast.loading.config import (
     DataConfig,
     neighbours,
     parse_windows,
+    pixel_aspects,
     source_shapes,
     window_columns,
 )
@@ -92,6 +93,11 @@ def draw_all(
         slices_B=np.arange(len(store)),
         source_shape_B2=shape_N2 / 2.0 ** halvings_N[:, None],
         size=config.size,
+        square_B33=square(
+            store.table[["rows", "columns"]].to_numpy(), pixel_aspects(store.table)
+        )
+        if config.square_pixels
+        else None,
     )
     halved = [
         halve_often(store, position, int(config.level), int(count))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from ichfast.errors import FoldError
+from ichfast.errors import FoldError, RecipeError
 from ichfast.labels import CLASSES
-from ichfast.loading.splits import patient_folds, slice_folds
+from ichfast.loading.splits import (
+    FoldConfig,
+    patient_folds,
+    slice_folds,
+    split_slices,
+)
+from ichfast.store.store import Store
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "labels"
 
@@ -43,7 +50,7 @@ def test_folds_are_the_same_for_the_same_seed_in_any_order() -> None:
 
 
 def test_too_few_patients_are_refused() -> None:
-    with pytest.raises(FoldError, match=r"cannot make 5 .* --set folds\.num_folds=2"):
+    with pytest.raises(FoldError, match=r"2 patient\(s\) cannot make 5 folds"):
         patient_folds(["a", "b", "b"], np.zeros((3, 6)))
 
 
@@ -71,3 +78,71 @@ def test_slice_folds_are_even_and_warn_that_they_leak(
     assert (np.ptp(counts_FK, axis=0) <= 32).all()  # one per combination of labels
     assert np.ptp(np.bincount(folds_N)) <= 1
     assert "both sides" in caplog.text
+
+
+# ---- what stays together ----
+
+
+def refusal(store: Store, **settings: Any) -> str:
+    with pytest.raises(FoldError) as caught:
+        split_slices(store, FoldConfig(**settings))
+    return str(caught.value)
+
+
+def test_studies_of_one_patient_can_be_in_several_folds(tiny_store: Store) -> None:
+    tiny_store.table["patient"] = "HEAD"
+    split = split_slices(tiny_store, FoldConfig(group="study"))
+    labelled = tiny_store.table.assign(fold=split.fold_N)[split.fold_N >= 0]
+    assert (labelled.groupby("study")["fold"].nunique() == 1).all()
+    assert labelled["fold"].nunique() == 5
+
+
+def test_a_slice_without_a_patient_is_grouped_by_study(tiny_store: Store) -> None:
+    tiny_store.table["patient"] = ""
+    split = split_slices(tiny_store, FoldConfig())
+    by_study = split_slices(tiny_store, FoldConfig(group="study"))
+    assert split.fold_N.tolist() == by_study.fold_N.tolist()
+    assert split.counts(tiny_store)["train_patients"] == 4
+
+
+def test_the_group_does_not_change_folds_by_slice(tiny_store: Store) -> None:
+    folds = [
+        split_slices(tiny_store, FoldConfig(kind="slice", group=group)).fold_N.tolist()
+        for group in ("patient", "study")
+    ]
+    assert folds[0] == folds[1]
+    assert FoldConfig(kind="slice", group="study").unit == "slice"
+
+
+def test_one_patient_with_several_studies_is_advised_to_group_by_study(
+    tiny_store: Store,
+) -> None:
+    tiny_store.table["patient"] = "HEAD"
+    assert refusal(tiny_store) == (
+        "1 patient(s) with labels cannot make 5 folds; if that id stands for several "
+        "patients, train by study, of which there are 5, with --set folds.group=study"
+    )
+    assert refusal(tiny_store, num_folds=7).endswith(
+        "with --set folds.group=study --set folds.num_folds=5"
+    )
+
+
+def test_the_advice_for_too_few_patients_can_be_followed(tiny_store: Store) -> None:
+    assert refusal(tiny_store) == (
+        "4 patient(s) with labels cannot make 5 folds; train with --set "
+        "folds.num_folds=4, or prepare more"
+    )
+    split_slices(tiny_store, FoldConfig(num_folds=4))
+    assert refusal(tiny_store, group="study", num_folds=6) == (
+        "5 study(s) with labels cannot make 6 folds; train with --set "
+        "folds.num_folds=5, or prepare more"
+    )
+    tiny_store.table[["patient", "study"]] = "HEAD"
+    assert refusal(tiny_store) == (
+        "1 patient(s) with labels cannot make 5 folds; prepare more patients"
+    )
+
+
+def test_another_group_is_refused() -> None:
+    with pytest.raises(RecipeError, match="group is patient or study, got 'series'"):
+        FoldConfig(group="series")

@@ -49,13 +49,28 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """The csv of the files that are left out."""
+    return tmp_path / "out.csv.rejected.csv"
+
+
+@pytest.fixture
+def options(listed: Path) -> dict[str, Any]:
+    return {"device": CPU, "config": DEFAULT, "workers": 1, "rejected_file": listed}
+
+
 @pytest.mark.slow
 def test_the_probabilities_are_those_of_the_two_steps(
-    run_dir: Path, source: Path, tmp_path: Path, temporary: Path
+    run_dir: Path,
+    source: Path,
+    tmp_path: Path,
+    temporary: Path,
+    options: dict[str, Any],
 ) -> None:
     (source / "notes.txt").write_text("not a slice")
     config = PredictConfig(tta="flips", smooth=True)
-    direct = predict_dicom([run_dir], [source], device=CPU, config=config, workers=1)
+    direct = predict_dicom([run_dir], [source], **options | {"config": config})
     assert list(temporary.glob("ichfast-*")) == []
     assert direct.rejected == {"not-dicom": 1}
     prepare_store([source], tmp_path / "store", labels=None, workers=1, keep_ids=True)
@@ -68,13 +83,15 @@ def test_the_probabilities_are_those_of_the_two_steps(
 
 
 @pytest.mark.slow
-def test_volumes_are_predicted_like_their_store(run_dir: Path, tmp_path: Path) -> None:
+def test_volumes_are_predicted_like_their_store(
+    run_dir: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
     folder = tmp_path / "volumes"
     folder.mkdir()
     for seed in range(2):
         volume = nifti(head_hu((32, 24, 3), seed))
         (folder / f"{seed}.nii.gz").write_bytes(packed(volume))
-    direct = predict_dicom([run_dir], [folder], device=CPU, config=DEFAULT, workers=1)
+    direct = predict_dicom([run_dir], [folder], **options)
     ids = [f"{seed}/{index}" for seed in range(2) for index in range(3)]
     assert sorted(direct.table["slice_id"].astype(str)) == ids
     assert not set(direct.table["patient"]) & {"0", "1"}
@@ -84,8 +101,9 @@ def test_volumes_are_predicted_like_their_store(run_dir: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None:
-    options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}
+def test_patient_ids_are_hashed_unless_kept(
+    run_dir: Path, source: Path, options: dict[str, Any]
+) -> None:
     hashed = predict_dicom([run_dir], [source], **options).table
     kept = predict_dicom([run_dir], [source], keep_ids=True, **options).table
     assert set(kept["patient"]) == {"MRN-0", "MRN-1"}
@@ -95,10 +113,11 @@ def test_patient_ids_are_hashed_unless_kept(run_dir: Path, source: Path) -> None
 
 
 @pytest.mark.slow
-def test_accepted_images_are_predicted_too(run_dir: Path, source: Path) -> None:
+def test_accepted_images_are_predicted_too(
+    run_dir: Path, source: Path, options: dict[str, Any]
+) -> None:
     scout = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     write_dicom(source / "scout", "ID_scout", ImageType=scout)
-    options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}
     strict = predict_dicom([run_dir], [source], **options)
     assert strict.rejected == {"localizer": 1}
     lenient = predict_dicom([run_dir], [source], accept=("localizer",), **options)
@@ -114,6 +133,7 @@ def test_a_signal_leaves_no_files(
     temporary: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
+    options: dict[str, Any],
 ) -> None:
     def interrupted(*_args: object, **_options: object) -> None:
         assert list(temporary.glob("ichfast-*/store/store.json"))
@@ -121,13 +141,17 @@ def test_a_signal_leaves_no_files(
 
     monkeypatch.setattr(from_dicom, "predict_store", interrupted)
     with pytest.raises(InterruptionError, match="the same command starts again"):
-        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+        predict_dicom([run_dir], [source], **options)
     assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_an_error_leaves_no_files(
-    run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path,
+    source: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
 ) -> None:
     def failing(*_args: object, **_options: object) -> None:
         assert list(temporary.glob("ichfast-*/store/store.json"))
@@ -135,12 +159,16 @@ def test_an_error_leaves_no_files(
 
     monkeypatch.setattr(from_dicom, "predict_store", failing)
     with pytest.raises(ZeroDivisionError):
-        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+        predict_dicom([run_dir], [source], **options)
     assert list(temporary.iterdir()) == []
 
 
 def test_the_store_of_a_process_that_was_killed_goes_at_the_next_start(
-    run_dir: Path, source: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path,
+    source: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
 ) -> None:
     killed, alive = (temporary / f"ichfast-dicom-{name}" for name in ("a", "b"))
     for folder in (killed, alive):
@@ -150,7 +178,7 @@ def test_the_store_of_a_process_that_was_killed_goes_at_the_next_start(
     with held_elsewhere("locked_folder", killed):
         pass
     with held_elsewhere("locked_folder", alive), pytest.raises(ZeroDivisionError):
-        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+        predict_dicom([run_dir], [source], **options)
     assert list(temporary.iterdir()) == [alive]
 
 
@@ -169,21 +197,65 @@ def test_a_failed_decoding_says_what_to_do(
     run_dir: Path,
     source: Path,
     monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
 ) -> None:
     def stopped(*_args: object, **_options: object) -> None:
         raise StoreError("it said that the same command continues") from cause
 
     monkeypatch.setattr(from_dicom, "prepare_store", stopped)
     with pytest.raises(kind, match=message):
-        predict_dicom([run_dir], [source], device=CPU, config=DEFAULT, workers=1)
+        predict_dicom([run_dir], [source], **options)
 
 
 def test_a_missing_run_or_source_is_an_error(
-    run_dir: Path, source: Path, tmp_path: Path, temporary: Path
+    run_dir: Path,
+    source: Path,
+    tmp_path: Path,
+    temporary: Path,
+    options: dict[str, Any],
 ) -> None:
-    options: dict[str, Any] = {"device": CPU, "config": DEFAULT, "workers": 1}
     with pytest.raises(CheckpointError, match="no run in"):
         predict_dicom([tmp_path / "none"], [source], **options)
     with pytest.raises(SourceError):
         predict_dicom([run_dir], [tmp_path / "none"], **options)
+    assert list(temporary.glob("ichfast-*")) == []
+
+
+# ---- files that are left out ----
+
+
+@pytest.mark.slow
+def test_files_that_are_left_out_are_listed_without_their_names(
+    run_dir: Path, source: Path, listed: Path, options: dict[str, Any]
+) -> None:
+    (source / "Somebody.txt").write_text("not a slice")
+    found = predict_dicom([run_dir], [source], **options)
+    assert (found.rejected, found.is_listed) == ({"not-dicom": 1}, True)
+    assert listed.read_text() == (
+        "path,reason,detail\n"
+        "entry 23 of source 0,not-dicom,11 bytes without DICM at byte 128\n"
+    )
+    predict_dicom([run_dir], [source], keep_ids=True, **options)
+    assert "\nSomebody.txt,not-dicom," in listed.read_text()
+    (source / "Somebody.txt").unlink()
+    assert not predict_dicom([run_dir], [source], **options).is_listed
+    assert not listed.exists()
+
+
+def test_where_nothing_can_be_predicted_the_list_is_beside_the_predictions(
+    run_dir: Path,
+    tmp_path: Path,
+    temporary: Path,
+    listed: Path,
+    options: dict[str, Any],
+) -> None:
+    (tmp_path / "Somebody.txt").write_text("not a slice")
+    with pytest.raises(SourceError) as caught:
+        predict_dicom([run_dir], [tmp_path / "Somebody.txt"], **options)
+    assert str(caught.value) == (
+        "none of 1 files is an axial CT slice: 1 not-dicom (11 bytes without DICM at "
+        f"byte 128); {listed} lists them; mend what is named there, or name a folder "
+        "or an archive of head CT DICOM files"
+    )
+    assert "entry 0 of source 0,not-dicom" in listed.read_text()
     assert list(temporary.glob("ichfast-*")) == []

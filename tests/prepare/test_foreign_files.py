@@ -188,7 +188,7 @@ def test_an_empty_folder_stays_empty_and_a_new_one_is_removed(
 ) -> None:
     (tmp_path / "mine").mkdir()
     for name in ("mine", "new"):
-        with pytest.raises(SourceError, match="none of 1 files is a CT slice"):
+        with pytest.raises(SourceError, match="none of 1 files is an axial CT slice"):
             run([empty], tmp_path / name)
     assert snapshot(tmp_path / "mine") == {}
     assert not (tmp_path / "new").exists()

@@ -94,6 +94,7 @@ def test_network_and_input_are_those_of_the_reference(name: str) -> None:
     assert (data.size, data.batch_size, data.level) == (size, batch_size, 512)
     assert (data.normalize, data.windows) == (normalize, windows)
     assert not data.neighbours
+    assert not data.square_pixels
     from_imagenet = without_notebook(name) in ("exp-00", "exp-30")
     assert recipe.model.pretrained == ("try" if from_imagenet else "no")
 

@@ -26,6 +26,7 @@ from ichfast.report.comparison import compare_runs
 from ichfast.report.run_report import report_run
 from ichfast.runs.crossvalidation import train_folds
 from ichfast.runs.patients import (
+    NOBODY,
     TrainingPatients,
     patients_from_text,
     patients_of_slices,
@@ -292,6 +293,29 @@ class TestStores:
             found_N = everybody.trained_on_N(store)
         assert np.isnan(found_N[:3]).all()
         assert (found_N[3:10] == 1).all()
+
+    @pytest.mark.parametrize("keep_ids", [True, False])
+    def test_studies_that_count_as_patients_are_compared_with_studies(
+        self, tmp_path: Path, *, keep_ids: bool
+    ) -> None:
+        plan = {"ids": "kept" if keep_ids else "hashed with key 1"}
+        write_store(tmp_path / "store", plan=plan)
+        with Store(tmp_path / "store") as store:
+            store.header = replace(store.header, keep_ids=keep_ids)
+            store.table["patient"] = "HEAD"
+            is_first_N = (store.table["study"] == "S1").to_numpy()
+            first = patients_of_slices(store, np.flatnonzero(is_first_N), unit="study")
+            patient = patients_of_slices(store, np.arange(3))
+            found = [
+                each.trained_on_N(store)
+                for each in (first, patient, first | patient, NOBODY)
+            ]
+            store.table.loc[0, "study"] = ""
+            assert np.isnan(first.trained_on_N(store)[0])
+        assert found[0].tolist() == is_first_N.tolist()
+        assert (found[1] == 1).all()
+        assert (found[2] == 1).all()
+        assert (found[3] == 0).all()
 
     @pytest.mark.parametrize("where", ["beside the run", "above the run", "here"])
     def test_a_store_that_moved_is_found(

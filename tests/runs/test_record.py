@@ -188,3 +188,18 @@ def test_a_record_from_before_slices_were_checked_checks_them(
         run, lambda record: record["recipe"]["data"].pop("check"), renews_checksum=True
     )
     assert open_run(run).record.recipe.data.check == "first"
+
+
+def test_a_run_from_before_square_pixels_shows_them_as_they_came(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    edit(
+        run,
+        lambda record: record["recipe"]["data"].pop("square_pixels"),
+        renews_checksum=True,
+    )
+    assert not read_record(run).recipe.data.square_pixels
+    assert read_record(run_dir).recipe.data.square_pixels
+    with pytest.raises(RecipeError, match=r"square_pixels = false, but trained was"):
+        open_run(run)  # the checkpoint tells that this one was edited

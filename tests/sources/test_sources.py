@@ -493,6 +493,102 @@ def test_an_archive_that_was_asked_for_needs_no_suffix(tmp_path: Path) -> None:
     assert read_all(list_entries([renamed])) == {"download/m": b"1"}
 
 
+# ---- a single file that gzip has compressed ----
+
+DICOM = bytes(128) + b"DICM" + bytes(range(256)) * 9000
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_gzip_compressed_dicom_file_reads_as_the_file(
+    tmp_path: Path, *, is_named: bool
+) -> None:
+    path = tmp_path / "1.dcm.gz"
+    path.write_bytes(gzip.compress(DICOM))
+    entries = list_entries([path if is_named else tmp_path])
+    assert read_all(entries) == {"1.dcm.gz": DICOM}
+    assert entries[0].size == path.stat().st_size
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_a_compressed_dicom_file_in_an_archive_reads_as_the_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    packed = {"1.dcm.gz": gzip.compress(DICOM)}
+    path = write_archive(tmp_path / f"a.{suffix}", packed)
+    assert read_all(list_entries([path])) == {f"a.{suffix}/1.dcm.gz": DICOM}
+
+
+def test_other_compressed_files_stay_as_they_are(tmp_path: Path) -> None:
+    contents = {"a.nii.gz": gzip.compress(bytes(999)), "b.gz": b"\x1f\x8b no gzip"}
+    contents |= {"c.gz": gzip.compress(DICOM[:131])}
+    assert read_all(list_entries([write_folder(tmp_path, contents)])) == contents
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "detail"),
+    [
+        (lambda c: c[:-9], "unreadable-file", "its gzip data end too early"),
+        (lambda c: c[:-8] + bytes(8), "unreadable-file", "its gzip data are damaged"),
+        (
+            lambda _: gzip.compress(DICOM + bytes(3 * 2**20)),
+            "too-large",
+            "gzip unpacks it to more than 4,194,304 bytes",
+        ),
+    ],
+)
+def test_a_compressed_dicom_file_that_is_damaged_or_large_is_rejected(
+    change: Callable[[bytes], bytes],
+    code: str,
+    detail: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(archives, "MAX_GZIP_BYTES", 2**22)
+    (tmp_path / "1.dcm.gz").write_bytes(change(gzip.compress(DICOM)))
+    [(_, found)] = read_entries(list_entries([tmp_path]))
+    assert isinstance(found, RejectError)
+    assert found.code == code
+    assert found.detail.startswith(detail)
+
+
+def test_memory_that_ends_while_gzip_unpacks_rejects_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_content: bytes) -> bytes:
+        raise MemoryError
+
+    (tmp_path / "1.dcm.gz").write_bytes(gzip.compress(DICOM))
+    entries = list_entries([tmp_path])
+    monkeypatch.setattr(archives, "unpack_dicom", full)
+    assert read_all(entries) == {"1.dcm.gz": "too-large"}
+
+
+def test_a_compressed_file_that_was_asked_for_is_named_as_what_it_is_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"a letter" * 99))
+    with pytest.raises(SourceError, match="neither a tar nor a DICOM file"):
+        list_entries([tmp_path / "a.gz"])
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(9, "Deflate64"), (12, "bzip2"), (77, "an unknown method")]
+)
+def test_a_zip_of_another_compression_names_it(
+    tmp_path: Path, method: int, name: str
+) -> None:
+    path = write_archive(tmp_path / "a.zip", {"m": b"content"})
+    content = bytearray(path.read_bytes())
+    content[8] = method
+    path.write_bytes(content)
+    [(_, found)] = read_entries(list_entries([path]))
+    assert isinstance(found, RejectError)
+    assert found.detail == (
+        f"the zip is packed by {name} (method {method}), only deflate is read; unpack "
+        "it, and name the folder"
+    )
+
+
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no source at .*nowhere; give a folder"):
         list_entries([tmp_path / "nowhere"])
