@@ -163,18 +163,32 @@ def predict(
     is_flag=True,
     help="Accept patients that the model was trained on, or may have been.",
 )
-def evaluate(predictions: Path, bootstrap: int, allow_leak: bool) -> None:
+@click.option(
+    "--level",
+    type=click.Choice(["slice", "series", "study", "patient"]),
+    help="Evaluate slices, series, studies or patients only.  "
+    "[default: slices, studies and patients]",
+)
+def evaluate(
+    predictions: Path, bootstrap: int, allow_leak: bool, level: str | None
+) -> None:
     """Compare PREDICTIONS with the labels in the same file.
 
     Prints a table that shows what the class prevalence alone scores next to what the
     model scores, and writes every figure to metrics.json next to PREDICTIONS.
     Patients that the model was trained on are an error, since their figures say
     nothing about other patients. So are those of whom that is not known.
+
+    Each class is evaluated where its label is known. A series, study or patient has the
+    highest probability of its slices. Its label is its own, if it has one; else it is
+    positive if one of its slices is, and negative if all are.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
     from ichfast.evaluation.scoretable import format_evaluation
 
-    result = evaluate_file(predictions, replicates=bootstrap, allow_leak=allow_leak)
+    result = evaluate_file(
+        predictions, replicates=bootstrap, allow_leak=allow_leak, level=level
+    )
     print_status(format_evaluation(result.evaluation))
     print_status(f"\nevery figure: {predictions.with_name(METRICS_FILE)}")
     print_result(result.to_json())

@@ -40,23 +40,26 @@ class FileEvaluation:
         }
 
 
-def evaluate_file(path: Path, *, replicates: int, allow_leak: bool) -> FileEvaluation:
+def evaluate_file(
+    path: Path, *, replicates: int, allow_leak: bool, level: str | None = None
+) -> FileEvaluation:
     """Evaluate a predictions file, and write every figure next to it, atomically.
 
     Args:
         path: a file that `evaluation.predictions.read_predictions` reads.
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
         allow_leak: accept patients that the model was trained on, or may have been.
+        level: a level to evaluate, as in `evaluate`; None for the usual ones.
 
     Raises:
-        PredictionError: no such file, no labelled slice in it, patients that the run
+        PredictionError: no such file, no label at that level, patients that the run
             trained on without `allow_leak`, or a folder that cannot be written.
     """
     table = read_predictions(path)
     result = FileEvaluation(
         predictions=path.name,
         leaks=check_leaks(table, allow=allow_leak),
-        evaluation=evaluate(table, replicates=replicates),
+        evaluation=evaluate(table, replicates=replicates, level=level),
     )
     out = path.with_name(METRICS_FILE)
     advice = "; copy the predictions to a folder that can be written"

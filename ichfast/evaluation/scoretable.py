@@ -6,7 +6,7 @@ A figure of `evaluation.evaluation.ClassScores` is shown where it has a line in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,12 @@ from ichfast.evaluation.bootstrap import Interval
 from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
 from ichfast.labels import CLASSES
 
-LEVELS = ("slice", "study", "patient")
+_PLURALS = {
+    "slice": "slices",
+    "series": "series",
+    "study": "studies",
+    "patient": "patients",
+}
 
 
 def format_score(score: float | None, decimals: int = 4) -> str:
@@ -45,6 +50,7 @@ def format_interval(interval: Interval | None, decimals: int = 4) -> str:
 
 
 TEXT_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("labelled", "count", "{:,}".format),
     ("positives", "positives", "{:,}".format),
     ("prevalence", "prevalence", format_score),
     ("log loss", "log_loss", format_score),
@@ -56,7 +62,8 @@ TEXT_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("calibration error", "calibration_error", format_score),
 )
 """Heading, field of `ClassScores` and format of each row. Rows for its interval and its
-``prevalence_...`` field follow where there are any."""
+``prevalence_...`` field follow where there are any. A class without labels has dashes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,7 @@ class PageColumn:
 
 
 PAGE_COLUMNS = (
+    PageColumn(("Labelled", "slices"), "count"),
     PageColumn(("Positive slices", "(prevalence)"), "positives", below="prevalence"),
     PageColumn(("Log loss", "(of prevalence)"), "log_loss", 4, "prevalence_log_loss"),
     PageColumn(("AUC", "(95% interval)"), "auc", below="interval"),
@@ -109,24 +117,29 @@ PAGE_COLUMNS = (
 
 def format_evaluation(evaluation: Evaluation) -> str:
     """Write an evaluation as text, with what the prevalence scores beside it."""
-    level = evaluation.slice
-    counts = (
-        f"{level.count:,} slices of {evaluation.study.count:,} studies and "
-        f"{evaluation.patient.count:,} patients"
+    first = evaluation.first
+    counts, *others = (
+        f"{level.count:,} {_PLURALS[name]}" for name, level in evaluation.levels.items()
     )
+    if others:
+        counts += f" of {' and '.join(others)}"
     if evaluation.unlabelled:
-        counts += f"; {evaluation.unlabelled:,} more lack a label and are left out"
-    replicates = evaluation.bootstrap["replicates"]
+        counts += f"; {evaluation.unlabelled:,} more have no label and are left out"
     lines = [counts]
+    if without := first.unlabelled_classes:
+        lines.append(
+            f"no label of {', '.join(without)}: loss and accuracy are of the others"
+        )
+    replicates = evaluation.bootstrap["replicates"]
     if replicates:
         lines.append(f"95% intervals: {replicates:,} bootstrap replicates of patients")
     lines += ["", _row("", "model", "prevalence", "ratio")]
-    for name in LEVELS:
-        lines += _loss_rows(name, getattr(evaluation, name))
-    accuracies = (level.accuracy, level.prevalence_accuracy)
+    for name, level in evaluation.levels.items():
+        lines += _loss_rows(name, level)
+    accuracies = (first.accuracy, first.prevalence_accuracy)
     lines.append(_row("accuracy", *map(format_score, accuracies)))
-    for name in LEVELS:
-        lines += ["", *_class_rows(name, getattr(evaluation, name))]
+    for name, level in evaluation.levels.items():
+        lines += ["", *_class_rows(name, level)]
     return "\n".join(lines)
 
 
@@ -138,17 +151,21 @@ def _loss_rows(name: str, scores: LevelScores) -> Iterator[str]:
 
 
 def _class_rows(name: str, scores: LevelScores) -> Iterator[str]:
-    classes = scores.classes.values()
+    classes = list(scores.classes.values())
     yield _row(f"by {name}", *CLASSES)
     for heading, field, form in TEXT_ROWS:
-        yield _row(heading, *(form(getattr(one, field)) for one in classes))
-        if any(field in one.intervals for one in classes):
-            yield _row(
-                _INTERVAL, *(_short_interval(one.intervals[field]) for one in classes)
-            )
+        yield _row(heading, *_cells(classes, field, form))
+        if any(one and field in one.intervals for one in classes):
+            shown = (one and one.intervals[field] for one in classes)
+            yield _row(_INTERVAL, *map(_short_interval, shown))
         if f"prevalence_{field}" in ClassScores.__dataclass_fields__:
-            constants = (getattr(one, f"prevalence_{field}") for one in classes)
-            yield _row("  of prevalence", *map(form, constants))
+            yield _row("  of prevalence", *_cells(classes, f"prevalence_{field}", form))
+
+
+def _cells(
+    classes: Iterable[ClassScores | None], field: str, form: Callable[[Any], str]
+) -> list[str]:
+    return ["-" if one is None else form(getattr(one, field)) for one in classes]
 
 
 _INTERVAL = "  95% interval"

@@ -72,6 +72,7 @@ slice of non-contrast head CT.
   {counts.train_patients:,} patients for training,
   {counts.valid_slices:,} slices of {counts.valid_patients:,} patients for
   validation.
+* Training slices with a known label: {_listed(counts.train_labels)}.
 * Validated on fold {folds.fold} of {folds.num_folds} (seed {folds.seed}), divided by
   {shares}.
 * Best of {len(history)} epochs: epoch {int(best["epoch"]) + 1}.
@@ -92,6 +93,11 @@ patients were not tested.
 
 {_versions(run)}
 """
+
+
+def _listed(labels: dict[str, int]) -> str:
+    counts = ", ".join(f"{name} {count:,}" for name, count in labels.items())
+    return counts or "all six classes of each"
 
 
 def _versions(run: TrainedRun) -> str:

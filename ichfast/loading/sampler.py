@@ -110,26 +110,35 @@ class BalancedSampler(Sampler):
 
     An epoch has every slice of the rarer kind, and as many of the other kind, drawn
     anew. On the RSNA set these are 2 of 7 slices, all slices with hemorrhage included.
+    Slices whose label `any` is missing are of neither kind, and are never drawn.
 
     Source:
         Undersampling by the competition's 142nd place at the start of training.
     """
 
-    has_hemorrhage_N: npt.NDArray[np.bool_]
-    """Whether the label `any` of each slice in `slices_N` is 1."""
+    any_N: npt.NDArray[np.floating]
+    """The label `any` of each slice in `slices_N`: 0, 1 or NaN."""
 
     def __post_init__(self) -> None:
         Sampler.__post_init__(self)  # super() fails up to 3.13: python/cpython#90562
         if self._num_each() == 0:
+            num_with, num_without = self._num_kinds()
             raise LoaderError(
                 "balanced sampling needs slices with and without hemorrhage, found "
-                f"{int(self.has_hemorrhage_N.sum())} with hemorrhage among "
+                f"{num_with} with and {num_without} without among "
                 f"{len(self.slices_N)}; choose another fold or sampling"
             )
 
+    def _num_kinds(self) -> tuple[int, int]:
+        return int((self.any_N == 1).sum()), int((self.any_N == 0).sum())
+
     def _num_each(self) -> int:
-        num_with = int(self.has_hemorrhage_N.sum())
-        return min(num_with, len(self.slices_N) - num_with)
+        return min(self._num_kinds())
+
+    @property
+    def num_unknown(self) -> int:
+        """Slices that are left out because their label `any` is missing."""
+        return len(self.slices_N) - sum(self._num_kinds())
 
     @property
     def num_drawn(self) -> int:
@@ -139,7 +148,7 @@ class BalancedSampler(Sampler):
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         kinds = [
             rng.choice(self.slices_N[kind_N], size=self._num_each(), replace=False)
-            for kind_N in (self.has_hemorrhage_N, ~self.has_hemorrhage_N)
+            for kind_N in (self.any_N == 1, self.any_N == 0)
         ]
         return rng.permutation(np.concatenate(kinds))
 
@@ -224,9 +233,7 @@ def make_sampler(
     check_sampling(sampling)
     if sampling == "balanced" and settings["shuffle"]:
         any_N = store.labels_NK()[slices_N, CLASSES.index("any")]
-        return BalancedSampler(
-            slices_N=slices_N, has_hemorrhage_N=any_N == 1, **settings
-        )
+        return BalancedSampler(slices_N=slices_N, any_N=any_N, **settings)
     if sampling == "study" and settings["shuffle"]:
         return StudySampler(
             slices_N=slices_N, study_N=_study_numbers(store)[slices_N], **settings

@@ -1,12 +1,13 @@
 """Folds: disjoint parts of a store's slices. One fold validates, the others train.
 
-Only slices with all six labels take part. For a slice without a patient id, its study
+Slices with a label of any class take part. For a slice without a patient id, its study
 counts as the patient.
 
 Promises of `patient_folds`:
 
 1. All slices of a patient are in one fold.
-2. Each class is spread as evenly as whole patients allow.
+2. Positives of each class are spread as evenly as whole patients allow. A missing label
+   counts as negative here.
 3. The same slices and seed give the same folds, in any order of the slices.
 
 `slice_folds` is the reference's own split. It puts slices of one patient on both sides,
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +56,7 @@ def patient_folds(
 
     Args:
         patients_N: the patient of each slice.
-        labels_NK: 0 or 1, shape (N, 6).
+        labels_NK: 0, 1 or NaN, shape (N, 6).
         num_folds: number of folds.
         seed: orders patients with equal counts.
 
@@ -101,12 +103,12 @@ def slice_folds(
     num_folds: int = NUM_FOLDS,
     seed: int = FOLD_SEED,
 ) -> npt.NDArray[np.int8]:
-    """Distribute slices over folds by their combination of labels.
+    """Distribute slices over folds by their combination of positive labels.
 
     Slices of one patient get into several folds, so a warning is logged.
 
     Args:
-        labels_NK: 0 or 1, shape (N, 6).
+        labels_NK: 0, 1 or NaN, shape (N, 6).
         num_folds: number of folds.
         seed: shuffles the slices of each combination.
 
@@ -122,7 +124,7 @@ def slice_folds(
         "validation looks about 8 percent better than it is"
     )
     powers_K = 1 << np.arange(len(CLASSES))
-    kind_N = np.asarray(labels_NK, dtype=np.int64) @ powers_K
+    kind_N = (np.asarray(labels_NK) == 1) @ powers_K
     shuffled_N = np.random.default_rng(seed).permutation(len(kind_N))
     by_kind_N = shuffled_N[np.argsort(kind_N[shuffled_N], kind="stable")]
     folds_N = np.empty(len(kind_N), dtype=np.int8)
@@ -136,7 +138,7 @@ def _count_by_patient(
     num_patients: int,
 ) -> npt.NDArray[np.int64]:
     """Count each patient's slices of each class, and all slices in the last column."""
-    labels_and_one_NC = np.column_stack([labels_NK, np.ones(len(labels_NK))])
+    labels_and_one_NC = np.column_stack([labels_NK == 1, np.ones(len(labels_NK))])
     return np.stack(
         [
             np.bincount(patient_N, weights=column_N, minlength=num_patients)
@@ -189,12 +191,14 @@ class Split:
     train_N: npt.NDArray[np.int64]
     valid_N: npt.NDArray[np.int64]
 
-    def counts(self, store: Store) -> dict[str, int]:
-        """Number of slices and patients of both parts, by name."""
+    def counts(self, store: Store) -> dict[str, Any]:
+        """Number of slices and patients of both parts, and of labels to train on."""
         patients = store.table["patient"].to_numpy(dtype=object)
+        known_K = (~np.isnan(store.labels_NK()[self.train_N])).sum(axis=0)
         return {
             "train_slices": len(self.train_N),
             "train_patients": len(set(patients[self.train_N])),
+            "train_labels": dict(zip(CLASSES, known_K.tolist(), strict=True)),
             "valid_slices": len(self.valid_N),
             "valid_patients": len(set(patients[self.valid_N])),
         }
@@ -210,18 +214,13 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
             for validation; None keeps all.
 
     Raises:
-        FoldError: no slice has all six labels, there are too few patients, or a part is
-            empty.
+        FoldError: no slice has a label, there are too few patients, or a part is empty.
     """
     labels_NK = store.labels_NK()
-    labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
+    labelled_N = np.flatnonzero(~np.isnan(labels_NK).all(axis=1))
     if labelled_N.size == 0:
         raise FoldError(
             f"{store.path} has no labels; add them with `ichfast prepare SOURCE... "
-            f"--store {store.path} --append --labels CSV`"
-            if np.isnan(labels_NK).all()
-            else f"{store.path} has no slice with all six labels, which training "
-            f"needs; add those that are missing with `ichfast prepare SOURCE... "
             f"--store {store.path} --append --labels CSV`"
         )
     if folds.kind == "patient":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 
 from ichfast.errors import IchfastError
@@ -142,13 +143,17 @@ def _best_epoch(history: pd.DataFrame) -> int | None:
 
 
 def _fold_rows(labelled: pd.DataFrame) -> list[dict[str, Any]]:
+    """Counts of each fold; ``labels`` are positives and known labels of each class."""
     return [
         {
             "fold": fold,
             "slices": len(rows),
             "studies": rows["study"].nunique(dropna=False),
             "patients": rows["patient"].nunique(dropna=False),
-            "positives": labels_of(rows).sum(axis=0).astype(int).tolist(),
+            "labels": [
+                (int((labels_N == 1).sum()), int((~np.isnan(labels_N)).sum()))
+                for labels_N in labels_of(rows).T
+            ],
         }
         for fold, rows in labelled.groupby("fold")
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError
@@ -39,7 +39,7 @@ MAY_DIFFER = ("store =", "environment.", "recipe.data.cache =", "recipe.data.che
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Slices and patients of a run."""
+    """Slices, patients and labels of a run."""
 
     train_slices: int
     train_patients: int
@@ -48,6 +48,10 @@ class Counts:
     valid_patients_seen: int
     """Patients who validate, and on whom the weights that the run starts from were
     trained, or may have been."""
+
+    train_labels: dict[str, int] = field(default_factory=dict)
+    """Training slices whose label is known, by class; empty where version 0.1 trained
+    the run, which took slices with all six labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ichfast.errors import ModelError, TrainError
 from ichfast.evaluation.metrics import prevalence_loss
 from ichfast.loading.loader import make_loader
-from ichfast.loading.sampler import make_sampler
+from ichfast.loading.sampler import BalancedSampler, make_sampler
 from ichfast.loading.splits import Split, split_slices
 from ichfast.models.build import build_model, synchronize_batch_norm
 from ichfast.models.config import ModelConfig
@@ -237,6 +237,12 @@ def _num_train(recipe: Recipe, store: Store, split: Split) -> int:
     sampler = make_sampler(
         recipe.data.sampling, store, split.train_N, batch_size=1, shuffle=True
     )
+    if isinstance(sampler, BalancedSampler) and sampler.num_unknown:
+        logger.warning(
+            "balanced sampling leaves out %d of %d slices, whose label any is missing",
+            sampler.num_unknown,
+            len(split.train_N),
+        )
     return sampler.num_drawn
 
 

@@ -22,6 +22,7 @@ from ichfast.evaluation.metrics import accuracy, weighted_log_loss
 from ichfast.loading.batch import Loader
 from ichfast.models.precision import Amp
 from ichfast.system.terminal import progress
+from ichfast.training.loss import known_loss
 from ichfast.training.step import Stepper
 
 TTA_SCALE = 1.35
@@ -140,7 +141,8 @@ def validate(stepper: Stepper, loader: Loader) -> dict[str, float]:
             fold once.
 
     Returns:
-        valid_loss, without class weights; valid_weighted_log_loss; valid_accuracy.
+        valid_loss, without class weights; valid_weighted_log_loss; valid_accuracy. All
+        are over the known labels of the fold.
     """
     model, ranks = stepper.averaged_model, stepper.ranks
     ranks.share_buffers(model)
@@ -153,7 +155,8 @@ def validate(stepper: Stepper, loader: Loader) -> dict[str, float]:
     order_N = np.argsort(np.concatenate([positions_N for positions_N, _, _ in parts]))
     logits_NK = torch.cat([logits_NK for _, logits_NK, _ in parts])[order_N].double()
     targets_NK = torch.cat([targets_NK for *_, targets_NK in parts])[order_N].double()
-    valid_loss = nn.functional.binary_cross_entropy_with_logits(logits_NK, targets_NK)
+    no_weight_K = torch.ones(targets_NK.shape[1], dtype=torch.float64)
+    valid_loss = known_loss(logits_NK, targets_NK, no_weight_K)
     probs_NK, labels_NK = logits_NK.sigmoid().numpy(), targets_NK.numpy()
     return {
         "valid_loss": valid_loss.item(),

@@ -38,7 +38,7 @@ def write_slices(
     path: Path,
     slices: Sequence[npt.NDArray[np.uint16]],
     rows: Sequence[Mapping[str, Any]],
-    labels_NK: npt.NDArray[np.integer],
+    labels_NK: npt.NDArray[np.number],
     *,
     levels: tuple[int, ...] = LEVELS,
     slices_a_unit: int = 1024,
@@ -51,7 +51,7 @@ def write_slices(
         slices: as they are stored, each (H, W) uint16, in the order of the table.
         rows: what the table says of each: patient, study, series, whether it is
             ``labelled``, and every column that is not in `OTHER_COLUMNS`.
-        labels_NK: left out where a slice is not labelled.
+        labels_NK: 0, 1 or NaN; left out where a slice is not labelled.
         levels: of the store.
         slices_a_unit: slices written at a time.
         plan: what the store says it is made from.
@@ -79,7 +79,7 @@ def write_slices(
     numbers = {shard.name: number for number, shard in enumerate(shards)}
     table["shard"] = table["shard"].map(numbers)
     for k, name in enumerate(CLASSES):
-        table[name] = pd.array(labels_NK[:, k], dtype="Int8")
+        table[name] = pd.array(labels_NK[:, k].astype(np.float64), dtype="Int8")
         table.loc[~table["labelled"], name] = pd.NA
     header = StoreHeader(
         levels=levels,
@@ -87,7 +87,7 @@ def write_slices(
         counts=dict.fromkeys(("duplicates", "labels_without_slice"), 0)
         | {"entries": len(table), "slices": len(table)}
         | {"series": table["series"].nunique(), "patients": table["patient"].nunique()}
-        | {"labelled": int(table["labelled"].sum())},
+        | {"labelled": int(table[list(CLASSES)].notna().all(axis=1).sum())},
         rejected={},
         keep_ids=True,
         plan=plan or {},

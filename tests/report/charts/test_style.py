@@ -95,11 +95,12 @@ def test_a_large_slice_is_shrunk_and_keeps_its_shape() -> None:
 
 
 def roc_of(results: RunResults) -> Figure:
-    return roc_curves(results.evaluation.slice, results.curves, results.points)
+    level = results.evaluation.levels["slice"]
+    return roc_curves(level, results.curves, results.points)
 
 
 def precision_of(results: RunResults) -> Figure:
-    return precision_recall_curves(results.evaluation.slice, results.curves)
+    return precision_recall_curves(results.evaluation.levels["slice"], results.curves)
 
 
 def calibration_of(results: RunResults) -> Figure:
@@ -110,7 +111,7 @@ TABLE = make_table()
 PROBS = probs_NK(TABLE)
 LABELS = labels_NK(TABLE)
 RESULTS = compute_results(TABLE, sensitivity=0.9)
-LEVEL = RESULTS.evaluation.slice
+LEVEL = RESULTS.evaluation.levels["slice"]
 CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
     "loss": (training.loss_curves, (make_history(),)),
     "schedule": (training.schedule_curves, (make_history(),)),
