@@ -42,8 +42,8 @@ class Parts:
     @property
     def is_labelled_N(self) -> npt.NDArray[np.bool_]:
         """Whether each has a label of any class."""
-        labelled_N: npt.NDArray[np.bool_] = (~np.isnan(self.labels_NK)).any(axis=1)
-        return labelled_N
+        is_known_NK = ~np.isnan(self.labels_NK)
+        return np.logical_or.reduce(is_known_NK, axis=1)
 
 
 @dataclass(frozen=True, slots=True)

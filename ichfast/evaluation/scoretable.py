@@ -156,7 +156,7 @@ def _class_rows(name: str, scores: LevelScores) -> Iterator[str]:
     for heading, field, form in TEXT_ROWS:
         yield _row(heading, *_cells(classes, field, form))
         if any(one and field in one.intervals for one in classes):
-            shown = (one and one.intervals[field] for one in classes)
+            shown = [one.intervals[field] if one else None for one in classes]
             yield _row(_INTERVAL, *map(_short_interval, shown))
         if f"prevalence_{field}" in ClassScores.__dataclass_fields__:
             yield _row("  of prevalence", *_cells(classes, f"prevalence_{field}", form))

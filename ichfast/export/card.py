@@ -43,6 +43,12 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
             f"{counts.valid_patients_seen:,} of the\n  validation patients, so the "
             "figures below look better than they are"
         )
+    bags = (
+        "\n* Labels of whole series or studies to train on: "
+        f"{_listed(counts.train_bag_labels)}."
+        if counts.train_bag_labels
+        else ""
+    )
     neighbours = (
         "\nThe three slices are the one before in the series, the slice itself, and "
         "the one after; at an end of the series the slice stands in.\n"
@@ -72,7 +78,7 @@ slice of non-contrast head CT.
   {counts.train_patients:,} patients for training,
   {counts.valid_slices:,} slices of {counts.valid_patients:,} patients for
   validation.
-* Training slices with a known label: {_listed(counts.train_labels)}.
+* Training slices with a known label: {_listed(counts.train_labels)}.{bags}
 * Validated on fold {folds.fold} of {folds.num_folds} (seed {folds.seed}), divided by
   {shares}.
 * Best of {len(history)} epochs: epoch {int(best["epoch"]) + 1}.

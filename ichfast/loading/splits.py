@@ -1,7 +1,8 @@
 """Folds: disjoint parts of a store's slices. One fold validates, the others train.
 
-Slices with a label of any class take part. For a slice without a patient id, its study
-counts as the patient.
+Slices with a label of any class take part, of their own or as a part of a bag
+(`ichfast.loading.bags`). For a slice without a patient id, its study counts as the
+patient.
 
 Promises of `patient_folds`:
 
@@ -30,6 +31,7 @@ import pandas as pd
 
 from ichfast.errors import FoldError, RecipeError
 from ichfast.labels import CLASSES
+from ichfast.loading.bags import Bags, find_bags
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
 
@@ -188,20 +190,29 @@ class Split:
     fold_N: npt.NDArray[np.int8]
     """The fold of each slice of the store; -1 if it has no labels."""
 
+    bags: Bags
+    """All bags of the store."""
+
     train_N: npt.NDArray[np.int64]
     valid_N: npt.NDArray[np.int64]
 
     def counts(self, store: Store) -> dict[str, Any]:
         """Number of slices and patients of both parts, and of labels to train on."""
         patients = store.table["patient"].to_numpy(dtype=object)
-        known_K = (~np.isnan(store.labels_NK()[self.train_N])).sum(axis=0)
+        bags = self.bags.within(self.train_N)
         return {
             "train_slices": len(self.train_N),
             "train_patients": len(set(patients[self.train_N])),
-            "train_labels": dict(zip(CLASSES, known_K.tolist(), strict=True)),
+            "train_labels": _count_known(store.labels_NK()[self.train_N]),
+            "train_bag_labels": _count_known(bags.labels_DK) if len(bags) else {},
             "valid_slices": len(self.valid_N),
             "valid_patients": len(set(patients[self.valid_N])),
         }
+
+
+def _count_known(labels_NK: npt.NDArray[np.float32]) -> dict[str, int]:
+    known_K = (~np.isnan(labels_NK)).sum(axis=0)
+    return dict(zip(CLASSES, known_K.tolist(), strict=True))
 
 
 def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -> Split:
@@ -214,14 +225,26 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
             for validation; None keeps all.
 
     Raises:
-        FoldError: no slice has a label, there are too few patients, or a part is empty.
+        FoldError: no slice has a label, there are too few patients, a part is empty, or
+            folds by slice would cut bags.
     """
-    labels_NK = store.labels_NK()
-    labelled_N = np.flatnonzero(~np.isnan(labels_NK).all(axis=1))
+    labels_NK, bags = store.labels_NK(), find_bags(store)
+    is_labelled_N = np.logical_or.reduce(~np.isnan(labels_NK), axis=1)
+    if len(bags):
+        is_labelled_N[bags.slices_M] = True
+        # The label of a bag counts once, as one of its first slice.
+        first_D = bags.slices_M[bags.first_D]
+        np.fmax.at(labels_NK, first_D, bags.labels_DK)
+    labelled_N = np.flatnonzero(is_labelled_N)
     if labelled_N.size == 0:
         raise FoldError(
             f"{store.path} has no labels; add them with `ichfast prepare SOURCE... "
             f"--store {store.path} --append --labels CSV`"
+        )
+    if folds.kind == "slice" and len(bags):
+        raise FoldError(
+            f"{store.path} has labels of studies or series, which folds by slice would "
+            "cut; use --set folds.kind=patient"
         )
     if folds.kind == "patient":
         labelled_folds_N = patient_folds(
@@ -247,7 +270,7 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
                 f"no slices to {part} in fold {folds.fold} of {folds.num_folds}; "
                 "choose another --fold, or fewer with --set folds.num_folds=2"
             )
-    return Split(fold_N=fold_N, train_N=train_N, valid_N=valid_N)
+    return Split(fold_N=fold_N, bags=bags, train_N=train_N, valid_N=valid_N)
 
 
 def _evenly(slices_N: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

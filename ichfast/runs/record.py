@@ -53,6 +53,9 @@ class Counts:
     """Training slices whose label is known, by class; empty where version 0.1 trained
     the run, which took slices with all six labels."""
 
+    train_bag_labels: dict[str, int] = field(default_factory=dict)
+    """Training bags whose label is known, by class; empty without bags."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:

@@ -1,10 +1,11 @@
 """The loss: binary cross-entropy, averaged over the labels that are known.
 
-Shape letters: B slices, K classes.
+Shape letters: B slices, D bags, K classes.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -34,3 +35,26 @@ def known_loss(logits_BK: Tensor, targets_BK: Tensor, weight_K: Tensor) -> Tenso
     every = (weight_K * known_K.new_full(known_K.shape, len(targets_BK))).sum()
     # `mean` is 0 without a known target; any divisor above 0 will do.
     return mean / (known / every + (known == 0))
+
+
+def with_bags(
+    logits_BK: Tensor, targets_BK: Tensor, bag_targets_DK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add the bags of a batch to its slices: their logits and targets.
+
+    The logit of a bag is the maximum of its slices' logits.
+
+    Args:
+        logits_BK: the slices of each bag are consecutive, and as many for each.
+        targets_BK: NaN where unknown.
+        bag_targets_DK: NaN where unknown, or where there is no bag.
+
+    Returns:
+        Shape (B + D, K) each.
+    """
+    num_bags, num_classes = bag_targets_DK.shape
+    bag_logits_DK = logits_BK.reshape(num_bags, -1, num_classes).amax(dim=1)
+    return (
+        torch.cat([logits_BK, bag_logits_DK]),
+        torch.cat([targets_BK, bag_targets_DK]),
+    )

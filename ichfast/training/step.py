@@ -48,7 +48,7 @@ from ichfast.models.precision import Amp
 from ichfast.system.ranks import Ranks
 from ichfast.training.config import Phase, TrainConfig
 from ichfast.training.ema import Ema
-from ichfast.training.loss import known_loss
+from ichfast.training.loss import known_loss, with_bags
 from ichfast.training.optimizers import (
     decay_groups,
     make_optimizer,
@@ -236,7 +236,12 @@ class Stepper:
             images_BCHW, targets_BK = self._mixed(batch, epoch, iteration)
         with network.exchanging(is_due=self.completes_step(iteration)):
             with self.spans.part("forward"), self.amp.autocast():
-                loss = self.loss(network(images_BCHW), targets_BK)
+                logits_BK = network(images_BCHW)
+                if batch.bag_targets_DK is not None:
+                    logits_BK, targets_BK = with_bags(
+                        logits_BK, targets_BK, batch.bag_targets_DK
+                    )
+                loss = self.loss(logits_BK, targets_BK)
             with self.spans.part("backward"):
                 share = self._scaler.scale(loss / self.config.accumulate)
                 share.backward()  # type: ignore[no-untyped-call]

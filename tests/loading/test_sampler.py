@@ -184,7 +184,9 @@ def test_make_sampler_takes_labels_and_studies_from_the_store(
 ) -> None:
     labelled_N = np.flatnonzero(~np.isnan(tiny_store.labels_NK()).any(axis=1))
     made = {
-        name: make_sampler(name, tiny_store, labelled_N, batch_size=1, shuffle=True)
+        name: make_sampler(
+            name, tiny_store, labelled_N, bag_slices=16, batch_size=1, shuffle=True
+        )
         for name in SAMPLINGS
     }
     any_N = tiny_store.labels_NK()[:, 0]
@@ -200,10 +202,19 @@ def test_validation_has_every_slice_for_any_sampling(
     name: str, tiny_store: Store
 ) -> None:
     slices_N = np.array([3, 4, 20])
-    made = make_sampler(name, tiny_store, slices_N, batch_size=2, shuffle=False)
+    made = make_sampler(
+        name, tiny_store, slices_N, bag_slices=16, batch_size=2, shuffle=False
+    )
     assert made.order(0).tolist() == [3, 4, 20]
 
 
 def test_an_unknown_sampling_names_the_near_miss(tiny_store: Store) -> None:
     with pytest.raises(LoaderError, match="did you mean balanced"):
-        make_sampler("balance", tiny_store, np.arange(3), batch_size=1, shuffle=True)
+        make_sampler(
+            "balance",
+            tiny_store,
+            np.arange(3),
+            bag_slices=16,
+            batch_size=1,
+            shuffle=True,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ichfast.labels import CLASSES
 from ichfast.store.header import StoreHeader
 from ichfast.store.levels import LEVELS, checksum_column
 from ichfast.store.store import finish_store
-from ichfast.store.tables import rows_of
+from ichfast.store.tables import BAG_LABELS, rows_of
 from ichfast.store.writer import UnitWriter
 
 OTHER_COLUMNS: dict[str, object] = {
@@ -50,7 +51,8 @@ def write_slices(
         path: the store's folder, which must not exist.
         slices: as they are stored, each (H, W) uint16, in the order of the table.
         rows: what the table says of each: patient, study, series, whether it is
-            ``labelled``, and every column that is not in `OTHER_COLUMNS`.
+            ``labelled``, and every column that is not in `OTHER_COLUMNS`. Labels of
+            series and studies may be there.
         labels_NK: 0, 1 or NaN; left out where a slice is not labelled.
         levels: of the store.
         slices_a_unit: slices written at a time.
@@ -108,3 +110,11 @@ def simple_rows(
         | {name: values[k] for name, values in columns.items()}
         for k in range(count)
     ]
+
+
+def bag_labels(bag: str, **labels: float) -> dict[str, float]:
+    """Columns of a row: labels of its series or study, all others missing."""
+    names = dict(zip(CLASSES, BAG_LABELS[bag], strict=True))
+    return dict.fromkeys(names.values(), math.nan) | {
+        names[name]: label for name, label in labels.items()
+    }

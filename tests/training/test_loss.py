@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ichfast.augment.mixup import mix_up
 from ichfast.training.config import TrainConfig
 from ichfast.training.inference import predict_logits
-from ichfast.training.loss import known_loss
+from ichfast.training.loss import known_loss, with_bags
 from tests.training.tiny_trainer import (
     CONFIG,
     CPU,
@@ -190,3 +190,26 @@ def test_validation_takes_the_known_labels(tmp_path: Path) -> None:
     )
     is_right = (probs > 0.5) == (labels > 0.5)
     assert rows[-1]["valid_accuracy"] == pytest.approx(float(is_right.double().mean()))
+
+
+def test_the_logit_of_a_bag_is_the_maximum_of_its_slices() -> None:
+    logits, targets = a_batch(4, 8)
+    targets[4:] = math.nan
+    bag_targets = torch.full((2, 6), math.nan)
+    bag_targets[1] = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    loss = known_loss(*with_bags(logits, targets, bag_targets), WEIGHT_K)
+    cells = [
+        (logits[b, k], targets[b, k], WEIGHT_K[k]) for b in range(4) for k in range(6)
+    ]
+    cells += [(logits[4:, k].max(), bag_targets[1, k], WEIGHT_K[k]) for k in range(6)]
+    losses = [
+        weight * nn.functional.binary_cross_entropy_with_logits(logit, target)
+        for logit, target, weight in cells
+    ]
+    expected = torch.stack(losses).sum() / sum(weight for *_, weight in cells)
+    torch.testing.assert_close(loss, expected)
+    found = gradient(
+        known_loss(*with_bags(logits, targets, bag_targets), WEIGHT_K), logits
+    )
+    torch.testing.assert_close(found, gradient(expected, logits))
+    assert (found[4:] != 0).sum() == 6  # of each class the highest slice only

@@ -28,7 +28,7 @@ from ichfast.report.charts.results import (
     series_curves,
 )
 from ichfast.windows import HU_OFFSET, PRESETS
-from tests.evaluation.test_evaluation import make_table
+from tests.evaluation.test_evaluation import make_table, scores_of
 
 BRAIN, BONE = PRESETS["brain"], PRESETS["bone"]
 Stored = npt.NDArray[np.uint16]
@@ -161,7 +161,7 @@ def test_a_roc_panel_shows_area_interval_and_operating_point() -> None:
     name, area = axes.get_title(loc="left").split("\n")
     low, high = RESULTS.curves["subdural"].spread.intervals["auc"] or (0, 0)
     assert name == "subdural"
-    auc = LEVEL.classes["subdural"].auc
+    auc = scores_of(RESULTS.evaluation, "subdural").auc
     assert area == f"AUC {auc:.3f} ({low:.3f} to {high:.3f})"
     (dot,) = (line for line in axes.lines if line.get_marker() == "o")
     point = RESULTS.points["subdural"]
