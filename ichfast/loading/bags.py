@@ -8,10 +8,10 @@ This is multiple instance learning with max pooling: the logit of a bag is the m
 of its slices' logits, since a bag is positive if one of its slices is.
 
 Source:
-    Ramon and De Raedt, "Multi instance neural networks" (2000), for the maximum over a
-    network's outputs. Campanella et al., "Clinical-grade computational pathology using
-    weakly supervised deep learning on whole slide images" (2019), train on the highest
-    tile of a slide.
+    Wang et al., "Revisiting multiple instance neural networks" (2018), mi-Net with max
+    pooling. Campanella et al., "Clinical-grade computational pathology using weakly
+    supervised deep learning on whole slide images" (2019), train on the highest tile of
+    a slide.
 
 Shape letters: N slices of the store, M slices of all bags one after another, D bags,
 G slices drawn from a bag, K classes.

@@ -118,9 +118,9 @@ def store_path(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def figures_by_hand(run_dir: Path, store_path: Path) -> dict[str, float]:
+def figures_by_hand(run_dir: Path) -> dict[str, float]:
     """The validation of a run's best epoch, from its predictions."""
-    table = predict_runs([run_dir], device=CPU, store_path=None)
+    table = predict_runs([run_dir], device=CPU)
     probs, labels = [], []
     for name in ("any", "subdural"):
         own = table[table[f"label_{name}"].notna()]
@@ -132,16 +132,20 @@ def figures_by_hand(run_dir: Path, store_path: Path) -> dict[str, float]:
     p, y = np.array(probs), np.array(labels)
     losses = -np.where(y == 1, np.log(p), np.log1p(-p))
     weights = np.repeat([2.0, 1.0], len(y) // 2)
+    share = y.mean()  # of both classes
+    constant = -np.where(y == 1, np.log(share), np.log(1 - share))
     return {
+        "prevalence": np.average(constant, weights=weights),
         "valid_loss": losses.mean(),
         "valid_weighted_log_loss": np.average(losses, weights=weights),
         "valid_accuracy": ((p > 0.5) == (y == 1)).mean(),
     }
 
 
-def train_with(ranks: Ranks, store_path: Path, out: Path) -> None:
-    ARCHS["tiny"] = Arch(timm_name="test_resnet")
-    train_run(store_path, recipe("data.batch_size=8"), out, device=CPU, ranks=ranks)
+def train_as_rank(ranks: Ranks, store_path: Path, out: Path) -> None:
+    ARCHS["tiny"] = Arch(timm_name="test_resnet")  # in another process
+    settings = recipe("data.batch_size=8")
+    train_run(store_path, settings, out, device=CPU, ranks=ranks)
 
 
 @pytest.mark.slow
@@ -150,14 +154,18 @@ def test_studies_validate_by_their_highest_slice_on_any_number_of_ranks(
     store_path: Path, tmp_path: Path, num_ranks: int
 ) -> None:
     out = tmp_path / "run"
+    report = None
     if num_ranks == 1:
-        train_with(Ranks(), store_path, out)
+        report = train_run(store_path, recipe("data.batch_size=8"), out, device=CPU)
     else:
-        assert run_ranks(num_ranks, train_with, store_path, out) == [""] * num_ranks
+        assert run_ranks(num_ranks, train_as_rank, store_path, out) == [""] * num_ranks
     history = read_history(out)
     best = history.iloc[int(history["valid_loss"].argmin())]
-    expected = figures_by_hand(out, store_path)
+    expected = figures_by_hand(out)
+    prevalence = expected.pop("prevalence")
     assert {name: best[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    if report:
+        assert report.prevalence_weighted_log_loss == pytest.approx(prevalence)
     counts = read_record(out).counts
     assert sum(counts.train_labels.values()) % (2 * SLICES) == 0
     assert counts.train_bag_labels["any"] == counts.train_bag_labels["subdural"] > 3

@@ -76,9 +76,9 @@ def check_mean_of_means(ranks: Ranks, run_dir: Path) -> None:
     alone = []
     for batch in batches:
         logits = stepper.model(batch.images_BCHW.float())
-        stepper.loss(logits, batch.targets_BK).backward()
-        alone.append([each.grad.tolist() for each in stepper.model.parameters()])
-        stepper.model.zero_grad()
+        parameters = list(stepper.model.parameters())
+        loss = stepper.loss(logits, batch.targets_BK)
+        alone.append([each.tolist() for each in torch.autograd.grad(loss, parameters)])
     for iteration, batch in enumerate(batches):
         stepper.add(batch, epoch=0, iteration=iteration)
     everywhere = [gradients for rank in ranks.gather(alone) for gradients in rank]
