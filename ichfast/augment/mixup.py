@@ -19,12 +19,13 @@ def mix_up(
 
     Args:
         images_BCHW: any float dtype. Not changed.
-        targets_BK: float32. Not changed.
+        targets_BK: float32, NaN where unknown. Not changed.
         alpha: a slice's own weight is the larger part of a Beta(alpha, alpha) draw.
         seed: decides weights and partners.
 
     Returns:
-        Images in the memory format of `images_BCHW`, and targets.
+        Images in the memory format of `images_BCHW`, and targets. A target is NaN where
+        that of either slice is.
 
     Source:
         Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018). As in fastai

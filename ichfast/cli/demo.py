@@ -160,7 +160,7 @@ def _evaluate_and_report(
     write_submission(table, out / "submission.csv", sample=None)
     print_status("6 of 6  report: a page with curves and pictures")
     report_run(out / "run", table, out / "report.html", device=device, show_ids=True)
-    return evaluation.slice.weighted_log_loss, evaluation.slice.prevalence_loss
+    return evaluation.first.weighted_log_loss, evaluation.first.prevalence_loss
 
 
 def _summary(out: Path, model_loss: float, prevalence_loss: float) -> str:

@@ -175,6 +175,12 @@ def predict(
     help="Accept patients that the model was trained on, or may have been.",
 )
 @click.option(
+    "--level",
+    type=click.Choice(["slice", "series", "study", "patient"]),
+    help="Evaluate slices, series, studies or patients only.  "
+    "[default: slices, studies and patients]",
+)
+@click.option(
     "--by",
     multiple=True,
     metavar="COLUMN",
@@ -190,6 +196,7 @@ def evaluate(
     predictions: Path,
     bootstrap: int,
     allow_leak: bool,
+    level: str | None,
     by: tuple[str, ...],
     store: Path | None,
 ) -> None:
@@ -199,6 +206,10 @@ def evaluate(
     model scores, and writes every figure to metrics.json next to PREDICTIONS.
     Patients that the model was trained on are an error, since their figures say
     nothing about other patients. So are those of whom that is not known.
+
+    Each class is evaluated where its label is known. A series, study or patient has the
+    highest probability of its slices. Its label is its own, if it has one; else it is
+    positive if one of its slices is, and negative if all are.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
     from ichfast.evaluation.scoretable import format_evaluation, format_subgroups
@@ -206,7 +217,12 @@ def evaluate(
     if bool(by) != bool(store):
         raise click.UsageError("--by COLUMN and --store STORE go together")
     result = evaluate_file(
-        predictions, replicates=bootstrap, allow_leak=allow_leak, by=by, store=store
+        predictions,
+        replicates=bootstrap,
+        allow_leak=allow_leak,
+        level=level,
+        by=by,
+        store=store,
     )
     print_status(format_evaluation(result.evaluation))
     for column, groups in result.subgroups.items():

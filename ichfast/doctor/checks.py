@@ -179,7 +179,7 @@ def _space_notes(machine: Machine) -> Iterator[str]:
         return
     if store.labelled == 0:
         yield (
-            f"{machine.store_path} has no slice with all six labels: add them with "
+            f"{machine.store_path} has no labels: add them with "
             "`ichfast prepare SOURCE... --append --labels CSV`"
         )
     level, num_bytes = min(store.level_bytes.items(), key=lambda each: each[1])

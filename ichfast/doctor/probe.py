@@ -107,7 +107,7 @@ def _store(store: Path) -> Facts:
     header = read_header(store)
     summary = {
         "slices": header.counts["slices"],
-        "labelled": header.counts["labelled"],
+        "labelled": header.counts["labelled"] + header.counts["partly_labelled"],
         "level_bytes": {
             str(level): sum(shard.num_bytes(level) for shard in header.shards)
             for level in header.levels

@@ -2,7 +2,8 @@
 
 The place of a slice is 0 at the lowest labelled slice of its series along the normal,
 usually at the skull base, and 1 at the highest. Series with a single position have no
-places and are left out.
+places and are left out. Only slices whose label of any is known count, for the loss
+those with a label of any class.
 
 Shape letters: N labelled slices, Q equal parts of a series.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ichfast.evaluation.metrics import slice_log_loss_N
+from ichfast.evaluation.metrics import known_weight_N, slice_log_loss_N
 from ichfast.evaluation.predictions import labels_NK, probs_NK
 
 Floats = npt.NDArray[np.float64]
@@ -29,8 +30,9 @@ class AlongSeries:
     """Means over the slices in each part of a series; NaN where a part is empty."""
 
     count_Q: npt.NDArray[np.int64]
+    """Slices whose label of any is known."""
     frequency_Q: Floats
-    """Share of slices labelled any."""
+    """Share of these that have any."""
     prob_Q: Floats
     """Mean probability of any."""
     loss_Q: Floats
@@ -47,15 +49,21 @@ def along_series(labelled: pd.DataFrame) -> AlongSeries:
     placed = labelled[np.isfinite(place_N)]
     place_N = place_N[np.isfinite(place_N)]
     part_N = np.minimum((place_N * NUM_PARTS).astype(np.int64), NUM_PARTS - 1)
-    count_Q = np.bincount(part_N, minlength=NUM_PARTS)
-    divisor_Q = np.where(count_Q > 0, count_Q, np.nan)
     probs, labels = probs_NK(placed), labels_NK(placed)
-    frequency_Q, prob_Q, loss_Q = (
-        np.bincount(part_N, values_N, NUM_PARTS) / divisor_Q
-        for values_N in (labels[:, 0], probs[:, 0], slice_log_loss_N(probs, labels))
-    )
+    has_any_N = ~np.isnan(labels[:, 0])
+
+    def means_Q(values_N: Floats, weight_N: Floats) -> Floats:
+        sum_Q, weight_Q = (
+            np.bincount(part_N, each_N, NUM_PARTS) for each_N in (values_N, weight_N)
+        )
+        return sum_Q / np.where(weight_Q > 0, weight_Q, np.nan)
+
+    is_any_N = np.where(has_any_N, labels[:, 0], 0.0)
     return AlongSeries(
-        count_Q=count_Q, frequency_Q=frequency_Q, prob_Q=prob_Q, loss_Q=loss_Q
+        count_Q=np.bincount(part_N[has_any_N], minlength=NUM_PARTS),
+        frequency_Q=means_Q(is_any_N, has_any_N.astype(np.float64)),
+        prob_Q=means_Q(probs[:, 0] * has_any_N, has_any_N.astype(np.float64)),
+        loss_Q=means_Q(slice_log_loss_N(probs, labels), known_weight_N(labels)),
     )
 
 

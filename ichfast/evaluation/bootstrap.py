@@ -40,7 +40,16 @@ class Resampling:
     """How often each patient was drawn."""
 
     patient_N: npt.NDArray[np.intp]
-    """The patient of each slice, an index into P."""
+    """The patient of each slice, an index into P. A patient may have none."""
+
+    def of(self, chosen_N: npt.NDArray[np.bool_]) -> Resampling:
+        """The same replicates for some of the slices."""
+        return Resampling(self.counts_RP, self.patient_N[chosen_N])
+
+    @property
+    def num_patients(self) -> int:
+        """Number of patients that have a slice."""
+        return int(np.count_nonzero(np.bincount(self.patient_N)))
 
 
 def draw_patients(num_patients: int, *, replicates: int) -> npt.NDArray[np.int64]:
@@ -55,22 +64,29 @@ def draw_patients(num_patients: int, *, replicates: int) -> npt.NDArray[np.int64
     return rng.multinomial(num_patients, share_P, size=replicates)
 
 
-def mean_interval(values_N: Floats, resampling: Resampling) -> Interval | None:
-    """The interval of a mean over the slices.
+def mean_interval(
+    values_N: Floats, weight_N: Floats, resampling: Resampling
+) -> Interval | None:
+    """The interval of a weighted mean over the slices.
 
     Args:
-        values_N: what is averaged, a number a slice.
+        values_N: weight times value, a number a slice.
+        weight_N: the weights. Replicates in which they add up to 0 are left out.
         resampling: replicates of the patients of the same slices.
 
     Returns:
         Low and high; None where there are fewer than two patients.
     """
-    counts_RP = resampling.counts_RP
-    if counts_RP.shape[1] < 2:
+    counts_RP, patient_N = resampling.counts_RP, resampling.patient_N
+    if resampling.num_patients < 2:
         return None
-    sum_P = np.bincount(resampling.patient_N, values_N)
-    num_P = np.bincount(resampling.patient_N)
-    return percentile_interval((counts_RP @ sum_P) / (counts_RP @ num_P))
+    num_patients = counts_RP.shape[1]
+    sum_R, weight_R = (
+        counts_RP @ np.bincount(patient_N, each_N, num_patients)
+        for each_N in (values_N, weight_N)
+    )
+    is_defined_R = weight_R > 0
+    return percentile_interval(sum_R[is_defined_R] / weight_R[is_defined_R])
 
 
 def percentile_interval(figure_R: Floats) -> Interval:

@@ -3,7 +3,7 @@
 1. Slices are ranked by |label - probability|, which gives the order of the log loss.
 2. The worst slices have the largest gap, with any label.
 3. The best slices have the class and the smallest gap. Slices without the class are
-   left out, since most of them are easy.
+   left out, since most of them are easy. So are slices whose label is missing.
 4. A study gives at most one slice to a group. Otherwise neighbours would fill it.
 
 Shape letters: N labelled slices.
@@ -42,7 +42,9 @@ def choose_cases(labelled: pd.DataFrame) -> Iterator[CaseGroup]:
     """
     gap_NK = np.abs(labels_NK(labelled) - probs_NK(labelled))
     for k, name in enumerate(CLASSES):
-        ranked = labelled.iloc[np.argsort(gap_NK[:, k], kind="stable")]
+        num_known = np.count_nonzero(~np.isnan(gap_NK[:, k]))
+        # A missing gap is sorted to the end.
+        ranked = labelled.iloc[np.argsort(gap_NK[:, k], kind="stable")[:num_known]]
         worst = _one_a_study(ranked.iloc[::-1])
         positive = ranked[ranked[f"label_{name}"] == 1]
         best = _one_a_study(positive[~positive["slice_id"].isin(worst["slice_id"])])

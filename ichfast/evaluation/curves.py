@@ -37,7 +37,7 @@ class ClassCurves:
 def class_curves(
     probs_N: Floats, labels_N: Floats, resampling: Resampling
 ) -> ClassCurves | None:
-    """The curves of one class; None where its labels have one value only.
+    """The curves of one class; None where its labels have one value only, or none.
 
     Args:
         probs_N: probabilities of the class.

@@ -53,6 +53,7 @@ def evaluate_file(
     *,
     replicates: int,
     allow_leak: bool,
+    level: str | None = None,
     by: Sequence[str] = (),
     store: Path | None = None,
 ) -> FileEvaluation:
@@ -62,24 +63,29 @@ def evaluate_file(
         path: a file that `evaluation.predictions.read_predictions` reads.
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
         allow_leak: accept patients that the model was trained on, or may have been.
+        level: a level to evaluate, as in `evaluate`; None for the usual ones.
         by: columns of the store, some of `store.groups.GROUP_COLUMNS`, of which each
-            group is evaluated too.
+            group is evaluated too, at the first level.
         store: the store that the predicted slices are in; only for `by`.
 
     Raises:
-        PredictionError: no such file, no labelled slice in it, patients that the run
+        PredictionError: no such file, no label at that level, patients that the run
             trained on without `allow_leak`, an unknown column, slices that are not in
             the store, or a folder that cannot be written.
         StoreError: the store cannot be read.
     """
     table = read_predictions(path)
     groups = read_groups(table, store, by) if store else {}
+    leaks = check_leaks(table, allow=allow_leak)
+    evaluation = evaluate(table, replicates=replicates, level=level)
     result = FileEvaluation(
         predictions=path.name,
-        leaks=check_leaks(table, allow=allow_leak),
-        evaluation=evaluate(table, replicates=replicates),
+        leaks=leaks,
+        evaluation=evaluation,
         subgroups={
-            column: evaluate_subgroups(table, each, replicates=replicates)
+            column: evaluate_subgroups(
+                table, each, level=evaluation.first_name, replicates=replicates
+            )
             for column, each in groups.items()
         },
     )

@@ -1,20 +1,21 @@
-"""Evaluation of a predictions table by slice, by study and by patient.
+"""Evaluation of a predictions table by slice, series, study and patient.
 
-1. Only slices with all six labels are evaluated. The others are counted and reported;
-   a table without a labelled slice is an error.
+1. Each class is evaluated on the slices where its label is known. Slices without any
+   label are counted and reported; a table without labels is an error.
 2. Next to each figure stands what the best constant scores on the same slices: the
    prevalence of each class. Most slices are negative, so that an accuracy of 0.943
    alone says nothing.
-3. The probability and the label of a study or a patient are the maximum over its
-   slices. Slices without a patient id count as one patient a study.
-4. An undefined figure (the AUC of a class without positives) is None, never NaN.
+3. `ichfast.evaluation.levels` says what the probability and the label of a series, a
+   study or a patient are.
+4. An undefined figure (the AUC of a class without positives) is None, never NaN. A
+   class without any label has None instead of figures.
 5. Intervals come from resampled patients (`ichfast.evaluation.bootstrap`) at every
    level.
 
 To add a figure: compute it in `metrics` or `ranking`, give it two fields and a line in
 `_score_class` here, and show it with a line in `scoretable`.
 
-Shape letters: N slices, studies or patients, K classes.
+Shape letters: N slices, series, studies or patients, K classes.
 """
 
 from __future__ import annotations
@@ -34,23 +35,26 @@ from ichfast.evaluation.bootstrap import (
     draw_patients,
     mean_interval,
 )
+from ichfast.evaluation.levels import Parts, split_levels
 from ichfast.evaluation.metrics import (
     Floats,
     accuracy,
     calibration_error,
     class_log_loss_K,
     has_both,
+    known_weight_N,
     prevalence_loss,
     prevalence_NK,
     slice_log_loss_N,
     weighted_log_loss,
 )
-from ichfast.evaluation.predictions import LABEL_COLUMNS
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.evaluation.ranking import RANKING_FIGURES, Ranking, spread_of
 from ichfast.labels import CLASSES
-from ichfast.store.tables import patients_N
+
+DEFAULT_LEVELS = ("slice", "study", "patient")
+"""The levels that are evaluated if none is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +64,8 @@ class ClassScores:
     A field ``prevalence_...`` is the score of always predicting `prevalence`.
     """
 
+    count: int
+    """Slices, series, studies or patients whose label is known."""
     positives: int
     prevalence: float
     log_loss: float
@@ -87,18 +93,26 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelScores:
-    """The figures of all classes, by slice, by study or by patient."""
+    """The figures of all classes, by slice, series, study or patient.
+
+    Losses and accuracies are over all known labels together.
+    """
 
     count: int
-    """Number of slices, studies or patients."""
+    """Number of slices, series, studies or patients with a label of any class."""
     weighted_log_loss: float
     weighted_log_loss_interval: Interval | None
     """95 % interval; None without bootstrap or with fewer than two patients."""
     prevalence_loss: float
     accuracy: float
     prevalence_accuracy: float
-    classes: dict[str, ClassScores]
-    """By class, in `labels.CLASSES` order."""
+    classes: dict[str, ClassScores | None]
+    """By class, in `labels.CLASSES` order; None for a class without any label."""
+
+    @property
+    def unlabelled_classes(self) -> list[str]:
+        """The classes without any label."""
+        return [name for name, scores in self.classes.items() if scores is None]
 
     @property
     def ratio(self) -> float | None:
@@ -106,7 +120,8 @@ class LevelScores:
 
         Below 1 the model has learned something; 0 is perfect.
         """
-        if all(scores.prevalence in (0.0, 1.0) for scores in self.classes.values()):
+        known = [scores for scores in self.classes.values() if scores]
+        if all(scores.prevalence in (0.0, 1.0) for scores in known):
             return None
         return self.weighted_log_loss / self.prevalence_loss
 
@@ -116,35 +131,53 @@ class Evaluation:
     """The evaluation of a predictions table."""
 
     unlabelled: int
-    """Slices left out because a label is missing."""
+    """Slices, series or studies of the first level that have no label at all, and are
+    left out there."""
     bootstrap: dict[str, int]
     """``replicates``: how many there are for each interval, and their ``seed``."""
-    slice: LevelScores
-    study: LevelScores
-    patient: LevelScores
+    levels: dict[str, LevelScores]
+    """By a name of `LEVELS`, in that order; at least one. Levels without any label are
+    left out."""
+
+    @property
+    def first_name(self) -> str:
+        """Name of the finest level, which the headline figures are of."""
+        return next(iter(self.levels))
+
+    @property
+    def first(self) -> LevelScores:
+        """The figures of the finest level."""
+        return self.levels[self.first_name]
 
     def to_json(self) -> dict[str, Any]:
         """Return numbers, strings, None and dicts, the headline figures first."""
+        any_scores = self.first.classes["any"]
         return {
-            "weighted_log_loss": self.slice.weighted_log_loss,
-            "prevalence_loss": self.slice.prevalence_loss,
-            "ratio": self.slice.ratio,
-            "accuracy": self.slice.accuracy,
-            "auc_any": self.slice.classes["any"].auc,
-            **asdict(self),
+            "weighted_log_loss": self.first.weighted_log_loss,
+            "prevalence_loss": self.first.prevalence_loss,
+            "ratio": self.first.ratio,
+            "accuracy": self.first.accuracy,
+            "auc_any": any_scores.auc if any_scores else None,
+            "level": self.first_name,
+            "unlabelled": self.unlabelled,
+            "bootstrap": self.bootstrap,
+            **{name: asdict(scores) for name, scores in self.levels.items()},
         }
 
 
-def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
-    """Evaluate a predictions table by slice, by study and by patient.
+def evaluate(
+    table: pd.DataFrame, *, replicates: int = 0, level: str | None = None
+) -> Evaluation:
+    """Evaluate a predictions table by slice, series, study or patient.
 
     Args:
         table: a predictions table, columns as in `ichfast.evaluation.predictions`.
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
+        level: the only one of `LEVELS` to evaluate; None for `DEFAULT_LEVELS`.
 
     Raises:
-        PredictionError: no slice with all six labels, a slice twice, a label other than
-            0 and 1, or a probability that is missing or outside [0, 1].
+        PredictionError: no label at that level, a slice twice, a label other than 0 and
+            1, or a probability that is missing or outside [0, 1].
 
     Example:
         >>> from pathlib import Path
@@ -152,49 +185,47 @@ def evaluate(table: pd.DataFrame, *, replicates: int = 0) -> Evaluation:
         >>> from ichfast.evaluation import read_predictions
         >>> table = read_predictions(Path("predictions.parquet"))
         >>> evaluation = ichfast.evaluate(table, replicates=0)
-        >>> evaluation.slice.count == len(table)
+        >>> evaluation.levels["slice"].count == len(table)
         True
     """
-    labelled = labelled_rows(table)
-    labelled = labelled.assign(patient=patients_N(labelled))
-    columns = [*CLASSES, *LABEL_COLUMNS]
-    by_study, by_patient = (
-        labelled.groupby(keys, dropna=False, sort=False)[columns].max().reset_index()
-        for keys in (["patient", "study"], ["patient"])
-    )
-    counts_RP = draw_patients(len(by_patient), replicates=replicates)
+    check_rows(table)
+    levels = split_levels(table)
+    parts = levels.parts
+    wanted = DEFAULT_LEVELS if level is None else (level,)
+    labelled = [name for name in wanted if parts[name].is_labelled_N.any()]
+    if not labelled:
+        raise PredictionError(
+            f"none of the {len(table):,} predicted slices has a label"
+            f"{f' by {level}' if level else ''}, so there is nothing to evaluate; "
+            "predict a store made with `ichfast prepare --labels`"
+        )
+    counts_RP = draw_patients(levels.num_patients, replicates=replicates)
     return Evaluation(
-        unlabelled=len(table) - len(labelled),
+        unlabelled=int((~parts[labelled[0]].is_labelled_N).sum()),
         bootstrap={"replicates": replicates, "seed": SEED},
-        slice=score_level(labelled, counts_RP),
-        study=score_level(by_study, counts_RP),
-        patient=score_level(by_patient, counts_RP),
+        levels={
+            name: _score_level(parts[name], levels.patient_M, counts_RP)
+            for name in labelled
+        },
     )
 
 
-def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the labelled rows of a predictions table, checked.
+def check_rows(table: pd.DataFrame) -> None:
+    """Check the slices, labels and probabilities of a predictions table.
 
     Raises:
-        PredictionError: no slice with all six labels, a slice twice, a label other than
-            0 and 1, or a probability that is missing or outside [0, 1].
+        PredictionError: a slice twice, a label other than 0 and 1, or a probability
+            that is missing or outside [0, 1].
     """
-    is_labelled_N = ~np.isnan(labels_of(table)).any(axis=1)
-    if not is_labelled_N.any():
-        raise PredictionError(
-            f"none of the {len(table):,} predicted slices has all six labels, so there "
-            "is nothing to evaluate; predict a store made with `ichfast prepare "
-            "--labels`"
-        )
-    labelled: pd.DataFrame = table.iloc[np.flatnonzero(is_labelled_N)]
-    doubled = labelled["slice_id"].duplicated()
+    doubled = table["slice_id"].duplicated()
     if doubled.any():
         raise PredictionError(
             f"{doubled.sum():,} rows of the predictions repeat a slice; "
             "expected one row a slice"
         )
-    labels_NK, probs_NK = labels_of(labelled), probs_of(labelled)
-    wrong_labels = labels_NK[(labels_NK != 0) & (labels_NK != 1)]
+    labels_NK, probs_NK = labels_of(table), probs_of(table)
+    is_wrong_NK = (labels_NK != 0) & (labels_NK != 1) & ~np.isnan(labels_NK)
+    wrong_labels = labels_NK[is_wrong_NK]
     if wrong_labels.size:
         raise PredictionError(
             f"{wrong_labels.size:,} labels are neither 0 nor 1, such as "
@@ -206,27 +237,49 @@ def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
             f"{wrong_probs.size:,} predictions lie outside [0, 1], such as "
             f"{wrong_probs[0]:g}; expected probabilities, not logits"
         )
-    return labelled
 
 
-def score_level(rows: pd.DataFrame, counts_RP: npt.NDArray[np.int64]) -> LevelScores:
-    """Compute the figures of slices, studies or patients.
+def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a predictions table that have a label of any class, checked.
+
+    Raises:
+        PredictionError: no slice has a label, or `check_rows` refuses the table.
+    """
+    check_rows(table)
+    is_labelled_N = ~np.isnan(labels_of(table)).all(axis=1)
+    if not is_labelled_N.any():
+        raise PredictionError(
+            f"none of the {len(table):,} predicted slices has a label of its own; "
+            "`ichfast evaluate PREDICTIONS --level study` uses those of studies"
+        )
+    return table.iloc[np.flatnonzero(is_labelled_N)]
+
+
+def _score_level(
+    parts: Parts,
+    patient_M: npt.NDArray[np.intp],
+    counts_RP: npt.NDArray[np.int64],
+) -> LevelScores:
+    """Compute the figures of a level.
 
     Args:
-        rows: probabilities, labels without NaN, and the patient of each.
-        counts_RP: replicates of `draw_patients` for the patients of the rows.
+        parts: of the level.
+        patient_M: number of the patient of each row of the table.
+        counts_RP: replicates of the patients.
     """
-    probs_NK, labels_NK = probs_of(rows), labels_of(rows)
+    chosen_N = parts.is_labelled_N
+    probs_NK, labels_NK = parts.probs_NK[chosen_N], parts.labels_NK[chosen_N]
     resampling = None
     if len(counts_RP):
-        patient_N: npt.NDArray[np.intp] = pd.factorize(rows["patient"])[0]
-        resampling = Resampling(counts_RP, patient_N)
+        resampling = Resampling(counts_RP, patient_M[parts.row_N[chosen_N]])
     loss_N = slice_log_loss_N(probs_NK, labels_NK)
     return LevelScores(
         count=len(labels_NK),
         weighted_log_loss=weighted_log_loss(probs_NK, labels_NK),
         weighted_log_loss_interval=(
-            mean_interval(loss_N, resampling) if resampling else None
+            mean_interval(loss_N, known_weight_N(labels_NK), resampling)
+            if resampling
+            else None
         ),
         prevalence_loss=prevalence_loss(labels_NK),
         accuracy=accuracy(probs_NK, labels_NK),
@@ -240,7 +293,11 @@ def score_level(rows: pd.DataFrame, counts_RP: npt.NDArray[np.int64]) -> LevelSc
 
 def _score_class(
     probs_N: Floats, labels_N: Floats, resampling: Resampling | None
-) -> ClassScores:
+) -> ClassScores | None:
+    is_known_N = ~np.isnan(labels_N)
+    if not is_known_N.any():
+        return None
+    probs_N, labels_N = probs_N[is_known_N], labels_N[is_known_N]
     probs_N1, labels_N1 = probs_N[:, np.newaxis], labels_N[:, np.newaxis]
     prevalence = float(labels_N.mean())
     can_rank = has_both(labels_N)
@@ -252,8 +309,9 @@ def _score_class(
         ranking = Ranking(probs_N, labels_N)
         figures = {name: f(ranking.counts()) for name, f in RANKING_FIGURES.items()}
         if resampling:
-            intervals = spread_of(ranking, resampling).intervals
+            intervals = spread_of(ranking, resampling.of(is_known_N)).intervals
     return ClassScores(
+        count=len(labels_N),
         positives=int(labels_N.sum()),
         prevalence=prevalence,
         log_loss=float(class_log_loss_K(probs_N1, labels_N1)[0]),

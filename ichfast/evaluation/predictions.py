@@ -10,7 +10,10 @@ Columns, in this order:
     trained_on                         whether one of these runs trained on this
                                        patient; missing where that is not known
     any ... subdural                   six probabilities in `labels.CLASSES` order
-    label_any ... label_subdural       six labels, 0 or 1; missing where unlabelled
+    label_any ... label_subdural       six labels, 0 or 1, each missing where unknown
+    series_any ... series_subdural     labels of the whole series, in all its rows; the
+                                       six are there only if the store has some
+    study_any ... study_subdural       the same of the whole study
 
 The suffix of the file decides its format: ``.parquet``, ``.csv`` or ``.npz`` (an array
 for each column, strings as unicode, no pickles; a missing value is NaN, or -1 in
@@ -31,7 +34,7 @@ import csv
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,7 @@ import pyarrow.csv
 
 from ichfast.errors import PredictionError, first_line
 from ichfast.labels import CLASSES
+from ichfast.store.tables import BAG_LABELS
 from ichfast.system.checksums import (
     ChecksumError,
     output_with_checksum,
@@ -57,6 +61,9 @@ KEY_COLUMNS = (
 )
 LABEL_COLUMNS = tuple(f"label_{name}" for name in CLASSES)
 COLUMNS = (*KEY_COLUMNS, *CLASSES, *LABEL_COLUMNS)
+BAG_COLUMNS = (*BAG_LABELS["series"], *BAG_LABELS["study"])
+"""Columns that a table may have as well."""
+
 SUFFIXES = (".parquet", ".csv", ".npz")
 
 MAX_LINE_BYTES = 2**16
@@ -91,7 +98,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Returns:
         The columns of this module's docstring: texts (NaN where missing), fold int64,
-        trained_on boolean, the others float64.
+        trained_on boolean, the others float64. Labels of series and studies are there
+        only if the file has them.
 
     Raises:
         PredictionError: no such file, a wrong checksum, not a table, or columns that
@@ -136,8 +144,26 @@ def probs_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def labels_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """The six labels, shape (N, 6), float64, NaN where the slice has none."""
-    columns = table[list(LABEL_COLUMNS)]
+    """The six labels, shape (N, 6), float64, NaN where one is missing."""
+    return _labels(table, LABEL_COLUMNS)
+
+
+def bag_labels_NK(table: pd.DataFrame, bag: str) -> npt.NDArray[np.float64] | None:
+    """The labels of the series or study of each slice, shape (N, 6), float64.
+
+    Args:
+        table: a predictions table.
+        bag: ``series`` or ``study``.
+
+    Returns:
+        0, 1 or NaN; None if the table has none.
+    """
+    names = BAG_LABELS[bag]
+    return _labels(table, names) if names[0] in table else None
+
+
+def _labels(table: pd.DataFrame, names: Sequence[str]) -> npt.NDArray[np.float64]:
+    columns = table[list(names)]
     labels: npt.NDArray[np.float64] = columns.to_numpy(np.float64, na_value=np.nan)
     return labels
 
@@ -197,7 +223,7 @@ def _npz(table: pd.DataFrame) -> bytes:
             arrays[name] = column.fillna("").to_numpy(dtype=str)
         elif name == "trained_on":
             arrays[name] = column.astype("Int8").fillna(-1).to_numpy(np.int8)
-        elif name in LABEL_COLUMNS:
+        elif name in (*LABEL_COLUMNS, *BAG_COLUMNS):
             arrays[name] = column.to_numpy(np.float32, na_value=np.nan)
         else:
             arrays[name] = column.to_numpy()
@@ -222,7 +248,7 @@ def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFra
 
 
 def _read_parquet(content: bytes) -> pa.Table:
-    return read_parquet(pa.py_buffer(content), COLUMNS)
+    return read_parquet(pa.py_buffer(content), (*COLUMNS, *BAG_COLUMNS))
 
 
 def _read_csv(content: bytes) -> pa.Table:
@@ -239,7 +265,7 @@ def _read_csv(content: bytes) -> pa.Table:
         pa.csv.ReadOptions(use_threads=False),  # so that rows are numbered
         pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(COLUMNS, pa.string()),
+            column_types=dict.fromkeys((*COLUMNS, *BAG_COLUMNS), pa.string()),
             strings_can_be_null=True,
             null_values=[""],
         ),
@@ -267,7 +293,7 @@ def _read_npz(content: bytes) -> pa.Table:
         if sum(member.file_size for member in archive.infolist()) > limit:
             raise ValueError(f"it would become more than {limit:,} bytes")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if name in COLUMNS]
+        names = [name for name in arrays.files if name in (*COLUMNS, *BAG_COLUMNS)]
         return pa.table([_npz_column(name, arrays[name]) for name in names], names)
 
 
@@ -299,18 +325,29 @@ def _typed(rows: pa.Table, *, from_csv: bool) -> pd.DataFrame:
         ValueError: a column is missing, is there twice, or holds another type.
     """
     names = rows.column_names
-    if missing := [name for name in COLUMNS if name not in names]:
+    wanted = [*COLUMNS, *_bag_columns_of(names)]
+    if missing := [name for name in wanted if name not in names]:
         raise ValueError(f"lacks the columns {', '.join(missing)}")
-    if repeated := [name for name in COLUMNS if names.count(name) > 1]:
+    if repeated := [name for name in wanted if names.count(name) > 1]:
         raise ValueError(f"has the columns {', '.join(repeated)} more than once")
     columns = {
         name: _texts(rows[name], name)
         if name in TEXT_COLUMNS
         else _numbers(rows[name], name, from_csv=from_csv)
-        for name in COLUMNS
+        for name in wanted
     }
     table: pd.DataFrame = pa.table(columns).to_pandas()
     return _with_texts(table, unescape_formula) if from_csv else table
+
+
+def _bag_columns_of(names: Sequence[str]) -> list[str]:
+    """The labels of series or studies that a table must have if it has some of them."""
+    return [
+        column
+        for columns in BAG_LABELS.values()
+        if any(name in names for name in columns)
+        for column in columns
+    ]
 
 
 def _texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -356,7 +393,7 @@ _VALUES: tuple[
         lambda values_N: (values_N >= 0) & (values_N <= 1),
         "probabilities, in [0, 1]",
     ),
-    (LABEL_COLUMNS, _is_flag, "0 and 1"),
+    ((*LABEL_COLUMNS, *BAG_COLUMNS), _is_flag, "0 and 1"),
 )
 """Columns of numbers, what is right in them, and the name of that."""
 
@@ -387,7 +424,7 @@ def _check_values(table: pd.DataFrame) -> None:
             f"{repeated.iloc[0]!r:.80}; expected one row a slice"
         )
     for names, is_right, expected in _VALUES:
-        for name in names:
+        for name in table.columns.intersection(names, sort=False):
             values_N = table[name].to_numpy(np.float64)
             wrong = values_N[~is_right(values_N)]
             if wrong.size:

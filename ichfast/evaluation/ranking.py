@@ -207,8 +207,8 @@ def spread_of(
         if with_bands:
             roc_RG.append(_roc_G(counts))
             precision_RG.append(_precision_G(counts))
-    num_replicates, num_patients = resampling.counts_RP.shape
-    if num_patients < 2 or 2 * len(figures_RF) < num_replicates:
+    num_replicates = len(resampling.counts_RP)
+    if resampling.num_patients < 2 or 2 * len(figures_RF) < num_replicates:
         return Spread(intervals=dict.fromkeys(RANKING_FIGURES))
     return Spread(
         intervals={

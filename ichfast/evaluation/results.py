@@ -25,7 +25,7 @@ from ichfast.evaluation.curves import (
     operating_point,
 )
 from ichfast.evaluation.evaluation import Evaluation, evaluate, labelled_rows
-from ichfast.evaluation.metrics import slice_log_loss_N
+from ichfast.evaluation.metrics import known_weight_N, slice_log_loss_N
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES
@@ -39,11 +39,15 @@ class RunResults:
     rows: pd.DataFrame
     probs_NK: npt.NDArray[np.float64]
     labels_NK: npt.NDArray[np.float64]
+    """0, 1 or NaN; each slice has a label."""
+    num_studies: int
+    num_patients: int
+    """Studies and patients of these slices."""
     evaluation: Evaluation
     loss_interval: Interval | None
     """95 % interval of the weighted log loss by slice."""
     curves: dict[str, ClassCurves]
-    """Curves by class, without the classes that have only one label."""
+    """Curves by class, without the classes that have no label or only one."""
     points: dict[str, OperatingPoint]
     """Operating points by class, without the classes that have no positive slice."""
 
@@ -62,23 +66,27 @@ def compute_results(predictions: pd.DataFrame, *, sensitivity: float) -> RunResu
     """
     rows = labelled_rows(predictions)
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
-    by_class = {
-        name: (probs_NK[:, k], labels_NK[:, k]) for k, name in enumerate(CLASSES)
-    }
-    points = {
-        name: operating_point(*each, sensitivity=sensitivity)
-        for name, each in by_class.items()
-    }
     patient_N, patients = pd.factorize(patients_N(rows))
     counts_RP = draw_patients(len(patients), replicates=REPLICATES)
     resampling = Resampling(counts_RP, patient_N)
-    curves = {name: class_curves(*each, resampling) for name, each in by_class.items()}
+    points, curves = {}, {}
+    for k, name in enumerate(CLASSES):
+        is_known_N = ~np.isnan(labels_NK[:, k])
+        known = probs_NK[is_known_N, k], labels_NK[is_known_N, k]
+        points[name] = operating_point(*known, sensitivity=sensitivity)
+        curves[name] = class_curves(*known, resampling.of(is_known_N))
     return RunResults(
         rows=rows,
         probs_NK=probs_NK,
         labels_NK=labels_NK,
+        num_studies=len(rows[["patient", "study"]].drop_duplicates()),
+        num_patients=len(patients),
         evaluation=evaluate(predictions),
-        loss_interval=mean_interval(slice_log_loss_N(probs_NK, labels_NK), resampling),
+        loss_interval=mean_interval(
+            slice_log_loss_N(probs_NK, labels_NK),
+            known_weight_N(labels_NK),
+            resampling,
+        ),
         curves={name: each for name, each in curves.items() if each},
         points={name: point for name, point in points.items() if point},
     )

@@ -6,7 +6,7 @@ A figure of `evaluation.evaluation.ClassScores` is shown where it has a line in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,12 @@ from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
 from ichfast.evaluation.subgroups import Subgroup
 from ichfast.labels import CLASSES
 
-LEVELS = ("slice", "study", "patient")
+_PLURALS = {
+    "slice": "slices",
+    "series": "series",
+    "study": "studies",
+    "patient": "patients",
+}
 
 
 def format_score(score: float | None, decimals: int = 4) -> str:
@@ -46,6 +51,7 @@ def format_interval(interval: Interval | None, decimals: int = 4) -> str:
 
 
 TEXT_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("labelled", "count", "{:,}".format),
     ("positives", "positives", "{:,}".format),
     ("prevalence", "prevalence", format_score),
     ("log loss", "log_loss", format_score),
@@ -57,7 +63,8 @@ TEXT_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("calibration error", "calibration_error", format_score),
 )
 """Heading, field of `ClassScores` and format of each row. Rows for its interval and its
-``prevalence_...`` field follow where there are any."""
+``prevalence_...`` field follow where there are any. A class without labels has dashes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,7 @@ class PageColumn:
 
 
 PAGE_COLUMNS = (
+    PageColumn(("Labelled", "slices"), "count"),
     PageColumn(("Positive slices", "(prevalence)"), "positives", below="prevalence"),
     PageColumn(("Log loss", "(of prevalence)"), "log_loss", 4, "prevalence_log_loss"),
     PageColumn(("AUC", "(95% interval)"), "auc", below="interval"),
@@ -110,29 +118,34 @@ PAGE_COLUMNS = (
 
 def format_evaluation(evaluation: Evaluation) -> str:
     """Write an evaluation as text, with what the prevalence scores beside it."""
-    level = evaluation.slice
-    counts = (
-        f"{level.count:,} slices of {evaluation.study.count:,} studies and "
-        f"{evaluation.patient.count:,} patients"
+    first = evaluation.first
+    counts, *others = (
+        f"{level.count:,} {_PLURALS[name]}" for name, level in evaluation.levels.items()
     )
+    if others:
+        counts += f" of {' and '.join(others)}"
     if evaluation.unlabelled:
-        counts += f"; {evaluation.unlabelled:,} more lack a label and are left out"
-    replicates = evaluation.bootstrap["replicates"]
+        counts += f"; {evaluation.unlabelled:,} more have no label and are left out"
     lines = [counts]
+    if without := first.unlabelled_classes:
+        lines.append(
+            f"no label of {', '.join(without)}: loss and accuracy are of the others"
+        )
+    replicates = evaluation.bootstrap["replicates"]
     if replicates:
         lines.append(f"95% intervals: {replicates:,} bootstrap replicates of patients")
     lines += ["", _row("", "model", "prevalence", "ratio")]
-    for name in LEVELS:
-        lines += _loss_rows(name, getattr(evaluation, name))
-    accuracies = (level.accuracy, level.prevalence_accuracy)
+    for name, level in evaluation.levels.items():
+        lines += _loss_rows(name, level)
+    accuracies = (first.accuracy, first.prevalence_accuracy)
     lines.append(_row("accuracy", *map(format_score, accuracies)))
-    for name in LEVELS:
-        lines += ["", *_class_rows(name, getattr(evaluation, name))]
+    for name, level in evaluation.levels.items():
+        lines += ["", *_class_rows(name, level)]
     return "\n".join(lines)
 
 
 SUBGROUP_HEADINGS = (
-    *("slices", "patients", "positives", "weighted log loss", "AUC of any"),
+    *("count", "patients", "positives", "weighted log loss", "AUC of any"),
     *("average precision", "sens. at 90% spec."),
 )
 """Headings of `subgroup_cells`."""
@@ -144,10 +157,11 @@ def subgroup_cells(group: Subgroup) -> tuple[list[str], list[tuple[str, str]]]:
     Args:
         group: without figures, the second list is empty.
     """
-    counts = [f"{n:,}" for n in (group.slices, group.patients, group.positives)]
+    counts = [f"{n:,}" for n in (group.count, group.patients, group.positives)]
     if group.scores is None:
         return counts, []
     scores = group.scores.classes["any"]
+    assert scores is not None, "a group with figures has labels of any"
     loss = group.scores.weighted_log_loss
     figures = [(format_score(loss), group.scores.weighted_log_loss_interval)]
     for name in ("auc", "average_precision", "sensitivity_at_90"):
@@ -187,17 +201,21 @@ def _loss_rows(name: str, scores: LevelScores) -> Iterator[str]:
 
 
 def _class_rows(name: str, scores: LevelScores) -> Iterator[str]:
-    classes = scores.classes.values()
+    classes = list(scores.classes.values())
     yield _row(f"by {name}", *CLASSES)
     for heading, field, form in TEXT_ROWS:
-        yield _row(heading, *(form(getattr(one, field)) for one in classes))
-        if any(field in one.intervals for one in classes):
-            yield _row(
-                _INTERVAL, *(_short_interval(one.intervals[field]) for one in classes)
-            )
+        yield _row(heading, *_cells(classes, field, form))
+        if any(one and field in one.intervals for one in classes):
+            shown = [one.intervals[field] if one else None for one in classes]
+            yield _row(_INTERVAL, *map(_short_interval, shown))
         if f"prevalence_{field}" in ClassScores.__dataclass_fields__:
-            constants = (getattr(one, f"prevalence_{field}") for one in classes)
-            yield _row("  of prevalence", *map(form, constants))
+            yield _row("  of prevalence", *_cells(classes, f"prevalence_{field}", form))
+
+
+def _cells(
+    classes: Iterable[ClassScores | None], field: str, form: Callable[[Any], str]
+) -> list[str]:
+    return ["-" if one is None else form(getattr(one, field)) for one in classes]
 
 
 _INTERVAL = "  95% interval"

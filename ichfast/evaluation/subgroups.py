@@ -3,8 +3,8 @@
 1. Each slice is in one group; a slice whose value is not known is in `UNKNOWN`.
 2. Prevalence, figures and intervals are those of the group alone. Intervals come from
    resampled patients, as those of all slices.
-3. A group of fewer than `MIN_PATIENTS` patients, or whose slices are all positive or
-   all negative, has counts only, and a reason.
+3. A group of fewer than `MIN_PATIENTS` patients, or whose labels of any are missing or
+   all equal, has counts only, and a reason.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ichfast.errors import PredictionError, unknown
-from ichfast.evaluation.bootstrap import draw_patients
-from ichfast.evaluation.evaluation import LevelScores, labelled_rows, score_level
+from ichfast.evaluation.evaluation import LevelScores, check_rows, evaluate
+from ichfast.evaluation.levels import split_levels
 from ichfast.store.groups import GROUP_COLUMNS, Groups, groups_N
 from ichfast.store.header import read_header
-from ichfast.store.tables import patients_N, read_table
+from ichfast.store.tables import read_table
 
 MIN_PATIENTS = 10
 """Patients of a group with figures. Those of fewer say more about these patients than
@@ -29,17 +30,18 @@ about the group."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subgroup:
-    """The labelled slices of one group."""
+    """One group at one level."""
 
     name: str
-    slices: int
+    count: int
+    """Slices, series, studies or patients with a label of any class."""
     patients: int
     positives: int
-    """Slices that are positive for any."""
+    """How many of them are positive for any."""
     reason: str
     """Why there are no figures; empty where there are."""
     scores: LevelScores | None
-    """By slice; None where there are no figures."""
+    """None where there are no figures."""
 
 
 def read_groups(
@@ -93,43 +95,53 @@ def groups_of(
 
 
 def evaluate_subgroups(
-    table: pd.DataFrame, groups: Groups, *, replicates: int
+    table: pd.DataFrame, groups: Groups, *, level: str, replicates: int
 ) -> list[Subgroup]:
     """Evaluate each group of slices.
 
     Args:
         table: a predictions table.
         groups: the group of each row, categorical, with the index of `table`.
+        level: one of `evaluation.levels.LEVELS`.
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
 
     Returns:
-        The groups that have labelled slices, in the order of their categories.
+        The groups that have labels at that level, in the order of their categories.
 
     Raises:
         PredictionError: a table that `evaluation.evaluation.evaluate` refuses.
     """
-    labelled = labelled_rows(table)
-    labelled = labelled.assign(patient=patients_N(labelled))
-    by_group = labelled.groupby(groups.loc[labelled.index], observed=True)
-    return [_subgroup(str(name), rows, replicates) for name, rows in by_group]
+    check_rows(table)
+    found = (
+        _subgroup(str(name), rows, level, replicates)
+        for name, rows in table.groupby(groups, observed=True)
+    )
+    return [group for group in found if group.count]
 
 
-def _subgroup(name: str, rows: pd.DataFrame, replicates: int) -> Subgroup:
-    num_patients = rows["patient"].nunique()
-    positives = int(rows["label_any"].sum())
+def _subgroup(name: str, rows: pd.DataFrame, level: str, replicates: int) -> Subgroup:
+    levels = split_levels(rows)
+    parts = levels.parts[level]
+    is_labelled_N = parts.is_labelled_N
+    any_N = parts.labels_NK[is_labelled_N, 0]
+    num_patients = len(set(levels.patient_M[parts.row_N[is_labelled_N]]))
     reason = ""
     if num_patients < MIN_PATIENTS:
         reason = f"fewer than {MIN_PATIENTS} patients"
-    elif positives == 0:
-        reason = "no positive slice"
-    elif positives == len(rows):
-        reason = "no negative slice"
-    counts_RP = draw_patients(num_patients, replicates=replicates)
+    elif np.isnan(any_N).all():
+        reason = "no label of any"
+    elif not (any_N == 1).any():
+        reason = "no positive"
+    elif not (any_N == 0).any():
+        reason = "no negative"
+    scores = None
+    if not reason:
+        scores = evaluate(rows, replicates=replicates, level=level).first
     return Subgroup(
         name=name,
-        slices=len(rows),
+        count=len(any_N),
         patients=num_patients,
-        positives=positives,
+        positives=int((any_N == 1).sum()),
         reason=reason,
-        scores=None if reason else score_level(rows, counts_RP),
+        scores=scores,
     )

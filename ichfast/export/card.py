@@ -43,6 +43,12 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
             f"{counts.valid_patients_seen:,} of the\n  validation patients, so the "
             "figures below look better than they are"
         )
+    bags = (
+        "\n* Labels of whole series or studies to train on: "
+        f"{_listed(counts.train_bag_labels)}."
+        if counts.train_bag_labels
+        else ""
+    )
     neighbours = (
         "\nThe three slices are the one before in the series, the slice itself, and "
         "the one after; at an end of the series the slice stands in.\n"
@@ -78,6 +84,7 @@ slice of non-contrast head CT.
   {counts.train_patients:,} patients for training,
   {counts.valid_slices:,} slices of {counts.valid_patients:,} patients for
   validation.
+* Training slices with a known label: {_listed(counts.train_labels)}.{bags}
 * Validated on fold {folds.fold} of {folds.num_folds} (seed {folds.seed}), divided by
   {shares}.
 * Best of {len(history)} epochs: epoch {int(best["epoch"]) + 1}.
@@ -98,6 +105,11 @@ patients were not tested.
 
 {_versions(run)}
 """
+
+
+def _listed(labels: dict[str, int]) -> str:
+    counts = ", ".join(f"{name} {count:,}" for name, count in labels.items())
+    return counts or "all six classes of each"
 
 
 def _versions(run: TrainedRun) -> str:

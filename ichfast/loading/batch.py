@@ -45,6 +45,11 @@ class Batch:
     indices_B: torch.Tensor
     """int64, on the CPU; store positions."""
 
+    bag_targets_DK: torch.Tensor | None = None
+    """None without bags (`ichfast.loading.bags`). Else float32, on the loader's device:
+    a row for each D-th part of the batch, whose slices are of one bag. Labels of the
+    bag that its slices lack, NaN where there are none."""
+
     def __len__(self) -> int:
         return len(self.indices_B)
 

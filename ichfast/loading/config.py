@@ -88,6 +88,10 @@ class DataConfig:
     sampling: str = "all"
     """Slices of a training epoch: a name of `loading.sampler.SAMPLINGS`."""
 
+    bag_slices: int = 16
+    """Slices of a study or series that a batch has together, if these have labels that
+    their slices lack. A divisor of `batch_size` then."""
+
     cache: str = "none"
     """Read each slice once and keep it in ``host`` memory, one copy for all ranks of a
     machine, or in the memory of each ``device`` (on a CPU, the host's). Does not change
@@ -109,6 +113,7 @@ class DataConfig:
             self.grow_from,
         )
         _expect(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        _expect(self.bag_slices >= 1, "bag_slices must be at least 1", self.bag_slices)
         count = len(self.windows)
         _expect(count in (1, 3), "windows takes 1 window or 3, one per channel", count)
         _expect(

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,11 @@ from ichfast.loading.config import (
 from ichfast.loading.dali import as_array, as_torch, failure_reason
 from ichfast.loading.feeds import LoaderFeeds
 from ichfast.loading.graph import graph_is_whole, pipeline_options, slice_graph
-from ichfast.loading.sampler import Sampler, make_sampler
+from ichfast.loading.sampler import BagSampler, Sampler, make_sampler
 from ichfast.loading.shading import Shader
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
+from ichfast.system.upload import upload
 from ichfast.windows import Normalization
 
 
@@ -107,6 +109,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         config.sampling,
         store,
         slices_N,
+        bag_slices=config.bag_slices,
         batch_size=config.batch_size,
         shuffle=shuffle,
         seed=int(seed),  # NumPy's integers overflow at 64 bits without a sign
@@ -298,7 +301,10 @@ class DaliLoader:
         if self._feeds.set_size(self.config.size):
             self._graph.rebuild()
         self._feeds.start(epoch, first_batch)
-        while True:
+        bag_targets = None
+        if isinstance(self.sampler, BagSampler):
+            bag_targets = self.sampler.bag_targets(epoch)
+        for iteration in count(first_batch):
             if own_number != self._num_begun:
                 raise LoaderError(
                     "another epoch of this loader was begun, or its augmentation "
@@ -307,9 +313,26 @@ class DaliLoader:
             outputs = self._graph.run()
             if outputs is None:
                 return
-            yield self._batch(outputs)
+            yield self._batch(outputs, self._of_batch(bag_targets, iteration))
 
-    def _batch(self, outputs: Sequence[Any]) -> Batch:
+    def _of_batch(
+        self, bag_targets: npt.NDArray[np.float32] | None, iteration: int
+    ) -> torch.Tensor | None:
+        """The targets of the bags of a batch.
+
+        Args:
+            bag_targets: those of an epoch.
+            iteration: the batch, counted from 0.
+        """
+        if bag_targets is None:
+            return None
+        num_blocks = len(bag_targets) // len(self)
+        rows = slice(iteration * num_blocks, (iteration + 1) * num_blocks)
+        return upload(bag_targets[rows], torch.device(self.device))
+
+    def _batch(
+        self, outputs: Sequence[Any], bag_targets_DK: torch.Tensor | None
+    ) -> Batch:
         """Make a batch from the outputs of the graph."""
         if self._shader is None:
             image_BHWC, target_BK, index_B1 = (
@@ -324,6 +347,7 @@ class DaliLoader:
             images_BCHW=image_BHWC.permute(0, 3, 1, 2),
             targets_BK=target_BK,
             indices_B=index_B1[:, 0],
+            bag_targets_DK=bag_targets_DK,
         )
 
     def close(self) -> None:

@@ -3,9 +3,10 @@
 Promises:
 
 1. Training has a new order each epoch; validation keeps store order.
-2. Ranks are disjoint, and no slice comes twice in an epoch. In validation the ranks
-   together hold every slice once. In training each rank has the same number of full
-   batches; the remaining slices, less than one global batch, wait for another epoch.
+2. Ranks are disjoint, and no slice comes twice in an epoch (`BagSampler` says where it
+   may). In validation the ranks together hold every slice once. In training each rank
+   has the same number of full batches; the remaining slices, less than one global
+   batch, wait for another epoch.
 3. There is no state: any batch can be computed without the ones before it, which makes
    resuming exact.
 
@@ -13,7 +14,7 @@ Promises:
 epoch; validation is the same for all.
 
 Shape letters: N slices of the split, B slices of the batch, M studies of the split,
-E slices of one training epoch on all ranks.
+E slices, or blocks of G slices, of one training epoch; K classes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from ichfast.errors import LoaderError, unknown
 from ichfast.labels import CLASSES
+from ichfast.loading.bags import Bags, find_bags
 from ichfast.store.store import Store
 
 
@@ -99,6 +101,11 @@ class Sampler:
         """E: slices of a training epoch on all ranks, before it is cut into batches."""
         return len(self.slices_N)
 
+    @property
+    def block_slices(self) -> int:
+        """Slices that stay together: a divisor of the batch size."""
+        return 1
+
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Draw the slices of a training epoch for all ranks, in order, shape (E,)."""
         return rng.permutation(self.slices_N)
@@ -110,26 +117,35 @@ class BalancedSampler(Sampler):
 
     An epoch has every slice of the rarer kind, and as many of the other kind, drawn
     anew. On the RSNA set these are 2 of 7 slices, all slices with hemorrhage included.
+    Slices whose label `any` is missing are of neither kind, and are never drawn.
 
     Source:
         Undersampling by the competition's 142nd place at the start of training.
     """
 
-    has_hemorrhage_N: npt.NDArray[np.bool_]
-    """Whether the label `any` of each slice in `slices_N` is 1."""
+    any_N: npt.NDArray[np.floating]
+    """The label `any` of each slice in `slices_N`: 0, 1 or NaN."""
 
     def __post_init__(self) -> None:
         Sampler.__post_init__(self)  # super() fails up to 3.13: python/cpython#90562
         if self._num_each() == 0:
+            num_with, num_without = self._num_kinds()
             raise LoaderError(
                 "balanced sampling needs slices with and without hemorrhage, found "
-                f"{int(self.has_hemorrhage_N.sum())} with hemorrhage among "
+                f"{num_with} with and {num_without} without among "
                 f"{len(self.slices_N)}; choose another fold or sampling"
             )
 
+    def _num_kinds(self) -> tuple[int, int]:
+        return int((self.any_N == 1).sum()), int((self.any_N == 0).sum())
+
     def _num_each(self) -> int:
-        num_with = int(self.has_hemorrhage_N.sum())
-        return min(num_with, len(self.slices_N) - num_with)
+        return min(self._num_kinds())
+
+    @property
+    def num_unknown(self) -> int:
+        """Slices that are left out because their label `any` is missing."""
+        return len(self.slices_N) - sum(self._num_kinds())
 
     @property
     def num_drawn(self) -> int:
@@ -139,7 +155,7 @@ class BalancedSampler(Sampler):
     def _draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
         kinds = [
             rng.choice(self.slices_N[kind_N], size=self._num_each(), replace=False)
-            for kind_N in (self.has_hemorrhage_N, ~self.has_hemorrhage_N)
+            for kind_N in (self.any_N == 1, self.any_N == 0)
         ]
         return rng.permutation(np.concatenate(kinds))
 
@@ -182,6 +198,89 @@ class StudySampler(Sampler):
         return rng.permutation(self.slices_N[drawn_M])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BagSampler(Sampler):
+    """Trains on slices with labels of their own and on bags, in blocks of slices.
+
+    It is for training only.
+
+    A block is so many slices of a bag, drawn anew each epoch, or so many slices with
+    labels of their own. An epoch has a block of each bag and each slice with an own
+    label once, apart from those left over from blocks and batches. A rank gets whole
+    blocks, and so does a batch.
+
+    A slice may come twice in an epoch: in the blocks of its series and its study, as a
+    slice with an own label of another class, or in a bag with fewer slices than G.
+    """
+
+    is_labelled_N: npt.NDArray[np.bool_]
+    """Whether each slice in `slices_N` has a label of its own."""
+
+    bags: Bags
+    """At least one."""
+
+    bag_slices: int
+    """G: slices in a block."""
+
+    def __post_init__(self) -> None:
+        Sampler.__post_init__(self)
+        if self.batch_size % self.bag_slices:
+            raise LoaderError(
+                "this store has labels of studies or series, so data.batch_size must "
+                f"be a multiple of data.bag_slices ({self.bag_slices}), got "
+                f"{self.batch_size}; change one of them with --set"
+            )
+
+    @property
+    def num_drawn(self) -> int:
+        """Slices of all blocks."""
+        num_labelled = int(self.is_labelled_N.sum())
+        return (num_labelled // self.bag_slices + len(self.bags)) * self.bag_slices
+
+    @property
+    def block_slices(self) -> int:
+        """Slices of a block."""
+        return self.bag_slices
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Store positions of this rank in an epoch, shape (num_slices,), int64."""
+        slices_EG, _ = self._blocks(epoch)
+        return slices_EG.ravel()
+
+    def bag_targets(self, epoch: int) -> npt.NDArray[np.float32]:
+        """Targets of the bag of each block of this rank in an epoch: 0, 1 or NaN.
+
+        Args:
+            epoch: counted from 0.
+
+        Returns:
+            Shape (E, K), E the blocks of the rank; NaN where a block is of no bag.
+        """
+        _, bag_E = self._blocks(epoch)
+        labels_EK = self.bags.labels_DK[bag_E]
+        labels_EK[bag_E < 0] = np.nan
+        return labels_EK
+
+    def _blocks(
+        self, epoch: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The slices of this rank's E blocks, and their bags (-1 for none)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        labelled = rng.permutation(self.slices_N[self.is_labelled_N])
+        num_blocks = len(labelled) // self.bag_slices
+        labelled = labelled[: num_blocks * self.bag_slices]
+        slices_EG = np.concatenate(
+            [
+                labelled.reshape(num_blocks, self.bag_slices),
+                self.bags.draw(self.bag_slices, rng),
+            ]
+        )
+        bag_E = np.concatenate([np.full(num_blocks, -1), np.arange(len(self.bags))])
+        mine = rng.permutation(len(bag_E))[self.rank :: self.world_size]
+        mine = mine[: self.num_slices // self.bag_slices]
+        return slices_EG[mine], bag_E[mine]
+
+
 def _centre_weights(
     first_M: npt.NDArray[np.intp], count_M: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.int64]:
@@ -206,28 +305,49 @@ def check_sampling(sampling: str) -> None:
 
 
 def make_sampler(
-    sampling: str, store: Store, slices_N: npt.NDArray[np.int64], **settings: Any
+    sampling: str,
+    store: Store,
+    slices_N: npt.NDArray[np.int64],
+    *,
+    bag_slices: int,
+    **settings: Any,
 ) -> Sampler:
-    """Make a sampler by name.
+    """Make a sampler by name; a `BagSampler` to train on slices that are in bags.
 
     Args:
         sampling: a name in `SAMPLINGS`; it matters only for training.
-        store: gives labels and studies.
+        store: gives labels, bags and studies.
         slices_N: store positions of the split, increasing.
+        bag_slices: slices in a block, if there are bags.
         settings: the other fields of `Sampler`: ``batch_size``, ``shuffle``, ``seed``,
             ``rank`` and ``world_size``.
 
     Raises:
-        LoaderError: the name is unknown, a setting is out of range, or there are only
-            slices of one kind to balance.
+        LoaderError: the name is unknown, a setting is out of range, there are only
+            slices of one kind to balance, or another sampling than ``all`` with bags.
     """
     check_sampling(sampling)
-    if sampling == "balanced" and settings["shuffle"]:
-        any_N = store.labels_NK()[slices_N, CLASSES.index("any")]
-        return BalancedSampler(
-            slices_N=slices_N, has_hemorrhage_N=any_N == 1, **settings
+    if not settings["shuffle"]:
+        return Sampler(slices_N=slices_N, **settings)
+    bags = find_bags(store).within(slices_N)
+    if len(bags):
+        if sampling != "all":
+            raise LoaderError(
+                f"{store.path} has labels of studies or series, which data.sampling="
+                f"{sampling} does not draw; use --set data.sampling=all"
+            )
+        is_known_NK = ~np.isnan(store.labels_NK()[slices_N])
+        return BagSampler(
+            slices_N=slices_N,
+            is_labelled_N=np.logical_or.reduce(is_known_NK, axis=1),
+            bags=bags,
+            bag_slices=bag_slices,
+            **settings,
         )
-    if sampling == "study" and settings["shuffle"]:
+    if sampling == "balanced":
+        any_N = store.labels_NK()[slices_N, CLASSES.index("any")]
+        return BalancedSampler(slices_N=slices_N, any_N=any_N, **settings)
+    if sampling == "study":
         return StudySampler(
             slices_N=slices_N, study_N=_study_numbers(store)[slices_N], **settings
         )

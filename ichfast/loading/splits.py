@@ -1,12 +1,14 @@
 """Folds: disjoint parts of a store's slices. One fold validates, the others train.
 
-Only slices with all six labels take part. For a slice without a patient id, its study
-counts as the patient.
+Slices with a label of any class take part, of their own or as a part of a bag
+(`ichfast.loading.bags`). For a slice without a patient id, its study counts as the
+patient.
 
 Promises of `patient_folds`:
 
 1. All slices of a patient are in one fold.
-2. Each class is spread as evenly as whole patients allow.
+2. Positives of each class are spread as evenly as whole patients allow. A missing label
+   counts as negative here.
 3. The same slices and seed give the same folds, in any order of the slices.
 
 `slice_folds` is the reference's own split. It puts slices of one patient on both sides,
@@ -23,6 +25,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +33,7 @@ import pandas as pd
 
 from ichfast.errors import FoldError, RecipeError
 from ichfast.labels import CLASSES
+from ichfast.loading.bags import Bags, find_bags
 from ichfast.loading.id_files import MAX_FOLD, NUM_SHOWN, IdFile, read_id_file
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
@@ -60,7 +64,7 @@ def patient_folds(
 
     Args:
         patients_N: the patient of each slice.
-        labels_NK: 0 or 1, shape (N, 6).
+        labels_NK: 0, 1 or NaN, shape (N, 6).
         num_folds: number of folds.
         seed: orders patients with equal counts.
 
@@ -104,12 +108,12 @@ def slice_folds(
     num_folds: int = NUM_FOLDS,
     seed: int = FOLD_SEED,
 ) -> npt.NDArray[np.int8]:
-    """Distribute slices over folds by their combination of labels.
+    """Distribute slices over folds by their combination of positive labels.
 
     Slices of one patient get into several folds, so a warning is logged.
 
     Args:
-        labels_NK: 0 or 1, shape (N, 6).
+        labels_NK: 0, 1 or NaN, shape (N, 6).
         num_folds: number of folds.
         seed: shuffles the slices of each combination.
 
@@ -125,7 +129,7 @@ def slice_folds(
         "validation looks about 8 percent better than it is"
     )
     powers_K = 1 << np.arange(len(CLASSES))
-    kind_N = np.asarray(labels_NK, dtype=np.int64) @ powers_K
+    kind_N = (np.asarray(labels_NK) == 1) @ powers_K
     shuffled_N = np.random.default_rng(seed).permutation(len(kind_N))
     by_kind_N = shuffled_N[np.argsort(kind_N[shuffled_N], kind="stable")]
     folds_N = np.empty(len(kind_N), dtype=np.int8)
@@ -139,7 +143,7 @@ def _count_by_patient(
     num_patients: int,
 ) -> npt.NDArray[np.int64]:
     """Count each patient's slices of each class, and all slices in the last column."""
-    labels_and_one_NC = np.column_stack([labels_NK, np.ones(len(labels_NK))])
+    labels_and_one_NC = np.column_stack([labels_NK == 1, np.ones(len(labels_NK))])
     return np.stack(
         [
             np.bincount(patient_N, weights=column_N, minlength=num_patients)
@@ -210,6 +214,9 @@ class Split:
     fold_N: npt.NDArray[np.int8]
     """The fold of each slice of the store; -1 if it has no labels."""
 
+    bags: Bags
+    """All bags of the store."""
+
     train_N: npt.NDArray[np.int64]
     valid_N: npt.NDArray[np.int64]
 
@@ -219,15 +226,23 @@ class Split:
     num_left_out: int = 0
     """Labelled slices that have no fold in `FoldConfig.file`."""
 
-    def counts(self, store: Store) -> dict[str, int]:
-        """Number of slices and patients of both parts, by name."""
+    def counts(self, store: Store) -> dict[str, Any]:
+        """Number of slices and patients of both parts, and of labels to train on."""
         patients = patients_N(store.table)
+        bags = self.bags.within(self.train_N)
         return {
             "train_slices": len(self.train_N),
             "train_patients": len(set(patients[self.train_N])),
+            "train_labels": _count_known(store.labels_NK()[self.train_N]),
+            "train_bag_labels": _count_known(bags.labels_DK) if len(bags) else {},
             "valid_slices": len(self.valid_N),
             "valid_patients": len(set(patients[self.valid_N])),
         }
+
+
+def _count_known(labels_NK: npt.NDArray[np.float32]) -> dict[str, int]:
+    known_K = (~np.isnan(labels_NK)).sum(axis=0)
+    return dict(zip(CLASSES, known_K.tolist(), strict=True))
 
 
 def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -> Split:
@@ -240,20 +255,27 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
             for validation; None keeps all.
 
     Raises:
-        FoldError: no slice has all six labels, there are too few patients, or a part is
-            empty; a file of ids cannot be read or has no id of the store, or it puts a
-            patient in two folds.
+        FoldError: no slice has a label, there are too few patients, a part is empty, or
+            folds by slice would cut bags; a file of ids cannot be read or has no id of
+            the store, or it puts a patient in two folds.
     """
-    labels_NK = store.labels_NK()
-    labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
+    labels_NK, bags = store.labels_NK(), find_bags(store)
+    is_labelled_N = np.logical_or.reduce(~np.isnan(labels_NK), axis=1)
+    if len(bags):
+        is_labelled_N[bags.slices_M] = True
+        # The label of a bag counts once, as one of its first slice.
+        first_D = bags.slices_M[bags.first_D]
+        np.fmax.at(labels_NK, first_D, bags.labels_DK)
+    labelled_N = np.flatnonzero(is_labelled_N)
     if labelled_N.size == 0:
         raise FoldError(
             f"{store.path} has no labels; add them with `ichfast prepare SOURCE... "
             f"--store {store.path} --append --labels CSV`"
-            if np.isnan(labels_NK).all()
-            else f"{store.path} has no slice with all six labels, which training "
-            f"needs; add those that are missing with `ichfast prepare SOURCE... "
-            f"--store {store.path} --append --labels CSV`"
+        )
+    if folds.kind == "slice" and len(bags):
+        raise FoldError(
+            f"{store.path} has labels of studies or series, which folds by slice would "
+            "cut; use --set folds.kind=patient"
         )
     files = _read_id_files(store, folds)
     if "only" in files:
@@ -286,6 +308,7 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
         )
     return Split(
         fold_N=fold_N,
+        bags=bags,
         train_N=train_N,
         valid_N=valid_N,
         files=files,

@@ -39,6 +39,7 @@ from ichfast.recipes.resolve import fitting_batch_size
 from ichfast.runs.device import largest_batch_on_gpu
 from ichfast.runs.trained import TrainedRun, open_ensemble
 from ichfast.store.store import Store
+from ichfast.store.tables import BAG_LABELS
 from ichfast.training.inference import mix_passes, predict_logits, tta_passes
 
 logger = logging.getLogger(__name__)
@@ -168,8 +169,16 @@ def predict_store(
     table["run"] = _names_N(predictions, len(store))[positions_N]
     table["trained_on"] = _trained_on_N(predictions, len(store))[positions_N]
     table[list(CLASSES)] = probs_NK
-    table[list(LABEL_COLUMNS)] = rows[list(CLASSES)].to_numpy()
-    return table[list(COLUMNS)]
+    labels = rows.reset_index(drop=True)
+    table[list(LABEL_COLUMNS)] = labels[list(CLASSES)]
+    bags = [
+        name
+        for names in BAG_LABELS.values()
+        if store.table[list(names)].notna().any(axis=None)
+        for name in names
+    ]
+    table[bags] = labels[bags]
+    return table[[*COLUMNS, *bags]]
 
 
 @dataclass(frozen=True, slots=True)

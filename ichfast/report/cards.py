@@ -59,7 +59,7 @@ class CaseCard:
     heatmap: str
     """Heat map of the group's class, as a data URI."""
     probabilities: list[tuple[str, float, bool]]
-    """Name, probability, and whether it is labelled, for each class."""
+    """Name, probability, and whether its label is 1, for each class."""
     ids: str
     """Slice, study and patient."""
 

@@ -6,7 +6,7 @@ in the text. Only the reference has leaderboard scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def _published_row(name: str) -> Row:
     return Row(
         name=name,
         network=recipe.model.arch,
-        addition=_addition(recipe),
+        addition=_addition(recipe, {}),
         size=recipe.data.size,
         folds=recipe.folds.unit,
         accuracy=published.accuracy,
@@ -97,7 +97,7 @@ def _run_row(path: Path) -> Row:
     return Row(
         name=path.resolve().name,
         network=recipe.model.arch,
-        addition=_addition(recipe),
+        addition=_addition(recipe, record.counts.train_labels),
         size=recipe.data.size,
         folds=recipe.folds.unit
         + (", seen" if record.counts.valid_patients_seen else ""),
@@ -121,8 +121,14 @@ def _gpu_minutes(record: RunRecord, history: pd.DataFrame) -> float | None:
     return float(history["seconds"].sum() / 60)
 
 
-def _addition(recipe: Recipe) -> str:
-    """Additions of a recipe, in the order in which they act on a slice."""
+def _addition(recipe: Recipe, train_labels: Mapping[str, int]) -> str:
+    """Additions of a recipe, in the order in which they act on a slice.
+
+    Args:
+        recipe: of the run.
+        train_labels: known labels by class; classes without any are named.
+    """
+    unlabelled = [name for name, count in train_labels.items() if not count]
     data, augment, train = recipe.data, recipe.augment, recipe.train
     weights = Path(recipe.model.weights)
     additions = {
@@ -134,6 +140,7 @@ def _addition(recipe: Recipe) -> str:
         "mixup": any(phase.mixup_alpha for phase in train.phases),
         "any x 2": train.any_weight == 2.0,
         "EMA": train.ema_decay > 0,
+        f"no labels of {'+'.join(unlabelled)}": bool(unlabelled),
     }
     return ", ".join(name for name, is_there in additions.items() if is_there)
 

@@ -284,7 +284,7 @@ def _slices_to_show(store: Store) -> npt.NDArray[np.int64]:
 def _folds(store: Store) -> npt.NDArray[np.int8]:
     """Default fold of each slice; -1 without labels, or with too few patients."""
     labels_NK = store.labels_NK()
-    labelled_N = np.flatnonzero(~np.isnan(labels_NK).any(axis=1))
+    labelled_N = np.flatnonzero(~np.isnan(labels_NK).all(axis=1))
     fold_N = np.full(len(store), -1, dtype=np.int8)
     patient_N = patients_N(store.table)[labelled_N]
     if len(set(patient_N)) >= NUM_FOLDS:

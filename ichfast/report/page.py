@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 
 from ichfast.errors import IchfastError
@@ -100,10 +101,15 @@ def write_report(out: Path, report: ReportData) -> None:
     """
     results = compute_results(report.predictions, sensitivity=report.sensitivity)
     subgroups = {
-        column: evaluate_subgroups(report.predictions, groups, replicates=REPLICATES)
+        column: evaluate_subgroups(
+            report.predictions,
+            groups,
+            level=results.evaluation.first_name,
+            replicates=REPLICATES,
+        )
         for column, groups in report.groups.items()
     }
-    auc_any = results.evaluation.slice.classes["any"].auc
+    of_any = results.evaluation.first.classes["any"]
     page = _template().render(
         title=report.title,
         notices=report.notices,
@@ -117,7 +123,7 @@ def write_report(out: Path, report: ReportData) -> None:
         curve_charts=curve_charts(results),
         training_charts=training_charts(report.history),
         subgroups=subgroups,
-        subgroup_charts=subgroup_charts(subgroups, auc_any),
+        subgroup_charts=subgroup_charts(subgroups, of_any.auc if of_any else None),
         subgroup_headings=SUBGROUP_HEADINGS,
         groups=make_cards(
             choose_cases(results.rows),
@@ -165,13 +171,17 @@ def _best_epoch(history: pd.DataFrame) -> int | None:
 
 
 def _fold_rows(labelled: pd.DataFrame) -> list[dict[str, Any]]:
+    """Counts of each fold; ``labels`` are positives and known labels of each class."""
     return [
         {
             "fold": fold,
             "slices": len(rows),
             "studies": rows["study"].nunique(dropna=False),
             "patients": len(set(patients_N(rows))),
-            "positives": labels_of(rows).sum(axis=0).astype(int).tolist(),
+            "labels": [
+                (int((labels_N == 1).sum()), int((~np.isnan(labels_N)).sum()))
+                for labels_N in labels_of(rows).T
+            ],
         }
         for fold, rows in labelled.groupby("fold")
     ]

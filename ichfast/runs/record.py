@@ -43,7 +43,7 @@ MAY_DIFFER = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Slices and patients of a run."""
+    """Slices, patients and labels of a run."""
 
     train_slices: int
     train_patients: int
@@ -52,6 +52,13 @@ class Counts:
     valid_patients_seen: int
     """Patients who validate, and on whom the weights that the run starts from were
     trained, or may have been."""
+
+    train_labels: dict[str, int] = field(default_factory=dict)
+    """Training slices whose label is known, by class; empty where version 0.1 trained
+    the run, which took slices with all six labels."""
+
+    train_bag_labels: dict[str, int] = field(default_factory=dict)
+    """Training bags whose label is known, by class; empty without bags."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

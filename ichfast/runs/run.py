@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ichfast.errors import ModelError, TrainError
+from ichfast.errors import ModelError, RecipeError, TrainError
 from ichfast.evaluation.metrics import prevalence_loss
 from ichfast.loading.loader import make_loader
-from ichfast.loading.sampler import make_sampler
+from ichfast.loading.sampler import BalancedSampler, Sampler, make_sampler
 from ichfast.loading.splits import Split, in_run_folder, split_slices
 from ichfast.models.build import build_model, synchronize_batch_norm
 from ichfast.models.config import ModelConfig
@@ -132,9 +132,11 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         CheckpointError: nothing to resume, a run that would be overwritten, or a
             checkpoint that cannot be read or written.
         FoldError: the store has no labels, or cannot be split so.
+        LoaderError: the batch size or the sampling does not fit the labels.
         InterruptionError: `should_stop` returned True; the run can be resumed.
         ModelError: the weights to start from cannot be had, or do not fit.
-        RecipeError: another recipe, store or split than the run to resume has.
+        RecipeError: another recipe, store or split than the run to resume has, or
+            mixup with labels of studies or series.
         StoreError: no store, or a damaged one.
         TrainError: too few slices, a loss that is not finite, or a folder that
             cannot be written or in which another process trains.
@@ -171,7 +173,8 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         folds = in_run_folder(recipe.folds, run_dir, only_missing=True)
         split = split_slices(store, folds if resume else recipe.folds, limit=limit)
         recipe = _with_folds_of_file(recipe, split)
-        recipe = _fit_batch(recipe, _num_train(recipe, store, split), ranks)
+        _check_mixup(recipe, split)
+        recipe = _fit_batch(recipe, _train_sampler(recipe, store, split), ranks)
         _check_batch_norm(recipe, device, ranks)
         begun = _patients_of_start(recipe)
         num_seen = _count_seen(begun, store, split)
@@ -200,7 +203,10 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         if checkpoint:
             trainer.restore(checkpoint)
         history = _fit(trainer, store, split, record, run_dir)
-        labels_NK = store.labels_NK()[split.valid_N].astype(np.float64)
+        valid_bags = split.bags.within(split.valid_N)
+        labels_NK = np.concatenate(
+            [store.labels_NK()[split.valid_N], valid_bags.labels_DK]
+        ).astype(np.float64)
     best = best_row(history, recipe.train.best_by)
     return TrainReport(
         run=str(run_dir),
@@ -252,18 +258,39 @@ def _count_seen(begun: TrainingPatients, store: Store, split: Split) -> int:
     return num_seen
 
 
-def _num_train(recipe: Recipe, store: Store, split: Split) -> int:
-    """Slices that one epoch draws from the training part."""
+def _check_mixup(recipe: Recipe, split: Split) -> None:
+    if len(split.bags) and any(phase.mixup_alpha for phase in recipe.train.phases):
+        raise RecipeError(
+            "mixup blends slices of different studies, and this store has labels of "
+            "studies or series; --set train.phases.0.mixup_alpha=0 in each phase"
+        )
+
+
+def _train_sampler(recipe: Recipe, store: Store, split: Split) -> Sampler:
+    """What draws an epoch from the training part, on one rank."""
     sampler = make_sampler(
-        recipe.data.sampling, store, split.train_N, batch_size=1, shuffle=True
+        recipe.data.sampling,
+        store,
+        split.train_N,
+        bag_slices=recipe.data.bag_slices,
+        batch_size=recipe.data.batch_size,
+        shuffle=True,
     )
-    return sampler.num_drawn
+    if isinstance(sampler, BalancedSampler) and sampler.num_unknown:
+        logger.warning(
+            "balanced sampling leaves out %d of %d slices, whose label any is missing",
+            sampler.num_unknown,
+            len(split.train_N),
+        )
+    return sampler
 
 
-def _fit_batch(recipe: Recipe, num_train: int, ranks: Ranks) -> Recipe:
+def _fit_batch(recipe: Recipe, sampler: Sampler, ranks: Ranks) -> Recipe:
     """Shrink the batch if there are too few slices for one step."""
     num_parts = ranks.world_size * recipe.train.accumulate
-    batch_size = min(recipe.data.batch_size, num_train // num_parts)
+    num_train = sampler.num_drawn
+    fitting = num_train // num_parts // sampler.block_slices * sampler.block_slices
+    batch_size = min(recipe.data.batch_size, fitting)
     if batch_size == recipe.data.batch_size:
         return recipe
     if batch_size == 0:
@@ -396,13 +423,18 @@ def _fit(
             size = recipe.data.size_in_epoch(epoch, trainer.num_epochs)
             train_loader.set_size(size)
 
+        fit = partial(
+            trainer.fit,
+            train_loader,
+            valid_loader,
+            valid_bags=split.bags.within(split.valid_N),
+            before_epoch=grow,
+        )
         if not ranks.writes:
-            return trainer.fit(train_loader, valid_loader, before_epoch=grow)
+            return fit()
         log = stack.enter_context(closing(RunLog(run_dir)))
         if trainer.history:
             write_history(run_dir, trainer.history, advice=how_to_continue(run_dir))
         else:
             log.show_slices(train_loader, trainer.num_epochs)
-        return trainer.fit(
-            train_loader, valid_loader, before_epoch=grow, on_epoch=log.log_epoch
-        )
+        return fit(on_epoch=log.log_epoch)

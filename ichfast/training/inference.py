@@ -19,9 +19,11 @@ from torch import nn
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.evaluation.metrics import accuracy, weighted_log_loss
+from ichfast.loading.bags import Bags
 from ichfast.loading.batch import Loader
 from ichfast.models.precision import Amp
 from ichfast.system.terminal import progress
+from ichfast.training.loss import known_loss
 from ichfast.training.step import Stepper
 
 TTA_SCALE = 1.35
@@ -131,16 +133,18 @@ def mix_passes(
     return np.sum([each.weight * probs_NK for each, probs_NK in pairs], axis=0)
 
 
-def validate(stepper: Stepper, loader: Loader) -> dict[str, float]:
+def validate(stepper: Stepper, loader: Loader, bags: Bags) -> dict[str, float]:
     """Validate the averaged model on the whole fold; the same result on all ranks.
 
     Args:
         stepper: holds the model and the ranks, which each predict their part.
         loader: gives this rank's part; together the ranks give every slice of the
             fold once.
+        bags: those of the fold. Their logits are the maximum over all their slices.
 
     Returns:
-        valid_loss, without class weights; valid_weighted_log_loss; valid_accuracy.
+        valid_loss, without class weights; valid_weighted_log_loss; valid_accuracy. All
+        are over the known labels of the slices and bags of the fold.
     """
     model, ranks = stepper.averaged_model, stepper.ranks
     ranks.share_buffers(model)
@@ -150,10 +154,17 @@ def validate(stepper: Stepper, loader: Loader) -> dict[str, float]:
         )
     )
     # Sorted by position, so that sums do not depend on which rank predicted what.
-    order_N = np.argsort(np.concatenate([positions_N for positions_N, _, _ in parts]))
+    positions_N = np.concatenate([positions_N for positions_N, _, _ in parts])
+    order_N = np.argsort(positions_N)
     logits_NK = torch.cat([logits_NK for _, logits_NK, _ in parts])[order_N].double()
     targets_NK = torch.cat([targets_NK for *_, targets_NK in parts])[order_N].double()
-    valid_loss = nn.functional.binary_cross_entropy_with_logits(logits_NK, targets_NK)
+    if len(bags):
+        highest_DK = bags.highest(positions_N[order_N], logits_NK.numpy())
+        bag_labels_DK = torch.from_numpy(bags.labels_DK).double()
+        logits_NK = torch.cat([logits_NK, torch.from_numpy(highest_DK)])
+        targets_NK = torch.cat([targets_NK, bag_labels_DK])
+    no_weight_K = torch.ones(targets_NK.shape[1], dtype=torch.float64)
+    valid_loss = known_loss(logits_NK, targets_NK, no_weight_K)
     probs_NK, labels_NK = logits_NK.sigmoid().numpy(), targets_NK.numpy()
     return {
         "valid_loss": valid_loss.item(),

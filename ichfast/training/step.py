@@ -17,6 +17,10 @@ Promises:
    large, up to rounding: gradients are means over all its slices. Only mixup,
    dropout and batch norm still see one batch; on GPUs batch norm can see the batches
    of all ranks (`TrainConfig.sync_batch_norm`).
+4. Where labels are missing, a batch's loss is the mean over its known labels, and a
+   step's gradient the mean over its k w batches. One mean over the known labels of all
+   of them would need an exchange of counts before each backward pass. As the order is
+   shuffled, which batch has fewer known labels is chance.
 
 Shape letters: B slices of the batch, C channels, H rows, W columns, K classes.
 """
@@ -27,6 +31,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -43,6 +48,7 @@ from ichfast.models.precision import Amp
 from ichfast.system.ranks import Ranks
 from ichfast.training.config import Phase, TrainConfig
 from ichfast.training.ema import Ema
+from ichfast.training.loss import known_loss, with_bags
 from ichfast.training.optimizers import (
     decay_groups,
     make_optimizer,
@@ -147,10 +153,9 @@ class Stepper:
         self.device = next(model.parameters()).device
         self.spans = spans or Spans(self.device)
         class_weights = torch.tensor([config.any_weight, 1.0, 1.0, 1.0, 1.0, 1.0])
-        self.loss = nn.BCEWithLogitsLoss(
-            weight=(class_weights / class_weights.mean()).to(self.device)
-        )
-        """Mean over slices and classes, of logits (B, K) and targets (B, K)."""
+        weight_K = (class_weights / class_weights.mean()).to(self.device)
+        self.loss = partial(known_loss, weight_K=weight_K)
+        """Of logits (B, K) and targets (B, K)."""
         self._ema = Ema(model, decay=config.ema_decay) if config.ema_decay else None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp.needs_scaler)
         self._state: _PhaseState | None = None
@@ -231,7 +236,12 @@ class Stepper:
             images_BCHW, targets_BK = self._mixed(batch, epoch, iteration)
         with network.exchanging(is_due=self.completes_step(iteration)):
             with self.spans.part("forward"), self.amp.autocast():
-                loss: Tensor = self.loss(network(images_BCHW), targets_BK)
+                logits_BK = network(images_BCHW)
+                if batch.bag_targets_DK is not None:
+                    logits_BK, targets_BK = with_bags(
+                        logits_BK, targets_BK, batch.bag_targets_DK
+                    )
+                loss = self.loss(logits_BK, targets_BK)
             with self.spans.part("backward"):
                 share = self._scaler.scale(loss / self.config.accumulate)
                 share.backward()  # type: ignore[no-untyped-call]

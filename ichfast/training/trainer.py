@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ichfast.errors import CheckpointError, InterruptionError, TrainError
+from ichfast.loading.bags import NO_BAGS, Bags
 from ichfast.loading.batch import Loader
 from ichfast.system.terminal import progress
 from ichfast.training.checkpoint import BEST, LAST, Checkpointer, restoring
@@ -103,6 +104,7 @@ class Trainer:
         train_loader: Loader,
         valid_loader: Loader,
         *,
+        valid_bags: Bags = NO_BAGS,
         before_epoch: Callable[[int], None] = lambda _: None,
         on_epoch: Callable[[History], None] = lambda _: None,
     ) -> History:
@@ -112,6 +114,7 @@ class Trainer:
             train_loader: gives full batches, shuffled; this rank's part.
             valid_loader: gives this rank's part of the validation fold; together
                 the ranks give every slice once.
+            valid_bags: bags of the validation fold.
             before_epoch: called with the number of an epoch, from 0, before it is
                 trained or continued.
             on_epoch: called with the history after each epoch.
@@ -136,7 +139,8 @@ class Trainer:
             while self._trains_before(last_epoch):
                 before_epoch(self._position.epoch)
                 row = self.train_epoch(train_loader, first_epoch)
-                row |= {"phase": index, **validate(self.stepper, valid_loader)}
+                figures = validate(self.stepper, valid_loader, valid_bags)
+                row |= {"phase": index, **figures}
                 self.history.append(row)
                 self._finish_epoch(on_epoch)
             first_epoch = last_epoch

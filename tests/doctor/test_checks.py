@@ -179,7 +179,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "a store without labels": (
         {"store": replace(STORE, labelled=0)},
         (
-            "ichfast-store has no slice with all six labels: add them with `ichfast "
+            "ichfast-store has no labels: add them with `ichfast "
             "prepare SOURCE... --append --labels CSV`"
         ),
     ),

@@ -12,7 +12,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from ichfast.errors import PredictionError
-from ichfast.evaluation.evaluation import evaluate
+from ichfast.evaluation.evaluation import ClassScores, Evaluation, evaluate
 from ichfast.evaluation.metrics import weighted_log_loss
 from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS, labels_NK, probs_NK
 from ichfast.evaluation.scoretable import format_evaluation
@@ -49,6 +49,15 @@ def make_table(num_slices: int = NUM_SLICES, *, seed: int = 0) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
+def scores_of(
+    evaluation: Evaluation, class_name: str, *, level: str = "slice"
+) -> ClassScores:
+    """The figures of a class that has labels."""
+    scores = evaluation.levels[level].classes[class_name]
+    assert scores is not None
+    return scores
+
+
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     return make_table()
@@ -67,10 +76,10 @@ def labels(table: pd.DataFrame) -> Floats:
 def test_class_scores_agree_with_scikit_learn(
     table: pd.DataFrame, probs: Floats, labels: Floats
 ) -> None:
-    classes = evaluate(table).slice.classes
+    evaluation = evaluate(table)
     for k, name in enumerate(CLASSES):
         y, p = labels[:, k], probs[:, k]
-        scores = classes[name]
+        scores = scores_of(evaluation, name)
         near = pytest.approx
         assert scores.positives == y.sum()
         assert scores.auc == near(sklearn_metrics.roc_auc_score(y, p), abs=1e-12)
@@ -89,7 +98,7 @@ def test_class_scores_agree_with_scikit_learn(
 
 def test_a_class_with_one_value_has_no_auc(table: pd.DataFrame) -> None:
     without = table.assign(label_epidural=0.0)
-    scores = evaluate(without).slice.classes["epidural"]
+    scores = scores_of(evaluate(without), "epidural")
     assert scores.auc is scores.average_precision is scores.sensitivity_at_90 is None
     lines = format_evaluation(evaluate(without)).splitlines()
     auc_line = next(line for line in lines if line.startswith("AUC"))
@@ -101,19 +110,19 @@ def test_a_study_has_the_maximum_of_its_slices(table: pd.DataFrame) -> None:
         table.groupby("study")[list(names)].max().to_numpy()
         for names in (CLASSES, LABEL_COLUMNS)
     )
-    study = evaluate(table).study
+    study = evaluate(table).levels["study"]
     assert study.count == -(-NUM_SLICES // 7)
     assert study.weighted_log_loss == pytest.approx(
         weighted_log_loss(probs, labels), abs=1e-12
     )
-    assert evaluate(table).patient.count == -(-NUM_SLICES // 14)
+    assert evaluate(table).levels["patient"].count == -(-NUM_SLICES // 14)
 
 
 def test_slices_without_a_patient_count_as_one_of_their_study(
     table: pd.DataFrame,
 ) -> None:
     evaluation = evaluate(table.assign(patient=""))
-    assert evaluation.patient == evaluation.study
+    assert evaluation.levels["patient"] == evaluation.levels["study"]
 
 
 def test_intervals_come_with_replicates_and_contain_the_figure(
@@ -121,32 +130,30 @@ def test_intervals_come_with_replicates_and_contain_the_figure(
 ) -> None:
     evaluation = evaluate(table, replicates=100)
     assert evaluation.bootstrap["replicates"] == 100
-    for level in (evaluation.slice, evaluation.study, evaluation.patient):
+    for name, level in evaluation.levels.items():
         assert level.weighted_log_loss_interval is not None
         low, high = level.weighted_log_loss_interval
         assert low < level.weighted_log_loss < high
-        auc, interval = level.classes["any"].auc, level.classes["any"].intervals["auc"]
+        scores = scores_of(evaluation, "any", level=name)
+        auc, interval = scores.auc, scores.intervals["auc"]
         if interval is not None:
             assert auc is not None
             assert interval[0] <= auc <= interval[1]
-    assert evaluate(table).slice.classes["any"].intervals == {}
+    assert scores_of(evaluate(table), "any").intervals == {}
     again = evaluate(table, replicates=100)
     assert again == evaluation
 
 
 def test_one_patient_gives_no_interval(table: pd.DataFrame) -> None:
-    one = evaluate(table.assign(patient="p"), replicates=10).slice
-    assert one.weighted_log_loss_interval is None
-    assert one.classes["any"].intervals["auc"] is None
+    one = evaluate(table.assign(patient="p"), replicates=10)
+    assert one.first.weighted_log_loss_interval is None
+    assert scores_of(one, "any").intervals["auc"] is None
 
 
 def test_what_prevalence_scores_is_what_a_constant_scores(table: pd.DataFrame) -> None:
     constant = table.assign(**{name: table[f"label_{name}"].mean() for name in CLASSES})
-    for found, expected in zip(
-        evaluate(constant).slice.classes.values(),
-        evaluate(table).slice.classes.values(),
-        strict=True,
-    ):
+    for name in CLASSES:
+        found, expected = (scores_of(evaluate(t), name) for t in (constant, table))
         for field in (
             "log_loss", "brier", "auc", "average_precision", "sensitivity_at_90",
             "sensitivity_at_95", "calibration_error",
@@ -158,10 +165,10 @@ def test_what_prevalence_scores_is_what_a_constant_scores(table: pd.DataFrame) -
 
 def test_unlabelled_slices_are_left_out_and_counted(table: pd.DataFrame) -> None:
     partly = table.copy()
-    partly.loc[:9, "label_any"] = np.nan
-    evaluation = evaluate(partly)
-    assert evaluation.unlabelled == 10
-    assert evaluation.slice == evaluate(table.iloc[10:]).slice
+    partly.loc[:13, list(LABEL_COLUMNS)] = np.nan
+    evaluation = evaluate(partly, replicates=10)
+    assert evaluation.unlabelled == 14
+    assert evaluation.levels == evaluate(table.iloc[14:], replicates=10).levels
 
 
 def test_labels_of_any_number_type_are_read(table: pd.DataFrame) -> None:
@@ -173,7 +180,10 @@ def test_labels_of_any_number_type_are_read(table: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_any": np.nan}, "none of the 211 predicted slices has all six labels"),
+        (
+            dict.fromkeys(LABEL_COLUMNS, np.nan),
+            "none of the 211 predicted slices has a label, so there is nothing",
+        ),
         ({"label_any": 0.5}, "211 labels are neither 0 nor 1, such as 0.5"),
         ({"subdural": 1.5}, "211 predictions lie outside \\[0, 1\\], such as 1.5"),
         ({"subdural": np.nan}, "211 predictions lie outside \\[0, 1\\], such as nan"),
@@ -195,8 +205,8 @@ def test_an_empty_table_is_refused(table: pd.DataFrame) -> None:
 def test_negative_slices_alone_have_no_ratio() -> None:
     healthy = make_table(7).assign(**dict.fromkeys(LABEL_COLUMNS, 0.0))
     evaluation = evaluate(healthy)
-    assert evaluation.slice.ratio is None
-    assert evaluation.slice.prevalence_loss == pytest.approx(0.0, abs=1e-12)
+    assert evaluation.levels["slice"].ratio is None
+    assert evaluation.levels["slice"].prevalence_loss == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_table_is_left_as_it_was(table: pd.DataFrame) -> None:
@@ -208,7 +218,7 @@ def test_the_table_is_left_as_it_was(table: pd.DataFrame) -> None:
 def test_the_evaluation_becomes_strict_json(table: pd.DataFrame) -> None:
     evaluation = evaluate(table.assign(label_epidural=0.0))
     parsed = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
-    assert parsed["weighted_log_loss"] == evaluation.slice.weighted_log_loss
+    assert parsed["weighted_log_loss"] == evaluation.levels["slice"].weighted_log_loss
     assert parsed["patient"]["classes"]["epidural"]["auc"] is None
 
 
@@ -216,6 +226,6 @@ def test_the_text_shows_the_prevalence_beside_the_model(table: pd.DataFrame) -> 
     evaluation = evaluate(table)
     text = format_evaluation(evaluation)
     accuracy_line = next(line for line in text.splitlines() if "accuracy" in line)
-    assert f"{evaluation.slice.accuracy:.4f}" in accuracy_line
-    assert f"{evaluation.slice.prevalence_accuracy:.4f}" in accuracy_line
+    assert f"{evaluation.first.accuracy:.4f}" in accuracy_line
+    assert f"{evaluation.first.prevalence_accuracy:.4f}" in accuracy_line
     assert max(map(len, text.splitlines())) <= 110

@@ -36,13 +36,15 @@ def grouped(
 
 def test_the_figures_of_a_group_are_those_of_its_slices_alone() -> None:
     table, groups = grouped(("b", 12), ("a", 15))
-    b, a = evaluate_subgroups(table, groups, replicates=20)
+    b, a = evaluate_subgroups(table, groups, level="slice", replicates=20)
     for group, rows in ((b, table[groups == "b"]), (a, table[groups == "a"])):
         alone = evaluate(rows, replicates=20)
-        assert group.scores == alone.slice
-        assert group.scores.classes["any"].intervals["auc"] is not None
-        assert (group.slices, group.patients) == (len(rows), alone.patient.count)
-        assert group.positives == alone.slice.classes["any"].positives
+        assert group.scores == alone.levels["slice"]
+        of_any = alone.levels["slice"].classes["any"]
+        assert of_any is not None
+        assert of_any.intervals["auc"] is not None
+        assert (group.count, group.positives) == (len(rows), of_any.positives)
+        assert group.patients == alone.levels["patient"].count
 
 
 def test_figures_need_enough_patients_and_both_labels() -> None:
@@ -53,12 +55,12 @@ def test_figures_need_enough_patients_and_both_labels() -> None:
     table.loc[groups == "negative", list(LABEL_COLUMNS)] = 0.0
     table.loc[groups == "positive", list(LABEL_COLUMNS)] = 1.0
     table.loc[groups == "unlabelled", list(LABEL_COLUMNS)] = np.nan
-    found = evaluate_subgroups(table, groups, replicates=0)
+    found = evaluate_subgroups(table, groups, level="slice", replicates=0)
     assert {group.name: group.reason for group in found} == {
         "few": "fewer than 10 patients",
         "enough": "",
-        "negative": "no positive slice",
-        "positive": "no negative slice",
+        "negative": "no positive",
+        "positive": "no negative",
     }
     assert all((group.scores is None) == bool(group.reason) for group in found)
     text = format_subgroups("kernel", found)
@@ -114,7 +116,7 @@ def test_groups_come_from_the_store(store: Path, tmp_path: Path) -> None:
         "age_decade": {"40-49": 20, "unknown": 10},
     }
     ge = table.iloc[: 20 * SLICES_A_PATIENT]
-    alone = evaluate(ge, replicates=20).slice.weighted_log_loss
+    alone = evaluate(ge, replicates=20).levels["slice"].weighted_log_loss
     found = figures["manufacturer"][0]["scores"]["weighted_log_loss"]
     assert found == pytest.approx(alone, rel=1e-6)
     assert "by manufacturer" in result.stderr

@@ -20,7 +20,7 @@ from ichfast.loading.sampler import (
 from ichfast.store.store import Store
 
 SLICES_N = np.arange(1009) * 3  # a prime number of slices, not 0, 1, 2
-HAS_HEMORRHAGE_N = np.arange(1009) % 7 == 2  # 144 of them
+ANY_N = (np.arange(1009) % 7 == 2) * 1.0  # 144 of them
 STUDY_N = np.repeat(np.arange(31), [1, 2, 3, 5, *[37] * 26, 36])  # 31 studies
 
 
@@ -29,9 +29,7 @@ def every_slice(**settings: Any) -> Sampler:
 
 
 def balanced(**settings: Any) -> Sampler:
-    return BalancedSampler(
-        slices_N=SLICES_N, has_hemorrhage_N=HAS_HEMORRHAGE_N, **settings
-    )
+    return BalancedSampler(slices_N=SLICES_N, any_N=ANY_N, **settings)
 
 
 def study_wise(**settings: Any) -> Sampler:
@@ -105,17 +103,15 @@ def test_validation_keeps_order_and_ends_on_a_short_batch(make: Make) -> None:
 # ------------------------------------------------------------------------- balanced
 
 
-@pytest.mark.parametrize("rarer", [HAS_HEMORRHAGE_N, ~HAS_HEMORRHAGE_N])
+@pytest.mark.parametrize("any_N", [ANY_N, 1 - ANY_N])
 def test_a_balanced_epoch_has_the_whole_rarer_kind_and_as_many_others(
-    rarer: npt.NDArray[np.bool_],
+    any_N: npt.NDArray[np.float64],
 ) -> None:
-    order = BalancedSampler(
-        slices_N=SLICES_N, has_hemorrhage_N=rarer, batch_size=1, shuffle=True
-    )
-    kind_of = dict(zip(SLICES_N.tolist(), HAS_HEMORRHAGE_N, strict=True))
+    order = BalancedSampler(slices_N=SLICES_N, any_N=any_N, batch_size=1, shuffle=True)
+    kind_of = dict(zip(SLICES_N.tolist(), ANY_N == 1, strict=True))
     first, second = order.order(0), order.order(1)
     assert sum(kind_of[position] for position in first) == 144
-    assert {p for p in first if kind_of[p]} == set(SLICES_N[HAS_HEMORRHAGE_N])
+    assert {p for p in first if kind_of[p]} == set(SLICES_N[ANY_N == 1])
     assert {p for p in first if not kind_of[p]} != {p for p in second if not kind_of[p]}
     kinds = [bool(kind_of[position]) for position in first]
     assert kinds != sorted(kinds)  # mixed, not one kind after the other
@@ -124,10 +120,29 @@ def test_a_balanced_epoch_has_the_whole_rarer_kind_and_as_many_others(
 
 @pytest.mark.parametrize("has", [True, False])
 def test_balance_needs_both_kinds(has: bool) -> None:
-    with pytest.raises(LoaderError, match=r"found (0|1009) with hemorrhage among 1009"):
+    with pytest.raises(LoaderError, match=r"(0 with and 1009|1009 with and 0) without"):
         BalancedSampler(
             slices_N=SLICES_N,
-            has_hemorrhage_N=np.full(1009, has),
+            any_N=np.full(1009, float(has)),
+            batch_size=3,
+            shuffle=True,
+        )
+
+
+def test_a_slice_of_unknown_kind_is_never_drawn_for_balance() -> None:
+    any_N = ANY_N.copy()
+    any_N[500:] = np.nan
+    order = BalancedSampler(slices_N=SLICES_N, any_N=any_N, batch_size=1, shuffle=True)
+    assert order.num_unknown == 509
+    drawn = np.concatenate([order.order(epoch) for epoch in range(100)])
+    assert set(drawn) == set(SLICES_N[:500])
+
+
+def test_balance_without_a_known_label_is_refused() -> None:
+    with pytest.raises(LoaderError, match="found 0 with and 0 without among 1009"):
+        BalancedSampler(
+            slices_N=SLICES_N,
+            any_N=np.full(1009, np.nan),
             batch_size=3,
             shuffle=True,
         )
@@ -169,7 +184,9 @@ def test_make_sampler_takes_labels_and_studies_from_the_store(
 ) -> None:
     labelled_N = np.flatnonzero(~np.isnan(tiny_store.labels_NK()).any(axis=1))
     made = {
-        name: make_sampler(name, tiny_store, labelled_N, batch_size=1, shuffle=True)
+        name: make_sampler(
+            name, tiny_store, labelled_N, bag_slices=16, batch_size=1, shuffle=True
+        )
         for name in SAMPLINGS
     }
     any_N = tiny_store.labels_NK()[:, 0]
@@ -185,10 +202,19 @@ def test_validation_has_every_slice_for_any_sampling(
     name: str, tiny_store: Store
 ) -> None:
     slices_N = np.array([3, 4, 20])
-    made = make_sampler(name, tiny_store, slices_N, batch_size=2, shuffle=False)
+    made = make_sampler(
+        name, tiny_store, slices_N, bag_slices=16, batch_size=2, shuffle=False
+    )
     assert made.order(0).tolist() == [3, 4, 20]
 
 
 def test_an_unknown_sampling_names_the_near_miss(tiny_store: Store) -> None:
     with pytest.raises(LoaderError, match="did you mean balanced"):
-        make_sampler("balance", tiny_store, np.arange(3), batch_size=1, shuffle=True)
+        make_sampler(
+            "balance",
+            tiny_store,
+            np.arange(3),
+            bag_slices=16,
+            batch_size=1,
+            shuffle=True,
+        )

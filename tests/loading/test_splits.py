@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -47,6 +49,23 @@ def test_folds_are_the_same_for_the_same_seed_in_any_order() -> None:
     again = patient_folds(np.array(patients)[shuffled], labels_NK[shuffled])
     np.testing.assert_array_equal(again, folds_N[shuffled])
     assert (patient_folds(patients, labels_NK, seed=1) != folds_N).any()
+
+
+def test_a_missing_label_counts_as_negative() -> None:
+    patients, labels_NK = made_up()
+    missing_NK = np.where(labels_NK == 1, 1.0, np.nan)
+    missing_NK[::2] = labels_NK[::2]
+    for deal in (partial(patient_folds, patients), slice_folds):
+        np.testing.assert_array_equal(deal(missing_NK), deal(labels_NK))
+
+
+def test_complete_labels_have_the_folds_of_version_0_1() -> None:
+    patients, labels_NK = made_up()
+    digests = [
+        crc32(deal(labels_NK).tobytes())
+        for deal in (partial(patient_folds, patients), slice_folds)
+    ]
+    assert digests == [484_227_027, 3_262_275_683]
 
 
 def test_too_few_patients_are_refused() -> None:

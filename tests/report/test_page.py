@@ -23,7 +23,7 @@ from ichfast.evaluation.predictions import LABEL_COLUMNS, labels_NK, probs_NK
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.page import ReportData, write_report
-from tests.evaluation.test_evaluation import make_table
+from tests.evaluation.test_evaluation import make_table, scores_of
 from tests.report import browser
 from tests.report.charts.test_style import make_history
 
@@ -141,12 +141,13 @@ def test_the_page_refers_to_nothing_outside_itself(page: str) -> None:
 def test_the_summary_gives_the_figures_of_the_evaluation(
     page: str, table: pd.DataFrame
 ) -> None:
-    level = evaluate(table).slice
+    evaluation = evaluate(table)
+    level = evaluation.first
     summary = text_of(page)[:1000]
     assert f"Weighted log loss {level.weighted_log_loss:.4f}" in summary
     assert f"Ratio to prevalence {level.ratio:.3f}" in summary
     assert f"of {level.prevalence_loss:.4f}, the best constant" in summary
-    assert f"AUC of any {level.classes['any'].auc:.4f}" in summary
+    assert f"AUC of any {scores_of(evaluation, 'any').auc:.4f}" in summary
     assert "Slices evaluated 211 31 studies, 16 patients" in summary
     assert "Best epoch 5 of 5" in summary
     assert "Not a medical device" in summary
@@ -378,7 +379,9 @@ def test_groups_have_figures_or_a_reason(tmp_path: Path) -> None:
     parsed(page)
     text = text_of(page)
     assert "By group" in text
-    ge, _, unknown = evaluate_subgroups(table, groups, replicates=REPLICATES)
+    ge, _, unknown = evaluate_subgroups(
+        table, groups, level="slice", replicates=REPLICATES
+    )
     assert ge.scores is not None
     loss = ge.scores.weighted_log_loss
     assert f"GE 280 20 {ge.positives} {loss:.4f}" in text

@@ -29,6 +29,7 @@ from ichfast.errors import (
 )
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import COLUMNS
+from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.labels import CLASSES
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import (
@@ -54,6 +55,7 @@ from ichfast.training.checkpoint import BEST
 from ichfast.training.history import read_history
 from ichfast.training.inference import predict_logits
 from ichfast.training.step import Stepper
+from tests.store.slice_store import simple_rows, write_slices
 
 CPU = torch.device("cpu")
 
@@ -103,22 +105,64 @@ def test_a_limit_keeps_so_many_slices_to_train_and_a_quarter_to_validate(
     assert (len(split.train_N), len(split.valid_N)) == (8, 2)
 
 
-def test_slices_without_all_six_labels_take_no_part(tiny_store: Store) -> None:
+def test_slices_with_a_single_label_take_part(tiny_store: Store) -> None:
     whole = split_slices(tiny_store, FoldConfig(num_folds=2))
-    tiny_store.table.loc[int(whole.train_N[0]), "epidural"] = pd.NA
+    slices_N = sorted([*whole.train_N, *whole.valid_N])
+    one, other = int(whole.train_N[0]), int(whole.train_N[1])
+    tiny_store.table.loc[[one, other], list(CLASSES[1:])] = pd.NA
+    tiny_store.table.loc[other, "any"] = pd.NA
     split = split_slices(tiny_store, FoldConfig(num_folds=2))
-    assert sorted([*split.train_N, *split.valid_N, whole.train_N[0]]) == sorted(
-        [*whole.train_N, *whole.valid_N]
+    together = sorted([*split.train_N, *split.valid_N])
+    assert together == [position for position in slices_N if position != other]
+    labels = split.counts(tiny_store)["train_labels"]
+    assert (labels["any"], labels["subdural"]) == (
+        len(split.train_N),
+        len(split.train_N) - (one in split.train_N),
     )
+
+
+@pytest.mark.slow
+def test_a_store_with_missing_labels_trains_predicts_and_reports(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each label is missing or not by itself, and epidural is always."""
+    rng = np.random.default_rng(0)
+    rows = simple_rows(40, slices_a_series=4)
+    labels_NK = rng.integers(0, 2, (40, 6)).astype(np.float64)
+    labels_NK[rng.random((40, 6)) < 0.5] = np.nan
+    labels_NK[:, 1] = np.nan
+    slices = [rng.integers(1000, 1100, (64, 64), dtype=np.uint16) for _ in rows]
+    write_slices(tmp_path / "store", slices, rows, labels_NK)
+    num_slices = int((~np.isnan(labels_NK)).any(axis=1).sum())
+    out = tmp_path / "run"
+    recipe = small_recipe("train.phases.0.mixup_alpha=0.4", "data.sampling=balanced")
+    report = train_run(tmp_path / "store", recipe, out, device=CPU)
+    assert "balanced sampling leaves out" in caplog.text
+    counts = read_record(out).counts
+    assert counts.train_slices + counts.valid_slices == num_slices
+    assert counts.train_labels["epidural"] == 0
+    table = predict_runs([out], device=CPU)
+    found = labels_of(table)
+    position = table["slice_id"].str.removeprefix("ID_").astype(int)
+    np.testing.assert_array_equal(found, labels_NK[position])
+    evaluation = evaluate(table)
+    assert evaluation.first.weighted_log_loss == pytest.approx(
+        report.valid_weighted_log_loss
+    )
+    assert evaluation.first.prevalence_loss == pytest.approx(
+        report.prevalence_weighted_log_loss
+    )
+    report_run(out, table, out / "report.html", device=CPU)
+    page = (out / "report.html").read_text("utf-8")
+    assert "No slice has a label of it." in page
+    assert '<td colspan="9">no label</td>' in page
+    assert "without epidural" in page
 
 
 def test_an_impossible_split_is_refused_with_the_reason(tiny_store: Store) -> None:
     with pytest.raises(FoldError, match="4 patient"):
         split_slices(tiny_store, FoldConfig(num_folds=5))
     missing = pd.array([pd.NA] * len(tiny_store), dtype="Int8")
-    tiny_store.table["any"] = missing
-    with pytest.raises(FoldError, match="no slice with all six labels, which training"):
-        split_slices(tiny_store, FoldConfig(num_folds=2))
     tiny_store.table[list(CLASSES)] = pd.DataFrame(dict.fromkeys(CLASSES, missing))
     with pytest.raises(
         FoldError, match="has no labels; add them with `ichfast prepare"
@@ -253,7 +297,7 @@ def test_predictions_are_of_the_fold_that_validates(
     assert (table["fold"] == 0).all()
     history = read_history(run_dir)
     best = history.iloc[int(history["valid_loss"].argmin())]
-    scored = evaluate(table).slice.weighted_log_loss
+    scored = evaluate(table).first.weighted_log_loss
     assert scored == pytest.approx(best["valid_weighted_log_loss"], abs=1e-6)
 
 

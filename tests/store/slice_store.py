@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ichfast.labels import CLASSES
 from ichfast.store.header import StoreHeader
 from ichfast.store.levels import LEVELS, checksum_column
 from ichfast.store.store import finish_store
-from ichfast.store.tables import rows_of
+from ichfast.store.tables import BAG_LABELS, rows_of
 from ichfast.store.writer import UnitWriter
 
 OTHER_COLUMNS: dict[str, object] = {
@@ -38,7 +39,7 @@ def write_slices(
     path: Path,
     slices: Sequence[npt.NDArray[np.uint16]],
     rows: Sequence[Mapping[str, Any]],
-    labels_NK: npt.NDArray[np.integer],
+    labels_NK: npt.NDArray[np.number],
     *,
     levels: tuple[int, ...] = LEVELS,
     slices_a_unit: int = 1024,
@@ -50,8 +51,9 @@ def write_slices(
         path: the store's folder, which must not exist.
         slices: as they are stored, each (H, W) uint16, in the order of the table.
         rows: what the table says of each: patient, study, series, whether it is
-            ``labelled``, and every column that is not in `OTHER_COLUMNS`.
-        labels_NK: left out where a slice is not labelled.
+            ``labelled``, and every column that is not in `OTHER_COLUMNS`. Labels of
+            series and studies may be there.
+        labels_NK: 0, 1 or NaN; left out where a slice is not labelled.
         levels: of the store.
         slices_a_unit: slices written at a time.
         plan: what the store says it is made from.
@@ -79,7 +81,7 @@ def write_slices(
     numbers = {shard.name: number for number, shard in enumerate(shards)}
     table["shard"] = table["shard"].map(numbers)
     for k, name in enumerate(CLASSES):
-        table[name] = pd.array(labels_NK[:, k], dtype="Int8")
+        table[name] = pd.array(labels_NK[:, k].astype(np.float64), dtype="Int8")
         table.loc[~table["labelled"], name] = pd.NA
     header = StoreHeader(
         levels=levels,
@@ -87,7 +89,7 @@ def write_slices(
         counts=dict.fromkeys(("duplicates", "labels_without_slice"), 0)
         | {"entries": len(table), "slices": len(table)}
         | {"series": table["series"].nunique(), "patients": table["patient"].nunique()}
-        | {"labelled": int(table["labelled"].sum())},
+        | {"labelled": int(table[list(CLASSES)].notna().all(axis=1).sum())},
         rejected={},
         keep_ids=True,
         plan=plan or {},
@@ -108,3 +110,11 @@ def simple_rows(
         | {name: values[k] for name, values in columns.items()}
         for k in range(count)
     ]
+
+
+def bag_labels(bag: str, **labels: float) -> dict[str, float]:
+    """Columns of a row: labels of its series or study, all others missing."""
+    names = dict(zip(CLASSES, BAG_LABELS[bag], strict=True))
+    return dict.fromkeys(names.values(), math.nan) | {
+        names[name]: label for name, label in labels.items()
+    }

@@ -66,6 +66,36 @@ def test_two_ranks_train_as_one_does_on_the_whole_batch(
     assert {path.name for path in two.iterdir()} == {LAST, BEST, "last.previous.pt"}
 
 
+def check_mean_of_means(ranks: Ranks, run_dir: Path) -> None:
+    config = replace(PLAIN, accumulate=2)
+    trainer = make_trainer(run_dir, config, looks_at_batch=False, ranks=ranks)
+    stepper = trainer.stepper
+    stepper.start_phase(PLAIN.phases[1], 1)
+    batches = list(FakeLoader(shuffle=True, ranks=ranks, missing=0.8).epoch(0))[:2]
+    counts = [int((~batch.targets_BK.isnan()).sum()) for batch in batches]
+    alone = []
+    for batch in batches:
+        logits = stepper.model(batch.images_BCHW.float())
+        parameters = list(stepper.model.parameters())
+        loss = stepper.loss(logits, batch.targets_BK)
+        alone.append([each.tolist() for each in torch.autograd.grad(loss, parameters)])
+    for iteration, batch in enumerate(batches):
+        stepper.add(batch, epoch=0, iteration=iteration)
+    everywhere = [gradients for rank in ranks.gather(alone) for gradients in rank]
+    assert len(everywhere) == 4
+    assert ranks.gather(counts)[0] != ranks.gather(counts)[1]
+    for number, parameter in enumerate(stepper.model.parameters()):
+        expected = torch.tensor([each[number] for each in everywhere]).mean(dim=0)
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+@pytest.mark.slow
+def test_batches_of_all_ranks_count_alike_with_different_known_labels(
+    tmp_path: Path,
+) -> None:
+    assert run_ranks(2, check_mean_of_means, tmp_path) == ["", ""]
+
+
 def check_parts(ranks: Ranks) -> None:
     for shuffle in (True, False):
         loader = FakeLoader(shuffle=shuffle, ranks=ranks)

@@ -117,20 +117,27 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     return watching
 
 
-def meta_batch() -> Batch:
+def meta_batch(*, bags: bool = False) -> Batch:
     images = torch.zeros(4, 1, 64, 64, dtype=torch.float16, device=META)
     images = images.contiguous(memory_format=torch.channels_last)
-    return Batch(images, torch.zeros(4, 6, device=META), torch.arange(4))
+    targets = torch.zeros(4, 6, device=META)
+    bag_targets = torch.zeros(2, 6, device=META) if bags else None
+    return Batch(images, targets, torch.arange(4), bag_targets)
 
 
 def take_steps(
-    watch: Watch, stepper: Stepper, phase: Phase, num_steps: int = NUM_STEPS
+    watch: Watch,
+    stepper: Stepper,
+    phase: Phase,
+    num_steps: int = NUM_STEPS,
+    *,
+    bags: bool = False,
 ) -> None:
     stepper.start_phase(phase, NUM_STEPS)
     for group in stepper._phase.optimizer.param_groups:
         if "foreach" in group:
             group["foreach"] = True  # as LAMB does where all weights are on a GPU
-    batch = meta_batch()
+    batch = meta_batch(bags=bags)
     with watch:
         for step in range(num_steps):
             stepper.add(batch, epoch=0, iteration=2 * step)
@@ -168,6 +175,16 @@ def test_a_step_does_not_wait_for_the_device(
 ) -> None:
     take_tiny_steps(watch, optimizer, dtype, mixup=mixup, ema=ema)
     assert watch.num_copies == 2 * 2 * NUM_STEPS * mixup
+
+
+def test_a_step_with_bags_does_not_wait_for_the_device(watch: Watch) -> None:
+    phase = Phase(epochs=1, lr=1e-3, optimizer="adam")
+    stepper = Stepper(
+        TinyNet().to(META),
+        TrainConfig(phases=(phase,)),
+        amp=OnMeta("meta", torch.bfloat16),
+    )
+    take_steps(watch, stepper, phase, bags=True)
 
 
 @pytest.mark.parametrize("optimizer", ["radam", "ranger", "lamb"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,16 @@ CONFIG = TrainConfig(
 
 
 class FakeLoader:
-    """Gives noise that is brighter where the first label is 1."""
+    """Gives noise that is brighter where the first label is 1.
+
+    Args:
+        shuffle: True to train.
+        poison: a slice whose pixels are NaN.
+        batch_size: slices in a batch.
+        ranks: this process among all.
+        missing: share of the labels that is missing; each slice keeps one.
+        missing_class: a class without labels.
+    """
 
     def __init__(
         self,
@@ -46,6 +56,8 @@ class FakeLoader:
         poison: int | None = None,
         batch_size: int = BATCH_SIZE,
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+        missing: float = 0.0,
+        missing_class: int | None = None,
     ) -> None:
         self.sampler = Sampler(
             slices_N=np.arange(NUM_SLICES),
@@ -58,6 +70,11 @@ class FakeLoader:
         self.labels_NK = (torch.rand(NUM_SLICES, 6, generator=draws) < 0.4).float()
         noise = torch.randn(NUM_SLICES, 1, 32, 32, generator=draws)
         self.images = (noise + 2 * self.labels_NK[:, :1, None, None]).half()
+        is_missing_NK = torch.rand(NUM_SLICES, 6, generator=draws) < missing
+        is_missing_NK[range(NUM_SLICES), np.arange(NUM_SLICES) % 6] = False
+        self.labels_NK[is_missing_NK] = math.nan
+        if missing_class is not None:
+            self.labels_NK[:, missing_class] = math.nan
         if poison is not None:
             self.images[poison] = math.nan
         self.num_slices = self.sampler.num_slices
@@ -121,13 +138,21 @@ def make_trainer(
 
 
 def fit(
-    trainer: Trainer, *, poison: int | None = None, batch_size: int = BATCH_SIZE
+    trainer: Trainer,
+    *,
+    poison: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    missing: float = 0.0,
+    missing_class: int | None = None,
 ) -> History:
-    ranks = trainer.stepper.ranks
-    return trainer.fit(
-        FakeLoader(shuffle=True, poison=poison, batch_size=batch_size, ranks=ranks),
-        FakeLoader(shuffle=False, batch_size=batch_size, ranks=ranks),
+    give = partial(
+        FakeLoader,
+        batch_size=batch_size,
+        ranks=trainer.stepper.ranks,
+        missing=missing,
+        missing_class=missing_class,
     )
+    return trainer.fit(give(shuffle=True, poison=poison), give(shuffle=False))
 
 
 def without_clock(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ def result_charts(results: RunResults) -> list[Chart]:
 
 def curve_charts(results: RunResults) -> list[Chart]:
     """Draw ROC and precision over sensitivity, with a panel for each class."""
-    level = results.evaluation.slice
+    level = results.evaluation.levels["slice"]
     return [
         _chart(
             "ROC by slice, and the area under it. Dots: the operating points.",

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from ichfast.evaluation.along_series import AlongSeries
 from ichfast.evaluation.bootstrap import Interval
 from ichfast.evaluation.curves import ClassCurves, OperatingPoint
-from ichfast.evaluation.evaluation import Evaluation, LevelScores
+from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
 from ichfast.evaluation.ranking import GRID_G, Band
 from ichfast.evaluation.subgroups import Subgroup
@@ -49,11 +49,12 @@ def loss_bars(evaluation: Evaluation, theme: Theme = LIGHT) -> Figure:
         theme: light or dark.
     """
     figure, (axes,) = stacked("Log loss by slice (nats)", theme)
-    level: LevelScores = evaluation.slice
+    level = evaluation.levels["slice"]
     rows = [("weighted", level.weighted_log_loss, level.prevalence_loss)]
     rows += [
         (name, scores.log_loss, scores.prevalence_log_loss)
         for name, scores in level.classes.items()
+        if scores
     ]
     names, model, prevalence = zip(*rows, strict=True)
     y = np.arange(len(rows))
@@ -87,7 +88,9 @@ def subgroup_aucs(
     for y, group in enumerate(shown):
         assert group.scores is not None
         scores = group.scores.classes["any"]
-        assert scores.auc is not None, "a group with figures has both labels"
+        assert scores is not None and scores.auc is not None, (
+            "a group with figures has both labels"
+        )
         interval = scores.intervals.get("auc")
         if interval:
             axes.plot(interval, [y, y], color=MODEL_COLOR, linewidth=1.4)
@@ -118,8 +121,9 @@ def roc_curves(
     figure, all_axes = panel_a_class(theme)
     for k, (name, axes) in enumerate(zip(CLASSES, all_axes, strict=True)):
         axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8, linestyle=":")
-        if name not in curves:
-            _write_empty(axes, name, theme)
+        scores = level.classes[name]
+        if scores is None or name not in curves:
+            _write_empty(axes, name, scores, theme)
             continue
         drawn, point = curves[name], points[name]
         color = class_color(k, theme)
@@ -129,7 +133,7 @@ def roc_curves(
         axes.plot(
             1 - point.specificity, point.sensitivity, "o", color=color, markersize=5
         )
-        area = _with_interval(level.classes[name].auc, drawn.spread.intervals["auc"])
+        area = _with_interval(scores.auc, drawn.spread.intervals["auc"])
         set_title(axes, f"{name}\nAUC {area}", theme)
     _finish_squares(all_axes, "1 - specificity", "Sensitivity")
     return figure
@@ -147,10 +151,11 @@ def precision_recall_curves(
     """
     figure, all_axes = panel_a_class(theme)
     for k, (name, axes) in enumerate(zip(CLASSES, all_axes, strict=True)):
-        if name not in curves:
-            _write_empty(axes, name, theme)
+        scores = level.classes[name]
+        if scores is None or name not in curves:
+            _write_empty(axes, name, scores, theme)
             continue
-        drawn, scores = curves[name], level.classes[name]
+        drawn = curves[name]
         color = class_color(k, theme)
         axes.axhline(scores.prevalence, color=theme.faint, linewidth=0.8, linestyle=":")
         _draw_band(axes, drawn.spread.precision_band, color)
@@ -172,7 +177,7 @@ def calibration_curves(
 
     Args:
         probs_NK: probabilities in [0, 1].
-        labels_NK: 0 or 1.
+        labels_NK: 0, 1 or NaN; a class is drawn from its known labels.
         theme: light or dark.
     """
     figure, (upper, lower) = stacked(
@@ -180,7 +185,10 @@ def calibration_curves(
     )
     upper.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8, linestyle=":")
     for k in reversed(range(len(CLASSES))):
-        count_Q, prob_Q, frequency_Q = calibration_bins(probs_NK[:, k], labels_NK[:, k])
+        is_known_N = ~np.isnan(labels_NK[:, k])
+        count_Q, prob_Q, frequency_Q = calibration_bins(
+            probs_NK[is_known_N, k], labels_NK[is_known_N, k]
+        )
         shown_Q = np.where(count_Q >= MIN_BIN_COUNT, count_Q, np.nan)
         frequency_Q = np.where(np.isnan(shown_Q), np.nan, frequency_Q)
         style = class_style(k, theme)
@@ -191,9 +199,9 @@ def calibration_curves(
     set_unit_square(upper, "", "")
     add_legend(upper, theme, reverse=True)
     edges = [n / 30 for n in range(31)]
-    for is_positive, color in ((False, theme.faint), (True, SECOND_COLOR)):
-        chosen = (labels_NK[:, 0] > 0.5) == is_positive
-        label = "any" if is_positive else "none"
+    for value, color in ((0, theme.faint), (1, SECOND_COLOR)):
+        chosen = labels_NK[:, 0] == value
+        label = "any" if value else "none"
         lower.hist(
             probs_NK[chosen, 0], edges, histtype="step", color=color, label=label
         )
@@ -247,9 +255,12 @@ def _draw_band(axes: Axes, band: Band | None, color: str) -> None:
         )
 
 
-def _write_empty(axes: Axes, name: str, theme: Theme) -> None:
+def _write_empty(
+    axes: Axes, name: str, scores: ClassScores | None, theme: Theme
+) -> None:
     set_title(axes, f"{name}\n-", theme)
-    axes.text(0.5, 0.5, "one label only", color=theme.ink, fontsize=8, ha="center")
+    reason = "one label only" if scores else "no label"
+    axes.text(0.5, 0.5, reason, color=theme.ink, fontsize=8, ha="center")
 
 
 def _finish_squares(all_axes: list[Axes], xlabel: str, ylabel: str) -> None:

@@ -30,7 +30,7 @@ from ichfast.report.charts.results import (
     subgroup_aucs,
 )
 from ichfast.windows import HU_OFFSET, PRESETS
-from tests.evaluation.test_evaluation import make_table
+from tests.evaluation.test_evaluation import make_table, scores_of
 
 BRAIN, BONE = PRESETS["brain"], PRESETS["bone"]
 Stored = npt.NDArray[np.uint16]
@@ -97,11 +97,12 @@ def test_a_large_slice_is_shrunk_and_keeps_its_shape() -> None:
 
 
 def roc_of(results: RunResults) -> Figure:
-    return roc_curves(results.evaluation.slice, results.curves, results.points)
+    level = results.evaluation.levels["slice"]
+    return roc_curves(level, results.curves, results.points)
 
 
 def precision_of(results: RunResults) -> Figure:
-    return precision_recall_curves(results.evaluation.slice, results.curves)
+    return precision_recall_curves(results.evaluation.levels["slice"], results.curves)
 
 
 def calibration_of(results: RunResults) -> Figure:
@@ -112,7 +113,7 @@ TABLE = make_table()
 PROBS = probs_NK(TABLE)
 LABELS = labels_NK(TABLE)
 RESULTS = compute_results(TABLE, sensitivity=0.9)
-LEVEL = RESULTS.evaluation.slice
+LEVEL = RESULTS.evaluation.levels["slice"]
 CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
     "loss": (training.loss_curves, (make_history(),)),
     "schedule": (training.schedule_curves, (make_history(),)),
@@ -162,7 +163,7 @@ def test_a_roc_panel_shows_area_interval_and_operating_point() -> None:
     name, area = axes.get_title(loc="left").split("\n")
     low, high = RESULTS.curves["subdural"].spread.intervals["auc"] or (0, 0)
     assert name == "subdural"
-    auc = LEVEL.classes["subdural"].auc
+    auc = scores_of(RESULTS.evaluation, "subdural").auc
     assert area == f"AUC {auc:.3f} ({low:.3f} to {high:.3f})"
     (dot,) = (line for line in axes.lines if line.get_marker() == "o")
     point = RESULTS.points["subdural"]
@@ -298,14 +299,16 @@ def test_groups_are_drawn_with_their_intervals_if_they_have_figures() -> None:
     names = [name for name, size in sizes.items() for _ in range(14 * size)]
     kinds = pd.CategoricalDtype(list(sizes), ordered=True)
     groups = pd.Series(names, table.index).astype(kinds)
-    found = evaluate_subgroups(table, groups, replicates=20)
+    found = evaluate_subgroups(table, groups, level="slice", replicates=20)
     (axes,) = subgroup_aucs("manufacturer", found, 0.9).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["Siemens (20)", "GE (20)"]
     bars = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
     siemens = found[0].scores
     assert siemens is not None
-    interval = siemens.classes["any"].intervals["auc"]
+    of_any = siemens.classes["any"]
+    assert of_any is not None
+    interval = of_any.intervals["auc"]
     assert interval is not None
-    assert bars[:2] == [list(interval), [siemens.classes["any"].auc]]
+    assert bars[:2] == [list(interval), [of_any.auc]]
     assert bars[-1] == [0.9, 0.9]

@@ -1,0 +1,112 @@
+"""The slices of a predictions table, joined to series, studies and patients.
+
+The probability of a series, study or patient is the maximum over its slices. Its label
+is that of the series or study itself where the table has one; else the maximum over its
+parts, which is known if one of them is positive or all are known.
+
+Shape letters: N parts of a level, M rows of the table, P patients, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ichfast.evaluation.predictions import bag_labels_NK, labels_NK, probs_NK
+from ichfast.store.tables import patients_N
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.intp]
+
+LEVELS = ("slice", "series", "study", "patient")
+"""Names of the levels, each within the next one."""
+
+_MISSING = 0.5
+"""Stands for a missing label: the maximum is 1 if a label is, and else 0.5 if a label
+is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All slices, series, studies or patients of a table."""
+
+    row_N: Integers
+    """A row of the table that belongs to each."""
+    probs_NK: Floats
+    labels_NK: Floats
+    """0, 1 or NaN."""
+
+    @property
+    def is_labelled_N(self) -> npt.NDArray[np.bool_]:
+        """Whether each has a label of any class."""
+        is_known_NK = ~np.isnan(self.labels_NK)
+        return np.logical_or.reduce(is_known_NK, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """A table by level."""
+
+    parts: dict[str, Parts]
+    """By a name of `LEVELS`, in that order."""
+    patient_M: Integers
+    """Number of the patient of each row, from 0, in the order of the rows. Patients
+    without any label have none of their own."""
+    num_patients: int
+    """Patients with a label."""
+
+
+def split_levels(table: pd.DataFrame) -> Levels:
+    """Join the slices of a predictions table to series, studies and patients.
+
+    Slices without a patient id count as one patient a study.
+    """
+    numbers = _numbers(table)
+    parts = Parts(np.arange(len(table)), probs_NK(table), labels_NK(table))
+    by_level = {"slice": parts}
+    for level in LEVELS[1:]:
+        own_MK = None if level == "patient" else bag_labels_NK(table, level)
+        parts = _joined(parts, numbers[level][parts.row_N], own_MK)
+        by_level[level] = parts
+    patient_M = numbers["patient"]
+    is_labelled_P = np.zeros(len(parts.row_N), dtype=bool)
+    for each in by_level.values():
+        is_labelled_P[patient_M[each.row_N[each.is_labelled_N]]] = True
+    number_P = np.cumsum(is_labelled_P) - 1
+    return Levels(by_level, number_P[patient_M], int(is_labelled_P.sum()))
+
+
+def _numbers(table: pd.DataFrame) -> dict[str, Integers]:
+    """The number of the series, study and patient of each row, in order of the rows."""
+    numbers: dict[str, Integers] = {}
+    number_M = np.zeros(len(table), dtype=np.intp)
+    for level in reversed(LEVELS[1:]):
+        ids = patients_N(table) if level == "patient" else table[level]
+        # An id counts within its study and patient only.
+        inner_M, _ = pd.factorize(ids, use_na_sentinel=False)
+        number_M, _ = pd.factorize(number_M * len(table) + inner_M)
+        numbers[level] = number_M
+    return numbers
+
+
+def _joined(parts: Parts, number_N: Integers, own_MK: Floats | None) -> Parts:
+    """Join parts that have the same number.
+
+    Args:
+        parts: of the finer level.
+        number_N: the number of each, from 0 in their order.
+        own_MK: labels that are not those of parts, 0, 1 or NaN, for each row of the
+            table; None where there are none.
+    """
+    filled_NK = np.where(np.isnan(parts.labels_NK), _MISSING, parts.labels_NK)
+    values = pd.DataFrame(np.column_stack([parts.probs_NK, filled_NK]))
+    highest = values.groupby(number_N, sort=False).max().to_numpy()
+    probs, labels = np.split(highest, 2, axis=1)
+    labels = np.where(labels == _MISSING, np.nan, labels)
+    row_N = parts.row_N[~pd.Series(number_N).duplicated().to_numpy()]
+    if own_MK is not None:
+        labels = np.where(np.isnan(own_MK[row_N]), labels, own_MK[row_N])
+    return Parts(row_N, probs, labels)
