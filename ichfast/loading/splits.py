@@ -286,7 +286,7 @@ def split_slices(store: Store, folds: FoldConfig, *, limit: int | None = None) -
         labelled_folds_N = _folds_of_file(store, folds, labelled_N, files["file"])
     elif folds.kind == "patient":
         labelled_folds_N = patient_folds(
-            _groups(store.table.iloc[labelled_N], folds),
+            _enough_groups(store.table.iloc[labelled_N], folds),
             labels_NK[labelled_N],
             num_folds=folds.num_folds,
             seed=folds.seed,
@@ -361,16 +361,15 @@ def _folds_of_file(
         )
     fold_of = np.array([*file.folds, -1], dtype=np.int8)
     folds_N = fold_of[file.position_N(store)[labelled_N]]
-    table = pd.DataFrame(
-        {"patient": patients_N(store.table)[labelled_N], "fold": folds_N}
-    )
-    pairs = table[(folds_N >= 0) & (table["patient"] != "")].drop_duplicates()
-    of_two = pairs[pairs.duplicated("patient")]["patient"].unique()
+    group_N = _groups(store.table.iloc[labelled_N], folds.group)
+    table = pd.DataFrame({"group": group_N, "fold": folds_N})
+    pairs = table[(folds_N >= 0) & (table["group"] != "")].drop_duplicates()
+    of_two = pairs[pairs.duplicated("group")]["group"].unique()
     if len(of_two):
         raise FoldError(
-            f"{folds.file} puts {len(of_two):,} patient(s) in more than one fold, "
+            f"{folds.file} puts {len(of_two):,} {folds.group}(s) in more than one fold, "
             f"first {', '.join(of_two[:NUM_SHOWN])}: the model would be judged on "
-            "patients it was trained on; give all slices of a patient one fold"
+            f"patients it was trained on; give all slices of a {folds.group} one fold"
         )
     return folds_N
 
@@ -388,20 +387,25 @@ def _empty_part(folds: FoldConfig, fold_N: npt.NDArray[np.int8], purpose: str) -
     )
 
 
-def _groups(table: pd.DataFrame, folds: FoldConfig) -> npt.NDArray[np.object_]:
-    """What stays together of each labelled slice: its patient or its study."""
-    groups = {
-        "patient": patients_N(table),
-        "study": table["study"].fillna("").to_numpy(dtype=object),
-    }
-    num_groups = len(set(groups[folds.group]))
+def _groups(table: pd.DataFrame, group: str) -> npt.NDArray[np.object_]:
+    """What stays together of each slice: its patient or its study."""
+    if group == "study":
+        return table["study"].fillna("").to_numpy(dtype=object)
+    return patients_N(table)
+
+
+def _enough_groups(table: pd.DataFrame, folds: FoldConfig) -> npt.NDArray[np.object_]:
+    """`_groups` of the labelled slices, at least as many as there are folds."""
+    group_N = _groups(table, folds.group)
+    num_groups = len(set(group_N))
     if num_groups < folds.num_folds:
-        advice = _advice(num_groups, len(set(groups["study"])), folds.num_folds)
+        num_studies = len(set(_groups(table, "study")))
+        advice = _advice(num_groups, num_studies, folds.num_folds)
         raise FoldError(
             f"{num_groups} {folds.group}(s) with labels cannot make {folds.num_folds} "
             f"folds; {advice}"
         )
-    return groups[folds.group]
+    return group_N
 
 
 def _advice(num_groups: int, num_studies: int, num_folds: int) -> str:

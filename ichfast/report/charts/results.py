@@ -88,9 +88,8 @@ def subgroup_aucs(
     for y, group in enumerate(shown):
         assert group.scores is not None
         scores = group.scores.classes["any"]
-        assert scores is not None and scores.auc is not None, (
-            "a group with figures has both labels"
-        )
+        assert scores is not None
+        assert scores.auc is not None, "a group with figures has both labels"
         interval = scores.intervals.get("auc")
         if interval:
             axes.plot(interval, [y, y], color=MODEL_COLOR, linewidth=1.4)
