@@ -269,8 +269,8 @@ def test_training_without_labels_says_how_to_get_them(
     result = run(*command, heads / "labels.csv")
     assert result.exit_code == 0
     assert result.stderr.splitlines()[0] == (
-        "labels: form long, 1,464 rows, 24 repeated, classes any, epidural, "
-        "intraparenchymal, intraventricular, subarachnoid, subdural; "
+        "labels: form long, joined by slice, 1,464 rows, 24 repeated, classes any, "
+        "epidural, intraparenchymal, intraventricular, subarachnoid, subdural; "
         "columns left out: none"
     )
     assert json.loads(result.stdout)["labelled"] == 40
