@@ -367,9 +367,9 @@ def _folds_of_file(
     of_two = pairs[pairs.duplicated("group")]["group"].unique()
     if len(of_two):
         raise FoldError(
-            f"{folds.file} puts {len(of_two):,} {folds.group}(s) in more than one fold, "
-            f"first {', '.join(of_two[:NUM_SHOWN])}: the model would be judged on "
-            f"patients it was trained on; give all slices of a {folds.group} one fold"
+            f"{folds.file} puts {len(of_two):,} {folds.group}(s) in more than one "
+            f"fold, first {', '.join(of_two[:NUM_SHOWN])}: the model would be judged "
+            f"on patients it was trained on; give a {folds.group} one fold"
         )
     return folds_N
 
