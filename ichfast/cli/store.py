@@ -149,8 +149,9 @@ def prepare(
 
     A SOURCE is a folder, a DICOM file, a NIfTI volume, a .zip, .tar, .tar.gz or
     .tar.xz, or the URL of one (s3://, gs://, https://). Archives inside folders are
-    read too. Files that cannot be stored are listed with the reason in rejected.csv.
-    After an interruption the same command continues.
+    read too. Files that cannot be stored are listed with the reason in rejected.csv,
+    which is STORE.rejected.csv if nothing can be stored. After an interruption the
+    same command continues.
     """
     # Arrow's own allocator holds on to freed memory, a tenth of the peak.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ichfast.augment.config import AugmentConfig
-from ichfast.augment.geometry import count_halvings, square
+from ichfast.augment.geometry import count_halvings
 from ichfast.augment.parameters import Parameters, draw
-from ichfast.loading.config import choose_level, pixel_aspects, source_shapes
+from ichfast.loading.config import choose_level, source_shapes
 from ichfast.loading.loader import make_loader
 from ichfast.recipes.recipe import Recipe
 from ichfast.report.pictures import augmentation_sheet, write_figure
@@ -54,12 +54,6 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
         rows_B, columns_B = source_shapes(store, level)[positions_B].T
         halvings_B = count_halvings(rows_B, columns_B, config.size)
         shape_B2 = np.stack([rows_B, columns_B], axis=1) / 2.0 ** halvings_B[:, None]
-        rows = store.table.iloc[positions_B]
-        square_B33 = (
-            square(rows[["rows", "columns"]].to_numpy(np.int64), pixel_aspects(rows))
-            if config.square_pixels
-            else None
-        )
         images, parameters = [], []
         for augment in (AugmentConfig(), recipe.augment):
             with make_loader(
@@ -75,7 +69,6 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
                     slices_B=positions_B,
                     source_shape_B2=shape_B2,
                     size=config.size,
-                    square_B33=square_B33,
                 )
             )
     plain, augmented = parameters

@@ -131,7 +131,7 @@ def write_cq500(folder: Path) -> None:
     """CQ500: a zip for each patient with several series, and `reads.csv`."""
     (folder / "cq500").mkdir(parents=True)
     reads = []
-    for number, head in enumerate(heads(folder / "synthetic", num_slices=200, seed=2)):
+    for number, head in enumerate(heads(folder / "synthetic", num_slices=260, seed=2)):
         name = f"CQ500-CT-{number}"
         patient = f"CQ500CT{number}"
         with zipfile.ZipFile(folder / "cq500" / f"{name}.zip", "w") as archive:
@@ -161,7 +161,7 @@ def write_pacs(folder: Path) -> None:
     All files have the same PatientID, as many tools leave it that anonymize.
     """
     rows = []
-    for number, head in enumerate(heads(folder / "synthetic", num_slices=200, seed=3)):
+    for number, head in enumerate(heads(folder / "synthetic", num_slices=260, seed=3)):
         study = f"1.2.826.0.1.3680043.8.498.{number + 1}"
         for at, (series, kernel) in enumerate((("Head", "H31s"), ("Bone", "H70h"))):
             out = folder / "export" / f"study{number:02d}" / f"series{at}"

@@ -134,7 +134,7 @@ def test_pacs(folder: Path) -> None:
     *_, by_maker, _, _, _, _ = run_page("pacs.md")
     assert "GE" in by_maker.output
     assert "Siemens" in by_maker.output
-    everything, heads = Store("everything"), Store.open("heads")
+    everything, heads = Store("everything"), Store("heads")
     assert len(heads) * 2 == len(everything)
     assert set(heads.table["patient"]) == {""}
 

@@ -162,6 +162,16 @@ def test_the_advice_for_too_few_patients_can_be_followed(tiny_store: Store) -> N
     )
 
 
+def test_a_store_without_labels_is_advised_to_add_them(tiny_store: Store) -> None:
+    missing = pd.array([pd.NA] * len(tiny_store), dtype="Int8")
+    tiny_store.table[list(CLASSES)] = pd.DataFrame(dict.fromkeys(CLASSES, missing))
+    path = tiny_store.path
+    assert refusal(tiny_store) == (
+        f"{path} has no labels; add them with `ichfast prepare SOURCE... --store "
+        f"{path} --append --labels CSV`"
+    )
+
+
 def test_another_group_is_refused() -> None:
     with pytest.raises(RecipeError, match="group is patient or study, got 'series'"):
         FoldConfig(group="series")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ichfast.augment import geometry
@@ -16,7 +14,6 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.errors import IchfastError
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.report import preview
 from ichfast.report.preview import _corners, _describe, write_preview
 
 
@@ -81,22 +78,3 @@ def test_a_picture_that_cannot_be_written_is_an_error(
     recipe = resolve_recipe("fast", size=48, device_type="cpu")
     with pytest.raises(IchfastError, match="cannot write"):
         write_preview(tiny_store_path, recipe, tmp_path / "file" / "p.png", epoch=0)
-
-
-def test_the_caption_of_pixels_that_are_not_square_has_no_other_zoom(
-    tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[tuple[Any, ...]] = []
-
-    def sheet(*arguments: Any, **_options: object) -> Figure:
-        shown.append(arguments)
-        return Figure()
-
-    monkeypatch.setattr(preview, "pixel_aspects", lambda rows: np.full(len(rows), 0.5))
-    monkeypatch.setattr(preview, "augmentation_sheet", sheet)
-    recipe = resolve_recipe("fast", device_type="cpu", assignments=["augment=none"])
-    write_preview(tiny_store_path, recipe, tmp_path / "a.png", epoch=0)
-    [(_, _, outlines_B42, captions)] = shown
-    assert set(captions) == {"turned 0 deg, zoom 1.00"}
-    assert outlines_B42.min() == pytest.approx(0, abs=1e-3)
-    assert outlines_B42.max() == pytest.approx(224, abs=1e-3)

@@ -303,9 +303,10 @@ class TestStores:
         with Store(tmp_path / "store") as store:
             store.header = replace(store.header, keep_ids=keep_ids)
             store.table["patient"] = "HEAD"
+            store.table.loc[20, "patient"] = "S1"  # a patient named like the study
             is_first_N = (store.table["study"] == "S1").to_numpy()
             first = patients_of_slices(store, np.flatnonzero(is_first_N), unit="study")
-            patient = patients_of_slices(store, np.arange(3))
+            patient = patients_of_slices(store, np.arange(21))
             found = [
                 each.trained_on_N(store)
                 for each in (first, patient, first | patient, NOBODY)
