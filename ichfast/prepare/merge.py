@@ -185,7 +185,7 @@ def keep_series(
     entries = sorted(set(left_out.to_pylist()))
     rejected = pd.DataFrame(
         {
-            "entry": entries,
+            "entry": np.array(entries, np.int64),
             "path": [name(entry_at(units, entry)) for entry in entries],
             "reason": "not-selected",
             "detail": "another series of its study is stored",
