@@ -200,9 +200,10 @@ def kernel_class(name: str, group: str = "") -> str | None:
         group: ConvolutionKernelGroup; empty where absent.
 
     Source:
-        DICOM PS3.3 C.8.15.3.7, ConvolutionKernelGroup. A name is classified by its
-        words; or, for a code, by its number, as the operators' manuals group them:
-        Siemens from 50 on is sharp; Canon has FC3x and FC8x for bone, FC5x for lung.
+        DICOM PS3.3 C.8.15.3.7, ConvolutionKernelGroup. Siemens: operating instructions
+        of SOMATOM Sensation Cardiac, in which kernels from 50 on are the sharper ones.
+        The groups of Canon's numbers (FC3x and FC8x bone, FC5x lung) and of Philips'
+        letters are common knowledge of users, without a public document.
     """
     if group.upper() in _GROUPS:
         return _GROUPS[group.upper()]
@@ -273,8 +274,8 @@ def read_contrast(header: Header) -> str | None:
         it says that none was given, or it states the tube's voltage, as a full header
         does, and has no ContrastBolusAgent, which contrast images must have;
     None
-        ContrastBolusAgent is empty, as some scanners and all de-identification leave
-        it, or the header is not a full one.
+        ContrastBolusAgent has no letter, because some scanners write an empty one and
+        de-identification empties it, or the header is not a full one.
 
     Source:
         DICOM PS3.3 A.3.3 and C.7.6.4 (the module is required if contrast was used, the
@@ -284,7 +285,7 @@ def read_contrast(header: Header) -> str | None:
     administered = header.text("ContrastBolusAgentAdministered").upper()
     if administered in ("YES", "NO"):
         return administered.lower()
-    agent = re.sub("[^A-Z]+", "", header.text("ContrastBolusAgent").upper())
+    agent = "".join(filter(str.isalpha, header.text("ContrastBolusAgent").upper()))
     if agent in _NO_AGENT:
         return "no"
     if agent or header.optional_number("ContrastBolusVolume") > 0:

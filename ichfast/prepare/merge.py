@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -131,8 +131,6 @@ def merge(
     units: Sequence[Unit],
     base: Base | None,
     name: Callable[[Entry], str],
-    *,
-    series: str = SERIES[0],
 ) -> Merged:
     """Put the rows of all pages behind those of `base`, and drop repeats.
 
@@ -141,10 +139,9 @@ def merge(
         units: all units of the run, in order; each has a page.
         base: the store that is appended to; None for a new store.
         name: gives the name of an entry in `rejected.csv`.
-        series: one of `SERIES`, which series of a study are kept.
 
     Raises:
-        StoreError: a page is damaged, or two series of a study are equally good.
+        StoreError: a page is damaged.
     """
     rejects: list[Reject] = []
     shards: list[Shard] = []
@@ -165,10 +162,9 @@ def merge(
     if repeats.is_repeat_N.any():
         rows = rows.filter(~repeats.is_repeat_N)
         pa.default_memory_pool().release_unused()
-    rows, left_out = _choose(rows, series, units, name)
     return Merged(
         rows=rows,
-        rejected=pd.concat([rejected, conflicts, left_out]).sort_values(
+        rejected=pd.concat([rejected, conflicts]).sort_values(
             "entry", ignore_index=True
         ),
         shards=tuple(shards),
@@ -178,22 +174,39 @@ def merge(
     )
 
 
-def _choose(
-    rows: pa.Table, series: str, units: Sequence[Unit], name: Callable[[Entry], str]
-) -> tuple[pa.Table, pd.DataFrame]:
-    """The rows of the series that are kept, and the rejections of the others."""
-    entries: list[int] = []
-    if series == SERIES[1] and len(rows):
-        is_chosen_N = chosen_rows_N(rows)
-        entries = sorted(set(rows["entry"].to_numpy()[~is_chosen_N].tolist()))
-        rows = rows.filter(is_chosen_N)
-    return rows, pd.DataFrame(
+def keep_series(
+    merged: Merged, series: str, units: Sequence[Unit], name: Callable[[Entry], str]
+) -> Merged:
+    """Reject the slices of series that are not chosen.
+
+    Args:
+        merged: what the store would hold.
+        series: one of `SERIES`, which series of a study are kept.
+        units: all units of the run, in order.
+        name: gives the name of an entry in `rejected.csv`.
+
+    Raises:
+        StoreError: two series of a study are equally good.
+    """
+    if series == SERIES[0] or not len(merged.rows):
+        return merged
+    is_chosen_N = chosen_rows_N(merged.rows)
+    left_out = merged.rows["entry"].filter(pa.array(~is_chosen_N))
+    entries = sorted(set(left_out.to_pylist()))
+    rejected = pd.DataFrame(
         {
-            "entry": np.array(entries, dtype=np.int64),
+            "entry": np.array(entries, np.int64),
             "path": [name(entry_at(units, entry)) for entry in entries],
             "reason": "not-selected",
             "detail": "another series of its study is stored",
         }
+    )
+    return replace(
+        merged,
+        rows=merged.rows.filter(is_chosen_N),
+        rejected=pd.concat([merged.rejected, rejected]).sort_values(
+            "entry", ignore_index=True
+        ),
     )
 
 

@@ -65,7 +65,7 @@ from ichfast.prepare.append import (
 from ichfast.prepare.convert import Job, read_file
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
-from ichfast.prepare.merge import Merged, finish, merge, read_base
+from ichfast.prepare.merge import Merged, finish, keep_series, merge, read_base
 from ichfast.prepare.plan import Unit, entry_name, label_plan, shard_plan
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
 from ichfast.prepare.rejected import (
@@ -228,7 +228,7 @@ def prepare_store(  # noqa: PLR0913, PLR0915  the options and steps of the comma
                 journal, key, _reader(accepted), DECODE_TIMEOUT_S, name, selection
             )
             num_files = convert_units(job, units, workers, scheduler)
-            merged = merge(journal, units, base, name, series=series)
+            merged = keep_series(merge(journal, units, base, name), series, units, name)
             _check_rejected(journal, merged, max_rejected, rejected_file, discard)
             num_relabelled = finish(
                 journal,

@@ -193,6 +193,8 @@ def test_ages_become_decades(text: str, decade: int | None) -> None:
         ({"KVP": "120", "ContrastBolusAgent": ""}, None),
         ({"KVP": "120", "ContrastBolusAgent": "OMNIPAQUE 350"}, "yes"),
         ({"ContrastBolusAgent": "None"}, "no"),
+        ({"KVP": "120", "ContrastBolusAgent": "--"}, None),
+        ({"ContrastBolusAgent": "\u00e4"}, "yes"),
         ({"ContrastBolusAgent": "W/O"}, "no"),
         ({"ContrastBolusAgent": "", "ContrastBolusVolume": "80"}, "yes"),
     ],

@@ -199,6 +199,12 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_a_study_of_one_series_loses_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path / "heads", "soft", 3)
+    report = run([tmp_path / "heads"], tmp_path / "store")
+    assert (report.slices, report.rejected) == (3, {})
+
+
 def test_a_later_series_of_a_study_is_left_out(heads: Path, tmp_path: Path) -> None:
     store, more = tmp_path / "store", tmp_path / "more"
     run([heads], store)
