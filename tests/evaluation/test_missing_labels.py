@@ -128,6 +128,9 @@ def test_intervals_of_a_class_do_not_depend_on_slices_without_its_label(
     )
     assert found == expected
     assert found.intervals["auc"] is not None
+    known = table[~is_missing]
+    assert known["patient"].nunique() == table["patient"].nunique()
+    assert scores_of(evaluate(known, replicates=50), "subdural") == expected
 
 
 def test_a_class_known_of_one_patient_has_no_interval() -> None:

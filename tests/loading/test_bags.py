@@ -229,13 +229,14 @@ def test_bags_take_part_in_folds_and_their_labels_count(tmp_path: Path) -> None:
     columns = [bag_labels("study", any=(k // 2) % 2) for k in range(16)]
     write_bags(tmp_path / "store", labels_NK, columns)
     with Store(tmp_path / "store") as store:
-        split = split_slices(store, FoldConfig(num_folds=2))
-        together = sorted([*split.train_N, *split.valid_N])
-        assert together == list(range(80))
-        for part in (split.train_N, split.valid_N):
-            bags = split.bags.within(part)
-            assert (len(bags), bags.labels_DK[:, 0].sum()) == (4, 2)
-            assert (bags.count_D == 10).all()
+        for seed in range(8):
+            split = split_slices(store, FoldConfig(num_folds=2, seed=seed))
+            together = sorted([*split.train_N, *split.valid_N])
+            assert together == list(range(80))
+            for part in (split.train_N, split.valid_N):
+                bags = split.bags.within(part)
+                assert (len(bags), bags.labels_DK[:, 0].sum()) == (4, 2)
+                assert (bags.count_D == 10).all()
         assert split.counts(store)["train_labels"] == dict.fromkeys(CLASSES, 0)
         assert split.counts(store)["train_bag_labels"]["any"] == 4
         with pytest.raises(FoldError, match=r"cut; use --set folds\.kind=patient"):
