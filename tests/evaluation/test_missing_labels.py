@@ -211,6 +211,14 @@ def test_the_own_label_of_a_study_counts_more_than_those_of_its_slices() -> None
     assert (parts["slice"].labels_NK[:, 0] == 0.0).all()
 
 
+def test_rows_that_disagree_about_their_study_are_refused() -> None:
+    table = of_studies(make_table(14))
+    for label in (np.nan, 1.0 - table.loc[3, "study_subdural"]):
+        table.loc[3, "study_subdural"] = label
+        with pytest.raises(PredictionError, match=r"1 labels study_\.\.\. differ from"):
+            evaluate(table)
+
+
 def test_a_level_without_labels_is_refused() -> None:
     with pytest.raises(PredictionError, match=r"none .* has a label by slice, so"):
         evaluate(of_studies(make_table()), level="slice")
