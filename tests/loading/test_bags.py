@@ -247,7 +247,11 @@ def config(**settings: Any) -> DataConfig:
     return DataConfig(size=32, level=256, batch_size=8, bag_slices=4, **settings)
 
 
-def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(store: Store) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["resampling", "whole"])
+def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr("ichfast.loading.loader.graph_is_whole", lambda _: whole)
     bags = contents(find_bags(store))
     labels_NK = store.labels_NK()
     with make_loader(store, np.arange(40), config(), shuffle=True, seed=5) as loader:
