@@ -209,7 +209,7 @@ def evaluate(
 
     Each class is evaluated where its label is known. A series, study or patient has the
     highest probability of its slices. Its label is its own, if it has one; else it is
-    positive if one of its slices is, and negative if all are.
+    positive if one of its slices is, and negative if all of them are.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
     from ichfast.evaluation.scoretable import format_evaluation, format_subgroups

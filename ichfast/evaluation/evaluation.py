@@ -177,7 +177,8 @@ def evaluate(
 
     Raises:
         PredictionError: no label at that level, a slice twice, a label other than 0 and
-            1, or a probability that is missing or outside [0, 1].
+            1, a probability that is missing or outside [0, 1], or rows that give their
+            series or study different labels.
 
     Example:
         >>> from pathlib import Path

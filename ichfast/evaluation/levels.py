@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import bag_labels_NK, labels_NK, probs_NK
 from ichfast.store.tables import patients_N
 
@@ -63,13 +64,17 @@ def split_levels(table: pd.DataFrame) -> Levels:
     """Join the slices of a predictions table to series, studies and patients.
 
     Slices without a patient id count as one patient a study.
+
+    Raises:
+        PredictionError: rows of a series or study give it different labels.
     """
     numbers = _numbers(table)
     parts = Parts(np.arange(len(table)), probs_NK(table), labels_NK(table))
     by_level = {"slice": parts}
     for level in LEVELS[1:]:
-        own_MK = None if level == "patient" else bag_labels_NK(table, level)
-        parts = _joined(parts, numbers[level][parts.row_N], own_MK)
+        parts = _joined(parts, numbers[level][parts.row_N])
+        if level != "patient":
+            parts = _with_own_labels(parts, table, level, numbers[level])
         by_level[level] = parts
     patient_M = numbers["patient"]
     is_labelled_P = np.zeros(len(parts.row_N), dtype=bool)
@@ -92,14 +97,12 @@ def _numbers(table: pd.DataFrame) -> dict[str, Integers]:
     return numbers
 
 
-def _joined(parts: Parts, number_N: Integers, own_MK: Floats | None) -> Parts:
+def _joined(parts: Parts, number_N: Integers) -> Parts:
     """Join parts that have the same number.
 
     Args:
         parts: of the finer level.
         number_N: the number of each, from 0 in their order.
-        own_MK: labels that are not those of parts, 0, 1 or NaN, for each row of the
-            table; None where there are none.
     """
     filled_NK = np.where(np.isnan(parts.labels_NK), _MISSING, parts.labels_NK)
     values = pd.DataFrame(np.column_stack([parts.probs_NK, filled_NK]))
@@ -107,6 +110,31 @@ def _joined(parts: Parts, number_N: Integers, own_MK: Floats | None) -> Parts:
     probs, labels = np.split(highest, 2, axis=1)
     labels = np.where(labels == _MISSING, np.nan, labels)
     row_N = parts.row_N[~pd.Series(number_N).duplicated().to_numpy()]
-    if own_MK is not None:
-        labels = np.where(np.isnan(own_MK[row_N]), labels, own_MK[row_N])
     return Parts(row_N, probs, labels)
+
+
+def _with_own_labels(
+    parts: Parts, table: pd.DataFrame, level: str, number_M: Integers
+) -> Parts:
+    """Replace labels that series or studies have from their slices by their own.
+
+    Args:
+        parts: the series or studies.
+        table: a predictions table.
+        level: ``series`` or ``study``.
+        number_M: the number of the series or study of each row.
+    """
+    own_MK = bag_labels_NK(table, level)
+    if own_MK is None:
+        return parts
+    own_NK = own_MK[parts.row_N]
+    num_others = np.count_nonzero(
+        (own_MK != own_NK[number_M]) & ~(np.isnan(own_MK) & np.isnan(own_NK[number_M]))
+    )
+    if num_others:
+        raise PredictionError(
+            f"{num_others:,} labels {level}_... differ from those of another row of "
+            f"the same {level}; expected the same in all of them"
+        )
+    labels_NK = np.where(np.isnan(own_NK), parts.labels_NK, own_NK)
+    return Parts(parts.row_N, parts.probs_NK, labels_NK)

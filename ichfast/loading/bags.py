@@ -101,12 +101,16 @@ NO_BAGS = Bags(
 
 def find_bags(store: Store) -> Bags:
     """Find all bags of a store, series before studies."""
+    labels_of = {
+        bag: store.table[list(columns)]
+        for bag, columns in BAG_LABELS.items()
+        if store.table[list(columns)].notna().any(axis=None)
+    }
+    if not labels_of:
+        return NO_BAGS
     is_known_NK = ~np.isnan(store.labels_NK())
-    found = [NO_BAGS]
-    for bag, columns in BAG_LABELS.items():
-        labels = store.table[list(columns)]
-        if not labels.notna().any(axis=None):
-            continue
+    found = []
+    for bag, labels in labels_of.items():
         labels_NK = labels.to_numpy(np.float32, na_value=np.nan)
         first_D, count_D = _groups(store, bag)
         lacks_DK = ~np.logical_or.reduceat(is_known_NK, first_D, axis=0)

@@ -128,6 +128,9 @@ def test_intervals_of_a_class_do_not_depend_on_slices_without_its_label(
     )
     assert found == expected
     assert found.intervals["auc"] is not None
+    known = table[~is_missing]
+    assert known["patient"].nunique() == table["patient"].nunique()
+    assert scores_of(evaluate(known, replicates=50), "subdural") == expected
 
 
 def test_a_class_known_of_one_patient_has_no_interval() -> None:
@@ -206,6 +209,14 @@ def test_the_own_label_of_a_study_counts_more_than_those_of_its_slices() -> None
     assert parts["study"].labels_NK[:, 0].tolist() == [1.0, 0.0]
     assert parts["patient"].labels_NK[:, 0].tolist() == [1.0]
     assert (parts["slice"].labels_NK[:, 0] == 0.0).all()
+
+
+def test_rows_that_disagree_about_their_study_are_refused() -> None:
+    table = of_studies(make_table(14))
+    for label in (np.nan, 1.0 - table.loc[3, "study_subdural"]):
+        table.loc[3, "study_subdural"] = label
+        with pytest.raises(PredictionError, match=r"1 labels study_\.\.\. differ from"):
+            evaluate(table)
 
 
 def test_a_level_without_labels_is_refused() -> None:

@@ -229,13 +229,14 @@ def test_bags_take_part_in_folds_and_their_labels_count(tmp_path: Path) -> None:
     columns = [bag_labels("study", any=(k // 2) % 2) for k in range(16)]
     write_bags(tmp_path / "store", labels_NK, columns)
     with Store(tmp_path / "store") as store:
-        split = split_slices(store, FoldConfig(num_folds=2))
-        together = sorted([*split.train_N, *split.valid_N])
-        assert together == list(range(80))
-        for part in (split.train_N, split.valid_N):
-            bags = split.bags.within(part)
-            assert (len(bags), bags.labels_DK[:, 0].sum()) == (4, 2)
-            assert (bags.count_D == 10).all()
+        for seed in range(8):
+            split = split_slices(store, FoldConfig(num_folds=2, seed=seed))
+            together = sorted([*split.train_N, *split.valid_N])
+            assert together == list(range(80))
+            for part in (split.train_N, split.valid_N):
+                bags = split.bags.within(part)
+                assert (len(bags), bags.labels_DK[:, 0].sum()) == (4, 2)
+                assert (bags.count_D == 10).all()
         assert split.counts(store)["train_labels"] == dict.fromkeys(CLASSES, 0)
         assert split.counts(store)["train_bag_labels"]["any"] == 4
         with pytest.raises(FoldError, match=r"cut; use --set folds\.kind=patient"):
@@ -246,7 +247,11 @@ def config(**settings: Any) -> DataConfig:
     return DataConfig(size=32, level=256, batch_size=8, bag_slices=4, **settings)
 
 
-def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(store: Store) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["resampling", "whole"])
+def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr("ichfast.loading.loader.graph_is_whole", lambda _: whole)
     bags = contents(find_bags(store))
     labels_NK = store.labels_NK()
     with make_loader(store, np.arange(40), config(), shuffle=True, seed=5) as loader:

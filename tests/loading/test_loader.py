@@ -16,6 +16,7 @@ import torch
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.errors import IchfastError, LoaderError, StoreError
+from ichfast.labels import CLASSES
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import DataConfig, choose_level
 from ichfast.loading.dali import as_torch
@@ -181,9 +182,19 @@ def test_neighbours_are_augmented_like_their_slice(tiny_store: Store) -> None:
     assert torch.equal(three[0, 0], three[0, 1])  # the first slice is its own neighbour
 
 
-def test_targets_are_the_labels_and_missing_ones_are_nan(tiny_store: Store) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["resampling", "whole"])
+def test_targets_are_the_labels_and_missing_ones_are_nan(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Each may be missing by itself. In the whole graph they pass through DALI."""
+    monkeypatch.setattr("ichfast.loading.loader.graph_is_whole", lambda _: whole)
+    names = list(CLASSES)
+    is_missing_NK = np.random.default_rng(0).random((len(tiny_store), 6)) < 0.5
+    tiny_store.table[names] = tiny_store.table[names].mask(is_missing_NK)
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
         targets_NK = torch.cat([batch.targets_BK for batch in loader]).numpy()
+    assert targets_NK.dtype == np.float32
+    assert 0.4 < np.isnan(targets_NK).mean() < 0.7
     np.testing.assert_array_equal(targets_NK, tiny_store.labels_NK())
 
 

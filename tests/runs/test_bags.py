@@ -114,7 +114,7 @@ def test_labels_of_studies_alone_find_the_studies_of_other_patients_that_bleed(
 @pytest.fixture
 def store_path(tmp_path: Path) -> Path:
     """Twelve studies, of which three have labels of their slices."""
-    write_studies(tmp_path / "store", [0, 1] * 6, own_labels=True)
+    write_studies(tmp_path / "store", [0, 1, 1, 1, 0, 1] * 2, own_labels=True)
     return tmp_path / "store"
 
 
