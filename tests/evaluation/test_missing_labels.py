@@ -213,10 +213,11 @@ def test_the_own_label_of_a_study_counts_more_than_those_of_its_slices() -> None
 
 def test_rows_that_disagree_about_their_study_are_refused() -> None:
     table = of_studies(make_table(14))
-    for label in (np.nan, 1.0 - table.loc[3, "study_subdural"]):
-        table.loc[3, "study_subdural"] = label
+    column = table["study_subdural"].to_numpy(np.float64, copy=True)
+    for label in (np.nan, 1.0 - column[3]):
+        column[3] = label
         with pytest.raises(PredictionError, match=r"1 labels study_\.\.\. differ from"):
-            evaluate(table)
+            evaluate(table.assign(study_subdural=column))
 
 
 def test_a_level_without_labels_is_refused() -> None:
