@@ -141,17 +141,19 @@ def test_a_class_known_of_one_patient_has_no_interval() -> None:
     assert scores.intervals["auc"] is None
 
 
-def test_a_study_is_negative_only_if_all_its_slices_are_known_to_be() -> None:
+def test_a_study_has_the_label_of_its_slices_only_if_all_are_known() -> None:
     table = make_table(21)
     table[list(LABEL_COLUMNS)] = 0.0
     table.loc[3, "label_subdural"] = np.nan  # the first study
     table.loc[8, "label_subdural"] = 1.0  # the second, with a gap
     table.loc[9, "label_subdural"] = np.nan
+    table.loc[15, "label_any"] = 1.0  # the third
     study = split_levels(table).parts["study"]
-    np.testing.assert_array_equal(study.labels_NK[:, 5], [np.nan, 1.0, 0.0])
-    assert (study.labels_NK[:, :5] == 0.0).all()
+    np.testing.assert_array_equal(study.labels_NK[:, 5], [np.nan, np.nan, 0.0])
+    np.testing.assert_array_equal(study.labels_NK[:, 0], [0.0, 0.0, 1.0])
     patient = split_levels(table).parts["patient"]
-    np.testing.assert_array_equal(patient.labels_NK[:, 5], [1.0, 0.0])
+    np.testing.assert_array_equal(patient.labels_NK[:, 5], [np.nan, 0.0])
+    np.testing.assert_array_equal(patient.labels_NK[:, 0], [0.0, 1.0])
 
 
 def test_slices_without_labels_count_in_the_probability_of_their_study() -> None:
