@@ -208,8 +208,8 @@ def evaluate(
     nothing about other patients. So are those of whom that is not known.
 
     Each class is evaluated where its label is known. A series, study or patient has the
-    highest probability of its slices. Its label is its own, if it has one; else it is
-    positive if one of its slices is, and negative if all of them are.
+    highest probability of its slices. Its label is its own, if it has one; else that of
+    its slices, positive if one of them is, where the labels of all are known.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
     from ichfast.evaluation.scoretable import format_evaluation, format_subgroups

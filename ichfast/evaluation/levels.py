@@ -2,7 +2,9 @@
 
 The probability of a series, study or patient is the maximum over its slices. Its label
 is that of the series or study itself where the table has one; else the maximum over its
-parts, which is known if one of them is positive or all are known.
+parts. That is missing if the label of one part is, even if another is 1: negatives
+could not be told in the same way, so the studies with a label would be the positive
+ones.
 
 Shape letters: N parts of a level, M rows of the table, P patients, K classes.
 """
@@ -25,9 +27,8 @@ Integers = npt.NDArray[np.intp]
 LEVELS = ("slice", "series", "study", "patient")
 """Names of the levels, each within the next one."""
 
-_MISSING = 0.5
-"""Stands for a missing label: the maximum is 1 if a label is, and else 0.5 if a label
-is missing."""
+_MISSING = 2.0
+"""Stands for a missing label: above all others, so that it is the maximum."""
 
 
 @dataclass(frozen=True, slots=True)

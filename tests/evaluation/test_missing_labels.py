@@ -141,17 +141,19 @@ def test_a_class_known_of_one_patient_has_no_interval() -> None:
     assert scores.intervals["auc"] is None
 
 
-def test_a_study_is_negative_only_if_all_its_slices_are_known_to_be() -> None:
+def test_a_study_has_the_label_of_its_slices_only_if_all_are_known() -> None:
     table = make_table(21)
     table[list(LABEL_COLUMNS)] = 0.0
     table.loc[3, "label_subdural"] = np.nan  # the first study
     table.loc[8, "label_subdural"] = 1.0  # the second, with a gap
     table.loc[9, "label_subdural"] = np.nan
+    table.loc[15, "label_any"] = 1.0  # the third
     study = split_levels(table).parts["study"]
-    np.testing.assert_array_equal(study.labels_NK[:, 5], [np.nan, 1.0, 0.0])
-    assert (study.labels_NK[:, :5] == 0.0).all()
+    np.testing.assert_array_equal(study.labels_NK[:, 5], [np.nan, np.nan, 0.0])
+    np.testing.assert_array_equal(study.labels_NK[:, 0], [0.0, 0.0, 1.0])
     patient = split_levels(table).parts["patient"]
-    np.testing.assert_array_equal(patient.labels_NK[:, 5], [1.0, 0.0])
+    np.testing.assert_array_equal(patient.labels_NK[:, 5], [np.nan, 0.0])
+    np.testing.assert_array_equal(patient.labels_NK[:, 0], [0.0, 1.0])
 
 
 def test_slices_without_labels_count_in_the_probability_of_their_study() -> None:
@@ -213,10 +215,11 @@ def test_the_own_label_of_a_study_counts_more_than_those_of_its_slices() -> None
 
 def test_rows_that_disagree_about_their_study_are_refused() -> None:
     table = of_studies(make_table(14))
-    for label in (np.nan, 1.0 - table.loc[3, "study_subdural"]):
-        table.loc[3, "study_subdural"] = label
+    column = table["study_subdural"].to_numpy(np.float64, copy=True)
+    for label in (np.nan, 1.0 - column[3]):
+        column[3] = label
         with pytest.raises(PredictionError, match=r"1 labels study_\.\.\. differ from"):
-            evaluate(table)
+            evaluate(table.assign(study_subdural=column))
 
 
 def test_a_level_without_labels_is_refused() -> None:

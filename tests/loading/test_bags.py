@@ -237,8 +237,9 @@ def test_bags_take_part_in_folds_and_their_labels_count(tmp_path: Path) -> None:
                 bags = split.bags.within(part)
                 assert (len(bags), bags.labels_DK[:, 0].sum()) == (4, 2)
                 assert (bags.count_D == 10).all()
-        assert split.counts(store)["train_labels"] == dict.fromkeys(CLASSES, 0)
-        assert split.counts(store)["train_bag_labels"]["any"] == 4
+            counts = split.counts(store)
+            assert counts["train_labels"] == dict.fromkeys(CLASSES, 0)
+            assert counts["train_bag_labels"]["any"] == 4
         with pytest.raises(FoldError, match=r"cut; use --set folds\.kind=patient"):
             split_slices(store, FoldConfig(num_folds=2, kind="slice"))
 
@@ -255,12 +256,12 @@ def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(
     bags = contents(find_bags(store))
     labels_NK = store.labels_NK()
     with make_loader(store, np.arange(40), config(), shuffle=True, seed=5) as loader:
-        whole = list(loader.epoch(1))
+        batches = list(loader.epoch(1))
         late = list(loader.epoch(1, first_batch=2))
-        check_order = [batch.indices_B.tolist() for batch in whole]
+        check_order = [batch.indices_B.tolist() for batch in batches]
     assert check_order == sampler_of(store).order(1).reshape(-1, 8).tolist()
     num_bags = 0
-    for batch in whole:
+    for batch in batches:
         assert batch.bag_targets_DK is not None
         assert batch.bag_targets_DK.dtype == torch.float32
         np.testing.assert_array_equal(batch.targets_BK, labels_NK[batch.indices_B])
@@ -275,7 +276,7 @@ def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(
                     for slices, labels_K in bags
                 )
     assert num_bags in (3, 4)  # one of nine blocks is left over
-    for found, expected in zip(late, whole[2:], strict=True):
+    for found, expected in zip(late, batches[2:], strict=True):
         assert torch.equal(found.indices_B, expected.indices_B)
         assert found.bag_targets_DK is not None
         assert expected.bag_targets_DK is not None
