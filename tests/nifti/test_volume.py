@@ -318,6 +318,7 @@ def test_texts_of_a_header_are_in_no_rejection_and_no_slice() -> None:
 @pytest.mark.parametrize(
     "content",
     [b"", b"\x1f\x8b", packed(b""), packed(b"text" * 300), ct_file(HU[:, :, 0])],
+    ids=["empty", "magic", "packed nothing", "packed text", "DICOM"],
 )
 def test_other_files_are_no_nifti(content: bytes) -> None:
     assert not is_nifti(content)

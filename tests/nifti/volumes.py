@@ -63,7 +63,7 @@ def nifti(
 
 def packed(content: bytes) -> bytes:
     """The file as .nii.gz."""
-    return gzip.compress(content, compresslevel=1)
+    return gzip.compress(content, compresslevel=1, mtime=0)
 
 
 def with_field(content: bytes, name: str, code: str, *values: float) -> bytes:
