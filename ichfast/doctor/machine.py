@@ -58,6 +58,7 @@ class StoreSummary:
 
     slices: int
     labelled: int
+    """Slices with a label, or if none has one, series or studies with a label."""
     level_bytes: Mapping[str, int]
     """Bytes of all slices, by level."""
     spare_bytes: int

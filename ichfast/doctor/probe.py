@@ -105,9 +105,10 @@ def _store(store: Path) -> Facts:
     if not store.exists():
         return {"run": run}
     header = read_header(store)
+    of_slices = header.counts["labelled"] + header.counts["partly_labelled"]
     summary = {
         "slices": header.counts["slices"],
-        "labelled": header.counts["labelled"] + header.counts["partly_labelled"],
+        "labelled": of_slices or max(header.known.values(), default=0),
         "level_bytes": {
             str(level): sum(shard.num_bytes(level) for shard in header.shards)
             for level in header.levels

@@ -174,6 +174,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         split = split_slices(store, folds if resume else recipe.folds, limit=limit)
         recipe = _with_folds_of_file(recipe, split)
         _check_mixup(recipe, split)
+        recipe = _fit_blocks(recipe, split)
         recipe = _fit_batch(recipe, _train_sampler(recipe, store, split), ranks)
         _check_batch_norm(recipe, device, ranks)
         begun = _patients_of_start(recipe)
@@ -264,6 +265,22 @@ def _check_mixup(recipe: Recipe, split: Split) -> None:
             "mixup blends slices of different studies, and this store has labels of "
             "studies or series; --set train.phases.0.mixup_alpha=0 in each phase"
         )
+
+
+def _fit_blocks(recipe: Recipe, split: Split) -> Recipe:
+    """Shrink the batch to whole blocks, if there are bags to train on."""
+    batch_size, block = recipe.data.batch_size, recipe.data.bag_slices
+    fitting = batch_size // block * block
+    if fitting in (0, batch_size) or not len(split.bags.within(split.train_N)):
+        return recipe
+    logger.warning(
+        "labels of studies or series train in blocks of %d slices (data.bag_slices): "
+        "batch size %d becomes %d",
+        block,
+        batch_size,
+        fitting,
+    )
+    return replace(recipe, data=replace(recipe.data, batch_size=fitting))
 
 
 def _train_sampler(recipe: Recipe, store: Store, split: Split) -> Sampler:

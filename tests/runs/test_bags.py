@@ -194,15 +194,15 @@ def test_a_run_with_bags_resumes_to_the_bit(store_path: Path, tmp_path: Path) ->
         assert torch.equal(tensor, stopped["model"][name]), name
 
 
-def test_mixup_and_batches_of_half_a_block_are_refused_in_one_line(
+def test_mixup_and_batches_of_less_than_a_block_are_refused_in_one_line(
     store_path: Path, tmp_path: Path
 ) -> None:
     for setting, error, message in (
         ("train.phases.0.mixup_alpha=0.4", RecipeError, "mixup blends slices of diff"),
         (
-            "data.batch_size=12",
+            "data.batch_size=7",
             LoaderError,
-            r"multiple of data.bag_slices \(8\), got 12",
+            r"multiple of data.bag_slices \(8\), got 7",
         ),
         ("data.sampling=study", LoaderError, "use --set data.sampling=all"),
     ):
@@ -212,14 +212,16 @@ def test_mixup_and_batches_of_half_a_block_are_refused_in_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("given", [20, 96])
 def test_a_batch_is_shrunk_to_whole_blocks(
-    store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: int
 ) -> None:
-    settings = recipe("data.batch_size=96", "train.epochs=1")
+    settings = recipe(f"data.batch_size={given}", "train.epochs=1")
     train_run(store_path, settings, tmp_path / "run", device=CPU)
     batch_size = read_record(tmp_path / "run").recipe.data.batch_size
-    assert f"batch size 96 becomes {batch_size}" in caplog.text
+    assert f"batch size {given} becomes {batch_size}" in caplog.text
     assert batch_size % 8 == 0
+    assert (batch_size == 16) == (given == 20)
 
 
 @pytest.mark.slow
