@@ -240,22 +240,6 @@ def check_rows(table: pd.DataFrame) -> None:
         )
 
 
-def labelled_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a predictions table that have a label of any class, checked.
-
-    Raises:
-        PredictionError: no slice has a label, or `check_rows` refuses the table.
-    """
-    check_rows(table)
-    is_labelled_N = ~np.isnan(labels_of(table)).all(axis=1)
-    if not is_labelled_N.any():
-        raise PredictionError(
-            f"none of the {len(table):,} predicted slices has a label of its own; "
-            "`ichfast evaluate PREDICTIONS --level study` uses those of studies"
-        )
-    return table.iloc[np.flatnonzero(is_labelled_N)]
-
-
 def _score_level(
     parts: Parts,
     patient_M: npt.NDArray[np.intp],

@@ -18,7 +18,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import PredictionError
-from ichfast.evaluation.predictions import bag_labels_NK, labels_NK, probs_NK
+from ichfast.evaluation.predictions import (
+    LABEL_COLUMNS,
+    bag_labels_NK,
+    labels_NK,
+    probs_NK,
+)
+from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
 
 Floats = npt.NDArray[np.float64]
@@ -26,6 +32,14 @@ Integers = npt.NDArray[np.intp]
 
 LEVELS = ("slice", "series", "study", "patient")
 """Names of the levels, each within the next one."""
+
+PLURALS = {
+    "slice": "slices",
+    "series": "series",
+    "study": "studies",
+    "patient": "patients",
+}
+"""The plural of each of `LEVELS`."""
 
 _MISSING = 2.0
 """Stands for a missing label: above all others, so that it is the maximum."""
@@ -83,6 +97,29 @@ def split_levels(table: pd.DataFrame) -> Levels:
         is_labelled_P[patient_M[each.row_N[each.is_labelled_N]]] = True
     number_P = np.cumsum(is_labelled_P) - 1
     return Levels(by_level, number_P[patient_M], int(is_labelled_P.sum()))
+
+
+def rows_of_level(table: pd.DataFrame, level: str) -> pd.DataFrame:
+    """Return the labelled slices, series, studies or patients as rows of a table.
+
+    A series, study or patient has the row of its slice with the highest probability of
+    any, and the probabilities and labels that are its own.
+
+    Args:
+        table: a predictions table.
+        level: one of `LEVELS`.
+    """
+    parts = split_levels(table).parts[level]
+    chosen_N = parts.is_labelled_N
+    if level == "slice":
+        return table.iloc[np.flatnonzero(chosen_N)]
+    number_M = _numbers(table)[level]
+    highest_first = np.lexsort((-probs_NK(table)[:, 0], number_M))
+    _, first_N = np.unique(number_M[highest_first], return_index=True)
+    rows = table.iloc[highest_first[first_N][chosen_N]].copy()
+    rows[list(CLASSES)] = parts.probs_NK[chosen_N]
+    rows[list(LABEL_COLUMNS)] = parts.labels_NK[chosen_N]
+    return rows
 
 
 def _numbers(table: pd.DataFrame) -> dict[str, Integers]:

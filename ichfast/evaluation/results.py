@@ -1,6 +1,8 @@
 """The results of a run: all that the report computes from its predictions.
 
-Shape letters: N labelled slices, K classes.
+They are by slice; where no slice has a label of its own, by study.
+
+Shape letters: N labelled slices or studies, K classes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from ichfast.evaluation.curves import (
     class_curves,
     operating_point,
 )
-from ichfast.evaluation.evaluation import Evaluation, evaluate, labelled_rows
+from ichfast.evaluation.evaluation import Evaluation, evaluate
+from ichfast.evaluation.levels import rows_of_level
 from ichfast.evaluation.metrics import known_weight_N, slice_log_loss_N
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
@@ -37,19 +40,20 @@ class RunResults:
     """Predictions and all that is computed from them."""
 
     rows: pd.DataFrame
+    """Rows of a predictions table, as `rows_of_level` gives them."""
     probs_NK: npt.NDArray[np.float64]
     labels_NK: npt.NDArray[np.float64]
-    """0, 1 or NaN; each slice has a label."""
+    """0, 1 or NaN; each row has a label."""
     num_studies: int
     num_patients: int
-    """Studies and patients of these slices."""
+    """Studies and patients of these rows."""
     evaluation: Evaluation
     loss_interval: Interval | None
-    """95 % interval of the weighted log loss by slice."""
+    """95 % interval of the weighted log loss."""
     curves: dict[str, ClassCurves]
     """Curves by class, without the classes that have no label or only one."""
     points: dict[str, OperatingPoint]
-    """Operating points by class, without the classes that have no positive slice."""
+    """Operating points by class, without the classes without a positive."""
 
 
 def compute_results(predictions: pd.DataFrame, *, sensitivity: float) -> RunResults:
@@ -64,7 +68,8 @@ def compute_results(predictions: pd.DataFrame, *, sensitivity: float) -> RunResu
         PredictionError: predictions that `evaluation.evaluation.evaluate` refuses, or
             a sensitivity outside (0, 1].
     """
-    rows = labelled_rows(predictions)
+    evaluation = evaluate(predictions)
+    rows = rows_of_level(predictions, evaluation.first_name)
     probs_NK, labels_NK = probs_of(rows), labels_of(rows)
     patient_N, patients = pd.factorize(patients_N(rows))
     counts_RP = draw_patients(len(patients), replicates=REPLICATES)
@@ -81,7 +86,7 @@ def compute_results(predictions: pd.DataFrame, *, sensitivity: float) -> RunResu
         labels_NK=labels_NK,
         num_studies=len(rows[["patient", "study"]].drop_duplicates()),
         num_patients=len(patients),
-        evaluation=evaluate(predictions),
+        evaluation=evaluation,
         loss_interval=mean_interval(
             slice_log_loss_N(probs_NK, labels_NK),
             known_weight_N(labels_NK),

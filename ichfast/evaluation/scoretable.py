@@ -12,15 +12,9 @@ from typing import Any
 
 from ichfast.evaluation.bootstrap import Interval
 from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
+from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.subgroups import Subgroup
 from ichfast.labels import CLASSES
-
-_PLURALS = {
-    "slice": "slices",
-    "series": "series",
-    "study": "studies",
-    "patient": "patients",
-}
 
 
 def format_score(score: float | None, decimals: int = 4) -> str:
@@ -120,7 +114,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
     """Write an evaluation as text, with what the prevalence scores beside it."""
     first = evaluation.first
     counts, *others = (
-        f"{level.count:,} {_PLURALS[name]}" for name, level in evaluation.levels.items()
+        f"{level.count:,} {PLURALS[name]}" for name, level in evaluation.levels.items()
     )
     if others:
         counts += f" of {' and '.join(others)}"

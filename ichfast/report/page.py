@@ -22,6 +22,7 @@ import pandas as pd
 from ichfast.errors import IchfastError
 from ichfast.evaluation.bootstrap import REPLICATES
 from ichfast.evaluation.cases import choose_cases
+from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.results import compute_results
 from ichfast.evaluation.scoretable import (
@@ -66,7 +67,8 @@ class ReportData:
     has no curves."""
 
     predictions: pd.DataFrame
-    """Columns as in `ichfast.evaluation.predictions`; some slice must have labels."""
+    """Columns as in `ichfast.evaluation.predictions`; some slice or study must have
+    labels."""
 
     groups: Mapping[str, Groups] = field(default_factory=dict)
     """For each column of the store, the group of each row of `predictions`, as
@@ -115,6 +117,7 @@ def write_report(out: Path, report: ReportData) -> None:
         notices=report.notices,
         results=results,
         evaluation=results.evaluation,
+        plurals=PLURALS,
         sensitivity=report.sensitivity,
         replicates=REPLICATES,
         best_epoch=_best_epoch(report.history),

@@ -225,8 +225,21 @@ def test_rows_that_disagree_about_their_study_are_refused() -> None:
 def test_a_level_without_labels_is_refused() -> None:
     with pytest.raises(PredictionError, match=r"none .* has a label by slice, so"):
         evaluate(of_studies(make_table()), level="slice")
-    with pytest.raises(PredictionError, match=r"of its own; .* --level study"):
-        compute_results(of_studies(make_table()), sensitivity=0.9)
+
+
+def test_results_are_by_study_where_no_slice_has_a_label() -> None:
+    table = of_studies(make_table())
+    results = compute_results(table, sensitivity=0.9)
+    assert list(results.evaluation.levels) == ["study", "patient"]
+    assert len(results.rows) == results.evaluation.first.count == results.num_studies
+    rows = results.rows.set_index(["patient", "study"])
+    by_study = table.groupby(["patient", "study"])
+    highest = by_study[list(CLASSES)].max().loc[rows.index]
+    pd.testing.assert_frame_equal(rows[list(CLASSES)], highest)
+    shown = table.set_index("slice_id").loc[rows["slice_id"], "any"].to_numpy()
+    np.testing.assert_array_equal(shown, rows["any"])
+    own = by_study["study_subdural"].first().loc[rows.index]
+    assert rows["label_subdural"].tolist() == own.tolist()
 
 
 def test_patients_without_labels_change_nothing() -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ichfast.evaluation.along_series import along_series
+from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.results import RunResults
 from ichfast.evaluation.subgroups import Subgroup
 from ichfast.report.charts import training
@@ -39,8 +40,9 @@ class Chart:
 
 
 def result_charts(results: RunResults) -> list[Chart]:
-    """Draw the loss, the calibration, and both along the series."""
-    return [
+    """Draw the loss, the calibration, and by slice both along the series."""
+    level = results.evaluation.first_name
+    charts = [
         _chart(
             "What each class costs, beside what predicting its prevalence costs.",
             loss_bars,
@@ -48,31 +50,35 @@ def result_charts(results: RunResults) -> list[Chart]:
         ),
         _chart(
             "Calibration. Bars are 95% intervals of any; bins of fewer than "
-            f"{MIN_BIN_COUNT} slices are left out.",
+            f"{MIN_BIN_COUNT} {PLURALS[level]} are left out.",
             calibration_curves,
             results.probs_NK,
             results.labels_NK,
         ),
-        _chart(
-            "Probability and loss over the place in the series; the lowest slice is "
-            "usually at the skull base.",
-            series_curves,
-            along_series(results.rows),
-        ),
     ]
+    if level == "slice":
+        charts.append(
+            _chart(
+                "Probability and loss over the place in the series; the lowest slice "
+                "is usually at the skull base.",
+                series_curves,
+                along_series(results.rows),
+            )
+        )
+    return charts
 
 
 def curve_charts(results: RunResults) -> list[Chart]:
     """Draw ROC and precision over sensitivity, with a panel for each class."""
-    level = results.evaluation.levels["slice"]
+    level, name = results.evaluation.first, results.evaluation.first_name
     return [
         _chart(
-            "ROC by slice, and the area under it. Dots: the operating points.",
+            f"ROC by {name}, and the area under it. Dots: the operating points.",
             roc_curves,
             *(level, results.curves, results.points),
         ),
         _chart(
-            "Precision over sensitivity by slice, and average precision. Dotted: "
+            f"Precision over sensitivity by {name}, and average precision. Dotted: "
             "chance.",
             precision_recall_curves,
             *(level, results.curves),

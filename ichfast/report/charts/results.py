@@ -45,11 +45,11 @@ def loss_bars(evaluation: Evaluation, theme: Theme = LIGHT) -> Figure:
     """Draw the log loss of the model next to that of the prevalence.
 
     Args:
-        evaluation: the evaluation, of which the slice level is drawn.
+        evaluation: the evaluation, of which the first level is drawn.
         theme: light or dark.
     """
-    figure, (axes,) = stacked("Log loss by slice (nats)", theme)
-    level = evaluation.levels["slice"]
+    figure, (axes,) = stacked(f"Log loss by {evaluation.first_name} (nats)", theme)
+    level = evaluation.first
     rows = [("weighted", level.weighted_log_loss, level.prevalence_loss)]
     rows += [
         (name, scores.log_loss, scores.prevalence_log_loss)
