@@ -93,7 +93,7 @@ def test_labels_of_studies_alone_find_the_studies_of_other_patients_that_bleed(
     for name, labels in (("true", bleeds), ("shuffled", shuffled)):
         write_studies(tmp_path / name, labels.tolist())
         out = tmp_path / f"{name}-run"
-        settings = "train.epochs=14", "train.phases.0.lr=3e-3", "augment=none"
+        settings = "train.epochs=8", "train.phases.0.lr=3e-3", "augment=none"
         train_run(tmp_path / name, recipe(*settings), out, device=CPU)
         table = predict_runs([out], device=CPU)
         write_predictions(tmp_path / f"{name}.csv", table)
