@@ -155,7 +155,7 @@ class Stepper:
         class_weights = torch.tensor([config.any_weight, 1.0, 1.0, 1.0, 1.0, 1.0])
         weight_K = (class_weights / class_weights.mean()).to(self.device)
         self.loss = partial(known_loss, weight_K=weight_K)
-        """Of logits (B, K) and targets (B, K)."""
+        """Gives the loss for logits and targets, each of shape (B, K)."""
         self._ema = Ema(model, decay=config.ema_decay) if config.ema_decay else None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp.needs_scaler)
         self._state: _PhaseState | None = None
