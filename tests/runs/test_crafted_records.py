@@ -23,7 +23,7 @@ from tests.wrong_values import with_wrong_values
 NO_JSON = ("=scalar", "=tensor", "=integers", "=nan")
 """Wrong values that a JSON file cannot hold."""
 
-NUM_USED = 60
+NUM_USED = 24
 """Records of the right types that are used to predict."""
 
 
