@@ -96,7 +96,7 @@ class PageColumn:
 
 
 PAGE_COLUMNS = (
-    PageColumn(("Labelled", "slices"), "count"),
+    PageColumn(("With a", "label"), "count"),
     PageColumn(("Positive slices", "(prevalence)"), "positives", below="prevalence"),
     PageColumn(("Log loss", "(of prevalence)"), "log_loss", 4, "prevalence_log_loss"),
     PageColumn(("AUC", "(95% interval)"), "auc", below="interval"),
