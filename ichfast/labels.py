@@ -27,7 +27,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,7 +37,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ichfast.errors import LabelError, first_line
-from ichfast.system.text_table import NOT_A_TABLE, open_text_table
+from ichfast.system.text_table import (
+    MAX_NAME_SHOWN,
+    NOT_A_TABLE,
+    column_key,
+    open_text_table,
+    shown_names,
+)
 
 CLASSES = (
     "any",
@@ -87,9 +92,6 @@ MAX_SPELLINGS = 64
 
 NUM_SHOWN = 3
 """Number of offenders that an error names."""
-
-MAX_COLUMNS_SHOWN, MAX_NAME_SHOWN = 12, 40
-"""Upper limits of the columns that a message names, and of characters of a name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +193,7 @@ def read_labels(path: Path) -> LabelTable:
 
 def _key(name: str) -> str:
     """The name of a column without case, spaces and punctuation; its class, if any."""
-    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    key = column_key(name)
     return CLASS_NAMES.get(key, key)
 
 
@@ -224,17 +226,9 @@ def _form_of(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> La
     )
     raise LabelError(
         f"{path} is no label file of a known form: it has the columns "
-        f"{_shown_names(names)}; the nearest form, {nearest.name}, also needs {needs} "
+        f"{shown_names(names)}; the nearest form, {nearest.name}, also needs {needs} "
         "(docs/labels.md lists the forms)"
     )
-
-
-def _shown_names(names: Sequence[str]) -> str:
-    texts = (" ".join(name.split())[:MAX_NAME_SHOWN] for name in names)
-    shown = [text or "(without a name)" for text in islice(texts, MAX_COLUMNS_SHOWN)]
-    if len(names) > MAX_COLUMNS_SHOWN:
-        shown.append(f"and {len(names) - MAX_COLUMNS_SHOWN:,} more")
-    return ", ".join(shown)
 
 
 def _used_columns(form: LabelForm, columns: Mapping[str, str]) -> dict[str, str]:
@@ -456,7 +450,7 @@ def _table_of(
         level=form.level,
         description=f"labels: form {form.name}, joined by {form.level}, {num_rows:,} "
         f"rows, {repeated}classes {', '.join(classes) or 'none'}{carried}; "
-        f"columns left out: {_shown_names(left_out) or 'none'}",
+        f"columns left out: {shown_names(left_out) or 'none'}",
     )
 
 

@@ -112,7 +112,7 @@ def find_bags(store: Store) -> Bags:
     found = []
     for bag, labels in labels_of.items():
         labels_NK = labels.to_numpy(np.float32, na_value=np.nan)
-        first_D, count_D = _groups(store, bag)
+        first_D, count_D = bag_starts(store, bag)
         lacks_DK = ~np.logical_or.reduceat(is_known_NK, first_D, axis=0)
         labels_DK = np.where(lacks_DK, labels_NK[first_D], np.float32(np.nan))
         is_bag_D = ~np.isnan(labels_DK).all(axis=1)
@@ -123,8 +123,13 @@ def find_bags(store: Store) -> Bags:
     return _joined(found)
 
 
-def _groups(store: Store, bag: str) -> tuple[Integers, Integers]:
-    """Position of the first slice of each series or study, and its number of slices."""
+def bag_starts(store: Store, bag: str) -> tuple[Integers, Integers]:
+    """Position of the first slice of each series or study, and its number of slices.
+
+    Args:
+        store: its slices are sorted by patient, study and series.
+        bag: ``series`` or ``study``.
+    """
     columns = ("patient", "study", "series")
     ids = store.table[list(columns[: columns.index(bag) + 1])]
     first_D = np.flatnonzero((ids != ids.shift()).any(axis=1))

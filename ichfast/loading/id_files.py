@@ -29,7 +29,12 @@ from ichfast.errors import FoldError, first_line
 from ichfast.labels import SLICE_IDS
 from ichfast.store.store import Store
 from ichfast.system.files import write_text_atomically
-from ichfast.system.text_table import NOT_A_TABLE, open_text_table
+from ichfast.system.text_table import (
+    NOT_A_TABLE,
+    column_key,
+    open_text_table,
+    shown_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +48,6 @@ ID_KEYS: Mapping[str, tuple[str, ...]] = {
 
 MAX_FOLD = 99
 """The largest number of a fold."""
-
-NUM_SHOWN = 3
-"""Number of offenders that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,9 +146,7 @@ def _read_columns(
     """
     try:
         with open_text_table(path) as table:
-            name_of = {
-                re.sub(r"[^a-z0-9]", "", name.lower()): name for name in table.readable
-            }
+            name_of = {column_key(name): name for name in table.readable}
             keys = [(column, key) for column, keys in ID_KEYS.items() for key in keys]
             wanted = [(column, name_of[key]) for column, key in keys if key in name_of]
             has_header = bool(wanted)
@@ -167,9 +167,9 @@ def _read_columns(
 
 
 def _lacking(path: Path, names: Sequence[str], *, has_folds: bool) -> str:
-    shown = ", ".join(name[:40] for name in names[:12]) or "none"
     return (
-        f"{path} has the columns {shown}; it needs one of slice_id (SOPInstanceUID), "
+        f"{path} has the columns {shown_names(names) or 'none'}; it needs one of "
+        "slice_id (SOPInstanceUID), "
         "series (SeriesInstanceUID), study (StudyInstanceUID) and patient (PatientID)"
         + (", and fold" if has_folds else "")
     )

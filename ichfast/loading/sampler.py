@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from ichfast.errors import LoaderError, unknown
 from ichfast.labels import CLASSES
-from ichfast.loading.bags import Bags, find_bags
+from ichfast.loading.bags import Bags, bag_starts, find_bags
 from ichfast.store.store import Store
 
 
@@ -356,6 +356,5 @@ def make_sampler(
 
 def _study_numbers(store: Store) -> npt.NDArray[np.int64]:
     """Number of each slice's study, shape (slices of the store,), increasing."""
-    ids = store.table[["patient", "study"]]
-    is_first_N = (ids != ids.shift()).any(axis=1)
-    return is_first_N.cumsum().to_numpy(np.int64)
+    _, count_M = bag_starts(store, "study")
+    return np.repeat(np.arange(len(count_M)), count_M)

@@ -32,11 +32,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import FoldError, RecipeError
-from ichfast.labels import CLASSES
+from ichfast.labels import CLASSES, NUM_SHOWN
 from ichfast.loading.bags import Bags, find_bags
-from ichfast.loading.id_files import MAX_FOLD, NUM_SHOWN, IdFile, read_id_file
+from ichfast.loading.id_files import MAX_FOLD, IdFile, read_id_file
 from ichfast.store.store import Store
-from ichfast.store.tables import patients_N
+from ichfast.store.tables import patients_N, studies_N, units_N
 
 logger = logging.getLogger(__name__)
 
@@ -361,7 +361,7 @@ def _folds_of_file(
         )
     fold_of = np.array([*file.folds, -1], dtype=np.int8)
     folds_N = fold_of[file.position_N(store)[labelled_N]]
-    group_N = _groups(store.table.iloc[labelled_N], folds.group)
+    group_N = units_N(store.table.iloc[labelled_N], folds.group)
     table = pd.DataFrame({"group": group_N, "fold": folds_N})
     pairs = table[(folds_N >= 0) & (table["group"] != "")].drop_duplicates()
     of_two = pairs[pairs.duplicated("group")]["group"].unique()
@@ -387,19 +387,12 @@ def _empty_part(folds: FoldConfig, fold_N: npt.NDArray[np.int8], purpose: str) -
     )
 
 
-def _groups(table: pd.DataFrame, group: str) -> npt.NDArray[np.object_]:
-    """What stays together of each slice: its patient or its study."""
-    if group == "study":
-        return table["study"].fillna("").to_numpy(dtype=object)
-    return patients_N(table)
-
-
 def _enough_groups(table: pd.DataFrame, folds: FoldConfig) -> npt.NDArray[np.object_]:
-    """`_groups` of the labelled slices, at least as many as there are folds."""
-    group_N = _groups(table, folds.group)
+    """`units_N` of the labelled slices, at least as many as there are folds."""
+    group_N = units_N(table, folds.group)
     num_groups = len(set(group_N))
     if num_groups < folds.num_folds:
-        num_studies = len(set(_groups(table, "study")))
+        num_studies = len(set(studies_N(table)))
         advice = _advice(num_groups, num_studies, folds.num_folds)
         raise FoldError(
             f"{num_groups} {folds.group}(s) with labels cannot make {folds.num_folds} "

@@ -35,7 +35,7 @@ from ichfast.models.weights import read_weights_file, tensors_of
 from ichfast.prepare.pseudonyms import HASH_DIGITS
 from ichfast.recipes.settings import from_dict, to_dict
 from ichfast.store.store import Store
-from ichfast.store.tables import patients_N
+from ichfast.store.tables import units_N
 from ichfast.training.checkpoint import PATIENTS
 
 IMAGENET_CLASSES = 1000
@@ -151,10 +151,7 @@ def _ids_kind(store: Store, unit: str) -> str:
 
 def _ids_N(store: Store, unit: str) -> npt.NDArray[np.object_]:
     """The patient, or study, of each slice, hashed; empty where it is not known."""
-    if unit == "patient":
-        id_N = patients_N(store.table)
-    else:
-        id_N = store.table[unit].fillna("").to_numpy(dtype=object)
+    id_N = units_N(store.table, unit)
     if not store.header.keep_ids:
         return id_N
     number_N, plain = pd.factorize(id_N)

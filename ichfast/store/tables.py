@@ -230,12 +230,10 @@ def _contradiction(rows: pa.Table, header: StoreHeader) -> str:
     """A value of the table that its store cannot have; empty if there is none."""
     if len(rows) != header.counts["slices"]:
         return f"has {len(rows):,} slices, expected {header.counts['slices']:,}"
+    nullable = {*label_columns(rows), *ADDED_COLUMNS}
     for field in rows.schema:
         # An unknown number may be null as well as NaN.
-        may_lack = field.name in (
-            *label_columns(rows),
-            *ADDED_COLUMNS,
-        ) or pa.types.is_floating(field.type)
+        may_lack = field.name in nullable or pa.types.is_floating(field.type)
         if not may_lack and rows[field.name].null_count:
             return f"lacks a value of {field.name}"
     shapes_S3 = np.array([[s.count, s.rows, s.columns] for s in header.shards])
@@ -330,5 +328,24 @@ def patients_N(table: pd.DataFrame) -> npt.NDArray[np.object_]:
         table: a predictions table, or a store's.
     """
     patient = table["patient"].fillna("").to_numpy(dtype=object)
-    study = table["study"].fillna("").to_numpy(dtype=object)
+    study = studies_N(table)
     return np.where(patient == "", study, patient)
+
+
+def studies_N(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """The study of each slice, shape (N,); empty where it is not known.
+
+    Args:
+        table: a predictions table, or a store's.
+    """
+    return table["study"].fillna("").to_numpy(dtype=object)
+
+
+def units_N(table: pd.DataFrame, unit: str) -> npt.NDArray[np.object_]:
+    """What a fold has all slices of, for each slice, shape (N,).
+
+    Args:
+        table: a store's.
+        unit: ``patient`` or ``study``.
+    """
+    return studies_N(table) if unit == "study" else patients_N(table)

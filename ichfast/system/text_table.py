@@ -16,12 +16,14 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import struct
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -48,6 +50,10 @@ NOT_A_TABLE = (
 """Errors of `open_text_table` and of reading, for a file that is no valid table."""
 
 
+MAX_COLUMNS_SHOWN, MAX_NAME_SHOWN = 12, 40
+"""Upper limits of the columns that a message names, and of characters of a name."""
+
+
 class TextTable(Protocol):
     """A file whose columns can be read."""
 
@@ -64,6 +70,20 @@ class TextTable(Protocol):
             names: columns that are there once; an error if one is no text.
             raw: more of `readable`, which are given as bytes.
         """
+
+
+def column_key(name: str) -> str:
+    """The name of a column without case, spaces and punctuation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Names of columns as one line of a message; empty without names."""
+    texts = (" ".join(name.split())[:MAX_NAME_SHOWN] for name in names)
+    shown = [text or "(without a name)" for text in islice(texts, MAX_COLUMNS_SHOWN)]
+    if len(names) > MAX_COLUMNS_SHOWN:
+        shown.append(f"and {len(names) - MAX_COLUMNS_SHOWN:,} more")
+    return ", ".join(shown)
 
 
 @contextmanager
