@@ -35,7 +35,7 @@ fuzz: $(VENV)/.installed  ## read damaged files for FUZZ_S seconds
 clean:  ## remove what make made
 	rm -rf $(VENV) ichfast-demo
 
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: setup.py $(wildcard ichfast/packed/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit("ichfast needs Python 3.10 or newer; set PYTHON=python3.x" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'

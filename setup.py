@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 DECODERS = [
     "pylibjpeg>=2.0",
@@ -12,16 +12,34 @@ DECODERS = [
     "pyjpegls>=1.2",
 ]
 
+ROOT = Path(__file__).parent
+PACKED = "ichfast/packed"
+
+# No Python extension, but a plain library that ctypes loads. Where it cannot be
+# compiled, ichfast is installed without it, and NumPy does the same, slowly.
+PACKED_LIBRARY = Extension(
+    "ichfast.packed._record",
+    sources=[f"{PACKED}/{path.name}" for path in sorted((ROOT / PACKED).glob("*.c"))],
+    depends=[f"{PACKED}/{path.name}" for path in sorted((ROOT / PACKED).glob("*.h"))],
+    extra_compile_args=["-std=c99", "-O3", "-Wall", "-Wextra"],
+    optional=True,
+)
+
 setup(
     name="ichfast",
     version="0.1.0",
     description="Train intracranial-hemorrhage detectors on head CT, fast.",
-    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ichfast", "ichfast.*"]),
-    package_data={"": ["*.pyi"], "ichfast": ["py.typed", "report/page.html.jinja"]},
+    ext_modules=[PACKED_LIBRARY],
+    package_data={
+        "": ["*.pyi"],
+        "ichfast": ["py.typed", "report/page.html.jinja"],
+        "ichfast.packed": ["*.c", "*.h", "*.cu"],
+    },
     install_requires=[
         "numpy>=1.26",
         "pandas>=2.2",

@@ -10,7 +10,7 @@ import ichfast
 
 LAYERS = (
     ("errors", "windows", "system"),
-    ("labels", "sources", "dicom", "augment", "models"),
+    ("labels", "sources", "dicom", "augment", "models", "packed"),
     ("nifti",),
     ("store",),
     ("prepare", "synth", "loading", "evaluation"),

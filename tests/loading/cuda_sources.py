@@ -33,7 +33,7 @@ def find_kernels() -> dict[str, str]:
                 for node in nodes
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             ]
-        elif path.is_file() and path.suffix != ".pyc":
+        elif path.is_file() and path.suffix not in (".pyc", ".so"):
             texts.append(path.read_text("utf-8"))
     sources = [text for text in texts if "__global__" in text]
     return {name: text for text in sources for name in _KERNEL_NAME.findall(text)}
@@ -82,6 +82,7 @@ _AS_CPP = """
 #include <cstddef>
 #include <utility>
 #define __global__
+#define __device__
 struct dim3 { unsigned x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 static dim3 gridDim, blockDim, blockIdx, threadIdx;

@@ -22,6 +22,7 @@ from tests.loading.cuda_sources import (
     find_kernels,
     load_nvrtc,
 )
+from tests.packed.kernel_checks import check_sum_columns, check_unpack_rows
 
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 """From Turing, the oldest that CUDA 13 knows, to Blackwell."""
@@ -73,7 +74,11 @@ def check_gather(kernel: CppKernel, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(picked_BHW, torch.index_select(set_NHW, 0, rows_B))
 
 
-CHECKS = {"gather": check_gather}
+CHECKS = {
+    "gather": check_gather,
+    "unpack_rows": check_unpack_rows,
+    "sum_columns": check_sum_columns,
+}
 """For each kernel, a comparison with its reference."""
 
 
