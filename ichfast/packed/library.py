@@ -28,7 +28,9 @@ ERRORS = {
 }
 """Errors of a decoder, by their number in `record.h`."""
 
-_ADDRESS, _SIZE, _UINT32 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32
+_ADDRESS, _INT = ctypes.c_void_p, ctypes.c_int
+_SHAPE = (ctypes.c_uint32, ctypes.c_uint32)
+_RECORD = (_ADDRESS, ctypes.c_size_t)
 
 
 def library_paths() -> list[Path]:
@@ -51,14 +53,13 @@ class Library:
     def __init__(self, path: Path, instructions: int = VECTOR) -> None:
         self._c = ctypes.CDLL(str(path))
         self._instructions = instructions
-        shape, end = [_UINT32, _UINT32], [ctypes.c_int]
         self._c.ichfast_vector_instructions.restype = ctypes.c_char_p
-        self._c.ichfast_max_record_bytes.argtypes = shape
-        self._c.ichfast_max_record_bytes.restype = _SIZE
-        self._c.ichfast_pack.argtypes = [_ADDRESS, *shape, _ADDRESS, *end]
-        record = [_ADDRESS, _SIZE, *shape]
-        self._c.ichfast_unpack.argtypes = [*record, _ADDRESS, *end]
-        self._c.ichfast_unpack_halved.argtypes = [*record, _ADDRESS, _ADDRESS, *end]
+        self._c.ichfast_max_record_bytes.argtypes = _SHAPE
+        self._c.ichfast_max_record_bytes.restype = ctypes.c_size_t
+        self._c.ichfast_pack.argtypes = [_ADDRESS, *_SHAPE, _ADDRESS, _INT]
+        self._c.ichfast_unpack.argtypes = [*_RECORD, *_SHAPE, _ADDRESS, _INT]
+        addresses = (_ADDRESS, _ADDRESS)
+        self._c.ichfast_unpack_halved.argtypes = [*_RECORD, *_SHAPE, *addresses, _INT]
 
     @property
     def vector_instructions(self) -> str:

@@ -62,12 +62,12 @@ def read_header(record: Buffer) -> RecordHeader:
         StoreError: it is no record, or has another length than its header says.
     """
     content_R = np.frombuffer(record, np.uint8)
-    if len(content_R) < HEADER.size or not content_R[:4].tobytes() == MAGIC:
+    if len(content_R) < HEADER.size or content_R[:4].tobytes() != MAGIC:
         raise StoreError(
             f"{len(content_R)} bytes are no packed slice: "
             f"a record of at least {HEADER.size} bytes begins with {MAGIC.decode()}"
         )
-    _, *fields, _ = HEADER.unpack_from(content_R)
+    _, *fields, _ = HEADER.unpack_from(content_R.data)
     header = RecordHeader(*fields)
     if header.record_bytes != len(content_R):
         raise StoreError(
@@ -103,8 +103,8 @@ def write_checksums(
         stored_HW: shape (H, W), uint16, C order; the slice that it holds.
     """
     pixels_crc32c = google_crc32c.value(stored_HW.astype("<u2", copy=False))
-    struct.pack_into("<I", record_R, 24, pixels_crc32c)
-    struct.pack_into("<I", record_R, 4, record_crc32c(record_R))
+    struct.pack_into("<I", record_R.data, 24, pixels_crc32c)
+    struct.pack_into("<I", record_R.data, 4, record_crc32c(record_R))
 
 
 def record_crc32c(record_R: npt.NDArray[np.uint8]) -> int:

@@ -49,7 +49,7 @@ def pack(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
     record_bytes = round_up(layout.payload_at + payload_bytes + PADDING, ALIGNMENT)
     record_R = np.zeros(record_bytes, np.uint8)
     HEADER.pack_into(
-        record_R, 0, MAGIC, 0, record_bytes, payload_bytes, rows, columns, 0, 0
+        record_R.data, 0, MAGIC, 0, record_bytes, payload_bytes, rows, columns, 0, 0
     )
     starts = at_K[:: layout.blocks][::ROWS_PER_START].astype("<u4").view(np.uint8)
     record_R[HEADER.size :][: len(starts)] = starts
@@ -174,7 +174,7 @@ def _check_header(
     max_payload_bytes = len(record_R) - layout.payload_at - PADDING
     if max_payload_bytes >= 0:
         magic, _, record_bytes, payload_bytes, *shape, _, _ = HEADER.unpack_from(
-            record_R
+            record_R.data
         )
         found = (magic, record_bytes, shape)
         if found == (MAGIC, len(record_R), [rows, columns]) and (

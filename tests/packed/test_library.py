@@ -48,14 +48,16 @@ def check_unpacking(
     record_R: npt.NDArray[np.uint8],
     stored_HW: npt.NDArray[np.uint16],
 ) -> None:
-    halved_shape = -(-stored_HW.shape[0] // 2), -(-stored_HW.shape[1] // 2)
-    halves = [np.full(halved_shape, 7, np.uint16) for _ in range(2)]
-    for coder, halved_HW in zip((library, reference), halves, strict=True):
+    shape = stored_HW.shape
+    halves: list[npt.NDArray[np.uint16]] = []
+    coders: tuple[Any, ...] = (library, reference)
+    for coder in coders:
         out_HW = np.full_like(stored_HW, 7)
         coder.unpack(record_R, out_HW)
         np.testing.assert_array_equal(out_HW, stored_HW)
-        coder.unpack_halved(record_R, stored_HW.shape, halved_HW)
-    np.testing.assert_array_equal(*halves)
+        halves.append(np.full((-(-shape[0] // 2), -(-shape[1] // 2)), 7, np.uint16))
+        coder.unpack_halved(record_R, shape, halves[-1])
+    np.testing.assert_array_equal(halves[0], halves[1])
 
 
 # ---- every value and shape -------------------------------------------------------
