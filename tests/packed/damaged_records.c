@@ -53,8 +53,8 @@ static void require(int holds, const char *what)
 static struct slice draw_slice(void)
 {
     struct slice slice;
-    slice.rows = 1 + draw(70);
-    slice.columns = 1 + draw(140);
+    slice.rows = 1 + draw(40);
+    slice.columns = 1 + (draw(4) ? draw(140) : draw(700));
     size_t count = (size_t)slice.rows * slice.columns;
     uint32_t bits = 1 + draw(16);
     slice.bytes = count * sizeof *slice.pixels;
