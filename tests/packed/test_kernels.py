@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -75,3 +77,30 @@ def test_the_kernels_refuse_the_records_that_the_reference_refuses(
         np.testing.assert_array_equal(out_BHW[1], expected_HW)
         num_refused += is_refused
     assert 0.3 < num_refused / NUM_DAMAGED < 0.9
+
+
+def test_the_kernels_refuse_a_record_that_is_cut_off_and_read_nothing_behind_it(
+    kernels: list[CppKernel],
+) -> None:
+    shape = (40, 60)
+    record = reference.pack(draw_slice(shape, 12, np.random.default_rng(3))).tobytes()
+    for size in range(64, len(record), 64):
+        cut = bytearray(record[:size])
+        struct.pack_into("<I", cut, 8, size)  # a header that agrees
+        out_BHW, errors_B = unpack(kernels, [bytes(cut)], shape)
+        assert errors_B.tolist() == [1]
+        assert not out_BHW.any()
+
+
+def test_the_kernels_refuse_a_payload_that_begins_before_the_first_row(
+    kernels: list[CppKernel],
+) -> None:
+    shape = (40, 60)
+    for bits in range(1, 17):
+        drawn_HW = draw_slice(shape, bits, np.random.default_rng(bits))
+        record_R = reference.pack(drawn_HW)
+        for place in (12, 32, 36, 40):  # bytes of the payload, and every start
+            record_R[place : place + 4].view("<u4")[:] += 2
+        out_BHW, errors_B = unpack(kernels, [record_R.tobytes()], shape)
+        assert errors_B.tolist() == [1]
+        assert not out_BHW.any()
