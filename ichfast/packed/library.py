@@ -34,13 +34,13 @@ _RECORD = (_ADDRESS, ctypes.c_size_t)
 
 
 def library_paths() -> list[Path]:
-    """Where the library may be."""
+    """Paths where `setup.py` puts the library, for one version of Python or several."""
     folder = Path(__file__).parent
     return [folder / f"_record{suffix}" for suffix in EXTENSION_SUFFIXES]
 
 
 class Library:
-    """The library.
+    """The loaded library. Several threads may call it at once.
 
     Args:
         path: of the shared library.

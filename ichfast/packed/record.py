@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ichfast.errors import StoreError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
-"""What holds the bytes of a record."""
+"""A buffer with the bytes of a record."""
 
 MAGIC = b"ICP1"
 """The first bytes of a record."""
@@ -36,10 +36,10 @@ MAX_PIXELS = 2**24
 
 
 class RecordHeader(NamedTuple):
-    """What the first 32 bytes of a record say."""
+    """The first 32 bytes of a record."""
 
     crc32c: int
-    """Of all bytes behind this field."""
+    """CRC-32C of all bytes behind this field."""
 
     record_bytes: int
     payload_bytes: int
@@ -47,7 +47,7 @@ class RecordHeader(NamedTuple):
     columns: int
 
     pixels_crc32c: int
-    """Of the pixels as a store holds them, row by row."""
+    """CRC-32C of the pixels, row by row, little-endian."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -113,13 +113,13 @@ def record_crc32c(record_R: npt.NDArray[np.uint8]) -> int:
 
 
 class Layout(NamedTuple):
-    """Where the parts of a record begin."""
+    """Places of the parts of a record, which follow from the shape of its slice."""
 
     blocks: int
-    """Blocks of a row."""
+    """Number of blocks in a row."""
 
     width_bytes: int
-    """Bytes of the widths of a row."""
+    """Number of bytes that hold the widths of a row."""
 
     starts: int
     """Number of rows whose payload's start is stored."""

@@ -57,7 +57,7 @@ static inline unsigned nibble_of_block(const uint8_t *widths, size_t block)
     return widths[block / 2] >> block % 2 * 4 & 15;
 }
 
-/* As payload_bytes of row_code, from block `first` on. */
+/* Bytes of a row's payload from block `first` on, or SIZE_MAX. */
 static inline size_t payload_bytes_from(size_t first, const uint8_t *widths,
                                         size_t blocks)
 {
