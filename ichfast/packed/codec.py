@@ -43,7 +43,7 @@ class _Coder(Protocol):
 @cache
 def _coder() -> _Coder:
     """The C library; its reference, with a warning, where it is not there."""
-    reason = "it was installed without a C compiler"
+    reason = "it was not built when ichfast was installed"
     for path in library_paths():
         if path.is_file():
             try:
