@@ -17,7 +17,8 @@ from ichfast.prepare.ingested import Intake, write_intake
 from ichfast.prepare.prepare import UNIT_ENTRIES
 from ichfast.store.header import ENTRIES_FILE, StoreHeader
 from ichfast.store.levels import LEVELS, checksum_column, level_folder
-from ichfast.store.shards import Shard, npy_header, shard_name, shard_path
+from ichfast.store.raw_shards import npy_header
+from ichfast.store.shards import Shard, shard_name, shard_path
 from ichfast.store.store import finish_store
 from ichfast.store.tables import rows_of
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from ichfast.store.writer import FLUSH_BYTES
+from ichfast.store.shard_file import FLUSH_BYTES
 from ichfast.system.files import begin_flush
 
 

@@ -77,6 +77,12 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
     help="512: slices at their own size. 256: also a copy of a quarter of the bytes.",
 )
 @click.option(
+    "--packed",
+    is_flag=True,
+    help="Pack slices without loss to a quarter of the bytes; docs/packed.md says when "
+    "that is faster.",
+)
+@click.option(
     "--keep-ids",
     is_flag=True,
     help="Keep patient, study, series and slice ids; otherwise keyed hashes.",
@@ -134,6 +140,7 @@ def prepare(
     store: Path,
     workers: int | None,
     levels: str,
+    packed: bool,
     keep_ids: bool,
     id_key: Path | None,
     append: bool,
@@ -170,6 +177,7 @@ def prepare(
             labels=table,
             left_out=left_out,
             levels=_integers(levels, "--levels"),
+            packed=packed,
             workers=workers or len(os.sched_getaffinity(0)),
             keep_ids=keep_ids,
             id_key=id_key,

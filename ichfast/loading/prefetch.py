@@ -42,7 +42,7 @@ from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
 from ichfast.loading.config import source_shapes
 from ichfast.store.levels import halve_into
-from ichfast.store.shards import DIRECT_BYTES
+from ichfast.store.shard_file import DIRECT_BYTES
 from ichfast.store.store import Store
 from ichfast.system.memory import empty_bytes
 

@@ -27,12 +27,12 @@ from ichfast.prepare.journal import Journal
 from ichfast.prepare.labelling import add_labels, warn_of_strangers
 from ichfast.prepare.merge import Base
 from ichfast.prepare.own_files import remove_temporaries
-from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units
+from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units, packed_plan
 from ichfast.prepare.series_choice import SERIES
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
-_KEPT_OPTIONS = ("levels", "ids", "unit", "accept", "select", "series")
+_KEPT_OPTIONS = ("levels", "packed", "ids", "unit", "accept", "select", "series")
 """Parts of the plan that an append shares with its store."""
 
 
@@ -56,13 +56,14 @@ def check_finished(
             other sources or labels, or an append to it was cut short.
     """
     store = journal.store
+    header = read_header(store)
     defaults = {"accept": NOTHING, "select": NOTHING, "series": SERIES[0]}
-    begun = {**defaults, **read_header(store).plan}
+    begun = {**defaults, **header.plan, **packed_plan(packed=header.is_packed)}
+    options = {**plan, **table_plan, **packed_plan(packed=journal.packed)}
     if append:
-        options = {**plan, **table_plan}
         check_plan(store, begun, {k: options[k] for k in _KEPT_OPTIONS})
         return
-    check_plan(store, begun, {**plan, **table_plan})
+    check_plan(store, begun, options)
     if journal.is_begun:
         raise StoreError(
             f"{store} was being appended to when a run was cut short; that command, "

@@ -184,7 +184,9 @@ def convert_unit(job: Job, unit: Unit) -> None:
     position_of = {(e.source, e.number): at for at, e in enumerate(entries)}
     readable = [e for at, e in enumerate(entries) if at not in unit.banned]
     stalled: set[Container] = set()
-    with UnitWriter(journal.store, unit.number, journal.levels) as writer:
+    with UnitWriter(
+        journal.store, unit.number, journal.levels, packed=journal.packed
+    ) as writer:
         for entry, content in read_entries(readable):
             if _watch.stop:
                 raise StoppedError

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 
 from ichfast.errors import StoreError
 from ichfast.prepare.own_files import remove_own, remove_temporaries
-from ichfast.prepare.plan import Unit, check_plan
+from ichfast.prepare.plan import Unit, check_plan, packed_plan
 from ichfast.store.header import ENTRIES_FILE
 from ichfast.store.levels import level_folder
 from ichfast.store.shards import Shard
@@ -82,6 +82,9 @@ class Journal:
     levels: tuple[int, ...]
     """The store's levels."""
 
+    packed: bool = False
+    """Whether the store is packed."""
+
     @property
     def path(self) -> Path:
         """The journal's folder."""
@@ -118,6 +121,7 @@ class Journal:
         Raises:
             StoreError: begun with another plan, and `may_restart` is False.
         """
+        plan = {**plan, **packed_plan(packed=self.packed)}
         make_folder(self.path)
         remove_temporaries(self.store)
         file = self.path / "plan.json"
@@ -170,7 +174,10 @@ class Journal:
         return Page(
             rows=rows.replace_schema_metadata(None),
             rejects=[tuple(reject) for reject in notes["rejects"]],
-            shards=[Shard.from_json(shard, self.levels) for shard in notes["shards"]],
+            shards=[
+                Shard.from_json(shard, self.levels, packed=self.packed)
+                for shard in notes["shards"]
+            ],
         )
 
     def num_rejected(self, unit: Unit) -> int:

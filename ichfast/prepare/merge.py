@@ -40,7 +40,14 @@ from ichfast.prepare.labelling import (
 from ichfast.prepare.plan import Unit, entry_at
 from ichfast.prepare.series_choice import SERIES, chosen_rows_N
 from ichfast.sources.listing import Entry
-from ichfast.store.header import ENTRIES_FILE, StoreHeader, intake_path, read_header
+from ichfast.store.header import (
+    ENTRIES_FILE,
+    PACKED_VERSION,
+    RAW_VERSION,
+    StoreHeader,
+    intake_path,
+    read_header,
+)
 from ichfast.store.shards import Shard
 from ichfast.store.store import finish_store
 from ichfast.store.tables import (
@@ -346,6 +353,7 @@ def finish(
         versions={name: version(name) for name in ("ichfast", "numpy", "pydicom")},
         lineage=lineage,
         entries_crc32c=write_intake(journal.next / ENTRIES_FILE, intake),
+        format_version=PACKED_VERSION if journal.packed else RAW_VERSION,
     )
     finish_store(journal.next, header, _sorted_parts(rows, names), rejected)
     journal.publish()

@@ -25,7 +25,7 @@ _NAMES = {
     "": rf"{re.escape(LOCK_FILE)}|{_TABLES}",
     "journal": rf"plan\.json|rejected\.csv|\d{{5,}}\.page|{_INTAKE}",
     "journal/next": rf"{_TABLES}|{_INTAKE}",
-    **{level_folder(level): r"\d{5,}(-\d+x\d+)?\.npy" for level in LEVELS},
+    **{level_folder(level): r"\d{5,}(-\d+x\d+)?\.(npy|icp)" for level in LEVELS},
 }
 """The names of files by folder. Each may also have its temporary name."""
 

@@ -119,6 +119,17 @@ def shard_plan(
     }
 
 
+def packed_plan(*, packed: bool) -> dict[str, str]:
+    """The part of the plan that a finished store does not keep.
+
+    So a raw store and its packed copy have the same `StoreHeader.digest`.
+
+    Args:
+        packed: whether the store is packed.
+    """
+    return {"packed": "yes" if packed else "no"}
+
+
 def accepted_codes(plan: Mapping[str, str]) -> frozenset[str]:
     """The reject codes of images that a store with this plan has all the same."""
     return frozenset(plan.get("accept", NOTHING).split(",")) - {NOTHING}

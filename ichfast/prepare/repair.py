@@ -128,11 +128,11 @@ def _repair(
     shard_of = {shard.name: shard for shard in header.shards}
     key = _key(path, header, id_key)
     intake = read_intake(intake_path(path), header.entries_crc32c)
-    numbers = {_unit_of(name) for name, _ in damaged}
+    numbers = {shard_of[name].unit for name, _ in damaged}
     units, lost = _units(intake, list_entries(sources), key, numbers)
     problems += lost
     read = partial(read_file, accept=accepted_codes(header.plan))
-    journal = Journal(scratch, header.levels)
+    journal = Journal(scratch, header.levels, header.is_packed)
     # Names are for rejected.csv, which a repair does not write.
     name_of = partial(entry_name, keep_ids=False, first_unit=0)
     select = planned_selection(header.plan)
@@ -141,7 +141,7 @@ def _repair(
     for name, level in damaged:
         if _put_back(path, scratch, shard_of[name], level):
             repaired.append(shard_path(path, name, level))
-        elif _unit_of(name) in {unit.number for unit in units}:
+        elif shard_of[name].unit in {unit.number for unit in units}:
             problems.append(
                 f"{shard_path(path, name, level)}: the sources give other bytes than "
                 "it was written with"
@@ -182,10 +182,6 @@ def _key(path: Path, header: StoreHeader, id_key: Path | None) -> bytes | None:
     key = read_or_make_key(id_key or default_key_path(path), is_begun=True)
     check_plan(path, header.plan, {"ids": ids_plan(key)})
     return key
-
-
-def _unit_of(shard_name: str) -> int:
-    return int(shard_name.removesuffix(".npy").partition("-")[0])
 
 
 def _units(

@@ -26,7 +26,8 @@ from ichfast.system.checksums import check_document, with_checksum
 from ichfast.system.files import write_text_atomically
 from ichfast.windows import HU_OFFSET
 
-FORMAT_VERSION = 1
+RAW_VERSION, PACKED_VERSION = 1, 2
+"""Format versions of stores with raw and with packed slices; all else is the same."""
 
 ENTRIES_FILE = "entries.parquet"
 """Name of the intake (`ichfast.prepare.ingested`) in the folder ``journal``."""
@@ -93,11 +94,19 @@ class StoreHeader:
     hu_offset: int = HU_OFFSET
     """Added to HU when the store was written; subtract it to get HU back."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = RAW_VERSION
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether slices are packed."""
+        return self.format_version == PACKED_VERSION
 
     @property
     def digest(self) -> str:
-        """Identifies what the store was made from: the same for every copy of it."""
+        """Identifies what the store was made from: the same for every copy of it.
+
+        A raw store and a packed one of the same slices have the same digest.
+        """
         plan = json.dumps(dict(self.plan), sort_keys=True)
         return hashlib.sha256(plan.encode()).hexdigest()[:16]
 
@@ -146,10 +155,11 @@ def read_header(path: Path) -> StoreHeader:
         content = _bounded_content(file)
         document = json.loads(content)
         version = integer_field(document, "format_version", 1, 2**31)
-        if version != FORMAT_VERSION:
+        if version not in (RAW_VERSION, PACKED_VERSION):
             raise StoreError(
                 f"{path} has format version {version}, this ichfast reads "
-                f"{FORMAT_VERSION}; run `ichfast prepare` again into another store"
+                f"{RAW_VERSION} (raw) and {PACKED_VERSION} (packed); install a newer "
+                "ichfast, or run `ichfast prepare` again into another store"
             )
         check_document(content, document)
         return _header_from_json(document)
@@ -188,7 +198,11 @@ def _counts(found: Mapping[str, Any]) -> dict[str, int]:
 def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
     levels = tuple(found["levels"])
     check_levels(levels)
-    shards = tuple(Shard.from_json(shard, levels) for shard in found["shards"])
+    version = found["format_version"]
+    shards = tuple(
+        Shard.from_json(shard, levels, packed=version == PACKED_VERSION)
+        for shard in found["shards"]
+    )
     names = [shard.name for shard in shards]
     if not names or names != sorted(set(names)):
         raise ValueError("shards are missing, repeated or out of order")
@@ -210,6 +224,7 @@ def _header_from_json(found: Mapping[str, Any]) -> StoreHeader:
         rejected_crc32c=integer_field(found, "rejected_crc32c", 0, 2**32 - 1),
         entries_crc32c=integer_field(found, "entries_crc32c", 0, 2**32 - 1),
         hu_offset=integer_field(found, "hu_offset", HU_OFFSET, HU_OFFSET),
+        format_version=version,
     )
     integer_field(header.counts, "slices", 1, sum(shard.count for shard in shards))
     return header

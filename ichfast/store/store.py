@@ -1,6 +1,6 @@
-"""The slice store: every slice of a training set as raw uint16, decoded once.
+"""The slice store: every slice of a training set as uint16, decoded once.
 
-Format 1. A store is a folder:
+A store is a folder:
 
     store.json               `StoreHeader`; written last, so a folder without it is not
                              a store. It contains no time and no path
@@ -12,6 +12,8 @@ Format 1. A store is a folder:
                              has made
     level-512/00000.npy      (n, rows, columns) uint16, little-endian, C order
     level-256/00000.npy      (n, 256, 256), the same slices row for row
+    level-512/00000.icp      in place of these in a packed store
+    level-256/00000.icp
 
 1. The stored number is ``clip(round(HU) + 1024, 0, 32767)``: air is 24, padding is 0,
    and the same bytes are valid int16.
@@ -21,17 +23,20 @@ Format 1. A store is a folder:
 3. Smaller levels are made from level 512 by `reduce_to_level`, with the same shard
    names. So (shard, row_in_shard) finds a slice at every level.
 4. The .npy header (version 1.0) is padded to 4,096 bytes. So slices of 512x512 start on
-   a page, and memory maps, O_DIRECT and GPUDirect can read the file.
+   a page, and memory maps, O_DIRECT and GPUDirect can read the file. Packed files take
+   a quarter of the bytes (`ichfast.store.packed_shards`); the store's format version is
+   then 2. Tables and checksums are the same in both.
 5. A shard may have rows that no table row points to (dropped duplicates, and series
    that `ichfast.prepare.series_choice` did not choose).
 6. The checksum of a slice is the CRC-32C of its bytes at a level (`checksum_column`),
    that of a shard is the CRC-32C of its rows' checksums (`shard_checksum`).
 7. A slice is compared with its checksum whenever it is read, unless the reader asks for
-   it unchecked, as loaders do (`DataConfig.check`). `docs/checksums.md` lists for each
-   file what checks it, and when.
+   it unchecked, as loaders do (`DataConfig.check`). The record of a packed slice is
+   always checked. `docs/checksums.md` lists for each file what checks it, and when.
 
 The parts: `ichfast.store.header` is store.json, `ichfast.store.tables` the tables,
-`ichfast.store.shards` the .npy files, `ichfast.store.writer` writes them,
+`ichfast.store.shards` the files of slices, raw (`ichfast.store.raw_shards`) or packed
+(`ichfast.store.packed_shards`), `ichfast.store.writer` writes them,
 `ichfast.store.levels` is the mip map, `ichfast.store.verify` finds damage. This module
 finishes a store and opens it.
 
@@ -47,7 +52,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -61,7 +65,9 @@ from ichfast.store.header import (
     write_header,
 )
 from ichfast.store.levels import LEVELS, SOURCE_LEVEL, checksum_column
-from ichfast.store.shards import PIXEL_DTYPE, OpenShard
+from ichfast.store.packed_shards import PackedReader
+from ichfast.store.raw_shards import RawReader
+from ichfast.store.shards import PIXEL_DTYPE
 from ichfast.store.tables import read_table, write_rejected, write_rows
 from ichfast.store.verify import check_size
 from ichfast.system.memory import total_memory
@@ -120,6 +126,7 @@ class Store:
         self.path = Path(path)
         self.header = read_header(self.path)
         self.levels = self.header.levels
+        self.is_packed = self.header.is_packed
         self.table = read_table(self.path, self.header)
         for level in self.levels:
             for shard in self.header.shards:
@@ -131,7 +138,7 @@ class Store:
             level: self.table[checksum_column(level)].to_numpy()
             for level in self.levels
         }
-        self._open: dict[tuple[int, int], OpenShard] | None = {}
+        self._open: dict[tuple[int, int], RawReader | PackedReader] | None = {}
         self._past_cache = {
             level: self._num_bytes(level) > total_memory()
             if past_cache is None
@@ -192,23 +199,63 @@ class Store:
         level: int,
         out_HW: npt.NDArray[np.uint16],
         *,
+        halvings: int = 0,
         check: bool = True,
     ) -> None:
-        """Read one slice into an array of the caller.
+        """Read one slice into an array of the caller, halved as often as asked.
 
         Args:
             index: store position in [0, N).
             level: one of `levels`.
-            out_HW: shape of the slice at `level`, uint16, C order; overwritten.
-            check: compare the slice with its checksum.
+            out_HW: shape of the halved slice, uint16, C order; overwritten.
+            halvings: see `ichfast.store.levels.halve_into`.
+            check: compare the slice with its checksum. The record of a packed one is
+                compared with its own in any case.
 
         Raises:
             StoreError: `index` or `level` lies outside the store, the shard is
                 damaged or cannot be read, or the store is closed.
         """
-        self._shard_of(index, level).read_into(int(self._row_N[index]), out_HW)
-        if check:
-            self._compare(index, level, out_HW)
+        shard = self._shard_of(index, level)
+        crc32c = int(self._crc32c_N[level][index]) if check else None
+        shard.read_into(
+            int(self._row_N[index]), out_HW, halvings=halvings, crc32c=crc32c
+        )
+
+    def record_bytes_N(self, level: int) -> npt.NDArray[np.int64]:
+        """Sizes of the records of a packed store, bytes, shape (N,), int64.
+
+        Args:
+            level: one of `levels`.
+
+        Raises:
+            StoreError: a shard is damaged or cannot be read, or the store is closed.
+        """
+        sizes_N = np.empty(len(self), np.int64)
+        order_N = np.argsort(self._shard_N, kind="stable")
+        firsts = np.flatnonzero(np.diff(self._shard_N[order_N])) + 1
+        for positions in np.split(order_N, firsts):
+            shard = self._packed_shard(int(positions[0]), level)
+            sizes_N[positions] = shard.record_bytes_N[self._row_N[positions]]
+        return sizes_N
+
+    def read_record_into(
+        self, index: int, level: int, out_R: npt.NDArray[np.uint8]
+    ) -> None:
+        """Read the record of a slice of a packed store, and check it.
+
+        Args:
+            index: store position in [0, N).
+            level: one of `levels`.
+            out_R: shape (R,), uint8, of the size in `record_bytes_N`; overwritten.
+
+        Raises:
+            StoreError: `index` or `level` lies outside the store, the shard is
+                damaged or cannot be read, or the store is closed.
+        """
+        shard = self._packed_shard(index, level)
+        crc32c = int(self._crc32c_N[level][index])
+        shard.read_record_into(int(self._row_N[index]), out_R, crc32c=crc32c)
 
     def past_cache(self, level: int) -> bool:
         """Whether slices of a level are read without filling the page cache."""
@@ -218,25 +265,13 @@ class Store:
         """The labels, shape (N, 6), float32, `CLASSES` order, NaN where missing."""
         return self.table[list(CLASSES)].to_numpy(np.float32, na_value=np.nan)
 
-    def _opened(self) -> dict[tuple[int, int], OpenShard]:
+    def _opened(self) -> dict[tuple[int, int], RawReader | PackedReader]:
         opened = self._open
         if opened is None:
             raise StoreError(f"{self.path} was closed; open it again")
         return opened
 
-    def _compare(self, index: int, level: int, out_HW: npt.NDArray[np.uint16]) -> None:
-        """Compare a slice that was read with its checksum."""
-        found = google_crc32c.value(out_HW)
-        expected = int(self._crc32c_N[level][index])
-        if found != expected:
-            raise StoreError(
-                f"{self._shard_of(index, level).path} is damaged: slice {index} (row "
-                f"{self._row_N[index]}) has the CRC-32C {found:#010x}, expected "
-                f"{expected:#010x}; find all damage with `ichfast verify {self.path}`, "
-                f"mend it with `ichfast verify {self.path} --repair SOURCE`"
-            )
-
-    def _shard_of(self, index: int, level: int) -> OpenShard:
+    def _shard_of(self, index: int, level: int) -> RawReader | PackedReader:
         opened = self._opened()
         if not 0 <= index < len(self._shard_N):
             raise StoreError(
@@ -249,19 +284,25 @@ class Store:
             found = opened.setdefault(key, self._open_shard(key[1], level))
         return found
 
-    def _open_shard(self, number: int, level: int) -> OpenShard:
+    def _packed_shard(self, index: int, level: int) -> PackedReader:
+        shard = self._shard_of(index, level)
+        if not isinstance(shard, PackedReader):
+            raise StoreError(
+                f"{self.path} is not packed; make a packed one with `ichfast pack "
+                f"{self.path} NEW`"
+            )
+        return shard
+
+    def _open_shard(self, number: int, level: int) -> RawReader | PackedReader:
         if level not in self.levels:
             raise StoreError(
                 f"{self.path} has the levels {', '.join(map(str, self.levels))}, asked "
                 f"for {level}; prepare a store with --levels "
                 f"{','.join(map(str, LEVELS))} or read {SOURCE_LEVEL}"
             )
-        return OpenShard(
-            self.path,
-            self.header.shards[number],
-            level,
-            past_cache=self._past_cache[level],
-        )
+        reader = PackedReader if self.is_packed else RawReader
+        shard = self.header.shards[number]
+        return reader(self.path, shard, level, past_cache=self._past_cache[level])
 
     def _num_bytes(self, level: int) -> int:
         return sum(shard.num_bytes(level) for shard in self.header.shards)

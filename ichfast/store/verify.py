@@ -5,8 +5,6 @@
 2. Anything in the place of a file is a finding too: nothing, a folder, a pipe, a broken
    link.
 3. Memory does not grow with the size of files.
-
-Shape letters: N slices in the shard.
 """
 
 from __future__ import annotations
@@ -14,21 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from ichfast.errors import StoreError
 from ichfast.store.header import intake_path, read_header, tables_dir
 from ichfast.store.levels import checksum_column
-from ichfast.store.shards import (
-    NPY_HEADER_BYTES,
-    Shard,
-    npy_header,
-    shard_checksum,
-    shard_path,
-)
+from ichfast.store.packed_shards import check_packed_file
+from ichfast.store.raw_shards import check_raw_file
+from ichfast.store.shards import Shard, shard_checksum, shard_path
 from ichfast.store.tables import read_table
 from ichfast.system.files import file_crc32c
 from ichfast.system.terminal import progress
@@ -97,18 +88,19 @@ def shard_damage(
             table is not known, so that no slice can be named.
     """
     file = shard_path(store, shard.name, level)
+    shape, size = shard.shape(level), shard.num_bytes(level)
+    problems: list[str] = []
     try:
         check_size(store, shard, level)
-        header, found_N = _read_shard(file, shard, level)
+        if shard.is_packed:
+            found_N = check_packed_file(file, shape, size)
+        else:
+            problems, found_N = check_raw_file(file, shape)
     except StoreError as error:
         return [Damage(str(error), level, shard.name)]
     except OSError as error:
         problem = f"cannot read {file}: {error.strerror}"
         return [Damage(problem, level, shard.name)]
-    problems = []
-    shape = shard.shape(level)
-    if header != npy_header(shape):
-        problems.append(f"{file} is damaged: its header is not that of uint16 {shape}")
     if rows is not None:
         expected = rows[checksum_column(level)].to_numpy()
         bad = rows[expected != found_N[rows["row_in_shard"].to_numpy()]]
@@ -116,22 +108,11 @@ def shard_damage(
             f"{file}: slice {slice_id} (row {row}) does not match its checksum"
             for slice_id, row in zip(bad["slice_id"], bad["row_in_shard"], strict=True)
         ]
-    if shard_checksum(found_N) != shard.crc32c[level] and not problems:
+    is_whole = (found_N >= 0).all() and shard_checksum(found_N) == shard.crc32c[level]
+    if not is_whole and not problems:
         what = "a row" if rows is None else "a row without a slice"
         problems.append(f"{file}: {what} does not match its checksum")
     return [Damage(problem, level, shard.name) for problem in problems]
-
-
-def _read_shard(
-    file: Path, shard: Shard, level: int
-) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """The header of a shard's file, and the checksum of each row, shape (N,)."""
-    count, rows, columns = shard.shape(level)
-    with file.open("rb") as opened:
-        header = opened.read(NPY_HEADER_BYTES)
-        row_bytes = (opened.read(2 * rows * columns) for _ in range(count))
-        found_N = np.fromiter(map(google_crc32c.value, row_bytes), np.int64, count)
-    return header, found_N
 
 
 def verify_store(path: str | Path) -> list[str]:

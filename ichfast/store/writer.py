@@ -8,33 +8,20 @@ Shape letters: H rows, W columns.
 
 from __future__ import annotations
 
-import os
-from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from ichfast.store.levels import SOURCE_LEVEL, level_folder, reduce_to_level
-from ichfast.store.shards import (
-    NPY_HEADER_BYTES,
-    PIXEL_DTYPE,
-    Shard,
-    npy_header,
-    shard_checksum,
-    shard_name,
-    shard_path,
-)
-from ichfast.system.files import atomic_path, begin_flush, make_folder
-
-FLUSH_BYTES = 32 * 2**20
-"""Bytes written before the disk is told to start writing, so that the flush at the end
-of a unit is short."""
+from ichfast.store.packed_shards import PackedWriter
+from ichfast.store.raw_shards import RawWriter
+from ichfast.store.shards import Shard, shard_name, shard_path
+from ichfast.system.files import atomic_path, make_folder
 
 
 class UnitWriter:
@@ -47,14 +34,18 @@ class UnitWriter:
         store: the store's folder.
         unit: the unit's number.
         levels: the store's, the source level first.
+        packed: whether slices are packed.
     """
 
-    def __init__(self, store: Path, unit: int, levels: Sequence[int]) -> None:
+    def __init__(
+        self, store: Path, unit: int, levels: Sequence[int], *, packed: bool = False
+    ) -> None:
         self.shards: list[Shard] = []
         """The shards by name; empty until the block has ended."""
         self._store = store
         self._unit = unit
         self._levels = levels
+        self._packed = packed
         self._stack = ExitStack()
         self._begun: dict[tuple[int, ...], _Begun] = {}
         self._last: _Begun | None = None
@@ -96,31 +87,36 @@ class UnitWriter:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            shards = [
-                Shard(
-                    name=begun.name,
-                    rows=rows,
-                    columns=columns,
-                    count=begun.count,
-                    crc32c={
-                        level: file.complete() for level, file in begun.files.items()
-                    },
-                )
-                for (rows, columns), begun in self._begun.items()
-            ]
+            shards = [self._complete(*each) for each in self._begun.items()]
         self.shards = sorted(shards, key=lambda shard: shard.name)
 
     def _begin(self, shape_HW: tuple[int, ...]) -> _Begun:
         rows, columns = shape_HW
-        name = shard_name(self._unit, rows, columns)
-        files = {}
+        name = shard_name(self._unit, rows, columns, packed=self._packed)
+        files: dict[int, RawWriter | PackedWriter] = {}
+        make = PackedWriter if self._packed else RawWriter
         for level in self._levels:
             path = shard_path(self._store, name, level)
-            files[level] = _ShardFile(self._stack.enter_context(atomic_path(path)))
+            shape = shape_HW if level == SOURCE_LEVEL else (level, level)
+            files[level] = make(self._stack.enter_context(atomic_path(path)), shape)
             # Runs before the file is flushed and renamed, or removed.
             self._stack.callback(files[level].close)
         self._begun[shape_HW] = _Begun(name, files)
         return self._begun[shape_HW]
+
+    def _complete(self, shape_HW: tuple[int, ...], begun: _Begun) -> Shard:
+        """Complete the files of a shard."""
+        rows, columns = shape_HW
+        crc32c = {level: file.complete() for level, file in begun.files.items()}
+        sizes = {level: file.path.stat().st_size for level, file in begun.files.items()}
+        return Shard(
+            name=begun.name,
+            rows=rows,
+            columns=columns,
+            count=begun.count,
+            crc32c=crc32c,
+            packed_bytes=sizes if self._packed else None,
+        )
 
     def _close_last(self) -> None:
         if self._last is not None:
@@ -133,52 +129,10 @@ class _Begun:
     """A shard that is being written."""
 
     name: str
-    files: Mapping[int, _ShardFile]
+    files: Mapping[int, RawWriter | PackedWriter]
     """Its file at each level."""
 
     @property
     def count(self) -> int:
         """Slices written so far."""
         return len(self.files[SOURCE_LEVEL].row_crc32c)
-
-
-class _ShardFile:
-    """A .npy file that grows slice by slice; the header is written last."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._shape_HW: tuple[int, ...] = ()
-        self._num_unflushed = 0
-        self._descriptor: int | None = None
-        self.row_crc32c = array("L")
-        """The checksum of each slice."""
-        path.write_bytes(bytes(NPY_HEADER_BYTES))
-
-    def append(self, stored_HW: npt.NDArray[np.uint16]) -> int:
-        """Add one slice; return its checksum."""
-        row = np.ascontiguousarray(stored_HW, dtype=PIXEL_DTYPE)
-        crc32c = int(google_crc32c.value(row))
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        left = row.data.cast("B")
-        while left:
-            left = left[os.write(self._descriptor, left) :]
-        self._num_unflushed += row.nbytes
-        if self._num_unflushed >= FLUSH_BYTES:
-            begin_flush(self._descriptor)
-            self._num_unflushed = 0
-        self._shape_HW = row.shape
-        self.row_crc32c.append(crc32c)
-        return crc32c
-
-    def close(self) -> None:
-        """Close the file; the next slice opens it again."""
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
-            os.close(descriptor)
-
-    def complete(self) -> int:
-        """Write the header; return the file's checksum."""
-        with self._path.open("r+b") as file:
-            file.write(npy_header((len(self.row_crc32c), *self._shape_HW)))
-        return shard_checksum(self.row_crc32c)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -116,3 +117,36 @@ def empty_bytes(num_bytes: int) -> npt.NDArray[np.uint8]:
     whole = np.frombuffer(memory, np.uint8)
     start = -whole.ctypes.data % HUGE_BYTES
     return whole[start : start + num_bytes]
+
+
+class ThreadMemory(threading.local):
+    """Memory that each thread uses again and again, as large as its largest use."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+        self._array_HW = np.empty((0, 0), np.uint16)
+
+    def bytes(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return undefined bytes, valid until the thread asks for others.
+
+        Returns:
+            Shape (num_bytes,), uint8; begins on a page.
+        """
+        if num_bytes > len(self._bytes):
+            self._bytes = empty_bytes(num_bytes)
+        return self._bytes[:num_bytes]
+
+    def array(self, rows: int, columns: int) -> npt.NDArray[np.uint16]:
+        """Return an undefined array, valid until the thread asks for another.
+
+        Args:
+            rows: of the array, 1 or more.
+            columns: of the array, 1 or more.
+
+        Returns:
+            Shape (rows, columns), uint16; begins on a page.
+        """
+        if self._array_HW.shape != (rows, columns):
+            flat = self.bytes(2 * rows * columns).view(np.uint16)
+            self._array_HW = flat.reshape(rows, columns)
+        return self._array_HW

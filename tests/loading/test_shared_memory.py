@@ -90,11 +90,11 @@ class CountingStore(Store):
 
     num_read = num_checked = 0
 
-    def read_into(self, *place: Any, check: bool = True) -> None:
+    def read_into(self, *place: Any, check: bool = True, **options: Any) -> None:
         """Read a slice, and count it."""
         self.num_read += 1
         self.num_checked += check
-        super().read_into(*place, check=check)
+        super().read_into(*place, check=check, **options)
 
 
 def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:

@@ -19,7 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,7 +99,7 @@ class Trap:
 class TrappedJournal(Journal):
     """A journal that writes its pages and publishes inside a trap."""
 
-    trap: Trap
+    trap: Trap = field(kw_only=True)
 
     def write(self, unit: Unit, page: Page) -> None:
         self.trap.enter("page")
@@ -141,7 +141,7 @@ def _prepare(trap: Trap, unit_entries: int, options: dict[str, Any]) -> None:
     replaced: dict[str, object] = {
         "UNIT_ENTRIES": unit_entries,
         "read_file": TrappedRead(trap),
-        "Journal": lambda store, levels: TrappedJournal(store, levels, trap),
+        "Journal": lambda *of_store: TrappedJournal(*of_store, trap=trap),
         "convert_units": _entering(trap, prepare, "waiting", "convert_units"),
         "merge": _entering(trap, prepare, "merging", "merge"),
         "finish": _entering(trap, prepare, "finishing", "finish"),

@@ -123,10 +123,10 @@ def test_the_error_names_file_slice_both_checksums_and_the_remedy(
         file.write_bytes(content)
         (message,) = messages(opened, range(len(opened)), level)
     assert message == (
-        f"{file} is damaged: slice 2 (row {row['row_in_shard']}) has the CRC-32C "
+        f"{file} is damaged: row {row['row_in_shard']} has the CRC-32C "
         f"{google_crc32c.value(stored_HW):#010x}, expected {row[column]:#010x}; find "
         f"all damage with `ichfast verify {store}`, mend it with `ichfast verify "
-        f"{store} --repair SOURCE`"
+        f"{store} --repair SOURCE`, or copy it back"
     )
 
 

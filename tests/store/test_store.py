@@ -23,7 +23,7 @@ from ichfast.errors import StoreError
 from ichfast.labels import CLASSES
 from ichfast.store import store as store_module
 from ichfast.store.levels import checksum_column, reduce_to_level
-from ichfast.store.shards import OpenShard
+from ichfast.store.raw_shards import RawReader
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from ichfast.store.writer import UnitWriter
@@ -450,11 +450,11 @@ def test_a_level_larger_than_the_memory_is_read_past_the_page_cache(
     monkeypatch.setattr(store_module, "total_memory", lambda: memory_bytes)
     asked: list[bool] = []
 
-    def watched(*_: object, past_cache: bool) -> OpenShard:
+    def watched(*_: object, past_cache: bool) -> RawReader:
         asked.append(past_cache)
         raise StoreError("seen enough")
 
-    monkeypatch.setattr(store_module, "OpenShard", watched)
+    monkeypatch.setattr(store_module, "RawReader", watched)
     with Store(tiny_store_path) as store, pytest.raises(StoreError, match="enough"):
         store.slice_HW(0)
     assert asked == [past_cache]

@@ -17,7 +17,8 @@ import pytest
 from ichfast.errors import StoreError
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import StoreHeader, write_header
-from ichfast.store.shards import NPY_HEADER_BYTES, Shard, npy_header
+from ichfast.store.raw_shards import npy_header
+from ichfast.store.shards import NPY_HEADER_BYTES, Shard
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from ichfast.system.checksums import FIELD, with_checksum
@@ -247,7 +248,8 @@ def seal(store: Path, **crc32c: int) -> None:
     document = json.loads((store / "store.json").read_text())
     document.pop("crc32c")
     shards = [
-        Shard.from_json(shard, document["levels"]) for shard in document["shards"]
+        Shard.from_json(shard, document["levels"], packed=False)
+        for shard in document["shards"]
     ]
     write_header(store, StoreHeader(**{**document, "shards": shards, **crc32c}))
 
