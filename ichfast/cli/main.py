@@ -76,8 +76,8 @@ for _command in (
     doctor.doctor,
     *(store.prepare, store.inspect, train.preview, train.train),
     *(predict.predict, predict.evaluate, predict.submit, predict.report),
-    *(predict.compare, predict.export, store.verify, store.synth, demo.demo),
-    train.recipes,
+    *(predict.compare, predict.export, store.verify, store.pack, store.unpack),
+    *(store.synth, demo.demo, train.recipes),
 ):
     cli.add_command(_command)
 

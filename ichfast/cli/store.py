@@ -1,4 +1,4 @@
-"""The commands about stores: synth, prepare, inspect, verify."""
+"""The commands about stores: synth, prepare, inspect, verify, pack, unpack."""
 
 from __future__ import annotations
 
@@ -223,6 +223,59 @@ def inspect(store: Path, sheet: Path | None) -> None:
         write_contact_sheet(opened, sheet)
     print_status(format_overview(overview))
     print_result({**asdict(overview), "sheet": str(sheet)})
+
+
+_WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads.  [default: one for each core]",
+)
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@_WORKERS
+def pack(store: Path, new: Path, workers: int | None) -> None:
+    """Make a packed copy of STORE in the folder NEW: a quarter of the bytes, no loss.
+
+    Training gives the same batches from both, to the bit, and runs go on with either.
+    docs/packed.md says when a packed store is faster. After an interruption the same
+    command continues.
+    """
+    _pack(store, new, workers, packed=True)
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@_WORKERS
+def unpack(store: Path, new: Path, workers: int | None) -> None:
+    """Make a raw copy of the packed STORE in the folder NEW, as before `ichfast pack`.
+
+    After an interruption the same command continues.
+    """
+    _pack(store, new, workers, packed=False)
+
+
+def _pack(store: Path, new: Path, workers: int | None, *, packed: bool) -> None:
+    from ichfast.prepare.packing import pack_store
+    from ichfast.prepare.pseudonyms import default_key_path
+
+    with signals_interrupt():
+        report = pack_store(
+            store,
+            new,
+            packed=packed,
+            workers=workers or len(os.sched_getaffinity(0)),
+        )
+    key = default_key_path(store)
+    if key.exists():
+        print_status(
+            f"{key} is not copied; to append to {new} or to repair it, add --id-key "
+            f"{key}"
+        )
+    print_result(asdict(report))
 
 
 @click.command()

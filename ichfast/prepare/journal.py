@@ -199,8 +199,9 @@ class Journal:
             (ENTRIES_FILE, self.path),
             ("store.json", self.store),
         ):
-            with atomic_path(folder / name) as temporary:
-                shutil.copyfile(self.next / name, temporary)
+            if (self.next / name).exists():  # a store may have no intake
+                with atomic_path(folder / name) as temporary:
+                    shutil.copyfile(self.next / name, temporary)
         self.remove()
         return True
 

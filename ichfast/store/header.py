@@ -166,8 +166,8 @@ def read_header(path: Path) -> StoreHeader:
     except OSError as error:
         if (path / "journal").is_dir():
             raise StoreError(
-                f"{path} is unfinished; run the same `ichfast prepare` again, "
-                "it continues where it stopped"
+                f"{path} is unfinished; run the command that began it again, `ichfast "
+                "prepare` or `ichfast pack`: it continues where it stopped"
             ) from error
         raise StoreError(
             f"{path} is not a slice store (no readable store.json); make one with "

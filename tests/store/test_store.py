@@ -260,7 +260,7 @@ def test_a_unit_whose_files_cannot_be_closed_leaves_none(
     def write() -> None:
         with UnitWriter(tmp_path, 0, (512, 256)) as writer:
             writer.add(np.ones((9, 7), np.uint16))
-            monkeypatch.setattr("ichfast.store.writer.os.close", close)
+            monkeypatch.setattr("ichfast.store.shard_file.os.close", close)
             if not may_finish:
                 raise RuntimeError("stop")
 
@@ -331,7 +331,7 @@ def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
 def test_an_unfinished_store_says_how_to_finish_it(copied: Path) -> None:
     (copied / "store.json").unlink()
     (copied / "journal").mkdir()
-    with pytest.raises(StoreError, match="unfinished; run the same"):
+    with pytest.raises(StoreError, match="unfinished; run the command that began it again"):
         Store(copied)
 
 
@@ -354,8 +354,8 @@ def test_a_damaged_table_is_found_on_opening(copied: Path) -> None:
 
 
 def test_another_format_version_is_refused(copied: Path) -> None:
-    edit_header(copied, lambda header: header.update(format_version=2))
-    with pytest.raises(StoreError, match="format version 2, this ichfast reads 1"):
+    edit_header(copied, lambda header: header.update(format_version=3))
+    with pytest.raises(StoreError, match="format version 3, this ichfast reads 1"):
         Store(copied)
 
 

@@ -1,0 +1,348 @@
+"""A packed copy of a raw store, and a raw copy of a packed one.
+
+1. Packed and unpacked again, a store has the same bytes in every file. A copy and its
+   original have the same digest, so what was made with one goes on with the other.
+2. Each slice is checked while it is copied: those that are damaged are refused.
+3. After a run was killed at any moment, the same command continues: files that are
+   complete are not made again. `store.json` is written last.
+4. Before anything is written, the disk must have room for all of it. How much a packed
+   store takes is estimated from slices spread over the whole store.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ichfast.errors import StoreError
+from ichfast.packed import pack
+from ichfast.prepare.journal import Journal
+from ichfast.prepare.lock import only_writer
+from ichfast.store.header import (
+    PACKED_VERSION,
+    RAW_VERSION,
+    StoreHeader,
+    intake_path,
+    read_header,
+    tables_dir,
+    write_header,
+)
+from ichfast.store.levels import level_folder
+from ichfast.store.packed_shards import PackedReader, PackedWriter
+from ichfast.store.raw_shards import RawReader, RawWriter
+from ichfast.store.shard_file import damage_error
+from ichfast.store.shards import PIXEL_DTYPE, Shard, shard_name, shard_path
+from ichfast.store.tables import checked_content
+from ichfast.store.verify import check_size
+from ichfast.system.files import atomic_path, make_folder
+from ichfast.system.signals import signals_interrupt
+from ichfast.system.terminal import progress
+
+SAMPLE_SLICES = 64
+"""Slices of each level from which the size of a packed store is estimated."""
+
+MARGIN = 0.02
+"""Share added to that estimate."""
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackReport:
+    """The result of `pack_store`."""
+
+    store: str
+    """The folder of the copy."""
+    slices: int
+    bytes: int
+    """Size of all shards of the copy."""
+    bytes_before: int
+    """Size of all shards of the original."""
+    seconds: float
+    """Duration of this run."""
+    already_finished: bool
+    """Whether the run found nothing to do."""
+
+
+def pack_store(
+    original: Path, store: Path, *, packed: bool = True, workers: int
+) -> PackReport:
+    """Make a packed copy of a raw store, or a raw copy of a packed one.
+
+    Args:
+        original: the folder of a finished store, which is not changed.
+        store: the folder of the copy; its parents are made.
+        packed: whether the copy is packed.
+        workers: number of threads.
+
+    Raises:
+        StoreError: the original is damaged, unfinished or has that form already; the
+            folder has other files or is another store; the disk has too little room;
+            or the run was interrupted. Then the same command continues.
+    """
+    started_s = time.monotonic()
+    header = read_header(original)
+    if header.is_packed == packed:
+        form = "packed" if packed else "raw"
+        raise StoreError(f"{original} is {form} already; copy its folder if you like")
+    if store.resolve() == original.resolve():
+        raise StoreError(f"{store} is the store itself; name another folder")
+    journal = Journal(store, header.levels, packed)
+    copies = [_Copy(original, store, s, packed) for s in header.shards]
+    with only_writer(store) as discard, signals_interrupt(), _resumable(store):
+        was_finished = journal.publish() or (store / "store.json").exists()
+        if was_finished:
+            _check_same(store, header, packed=packed)
+        else:
+            if not journal.is_begun:
+                journal.clear_shards([])
+            missing = [
+                (copy, level)
+                for copy in copies
+                for level in header.levels
+                if not copy.path(level).exists()
+            ]
+            _check_room(journal, missing, discard)
+            _begin(journal, header)
+            _copy_shards(missing, workers)
+            _copy_tables(original, journal, header, copies)
+    return PackReport(
+        store=str(store),
+        slices=header.counts["slices"],
+        bytes=read_header(store).num_bytes,
+        bytes_before=header.num_bytes,
+        seconds=time.monotonic() - started_s,
+        already_finished=was_finished,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A shard, and where its copy is."""
+
+    original: Path
+    """The folder of the original store."""
+
+    store: Path
+    """The folder of the copy."""
+
+    shard: Shard
+
+    packed: bool
+    """Whether the copy is packed."""
+
+    @property
+    def name(self) -> str:
+        """Name of the copy's files."""
+        shard = self.shard
+        return shard_name(shard.unit, shard.rows, shard.columns, packed=self.packed)
+
+    def path(self, level: int) -> Path:
+        """Path of the copy at a level."""
+        return shard_path(self.store, self.name, level)
+
+    def open(self, level: int) -> RawReader | PackedReader:
+        """Open the shard of the original at a level.
+
+        Raises:
+            StoreError: it is damaged or cannot be read.
+        """
+        check_size(self.original, self.shard, level)
+        reader = PackedReader if self.shard.is_packed else RawReader
+        return reader(self.original, self.shard, level, past_cache=False)
+
+    def write(self, level: int, done: Callable[[], None]) -> None:
+        """Write the copy at a level.
+
+        Args:
+            level: one of the store's.
+            done: called after each slice.
+
+        Raises:
+            StoreError: the original is damaged or cannot be read.
+        """
+        shard = self.open(level)
+        stored_HW = np.empty(shard.slice_shape, PIXEL_DTYPE)
+        make = PackedWriter if self.packed else RawWriter
+        with atomic_path(self.path(level)) as temporary:
+            writer = make(temporary, shard.slice_shape)
+            try:
+                for row in range(self.shard.count):
+                    shard.read_into(row, stored_HW)
+                    writer.append(stored_HW)
+                    done()
+            finally:
+                writer.close()
+            if writer.complete() != self.shard.crc32c[level]:
+                raise damage_error(
+                    shard.path, self.original, "a row does not match its checksum"
+                )
+
+    def header_entry(self, levels: Sequence[int]) -> Shard:
+        """The shard in the header of the copy, which is complete."""
+        sizes = {level: self.path(level).stat().st_size for level in levels}
+        return replace(
+            self.shard, name=self.name, packed_bytes=sizes if self.packed else None
+        )
+
+
+def _check_same(store: Path, header: StoreHeader, *, packed: bool) -> None:
+    """Check that a finished store is the copy.
+
+    Raises:
+        StoreError: it is another store.
+    """
+    found = read_header(store)
+    sums = [shard.crc32c for shard in header.shards]
+    if (
+        found.is_packed != packed
+        or found.table_crc32c != header.table_crc32c
+        or [shard.crc32c for shard in found.shards] != sums
+    ):
+        raise StoreError(f"{store} is another store; name a new folder, or delete it")
+
+
+def _begin(journal: Journal, header: StoreHeader) -> None:
+    """Begin or continue the copy of a store with that header, and make its folders."""
+    plan = {
+        "copy of": f"{header.digest} with table {header.table_crc32c:08x}",
+        "levels": ",".join(map(str, header.levels)),
+    }
+    journal.begin(plan, may_restart=False)
+    for level in header.levels:
+        make_folder(journal.store / level_folder(level))
+
+
+def _check_room(
+    journal: Journal,
+    missing: Sequence[tuple[_Copy, int]],
+    discard: Callable[[], None],
+) -> None:
+    """Check that the disk has room for the files that are missing.
+
+    Args:
+        journal: the copy's.
+        missing: shards and levels.
+        discard: removes the folder of the copy.
+
+    Raises:
+        StoreError: it has not.
+    """
+    needed = 0.0
+    for level in journal.levels:
+        copies = [copy for copy, each in missing if each == level]
+        raw_bytes = sum(
+            replace(copy.shard, packed_bytes=None).num_bytes(level) for copy in copies
+        )
+        needed += raw_bytes * (_packed_share(copies, level) if journal.packed else 1)
+    free = shutil.disk_usage(journal.store).free
+    if needed > free:
+        if not journal.is_begun:
+            discard()
+        raise StoreError(
+            f"the copy takes about {needed / GIB:.1f} GiB more, the disk of "
+            f"{journal.store} has {free / GIB:.1f} GiB free; make room, or name a "
+            "folder on another disk"
+        )
+
+
+def _packed_share(copies: Sequence[_Copy], level: int) -> float:
+    """Packed bytes of a raw byte, estimated from slices spread over some shards.
+
+    Args:
+        copies: shards to pack; 0 if there are none.
+        level: one of the store's.
+    """
+    counts = [copy.shard.count for copy in copies]
+    ends = np.cumsum(counts)
+    raw_bytes, packed_bytes = 1, 0
+    for index in np.linspace(0, sum(counts) - 1, min(SAMPLE_SLICES, sum(counts))):
+        number = int(np.searchsorted(ends, int(index), side="right"))
+        shard = copies[number].open(level)
+        stored_HW = np.empty(shard.slice_shape, PIXEL_DTYPE)
+        shard.read_into(int(index) - int(ends[number]) + counts[number], stored_HW)
+        raw_bytes += stored_HW.nbytes
+        packed_bytes += len(pack(stored_HW))
+    return (1 + MARGIN) * packed_bytes / raw_bytes
+
+
+class _StoppedError(Exception):
+    """Another thread has failed, or the run was interrupted."""
+
+
+def _copy_shards(missing: Sequence[tuple[_Copy, int]], workers: int) -> None:
+    """Write files of shards.
+
+    Args:
+        missing: shards and levels.
+        workers: number of threads.
+    """
+    total = sum(copy.shard.count for copy, _ in missing)
+    is_stopped, counting = threading.Event(), threading.Lock()
+    with progress("pack", total, "slice") as bar, ThreadPoolExecutor(workers) as pool:
+
+        def count() -> None:
+            if is_stopped.is_set():
+                raise _StoppedError
+            with counting:
+                bar.update()
+
+        try:
+            jobs = [pool.submit(copy.write, level, count) for copy, level in missing]
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            is_stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _copy_tables(
+    original: Path, journal: Journal, header: StoreHeader, copies: Sequence[_Copy]
+) -> None:
+    """Copy the tables, write `store.json` last, and finish the copy."""
+    tables = tables_dir(original)
+    checksums = {
+        tables / "slices.parquet": header.table_crc32c,
+        tables / "rejected.csv": header.rejected_crc32c,
+    }
+    if header.entries_crc32c:
+        checksums[intake_path(original)] = header.entries_crc32c
+    make_folder(journal.next)
+    for file, crc32c in checksums.items():
+        content = checked_content(
+            file, crc32c, "it was changed or is damaged; run `ichfast verify`"
+        )
+        with atomic_path(journal.next / file.name) as temporary:
+            temporary.write_bytes(content)
+    journal.clear_shards([copy.name for copy in copies])
+    write_header(
+        journal.next,
+        replace(
+            header,
+            shards=tuple(copy.header_entry(header.levels) for copy in copies),
+            format_version=PACKED_VERSION if journal.packed else RAW_VERSION,
+        ),
+    )
+    journal.publish()
+
+
+@contextmanager
+def _resumable(store: Path) -> Iterator[None]:
+    """Turn an interruption or a write error into a StoreError."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise StoreError("stopped; the same command continues") from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {store} ({error.strerror}); make room or mend the disk, "
+            "then the same command continues"
+        ) from error
