@@ -142,9 +142,9 @@ def test_a_shard_is_begun_to_be_written_while_its_unit_is_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr("ichfast.store.writer.FLUSH_BYTES", 4 * 64 * 64 * 2)
+    monkeypatch.setattr("ichfast.store.shard_file.FLUSH_BYTES", 4 * 64 * 64 * 2)
     monkeypatch.setattr(
-        "ichfast.store.writer.begin_flush",
+        "ichfast.store.shard_file.begin_flush",
         lambda descriptor: sizes.append(os.fstat(descriptor).st_size),
     )
     with UnitWriter(tmp_path, 0, (512,)) as writer:
