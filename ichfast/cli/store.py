@@ -259,10 +259,11 @@ def unpack(store: Path, new: Path, workers: int | None) -> None:
 
 
 def _pack(store: Path, new: Path, workers: int | None, *, packed: bool) -> None:
-    from ichfast.prepare.packing import pack_store
-    from ichfast.prepare.pseudonyms import default_key_path
-
     with signals_interrupt():
+        with signals_held():
+            from ichfast.prepare.packing import pack_store
+            from ichfast.prepare.pseudonyms import default_key_path
+
         report = pack_store(
             store,
             new,
