@@ -85,10 +85,10 @@ def _cupy(_store: Path) -> Facts:
     import torch
     from cupy.cuda import nvrtc
 
-    from ichfast.loading.gather import compile_kernel
+    from ichfast.loading.gather import compile_kernels
 
     if torch.cuda.is_available():
-        compile_kernel(torch.cuda.current_device())
+        compile_kernels(torch.cuda.current_device())
     return {"nvrtc": ".".join(map(str, nvrtc.getVersion()))}
 
 

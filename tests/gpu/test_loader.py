@@ -147,7 +147,7 @@ def test_the_augmentation_changes_on_the_gpu(tiny_store: Store, cache: str) -> N
 
 def test_gathered_slices_equal_the_reference() -> None:
     pytest.importorskip("cupy")
-    assert gather.gather_kernel(torch.cuda.current_device()) is not None
+    assert gather.load_kernels(torch.device("cuda", torch.cuda.current_device()))
     set_NHW = torch.randint(0, 3000, (37, 64, 48), dtype=torch.int16, device="cuda")
     rows_B = torch.tensor([36, 0, 0, 5, 17], device="cuda")
     expected_BHW = torch.index_select(set_NHW, 0, rows_B)

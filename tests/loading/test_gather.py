@@ -1,21 +1,23 @@
-"""Slices are gathered by a kernel that equals its reference, without a GPU here."""
+"""Kernels that gather and unpack slices equal their references, without a GPU here."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from ichfast.loading import gather
-from ichfast.loading.gather import gather_slices, wrap_stream
+from ichfast.loading.gather import gather_slices, unpack_slices, wrap_stream
+from ichfast.packed.codec import pack
 from tests.loading.cuda_sources import (
     CppKernel,
     compile_for_gpu,
@@ -23,6 +25,7 @@ from tests.loading.cuda_sources import (
     load_nvrtc,
 )
 from tests.packed.kernel_checks import check_sum_columns, check_unpack_rows
+from tests.packed.slices import draw_slice
 
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 """From Turing, the oldest that CUDA 13 knows, to Blackwell."""
@@ -57,9 +60,21 @@ def as_cpp(tmp_path: Path) -> Callable[[str], CppKernel]:
     return lambda name: CppKernel(name, KERNELS[name], tmp_path)
 
 
+@pytest.fixture(scope="module")
+def unpack_kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CppKernel]:
+    """The kernels that unpack, as C++."""
+    if CppKernel.compiler is None:
+        pytest.skip("needs the C++ compiler g++")
+    folder = tmp_path_factory.mktemp("kernels")
+    return {
+        name: CppKernel(name, KERNELS[name], folder)
+        for name in ("unpack_rows", "sum_columns")
+    }
+
+
 def check_gather(kernel: CppKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch it as on a GPU, for odd shapes, repeated rows and many blocks."""
-    record_launch(monkeypatch)
+    record_launch(monkeypatch, {"gather": kernel})
     rng = np.random.default_rng(0)
     for count, rows, columns, batch in (
         *((1, 1, 8, 1), (5, 3, 8, 9), (37, 64, 48, 5), (3, 65, 72, 2)),
@@ -69,8 +84,7 @@ def check_gather(kernel: CppKernel, monkeypatch: pytest.MonkeyPatch) -> None:
             rng.integers(-(2**15), 2**15, (count, rows, columns), np.int16)
         )
         rows_B = torch.from_numpy(rng.integers(0, count, batch))
-        picked_BHW = set_NHW.new_zeros((batch, rows, columns))
-        gather._launch(kernel, set_NHW, rows_B, picked_BHW)
+        picked_BHW = gather_slices(set_NHW, rows_B)
         assert torch.equal(picked_BHW, torch.index_select(set_NHW, 0, rows_B))
 
 
@@ -114,11 +128,118 @@ def test_gather_counts_in_64_bits(as_cpp: Callable[[str], CppKernel]) -> None:
     assert (picked == stored).all()
 
 
-# ---- how CuPy launches it --------------------------------------------------------
+@needs_cpp
+def test_unpack_rows_counts_in_64_bits(as_cpp: Callable[[str], CppKernel]) -> None:
+    # The last row of 4,096 slices of 4,096 x 4,096 pixels: nothing before it is there.
+    batch = rows = columns = 4096
+    blocks = batch * rows // gather.UNPACK_THREADS
+    stored_HW = draw_slice((rows, columns), 4, np.random.default_rng(0))
+    record_R = np.frombuffer(pack(stored_HW), np.uint8)
+    at = np.array([2**40])  # where the record begins, bytes
+    sizes, errors = np.array([len(record_R)], np.uint32), np.zeros(1, np.uint32)
+    out_HW = np.empty((gather.UNPACK_THREADS, columns), np.uint16)
+    num_before = batch * rows - gather.UNPACK_THREADS
+    as_cpp("unpack_rows")(
+        (blocks,),
+        (gather.UNPACK_THREADS,),
+        (
+            record_R.ctypes.data - int(at[0]),
+            at.ctypes.data - 8 * (batch - 1),
+            sizes.ctypes.data - 4 * (batch - 1),
+            out_HW.ctypes.data - 2 * num_before * columns,
+            errors.ctypes.data - 4 * (batch - 1),
+            *(rows, columns, batch),
+        ),
+        first=blocks - 1,
+    )
+    assert not errors.any()
+    down_HW = np.diff(stored_HW, axis=0)[-len(out_HW) :]
+    np.testing.assert_array_equal(out_HW, down_HW)
 
 
-def record_launch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let `_launch` run without a GPU; return what it enters and leaves, in order."""
+@needs_cpp
+def test_sum_columns_counts_in_64_bits(as_cpp: Callable[[str], CppKernel]) -> None:
+    # The last block of many, of slices that lie so far before the memory.
+    batch, rows, columns = 2**31 - 1, 2, 256
+    blocks = batch * columns // 2 // gather.UNPACK_THREADS
+    out_HW = np.full((rows, columns), 2**15 + 1, np.uint16)
+    errors = np.zeros(1, np.uint32)
+    as_cpp("sum_columns")(
+        (blocks,),
+        (gather.UNPACK_THREADS,),
+        (
+            out_HW.ctypes.data - 2 * (batch - 1) * rows * columns,
+            errors.ctypes.data - 4 * (batch - 1),
+            *(rows, columns, batch),
+        ),
+        first=blocks - 1,
+    )
+    assert out_HW.tolist() == [[2**15 + 1] * columns, [2] * columns]
+
+
+# ---- how records are unpacked ----------------------------------------------------
+
+
+def upload_records(
+    slices: Sequence[npt.NDArray[np.uint16]], order_B: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The records of slices in memory, and where those of a batch are."""
+    records = [pack(stored_HW) for stored_HW in slices]
+    sizes = torch.tensor([len(record) for record in records])
+    at = sizes.cumsum(0) - sizes
+    memory = torch.frombuffer(bytearray(b"".join(records)), dtype=torch.uint8)
+    return memory, at[order_B], sizes[order_B].int()
+
+
+@pytest.mark.parametrize("by", ["kernels", "reference"])
+@pytest.mark.parametrize("shape", [(5, 7), (33, 48), (130, 20), (1, 1), (64, 300)])
+def test_records_are_unpacked_in_the_order_requested(
+    shape: tuple[int, int],
+    by: str,
+    unpack_kernels: Mapping[str, CppKernel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if by == "kernels":
+        record_launch(monkeypatch, unpack_kernels)
+    rng = np.random.default_rng(0)
+    slices = [draw_slice(shape, bits, rng) for bits in (1, 6, 12, 16)]
+    order_B = [3, 0, 0, 2, 1]
+    memory, at_B, sizes_B = upload_records(slices, order_B)
+    stored_BHW, errors_B = unpack_slices(memory, at_B, sizes_B, shape)
+    assert errors_B.tolist() == [0] * 5
+    for stored_HW, number in zip(stored_BHW, order_B, strict=True):
+        np.testing.assert_array_equal(stored_HW.numpy().view(np.uint16), slices[number])
+
+
+def test_a_damaged_record_is_noted_and_its_slice_is_zero(
+    unpack_kernels: Mapping[str, CppKernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_launch(monkeypatch, unpack_kernels)
+    rng = np.random.default_rng(0)
+    slices = [draw_slice((20, 24), 8, rng) for _ in range(3)]
+    memory, at_B, sizes_B = upload_records(slices, [0, 1, 2])
+    memory[at_B[1] + 32] += 1  # where the first row's payload starts
+    stored_BHW, errors_B = unpack_slices(memory, at_B, sizes_B, (20, 24))
+    assert errors_B.tolist() == [0, 1, 0]
+    assert not stored_BHW[1].any()
+    np.testing.assert_array_equal(stored_BHW[2].numpy().view(np.uint16), slices[2])
+
+
+# ---- how CuPy launches a kernel --------------------------------------------------
+
+
+def record_launch(
+    monkeypatch: pytest.MonkeyPatch, kernels: Mapping[str, Callable[..., None]]
+) -> list[str]:
+    """Let kernels be launched without a GPU.
+
+    Args:
+        monkeypatch: undoes it.
+        kernels: by their names.
+
+    Returns:
+        What a launch enters and leaves, in order.
+    """
     cupy = pytest.importorskip("cupy")
     events: list[str] = []
 
@@ -128,6 +249,7 @@ def record_launch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield
         events.append(f"end of {name}")
 
+    monkeypatch.setattr(gather, "load_kernels", lambda _: kernels)
     monkeypatch.setattr(cupy.cuda, "Device", lambda index: entered(f"device {index}"))
     monkeypatch.setattr(
         gather, "wrap_stream", lambda stream: entered(f"stream {stream.cuda_stream}")
@@ -144,9 +266,8 @@ def test_a_launch_is_on_the_device_and_the_stream_of_torch(
     def kernel(*_: Any) -> None:
         events.append("launch")
 
-    events = record_launch(monkeypatch)
-    set_NHW = torch.zeros(2, 4, 8, dtype=torch.int16)
-    gather._launch(kernel, set_NHW, torch.tensor([0]), set_NHW[:1].clone())
+    events = record_launch(monkeypatch, {"gather": kernel})
+    gather_slices(torch.zeros(2, 4, 8, dtype=torch.int16), torch.tensor([0]))
     assert events == [
         "device None",
         "stream 7",
@@ -174,7 +295,7 @@ def test_torch_gathers_with_a_warning_where_cupy_cannot_compile(
     cupy: Any = ModuleType("cupy")
     cupy.RawKernel = compile_fails
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert gather.gather_kernel.__wrapped__(0) is None
+    assert gather._compile_once.__wrapped__(0) == {}
     assert "nvrtc: error: invalid value for --gpu-architecture" in caplog.text
     assert "ichfast doctor" in caplog.text
 
@@ -187,7 +308,7 @@ def test_torch_gathers_with_a_warning_where_cupy_is_too_old(
     cupy.cuda = SimpleNamespace(Device=nullcontext, Stream=SimpleNamespace())
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
-    assert gather.gather_kernel.__wrapped__(0) is None
+    assert gather._compile_once.__wrapped__(0) == {}
     assert "from_external" in caplog.text
 
 
@@ -195,5 +316,5 @@ def test_torch_gathers_with_a_warning_where_cupy_is_missing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert gather.gather_kernel.__wrapped__(0) is None
+    assert gather._compile_once.__wrapped__(0) == {}
     assert "torch gathers the slices" in caplog.text
