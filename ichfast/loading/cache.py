@@ -1,7 +1,8 @@
-"""Slices that a loader reads once and keeps in memory.
+"""Slices that a loader reads once and keeps in memory, packed if they are so stored.
 
-`HostSlices` copies each batch out of host memory, `DeviceSlices` gathers it on the
-device. Both give the same bits as reading from the disk (`ichfast.loading.prefetch`).
+`HostSlices` copies or unpacks each batch out of host memory. `DeviceSlices` gathers or
+unpacks it on the device. Both give the same bits as reading from the disk
+(`ichfast.loading.prefetch`).
 
 Host memory holds one copy for all ranks of a machine. A device's memory holds all
 slices that the epochs of its rank may need: a whole training split for any number of
@@ -22,15 +23,12 @@ import numpy.typing as npt
 import torch
 
 from ichfast.errors import LoaderError
-from ichfast.loading.gather import gather_slices
-from ichfast.loading.prefetch import (
-    ReadAhead,
-    SliceRequest,
-    Slices,
-    StoreLevel,
-    divide,
-)
+from ichfast.loading.gather import gather_slices, load_kernels, unpack_slices
+from ichfast.loading.prefetch import ReadAhead, SliceRequest
 from ichfast.loading.shared_memory import share_memory
+from ichfast.loading.store_level import Level, StoreLevel, StoreRecords
+from ichfast.store.levels import SMALL_LEVEL, halve_into
+from ichfast.store.packed_shards import unpack_record
 from ichfast.system.memory import available_memory
 from ichfast.system.ranks import Ranks
 from ichfast.system.terminal import progress
@@ -45,18 +43,45 @@ RESERVED_SHARE = 0.1
 GIB = 2**30
 
 
+class _Layout:
+    """Where slices, or their records, lie one after another in memory.
+
+    Args:
+        level: the slices, or their records.
+        kept_R: store positions in the order of the memory, each once.
+    """
+
+    def __init__(self, level: Level, kept_R: npt.NDArray[np.int64]) -> None:
+        self.length_N = level.shape_N2.prod(axis=1)
+        """Pixels of each slice, or half the bytes of its record."""
+
+        length_R = self.length_N[kept_R]
+        self.first_N = np.full(len(self.length_N), -1, dtype=np.int64)
+        """The first pixel of each slice in the memory; -1 if it is not kept."""
+
+        self.first_N[kept_R] = np.cumsum(length_R) - length_R
+        self.num_pixels = int(length_R.sum())
+
+    def part(self, position: int) -> slice:
+        """The part of the memory that holds the slice at a store position."""
+        first = int(self.first_N[position])
+        return slice(first, first + int(self.length_N[position]))
+
+
 class HostSlices(ReadAhead):
     """Slices in this machine's memory. A `loading.slice_source.SliceSource`.
 
-    The threads of `ReadAhead` copy them into batches, and halve them, as if they read
-    from the disk. A batch in one piece is uploaded at once; slices that DALI read in
-    place would be uploaded one by one, from memory that must be page-locked first.
+    The threads of `ReadAhead` copy or unpack them into batches, and halve them, as if
+    they read from the disk. A batch in one piece is uploaded at once; slices that DALI
+    read in place would be uploaded one by one, from memory that must be page-locked
+    first.
 
     All ranks build it with the same arguments, and those of a machine read a part each.
 
     Args:
         level: the level to read; only needed to build the cache.
         kept_R: store positions that any rank may request, each once.
+        packed: keep records, of a packed level.
         pinned: give batches in page-locked memory, and wait for the current CUDA
             stream.
         ranks: all processes that build it.
@@ -71,50 +96,57 @@ class HostSlices(ReadAhead):
         level: StoreLevel,
         kept_R: npt.NDArray[np.int64],
         *,
+        packed: bool,
         pinned: bool,
         ranks: Ranks,
     ) -> None:
-        shape_R2 = level.shape_N2[kept_R]
-        num_bytes = 2 * int(shape_R2.prod(axis=1).sum())
-        _check_fit(num_bytes, available_memory(), "host memory can spare", "none")
-        self._row_N = _rows(len(level.shape_N2), kept_R)
+        kept = StoreRecords(level) if packed else level
+        self._packed = packed
+        self._layout = _Layout(kept, kept_R)
+        num_bytes = 2 * self._layout.num_pixels
+        _check_fit(
+            num_bytes,
+            available_memory(),
+            "host memory can spare",
+            ["take --cache none", *_smaller(level, kept_R, packed=packed)],
+        )
         with share_memory(num_bytes, ranks) as shared:
-            self._slices = divide(shared.memory.view(np.uint16), shape_R2)
-            own = shared.own_part(len(kept_R))
-            for first, slices in _read_all(
-                level, kept_R[own], pinned=False, ranks=ranks
+            self._memory = shared.memory.view(np.uint16)
+            own_R = kept_R[shared.own_part(len(kept_R))]
+            for position, stored_HW in _read_all(
+                kept, own_R, pinned=False, ranks=ranks
             ):
-                for row, stored_HW in enumerate(slices, own.start + first):
-                    self._slices[row][...] = stored_HW
+                self._memory[self._layout.part(position)] = stored_HW.ravel()
         super().__init__(level, pinned=pinned)
 
-    def _read(self, positions_B: npt.NDArray[np.int64], slices: Slices) -> None:
-        rows_B = self._row_N[positions_B]
-        if isinstance(self._slices, np.ndarray) and isinstance(slices, np.ndarray):
-            # One call, without the interpreter's lock. To clip needs no copy of `out`.
-            self._slices.take(rows_B, axis=0, out=slices, mode="clip")
-            return
-        for row, out_HW in zip(rows_B.tolist(), slices, strict=True):
-            out_HW[...] = self._slices[row]
-
-    def _whole_HW(self, position: int) -> npt.NDArray[np.uint16]:
-        return self._slices[self._row_N[position]]
+    def _read_into(
+        self, position: int, halvings: int, out_HW: npt.NDArray[np.uint16]
+    ) -> None:
+        kept = self._memory[self._layout.part(position)]
+        if self._packed:
+            unpack_record(kept.view(np.uint8), halvings, out_HW)
+        elif halvings:
+            stored_HW = kept.reshape(self._level.shape_N2[position])
+            halve_into(stored_HW, halvings, out_HW)
+        else:
+            out_HW[...] = kept.reshape(out_HW.shape)
 
     def close(self) -> None:
         """End the threads and free the memory."""
         super().close()
-        self._slices = []
+        self._memory = np.empty(0, np.uint16)
 
 
 class DeviceSlices:
     """Slices in a device's memory, all of one shape.
 
-    A `loading.slice_source.SliceSource`. Batches are gathered on torch's current
-    stream.
+    A `loading.slice_source.SliceSource`. Batches are gathered, or unpacked, on torch's
+    current stream.
 
     Args:
         level: the level to read; only needed to build the cache.
         kept_R: store positions that this rank may request, each once.
+        packed: keep records, of a packed level, if the device can unpack them.
         device: where the slices are kept.
         ranks: all processes that build it; the rank that writes shows the progress.
 
@@ -128,27 +160,36 @@ class DeviceSlices:
         level: StoreLevel,
         kept_R: npt.NDArray[np.int64],
         *,
+        packed: bool,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        shape = _one_shape(level.shape_N2[kept_R], level.level)
-        if device.type == "cuda":
-            free_bytes = torch.cuda.mem_get_info(device)[0]
-            needed_bytes = 2 * len(kept_R) * shape[0] * shape[1]
-            _check_fit(needed_bytes, free_bytes, "the GPU can spare", "host or none")
+        self._shape = _one_shape(level.shape_N2[kept_R], level.level)
         self._device = device
-        self._set_RHW = torch.empty(
-            (len(kept_R), *shape), dtype=torch.int16, device=device
+        self._packed = packed and (device.type == "cpu" or bool(load_kernels(device)))
+        kept = StoreRecords(level) if self._packed else level
+        self._layout = _Layout(kept, kept_R)
+        if device.type == "cuda":
+            _check_fit(
+                2 * self._layout.num_pixels,
+                torch.cuda.mem_get_info(device)[0],
+                "the GPU can spare",
+                [
+                    "take --cache host or none",
+                    *_smaller(level, kept_R, packed=self._packed),
+                ],
+            )
+        self._memory = torch.empty(
+            self._layout.num_pixels, dtype=torch.int16, device=device
         )
-        self._row_N = _rows(len(level.shape_N2), kept_R)
+        self._num_damaged = torch.zeros((), dtype=torch.int64, device=device)
         self._requested: deque[Sequence[SliceRequest]] = deque()
         self._taken: deque[tuple[torch.Tensor, ...]] = deque()
         pinned = device.type == "cuda"
-        for first, slices in _read_all(level, kept_R, pinned=pinned, ranks=ranks):
-            for row, stored_HW in enumerate(slices, first):
-                self._set_RHW[row].copy_(
-                    torch.from_numpy(stored_HW.view(np.int16)), non_blocking=True
-                )
+        for position, stored_HW in _read_all(kept, kept_R, pinned=pinned, ranks=ranks):
+            self._memory[self._layout.part(position)].copy_(
+                torch.from_numpy(stored_HW.view(np.int16).ravel()), non_blocking=True
+            )
 
     def request(self, batch: Sequence[SliceRequest]) -> None:
         """Announce a batch that will be taken, given the slices of each feed."""
@@ -160,39 +201,60 @@ class DeviceSlices:
         return self._taken[-1]
 
     def _pick(self, feed: SliceRequest) -> torch.Tensor:
-        rows_B = upload(self._row_N[feed.positions_B], self._device)
-        return gather_slices(self._set_RHW, rows_B)
+        rows, columns = self._shape
+        first_B = self._layout.first_N[feed.positions_B]
+        if not self._packed:
+            rows_B = upload(first_B // (rows * columns), self._device)
+            return gather_slices(self._memory.view(-1, rows, columns), rows_B)
+        sizes_B = 2 * self._layout.length_N[feed.positions_B].astype(np.int32)
+        stored_BHW, errors_B = unpack_slices(
+            self._memory.view(torch.uint8),
+            upload(2 * first_B, self._device),
+            upload(sizes_B, self._device),
+            self._shape,
+        )
+        self._num_damaged += errors_B.sum()
+        return stored_BHW
 
     def release(self) -> None:
         """Drop the oldest batch taken. Torch reuses its memory after queued work."""
         self._taken.popleft()
 
     def discard(self) -> None:
-        """Release all batches taken, and drop all requests."""
+        """Release all batches taken, and drop all requests.
+
+        The host waits for the device here, and not in `take`.
+
+        Raises:
+            LoaderError: records could not be unpacked since the last call.
+        """
         self._taken.clear()
         self._requested.clear()
+        num_damaged = int(self._num_damaged) if self._packed else 0
+        if num_damaged:
+            self._num_damaged.zero_()
+            raise LoaderError(
+                f"{num_damaged} packed slices were damaged in the memory of "
+                f"{self._device}, after they had been checked, and came out empty; "
+                "check the GPU's memory (nvidia-smi -q -d ECC), then continue with "
+                "--resume"
+            )
 
     def close(self) -> None:
         """Free the memory."""
-        self.discard()
-        self._set_RHW = self._set_RHW.new_empty(0)
-
-
-def _rows(num_slices: int, kept_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Row of each store position in the cache, shape (N,); -1 if it is not kept."""
-    row_N = np.full(num_slices, -1, dtype=np.int64)
-    row_N[kept_R] = np.arange(len(kept_R))
-    return row_N
+        self._taken.clear()
+        self._requested.clear()
+        self._memory = self._memory.new_empty(0)
 
 
 def _read_all(
-    level: StoreLevel,
+    level: Level,
     kept_R: npt.NDArray[np.int64],
     *,
     pinned: bool,
     ranks: Ranks,
-) -> Iterator[tuple[int, Slices]]:
-    """Read all slices in chunks; yield the first row of a chunk, and its slices."""
+) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
+    """Read all slices in chunks; yield the store position of each, and the slice."""
     firsts = range(0, len(kept_R), CHUNK_SLICES)
     chunks = [kept_R[first : first + CHUNK_SLICES] for first in firsts]
     reader = ReadAhead(level, pinned=pinned)
@@ -200,11 +262,11 @@ def _read_all(
     with closing(reader), progress(label, len(kept_R), "slice") as bar:
         for chunk in chunks[:1]:
             reader.request([SliceRequest.unhalved(chunk)])
-        for number, first in enumerate(firsts):
+        for number, chunk in enumerate(chunks):
             if number + 1 < len(chunks):
                 reader.request([SliceRequest.unhalved(chunks[number + 1])])
             (slices,) = reader.take()
-            yield first, slices
+            yield from zip(chunk.tolist(), slices, strict=True)
             reader.release()
             bar.update(len(slices))
 
@@ -227,11 +289,31 @@ def _one_shape(shape_R2: npt.NDArray[np.int64], level: int) -> tuple[int, int]:
     return rows, columns
 
 
-def _check_fit(needed_bytes: int, free_bytes: int, where: str, instead: str) -> None:
+def _smaller(
+    level: StoreLevel, kept_R: npt.NDArray[np.int64], *, packed: bool
+) -> Iterator[str]:
+    """Say what to do so that slices take less memory."""
+    if not level.store.is_packed:
+        yield (
+            "pack the store to a quarter, or at level 256 to a third, with `ichfast "
+            f"pack {level.store.path} NEW`"
+        )
+    elif not packed:
+        num_bytes = int(level.store.record_bytes_N(level.level)[kept_R].sum())
+        yield (
+            f"keep them packed in {num_bytes / GIB:.1f} GiB (data.cache_packed=true, "
+            "and on a GPU CuPy)"
+        )
+    if level.level > SMALL_LEVEL:
+        yield f"read a quarter of the bytes with data.level={SMALL_LEVEL}"
+
+
+def _check_fit(
+    needed_bytes: int, free_bytes: int, where: str, remedies: Sequence[str]
+) -> None:
     spare_bytes = (1 - RESERVED_SHARE) * free_bytes
     if needed_bytes > spare_bytes:
         raise LoaderError(
             f"the slices to keep take {needed_bytes / GIB:.1f} GiB, {where} "
-            f"{spare_bytes / GIB:.1f} GiB; take --cache {instead}, or read a "
-            "quarter of the bytes with data.level=256"
+            f"{spare_bytes / GIB:.1f} GiB; {', or '.join(remedies)}"
         )

@@ -35,9 +35,10 @@ from ichfast.loading.graph import (
     SLICE_FEEDS,
     WINDOW_FEEDS,
 )
-from ichfast.loading.prefetch import SliceRequest, StoreLevel, batches_ahead
+from ichfast.loading.prefetch import SliceRequest, batches_ahead
 from ichfast.loading.sampler import Sampler
 from ichfast.loading.slice_source import SliceSource, make_slice_source
+from ichfast.loading.store_level import StoreLevel
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.windows import MIN_WIDTH_HU

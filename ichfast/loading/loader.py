@@ -397,24 +397,28 @@ class GraphRunner:
         """
         self.check_open()
         try:
-            if self._on_gpu:
-                # Ordered on torch's stream: the host does not wait.
-                outputs = self._pipeline.run(torch.cuda.current_stream())
-            else:
-                outputs = self._pipeline.run()
-        except StopIteration:
-            self._pipeline.reset()
-            self._feeds.source.discard()
-            self._feeds.schedule.running = False
-            return None
+            outputs = self._run_pipeline()
         except BaseException as error:
             self.close()  # DALI cannot continue after an error
             if not isinstance(error, RuntimeError):
                 raise
             reason = failure_reason(error)
             raise LoaderError(f"the DALI pipeline failed: {reason}") from error
-        self._feeds.source.release()
+        if outputs is not None:
+            self._feeds.source.release()
         return outputs
+
+    def _run_pipeline(self) -> Sequence[Any] | None:
+        try:
+            if self._on_gpu:
+                # Ordered on torch's stream: the host does not wait.
+                return self._pipeline.run(torch.cuda.current_stream())
+            return self._pipeline.run()
+        except StopIteration:
+            self._pipeline.reset()
+            self._feeds.schedule.running = False
+            self._feeds.source.discard()
+            return None
 
     def drain(self) -> None:
         """Discard the batches prepared for an epoch that was left early."""

@@ -40,10 +40,8 @@ import torch
 
 from ichfast.augment.geometry import halved_shape
 from ichfast.errors import LoaderError
-from ichfast.loading.config import source_shapes
-from ichfast.store.levels import halve_into
+from ichfast.loading.store_level import Level
 from ichfast.store.shard_file import DIRECT_BYTES
-from ichfast.store.store import Store
 from ichfast.system.memory import empty_bytes
 
 READ_TIMEOUT_S = 60.0
@@ -114,40 +112,6 @@ class SliceRequest:
         return SliceRequest(positions_B, np.zeros_like(positions_B))
 
 
-class StoreLevel:
-    """A level of a store, as a loader reads it. Safe to share between threads.
-
-    Args:
-        store: open for reading; must outlive this object.
-        level: a level of the store.
-        check: when a slice is compared with its checksum, a name of
-            `loading.config.CHECKS`.
-    """
-
-    def __init__(self, store: Store, level: int, check: str) -> None:
-        self.store = store
-        self.level = level
-        self.shape_N2 = source_shapes(store, level)
-        self._check = check
-        self._is_due_N = bytearray([check != "never"]) * len(store)
-        """Whether the next read of a slice compares it, a byte each."""
-
-    def read_into(self, position: int, out_HW: npt.NDArray[np.uint16]) -> None:
-        """Read a slice as it is stored, and compare it with its checksum if it is due.
-
-        Args:
-            position: store position.
-            out_HW: shape of the slice, uint16, C order; overwritten.
-
-        Raises:
-            StoreError: the slice is damaged, or its shard missing or cannot be read.
-        """
-        is_due = bool(self._is_due_N[position])
-        self.store.read_into(position, self.level, out_HW, check=is_due)
-        if self._check == "first":
-            self._is_due_N[position] = False
-
-
 class ReadAhead:
     """Reads slices from the disk. A `loading.slice_source.SliceSource`.
 
@@ -156,12 +120,11 @@ class ReadAhead:
         pinned: use page-locked memory, and wait for the current CUDA stream.
     """
 
-    def __init__(self, level: StoreLevel, *, pinned: bool) -> None:
+    def __init__(self, level: Level, *, pinned: bool) -> None:
         self._level = level
         self._pinned = pinned
         self._num_readers = num_readers(past_cache=level.store.past_cache(level.level))
         self._readers = DaemonThreadPool(self._num_readers)
-        self._scratch = _Scratch()
         self._free: list[_Buffer] = []
         self._requested: deque[_Read] = deque()
         self._taken: deque[_Buffer] = deque()
@@ -245,45 +208,15 @@ class ReadAhead:
     ) -> None:
         """Read slices into a buffer."""
         buffer.wait()
-        if not halvings_B.any():
-            self._read(positions_B, slices)
-            return
         jobs = zip(positions_B.tolist(), halvings_B.tolist(), slices, strict=True)
         for position, halvings, out_HW in jobs:
-            if halvings == 0:
-                self._read(np.array([position]), [out_HW])
-            else:
-                halve_into(self._whole_HW(position), halvings, out_HW)
+            self._read_into(position, halvings, out_HW)
 
-    def _read(self, positions_B: npt.NDArray[np.int64], slices: Slices) -> None:
-        """Read slices as they are stored."""
-        for position, out_HW in zip(positions_B.tolist(), slices, strict=True):
-            self._level.read_into(position, out_HW)
-
-    def _whole_HW(self, position: int) -> npt.NDArray[np.uint16]:
-        """Return a slice as it is stored, valid until the thread asks for another."""
-        # The thread's own memory, small enough to stay in the processor's cache.
-        whole_HW = self._scratch.array(*self._level.shape_N2[position].tolist())
-        self._level.read_into(position, whole_HW)
-        return whole_HW
-
-
-class _Scratch(threading.local):
-    """Memory of each reading thread for the slice that it halves."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-        self._whole_HW = np.empty((0, 0), np.uint16)
-
-    def array(self, rows: int, columns: int) -> npt.NDArray[np.uint16]:
-        """Return an array of that shape, on a page boundary, with undefined content."""
-        if self._whole_HW.shape != (rows, columns):
-            num_bytes = 2 * rows * columns
-            if num_bytes > len(self._bytes):
-                self._bytes = empty_bytes(num_bytes)
-            flat = self._bytes[:num_bytes].view(np.uint16)
-            self._whole_HW = flat.reshape(rows, columns)
-        return self._whole_HW
+    def _read_into(
+        self, position: int, halvings: int, out_HW: npt.NDArray[np.uint16]
+    ) -> None:
+        """Read a slice, halved that often."""
+        self._level.read_into(position, halvings, out_HW)
 
 
 class _Buffer:

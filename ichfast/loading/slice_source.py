@@ -15,8 +15,9 @@ import torch
 
 from ichfast.loading.cache import DeviceSlices, HostSlices
 from ichfast.loading.config import DataConfig, neighbours
-from ichfast.loading.prefetch import ReadAhead, SliceRequest, StoreLevel
+from ichfast.loading.prefetch import ReadAhead, SliceRequest
 from ichfast.loading.sampler import Sampler
+from ichfast.loading.store_level import StoreLevel
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
@@ -66,7 +67,7 @@ def make_slice_source(
     Args:
         level: the level to read; its store must outlive the source.
         sampler: decides which slices may be requested.
-        config: cache, and whether neighbours are read.
+        config: cache, whether it stays packed, and whether neighbours are read.
         on_gpu: the slices are for the current CUDA device.
         ranks: all processes that share the split. Those of one machine share host
             memory.
@@ -77,13 +78,14 @@ def make_slice_source(
     """
     if config.cache == "none":
         return ReadAhead(level, pinned=on_gpu)
+    packed = level.store.is_packed and config.cache_packed
     if config.cache == "device" and on_gpu:
         picked_N = sampler.slices_N if sampler.shuffle else sampler.order(0)
         kept_R = _with_neighbours(picked_N, level.store, config)
         device = torch.device("cuda", torch.cuda.current_device())
-        return DeviceSlices(level, kept_R, device=device, ranks=ranks)
+        return DeviceSlices(level, kept_R, packed=packed, device=device, ranks=ranks)
     kept_R = _with_neighbours(sampler.slices_N, level.store, config)
-    return HostSlices(level, kept_R, pinned=on_gpu, ranks=ranks)
+    return HostSlices(level, kept_R, packed=packed, pinned=on_gpu, ranks=ranks)
 
 
 def _with_neighbours(

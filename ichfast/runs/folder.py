@@ -31,7 +31,7 @@ from ichfast.training.profiler import SUMMARY, TRACE
 MAX_NAMED_SETTINGS = 2
 """Changed settings that a folder's name shows; it has a digest of more."""
 
-NOT_IN_NAME = ("folds.fold", "data.cache", "data.check")
+NOT_IN_NAME = ("folds.fold", "data.cache", "data.cache_packed", "data.check")
 """Settings with a part of the name of their own, or without effect on the result."""
 
 

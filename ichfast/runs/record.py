@@ -35,7 +35,13 @@ RECORD = "run.json"
 """File of a run's record, in its folder."""
 
 MAY_DIFFER = (
-    *("store =", "environment.", "recipe.data.cache =", "recipe.data.check ="),
+    *(
+        "store =",
+        "environment.",
+        "recipe.data.cache =",
+        "recipe.data.cache_packed =",
+        "recipe.data.check =",
+    ),
     *("recipe.folds.file =", "recipe.folds.only ="),
 )
 """Beginnings of the lines that may change between the sessions of one run."""

@@ -14,8 +14,9 @@ from ichfast.augment.reference import halve
 from ichfast.errors import LoaderError
 from ichfast.loading import cache, prefetch
 from ichfast.loading.cache import DeviceSlices, HostSlices
-from ichfast.loading.prefetch import SliceRequest, StoreLevel
+from ichfast.loading.prefetch import SliceRequest
 from ichfast.loading.slice_source import SliceSource
+from ichfast.loading.store_level import StoreLevel
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
@@ -27,7 +28,11 @@ def keep_on_host(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
 ) -> SliceSource:
     return HostSlices(
-        StoreLevel(store, level, "first"), kept_R, pinned=False, ranks=Ranks()
+        StoreLevel(store, level, "first"),
+        kept_R,
+        packed=store.is_packed,
+        pinned=False,
+        ranks=Ranks(),
     )
 
 
@@ -35,7 +40,11 @@ def keep_on_device(
     store: Store, level: int, kept_R: npt.NDArray[np.int64] = KEPT_R
 ) -> SliceSource:
     return DeviceSlices(
-        StoreLevel(store, level, "first"), kept_R, device=CPU, ranks=Ranks()
+        StoreLevel(store, level, "first"),
+        kept_R,
+        packed=store.is_packed,
+        device=CPU,
+        ranks=Ranks(),
     )
 
 

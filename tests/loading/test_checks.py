@@ -16,8 +16,8 @@ from ichfast.errors import LoaderError, StoreError
 from ichfast.loading.cache import DeviceSlices
 from ichfast.loading.config import DataConfig, measure_normalization
 from ichfast.loading.loader import make_loader
-from ichfast.loading.prefetch import StoreLevel
-from ichfast.store.shards import NPY_HEADER_BYTES
+from ichfast.loading.store_level import StoreLevel
+from ichfast.store.raw_shards import NPY_HEADER_BYTES
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.mutations import NUM_MUTATIONS, mutations
@@ -70,15 +70,21 @@ def test_a_damaged_slice_ends_the_epoch_before_it_is_halved_or_kept(
 ) -> None:
     damage(copied, DAMAGED, level)
     config = replace(DATA, check=check, level=level, cache=cache)
-    with pytest.raises(StoreError, match=rf"level-{level}/\S+ is damaged: slice 9 "):
+    with pytest.raises(StoreError, match=rf"level-{level}/\S+ is damaged: row 9 "):
         load(copied, config)
 
 
 def test_a_damaged_slice_ends_the_filling_of_a_device(copied: Store) -> None:
     damage(copied, DAMAGED, 256)
     level = StoreLevel(copied, 256, "first")
-    with pytest.raises(StoreError, match="is damaged: slice 9 "):
-        DeviceSlices(level, np.arange(20), device=torch.device("cpu"), ranks=Ranks())
+    with pytest.raises(StoreError, match="is damaged: row 9 "):
+        DeviceSlices(
+            level,
+            np.arange(20),
+            packed=False,
+            device=torch.device("cpu"),
+            ranks=Ranks(),
+        )
 
 
 def test_a_damaged_neighbour_outside_the_split_is_refused(copied: Store) -> None:
@@ -87,7 +93,7 @@ def test_a_damaged_neighbour_outside_the_split_is_refused(copied: Store) -> None
     for slices_N in ([DAMAGED - 1], [DAMAGED + 1]):
         with (
             make_loader(copied, slices_N, config) as loader,
-            pytest.raises(StoreError, match="is damaged: slice 9 "),
+            pytest.raises(StoreError, match="is damaged: row 9 "),
         ):
             list(loader)
     with make_loader(copied, [DAMAGED + 2], config) as loader:
@@ -105,7 +111,7 @@ def test_damage_after_the_first_epoch_is_seen_by_always_alone(
         assert len(list(loader)) == 8
         damage(copied, DAMAGED, 256)
         if refused:
-            with pytest.raises(StoreError, match="is damaged: slice 9 "):
+            with pytest.raises(StoreError, match="is damaged: row 9 "):
                 list(loader)
         else:
             assert len(list(loader)) == 8
@@ -114,7 +120,7 @@ def test_damage_after_the_first_epoch_is_seen_by_always_alone(
 def test_a_loader_that_never_checks_reads_what_is_there(copied: Store) -> None:
     damage(copied, DAMAGED, 256)
     load(copied, replace(DATA, check="never"))
-    with pytest.raises(StoreError, match="is damaged: slice 9 "):
+    with pytest.raises(StoreError, match="is damaged: row 9 "):
         copied.slice_HW(DAMAGED, 256)
 
 
@@ -124,7 +130,7 @@ def test_slices_that_decide_the_normalization_are_compared_unless_never(
     damage(copied, DAMAGED, 256)
     config = replace(DATA, normalize="data")
     slices_N = np.arange(len(copied))
-    with pytest.raises(StoreError, match="is damaged: slice 9 "):
+    with pytest.raises(StoreError, match="is damaged: row 9 "):
         measure_normalization(copied, slices_N, config)
     measure_normalization(copied, slices_N, replace(config, check="never"))
 
@@ -135,9 +141,9 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     positions: list[int] = []
     read_into = Store.read_into
 
-    def note(store: Store, index: int, *rest: Any, check: bool) -> None:
+    def note(store: Store, index: int, *rest: Any, check: bool, **options: Any) -> None:
         positions.extend([index] * check)
-        read_into(store, index, *rest, check=check)
+        read_into(store, index, *rest, check=check, **options)
 
     monkeypatch.setattr(Store, "read_into", note)
     return positions
@@ -177,8 +183,8 @@ def test_a_damaged_slice_is_refused_each_time(copied: Store) -> None:
     level = StoreLevel(copied, 256, "first")
     out_HW = np.empty((256, 256), np.uint16)
     for _ in range(2):
-        with pytest.raises(StoreError, match="is damaged: slice 9 "):
-            level.read_into(DAMAGED, out_HW)
+        with pytest.raises(StoreError, match="is damaged: row 9 "):
+            level.read_into(DAMAGED, 0, out_HW)
 
 
 def test_when_to_check_is_first_always_or_never() -> None:
@@ -204,7 +210,7 @@ def test_no_damaged_slice_comes_out_of_a_loader(copied: Store, level: int) -> No
             if after == before:  # the byte that was added is cut off again
                 list(loader)
                 continue
-            with pytest.raises(StoreError, match="is damaged: slice 9 "):
+            with pytest.raises(StoreError, match="is damaged: row 9 "):
                 list(loader)
         num_refused += 1
     assert num_refused > 0.9 * NUM_MUTATIONS

@@ -11,14 +11,14 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from ichfast.loading import prefetch
 from ichfast.loading.cache import HostSlices
 from ichfast.loading.loader import GraphRunner
-from ichfast.loading.prefetch import ReadAhead, SliceRequest, StoreLevel
+from ichfast.loading.prefetch import ReadAhead, SliceRequest
+from ichfast.loading.store_level import StoreLevel
 from ichfast.store.store import Store
 from ichfast.system.memory import empty_bytes
 from ichfast.system.ranks import Ranks
@@ -62,7 +62,11 @@ def read_from_disk(store: Store) -> ReadAhead:
 def keep_on_host(store: Store) -> ReadAhead:
     kept_R = np.arange(len(store))
     return HostSlices(
-        StoreLevel(store, 256, "first"), kept_R, pinned=True, ranks=Ranks()
+        StoreLevel(store, 256, "first"),
+        kept_R,
+        packed=False,
+        pinned=True,
+        ranks=Ranks(),
     )
 
 
@@ -74,15 +78,13 @@ def test_a_buffer_is_written_again_only_after_the_gpu_has_read_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = make(tiny_store)
-    read = type(source)._read
+    fill = ReadAhead._fill
 
-    def note(
-        self: ReadAhead, positions_B: npt.NDArray[np.int64], slices: prefetch.Slices
-    ) -> None:
-        read(self, positions_B, slices)
+    def note(source: ReadAhead, *job: Any) -> None:
+        fill(source, *job)
         events.log.append("write")
 
-    monkeypatch.setattr(type(source), "_read", note)
+    monkeypatch.setattr(ReadAhead, "_fill", note)
     with closing(source):
         source.request([SliceRequest.unhalved(np.arange(8))])
         (first_BHW,) = source.take()

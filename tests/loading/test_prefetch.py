@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,11 @@ from ichfast.loading.prefetch import (
     DaemonThreadPool,
     ReadAhead,
     SliceRequest,
-    StoreLevel,
     batches_ahead,
     divide,
     num_readers,
 )
+from ichfast.loading.store_level import StoreLevel
 from ichfast.store.store import Store
 from tests.loading.waiting import becomes_true
 
@@ -259,12 +260,12 @@ def test_memory_that_a_discarded_read_still_writes_to_is_not_reused(
     read_into = Store.read_into
 
     def hang(
-        store: Store, index: int, level: int, out_HW: Stored, *, check: bool
+        store: Store, index: int, level: int, out_HW: Stored, **options: Any
     ) -> None:
         if index == 0:
             begun.set()
             go_on.wait(60)
-        read_into(store, index, level, out_HW, check=check)
+        read_into(store, index, level, out_HW, **options)
         if index == 0:
             written.set()
 

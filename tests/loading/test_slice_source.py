@@ -11,8 +11,8 @@ import torch
 
 from ichfast.loading import slice_source
 from ichfast.loading.config import DataConfig
-from ichfast.loading.prefetch import StoreLevel
 from ichfast.loading.sampler import Sampler
+from ichfast.loading.store_level import StoreLevel
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 
