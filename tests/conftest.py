@@ -70,6 +70,7 @@ def write_store(
     *,
     levels: tuple[int, ...] = (512, 256),
     plan: Mapping[str, str] | None = None,
+    packed: bool = False,
 ) -> list[npt.NDArray[np.uint16]]:
     """Write a finished store of `SERIES` to `path`.
 
@@ -95,6 +96,7 @@ def write_store(
         levels=levels,
         slices_a_unit=SLICES_A_UNIT,
         plan=plan,
+        packed=packed,
     )
     return slices
 
@@ -111,6 +113,21 @@ def tiny_store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_store(tiny_store_path: Path) -> Iterator[Store]:
     """That store, open: 29 slices, 23 of 512x512 and 5 patients, in two units."""
     with Store(tiny_store_path) as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def packed_store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a packed store with the slices of `tiny_store_path`."""
+    path = tmp_path_factory.mktemp("packed") / "store"
+    write_store(path, packed=True)
+    return path
+
+
+@pytest.fixture
+def packed_store(packed_store_path: Path) -> Iterator[Store]:
+    """That store, open."""
+    with Store(packed_store_path) as store:
         yield store
 
 

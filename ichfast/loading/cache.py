@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ichfast.errors import LoaderError
+from ichfast.errors import LoaderError, StoreError
 from ichfast.loading.gather import gather_slices, load_kernels, unpack_slices
 from ichfast.loading.prefetch import ReadAhead, SliceRequest
 from ichfast.loading.shared_memory import share_memory
@@ -124,7 +124,14 @@ class HostSlices(ReadAhead):
     ) -> None:
         kept = self._memory[self._layout.part(position)]
         if self._packed:
-            unpack_record(kept.view(np.uint8), halvings, out_HW)
+            try:
+                unpack_record(kept.view(np.uint8), halvings, out_HW)
+            except StoreError as error:
+                raise LoaderError(
+                    f"slice {position} of {self._level.store.path} was damaged in host "
+                    f"memory, after it had been checked: {error}; check the memory, "
+                    "then continue with --resume"
+                ) from error
         elif halvings:
             stored_HW = kept.reshape(self._level.shape_N2[position])
             halve_into(stored_HW, halvings, out_HW)

@@ -11,12 +11,18 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
 
 import ichfast
+from ichfast.loading import gather
 
 ROOT = Path(ichfast.__path__[0])
 _KERNEL_NAME = re.compile(r"__global__\s+void\s+(\w+)\s*\(")
@@ -158,3 +164,35 @@ class CppKernel:
         self._launch(
             ctypes.c_uint(first), *sizes, (ctypes.c_void_p * len(places))(*places)
         )
+
+
+def record_launch(
+    monkeypatch: pytest.MonkeyPatch, kernels: Mapping[str, Callable[..., None]]
+) -> list[str]:
+    """Let kernels be launched without a GPU.
+
+    Args:
+        monkeypatch: undoes it.
+        kernels: by their names.
+
+    Returns:
+        What a launch enters and leaves, in order.
+    """
+    cupy = pytest.importorskip("cupy")
+    events: list[str] = []
+
+    @contextmanager
+    def entered(name: str) -> Iterator[None]:
+        events.append(name)
+        yield
+        events.append(f"end of {name}")
+
+    monkeypatch.setattr(gather, "load_kernels", lambda _: kernels)
+    monkeypatch.setattr(cupy.cuda, "Device", lambda index: entered(f"device {index}"))
+    monkeypatch.setattr(
+        gather, "wrap_stream", lambda stream: entered(f"stream {stream.cuda_stream}")
+    )
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7)
+    )
+    return events

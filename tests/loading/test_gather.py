@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from tests.loading.cuda_sources import (
     compile_for_gpu,
     find_kernels,
     load_nvrtc,
+    record_launch,
 )
 from tests.packed.kernel_checks import check_sum_columns, check_unpack_rows
 from tests.packed.slices import draw_slice
@@ -58,18 +59,6 @@ def test_every_kernel_compiles_for_every_gpu(name: str, arch: str) -> None:
 @pytest.fixture
 def as_cpp(tmp_path: Path) -> Callable[[str], CppKernel]:
     return lambda name: CppKernel(name, KERNELS[name], tmp_path)
-
-
-@pytest.fixture(scope="module")
-def unpack_kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CppKernel]:
-    """The kernels that unpack, as C++."""
-    if CppKernel.compiler is None:
-        pytest.skip("needs the C++ compiler g++")
-    folder = tmp_path_factory.mktemp("kernels")
-    return {
-        name: CppKernel(name, KERNELS[name], folder)
-        for name in ("unpack_rows", "sum_columns")
-    }
 
 
 def check_gather(kernel: CppKernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,38 +215,6 @@ def test_a_damaged_record_is_noted_and_its_slice_is_zero(
 
 
 # ---- how CuPy launches a kernel --------------------------------------------------
-
-
-def record_launch(
-    monkeypatch: pytest.MonkeyPatch, kernels: Mapping[str, Callable[..., None]]
-) -> list[str]:
-    """Let kernels be launched without a GPU.
-
-    Args:
-        monkeypatch: undoes it.
-        kernels: by their names.
-
-    Returns:
-        What a launch enters and leaves, in order.
-    """
-    cupy = pytest.importorskip("cupy")
-    events: list[str] = []
-
-    @contextmanager
-    def entered(name: str) -> Iterator[None]:
-        events.append(name)
-        yield
-        events.append(f"end of {name}")
-
-    monkeypatch.setattr(gather, "load_kernels", lambda _: kernels)
-    monkeypatch.setattr(cupy.cuda, "Device", lambda index: entered(f"device {index}"))
-    monkeypatch.setattr(
-        gather, "wrap_stream", lambda stream: entered(f"stream {stream.cuda_stream}")
-    )
-    monkeypatch.setattr(
-        torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7)
-    )
-    return events
 
 
 def test_a_launch_is_on_the_device_and_the_stream_of_torch(

@@ -8,12 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ichfast.errors import LoaderError
 from ichfast.loading import prefetch
 from ichfast.loading.cache import HostSlices
 from ichfast.loading.loader import GraphRunner
@@ -127,9 +129,13 @@ class FakeFeeds:
     def __init__(self, log: list[Any]) -> None:
         self.log = log
         self.source = self
+        self.schedule = SimpleNamespace(running=True)
 
     def release(self) -> None:
         self.log.append("release")
+
+    def discard(self) -> None:
+        raise LoaderError("3 packed slices were damaged")
 
     def close(self) -> None:
         self.log.append("close")
@@ -143,6 +149,9 @@ class FakePipeline:
 
     def build(self) -> None:
         self.log.append("build")
+
+    def reset(self) -> None:
+        self.log.append("reset")
 
     def run(self, stream: object) -> tuple[()]:
         self.log.append(stream)
@@ -162,3 +171,20 @@ def test_batches_come_out_on_torchs_stream_and_then_release_their_slices(
     runner.run()
     runner.close()
     assert log == ["build", "torch's stream", "release", "shutdown", "close"]
+
+
+def test_damage_that_is_found_at_the_end_of_an_epoch_closes_the_loader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end(*_: object) -> None:
+        raise StopIteration
+
+    log: list[Any] = []
+    monkeypatch.setattr(FakePipeline, "run", end)
+    feeds: Any = FakeFeeds(log)
+    runner = GraphRunner(lambda *_: FakePipeline(log), feeds, on_gpu=False)
+    with pytest.raises(LoaderError, match="3 packed slices were damaged"):
+        runner.run()
+    assert runner.closed
+    assert not feeds.schedule.running
+    assert log == ["build", "reset", "shutdown", "close"]

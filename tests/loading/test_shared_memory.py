@@ -96,6 +96,12 @@ class CountingStore(Store):
         self.num_checked += check
         super().read_into(*place, check=check, **options)
 
+    def read_record_into(self, *place: Any) -> None:
+        """Read a record, and count it."""
+        self.num_read += 1
+        self.num_checked += 1
+        super().read_record_into(*place)
+
 
 def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
     plain = DataConfig(size=32, batch_size=2, neighbours=True)
@@ -123,8 +129,9 @@ def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_slices", [28, 5])
+@pytest.mark.parametrize(("packed", "num_slices"), [(False, 28), (True, 5)])
 def test_ranks_read_each_slice_once_and_give_the_batches_of_no_cache(
-    tiny_store_path: Path, num_slices: int
+    tiny_store_path: Path, packed_store_path: Path, num_slices: int, *, packed: bool
 ) -> None:
-    assert run_ranks(2, load_together, tiny_store_path, num_slices) == ["", ""]
+    path = packed_store_path if packed else tiny_store_path
+    assert run_ranks(2, load_together, path, num_slices) == ["", ""]

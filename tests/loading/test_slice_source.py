@@ -38,6 +38,20 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return asked
 
 
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether caches that were made keep records; no GPU is needed."""
+    asked: list[bool] = []
+
+    def note(*_: Any, packed: bool, **_options: Any) -> None:
+        asked.append(packed)
+
+    monkeypatch.setattr(slice_source, "HostSlices", note)
+    monkeypatch.setattr(slice_source, "DeviceSlices", note)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return asked
+
+
 def make(store: Store, *, shuffle: bool, on_gpu: bool = True, **settings: Any) -> None:
     ranks = Ranks(1, 2)
     sampler = Sampler(
@@ -74,3 +88,13 @@ def test_neighbours_are_kept_too_and_each_slice_once(
     make(tiny_store, cache="host", shuffle=False, neighbours=True)
     # 6 and 7 are in different series, and so are 11 and 12.
     assert kept == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15]]
+
+
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_a_packed_store_is_kept_packed_unless_that_is_switched_off(
+    packed_store: Store, tiny_store: Store, packed: list[bool], cache: str
+) -> None:
+    make(packed_store, cache=cache, shuffle=False)
+    make(packed_store, cache=cache, shuffle=False, cache_packed=False)
+    make(tiny_store, cache=cache, shuffle=False)
+    assert packed == [True, False, False]

@@ -113,22 +113,37 @@ def test_the_batch_size_changes_nothing(folds: list[Path]) -> None:
 
 @pytest.mark.slow
 def test_cached_slices_are_read_once_for_all_passes(
-    folds: list[Path], monkeypatch: pytest.MonkeyPatch
+    folds: list[Path],
+    tiny_store_path: Path,
+    packed_store_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The store is packed where they are, which changes nothing."""
     reads = []
-    read_into = Store.read_into
 
-    def count_and_read(self: Store, position: int, *rest: Any, **options: Any) -> None:
-        reads.append(position)
-        read_into(self, position, *rest, **options)
+    def count(name: str) -> None:
+        read = getattr(Store, name)
 
-    monkeypatch.setattr(Store, "read_into", count_and_read)
+        def count_and_read(store: Store, position: int, *rest: Any, **how: Any) -> None:
+            reads.append(position)
+            read(store, position, *rest, **how)
+
+        monkeypatch.setattr(Store, name, count_and_read)
+
+    count("read_into")
+    count("read_record_into")
     tables = []
-    for kept, num_reads in (("none", 9), ("host", 1)):
+    for store_path, kept, num_reads in (
+        (tiny_store_path, "none", 9),
+        (packed_store_path, "host", 1),
+    ):
         reads.clear()
         config = PredictConfig(tta="reference", cache=kept)
-        tables.append(predict_runs(folds[:1], device=CPU, config=config))
-        assert len(reads) == num_reads * len(tables[0])
+        table = predict_runs(
+            folds[:1], device=CPU, store_path=store_path, config=config
+        )
+        assert len(reads) == num_reads * len(table)
+        tables.append(table)
     np.testing.assert_array_equal(probs_NK(tables[0]), probs_NK(tables[1]))
 
 
