@@ -32,10 +32,10 @@ from bench.limits.fio import Fio
 from ichfast.loading.prefetch import (
     ReadAhead,
     SliceRequest,
-    StoreLevel,
     batches_ahead,
     num_readers,
 )
+from ichfast.loading.store_level import StoreLevel
 from ichfast.store.shards import PIXEL_DTYPE, shard_path
 from ichfast.store.store import Store
 

@@ -47,9 +47,11 @@ def test_a_wrong_number_in_the_graph_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_cache_with_the_wrong_slices_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole_HW = HostSlices._whole_HW  # on a CPU the cache of the device is the host's
+    read_into = HostSlices._read_into  # on a CPU the cache of the device is the host's
     monkeypatch.setattr(
-        HostSlices, "_whole_HW", lambda self, position: whole_HW(self, position ^ 1)
+        HostSlices,
+        "_read_into",
+        lambda self, position, *rest: read_into(self, position ^ 1, *rest),
     )
     with pytest.raises(LoaderError, match=r"\(cache device\)"):
         run_self_test("cpu")

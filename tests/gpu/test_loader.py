@@ -14,7 +14,7 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.errors import LoaderError
 from ichfast.loading import gather
 from ichfast.loading.config import DataConfig
-from ichfast.loading.gather import gather_slices
+from ichfast.loading.gather import gather_slices, unpack_slices
 from ichfast.loading.loader import make_loader
 from ichfast.predict.ensemble import predict_runs
 from ichfast.recipes.resolve import resolve_recipe
@@ -23,6 +23,8 @@ from ichfast.runs.run import train_run
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.loading.contracts import check_loader, same_images
+from tests.loading.packed_checks import check_batches, upload_records
+from tests.packed.slices import draw_slice
 from tests.runs.rank_processes import run_ranks
 
 pytestmark = [
@@ -103,6 +105,22 @@ def test_batches_are_right_while_the_gpu_lags_behind_the_host(
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize("level", [512, 256])
+def test_batches_of_a_packed_store_are_those_of_a_raw_one_on_the_gpu(
+    tiny_store: Store, packed_store: Store, level: int, *, neighbours: bool
+) -> None:
+    pytest.importorskip("cupy")
+    config = DataConfig(size=64, batch_size=4, level=level, neighbours=neighbours)
+    configs = [
+        replace(config, cache=cache, cache_packed=packed)
+        for cache in ("none", "host", "device")
+        for packed in (True, False)
+    ]
+    slices_N = np.r_[1:11, 18:28]  # of one shape, with their neighbours
+    check_batches(tiny_store, packed_store, slices_N, configs, device="cuda")
+
+
 def load_kept_together(ranks: Ranks, store_path: Path) -> None:
     config = DataConfig(size=64, batch_size=3, level=256)
     batches = []
@@ -158,6 +176,23 @@ def test_gathered_slices_equal_the_reference() -> None:
         on_side_BHW = gather_slices(set_NHW, rows_B)
     side.synchronize()
     assert torch.equal(on_side_BHW, expected_BHW)
+
+
+@pytest.mark.parametrize("shape", [(33, 47), (512, 512)])
+def test_unpacked_slices_equal_the_reference(shape: tuple[int, int]) -> None:
+    pytest.importorskip("cupy")
+    rng = np.random.default_rng(0)
+    slices = [draw_slice(shape, bits, rng) for bits in (1, 6, 12, 16)]
+    memory, at_B, sizes_B = upload_records(slices, [3, 0, 0, 2, 1], "cuda")
+    expected_BHW, _ = unpack_slices(memory.cpu(), at_B.cpu(), sizes_B.cpu(), shape)
+    stored_BHW, errors_B = unpack_slices(memory, at_B, sizes_B, shape)
+    assert torch.equal(stored_BHW.cpu(), expected_BHW)
+    assert errors_B.tolist() == [0] * 5
+    memory[at_B[4] + 32] += 1  # where the first row's payload starts
+    stored_BHW, errors_B = unpack_slices(memory, at_B, sizes_B, shape)
+    assert errors_B.tolist() == [0, 0, 0, 0, 1]
+    assert not stored_BHW[4].any()
+    assert torch.equal(stored_BHW[:4].cpu(), expected_BHW[:4])
 
 
 def test_a_slice_set_larger_than_the_gpu_is_refused(

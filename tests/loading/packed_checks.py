@@ -1,4 +1,4 @@
-"""Batches of a packed store against those of a raw one, on any device."""
+"""Packed slices against raw ones, on any device."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.loading.batch import Batch
 from ichfast.loading.config import DataConfig
 from ichfast.loading.loader import make_loader
+from ichfast.packed import pack
 from ichfast.store.store import Store
 from tests.loading.contracts import order_of, same_images
 
@@ -62,3 +64,27 @@ def check_batches(
         found = load(packed, slices_N, config, device)
         assert order_of(found) == order_of(expected)
         assert all(map(same_images, found, expected))
+
+
+def upload_records(
+    slices: Sequence[npt.NDArray[np.uint16]],
+    order_B: Sequence[int],
+    device: str = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pack slices into a device's memory.
+
+    Args:
+        slices: of one shape.
+        order_B: numbers of the slices of a batch.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        The memory, and where the record of each slice of the batch begins, and its
+        size, as `unpack_slices` takes them.
+    """
+    records = [pack(stored_HW) for stored_HW in slices]
+    sizes = torch.tensor([len(record) for record in records])
+    at = sizes.cumsum(0) - sizes
+    memory = torch.frombuffer(bytearray(b"".join(records)), dtype=torch.uint8)
+    placed = memory, at[order_B], sizes[order_B].int()
+    return tuple(each.to(device) for each in placed)

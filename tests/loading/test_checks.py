@@ -17,7 +17,7 @@ from ichfast.loading.cache import DeviceSlices
 from ichfast.loading.config import DataConfig, measure_normalization
 from ichfast.loading.loader import make_loader
 from ichfast.loading.store_level import StoreLevel
-from ichfast.store.raw_shards import NPY_HEADER_BYTES
+from ichfast.store.shards import NPY_HEADER_BYTES
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from tests.mutations import NUM_MUTATIONS, mutations

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -25,6 +24,7 @@ from tests.loading.cuda_sources import (
     load_nvrtc,
     record_launch,
 )
+from tests.loading.packed_checks import upload_records
 from tests.packed.kernel_checks import check_sum_columns, check_unpack_rows
 from tests.packed.slices import draw_slice
 
@@ -167,17 +167,6 @@ def test_sum_columns_counts_in_64_bits(as_cpp: Callable[[str], CppKernel]) -> No
 
 
 # ---- how records are unpacked ----------------------------------------------------
-
-
-def upload_records(
-    slices: Sequence[npt.NDArray[np.uint16]], order_B: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The records of slices in memory, and where those of a batch are."""
-    records = [pack(stored_HW) for stored_HW in slices]
-    sizes = torch.tensor([len(record) for record in records])
-    at = sizes.cumsum(0) - sizes
-    memory = torch.frombuffer(bytearray(b"".join(records)), dtype=torch.uint8)
-    return memory, at[order_B], sizes[order_B].int()
 
 
 @pytest.mark.parametrize("by", ["kernels", "reference"])
