@@ -15,7 +15,7 @@ W columns.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -108,7 +108,8 @@ class HostSlices(ReadAhead):
             num_bytes,
             available_memory(),
             "host memory can spare",
-            ["take --cache none", *_smaller(level, kept_R, packed=packed)],
+            "none",
+            _smaller(level, kept_R, packed=packed),
         )
         with share_memory(num_bytes, ranks) as shared:
             self._memory = shared.memory.view(np.uint16)
@@ -129,8 +130,8 @@ class HostSlices(ReadAhead):
             except StoreError as error:
                 raise LoaderError(
                     f"slice {position} of {self._level.store.path} was damaged in host "
-                    f"memory, after it had been checked: {error}; check the memory, "
-                    "then continue with --resume"
+                    f"memory, after it had been checked: {error}; check the "
+                    "machine's memory, then continue with --resume"
                 ) from error
         elif halvings:
             stored_HW = kept.reshape(self._level.shape_N2[position])
@@ -181,10 +182,8 @@ class DeviceSlices:
                 2 * self._layout.num_pixels,
                 torch.cuda.mem_get_info(device)[0],
                 "the GPU can spare",
-                [
-                    "take --cache host or none",
-                    *_smaller(level, kept_R, packed=self._packed),
-                ],
+                "host or none",
+                _smaller(level, kept_R, packed=self._packed),
             )
         self._memory = torch.empty(
             self._layout.num_pixels, dtype=torch.int16, device=device
@@ -301,10 +300,9 @@ def _smaller(
 ) -> Iterator[str]:
     """Say what to do so that slices take less memory."""
     if not level.store.is_packed:
-        yield (
-            "pack the store to a quarter, or at level 256 to a third, with `ichfast "
-            f"pack {level.store.path} NEW`"
-        )
+        share = "third" if level.level == SMALL_LEVEL else "quarter"
+        command = f"`ichfast pack {level.store.path} NEW`"
+        yield f"pack the store, to a {share}, with {command}"
     elif not packed:
         num_bytes = int(level.store.record_bytes_N(level.level)[kept_R].sum())
         yield (
@@ -316,11 +314,16 @@ def _smaller(
 
 
 def _check_fit(
-    needed_bytes: int, free_bytes: int, where: str, remedies: Sequence[str]
+    needed_bytes: int,
+    free_bytes: int,
+    where: str,
+    instead: str,
+    smaller: Iterable[str],
 ) -> None:
     spare_bytes = (1 - RESERVED_SHARE) * free_bytes
     if needed_bytes > spare_bytes:
+        remedies = ", or ".join([f"take --cache {instead}", *smaller])
         raise LoaderError(
             f"the slices to keep take {needed_bytes / GIB:.1f} GiB, {where} "
-            f"{spare_bytes / GIB:.1f} GiB; {', or '.join(remedies)}"
+            f"{spare_bytes / GIB:.1f} GiB; {remedies}"
         )

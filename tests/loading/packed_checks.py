@@ -86,5 +86,8 @@ def upload_records(
     sizes = torch.tensor([len(record) for record in records])
     at = sizes.cumsum(0) - sizes
     memory = torch.frombuffer(bytearray(b"".join(records)), dtype=torch.uint8)
-    placed = memory, at[order_B], sizes[order_B].int()
-    return tuple(each.to(device) for each in placed)
+    return (
+        memory.to(device),
+        at[order_B].to(device),
+        sizes[order_B].int().to(device),
+    )

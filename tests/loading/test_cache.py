@@ -162,7 +162,7 @@ def test_the_device_keeps_slices_of_one_shape_only(tiny_store: Store) -> None:
 @pytest.mark.parametrize(
     ("packed_store_is_read", "level", "message"),
     [
-        (False, 256, r"pack the store to a .* with `ichfast pack \S+/store NEW`$"),
+        (False, 256, r"pack the store, to a third, with `ichfast pack \S+/store NEW`$"),
         (False, 512, r"NEW`, or read a quarter of the bytes with data\.level=256$"),
         (True, 256, r"them packed in 0\.2 GiB \(data\.cache_packed=true, .* CuPy\)$"),
         (True, 512, r"CuPy\), or read a quarter of the bytes with data\.level=256$"),

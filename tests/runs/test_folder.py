@@ -154,7 +154,9 @@ def test_different_settings_have_different_names() -> None:
     assert len(names) == 3 * 2 * 3 * 2 * 3
 
 
-@pytest.mark.parametrize("setting", ["data.cache=host", "data.check=never"])
+@pytest.mark.parametrize(
+    "setting", ["data.cache=host", "data.cache_packed=false", "data.check=never"]
+)
 def test_settings_that_change_no_result_are_not_in_the_name(setting: str) -> None:
     assert name("exp-00", setting) == "runs/exp-00"
 

@@ -372,7 +372,11 @@ def test_a_run_resumes_with_another_cache_and_checks_to_the_same_end(
                 device=CPU,
                 should_stop=lambda steps=steps: next(steps) == 1,  # type: ignore[misc]
             )
-        recipe = small_recipe(f"data.cache={cache}", f"data.check={check}")
+        recipe = small_recipe(
+            f"data.cache={cache}",
+            f"data.cache_packed={cache == 'none'}".lower(),
+            f"data.check={check}",
+        )
         train_run(tiny_store_path, recipe, out, device=CPU, resume=True)
         data = read_record(out).recipe.data
         assert (data.cache, data.check) == (cache, check)
