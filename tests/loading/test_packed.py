@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ichfast.errors import LoaderError, StoreError
 from ichfast.loading import cache
 from ichfast.loading.cache import DeviceSlices, HostSlices
 from ichfast.loading.config import DataConfig
+from ichfast.loading.loader import make_loader
 from ichfast.loading.prefetch import ReadAhead, SliceRequest
 from ichfast.loading.slice_source import SliceSource
 from ichfast.loading.store_level import StoreLevel
@@ -138,6 +140,24 @@ def test_batches_of_a_packed_store_are_those_of_a_raw_one(
     ]
     slices_N = np.arange(3, 25, 2)
     check_batches(tiny_store, packed_store, slices_N, configs, device="cpu")
+
+
+@pytest.mark.parametrize("kept", ["none", "host"])
+def test_a_record_damaged_on_the_disk_is_refused_for_any_check(
+    packed_store_path: Path, tmp_path: Path, kept: str
+) -> None:
+    copied = Path(shutil.copytree(packed_store_path, tmp_path / "store"))
+    file = copied / "level-256" / "00000.icp"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    config = DataConfig(size=64, batch_size=29, level=256, check="never", cache=kept)
+    with (
+        Store(copied) as store,
+        pytest.raises(StoreError, match=r"level-256/00000\.icp is damaged: row "),
+        make_loader(store, np.arange(29), config) as loader,
+    ):
+        list(loader)
 
 
 @pytest.mark.parametrize("keep", [keep_on_host, keep_on_device])
