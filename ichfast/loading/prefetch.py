@@ -13,9 +13,9 @@ Promises:
    if a read still writes to it after the timeout.
 5. The end of a process never waits for a disk that does not respond.
 
-Several threads read at once by system calls. Each slice is copied once, without the
-interpreter's lock, and a cold disk always has several requests to work on (measured
-against memory maps and ``posix_fadvise``: bench/LOG.md, 2026-11).
+Several threads read at once by system calls. Each slice is copied once, or unpacked,
+without the interpreter's lock, and a cold disk always has several requests to work on
+(measured against memory maps and ``posix_fadvise``: bench/LOG.md, 2026-11).
 
 Shape letters: N slices of the store, B slices of a batch, H rows, W columns.
 """

@@ -48,7 +48,11 @@ class SliceSource(Protocol):
         """Let the oldest batch taken be overwritten, after the work queued so far."""
 
     def discard(self) -> None:
-        """Release all batches taken, and drop all requests."""
+        """Release all batches taken, and drop all requests.
+
+        Raises:
+            LoaderError: slices that were taken since the last call were damaged.
+        """
 
     def close(self) -> None:
         """Free memory and threads."""

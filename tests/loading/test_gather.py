@@ -232,6 +232,24 @@ def test_cupy_takes_a_stream_of_torch_without_a_warning_and_never_destroys_it() 
     gc.collect()
 
 
+def test_cupy_compiles_every_kernel_out_of_its_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: dict[str, str] = {}
+
+    def kernel(source: str, name: str) -> SimpleNamespace:
+        return SimpleNamespace(compile=lambda: compiled.update({name: source}))
+
+    cupy: Any = ModuleType("cupy")
+    cupy.RawKernel = kernel
+    stream = SimpleNamespace(from_external=nullcontext)
+    cupy.cuda = SimpleNamespace(Device=nullcontext, Stream=stream)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    assert gather.compile_kernels(0).keys() == KERNELS.keys()
+    assert compiled == KERNELS
+
+
 def test_torch_gathers_with_a_warning_where_cupy_cannot_compile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
