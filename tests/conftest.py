@@ -70,6 +70,7 @@ def write_store(
     *,
     levels: tuple[int, ...] = (512, 256),
     plan: Mapping[str, str] | None = None,
+    packed: bool = False,
 ) -> list[npt.NDArray[np.uint16]]:
     """Write a finished store of `SERIES` to `path`.
 
@@ -95,6 +96,7 @@ def write_store(
         levels=levels,
         slices_a_unit=SLICES_A_UNIT,
         plan=plan,
+        packed=packed,
     )
     return slices
 

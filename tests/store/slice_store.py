@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichfast.labels import CLASSES
-from ichfast.store.header import StoreHeader
+from ichfast.store.header import PACKED_VERSION, RAW_VERSION, StoreHeader
 from ichfast.store.levels import LEVELS, checksum_column
 from ichfast.store.store import finish_store
 from ichfast.store.tables import BAG_LABELS, rows_of
@@ -35,7 +35,7 @@ OTHER_COLUMNS: dict[str, object] = {
 """Defaults of the table's columns."""
 
 
-def write_slices(
+def write_slices(  # noqa: PLR0913  what stores differ in
     path: Path,
     slices: Sequence[npt.NDArray[np.uint16]],
     rows: Sequence[Mapping[str, Any]],
@@ -44,6 +44,7 @@ def write_slices(
     levels: tuple[int, ...] = LEVELS,
     slices_a_unit: int = 1024,
     plan: Mapping[str, str] | None = None,
+    packed: bool = False,
 ) -> None:
     """Write a finished store.
 
@@ -57,12 +58,14 @@ def write_slices(
         levels: of the store.
         slices_a_unit: slices written at a time.
         plan: what the store says it is made from.
+        packed: whether the store is packed.
     """
     path.mkdir()
     written: list[dict[str, Any]] = []
     shards = []
     for first in range(0, len(slices), slices_a_unit):
-        with UnitWriter(path, first // slices_a_unit, levels) as writer:
+        unit = first // slices_a_unit
+        with UnitWriter(path, unit, levels, packed=packed) as writer:
             for stored_HW in slices[first : first + slices_a_unit]:
                 name, row_in_shard, sums = writer.add(stored_HW)
                 written.append(
@@ -94,6 +97,7 @@ def write_slices(
         keep_ids=True,
         plan=plan or {},
         versions={},
+        format_version=PACKED_VERSION if packed else RAW_VERSION,
     )
     rejected = pd.DataFrame(columns=["path", "reason", "detail"])
     finish_store(path, header, [rows_of(table, levels)], rejected)

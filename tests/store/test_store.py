@@ -331,7 +331,9 @@ def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
 def test_an_unfinished_store_says_how_to_finish_it(copied: Path) -> None:
     (copied / "store.json").unlink()
     (copied / "journal").mkdir()
-    with pytest.raises(StoreError, match="unfinished; run the command that began it again"):
+    with pytest.raises(
+        StoreError, match="unfinished; run the command that began it again"
+    ):
         Store(copied)
 
 
