@@ -143,7 +143,7 @@ def test_an_empty_source_does_not_empty_a_folder(
     (mine / name).parent.mkdir(parents=True)
     (mine / name).write_text("a year of work")
     (mine / "level-512").mkdir()
-    with pytest.raises(StoreError, match="name a new folder as --store"):
+    with pytest.raises(StoreError, match="name a new folder"):
         run([empty], mine)
     assert (mine / name).read_text() == "a year of work"
 
