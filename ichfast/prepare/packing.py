@@ -1,8 +1,7 @@
 """A packed copy of a raw store, and a raw copy of a packed one.
 
-1. Packed and unpacked again, a store has the same bytes in every file (a `store.json`
-   of an earlier version gets the fields that it lacks). A copy and its original have
-   the same digest, so what was made with one goes on with the other.
+1. Packed and unpacked again, a store has the same bytes in every file. A copy and its
+   original have the same digest, so what was made with one goes on with the other.
 2. Each slice is checked while it is copied: those that are damaged are refused.
 3. The copy is of the store as it was when the run began, also if slices are appended
    meanwhile.
@@ -14,6 +13,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import threading
 import time
@@ -37,16 +38,22 @@ from ichfast.store.header import (
     intake_path,
     read_header,
     tables_dir,
-    write_header,
 )
 from ichfast.store.levels import level_folder
 from ichfast.store.packed_shards import PackedReader, PackedWriter
 from ichfast.store.raw_shards import RawReader, RawWriter
 from ichfast.store.shard_file import damage_error
-from ichfast.store.shards import PIXEL_DTYPE, Shard, shard_name, shard_path
+from ichfast.store.shards import (
+    NPY_HEADER_BYTES,
+    PIXEL_DTYPE,
+    Shard,
+    shard_name,
+    shard_path,
+)
 from ichfast.store.tables import checked_content
 from ichfast.store.verify import check_size
-from ichfast.system.files import atomic_path, make_folder
+from ichfast.system.checksums import FIELD, with_checksum
+from ichfast.system.files import atomic_path, make_folder, write_text_atomically
 from ichfast.system.signals import signals_interrupt
 from ichfast.system.terminal import progress
 
@@ -124,7 +131,7 @@ def pack_store(
                     discard()
                 raise
             _copy_shards(missing, workers)
-            _finish(journal, header, tables, copies)
+            _finish(journal, tables, copies)
     return PackReport(
         store=str(store),
         slices=header.counts["slices"],
@@ -271,13 +278,15 @@ def _check_room(journal: Journal, missing: Sequence[tuple[_Copy, int]]) -> None:
     Raises:
         StoreError: it has not; or the original is damaged or cannot be read.
     """
-    needed = 0.0
+    needed: float = 0
     for level in journal.levels:
         copies = [copy for copy, each in missing if each == level]
-        raw_bytes = sum(
-            replace(copy.shard, packed_bytes=None).num_bytes(level) for copy in copies
-        )
-        needed += raw_bytes * (_packed_share(copies, level) if journal.packed else 1)
+        pixels = sum(math.prod(copy.shard.shape(level)) for copy in copies)
+        pixel_bytes = pixels * PIXEL_DTYPE.itemsize
+        if journal.packed:
+            needed += pixel_bytes * _packed_share(copies, level)
+        else:
+            needed += pixel_bytes + NPY_HEADER_BYTES * len(copies)
     free = shutil.disk_usage(journal.store).free
     if needed > free:
         raise StoreError(
@@ -338,7 +347,11 @@ def _copy_shards(missing: Sequence[tuple[_Copy, int]], workers: int) -> None:
 
 
 def _read_tables(original: Path, header: StoreHeader) -> dict[str, bytes]:
-    """Read the tables of a store, by name of their files.
+    """Read the tables and `store.json` of a store, by name of their files.
+
+    Args:
+        original: the store's folder.
+        header: of that store.
 
     Raises:
         StoreError: one is damaged or cannot be read, or was replaced just now.
@@ -351,15 +364,18 @@ def _read_tables(original: Path, header: StoreHeader) -> dict[str, bytes]:
     if header.entries_crc32c:
         checksums[intake_path(original)] = header.entries_crc32c
     advice = "it was changed just now or is damaged; run `ichfast verify`"
-    return {
+    contents = {
         file.name: checked_content(file, crc32c, advice)
         for file, crc32c in checksums.items()
     }
+    contents["store.json"] = (folder / "store.json").read_bytes()
+    if read_header(original) != header:
+        raise StoreError(f"{original} was changed just now; run the command again")
+    return contents
 
 
 def _finish(
     journal: Journal,
-    header: StoreHeader,
     tables: Mapping[str, bytes],
     copies: Sequence[_Copy],
 ) -> None:
@@ -367,23 +383,22 @@ def _finish(
 
     Args:
         journal: the copy's.
-        header: of the original.
-        tables: contents of the original's tables, by name.
+        tables: from `_read_tables`.
         copies: all shards.
     """
     make_folder(journal.next)
-    for name, content in tables.items():
+    for name in tables.keys() - {"store.json"}:
         with atomic_path(journal.next / name) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(tables[name])
     journal.clear_shards([copy.name for copy in copies])
-    write_header(
-        journal.next,
-        replace(
-            header,
-            shards=tuple(copy.header_entry(header.levels) for copy in copies),
-            format_version=PACKED_VERSION if journal.packed else RAW_VERSION,
-        ),
-    )
+    # All else stays as it is, byte for byte, also if an earlier version wrote it.
+    document = json.loads(tables["store.json"])
+    del document[FIELD]
+    document["shards"] = [
+        copy.header_entry(journal.levels).to_json() for copy in copies
+    ]
+    document["format_version"] = PACKED_VERSION if journal.packed else RAW_VERSION
+    write_text_atomically(journal.next / "store.json", with_checksum(document))
     journal.publish()
 
 

@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,15 @@ NAME = "00000-17x40.icp"
 
 def write(path: Path, *, packed: bool = True, seed: int = 0) -> None:
     """Write a store of slices of all `SHAPES`."""
-    rng = np.random.default_rng(seed)
-    slices = [draw_slice(shape, 3, rng) & 0x7FFF for shape in SHAPES]
     rows = simple_rows(len(SHAPES))
-    write_slices(path, slices, rows, np.zeros((len(rows), 6)), packed=packed)
+    labels_NK = np.zeros((len(rows), 6))
+    write_slices(path, drawn(seed), rows, labels_NK, packed=packed)
+
+
+def drawn(seed: int = 0) -> list[npt.NDArray[np.uint16]]:
+    """Slices of all `SHAPES`."""
+    rng = np.random.default_rng(seed)
+    return [draw_slice(shape, 3, rng) & np.uint16(0x7FFF) for shape in SHAPES]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +144,8 @@ def shard_of(slices: list[npt.NDArray[np.uint16]], path: Path) -> Shard:
             name, found, sums = writer.add(stored_HW)
             assert found == row
             assert sums == {512: google_crc32c.value(stored_HW.tobytes())}
+            assert name.endswith(".icp")
     (shard,) = writer.shards
-    assert shard.name == name
     return shard
 
 
@@ -317,9 +323,7 @@ def test_a_failed_unit_leaves_no_packed_file(
 
 def part_places() -> dict[str, range]:
     """The parts of the file `NAME` at level 512, and the bytes of each."""
-    rng = np.random.default_rng(0)
-    slices = [draw_slice(shape, 3, rng) & 0x7FFF for shape in SHAPES]
-    layout = find_layout(17, 40)
+    slices, layout = drawn(), find_layout(17, 40)
     found: dict[str, range] = {}
 
     def add(name: str, first: int, size: int) -> None:
@@ -446,16 +450,16 @@ def flipped(file: Path, where: str) -> Iterator[str]:
     os.close(descriptor)
 
 
-def check_refused(reader: PackedReader, row: int, crc32c: int | None = None) -> None:
+def check_refused(reader: PackedReader, row: int) -> None:
     """A slice is not read, whole, halved or as a record; the file and row are named."""
     record_R = np.empty(reader.record_bytes_N[row], np.uint8)
     shape = reader.slice_shape
     whole_HW = np.empty(shape, np.uint16)
     half_HW = np.empty((-(-shape[0] // 2), -(-shape[1] // 2)), np.uint16)
     for read in (
-        lambda: reader.read_into(row, whole_HW, crc32c=crc32c),
-        lambda: reader.read_into(row, half_HW, halvings=1, crc32c=crc32c),
-        lambda: reader.read_record_into(row, record_R, crc32c=crc32c),
+        partial(reader.read_into, row, whole_HW),
+        partial(reader.read_into, row, half_HW, halvings=1),
+        partial(reader.read_record_into, row, record_R),
     ):
         with pytest.raises(StoreError) as caught:
             read()
@@ -697,7 +701,8 @@ def shards_of(document: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def rename_all(document: dict[str, Any], suffix: str) -> None:
+def rename_all(document: dict[str, Any], suffix: str, **fields: int) -> None:
+    document.update(fields)
     for shard in shards_of(document):
         shard["name"] = shard["name"].replace(".icp", suffix)
 
@@ -724,10 +729,7 @@ def set_bytes(value: object) -> Callable[[dict[str, Any]], None]:
         lambda document: rename_all(document, ".npy"),
         lambda document: rename_all(document, ""),
         lambda document: document.update(format_version=1),
-        lambda document: (
-            rename_all(document, ".npy"),
-            document.update(format_version=1),
-        ),
+        lambda document: rename_all(document, ".npy", format_version=1),
     ],
 )
 def test_a_hostile_header_is_one_line_and_takes_no_memory(
