@@ -29,6 +29,7 @@ from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 from tests.prepare.conftest import remount
+from tests.prepare.test_foreign_files import FOREIGN
 from tests.store.slice_store import simple_rows, write_slices
 
 pytestmark = pytest.mark.usefixtures("units_of_four")
@@ -234,13 +235,12 @@ def test_a_folder_around_the_store_is_refused(raw: Path) -> None:
     refused(raw, raw.parent, "holds files that no store has")
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "level-512/00000.jpg", "a/b"])
-def test_a_folder_with_other_files_is_refused(
-    raw: Path, tmp_path: Path, name: str
-) -> None:
-    (tmp_path / "new" / name).parent.mkdir(parents=True)
-    (tmp_path / "new" / name).write_text("a year of work")
-    refused(raw, tmp_path / "new", "holds files that no store has.*name a new folder$")
+def test_a_folder_with_other_files_is_refused(stores: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(FOREIGN):
+        new = tmp_path / f"new-{number}"
+        (new / name).parent.mkdir(parents=True)
+        (new / name).write_text("a year of work")
+        refused(stores / "raw", new, r"holds files that no store has.*name a new fold")
 
 
 def test_files_with_the_names_of_a_store_are_refused(raw: Path, tmp_path: Path) -> None:
