@@ -27,12 +27,12 @@ from ichfast.prepare.journal import Journal
 from ichfast.prepare.labelling import add_labels, warn_of_strangers
 from ichfast.prepare.merge import Base
 from ichfast.prepare.own_files import remove_temporaries
-from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units, packed_plan
+from ichfast.prepare.plan import NOTHING, Unit, check_plan, cut_units
 from ichfast.prepare.series_choice import SERIES
 from ichfast.sources.listing import Listing
 from ichfast.store.header import read_header
 
-_KEPT_OPTIONS = ("levels", "packed", "ids", "unit", "accept", "select", "series")
+_KEPT_OPTIONS = ("levels", "ids", "unit", "accept", "select", "series")
 """Parts of the plan that an append shares with its store."""
 
 
@@ -52,14 +52,22 @@ def check_finished(
         append: whether this run appends.
 
     Raises:
-        StoreError: the store was made with other options; or, without `append`, from
-            other sources or labels, or an append to it was cut short.
+        StoreError: the store has the other form, or was made with other options; or,
+            without `append`, from other sources or labels, or an append to it was cut
+            short.
     """
     store = journal.store
     header = read_header(store)
     defaults = {"accept": NOTHING, "select": NOTHING, "series": SERIES[0]}
-    begun = {**defaults, **header.plan, **packed_plan(packed=header.is_packed)}
-    options = {**plan, **table_plan, **packed_plan(packed=journal.packed)}
+    begun = {**defaults, **header.plan}
+    options = {**plan, **table_plan}
+    if header.is_packed != journal.packed:
+        form, advice, other = (
+            ("packed", "add --packed", "a raw copy with `ichfast unpack")
+            if header.is_packed
+            else ("raw", "leave out --packed", "a packed copy with `ichfast pack")
+        )
+        raise StoreError(f"{store} is {form}; {advice}, or make {other} {store} NEW`")
     if append:
         check_plan(store, begun, {k: options[k] for k in _KEPT_OPTIONS})
         return

@@ -43,7 +43,7 @@ def only_writer(store: Path) -> Iterator[Callable[[], None]]:
             stack.enter_context(locked_folder(store))
         except LockHeldError as error:
             raise StoreError(
-                f"another `ichfast prepare` is writing {store} ({error.holder}); wait "
+                f"another ichfast command is writing {store} ({error.holder}); wait "
                 "for it to end"
             ) from error
         except OSError as error:
@@ -71,10 +71,10 @@ def _check_ours(store: Path) -> None:
     if foreign is not None:
         raise StoreError(
             f"{store} holds files that no store has, such as {foreign.name}; name a "
-            "new folder as --store"
+            "new folder"
         )
     if not is_begun_here(store):
         raise StoreError(
-            f"{store} was not begun by this `ichfast prepare`, although its files have "
-            "the names of a store's; name a new folder as --store, or delete this one"
+            f"{store} was not begun by ichfast, although its files have the names of a "
+            "store's; name a new folder, or delete this one"
         )

@@ -3,18 +3,22 @@
 1. Packed and unpacked again, a store has the same bytes in every file. A copy and its
    original have the same digest, so what was made with one goes on with the other.
 2. Each slice is checked while it is copied: those that are damaged are refused.
-3. After a run was killed at any moment, the same command continues: files that are
+3. The copy is of the store as it was when the run began, also if slices are appended
+   meanwhile.
+4. After a run was killed at any moment, the same command continues: files that are
    complete are not made again. `store.json` is written last.
-4. Before anything is written, the disk must have room for all of it. How much a packed
+5. Before a slice is written, the disk must have room for all of it. How much a packed
    store takes is estimated from slices spread over the whole store.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +28,7 @@ import numpy as np
 
 from ichfast.errors import StoreError
 from ichfast.packed import pack
+from ichfast.prepare.append import check_unfinished
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.lock import only_writer
 from ichfast.store.header import (
@@ -33,16 +38,22 @@ from ichfast.store.header import (
     intake_path,
     read_header,
     tables_dir,
-    write_header,
 )
 from ichfast.store.levels import level_folder
 from ichfast.store.packed_shards import PackedReader, PackedWriter
 from ichfast.store.raw_shards import RawReader, RawWriter
 from ichfast.store.shard_file import damage_error
-from ichfast.store.shards import PIXEL_DTYPE, Shard, shard_name, shard_path
+from ichfast.store.shards import (
+    NPY_HEADER_BYTES,
+    PIXEL_DTYPE,
+    Shard,
+    shard_name,
+    shard_path,
+)
 from ichfast.store.tables import checked_content
 from ichfast.store.verify import check_size
-from ichfast.system.files import atomic_path, make_folder
+from ichfast.system.checksums import FIELD, with_checksum
+from ichfast.system.files import atomic_path, make_folder, write_text_atomically
 from ichfast.system.signals import signals_interrupt
 from ichfast.system.terminal import progress
 
@@ -85,35 +96,42 @@ def pack_store(
 
     Raises:
         StoreError: the original is damaged, unfinished or has that form already; the
-            folder has other files or is another store; the disk has too little room;
-            or the run was interrupted. Then the same command continues.
+            folder lies in it, has other files or is another store; the disk has too
+            little room; or the run was interrupted. Then the same command continues.
     """
     started_s = time.monotonic()
     header = read_header(original)
     if header.is_packed == packed:
         form = "packed" if packed else "raw"
         raise StoreError(f"{original} is {form} already; copy its folder if you like")
-    if store.resolve() == original.resolve():
-        raise StoreError(f"{store} is the store itself; name another folder")
+    if store.resolve().is_relative_to(original.resolve()):
+        raise StoreError(f"{store} lies in the store itself; name another folder")
     journal = Journal(store, header.levels, packed)
     copies = [_Copy(original, store, s, packed) for s in header.shards]
     with only_writer(store) as discard, signals_interrupt(), _resumable(store):
-        was_finished = journal.publish() or (store / "store.json").exists()
+        was_finished = (tables_dir(store) / "store.json").exists()
         if was_finished:
-            _check_same(store, header, packed=packed)
+            _check_same(original, store, header, packed=packed)
+            journal.publish()
         else:
-            if not journal.is_begun:
-                journal.clear_shards([])
+            # Now, for an append to the original replaces them.
+            tables = _read_tables(original, header)
+            is_new = not journal.is_begun
+            _begin(original, journal, header)
             missing = [
                 (copy, level)
                 for copy in copies
                 for level in header.levels
                 if not copy.path(level).exists()
             ]
-            _check_room(journal, missing, discard)
-            _begin(journal, header)
+            try:
+                _check_room(journal, missing)
+            except StoreError:
+                if is_new:
+                    discard()
+                raise
             _copy_shards(missing, workers)
-            _copy_tables(original, journal, header, copies)
+            _finish(journal, tables, copies)
     return PackReport(
         store=str(store),
         slices=header.counts["slices"],
@@ -194,8 +212,16 @@ class _Copy:
         )
 
 
-def _check_same(store: Path, header: StoreHeader, *, packed: bool) -> None:
+def _check_same(
+    original: Path, store: Path, header: StoreHeader, *, packed: bool
+) -> None:
     """Check that a finished store is the copy.
+
+    Args:
+        original: the folder of the original store.
+        store: the folder of the finished store.
+        header: of the original.
+        packed: whether the copy is packed.
 
     Raises:
         StoreError: it is another store.
@@ -207,46 +233,62 @@ def _check_same(store: Path, header: StoreHeader, *, packed: bool) -> None:
         or found.table_crc32c != header.table_crc32c
         or [shard.crc32c for shard in found.shards] != sums
     ):
-        raise StoreError(f"{store} is another store; name a new folder, or delete it")
+        raise StoreError(
+            f"{store} is another store, or a copy of {original} before that was "
+            "changed; name a new folder, or delete it"
+        )
 
 
-def _begin(journal: Journal, header: StoreHeader) -> None:
-    """Begin or continue the copy of a store with that header, and make its folders."""
+def _begin(original: Path, journal: Journal, header: StoreHeader) -> None:
+    """Begin or continue a copy, and make its folders.
+
+    Args:
+        original: the folder of the original store.
+        journal: the copy's.
+        header: of the original.
+
+    Raises:
+        StoreError: something else was begun or finished in the folder.
+    """
+    if not journal.is_begun:
+        check_unfinished(journal.store)
+        journal.clear_shards([])
     plan = {
         "copy of": f"{header.digest} with table {header.table_crc32c:08x}",
         "levels": ",".join(map(str, header.levels)),
     }
-    journal.begin(plan, may_restart=False)
+    try:
+        journal.begin(plan, may_restart=False)
+    except StoreError as error:
+        raise StoreError(
+            f"{journal.store} was begun by another command, or from {original} before "
+            "that was changed; name a new folder, or delete it"
+        ) from error
     for level in header.levels:
         make_folder(journal.store / level_folder(level))
 
 
-def _check_room(
-    journal: Journal,
-    missing: Sequence[tuple[_Copy, int]],
-    discard: Callable[[], None],
-) -> None:
+def _check_room(journal: Journal, missing: Sequence[tuple[_Copy, int]]) -> None:
     """Check that the disk has room for the files that are missing.
 
     Args:
         journal: the copy's.
         missing: shards and levels.
-        discard: removes the folder of the copy.
 
     Raises:
-        StoreError: it has not.
+        StoreError: it has not; or the original is damaged or cannot be read.
     """
-    needed = 0.0
+    needed: float = 0
     for level in journal.levels:
         copies = [copy for copy, each in missing if each == level]
-        raw_bytes = sum(
-            replace(copy.shard, packed_bytes=None).num_bytes(level) for copy in copies
-        )
-        needed += raw_bytes * (_packed_share(copies, level) if journal.packed else 1)
+        pixels = sum(math.prod(copy.shard.shape(level)) for copy in copies)
+        pixel_bytes = pixels * PIXEL_DTYPE.itemsize
+        if journal.packed:
+            needed += pixel_bytes * _packed_share(copies, level)
+        else:
+            needed += pixel_bytes + NPY_HEADER_BYTES * len(copies)
     free = shutil.disk_usage(journal.store).free
     if needed > free:
-        if not journal.is_begun:
-            discard()
         raise StoreError(
             f"the copy takes about {needed / GIB:.1f} GiB more, the disk of "
             f"{journal.store} has {free / GIB:.1f} GiB free; make room, or name a "
@@ -304,33 +346,59 @@ def _copy_shards(missing: Sequence[tuple[_Copy, int]], workers: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def _copy_tables(
-    original: Path, journal: Journal, header: StoreHeader, copies: Sequence[_Copy]
-) -> None:
-    """Copy the tables, write `store.json` last, and finish the copy."""
-    tables = tables_dir(original)
+def _read_tables(original: Path, header: StoreHeader) -> dict[str, bytes]:
+    """Read the tables and `store.json` of a store, by name of their files.
+
+    Args:
+        original: the store's folder.
+        header: of that store.
+
+    Raises:
+        StoreError: one is damaged or cannot be read, or was replaced just now.
+    """
+    folder = tables_dir(original)
     checksums = {
-        tables / "slices.parquet": header.table_crc32c,
-        tables / "rejected.csv": header.rejected_crc32c,
+        folder / "slices.parquet": header.table_crc32c,
+        folder / "rejected.csv": header.rejected_crc32c,
     }
     if header.entries_crc32c:
         checksums[intake_path(original)] = header.entries_crc32c
+    advice = "it was changed just now or is damaged; run `ichfast verify`"
+    contents = {
+        file.name: checked_content(file, crc32c, advice)
+        for file, crc32c in checksums.items()
+    }
+    contents["store.json"] = (folder / "store.json").read_bytes()
+    if read_header(original) != header:
+        raise StoreError(f"{original} was changed just now; run the command again")
+    return contents
+
+
+def _finish(
+    journal: Journal,
+    tables: Mapping[str, bytes],
+    copies: Sequence[_Copy],
+) -> None:
+    """Write the tables, and `store.json` last.
+
+    Args:
+        journal: the copy's.
+        tables: from `_read_tables`.
+        copies: all shards.
+    """
     make_folder(journal.next)
-    for file, crc32c in checksums.items():
-        content = checked_content(
-            file, crc32c, "it was changed or is damaged; run `ichfast verify`"
-        )
-        with atomic_path(journal.next / file.name) as temporary:
-            temporary.write_bytes(content)
+    for name in tables.keys() - {"store.json"}:
+        with atomic_path(journal.next / name) as temporary:
+            temporary.write_bytes(tables[name])
     journal.clear_shards([copy.name for copy in copies])
-    write_header(
-        journal.next,
-        replace(
-            header,
-            shards=tuple(copy.header_entry(header.levels) for copy in copies),
-            format_version=PACKED_VERSION if journal.packed else RAW_VERSION,
-        ),
-    )
+    # All else stays as it is, byte for byte, also if an earlier version wrote it.
+    document = json.loads(tables["store.json"])
+    del document[FIELD]
+    document["shards"] = [
+        copy.header_entry(journal.levels).to_json() for copy in copies
+    ]
+    document["format_version"] = PACKED_VERSION if journal.packed else RAW_VERSION
+    write_text_atomically(journal.next / "store.json", with_checksum(document))
     journal.publish()
 
 

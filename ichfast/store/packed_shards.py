@@ -38,6 +38,7 @@ from ichfast.packed import (
     unpack_halved_into,
     unpack_into,
 )
+from ichfast.packed.record import BLOCK, find_layout
 from ichfast.store.levels import halve_into
 from ichfast.store.shard_file import (
     DIRECT_BYTES,
@@ -119,9 +120,10 @@ class PackedReader:
         self.slice_shape = shape[1:]
         """Rows and columns of its slices."""
         self._store = store
+        self._num_bytes = shard.num_bytes(level)
         self._file = ReadFile(self.path, past_cache=past_cache)
         try:
-            self._index_N = _read_index(self._file, shape, shard.num_bytes(level))
+            self._index_N = _read_index(self._file, shape, self._num_bytes)
         except ValueError as error:
             raise damage_error(self.path, store, str(error)) from error
 
@@ -185,7 +187,7 @@ class PackedReader:
         if self._file.is_direct:
             # Whole pages around the record; the last page of the file is not whole.
             first = at // DIRECT_BYTES * DIRECT_BYTES
-            end = min(-(-end // DIRECT_BYTES) * DIRECT_BYTES, self._file.size)
+            end = min(-(-end // DIRECT_BYTES) * DIRECT_BYTES, self._num_bytes)
         pages = _record.bytes(end - first)
         self._file.read(first, pages)
         return pages[at - first : at - first + num_bytes]
@@ -310,6 +312,13 @@ def _read_index(
     begins_N = np.concatenate([[HEADER.size], ends_N[:-1]])
     if (index_N["at"] != begins_N).any() or ends_N[-1] != index_at:
         raise ValueError("its records do not lie one behind the other")
+    layout = find_layout(*slice_shape)
+    raw_bytes = slice_shape[0] * layout.blocks * BLOCK * PIXEL_DTYPE.itemsize
+    # A reader takes memory for a record before it can check it.
+    if index_N["bytes"].max() > layout.payload_at + raw_bytes + 2 * ALIGNMENT:
+        raise ValueError(
+            f"its records are not as long as those of slices of {tuple(slice_shape)}"
+        )
     return index_N
 
 

@@ -1,4 +1,4 @@
-"""Runs of prepare that are killed at a given event of a given stage.
+"""Runs of prepare and pack that are killed at a given event of a given stage.
 
 A server process has imported everything and forks each run, so a run costs tens of
 milliseconds. An event is any call of, or return from, a function in Python or C, as
@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from ichfast.dicom.slices import Slice, read_slices
-from ichfast.prepare import pool, prepare, repair
+from ichfast.prepare import packing, pool, prepare, repair
 from ichfast.prepare.convert import serve_units
 from ichfast.prepare.journal import Journal, Page
 from ichfast.prepare.plan import Unit
@@ -42,6 +42,9 @@ killed; `waiting` is what the parent does meanwhile."""
 REPAIR_STAGES = ("finding", "waiting", "copying")
 """Stages of a repair; `copying` lasts until the end."""
 
+PACK_STAGES = ("reading", "copying", "finishing", "publishing")
+"""Stages of a pack; `copying` is that of a thread that writes a shard."""
+
 RUN_S = 60.0
 """The server is killed when a run takes longer."""
 
@@ -54,7 +57,8 @@ class Trap:
     """The event at which a run is killed. Sent to its workers with every unit."""
 
     stage: str
-    """One of `STAGES` or `REPAIR_STAGES`; any other text kills nothing."""
+    """One of `STAGES`, `REPAIR_STAGES` or `PACK_STAGES`; any other text kills nothing.
+    """
 
     event: int
     """Number of the event in that stage and one process, from 1."""
@@ -164,6 +168,26 @@ def _repair(trap: Trap, store: Path, sources: list[str]) -> None:
     trap.leave()
 
 
+def _pack(trap: Trap, original: str, store: Path) -> None:
+    """A pack; one thread writes shards."""
+    write = packing._Copy.write
+
+    def write_in_trap(*arguments: Any) -> None:
+        trap.enter("copying")
+        write(*arguments)
+        trap.leave()
+
+    replaced: dict[str, object] = {
+        "Journal": lambda *of_store: TrappedJournal(*of_store, trap=trap),
+        "_finish": _entering(trap, packing, "finishing", "_finish"),
+    }
+    vars(packing).update(replaced)
+    setattr(packing._Copy, "write", write_in_trap)  # noqa: B010  a frozen class
+    trap.enter("reading")
+    packing.pack_store(Path(original), store, workers=1)
+    trap.leave()
+
+
 class _ForkedServer(ForkServer):
     """A server that has imported all, because it is a fork of the run itself."""
 
@@ -222,13 +246,15 @@ def _run(order: dict[str, Any]) -> None:
     vars(pool)["REFRESH_S"] = RUN_S
     if "unit_entries" in order:
         _prepare(trap, order.pop("unit_entries"), order)
+    elif "original" in order:
+        _pack(trap, **order)
     else:
         _repair(trap, **order)
 
 
 @dataclass(frozen=True, slots=True)
 class Killer:
-    """Runs prepare in processes that may be killed."""
+    """Runs prepare, repairs and pack in processes that may be killed."""
 
     server: subprocess.Popen[str]
 
@@ -257,7 +283,8 @@ class Killer:
             stage: where to die.
             event: of the stage, from 1.
             delay_s: how much later.
-            **options: of `prepare_store`, and `unit_entries`; or of `repair_store`.
+            **options: of `prepare_store`, and `unit_entries`; or of `repair_store`; or
+                `original` and `store` of `pack_store`.
 
         Returns:
             The status of the process as `os.waitpid` gives it. Workers may still be

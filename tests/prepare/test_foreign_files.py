@@ -31,7 +31,8 @@ LIKE_OURS = (
     *("journal/next/store.json", "journal/repair/level-512/00000.npy"),
     *("level-512/00000.npy", "level-512/00001-9x9.npy", "level-256/00000.npy"),
     *(f".slices.parquet.{HEX}.tmp", f"level-512/.00000.npy.{HEX}.tmp"),
-    f"journal/.plan.json.{HEX}.tmp",
+    *(f"journal/.plan.json.{HEX}.tmp", f"level-256/.00000.icp.{HEX}.tmp"),
+    *("level-512/00000.icp", "level-256/00001-9x9.icp"),
 )
 """Names of a store's files."""
 
@@ -44,6 +45,9 @@ FOREIGN = (
         "level-256/00000.jpg",
         "level-128/00000.npy",
         ".git/HEAD",
+        "level-512/photo.icp",
+        "level-512/00000.icp.npy",
+        "00000.icp",
     ),
 )
 """Names that no store has."""
@@ -143,7 +147,7 @@ def test_an_empty_source_does_not_empty_a_folder(
     (mine / name).parent.mkdir(parents=True)
     (mine / name).write_text("a year of work")
     (mine / "level-512").mkdir()
-    with pytest.raises(StoreError, match="name a new folder as --store"):
+    with pytest.raises(StoreError, match="name a new folder"):
         run([empty], mine)
     assert (mine / name).read_text() == "a year of work"
 

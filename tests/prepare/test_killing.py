@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ichfast.store.header import tables_dir
 from ichfast.store.store import Store
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
-from tests.prepare.killing import REPAIR_STAGES, STAGES, Killer, killer
+from tests.prepare.killing import PACK_STAGES, REPAIR_STAGES, STAGES, Killer, killer
 
 pytestmark = pytest.mark.alone  # kills processes
 
@@ -29,12 +30,15 @@ def runs() -> Iterator[Killer]:
         yield started
 
 
-def options_for(source: Path, workers: int) -> partial[dict[str, Any]]:
+def options_for(
+    source: Path, workers: int, *, packed: bool = False
+) -> partial[dict[str, Any]]:
     """Options of a run, except the store."""
     return partial(
         dict[str, Any],
         sources=[source],
         workers=workers,
+        packed=packed,
         keep_ids=True,
         unit_entries=UNIT_ENTRIES,
     )
@@ -59,11 +63,11 @@ def kill(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(("workers", "packed"), [(1, False), (4, True)])
 def test_a_run_killed_in_any_stage_ends_in_the_same_bytes(
-    runs: Killer, source: Path, tmp_path: Path, workers: int
+    runs: Killer, source: Path, tmp_path: Path, workers: int, *, packed: bool
 ) -> None:
-    run = options_for(source, workers=workers)
+    run = options_for(source, workers=workers, packed=packed)
     counts = runs.count(tmp_path / "counts", **run(store=tmp_path / "calm"))
     assert set(counts) == set(STAGES)
     expected = contents(tmp_path / "calm")
@@ -147,6 +151,39 @@ def test_a_repair_killed_at_any_moment_leaves_each_file_as_before_or_as_after(
         assert runs.run(tmp_path / f"again-{number}", **repair(store=store)) == 0
         assert contents(store) == after
         assert folders(store) == folders(made)
+
+
+@pytest.mark.slow
+def test_a_pack_killed_at_any_moment_ends_in_the_same_bytes(
+    runs: Killer, source: Path, tmp_path: Path
+) -> None:
+    original, calm = tmp_path / "original", tmp_path / "calm"
+    make = options_for(source, workers=2)
+    assert runs.run(tmp_path / "make", **make(store=original)) == 0
+    before = contents(original)
+    pack = partial(dict[str, Any], original=original)
+    counts = runs.count(tmp_path / "counts", **pack(store=calm))
+    assert set(counts) == set(PACK_STAGES)
+    expected = contents(calm)
+    assert verify_store(calm) == []
+    was_finished = set()
+    for number, stage in enumerate(PACK_STAGES * 5):
+        store = tmp_path / f"store-{number}"
+        kill(
+            runs,
+            tmp_path / f"kill-{number}",
+            counts,
+            (stage, number),
+            **pack(store=store),
+        )
+        is_finished = (tables_dir(store) / "store.json").exists()
+        was_finished.add(is_finished)
+        assert not is_finished or verify_store(store) == []
+        assert runs.run(tmp_path / f"again-{number}", **pack(store=store)) == 0
+        assert contents(store) == expected
+        assert folders(store) == folders(calm)
+    assert was_finished == {False, True}
+    assert contents(original) == before
 
 
 def folders(store: Path) -> set[str]:

@@ -317,7 +317,7 @@ def test_two_runs_at_once_are_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with (tmp_path / "store" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(StoreError, match="another `ichfast prepare` is writing"):
+        with pytest.raises(StoreError, match="another ichfast command is writing"):
             run([source], tmp_path / "store")
     assert run([source], tmp_path / "store").slices == 23
 

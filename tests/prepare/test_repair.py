@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from ichfast.cli.main import cli
 from ichfast.errors import StoreError
 from ichfast.prepare import prepare
+from ichfast.prepare.packing import pack_store
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.repair import repair_store
 from ichfast.store.verify import verify_store
@@ -58,6 +59,32 @@ def test_damaged_shards_get_their_bytes_back(store: Path, source: Path) -> None:
         "level-512/00003-24x32.npy",
     )
     assert contents(store) == before
+
+
+@pytest.mark.slow
+def test_damaged_packed_shards_get_their_bytes_back(
+    store: Path, source: Path, tmp_path: Path
+) -> None:
+    packed, key = tmp_path / "packed", store.with_name("store.key")
+    pack_store(store, packed, workers=1)
+    before = contents(packed)
+    flip(packed / "level-512" / "00000-24x32.icp", 1000)  # a record
+    flip(packed / "level-256" / "00001-17x13.icp", -200)  # the index
+    flip(packed / "level-256" / "00000-24x32.icp", -1)  # the footer
+    os.truncate(packed / "level-256" / "00002-24x32.icp", 70_000)
+    (packed / "level-512" / "00003-24x32.icp").unlink()
+    assert len(verify_store(packed)) == 5
+    with pytest.raises(StoreError, match=r"packed\.key"):
+        repair_store(packed, [source])
+    report = repair_store(packed, [source], id_key=key)
+    assert report.repaired == (
+        "level-256/00000-24x32.icp",
+        "level-512/00000-24x32.icp",
+        "level-256/00001-17x13.icp",
+        "level-256/00002-24x32.icp",
+        "level-512/00003-24x32.icp",
+    )
+    assert contents(packed) == before
 
 
 @pytest.mark.slow

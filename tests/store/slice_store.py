@@ -35,7 +35,7 @@ OTHER_COLUMNS: dict[str, object] = {
 """Defaults of the table's columns."""
 
 
-def write_slices(  # noqa: PLR0913 - a store has that many properties
+def write_slices(  # noqa: PLR0913  what stores differ in
     path: Path,
     slices: Sequence[npt.NDArray[np.uint16]],
     rows: Sequence[Mapping[str, Any]],
@@ -58,13 +58,14 @@ def write_slices(  # noqa: PLR0913 - a store has that many properties
         levels: of the store.
         slices_a_unit: slices written at a time.
         plan: what the store says it is made from.
-        packed: whether slices are packed.
+        packed: whether the store is packed.
     """
     path.mkdir()
     written: list[dict[str, Any]] = []
     shards = []
     for first in range(0, len(slices), slices_a_unit):
-        with UnitWriter(path, first // slices_a_unit, levels, packed=packed) as writer:
+        unit = first // slices_a_unit
+        with UnitWriter(path, unit, levels, packed=packed) as writer:
             for stored_HW in slices[first : first + slices_a_unit]:
                 name, row_in_shard, sums = writer.add(stored_HW)
                 written.append(
