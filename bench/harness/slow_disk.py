@@ -41,6 +41,10 @@ class TokenBucket:
         self._idle_from_s = clock()
         """When all bytes that were asked for have passed."""
 
+    def begin(self) -> None:
+        """Let nothing pass that was not asked for from now on."""
+        self._idle_from_s = self._clock()
+
     def take(self, num_bytes: int) -> float:
         """Ask for bytes to pass, and return when they have, on the clock, seconds."""
         with self._lock:
@@ -56,8 +60,12 @@ class TokenBucket:
 
 
 @contextmanager
-def slow_disk(bytes_per_s: float) -> Iterator[None]:
-    """Hold every `os.preadv` of this process to a rate, bytes per second, together."""
+def slow_disk(bytes_per_s: float) -> Iterator[TokenBucket]:
+    """Hold every `os.preadv` of this process to a rate, bytes per second, together.
+
+    Yields:
+        What holds them.
+    """
     bucket = TokenBucket(bytes_per_s)
     read = os.preadv
 
@@ -71,6 +79,6 @@ def slow_disk(bytes_per_s: float) -> Iterator[None]:
 
     os.preadv = read_slowly
     try:
-        yield
+        yield bucket
     finally:
         os.preadv = read

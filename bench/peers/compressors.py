@@ -30,8 +30,11 @@ def make_codec(name: str) -> Codec:
     """Make the codec ``zstd``, or ``blosc2``: bits shuffled, then zstd."""
     import imagecodecs
 
-    def bytes_of(pixels_HW: npt.NDArray[np.uint16]) -> memoryview:
+    def bytes_of(pixels_HW: npt.NDArray[np.uint16]) -> Any:
         return pixels_HW.data.cast("B")
+
+    def pack_with_zstd(stored_HW: npt.NDArray[np.uint16]) -> Any:
+        return imagecodecs.zstd_encode(bytes_of(stored_HW), 1)
 
     def pack_with_blosc2(stored_HW: npt.NDArray[np.uint16]) -> Any:
         return imagecodecs.blosc2_encode(
@@ -45,7 +48,7 @@ def make_codec(name: str) -> Codec:
 
     codecs = {
         "zstd": Codec(
-            lambda stored_HW: imagecodecs.zstd_encode(bytes_of(stored_HW), 1),
+            pack_with_zstd,
             lambda packed, out_HW: imagecodecs.zstd_decode(
                 packed, out=bytes_of(out_HW)
             ),

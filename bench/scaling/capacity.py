@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.harness.measure import Record
-from bench.harness.records import hardware_of
 from bench.scaling.quantities import packed_record
 from ichfast.loading.cache import RESERVED_SHARE
 from ichfast.store.levels import LEVELS
@@ -40,9 +39,6 @@ class Encoding:
     share: float | None
     """Bytes, divided by those of the raw level; None if not measured."""
 
-    source: str = ""
-    """Where the share comes from."""
-
     @property
     def slice_bytes(self) -> float | None:
         """Bytes of a slice, or None."""
@@ -68,11 +64,7 @@ def encodings(records: Sequence[Record]) -> list[Encoding]:
     """List each level raw and packed, with its measured size."""
     found = []
     for level in LEVELS:
-        found.append(Encoding(level, "raw", 1.0))
         record = packed_record(records, level)
-        share, source = None, ""
-        if record is not None and record.estimate is not None:
-            share = record.estimate.median / 100
-            source = f"{record.settings['slices']:,} slices; {hardware_of(record)}"
-        found.append(Encoding(level, "packed", share, source))
+        share = record.estimate.median / 100 if record and record.estimate else None
+        found += [Encoding(level, "raw", 1.0), Encoding(level, "packed", share)]
     return found

@@ -230,8 +230,9 @@ def _measured_packed(
     """The quantities `PACKED`, if both were measured."""
     on_cpu = [record for record in records if record.device == "cpu"]
     case = f"loader, level {level} to {size}, page cache"
-    shares, loader = packed_record(on_cpu, level), find_record(
-        on_cpu, "packed", case, "raw store"
+    shares, loader = (
+        packed_record(on_cpu, level),
+        find_record(on_cpu, "packed", case, "raw store"),
     )
     if shares is None or shares.estimate is None or not loader or not loader.ratio:
         return []

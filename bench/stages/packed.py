@@ -1,199 +1,312 @@
-"""Packed slices against raw ones: their size, their code, and what reads them.
+"""A packed store against the raw one that it was made of.
 
-The code of a slice, in one thread: packing and unpacking, checksums included, against a
-copy of the pixels and against other compressors. In the cache each slice is worked on
-several times in a row. Out of it there are more slices than most caches hold, each in
-memory of its own.
+* The bytes of whole shards, and the code of a slice (`bench.stages.packed_code`).
+* The loader, and its reading part alone, which is all that the processor does where a
+  GPU does the rest: from the page cache, and from disks of a given rate
+  (`bench.harness.slow_disk`). A raw slice is compared with its checksum once, in the
+  warm-up; the record of a packed one is always compared.
+* The memory that ``--cache host`` takes.
+* What a GPU does with packed slices in its memory (`bench.stages.packed_gpu`).
+* ``ichfast prepare`` with and without ``--packed``.
 
-Shape letters: N slices in memory, H rows, W columns.
+Without the C library nothing is measured: NumPy would take its place, slowly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from bench.harness.loading import open_loader, run_epoch
 from bench.harness.measure import Contender, Meter, Record
-from bench.harness.workload import Workload
-from bench.peers import peers_of, reason_to_skip
-from bench.peers.compressors import Codec, make_codec
-from bench.stages.loader import pick_slices
-from ichfast.packed import pack, unpack_into
-from ichfast.packed.library import Library, library_paths
-from ichfast.store.levels import SOURCE_LEVEL
+from bench.harness.pagecache import fill_cache
+from bench.harness.peak import resident_mib
+from bench.harness.reader import SliceReader
+from bench.harness.slow_disk import slow_disk
+from bench.harness.workload import Workload, check_space
+from bench.stages.loader import make_task, pick_slices
+from bench.stages.packed_code import (
+    STAGE,
+    find_instructions,
+    measure_code,
+    note_peer_bytes,
+)
+from bench.stages.packed_gpu import measure_on_gpu
+from bench.stages.prepare import Setup, count_processes, out_dirs, prepare_contender
+from ichfast.store.levels import LEVELS, SMALL_LEVEL, SOURCE_LEVEL
+from ichfast.store.shards import shard_path
 from ichfast.store.store import Store
 
-STAGE = "packed"
+DISKS = {"page cache": None, "0.5 GB/s": 0.5e9, "2 GB/s": 2e9}
+"""Where slices are read from, and the rate of a disk, bytes per second."""
 
-UNCACHED_BYTES = 2**29
-"""Memory of the slices that are not in the processor's cache."""
+MIN_RATIO = {SOURCE_LEVEL: 3.8, SMALL_LEVEL: 2.85}
+"""Aims for real slices: raw bytes, divided by packed ones."""
 
-CACHED_SLICES, CACHED_TIMES = 16, 32
-"""Slices that are worked on in the cache, and how often in a row."""
+MIN_RATES = {
+    ("page cache", SOURCE_LEVEL): 0.85,
+    ("page cache", SMALL_LEVEL): 0.9,
+    ("0.5 GB/s", SOURCE_LEVEL): 3.0,
+    ("0.5 GB/s", SMALL_LEVEL): 2.3,
+}
+"""Aims for the loader, by disk and level: its rate, divided by that from raw slices."""
 
-PEER_SHARE = 8
-"""A peer does one of this many pieces of work; each costs the same."""
+MIN_PREPARE_RATE = 0.8
+"""Aim for prepare: its rate, divided by that without packing."""
 
-MIN_UNPACKING, MIN_PACKING_BYTES = 0.5, 2e9
-"""Aims out of the cache, at level 512: unpacking as a share of memcpy, and packing,
-bytes of pixels per second."""
+MAX_MEMORY_PERCENT = 30.0
+"""Aim for ``--cache host``: its memory, in per cent of that of raw slices."""
 
+MAX_STORE_BYTES = 8 * 2**30
+"""Upper limit of a store that is packed here."""
 
-def instructions() -> str:
-    """Name what the C library uses: AVX2, NEON or plain C; empty if it is missing.
+NUM_KEPT = 2048
+"""Slices that ``--cache host`` keeps."""
 
-    NumPy takes its place then. It is no contender: it is many times slower.
-    """
-    for path in library_paths():
-        if path.is_file():
-            return Library(path).vector_instructions or "plain C"
-    return ""
+KEPT_TURNS = 2
+"""Turns of its memory, which hardly varies."""
 
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Slices to work on."""
-
-    place: str
-    """``in cache`` or ``out of cache``."""
-
-    stored_NHW: npt.NDArray[np.uint16]
-    out_NHW: npt.NDArray[np.uint16]
-    """Where they are unpacked to: one array, or as many as there are slices."""
-
-    times: int
-    """How often each slice is worked on in a row."""
-
-    @staticmethod
-    def cached(store: Store, level: int) -> Memory:
-        """Some slices, one after the other into the same memory.
-
-        Args:
-            store: Holds the slices.
-            level: One of its levels.
-        """
-        stored_NHW = _read(store, level, CACHED_SLICES)
-        return Memory("in cache", stored_NHW, stored_NHW[:1].copy(), CACHED_TIMES)
-
-    @staticmethod
-    def uncached(store: Store, level: int) -> Memory:
-        """`UNCACHED_BYTES` of slices into as much memory.
-
-        Args:
-            store: Holds the slices; they are repeated if there are too few.
-            level: One of its levels.
-        """
-        slice_bytes = _read(store, level, 1).nbytes
-        stored_NHW = _read(store, level, UNCACHED_BYTES // slice_bytes)
-        return Memory("out of cache", stored_NHW, stored_NHW.copy(), 1)
-
-    def part(self) -> Memory:
-        """One of `PEER_SHARE` pieces of work."""
-        if self.times > 1:
-            return replace(self, times=self.times // PEER_SHARE)
-        return replace(self, stored_NHW=self.stored_NHW[::PEER_SHARE])
-
-    def out_HW(self, number: int) -> npt.NDArray[np.uint16]:
-        """Where the slice of a number is unpacked to."""
-        return self.out_NHW[number % len(self.out_NHW)]
-
-    def work(self, job: Callable[[int], object]) -> int:
-        """Call a job with the number of each slice; returns the number of calls."""
-        for number in range(len(self.stored_NHW)):
-            for _ in range(self.times):
-                job(number)
-        return len(self.stored_NHW) * self.times
+PAGE_MIB = 4096 / 2**20
+"""The least memory that can be told from none."""
 
 
-def _read(store: Store, level: int, count: int) -> npt.NDArray[np.uint16]:
-    """Read slices of one shape, evenly over a store, each into memory of its own."""
-    picked = pick_slices(store, count).tolist()
-    return np.stack([store.slice_HW(each, level) for each in picked])
-
-
-def measure_code(store: Store, workload: Workload, meter: Meter) -> list[Record]:
-    """Measure packing and unpacking in one thread, slices per second.
+def measure(workload: Workload, meter: Meter) -> list[Record]:
+    """Measure packed slices: rates, bytes and memory.
 
     Args:
-        store: Holds the slices.
         workload: What is measured.
         meter: Makes the records.
     """
-    peers = {
-        name: make_codec(name)
-        for name in peers_of(STAGE, workload.peers)
-        if not reason_to_skip(name)
-    }
+    if not find_instructions():
+        return [_left_out(meter, "all", "the C library of packed slices is missing")]
+    with workload.open_store() as raw:
+        records = measure_code(raw, workload, meter)
+        if _num_bytes(raw) > MAX_STORE_BYTES:
+            reason = f"the store takes more than {MAX_STORE_BYTES >> 30} GiB"
+            records.append(_left_out(meter, "a whole store", reason))
+        else:
+            with _packed_copy(raw, workload) as packed:
+                for level in raw.levels:
+                    compared = _Comparison(packed, raw, level, workload, meter)
+                    records += compared.measure()
+    return records + _measure_prepare(workload, meter)
+
+
+def _left_out(meter: Meter, case: str, reason: str) -> Record:
+    return meter.left_out(
+        stage=STAGE, case=case, name="ichfast", role="ichfast", reason=reason
+    )
+
+
+@contextmanager
+def _packed_copy(raw: Store, workload: Workload) -> Iterator[Store]:
+    """Pack a store to the disk; both are then in the page cache in large pieces."""
+    path = workload.cache_dir / f"packed.{os.getpid()}.tmp"
+    check_space(workload.cache_dir, _num_bytes(raw))
+    try:
+        with redirect_stderr(io.StringIO()):  # hides its progress
+            pack_store(raw.path, path)
+        with Store(path) as packed:
+            fill_cache([*_files(raw, *raw.levels), *_files(packed, *raw.levels)])
+            yield packed
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _files(store: Store, *levels: int) -> list[Path]:
     return [
-        record
-        for level in store.levels
-        for make_memory in (Memory.cached, Memory.uncached)
-        for record in _measure_memory(make_memory(store, level), level, peers, meter)
+        shard_path(store.path, shard.name, level)
+        for level in levels
+        for shard in store.header.shards
     ]
 
 
-def _measure_memory(
-    memory: Memory, level: int, peers: Mapping[str, Codec], meter: Meter
-) -> list[Record]:
-    ours = Codec(pack, unpack_into)
-    slice_bytes = memory.stored_NHW[0].nbytes
-    records = []
-    for verb, contender_of in (("unpacking", _unpacker), ("packing", _packer)):
-        copy = Contender(
-            name="memcpy",
-            role="limit",
-            run=lambda: memory.work(
-                lambda k: np.copyto(memory.out_HW(k), memory.stored_NHW[k])
+def _num_bytes(store: Store, *levels: int) -> int:
+    files = _files(store, *(levels or store.levels))
+    return sum(file.stat().st_size for file in files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """A level of a packed store, and of the raw one that it was made of."""
+
+    packed: Store
+    raw: Store
+    level: int
+    workload: Workload
+    meter: Meter
+
+    def measure(self) -> list[Record]:
+        """Measure bytes, rates and memory, on the GPU too if one is used."""
+        return [
+            *self._bytes(),
+            *self._rates(),
+            *self._memory(),
+            *measure_on_gpu(
+                self.packed, self.raw, self.level, self.workload, self.meter
             ),
-        )
-        records += meter.compare(
-            [
-                contender_of("ichfast", "ichfast", ours, memory),
-                copy,
-                *(
-                    contender_of(name, "peer", codec, memory.part())
-                    for name, codec in peers.items()
-                ),
-            ],
+        ]
+
+    def _bytes(self) -> list[Record]:
+        """The bytes of whole shards, and of slices that the peers pack."""
+        share = _num_bytes(self.packed, self.level) / _num_bytes(self.raw, self.level)
+        is_real = self.workload.store is not None
+        settings: dict[str, Any] = {"level": self.level, "slices": len(self.raw)}
+        settings["synthetic"] = not is_real
+        if is_real:
+            settings["aim"] = 100 / MIN_RATIO[self.level]
+        ours = self.meter.note(
+            [100 * share],
             stage=STAGE,
-            case=f"{verb} level {level}, {memory.place}",
-            unit="slices",
+            case=f"level {self.level}, bytes",
+            name="packed",
+            unit="%",
             cache="none",
-            settings={
-                "level": level,
-                "slices": len(memory.stored_NHW),
-                "times": memory.times,
-                "unit_bytes": slice_bytes,
-                "threads": 1,
-                "instructions": instructions(),
-            },
+            settings=settings,
         )
+        return [ours, *note_peer_bytes(self.raw, self.level, self.workload, self.meter)]
+
+    def _rates(self) -> list[Record]:
+        """The loader and its reading part from each disk, slices per second."""
+        picked_N = pick_slices(self.raw, self.workload.num_loaded)
+        task = replace(
+            make_task(self.raw, self.level, self.workload), positions_N=picked_N
+        )
+        stores, size = (self.packed, self.raw), self.workload.size
+        records = []
+        with ExitStack() as stack:
+            loaders = [stack.enter_context(open_loader(each, task)) for each in stores]
+            readers = [
+                SliceReader(each, self.level, picked_N, task.batch_size)
+                for each in stores
+            ]
+            for reader in readers:
+                stack.callback(reader.close)
+            runs: dict[str, list[Callable[[], int]]] = {
+                f"loader, level {self.level} to {size}": [
+                    partial(run_epoch, each) for each in loaders
+                ],
+                f"reader, level {self.level}": [each.read for each in readers],
+            }
+            for what, contenders in runs.items():
+                for disk in DISKS:
+                    settings = {"level": self.level, "slices": len(picked_N)}
+                    records += self._compare(what, disk, contenders, settings)
+        return records
+
+    def _compare(
+        self,
+        what: str,
+        disk: str,
+        runs: Sequence[Callable[[], int]],
+        settings: Mapping[str, Any],
+    ) -> list[Record]:
+        """Compare reading from the packed and from the raw store.
+
+        Args:
+            what: Names what reads.
+            disk: One of `DISKS`.
+            runs: From the packed and from the raw store.
+            settings: For the records.
+        """
+        from_packed, from_raw = runs
+        aim = MIN_RATES.get((disk, self.level)) if "loader" in what else None
+        rate = DISKS[disk]
+        with ExitStack() as stack:
+            before: Callable[[], object] = _do_nothing
+            if rate is not None:
+                before = stack.enter_context(slow_disk(rate)).begin
+            return self.meter.compare(
+                [
+                    Contender(
+                        name="ichfast", role="ichfast", run=from_packed, before=before
+                    ),
+                    Contender(
+                        name="raw store",
+                        role="limit",
+                        run=from_raw,
+                        before=before,
+                        settings={"aim_ratio": aim} if aim else {},
+                    ),
+                ],
+                stage=STAGE,
+                case=f"{what}, {disk}",
+                unit="slices",
+                cache="hot",
+                settings=dict(settings),
+            )
+
+    def _memory(self) -> list[Record]:
+        """The memory that ``--cache host`` takes, MiB."""
+        picked_N = np.unique(pick_slices(self.raw, NUM_KEPT))
+        task = make_task(self.raw, self.level, self.workload)
+        data = replace(task.data, cache="host")
+        task = replace(task, positions_N=picked_N, data=data)
+        case = f"--cache host, level {self.level}"
+        taken_mib: dict[str, list[float]] = {"packed": [], "raw": []}
+        for _ in range(KEPT_TURNS):
+            for name, store in (("packed", self.packed), ("raw", self.raw)):
+                self.meter.on_turn(f"{STAGE}, {case}: {name}")
+                before_mib = resident_mib()
+                with open_loader(store, task):
+                    taken_mib[name].append(max(resident_mib() - before_mib, PAGE_MIB))
+        percent = [
+            100 * packed / raw
+            for packed, raw in zip(taken_mib["packed"], taken_mib["raw"], strict=True)
+        ]
+        note = partial(self.meter.note, stage=STAGE, case=case, cache="hot")
+        settings = {"level": self.level, "slices": len(picked_N)}
+        return [
+            *(
+                note(values, name=name, unit="MiB", settings=settings)
+                for name, values in taken_mib.items()
+            ),
+            note(
+                percent,
+                name="packed of raw",
+                unit="%",
+                settings={**settings, "aim": MAX_MEMORY_PERCENT},
+            ),
+        ]
+
+
+def _do_nothing() -> None:
+    """Prepare a turn that needs no preparation."""
+
+
+def _measure_prepare(workload: Workload, meter: Meter) -> list[Record]:
+    """Measure prepare with and without packing, files per second."""
+    dicom_dir = workload.heads_dir / "dicom"
+    files = sorted(dicom_dir.rglob("*.dcm"))
+    fill_cache(files)
+    records = []
+    for out_dir in out_dirs(workload):
+        setup = Setup(out_dir, count_processes(workload, len(files)), LEVELS)
+        try:
+            records += meter.compare(
+                [
+                    prepare_contender(setup, dicom_dir, is_packed=True),
+                    replace(
+                        prepare_contender(setup, dicom_dir),
+                        role="limit",
+                        settings={"aim_ratio": MIN_PREPARE_RATE},
+                    ),
+                ],
+                stage=STAGE,
+                case=f"prepare, {setup.case}",
+                unit="files",
+                cache="hot",
+                settings={"files": len(files), "processes": setup.processes},
+            )
+        finally:
+            shutil.rmtree(out_dir, ignore_errors=True)
     return records
-
-
-def _packer(name: str, role: str, codec: Codec, memory: Memory) -> Contender:
-    return Contender(
-        name=name,
-        role=role,
-        run=lambda: memory.work(lambda k: codec.pack(memory.stored_NHW[k])),
-    )
-
-
-def _unpacker(name: str, role: str, codec: Codec, memory: Memory) -> Contender:
-    @cache  # made in the warm-up turn, so that only a peer that fails is left out
-    def packed() -> list[bytes]:
-        return [codec.pack(stored_HW) for stored_HW in memory.stored_NHW]
-
-    return Contender(
-        name=name,
-        role=role,
-        before=packed,
-        run=lambda: memory.work(
-            lambda k: codec.unpack(packed()[k], memory.out_HW(k))
-        ),
-    )

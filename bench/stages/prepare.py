@@ -56,16 +56,15 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     """
     files = sorted((workload.heads_dir / "dicom").rglob("*.dcm"))
     fill_cache(files)
-    # A process gets at least one unit of work.
-    processes = min(workload.processes, -(-len(files) // UNIT_ENTRIES))
+    processes = count_processes(workload, len(files))
     one_level, both = (SOURCE_LEVEL,), (SOURCE_LEVEL, SMALL_LEVEL)
-    setups = [Setup(workload.scratch_dir, processes, one_level)]
+    first_dir, *other_dirs = out_dirs(workload)
+    setups = [Setup(first_dir, processes, one_level)]
     if processes > 1:
-        setups.append(Setup(workload.scratch_dir, 1, one_level))
-    setups.append(Setup(workload.scratch_dir, processes, both))
-    if setups[0].place == "memory":
-        disk_dir = workload.cache_dir / f"prepare.{os.getpid()}.tmp"
-        setups += [Setup(disk_dir, processes, levels) for levels in (one_level, both)]
+        setups.append(Setup(first_dir, 1, one_level))
+    setups.append(Setup(first_dir, processes, both))
+    for out_dir in other_dirs:
+        setups += [Setup(out_dir, processes, levels) for levels in (one_level, both)]
     peers = peers_of(STAGE, workload.peers)
     present = [name for name in peers if not reason_to_skip(name)]
     records: list[Record] = []
@@ -86,6 +85,27 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     return records + _measure_syntaxes(files[:NUM_COMPRESSED], meter)
 
 
+def out_dirs(workload: Workload) -> list[Path]:
+    """Folders to write to: in memory, if there is room, and on the disk."""
+    if not _is_in_memory(workload.scratch_dir):
+        return [workload.scratch_dir]
+    return [workload.scratch_dir, workload.cache_dir / f"prepare.{os.getpid()}.tmp"]
+
+
+def count_processes(workload: Workload, num_files: int) -> int:
+    """Count the processes of each contender, which get a unit of work or more.
+
+    Args:
+        workload: Limits them.
+        num_files: What is prepared.
+    """
+    return min(workload.processes, -(-num_files // UNIT_ENTRIES))
+
+
+def _is_in_memory(folder: Path) -> bool:
+    return folder.is_relative_to(MEMORY_DIR)
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """Settings of all contenders in one case."""
@@ -102,7 +122,7 @@ class Setup:
     @property
     def place(self) -> str:
         """``memory`` or ``disk``."""
-        return "memory" if self.out_dir.is_relative_to(MEMORY_DIR) else "disk"
+        return "memory" if _is_in_memory(self.out_dir) else "disk"
 
     @property
     def case(self) -> str:
