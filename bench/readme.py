@@ -21,9 +21,9 @@ from bench.harness.records import RESULTS_DIR, hardware_of, read_newest
 from bench.harness.table import format_number
 from bench.plot import write_figure
 from bench.scaling.capacity import NUM_SLICES, Encoding, encodings
-from bench.scaling.quantities import find_record
+from bench.scaling.quantities import find_record, packed_record
 from bench.stages import STAGES
-from ichfast.store.levels import LEVELS
+from ichfast.store.levels import LEVELS, SOURCE_LEVEL
 from ichfast.system.files import write_text_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,29 +41,15 @@ MODEL_SIZE = 224
 
 MISSING = "not measured"
 
-CHOICE_RATES = [
-    (
-        "rate of unpacking level 512 in one thread",
-        "memcpy: 1",
-        "unpacking level 512, out of cache",
-        "memcpy",
-    ),
-    *(
-        (
-            f"rate of the {what}, level {level}, {disk}",
-            "1",
-            f"{case}, {disk}",
-            "raw store",
-        )
-        for level in LEVELS
-        for disk in ("page cache", "0.5 GB/s")
-        for what, case in (
-            ("loader on a CPU", f"loader, level {level} to {MODEL_SIZE}"),
-            ("reading alone", f"reader, level {level}"),
-        )
-    ),
-]
-"""Rows of README's table: what, what raw has, the case, and what it compares with."""
+LEVEL_NAMES = " / ".join(map(str, LEVELS))
+
+CHOICE_RATES = {
+    "loader on a CPU, page cache": "loader, level {level} to {size}, page cache",
+    "loader on a CPU, disk of 0.5 GB/s": "loader, level {level} to {size}, 0.5 GB/s",
+    "reading alone, page cache": "reader, level {level}, page cache",
+    "reading alone, disk of 0.5 GB/s": "reader, level {level}, 0.5 GB/s",
+}
+"""Rows of README's table of rates, and their cases, each compared with a raw store."""
 HEADER = "| stage | case | ichfast | limit | ichfast / limit | others |"
 RULE = "|---|---|--:|--:|--:|---|"
 FIGURE = "![Medians of ichfast, its limits and its peers](bench/results/throughput.png)"
@@ -118,21 +104,36 @@ def make_choice(records: Sequence[Record]) -> str:
         records: Of `read_newest`.
     """
     by_name = {(each.level, each.name): each for each in encodings(records)}
-    rows = []
+    lines = [f"| {NUM_SLICES:,} slices | raw | packed |", "|---|--:|--:|"]
     for level in LEVELS:
         pair = [by_name[level, name] for name in ("raw", "packed")]
-        rows.append(_row(f"{NUM_SLICES:,} slices of level {level}", *map(_size, pair)))
-        rows.append(_row("held by", *map(_holders, pair)))
-    rows += [
-        _row(what, unit, _ratio_to(records, case, limit))
-        for what, unit, case, limit in CHOICE_RATES
-    ]
-    return "\n".join(["| | raw | packed |", "|---|--:|--:|", *rows])
+        lines.append(_row(f"level {level}", *map(_size, pair)))
+        lines.append(_row("fits into", *map(_holders, pair)))
+    unpacking = f"unpacking level {SOURCE_LEVEL}, out of cache"
+    of_memcpy = _ratio_to(records, unpacking, "memcpy")
+    lines.append(_row("unpacking on one core, of memcpy", "", of_memcpy))
+    for what, case in CHOICE_RATES.items():
+        cases = [case.format(level=level, size=MODEL_SIZE) for level in LEVELS]
+        ratios = [_ratio_to(records, each, "raw store") for each in cases]
+        lines.append(_row(f"{what}, level {LEVEL_NAMES}", "1", " / ".join(ratios)))
+    return "\n".join([*lines, "", _origin(records)])
 
 
 def _ratio_to(records: Sequence[Record], case: str, limit: str) -> str:
     record = find_record(records, PACKED_STAGE, case, limit)
     return f"{record.ratio.median:.2f}" if record and record.ratio else MISSING
+
+
+def _origin(records: Sequence[Record]) -> str:
+    """The caption of README's table."""
+    record = packed_record(records, SOURCE_LEVEL)
+    if record is None:
+        return "Not measured by a committed record."
+    kind = "synthetic slices" if record.settings["synthetic"] else "slices"
+    return (
+        f"Measured with {record.settings['slices']:,} {kind}; {hardware_of(record)}; "
+        f"commit `{record.commit}`, {record.date[:10]}; on a GPU not measured."
+    )
 
 
 def _row(*cells: str) -> str:
@@ -149,7 +150,7 @@ def _holders(encoding: Encoding) -> str:
         return MISSING
     gpu = encoding.holder("GPU")
     memory = f"{encoding.holder('memory')} of memory"
-    return f"{memory}, no single GPU" if gpu == "none" else f"{memory}, a GPU of {gpu}"
+    return f"{memory}, no GPU" if gpu == "none" else f"{memory}, a GPU of {gpu}"
 
 
 def _make_table(group: Sequence[Record]) -> str:

@@ -42,6 +42,7 @@ from bench.stages.packed_code import (
 )
 from bench.stages.packed_gpu import measure_on_gpu
 from bench.stages.prepare import Setup, count_processes, out_dirs, prepare_contender
+from ichfast.prepare.packing import pack_store
 from ichfast.store.levels import LEVELS, SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.store.shards import shard_path
 from ichfast.store.store import Store
@@ -114,7 +115,7 @@ def _packed_copy(raw: Store, workload: Workload) -> Iterator[Store]:
     check_space(workload.cache_dir, _num_bytes(raw))
     try:
         with redirect_stderr(io.StringIO()):  # hides its progress
-            pack_store(raw.path, path)
+            pack_store(raw.path, path, workers=workload.processes)
         with Store(path) as packed:
             fill_cache([*_files(raw, *raw.levels), *_files(packed, *raw.levels)])
             yield packed

@@ -41,6 +41,7 @@ DISK = record_of(
 NODE = Node(
     gpus=8,
     slice_bytes=100,
+    stored_bytes=100.0,
     loader_per_gpu=50.0,
     upload_bytes_per_s=10_000.0,
     gpu_per_s=None,
