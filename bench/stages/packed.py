@@ -1,12 +1,16 @@
 """A packed store against the raw one that it was made of.
 
-* The bytes of whole shards, and the code of a slice (`bench.stages.packed_code`).
-* The loader, and its reading part alone, which is all that the processor does where a
-  GPU does the rest: from the page cache, and from disks of a given rate
-  (`bench.harness.slow_disk`). A raw slice is compared with its checksum once, in the
-  warm-up; the record of a packed one is always compared.
+* The bytes of whole shards.
+* The loader. A raw slice is compared with its checksum once, in the warm-up; the record
+  of a packed one is always compared.
+* What a GPU does with slices in its memory (`bench.stages.packed_gpu`).
+
+Without a GPU, also what does not depend on one:
+
+* The code of a slice (`bench.stages.packed_code`).
+* The reading part of the loader alone, which is all that the processor does where a GPU
+  does the rest; both from disks of a given rate, too (`bench.harness.slow_disk`).
 * The memory that ``--cache host`` takes.
-* What a GPU does with packed slices in its memory (`bench.stages.packed_gpu`).
 * ``ichfast prepare`` with and without ``--packed``.
 
 Without the C library nothing is measured: NumPy would take its place, slowly.
@@ -40,7 +44,7 @@ from bench.stages.packed_code import (
     measure_code,
     note_peer_bytes,
 )
-from bench.stages.packed_gpu import measure_on_gpu
+from bench.stages.packed_gpu import MAX_SLICES, measure_on_gpu
 from bench.stages.prepare import Setup, count_processes, out_dirs, prepare_contender
 from ichfast.prepare.packing import pack_store
 from ichfast.store.levels import LEVELS, SMALL_LEVEL, SOURCE_LEVEL
@@ -89,8 +93,9 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     """
     if not find_instructions():
         return [_left_out(meter, "all", "the C library of packed slices is missing")]
+    on_cpu = workload.device == "cpu"
     with workload.open_store() as raw:
-        records = measure_code(raw, workload, meter)
+        records = measure_code(raw, workload, meter) if on_cpu else []
         if _num_bytes(raw) > MAX_STORE_BYTES:
             reason = f"the store takes more than {MAX_STORE_BYTES >> 30} GiB"
             records.append(_left_out(meter, "a whole store", reason))
@@ -99,7 +104,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
                 for level in raw.levels:
                     compared = _Comparison(packed, raw, level, workload, meter)
                     records += compared.measure()
-    return records + _measure_prepare(workload, meter)
+    return records + (_measure_prepare(workload, meter) if on_cpu else [])
 
 
 def _left_out(meter: Meter, case: str, reason: str) -> Record:
@@ -147,11 +152,12 @@ class _Comparison:
     meter: Meter
 
     def measure(self) -> list[Record]:
-        """Measure bytes, rates and memory, on the GPU too if one is used."""
+        """Measure bytes, rates and memory, or what depends on the GPU."""
+        on_cpu = self.workload.device == "cpu"
         return [
             *self._bytes(),
             *self._rates(),
-            *self._memory(),
+            *(self._memory() if on_cpu else []),
             *measure_on_gpu(
                 self.packed, self.raw, self.level, self.workload, self.meter
             ),
@@ -177,32 +183,34 @@ class _Comparison:
         return [ours, *note_peer_bytes(self.raw, self.level, self.workload, self.meter)]
 
     def _rates(self) -> list[Record]:
-        """The loader and its reading part from each disk, slices per second."""
-        picked_N = pick_slices(self.raw, self.workload.num_loaded)
-        task = replace(
-            make_task(self.raw, self.level, self.workload), positions_N=picked_N
-        )
-        stores, size = (self.packed, self.raw), self.workload.size
-        records = []
+        """The loader and its reading part, slices per second."""
+        picked_N = pick_slices(self.raw, min(self.workload.num_loaded, MAX_SLICES))
+        task = make_task(self.raw, self.level, self.workload)
+        task = replace(task, positions_N=picked_N)
+        stores = (self.packed, self.raw)
+        settings = {"level": self.level, "slices": len(picked_N)}
+        loader_case = f"loader, level {self.level} to {task.size}"
         with ExitStack() as stack:
             loaders = [stack.enter_context(open_loader(each, task)) for each in stores]
+            epochs = [partial(run_epoch, each) for each in loaders]
+            if self.workload.device != "cpu":
+                return self._compare(loader_case, "page cache", epochs, settings)
             readers = [
                 SliceReader(each, self.level, picked_N, task.batch_size)
                 for each in stores
             ]
             for reader in readers:
                 stack.callback(reader.close)
-            runs: dict[str, list[Callable[[], int]]] = {
-                f"loader, level {self.level} to {size}": [
-                    partial(run_epoch, each) for each in loaders
-                ],
-                f"reader, level {self.level}": [each.read for each in readers],
-            }
-            for what, contenders in runs.items():
-                for disk in DISKS:
-                    settings = {"level": self.level, "slices": len(picked_N)}
-                    records += self._compare(what, disk, contenders, settings)
-        return records
+            reads = [each.read for each in readers]
+            return [
+                record
+                for what, runs in (
+                    (loader_case, epochs),
+                    (f"reader, level {self.level}", reads),
+                )
+                for disk in DISKS
+                for record in self._compare(what, disk, runs, settings)
+            ]
 
     def _compare(
         self,
@@ -258,7 +266,7 @@ class _Comparison:
             for name, store in (("packed", self.packed), ("raw", self.raw)):
                 self.meter.on_turn(f"{STAGE}, {case}: {name}")
                 before_mib = resident_mib()
-                with open_loader(store, task):
+                with redirect_stderr(io.StringIO()), open_loader(store, task):
                     taken_mib[name].append(max(resident_mib() - before_mib, PAGE_MIB))
         percent = [
             100 * packed / raw

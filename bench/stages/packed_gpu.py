@@ -1,7 +1,7 @@
 """Packed slices in the memory of a GPU, against raw ones there.
 
-* The two kernels that unpack a batch, against the one that gathers it. All records are
-  on the GPU; a turn goes over all of them, batch by batch.
+* The two kernels that unpack a batch, against the one that gathers it. All slices are
+  on the GPU; a turn goes over them several times, batch by batch.
 * The loader with ``--cache device``.
 
 Shape letters: N slices in memory, B slices of a batch.
@@ -9,8 +9,9 @@ Shape letters: N slices in memory, B slices of a batch.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import replace
 from functools import partial
 
@@ -26,8 +27,11 @@ from bench.stages.packed_code import STAGE
 from ichfast.loading.gather import gather_slices, load_kernels, unpack_slices
 from ichfast.store.store import Store
 
-MAX_RESIDENT = 2048
-"""Upper limit of the slices that are on the GPU; more are the same ones again."""
+MAX_SLICES = 2048
+"""Upper limit of the slices that are loaded or unpacked in a turn."""
+
+KERNEL_TIMES = 8
+"""How often a turn of the kernels goes over the slices."""
 
 
 def measure_on_gpu(
@@ -76,16 +80,16 @@ def _compare_kernels(
     *,
     case: str,
 ) -> list[Record]:
-    picked_N = pick_slices(raw, min(workload.num_loaded, MAX_RESIDENT))
-    rows = torch.arange(workload.num_loaded, device=workload.device) % len(picked_N)
-    batches = rows.split(workload.batch_size)
+    picked_N = pick_slices(raw, min(workload.num_loaded, MAX_SLICES))
+    rows_N = torch.arange(len(picked_N), device=workload.device)
+    batches = rows_N.split(workload.batch_size) * KERNEL_TIMES
     records = ResidentRecords(packed, level, picked_N, workload.device)
     slices_NHW = read_resident(raw, level, picked_N, workload.device)
 
     def repeat(pick: Callable[[torch.Tensor], object]) -> int:
         for rows_B in batches:
             pick(rows_B)
-        return len(rows)
+        return KERNEL_TIMES * len(rows_N)
 
     return meter.compare(
         [
@@ -104,8 +108,8 @@ def _compare_kernels(
         cache="none",
         settings={
             "level": level,
-            "slices": len(rows),
-            "resident": len(picked_N),
+            "slices": len(picked_N),
+            "times": KERNEL_TIMES,
             "batch_size": workload.batch_size,
             "unit_bytes": slices_NHW[0].nbytes,
         },
@@ -170,13 +174,14 @@ def _compare_loaders(
     task = make_task(raw, level, workload)
     task = replace(
         task,
-        positions_N=pick_slices(raw, workload.num_loaded),
+        positions_N=pick_slices(raw, min(workload.num_loaded, MAX_SLICES)),
         data=replace(task.data, cache="device"),
     )
     with ExitStack() as stack:
-        from_packed, from_raw = (
-            stack.enter_context(open_loader(store, task)) for store in (packed, raw)
-        )
+        with redirect_stderr(io.StringIO()):  # hides their progress
+            from_packed, from_raw = (
+                stack.enter_context(open_loader(store, task)) for store in (packed, raw)
+            )
         return meter.compare(
             [
                 Contender(
