@@ -27,7 +27,7 @@ from bench.stages.packed_code import STAGE
 from ichfast.loading.gather import gather_slices, load_kernels, unpack_slices
 from ichfast.store.store import Store
 
-MAX_SLICES = 2048
+MAX_SLICES = 1536
 """Upper limit of the slices that are loaded or unpacked in a turn."""
 
 KERNEL_TIMES = 8
