@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 BURST_S = 0.005
 """Seconds of the disk's work that are done before they are asked for, at most."""
@@ -77,8 +78,5 @@ def slow_disk(bytes_per_s: float) -> Iterator[TokenBucket]:
         bucket.wait(passed_s)
         return num_read
 
-    os.preadv = read_slowly
-    try:
+    with patch.object(os, "preadv", read_slowly):
         yield bucket
-    finally:
-        os.preadv = read

@@ -82,7 +82,8 @@ def _compare_kernels(
 ) -> list[Record]:
     picked_N = pick_slices(raw, min(workload.num_loaded, MAX_SLICES))
     rows_N = torch.arange(len(picked_N), device=workload.device)
-    batches = rows_N.split(workload.batch_size) * KERNEL_TIMES
+    firsts = range(0, len(rows_N), workload.batch_size)
+    batches = [rows_N[first:][: workload.batch_size] for first in firsts] * KERNEL_TIMES
     records = ResidentRecords(packed, level, picked_N, workload.device)
     slices_NHW = read_resident(raw, level, picked_N, workload.device)
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.harness.estimates import estimate
+from bench.harness.measure import Record
 from bench.harness.records import RESULTS_DIR, read_newest, write_records
 from bench.readme import (
     PACKED_PAGE,
@@ -33,7 +34,7 @@ BYTES = [
 BYTES = [replace(record, settings=SETTINGS) for record in BYTES]
 
 
-def compared(case: str, ratio: float, name: str = "raw store") -> list:
+def compared(case: str, ratio: float, name: str = "raw store") -> list[Record]:
     """A case of ours, and of what it is compared with."""
     ours = record_of("packed", case, "ichfast", [100.0])
     limit = record_of("packed", case, name, [100.0 / ratio], role="limit")
