@@ -50,15 +50,16 @@ bench() { # SECONDS ARGUMENT ...
 gpu_tests=("$PYTHON" -m pytest -v -p no:cacheprovider -n auto --maxprocesses 8
   --dist worksteal -m gpu tests/gpu)
 
-part 25 doctor.txt "$PYTHON" -m ichfast doctor
+part 20 doctor.txt "$PYTHON" -m ichfast doctor
 status=0
 if [ "$mode" = short ]; then
-  part 125 tests.txt "${gpu_tests[@]}"
+  part 105 tests.txt "${gpu_tests[@]}"
   bench 115 loader --size 224 "$@"
-  bench 40 train --size 224 --arch efficientnet-b0 "$@"
-  bench 65 train --size 224 --arch xresnet50-attn --arch res2net50 --arch resnext50 \
+  bench 45 packed --size 224 "$@"
+  bench 35 train --size 224 --arch efficientnet-b0 "$@"
+  bench 55 train --size 224 --arch xresnet50-attn --arch res2net50 --arch resnext50 \
     --peers none "$@"
-  bench 80 train --size 512 --arch efficientnet-b0 --arch xresnet50-attn \
+  bench 70 train --size 512 --arch efficientnet-b0 --arch xresnet50-attn \
     --arch res2net50 --arch resnext50 --peers none "$@"
 else
   part infinity tests.txt "${gpu_tests[@]}"

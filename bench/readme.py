@@ -1,8 +1,10 @@
-"""The figures in README.md: a table and a picture of the newest committed records.
+"""The figures in README.md and docs/packed.md, of the newest committed records.
 
 python bench/readme.py
 
-Rewrites the text between the two marks, and bench/results/throughput.png.
+Rewrites the text between the marks, and bench/results/throughput.png. The tables of all
+stages but one are in README.md. Those of the stage packed are in docs/packed.md, and
+README.md has a table to choose between a raw and a packed store.
 """
 
 from __future__ import annotations
@@ -18,37 +20,137 @@ from bench.harness.measure import BenchError, Record
 from bench.harness.records import RESULTS_DIR, hardware_of, read_newest
 from bench.harness.table import format_number
 from bench.plot import write_figure
+from bench.scaling.capacity import NUM_SLICES, Encoding, encodings
+from bench.scaling.quantities import find_record, packed_record
 from bench.stages import STAGES
+from ichfast.store.levels import LEVELS, SOURCE_LEVEL
 from ichfast.system.files import write_text_atomically
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PACKED_PAGE = ROOT / "docs" / "packed.md"
+
 BEGIN = "<!-- figures: `python bench/readme.py` writes them; do not edit -->"
 END = "<!-- end of figures -->"
+CHOICE_BEGIN = "<!-- raw or packed: `python bench/readme.py` writes it; do not edit -->"
+CHOICE_END = "<!-- end of raw or packed -->"
+
+PACKED_STAGE = "packed"
+MODEL_SIZE = 224
+"""Side of the images in the loader's cases that are shown, pixels."""
+
+MISSING = "not measured"
+
+LEVEL_NAMES = " / ".join(map(str, LEVELS))
+
+CHOICE_RATES = {
+    "loader on a CPU, page cache": "loader, level {level} to {size}, page cache",
+    "loader on a CPU, disk of 0.5 GB/s": "loader, level {level} to {size}, 0.5 GB/s",
+    "reading alone, page cache": "reader, level {level}, page cache",
+    "reading alone, disk of 0.5 GB/s": "reader, level {level}, 0.5 GB/s",
+}
+"""Rows of README's table of rates, and their cases, each compared with a raw store."""
 HEADER = "| stage | case | ichfast | limit | ichfast / limit | others |"
 RULE = "|---|---|--:|--:|--:|---|"
 FIGURE = "![Medians of ichfast, its limits and its peers](bench/results/throughput.png)"
 
 
 def make_block(records: Sequence[Record]) -> str:
-    """Make the text between the marks: tables by machine and commit, newest first.
+    """Make README's figures: tables by machine and commit, newest first.
 
     Args:
         records: Of `read_newest`.
     """
+    shown = [record for record in records if record.stage != PACKED_STAGE]
+    parts = _make_tables(shown)
+    measured = {record.stage for record in shown if record.estimate is not None}
+    stages = [stage for stage in STAGES if stage != PACKED_STAGE]
+    missing = [stage.replace("_", " ") for stage in stages if stage not in measured]
+    if missing:
+        parts.append(f"Not measured by a committed record: {', '.join(missing)}.")
+    parts += _note_missing_gpu(shown)
+    if measured:
+        parts.append(FIGURE)
+    return "\n\n".join(parts)
+
+
+def make_packed_block(records: Sequence[Record]) -> str:
+    """Make the figures of docs/packed.md: those of the stage packed.
+
+    Args:
+        records: Of `read_newest`.
+    """
+    shown = [record for record in records if record.stage == PACKED_STAGE]
+    return "\n\n".join(_make_tables(shown) + _note_missing_gpu(shown))
+
+
+def _make_tables(records: Sequence[Record]) -> list[str]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.estimate is not None:
             groups.setdefault((hardware_of(record), record.commit), []).append(record)
-    parts = [_make_table(group) for group in reversed(groups.values())]
-    measured = {record.stage for group in groups.values() for record in group}
-    missing = [stage.replace("_", " ") for stage in STAGES if stage not in measured]
-    if missing:
-        parts.append(f"Not measured by a committed record: {', '.join(missing)}.")
-    if all(record.device == "cpu" for group in groups.values() for record in group):
-        parts.append("On a GPU: not measured.")
-    if groups:
-        parts.append(FIGURE)
-    return "\n\n".join(parts)
+    return [_make_table(group) for group in reversed(groups.values())]
+
+
+def _note_missing_gpu(records: Sequence[Record]) -> list[str]:
+    on_gpu = [each for each in records if each.estimate and each.device != "cpu"]
+    return [] if on_gpu else ["On a GPU: not measured."]
+
+
+def make_choice(records: Sequence[Record]) -> str:
+    """Make README's table to choose between a raw and a packed store.
+
+    Args:
+        records: Of `read_newest`.
+    """
+    by_name = {(each.level, each.name): each for each in encodings(records)}
+    lines = [f"| {NUM_SLICES:,} slices | raw | packed |", "|---|--:|--:|"]
+    for level in LEVELS:
+        pair = [by_name[level, name] for name in ("raw", "packed")]
+        lines.append(_row(f"level {level}", *map(_size, pair)))
+        lines.append(_row("fits into", *map(_holders, pair)))
+    unpacking = f"unpacking level {SOURCE_LEVEL}, out of cache"
+    of_memcpy = _ratio_to(records, unpacking, "memcpy")
+    lines.append(_row("unpacking on one core, of memcpy", "", of_memcpy))
+    for what, case in CHOICE_RATES.items():
+        cases = [case.format(level=level, size=MODEL_SIZE) for level in LEVELS]
+        ratios = [_ratio_to(records, each, "raw store") for each in cases]
+        lines.append(_row(f"{what}, level {LEVEL_NAMES}", "1", " / ".join(ratios)))
+    return "\n".join([*lines, "", _origin(records)])
+
+
+def _ratio_to(records: Sequence[Record], case: str, limit: str) -> str:
+    record = find_record(records, PACKED_STAGE, case, limit)
+    return f"{record.ratio.median:.2f}" if record and record.ratio else MISSING
+
+
+def _origin(records: Sequence[Record]) -> str:
+    """The caption of README's table."""
+    record = packed_record(records, SOURCE_LEVEL)
+    if record is None:
+        return "Not measured by a committed record."
+    kind = "synthetic slices" if record.settings["synthetic"] else "slices"
+    return (
+        f"Measured with {record.settings['slices']:,} {kind}; {hardware_of(record)}; "
+        f"commit `{record.commit}`, {record.date[:10]}; on a GPU not measured."
+    )
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _size(encoding: Encoding) -> str:
+    gb = encoding.total_gb
+    return MISSING if gb is None else f"{gb:.1f} GB"
+
+
+def _holders(encoding: Encoding) -> str:
+    if encoding.total_gb is None:
+        return MISSING
+    gpu = encoding.holder("GPU")
+    memory = f"{encoding.holder('memory')} of memory"
+    return f"{memory}, no GPU" if gpu == "none" else f"{memory}, a GPU of {gpu}"
 
 
 def _make_table(group: Sequence[Record]) -> str:
@@ -105,36 +207,59 @@ def _median(record: Record) -> str:
     return ("~" if record.is_noisy else "") + format_number(record.estimate.median)
 
 
-def replace_block(text: str, block: str) -> str:
-    """Replace the text between the marks of a README.
+def replace_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> str:
+    """Replace the text between two marks.
 
     Args:
-        text: The README.
+        text: A whole page.
         block: The new text.
+        begin: The mark before it.
+        end: The mark after it.
 
     Raises:
         BenchError: A mark is missing, repeated, or in the wrong order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in after:
-        raise BenchError(f"{README.name} needs the lines {BEGIN} and {END} once each")
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end or begin in after or end in after:
+        raise BenchError(f"the page needs the lines {begin} and {end} once each")
     return f"{before}{begin}\n\n{block}\n\n{end}{after}"
 
 
+def make_pages(records: Sequence[Record]) -> dict[Path, str]:
+    """Make the text of each page anew.
+
+    Args:
+        records: Of `read_newest`.
+
+    Raises:
+        BenchError: A page lacks a mark.
+    """
+    readme = README.read_text(encoding="utf-8")
+    readme = replace_block(readme, make_block(records))
+    readme = replace_block(readme, make_choice(records), CHOICE_BEGIN, CHOICE_END)
+    page = PACKED_PAGE.read_text(encoding="utf-8")
+    return {
+        README: readme,
+        PACKED_PAGE: replace_block(page, make_packed_block(records)),
+    }
+
+
 def main() -> int:
-    """Write the block and the picture; returns the exit status."""
+    """Write the pages and the picture; returns the exit status."""
     try:
         records = read_newest(RESULTS_DIR)
-        text = replace_block(README.read_text(encoding="utf-8"), make_block(records))
-        hardware = hardware_of(records[-1]) if records else ""
-        newest = [record for record in records if hardware_of(record) == hardware]
+        pages = make_pages(records)
+        shown = [record for record in records if record.stage != PACKED_STAGE]
+        hardware = hardware_of(shown[-1]) if shown else ""
+        newest = [record for record in shown if hardware_of(record) == hardware]
         write_figure(newest, RESULTS_DIR / "throughput.png")
-        write_text_atomically(README, text)
+        for path, text in pages.items():
+            write_text_atomically(path, text)
     except (BenchError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    print(README)
+    print(*pages, sep="\n")
     return 0
 
 

@@ -4,7 +4,8 @@
 
 It takes measured rates from results files, and marks each other figure as given or
 assumed. The rate of a GPU is never assumed: without ``--gpu`` the table shows the rates
-of the other parts. Tables go to stdout, and one JSON line after them.
+of the other parts. A packed store is shown beside the raw one once it was measured.
+Tables go to stdout, and one JSON line after them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from bench.harness.measure import Record
 from bench.harness.records import RESULTS_DIR, hardware_of, read_newest, read_records
 from bench.harness.table import align, format_number
 from bench.harness.workload import default_cache_dir
+from bench.scaling.capacity import NUM_SLICES, SIZES_GB, Encoding, encodings
 from bench.scaling.fleet import Node, Storage, bottleneck, part_rates
 from bench.scaling.quantities import (
     ASSUMED,
+    MB,
+    PACKED,
     Quantity,
     find_quantities,
     loader_record,
@@ -168,6 +172,34 @@ def format_prediction(
     )
 
 
+def format_capacity(
+    found: Sequence[Encoding], gpu_rates: Mapping[str, float | None]
+) -> str:
+    """Format what holds all slices, and the disk that feeds a GPU, for each encoding.
+
+    Args:
+        found: Each level, raw and packed.
+        gpu_rates: What one GPU trains, slices per second, by network; 1,000 if unknown.
+    """
+    rates = {
+        name if rate else "1,000 slices/s": rate or 1000.0
+        for name, rate in gpu_rates.items()
+    }
+    rows = []
+    for each in found:
+        cells = ["not measured"] * (1 + len(SIZES_GB) + len(rates))
+        if each.slice_bytes is not None and each.total_gb is not None:
+            feeding = (rate * each.slice_bytes / MB for rate in rates.values())
+            cells = [
+                f"{each.total_gb:.1f} GB",
+                *map(each.holder, SIZES_GB),
+                *(f"{format_number(rate)} MB/s" for rate in feeding),
+            ]
+        rows.append((str(each.level), each.name, *cells))
+    header = ("level", "", "all slices", *SIZES_GB, *(f"disk for {n}" for n in rates))
+    return align(header, rows, right=range(2, len(header)))
+
+
 def parse_gpu_rates(texts: Sequence[str]) -> dict[str, float | None]:
     """Read ``NETWORK=RATE`` texts; without any, give one network of unknown rate.
 
@@ -230,14 +262,22 @@ def main(
     try:
         records = read_records(results) if results else read_newest(RESULTS_DIR)
         quantities = find_quantities(records, level=int(level), size=size, given=given)
+        rates = parse_gpu_rates(gpus_rates)
+        kinds = {"": False}
+        if quantities.keys() >= set(PACKED):
+            kinds[", packed"] = True
         predicted = {
-            f"{network} at {size}": predict(
+            f"{network} at {size}{kind}": predict(
                 storages(quantities),
                 make_node(
-                    quantities, slice_bytes=SLICE_BYTES[int(level)], gpu_per_s=rate
+                    quantities,
+                    slice_bytes=SLICE_BYTES[int(level)],
+                    gpu_per_s=rate,
+                    is_packed=is_packed,
                 ),
             )
-            for network, rate in parse_gpu_rates(gpus_rates).items()
+            for network, rate in rates.items()
+            for kind, is_packed in kinds.items()
         }
         check = check_ranks(records, level=int(level), size=size)
         folder = out or default_cache_dir() / "results"
@@ -255,6 +295,8 @@ def main(
     click.echo(f"\nslices/s of the whole job from level {level}, and what limits it\n")
     click.echo(format_prediction(predicted))
     click.echo("\n" + "\n".join(check))
+    click.echo(f"\nwhat holds {NUM_SLICES:,} slices, and the disk that feeds a GPU\n")
+    click.echo(format_capacity(encodings(records), rates))
     document = {
         "inputs": {name: asdict(each) for name, each in quantities.items()},
         "predicted": predicted,

@@ -2,7 +2,7 @@
 
     python bench/throughput.py [STAGE ...] [--store DIR] [--peers all|none|NAMES]
 
-Without arguments it measures all stages in under five minutes on two cores, on
+Without arguments it measures all stages in about five minutes on two cores, on
 synthetic slices that it makes once and keeps in a cache folder. A table goes to stdout,
 and one JSON line after it; progress and warnings go to stderr.
 
@@ -68,7 +68,7 @@ from ichfast.errors import IchfastError
 def main(*, stages: Sequence[str], more_stages: Sequence[str], **options: Any) -> None:
     """Measure stages of ichfast against their limits and their peers.
 
-    Stages: prepare, read, loader, train, end_to_end, scale. The default is all.
+    Stages: prepare, read, loader, packed, train, end_to_end, scale. The default is all.
     """
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     try:

@@ -143,7 +143,8 @@ def test_the_gpu_tests_are_collected(machine: BareMachine) -> None:
 
 @pytest.mark.slow
 def test_the_measurements_are_imported(machine: BareMachine) -> None:
-    modules = ("harness.session", "stages.loader", "stages.train", "peers.grid_sample")
+    modules = ["harness.session", "stages.loader", "stages.packed", "stages.train"]
+    modules.append("peers.grid_sample")
     machine.run("-c", "".join(f"import bench.{module}\n" for module in modules))
 
 

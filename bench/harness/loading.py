@@ -33,3 +33,8 @@ def open_loader(
         ranks=Ranks(rank, world_size),
         device=task.device,
     )
+
+
+def run_epoch(loader: DaliLoader) -> int:
+    """Load an epoch; returns the slices."""
+    return sum(len(batch) for batch in loader)

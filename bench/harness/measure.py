@@ -241,7 +241,7 @@ class Meter:
             )
         return records
 
-    def note(
+    def note(  # noqa: PLR0913 - the fields of a record
         self,
         values: Sequence[float],
         *,
@@ -251,8 +251,9 @@ class Meter:
         unit: str,
         cache: str,
         settings: Mapping[str, Any],
+        role: str = "ichfast",
     ) -> Record:
-        """Record a figure of ours that is not timed here.
+        """Record a figure that is not timed here.
 
         Args:
             values: One value for each turn, in order.
@@ -262,12 +263,13 @@ class Meter:
             unit: ``s``, ``MiB`` or ``%`` if less is better, a rate if more is.
             cache: ``hot``, ``cold`` or ``none``.
             settings: Settings that the figure depends on.
+            role: One of `ROLES`.
         """
         return self._record(
             stage=stage,
             case=case,
             name=name,
-            role="ichfast",
+            role=role,
             unit=unit,
             cache=cache,
             settings=dict(settings),

@@ -4,12 +4,15 @@ The command runs in a new session. The peak memory of each process in the sessio
 is read every `POLL_S` until the command ends. A peak in the last moment may be missed.
 
 Source:
-    proc_pid_status(5), VmHWM: peak resident set size; proc_pid_stat(5), session.
+    proc_pid_status(5), VmHWM and VmRSS: resident set size, its peak and now;
+    proc_pid_stat(5), session; malloc_trim(3).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -82,11 +85,22 @@ def peak_of(pid: int | str) -> float:
     Args:
         pid: Process id, or ``self``.
     """
+    return _status_mib(pid, "VmHWM")
+
+
+def resident_mib() -> float:
+    """Read the resident set size of this process, MiB, without freed memory."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status_mib("self", "VmRSS")
+
+
+def _status_mib(pid: int | str, name: str) -> float:
     try:
         lines = (PROC_DIR / str(pid) / "status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
     return int(found[0]) / KIB_IN_MIB if found else 0.0
 
 

@@ -48,12 +48,15 @@ def _row(record: Record) -> tuple[str, ...]:
         notes.append("cold cache")
     if record.is_noisy:
         notes.append("noisy")
-    if record.estimate.coverage < WANTED_COVERAGE:
+    is_exact = record.estimate.low == record.estimate.high
+    if record.estimate.coverage < WANTED_COVERAGE and not is_exact:
         notes.append(f"{len(record.values)} turns, too few for 95 %")
     if "aim" in record.settings:
-        notes.append(
-            f"aim: under {format_number(record.settings['aim'])} {record.unit}"
-        )
+        side = "over" if record.more_is_better else "under"
+        aim = format_number(record.settings["aim"])
+        notes.append(f"aim: {side} {aim} {record.unit}")
+    if "aim_ratio" in record.settings:
+        notes.append(f"aim: {record.settings['aim_ratio']:.0%} of it or more")
     low, high = map(format_number, (record.estimate.low, record.estimate.high))
     return (
         *start,

@@ -123,9 +123,15 @@ class Workload:
 
         Raises:
             StoreError: `store` is not a store.
-            BenchError: It has too few slices.
+            BenchError: It is packed, or has too few slices.
         """
         store = Store(self.store or self._synthetic_store())
+        if store.is_packed:
+            store.close()
+            raise BenchError(
+                f"{store.path} is packed; the benchmark packs a copy of a raw store by "
+                f"itself: make one with `ichfast unpack {store.path} NEW`"
+            )
         if self.store is None:
             fill_cache(sorted(store.path.glob("level-*/*.npy")))
         if len(common_slices(store)) < 2 * self.batch_size:

@@ -55,6 +55,12 @@ PEERS: dict[str, Peer] = {
     "dali-numpy": Peer(
         stage="loader", packages=("nvidia.dali",), module="bench.peers.dali_numpy"
     ),
+    "zstd": Peer(
+        stage="packed", packages=("imagecodecs",), module="bench.peers.compressors"
+    ),
+    "blosc2": Peer(
+        stage="packed", packages=("imagecodecs",), module="bench.peers.compressors"
+    ),
     "timm-step": Peer(
         stage="train", packages=("timm",), module="bench.peers.timm_step"
     ),

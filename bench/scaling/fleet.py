@@ -40,7 +40,10 @@ class Node:
     """GPUs in one machine."""
 
     slice_bytes: int
-    """Bytes of a stored slice."""
+    """Bytes of a slice's pixels, which are uploaded."""
+
+    stored_bytes: float
+    """Bytes of a slice in the store, which are read; fewer if it is packed."""
 
     loader_per_gpu: float
     """Slices per second that the cores of one GPU load."""
@@ -69,7 +72,7 @@ def part_rates(storage: Storage, node: Node, num_gpus: int) -> dict[str, float]:
     )
     rates = {
         "storage": min(
-            total_bytes_per_s / node.slice_bytes, storage.shared_slices_per_s
+            total_bytes_per_s / node.stored_bytes, storage.shared_slices_per_s
         ),
         "loader": num_gpus * node.loader_per_gpu,
         "upload": num_gpus * node.upload_bytes_per_s / node.slice_bytes,

@@ -81,6 +81,9 @@ ASSUMED = {
 }
 """Inputs that are used where nothing was measured or given."""
 
+PACKED = ("packed size", "packed loader")
+"""Inputs of a packed store, each in per cent of that of a raw store."""
+
 
 def find_quantities(
     records: Sequence[Record], *, level: int, size: int, given: dict[str, float | None]
@@ -103,6 +106,8 @@ def find_quantities(
     loader = _measured_loader(records, level, size)
     if loader is not None:
         found["loader"] = loader
+    for packed in _measured_packed(records, level, size):
+        found[packed.name] = packed
     for name, value in given.items():
         if value is not None:
             unit = found[name].unit if name in found else "slices/s a core"
@@ -134,20 +139,27 @@ def storages(quantities: dict[str, Quantity]) -> list[Storage]:
 
 
 def make_node(
-    quantities: dict[str, Quantity], *, slice_bytes: int, gpu_per_s: float | None
+    quantities: dict[str, Quantity],
+    *,
+    slice_bytes: int,
+    gpu_per_s: float | None,
+    is_packed: bool = False,
 ) -> Node:
     """Make the machine of the model.
 
     Args:
         quantities: Of `find_quantities`.
-        slice_bytes: Bytes of a stored slice.
+        slice_bytes: Bytes of a slice's pixels.
         gpu_per_s: Slices per second that one GPU trains; None if unknown.
+        is_packed: Whether the store is packed. If so, `quantities` has `PACKED`.
     """
     value = {name: quantity.value for name, quantity in quantities.items()}
+    share, loader_share = (value[name] / 100 if is_packed else 1.0 for name in PACKED)
     return Node(
         gpus=math.floor(value["gpus"]),
         slice_bytes=slice_bytes,
-        loader_per_gpu=value["loader"] * value["cores"],
+        stored_bytes=slice_bytes * share,
+        loader_per_gpu=value["loader"] * value["cores"] * loader_share,
         upload_bytes_per_s=value["upload"] * MB,
         gpu_per_s=gpu_per_s,
     )
@@ -181,6 +193,16 @@ def loader_record(records: Sequence[Record], level: int, size: int) -> Record | 
     return find_record(on_cpu, "loader", f"level {level} to {size}", "ichfast")
 
 
+def packed_record(records: Sequence[Record], level: int) -> Record | None:
+    """Find the last record of the size of a packed level, or None.
+
+    Args:
+        records: Newest last.
+        level: Level of the store.
+    """
+    return find_record(records, "packed", f"level {level}, bytes", "packed")
+
+
 def per_core(record: Record) -> float:
     """Divide a loader's rate by the cores that it uses, slices per second."""
     assert record.estimate is not None
@@ -200,6 +222,34 @@ def _measured_loader(
         unit="slices/s a core",
         source=f"measured: {_origin(record)}; the whole graph on the CPU",
     )
+
+
+def _measured_packed(
+    records: Sequence[Record], level: int, size: int
+) -> list[Quantity]:
+    """The quantities `PACKED`, if both were measured."""
+    on_cpu = [record for record in records if record.device == "cpu"]
+    case = f"loader, level {level} to {size}, page cache"
+    shares, loader = (
+        packed_record(on_cpu, level),
+        find_record(on_cpu, "packed", case, "raw store"),
+    )
+    if shares is None or shares.estimate is None or not loader or not loader.ratio:
+        return []
+    return [
+        Quantity(
+            name=name,
+            value=value,
+            unit="% of a raw store's",
+            source=f"measured: {_origin(record)}",
+        )
+        for name, value, record in zip(
+            PACKED,
+            (shares.estimate.median, 100 * loader.ratio.median),
+            (shares, loader),
+            strict=True,
+        )
+    ]
 
 
 def _measured_disk(records: Sequence[Record]) -> Quantity | None:

@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import fn, pipeline_def, types  # noqa: TID251 - the limit
 
-from bench.harness.loading import open_loader
+from bench.harness.loading import open_loader, run_epoch
 from bench.harness.measure import Contender, Meter, Record
 from bench.harness.workload import Workload, common_slices
 from bench.peers import PEERS, peers_of, reason_to_skip
@@ -141,7 +141,7 @@ def _measure_level(
         loader = stack.enter_context(open_loader(store, whole))
         warp = _opened_late(partial(WarpAlone, store, whole), stack)
         contenders = [
-            Contender(name="ichfast", role="ichfast", run=lambda: _run_epoch(loader)),
+            Contender(name="ichfast", role="ichfast", run=lambda: run_epoch(loader)),
             Contender(
                 name="warp alone",
                 role="limit",
@@ -230,16 +230,12 @@ class _NewLoader:
     def run(self) -> int:
         """Run its first epoch; returns the slices."""
         assert self._loader is not None
-        return _run_epoch(self._loader)
+        return run_epoch(self._loader)
 
     def close(self) -> None:
         """Close the loader that is open."""
         if self._loader is not None:
             self._loader.close()
-
-
-def _run_epoch(loader: DaliLoader) -> int:
-    return sum(len(batch) for batch in loader)
 
 
 def _opened_late(make: Callable[[], Any], stack: ExitStack) -> Callable[[], Any]:

@@ -56,16 +56,15 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     """
     files = sorted((workload.heads_dir / "dicom").rglob("*.dcm"))
     fill_cache(files)
-    # A process gets at least one unit of work.
-    processes = min(workload.processes, -(-len(files) // UNIT_ENTRIES))
+    processes = count_processes(workload, len(files))
     one_level, both = (SOURCE_LEVEL,), (SOURCE_LEVEL, SMALL_LEVEL)
-    setups = [_Setup(workload.scratch_dir, processes, one_level)]
+    first_dir, *other_dirs = out_dirs(workload)
+    setups = [Setup(first_dir, processes, one_level)]
     if processes > 1:
-        setups.append(_Setup(workload.scratch_dir, 1, one_level))
-    setups.append(_Setup(workload.scratch_dir, processes, both))
-    if setups[0].place == "memory":
-        disk_dir = workload.cache_dir / f"prepare.{os.getpid()}.tmp"
-        setups += [_Setup(disk_dir, processes, levels) for levels in (one_level, both)]
+        setups.append(Setup(first_dir, 1, one_level))
+    setups.append(Setup(first_dir, processes, both))
+    for out_dir in other_dirs:
+        setups += [Setup(out_dir, processes, levels) for levels in (one_level, both)]
     peers = peers_of(STAGE, workload.peers)
     present = [name for name in peers if not reason_to_skip(name)]
     records: list[Record] = []
@@ -86,20 +85,48 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
     return records + _measure_syntaxes(files[:NUM_COMPRESSED], meter)
 
 
+def out_dirs(workload: Workload) -> list[Path]:
+    """Folders to write to: in memory, if there is room, and on the disk."""
+    if not _is_in_memory(workload.scratch_dir):
+        return [workload.scratch_dir]
+    return [workload.scratch_dir, workload.cache_dir / f"prepare.{os.getpid()}.tmp"]
+
+
+def count_processes(workload: Workload, num_files: int) -> int:
+    """Count the processes of each contender, which get a unit of work or more.
+
+    Args:
+        workload: Limits them.
+        num_files: What is prepared.
+    """
+    return min(workload.processes, -(-num_files // UNIT_ENTRIES))
+
+
+def _is_in_memory(folder: Path) -> bool:
+    return folder.is_relative_to(MEMORY_DIR)
+
+
 @dataclass(frozen=True, slots=True)
-class _Setup:
+class Setup:
     """Settings of all contenders in one case."""
 
     out_dir: Path
+    """Folder that they write to."""
+
     processes: int
+    """Number of processes of each."""
+
     levels: tuple[int, ...]
+    """Levels of the store."""
 
     @property
     def place(self) -> str:
-        return "memory" if self.out_dir.is_relative_to(MEMORY_DIR) else "disk"
+        """``memory`` or ``disk``."""
+        return "memory" if _is_in_memory(self.out_dir) else "disk"
 
     @property
     def case(self) -> str:
+        """The name of the case."""
         levels = "+".join(map(str, self.levels))
         return f"level {levels}, {self.processes} proc., to {self.place}"
 
@@ -117,14 +144,14 @@ def _compare(
     workload: Workload,
     meter: Meter,
     files: Sequence[Path],
-    setup: _Setup,
+    setup: Setup,
     peers: Sequence[str],
 ) -> list[Record]:
     dicom_dir = workload.heads_dir / "dicom"
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, setup.out_dir, ignore_errors=True)
         contenders = [
-            _ichfast(setup, dicom_dir),
+            prepare_contender(setup, dicom_dir),
             _copy(setup, dicom_dir, len(files)),
         ]
         if setup.levels == (SOURCE_LEVEL,):  # the only level that it writes
@@ -150,7 +177,17 @@ def _compare(
         )
 
 
-def _ichfast(setup: _Setup, dicom_dir: Path) -> Contender:
+def prepare_contender(
+    setup: Setup, dicom_dir: Path, *, is_packed: bool = False
+) -> Contender:
+    """Make the contender that prepares a store.
+
+    Args:
+        setup: Where to, and with what.
+        dicom_dir: Folder of the files.
+        is_packed: Whether the store is packed.
+    """
+
     def run() -> int:
         with contextlib.redirect_stderr(io.StringIO()):  # hides its progress
             report = prepare_store(
@@ -158,20 +195,21 @@ def _ichfast(setup: _Setup, dicom_dir: Path) -> Contender:
                 setup.out_dir / "store",
                 labels=None,
                 levels=setup.levels,
+                packed=is_packed,
                 workers=setup.processes,
                 keep_ids=True,
             )
         return report.slices
 
     return Contender(
-        name="ichfast prepare",
+        name="ichfast prepare --packed" if is_packed else "ichfast prepare",
         role="ichfast",
         run=run,
         before=lambda: setup.fresh("store"),
     )
 
 
-def _copy(setup: _Setup, dicom_dir: Path, num_files: int) -> Contender:
+def _copy(setup: Setup, dicom_dir: Path, num_files: int) -> Contender:
     folders = sorted(path for path in dicom_dir.iterdir() if path.is_dir())
     on_disk = setup.place == "disk"
 
@@ -196,7 +234,7 @@ def _copy(setup: _Setup, dicom_dir: Path, num_files: int) -> Contender:
 
 
 def _barest(
-    setup: _Setup, files: Sequence[Path], num_pixels: int, copiers: BarestCopiers
+    setup: Setup, files: Sequence[Path], num_pixels: int, copiers: BarestCopiers
 ) -> Contender:
     on_disk = setup.place == "disk"
     return Contender(
@@ -241,7 +279,7 @@ def copy_folders(folders: Sequence[Path], out_dir: Path, processes: int) -> None
 
 
 def _converter(
-    setup: _Setup, files: Sequence[Path], name: str, pool: ConverterPool
+    setup: Setup, files: Sequence[Path], name: str, pool: ConverterPool
 ) -> Contender:
     share = files[::PEER_SHARE]
     return Contender(

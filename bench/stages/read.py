@@ -26,16 +26,11 @@ import numpy.typing as npt
 
 from bench.harness.measure import BenchError, Clocked, Contender, Meter, Record
 from bench.harness.pagecache import drop_cache
+from bench.harness.reader import SliceReader
 from bench.harness.workload import Workload, common_slices
 from bench.limits.disk import BLOCK_BYTES, Disk
 from bench.limits.fio import Fio
-from ichfast.loading.prefetch import (
-    ReadAhead,
-    SliceRequest,
-    batches_ahead,
-    num_readers,
-)
-from ichfast.loading.store_level import StoreLevel
+from ichfast.loading.prefetch import num_readers
 from ichfast.store.shards import PIXEL_DTYPE, shard_path
 from ichfast.store.store import Store
 
@@ -162,13 +157,13 @@ def _reason_to_skip(fio: Fio) -> str:
     return ""
 
 
-class _Reader:
-    """Reads slices of a store as the loader does: ahead, into a ring of batches."""
+class _Reader(SliceReader):
+    """Reads slices of a store's largest level."""
 
     def __init__(
         self, store: Store, picked_N: npt.NDArray[np.int64], batch_size: int
     ) -> None:
-        self.level = max(store.levels)
+        super().__init__(store, max(store.levels), picked_N, batch_size)
         self.files = [
             shard_path(store.path, shard.name, self.level)
             for shard in store.header.shards
@@ -176,12 +171,6 @@ class _Reader:
         table = store.table.iloc[picked_N]
         self.places = list(zip(table["shard"], table["row_in_shard"], strict=True))
         """Index of the shard and row in it, for each slice."""
-        self.batch_size = batch_size
-        self.num_ahead = batches_ahead(batch_size)
-        level = StoreLevel(store, self.level, "first")
-        self.slice_shape = tuple(level.shape_N2[picked_N[0]].tolist())
-        self._picked_N = picked_N
-        self._reading = ReadAhead(level, pinned=False)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -202,24 +191,6 @@ class _Reader:
     def slice_bytes(self) -> int:
         """Bytes of one slice."""
         return math.prod(self.slice_shape) * PIXEL_DTYPE.itemsize
-
-    def read(self) -> int:
-        """Read every slice, a batch at a time."""
-        batches = [
-            self._picked_N[first : first + self.batch_size]
-            for first in range(0, len(self._picked_N), self.batch_size)
-        ]
-        for batch in batches[: self.num_ahead]:
-            self._reading.request([SliceRequest.unhalved(batch)])
-        for number in range(len(batches)):
-            for batch in batches[number + self.num_ahead :][:1]:
-                self._reading.request([SliceRequest.unhalved(batch)])
-            self._reading.take()
-            self._reading.release()
-        return len(self._picked_N)
-
-    def close(self) -> None:
-        self._reading.close()
 
 
 class _PageCache:

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from bench.harness.estimates import estimate
 from bench.harness.measure import BenchError
-from bench.harness.records import RESULTS_DIR, read_newest, write_records
+from bench.harness.records import read_newest, write_records
 from bench.plot import draw
-from bench.readme import README, make_block, replace_block
+from bench.readme import PACKED_PAGE, README, make_block, make_packed_block
 from bench.readme import main as readme_main
 from bench.scale import NUM_GPUS, check_ranks
 from bench.scale import main as scale_main
@@ -41,6 +41,7 @@ DISK = record_of(
 NODE = Node(
     gpus=8,
     slice_bytes=100,
+    stored_bytes=100.0,
     loader_per_gpu=50.0,
     upload_bytes_per_s=10_000.0,
     gpu_per_s=None,
@@ -219,12 +220,6 @@ def test_a_case_is_shown_with_records_of_one_commit(tmp_path: Path) -> None:
     assert "[1] abc, 2026-01-01; [2] def, 2026-02-01" in figure.get_suptitle()
 
 
-def test_the_readme_holds_the_figures_of_the_committed_records() -> None:
-    text = README.read_text(encoding="utf-8")
-    expected = replace_block(text, make_block(read_newest(RESULTS_DIR)))
-    assert text == expected, "run `python bench/readme.py`"
-
-
 def test_the_block_names_machine_commit_ratios_and_what_is_missing() -> None:
     limit = replace(LOADER, name="warp", role="limit", ratio=estimate([0.25]))
     peer = replace(LOADER, name="others", role="peer", ratio=estimate([1.5]))
@@ -265,13 +260,17 @@ def test_a_readme_without_its_marks_is_refused_and_left_alone(
     assert (tmp_path / "README.md").read_text() == "no marks"
 
 
-def test_the_generator_writes_the_block_and_the_picture(
+def test_the_generator_writes_the_pages_and_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "README.md").write_text(README.read_text(encoding="utf-8"))
-    write_records(tmp_path / "a.jsonl", [LOADER])
-    monkeypatch.setattr("bench.readme.README", tmp_path / "README.md")
+    for name, page in (("README", README), ("PACKED_PAGE", PACKED_PAGE)):
+        copy = tmp_path / page.name
+        copy.write_text(page.read_text(encoding="utf-8"))
+        monkeypatch.setattr(f"bench.readme.{name}", copy)
     monkeypatch.setattr("bench.readme.RESULTS_DIR", tmp_path)
+    packed = replace(LOADER, stage="packed")
+    write_records(tmp_path / "a.jsonl", [LOADER, packed])
     assert readme_main() == 0
     assert make_block([LOADER]) in (tmp_path / "README.md").read_text()
+    assert make_packed_block([packed]) in (tmp_path / "packed.md").read_text()
     assert (tmp_path / "throughput.png").is_file()

@@ -25,9 +25,12 @@ from bench.harness.session import FULL_SIZES, run_stage
 from bench.harness.workload import Workload
 from bench.peers import PEERS, peers_of
 from bench.stages.loader import GPU_COPIES, MAX_PEER_SLICES
+from bench.stages.packed_gpu import KERNEL_TIMES, MAX_SLICES, measure_on_gpu
 from bench.throughput import main as throughput_main
 from ichfast.loading.config import CHECKS
 from ichfast.models.config import ARCHS
+from ichfast.prepare.packing import pack_store
+from ichfast.store.store import Store
 from tests.bench.conftest import NotedStage
 
 ROOT = Path(__file__).parents[2]
@@ -41,10 +44,10 @@ MIN_RATE = {"train": 1_500, "ichfast": 5_000, "limit": 50_000, "peer": 4_000}
 and of a loader's contenders by role. Assumptions, not measured: half of the lowest
 estimates or less."""
 
-START_S = {"train": 15, "loader": 60}
-"""Seconds that a part needs before its turns, assumed: for imports and, to load, also
-for the synthetic set, the peers' files and their processes. The set alone took 33 s on
-two busy cores."""
+START_S = {"train": 15, "packed": 25, "loader": 60}
+"""Seconds that a part needs before its turns, assumed: for imports; to pack, also for
+the packed store and the memory of the GPU; to load, for the synthetic set, the peers'
+files and their processes. The set alone took 33 s on two busy cores."""
 
 MACHINE_PACKAGES = {"torch", "torchvision", "PIL", "nvidia.dali", "timm"}
 """Packages of peers that a GPU machine has; the other peers are left out there."""
@@ -171,6 +174,17 @@ def count_loaded(
     return Counter({role: count_turns(meter) * n for role, n in a_turn.items()})
 
 
+def count_packed(workload: Workload, meter: Meter) -> Counter[str]:
+    """Slices that the stage packed loads or unpacks from both levels, on a GPU.
+
+    The loader from the page cache and from the GPU's memory counts as ``ichfast`` for
+    both stores, the kernels as ``limit``: no part of the loader is in them.
+    """
+    num_slices = min(workload.num_loaded, MAX_SLICES)
+    a_turn = {"ichfast": 2 * 4 * num_slices, "limit": 2 * 2 * KERNEL_TIMES * num_slices}
+    return Counter({role: count_turns(meter) * n for role, n in a_turn.items()})
+
+
 def guess_seconds(noted: NotedStage) -> float:
     """The time of a part if it reaches `MIN_RATE`, by what it has to do."""
     (workload,), meter = noted.workloads, noted.meter
@@ -183,7 +197,11 @@ def guess_seconds(noted: NotedStage) -> float:
             for name in peers_of("loader", workload.peers)
             if MACHINE_PACKAGES.issuperset(PEERS[name].packages)
         ]
-        loaded = count_loaded(workload, meter, present)
+        loaded = (
+            count_packed(workload, meter)
+            if noted.stage == "packed"
+            else count_loaded(workload, meter, present)
+        )
         turns_s = sum(loaded[role] / MIN_RATE[role] for role in loaded)
     return START_S[noted.stage] + turns_s
 
@@ -247,7 +265,7 @@ def test_the_short_mode_tests_first_and_trains_every_backbone_at_both_sizes(
         *((arch, 512, False) for arch in ARCHS),
     ]
     assert FULL_SIZES == (224, 512)
-    assert noted[0].stage == "loader"
+    assert [each.stage for each in noted[:2]] == ["loader", "packed"]
     assert noted[0].workloads[0].peers == tuple(PEERS)
 
 
@@ -269,17 +287,17 @@ def test_after_a_part_that_fails_the_others_run_and_the_status_is_1(dry: Dry) ->
         "short", python='#!/bin/sh\necho "ran $*"\ncase $* in *pytest*) exit 3; esac\n'
     )
     assert status == 1
-    assert len(dry.parts()) == 6
+    assert len(dry.parts()) == 7
     results = dry.folder / "gpu-results"
     assert "ran -m ichfast doctor" in (results / "doctor.txt").read_text()
     assert "ran -m pytest" in (results / "tests.txt").read_text()
-    assert (results / "bench.txt").read_text().count("ran bench/throughput.py") == 4
+    assert (results / "bench.txt").read_text().count("ran bench/throughput.py") == 5
 
 
 def test_what_the_doctor_finds_does_not_count(dry: Dry) -> None:
     status, _ = dry.run("short", python="#!/bin/sh\n[ $3 != doctor ]\n")
     assert status == 0
-    assert len(dry.parts()) == 6
+    assert len(dry.parts()) == 7
 
 
 def test_a_process_that_outlives_its_part_holds_nothing_up(dry: Dry) -> None:
@@ -291,7 +309,7 @@ def test_a_process_that_outlives_its_part_holds_nothing_up(dry: Dry) -> None:
         for pid in lives.read_text().split():
             os.kill(int(pid), signal.SIGKILL)
     assert status == 0, printed
-    assert len(dry.parts()) == 6
+    assert len(dry.parts()) == 7
 
 
 def test_a_terminated_script_ends_its_part(dry: Dry) -> None:
@@ -354,6 +372,23 @@ def test_what_is_counted_is_what_a_stage_does(stage: str, toy: Workload) -> None
     # On a CPU the resample is the only limit.
     expected["limit"] //= 1 + len(GPU_COPIES)
     assert by_role == expected
+
+
+@pytest.mark.slow
+def test_what_is_counted_is_what_the_stage_packed_does_on_a_gpu(
+    toy: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.stages.packed_gpu._reason_to_skip", lambda _: "")
+    meter = CountingMeter(device="cpu", repeats=1, warmup=1)
+    object.__setattr__(meter, "counted", Counter())
+    with toy.open_store() as raw:
+        pack_store(raw.path, tmp_path / "packed", workers=1)
+        with Store(tmp_path / "packed") as packed:
+            for level in raw.levels:
+                measure_on_gpu(packed, raw, level, toy, meter)
+    from_page_cache = count_turns(meter) * 2 * 2 * toy.num_loaded
+    expected = count_packed(toy, meter).total() - from_page_cache
+    assert meter.counted.total() == expected
 
 
 @dataclass(frozen=True, slots=True)
