@@ -92,7 +92,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
         meter: Makes the records.
     """
     if not find_instructions():
-        return [_left_out(meter, "all", "the C library of packed slices is missing")]
+        return [_left_out(meter, "all", "the C library is missing")]
     on_cpu = workload.device == "cpu"
     with workload.open_store() as raw:
         records = measure_code(raw, workload, meter) if on_cpu else []

@@ -1,3 +1,4 @@
+from .codec import halve_into as halve_into
 from .codec import pack as pack
 from .codec import unpack_halved_into as unpack_halved_into
 from .codec import unpack_into as unpack_into

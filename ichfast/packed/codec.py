@@ -1,4 +1,4 @@
-"""Packs a slice into a record, and unpacks it, by the C library or its reference.
+"""Packs, unpacks and halves slices, by the C library or its reference.
 
 A record's checksum is compared before it is unpacked. The interpreter's lock is
 released while the C library works, so threads unpack side by side.
@@ -39,6 +39,10 @@ class _Coder(Protocol):
         out_HW: npt.NDArray[np.uint16],
     ) -> None: ...
 
+    def halve(
+        self, stored_HW: npt.NDArray[np.uint16], out_HW: npt.NDArray[np.uint16]
+    ) -> None: ...
+
 
 @cache
 def _coder() -> _Coder:
@@ -51,8 +55,8 @@ def _coder() -> _Coder:
             except OSError as error:
                 reason = first_line(error)
     logger.warning(
-        "the C library of packed slices is missing (%s), so NumPy unpacks them, many "
-        "times slower; install a C compiler, then ichfast again",
+        "the C library is missing (%s), so NumPy packs, unpacks and halves slices, "
+        "many times slower; install a C compiler, then ichfast again",
         reason,
     )
     return reference
@@ -126,6 +130,27 @@ def unpack_halved_into(record: Buffer, out_HW: npt.NDArray[np.uint16]) -> None:
             f"halved to {out_HW.shape[0]}x{out_HW.shape[1]}"
         )
     _coder().unpack_halved(np.frombuffer(record, np.uint8), shape, out_HW)
+
+
+def halve_into(
+    stored_HW: npt.NDArray[np.uint16], out_HW: npt.NDArray[np.uint16]
+) -> None:
+    """Halve rows and columns: means of 2x2, ties to even.
+
+    Args:
+        stored_HW: shape (H, W), uint16, C order. Not changed. An odd side is padded
+            with air, 0.
+        out_HW: shape (ceil(H / 2), ceil(W / 2)), uint16, C order; overwritten.
+
+    Raises:
+        ValueError: another shape, type or order.
+    """
+    _check_pixels(stored_HW)
+    _check_pixels(out_HW)
+    rows, columns = stored_HW.shape
+    if out_HW.shape != ((rows + 1) // 2, (columns + 1) // 2):
+        raise ValueError(f"{rows}x{columns} pixels cannot be halved to {out_HW.shape}")
+    _coder().halve(stored_HW, out_HW)
 
 
 def _check_pixels(pixels_HW: npt.NDArray[np.uint16]) -> None:

@@ -1,4 +1,4 @@
-"""The C library that packs and unpacks, called with addresses.
+"""The C library that packs, unpacks and halves, called with addresses.
 
 The interpreter's lock is released while it works. `setup.py` builds it beside this
 file, if there is a C compiler.
@@ -60,6 +60,8 @@ class Library:
         self._c.ichfast_unpack.argtypes = [*_RECORD, *_SHAPE, _ADDRESS, _INT]
         addresses = (_ADDRESS, _ADDRESS)
         self._c.ichfast_unpack_halved.argtypes = [*_RECORD, *_SHAPE, *addresses, _INT]
+        self._c.ichfast_halve.argtypes = [_ADDRESS, *_SHAPE, _ADDRESS, _INT]
+        self._c.ichfast_halve.restype = None
 
     @property
     def vector_instructions(self) -> str:
@@ -136,3 +138,19 @@ class Library:
         )
         if error:
             raise StoreError(ERRORS[error])
+
+    def halve(
+        self, stored_HW: npt.NDArray[np.uint16], out_HW: npt.NDArray[np.uint16]
+    ) -> None:
+        """Halve rows and columns: means of 2x2, ties to even.
+
+        Args:
+            stored_HW: shape (H, W), uint16, C order. An odd side is padded with 0.
+            out_HW: shape (ceil(H / 2), ceil(W / 2)), uint16, C order; overwritten.
+        """
+        self._c.ichfast_halve(
+            stored_HW.ctypes.data,
+            *stored_HW.shape,
+            out_HW.ctypes.data,
+            self._instructions,
+        )

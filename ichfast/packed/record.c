@@ -190,3 +190,14 @@ int ichfast_unpack_halved(const uint8_t *record, size_t record_bytes, uint32_t r
     }
     return error ? error : end_reading(&reader);
 }
+
+void ichfast_halve(const uint16_t *pixels, uint32_t rows, uint32_t columns,
+                   uint16_t *halved, int instructions)
+{
+    const struct row_code *code = choose_rows(instructions);
+    for (uint32_t y = 0; y < rows; y += 2) {
+        const uint16_t *row = pixels + (size_t)y * columns;
+        code->halve(row, y + 1 < rows ? row + columns : NULL, columns, halved);
+        halved += columns / 2 + columns % 2;
+    }
+}

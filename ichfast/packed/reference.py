@@ -1,4 +1,4 @@
-"""Packs and unpacks in NumPy: slow and readable, equal to the C library to the byte.
+"""Packs, unpacks and halves in NumPy: slow and readable, equal to the C library.
 
 Shape letters: H rows, W columns, R bytes of a record, P bytes of its payload, K blocks
 of all rows, B pixels of a block, M blocks of one width, b bits of a value.
@@ -101,10 +101,21 @@ def unpack_halved(
     Raises:
         StoreError: it is no record of that shape.
     """
-    rows, columns = shape
-    stored_HW = np.zeros((round_up(rows, 2), round_up(columns, 2)), np.uint16)
-    unpack(record_R, stored_HW[:rows, :columns])
-    blocks = stored_HW.reshape(*out_HW.shape[:1], 2, out_HW.shape[1], 2)
+    stored_HW = np.empty(shape, np.uint16)
+    unpack(record_R, stored_HW)
+    halve(stored_HW, out_HW)
+
+
+def halve(stored_HW: npt.NDArray[np.uint16], out_HW: npt.NDArray[np.uint16]) -> None:
+    """Halve rows and columns: means of 2x2, ties to even.
+
+    Args:
+        stored_HW: shape (H, W), uint16. An odd side is padded with 0.
+        out_HW: shape (ceil(H / 2), ceil(W / 2)), uint16; overwritten.
+    """
+    rows, columns = stored_HW.shape
+    padded_HW = np.pad(stored_HW, ((0, rows % 2), (0, columns % 2)))
+    blocks = padded_HW.reshape(out_HW.shape[0], 2, out_HW.shape[1], 2)
     out_HW[...] = np.rint(blocks.mean(axis=(1, 3)))
 
 

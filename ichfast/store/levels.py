@@ -6,8 +6,7 @@
    `reduce_to_level`.
 3. A store has level 512, alone or with smaller ones.
 
-`halve_into` is the fast form of `ichfast.augment.reference.halve`, equal to the bit. On
-a CPU it takes at most a third of the time that DALI takes (bench/LOG.md, 2026-11).
+`halve_into` is the fast form of `ichfast.augment.reference.halve`, equal to the bit.
 
 Shape letters: H rows, W columns.
 """
@@ -18,6 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from ichfast import packed
 
 SOURCE_LEVEL = 512
 """The level that holds slices as they came, of any shape."""
@@ -110,31 +111,18 @@ def halve_into(
     """Halve rows and columns repeatedly: means of 2x2, ties to the even number.
 
     Args:
-        stored_HW: shape (H, W), uint16 up to 32,767, C order. Not changed. An odd side
-            is padded with air, 0.
+        stored_HW: shape (H, W), uint16, C order. Not changed. An odd side is padded
+            with air, 0.
         times: number of halvings, 1 or more.
-        out_HW: shape (ceil(H / 2**times), ceil(W / 2**times)), uint16; overwritten.
+        out_HW: shape (ceil(H / 2**times), ceil(W / 2**times)), uint16, C order;
+            overwritten.
     """
     for _ in range(times - 1):
-        stored_HW = _quarter(sum_of_2x2(_pad_to_even(stored_HW))).astype(np.uint16)
-    out_HW[...] = _quarter(sum_of_2x2(_pad_to_even(stored_HW)))
-
-
-def _quarter(sum_HW: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Divide sums by 4 in place, ties to even. Only the low 16 bits are valid.
-
-    Two float additions replace the six integer steps of rounding ties to even. With
-    the bits of 2**23 added, a sum is a float32 that is 2**23 larger. The addition that
-    brings it to 2**25 makes the processor round to steps of 4, so that the low bits
-    count the steps.
-
-    Source:
-        IEEE 754 binary32: 24 bits of precision, the highest not written.
-    """
-    sum_HW += np.float32(2**23).view(np.uint32)
-    bits_HW = sum_HW.view(np.float32)
-    bits_HW += np.float32(2**25 - 2**23)
-    return sum_HW
+        rows, columns = stored_HW.shape
+        halved_HW = np.empty(((rows + 1) // 2, (columns + 1) // 2), np.uint16)
+        packed.halve_into(stored_HW, halved_HW)
+        stored_HW = halved_HW
+    packed.halve_into(stored_HW, out_HW)
 
 
 def sum_of_2x2(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
@@ -152,10 +140,3 @@ def sum_of_2x2(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint32]:
     sum_HW &= 0xFFFF
     sum_HW += right_HW
     return sum_HW
-
-
-def _pad_to_even(stored_HW: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    rows, columns = stored_HW.shape
-    if rows % 2 or columns % 2:
-        return np.pad(stored_HW, ((0, rows % 2), (0, columns % 2)))
-    return stored_HW

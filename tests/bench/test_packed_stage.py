@@ -101,7 +101,7 @@ def test_without_the_library_nothing_is_measured(
 ) -> None:
     monkeypatch.setattr("bench.stages.packed_code.library_paths", list)
     (record,) = run_stage("packed", [toy], Meter(device="cpu", repeats=1))
-    assert record.reason == "the C library of packed slices is missing"
+    assert record.reason == "the C library is missing"
 
 
 def test_a_store_that_is_packed_already_is_refused(

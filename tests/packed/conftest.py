@@ -1,4 +1,4 @@
-"""The C library of packed slices, compiled for these tests."""
+"""The C library, compiled for these tests."""
 
 from __future__ import annotations
 

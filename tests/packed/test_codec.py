@@ -12,6 +12,7 @@ import pytest
 from ichfast.errors import StoreError
 from ichfast.packed import (
     codec,
+    halve_into,
     pack,
     read_header,
     reference,
@@ -19,7 +20,7 @@ from ichfast.packed import (
     unpack_into,
 )
 from ichfast.packed.library import Library
-from ichfast.store.levels import halve_into
+from ichfast.store import levels
 from tests.packed.slices import draw_slice
 
 
@@ -90,7 +91,7 @@ def test_the_bytes_of_a_record_stay_as_they_are() -> None:
 def test_halving_on_the_way_equals_halving_after(shape: tuple[int, int]) -> None:
     stored_HW = drawn(*shape, bits=15) % np.uint16(32_768)
     expected_HW = np.empty((-(-shape[0] // 2), -(-shape[1] // 2)), np.uint16)
-    halve_into(stored_HW, 1, expected_HW)
+    levels.halve_into(stored_HW, 1, expected_HW)
     out_HW = np.full_like(expected_HW, 7)
     unpack_halved_into(pack(stored_HW), out_HW)
     np.testing.assert_array_equal(out_HW, expected_HW)
@@ -182,3 +183,19 @@ def test_a_slice_without_pixels_or_with_too_many_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"1 to 16,777,216 .* {shape[0]}x{shape[1]}"):
         pack(np.zeros(shape, np.uint16))
+
+
+def test_halving_equals_the_mean_of_four_with_ties_to_even() -> None:
+    stored_HW = np.array([[1, 0, 5], [1, 0, 6], [3, 3, 2]], np.uint16)
+    out_HW = np.full((2, 2), 7, np.uint16)
+    halve_into(stored_HW, out_HW)
+    # 2 / 4, 11 / 4; 6 / 4, 2 / 4
+    assert out_HW.tolist() == [[0, 3], [2, 0]]
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (4,)])
+def test_halving_into_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="pixels"):
+        halve_into(drawn(4, 4), np.empty(shape, np.uint16))
+    with pytest.raises(ValueError, match="C order"):
+        halve_into(drawn(4, 4).T, np.empty((2, 2), np.uint16))

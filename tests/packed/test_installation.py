@@ -74,7 +74,9 @@ def check_reference(caplog: pytest.LogCaptureFixture, reason: str) -> None:
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert reason in record.message
-    assert "so NumPy unpacks them, many times slower" in record.message
+    assert (
+        "so NumPy packs, unpacks and halves slices, many times slower" in record.message
+    )
     assert "\n" not in record.message
 
 

@@ -57,7 +57,10 @@ def check_unpacking(
         np.testing.assert_array_equal(out_HW, stored_HW)
         halves.append(np.full((-(-shape[0] // 2), -(-shape[1] // 2)), 7, np.uint16))
         coder.unpack_halved(record_R, shape, halves[-1])
-    np.testing.assert_array_equal(halves[0], halves[1])
+        halves.append(np.full_like(halves[-1], 7))
+        coder.halve(stored_HW, halves[-1])
+    for halved_HW in halves[1:]:
+        np.testing.assert_array_equal(halved_HW, halves[0])
 
 
 # ---- every value and shape -------------------------------------------------------

@@ -189,7 +189,7 @@ def test_without_the_c_library_the_bytes_are_the_same_after_one_warning(
     assert contents(tmp_path / "packed") == contents(stores / "packed")
     assert contents(tmp_path / "raw") == contents(stores / "raw")
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert "the C library of packed slices is missing" in message
+    assert "the C library is missing" in message
 
 
 # What is refused
