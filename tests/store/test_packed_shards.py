@@ -652,6 +652,21 @@ def test_a_sound_record_with_a_wrong_checksum_of_its_pixels_is_refused(
     check_slices_refused(alike, {1})
 
 
+def test_a_sound_record_that_is_not_the_one_of_the_index_is_refused(
+    alike: Path,
+) -> None:
+    (file,) = (alike / "level-512").iterdir()
+    before = file.read_bytes()
+
+    def change(records: list[bytes]) -> None:
+        records[2] = sealed(records[2][:-1] + b"\1")  # the same pixels
+
+    rewrite(file, change)
+    end = len(before) - 128
+    file.write_bytes(file.read_bytes()[:end] + before[end:])
+    check_slices_refused(alike, {2})
+
+
 def test_verify_unpacks_and_does_not_trust_the_checksum_in_a_record(
     alike: Path,
 ) -> None:
