@@ -162,6 +162,11 @@ def _part_notes(machine: Machine) -> Iterator[str]:
             f"no decoder for {len(machine.missing_decoders)} transfer syntaxes, whose "
             "files are rejected: pip install 'ichfast[decoders]'"
         )
+    if machine.packed_by == "NumPy":
+        yield (
+            "the C library of packed slices is missing, so packed stores are read many "
+            "times slower: install gcc, then ichfast again"
+        )
     if machine.cpp_compiler is None:
         yield "no C++ compiler, so train.compile has no effect: install g++"
 

@@ -60,7 +60,8 @@ class StoreSummary:
     labelled: int
     """Slices with a label, or if none has one, series or studies with a label."""
     level_bytes: Mapping[str, int]
-    """Bytes of all slices, by level."""
+    """Bytes of all slices, by level, packed where the store is packed."""
+    is_packed: bool
     spare_bytes: int
     """Host memory that ``--cache host`` may fill now."""
 
@@ -90,6 +91,8 @@ class Machine:
 
     missing_decoders: tuple[str, ...] = ()
     """Transfer syntaxes that no decoder reads."""
+    packed_by: str = "unknown"
+    """From `ichfast.packed.codec.packed_by`."""
     torch_cuda: str | None = None
     """CUDA version that torch is built for; None for a build without CUDA."""
     torch_archs: tuple[str, ...] = ()

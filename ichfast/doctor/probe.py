@@ -27,8 +27,9 @@ Facts = dict[str, Any]
 
 def _decoders(_store: Path) -> Facts:
     from ichfast.dicom.slices import missing_decoders
+    from ichfast.packed.codec import packed_by
 
-    return {"missing_decoders": missing_decoders()}
+    return {"missing_decoders": missing_decoders(), "packed_by": packed_by()}
 
 
 def _torch(_store: Path) -> Facts:
@@ -113,6 +114,7 @@ def _store(store: Path) -> Facts:
             str(level): sum(shard.num_bytes(level) for shard in header.shards)
             for level in header.levels
         },
+        "is_packed": header.is_packed,
         "spare_bytes": int((1 - RESERVED_SHARE) * available_memory()),
     }
     return {"run": run, "store": summary}

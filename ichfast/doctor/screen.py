@@ -86,6 +86,8 @@ def _package_rows(machine: Machine) -> Iterator[tuple[str, str]]:
     missing = len(machine.missing_decoders)
     lacking = f"none for {missing} transfer syntaxes"
     yield "decoders", lacking if missing else "for every transfer syntax"
+    slow = ", many times slower" if machine.packed_by == "NumPy" else ""
+    yield "packing", f"by {machine.packed_by}{slow}"
     triton = machine.versions("triton").get("triton")
     compilers = machine.cpp_compiler, f"Triton {triton}" if triton else None
     yield "compilers", ", ".join(filter(None, compilers)) or "none"
@@ -98,7 +100,8 @@ def _store_rows(machine: Machine) -> Iterator[tuple[str, str]]:
     else:
         sizes = (f"level {k}: {v / GIB:.1f} GiB" for k, v in store.level_bytes.items())
         labelled = f"{store.slices:,} slices, {store.labelled:,} labelled"
-        yield "store", f"{machine.store_path}: {labelled}; {', '.join(sizes)}"
+        form = "packed: " if store.is_packed else ""
+        yield "store", f"{machine.store_path}: {labelled}; {form}{', '.join(sizes)}"
         spare = {"host": store.spare_bytes}
         if machine.gpus:
             spare["device"] = min(gpu.spare_bytes for gpu in machine.gpus)

@@ -62,6 +62,14 @@ def _coder() -> _Coder:
     return reference
 
 
+def packed_by() -> str:
+    """What packs here: ``AVX2``, ``NEON``, ``plain C`` of the library, or ``NumPy``."""
+    coder = _coder()
+    if not isinstance(coder, Library):
+        return "NumPy"
+    return coder.vector_instructions or "plain C"
+
+
 def pack(stored_HW: npt.NDArray[np.uint16]) -> bytes:
     """Pack a slice without loss.
 

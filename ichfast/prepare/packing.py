@@ -106,6 +106,8 @@ def pack_store(
         raise StoreError(f"{original} is {form} already; copy its folder if you like")
     if store.resolve().is_relative_to(original.resolve()):
         raise StoreError(f"{store} lies in the store itself; name another folder")
+    # Before all else, for an append to the original replaces them.
+    tables = _read_tables(original, header)
     journal = Journal(store, header.levels, packed)
     copies = [_Copy(original, store, s, packed) for s in header.shards]
     with only_writer(store) as discard, signals_interrupt(), _resumable(store):
@@ -114,8 +116,6 @@ def pack_store(
             _check_same(original, store, header, packed=packed)
             journal.publish()
         else:
-            # Now, for an append to the original replaces them.
-            tables = _read_tables(original, header)
             is_new = not journal.is_begun
             _begin(original, journal, header)
             missing = [

@@ -69,6 +69,8 @@ class Overview:
     nonsquare_pixels: int
     """Slices whose pixels are not square (`ichfast.loading.config.pixel_aspects`)."""
     levels: tuple[int, ...]
+    is_packed: bool
+    """Whether slices are packed."""
     bytes: int
     labelled: int
     """Slices with all six labels."""
@@ -112,6 +114,7 @@ def describe_store(store: Store) -> Overview:
         shapes=_counts(shapes),
         nonsquare_pixels=int((pixel_aspects(table) != 1).sum()),
         levels=store.levels,
+        is_packed=store.is_packed,
         bytes=header.num_bytes,
         labelled=num_labelled,
         partly_labelled=int(is_known_NK.any(axis=1).sum()) - num_labelled,
@@ -197,7 +200,8 @@ def format_overview(overview: Overview) -> str:
     )
     lines = [
         counts,
-        f"levels       {levels}; {overview.bytes / 2**30:.2f} GiB",
+        f"levels       {levels}; {overview.bytes / 2**30:.2f} GiB"
+        + (", packed" if overview.is_packed else ""),
         f"shapes       {_listed(overview.shapes)}"
         + (
             f"; pixels are not square: {overview.nonsquare_pixels:,}"

@@ -66,10 +66,10 @@ def test_a_damaged_slice_is_one_line_with_status_1(
     before = sorted(path.name for path in place.iterdir())
     line = refused(*COMMANDS[name])
     assert re.fullmatch(
-        r"Error: \S*store/level-\d+/\S+\.npy is damaged: row \d+ has the "
-        r"CRC-32C 0x[0-9a-f]{8}, expected 0x[0-9a-f]{8}; find all damage with "
-        r"`ichfast verify \S*store`, mend it with `ichfast verify \S*store --repair "
-        r"SOURCE`, or copy it back",
+        r"Error: \S*store/level-\d+/\S+\.npy is damaged: row \d+ has the CRC-32C "
+        r"0x[0-9a-f]{8}, expected 0x[0-9a-f]{8}; find all damage with `ichfast verify "
+        r"\S*store`, mend it with `ichfast verify \S*store --repair SOURCE`, or copy "
+        r"it back",
         line,
     )
     after = sorted(path.name for path in place.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ichfast.doctor.machine import Gpu, Machine, StoreSummary
 
 GIB = 2**30
@@ -28,8 +30,14 @@ STORE = StoreSummary(
     slices=752_803,
     labelled=752_803,
     level_bytes={"512": 368 * GIB, "256": 92 * GIB},
+    is_packed=False,
     spare_bytes=108 * GIB,
 )
+
+PACKED_STORE = replace(
+    STORE, is_packed=True, level_bytes={"512": 95 * GIB, "256": 32 * GIB}
+)
+"""The same slices, packed."""
 
 H200 = Gpu(
     name="NVIDIA H200",
@@ -49,6 +57,7 @@ SERVER = Machine(
     available_bytes=120 * GIB,
     store_path="ichfast-store",
     torch_cuda="13.0",
+    packed_by="AVX2",
     torch_archs=("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "compute_120"),
     gpus=(H200,),
     apex="nvidia",
@@ -70,6 +79,7 @@ LAPTOP = Machine(
     available_bytes=9 * GIB,
     store_path="ichfast-store",
     torch_cuda="13.0",
+    packed_by="AVX2",
     torch_archs=SERVER.torch_archs,
     tested_on="cpu",
     test_seconds=4.0,

@@ -164,6 +164,13 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
             "install 'ichfast[decoders]'"
         ),
     ),
+    "no C library": (
+        {"packed_by": "NumPy"},
+        (
+            "the C library of packed slices is missing, so packed stores are read many "
+            "times slower: install gcc, then ichfast again"
+        ),
+    ),
     "no compiler": (
         {"cpp_compiler": None},
         "no C++ compiler, so train.compile has no effect: install g++",

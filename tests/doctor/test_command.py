@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from ichfast.cli.main import cli
 from ichfast.doctor.machine import STOPPED, Machine
-from tests.doctor.machines import GIB, LAPTOP, SERVER, STORE
+from tests.doctor.machines import GIB, LAPTOP, PACKED_STORE, SERVER, STORE
 
 SERVER_SCREEN = """\
 examining this machine; this takes some seconds
@@ -27,6 +27,7 @@ DALI         2.4.0 (nvidia-dali-cuda130), sees the GPU
 CuPy         14.2.0 (cupy-cuda13x), NVRTC 13.0, sees the GPU
 apex         NVIDIA's
 decoders     for every transfer syntax
+packing      by AVX2
 compilers    g++, Triton 3.8.0
 store        ichfast-store: 752,803 slices, 752,803 labelled; level 512: 368.0
              GiB, level 256: 92.0 GiB
@@ -53,6 +54,26 @@ def test_a_machine_in_order_fits_on_a_screen(monkeypatch: pytest.MonkeyPatch) ->
         "problems": [],
         "next": "ichfast train --arch xresnet50-attn --size 512",
     }
+
+
+def test_a_packed_store_is_said_to_be_packed_and_more_of_it_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = run_on(replace(SERVER, store=PACKED_STORE), monkeypatch).stderr
+    assert (
+        "store        ichfast-store: 752,803 slices, 752,803 labelled; packed: level\n"
+        "             512: 95.0 GiB, level 256: 32.0 GiB\n"
+        "cache host   keeps level 512 or 256: 108.0 GiB to spare\n"
+        "cache device keeps level 512 or 256: 125.0 GiB to spare\n"
+    ) in screen
+
+
+def test_without_the_c_library_the_screen_says_what_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = run_on(replace(SERVER, packed_by="NumPy"), monkeypatch).stderr
+    assert "packing      by NumPy, many times slower\n" in screen
+    assert "note         the C library of packed slices is missing" in screen
 
 
 def test_a_laptop_without_a_gpu_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

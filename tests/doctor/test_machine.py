@@ -77,6 +77,7 @@ def test_a_store_and_the_newest_model_are_found(here: Machine) -> None:
     assert here.store is not None
     assert (here.store.slices, here.store.labelled) == (29, 26)
     assert here.store.level_bytes["256"] >= 29 * 256 * 256 * 2
+    assert not here.store.is_packed
 
 
 @pytest.mark.slow

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from ichfast.doctor import probe
+from ichfast.packed import codec, reference
+from ichfast.packed.library import Library
+from tests.conftest import write_store
 
 
 @pytest.fixture
@@ -96,6 +100,26 @@ def test_dali_without_the_device_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("ichfast.loading.dali.gpu_problem", lambda: "no kernel image")
     with pytest.raises(Exception, match="no kernel image"):
         probe._dali(Path())
+
+
+def test_a_packed_store_is_told_with_the_size_of_its_files(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_store(store, packed=True)
+    found = probe._store(store)["store"]
+    assert found["is_packed"]
+    for level in ("512", "256"):
+        files = (store / f"level-{level}").iterdir()
+        assert found["level_bytes"][level] == sum(file.stat().st_size for file in files)
+
+
+def test_what_packs_slices_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library, expected in (
+        (Mock(Library, vector_instructions="NEON"), "NEON"),
+        (Mock(Library, vector_instructions=""), "plain C"),
+        (reference, "NumPy"),
+    ):
+        monkeypatch.setattr(codec, "_coder", lambda library=library: library)
+        assert probe._decoders(Path())["packed_by"] == expected
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ichfast.report.overview import (
     write_contact_sheet,
 )
 from ichfast.store.store import Store
+from tests.conftest import write_store
 from tests.dicom.real_files import DATA, needs_data
 from tests.store.slice_store import simple_rows, write_slices
 
@@ -89,6 +90,18 @@ def test_the_text_says_what_it_counts(tiny_store: Store) -> None:
     assert "29 slices of 6 series and 5 patients; ids are kept" in text
     assert "512x512: 23, 63x65: 6" in text
     assert "subdural" in text
+
+
+def test_a_packed_store_is_said_to_be_packed(tiny_store: Store, tmp_path: Path) -> None:
+    write_store(tmp_path / "packed", packed=True)
+    with Store(tmp_path / "packed") as store:
+        packed, raw = describe_store(store), describe_store(tiny_store)
+    assert (packed.is_packed, raw.is_packed) == (True, False)
+    assert replace(packed, is_packed=False, bytes=raw.bytes) == raw
+    assert packed.bytes < raw.bytes / 3
+    text = format_overview(packed)
+    assert "levels       512, 256; 0.00 GiB, packed\n" in text
+    assert "packed" not in format_overview(raw)
 
 
 def test_series_are_counted_by_irregularity(

@@ -500,19 +500,37 @@ def test_a_damaged_record_of_a_slice_that_was_dropped_is_found(store: Path) -> N
 def rewrite(file: Path, change: Callable[[list[bytes]], object]) -> None:
     """Change the records of a file, with the index and footer that belong to them."""
     content = file.read_bytes()
-    index_at, count = struct.unpack_from("<2Q", content, len(content) - 56)
-    entries = struct.iter_unpack("<QII", content[index_at : index_at + 16 * count])
-    records = [content[at : at + size] for at, size, _ in entries]
+    records = [content[at : at + size] for at, size, _ in entries(content)]
     change(records)
     at, index = 64, b""
     for record in records:
         index += struct.pack("<QI4s", at, len(record), record[4:8])
         at += len(record)
-    footer = struct.pack("<8s2Q", b"ICPINDEX", at, count) + content[12:20]
+    file.write_bytes(
+        content[:64] + b"".join(records) + index_and_footer(content, index)
+    )
+
+
+def entries(content: bytes) -> list[tuple[int, int, int]]:
+    """The index of a file: place, bytes and checksum of each record."""
+    index_at, count = struct.unpack_from("<2Q", content, len(content) - 56)
+    return list(struct.iter_unpack("<QII", content[index_at : index_at + 16 * count]))
+
+
+def index_and_footer(content: bytes, index: bytes, at: int | None = None) -> bytes:
+    """The end of a file, with another index.
+
+    Args:
+        content: of the file.
+        index: all entries.
+        at: its place; None leaves it where it is.
+    """
+    (index_at,) = struct.unpack_from("<Q", content, len(content) - 56)
+    place = index_at if at is None else at
+    footer = struct.pack("<8s2Q", b"ICPINDEX", place, len(index) // 16) + content[12:20]
     footer += struct.pack("<I24x", google_crc32c.value(index))
     footer += struct.pack("<I", google_crc32c.value(footer))
-    index += bytes(-len(index) % 64)
-    file.write_bytes(content[:64] + b"".join(records) + index + footer)
+    return index + bytes(-len(index) % 64) + footer
 
 
 def sealed(record: bytes) -> bytes:
@@ -573,9 +591,41 @@ def test_a_record_of_another_slice_is_refused(
     assert file.read_bytes() == before
     rewrite(file, change)
     if not has_its_index:
-        end = struct.unpack_from("<Q", before, len(before) - 56)[0]
+        (end,) = struct.unpack_from("<Q", before, len(before) - 56)
         file.write_bytes(file.read_bytes()[:end] + before[end:])
+        with Store(alike) as store:
+            for k in positions:  # the index alone tells
+                with pytest.raises(StoreError, match="its record has the CRC-32C"):
+                    store.slice_HW(k, check=False)
     check_slices_refused(alike, positions)
+
+
+def exchange(index: list[tuple[int, int, int]]) -> None:
+    index[0], index[1] = index[1], index[0]
+
+
+def overlap(index: list[tuple[int, int, int]]) -> None:
+    index[1] = index[0]
+
+
+def shorten(index: list[tuple[int, int, int]]) -> None:
+    index[2] = (index[2][0], index[2][1] - 64, index[2][2])
+
+
+@pytest.mark.parametrize("change", [exchange, overlap, shorten])
+def test_an_index_of_records_that_do_not_follow_each_other_is_refused(
+    alike: Path, change: Callable[[list[tuple[int, int, int]]], None]
+) -> None:
+    (file,) = (alike / "level-512").iterdir()
+    content = file.read_bytes()
+    index = entries(content)
+    change(index)
+    end = index_and_footer(content, b"".join(struct.pack("<QII", *e) for e in index))
+    file.write_bytes(content[: -len(end)] + end)
+    line = f"{file} is damaged: its records do not lie one behind the other"
+    assert verify_store(alike) == [line]
+    with Store(alike) as store, pytest.raises(StoreError, match="one behind the other"):
+        store.slice_HW(2, check=False)
 
 
 def test_other_pixels_in_a_sound_record_are_refused(alike: Path) -> None:
@@ -587,6 +637,33 @@ def test_other_pixels_in_a_sound_record_are_refused(alike: Path) -> None:
         records[2] = sealed(record[:8] + struct.pack("<I", size) + record[12:])
 
     rewrite(file, change)
+    check_slices_refused(alike, {2})
+
+
+def test_a_sound_record_with_a_wrong_checksum_of_its_pixels_is_refused(
+    alike: Path,
+) -> None:
+    (file,) = (alike / "level-512").iterdir()
+
+    def change(records: list[bytes]) -> None:
+        records[1] = sealed(records[1][:24] + b"\1\2\3\4" + records[1][28:])
+
+    rewrite(file, change)
+    check_slices_refused(alike, {1})
+
+
+def test_a_sound_record_that_is_not_the_one_of_the_index_is_refused(
+    alike: Path,
+) -> None:
+    (file,) = (alike / "level-512").iterdir()
+    before = file.read_bytes()
+
+    def change(records: list[bytes]) -> None:
+        records[2] = sealed(records[2][:-1] + b"\1")  # the same pixels
+
+    rewrite(file, change)
+    end = len(before) - 128
+    file.write_bytes(file.read_bytes()[:end] + before[end:])
     check_slices_refused(alike, {2})
 
 
@@ -766,16 +843,14 @@ def test_a_file_that_claims_a_large_record_takes_no_memory(store: Path) -> None:
     """A file may be large and take no space on the disk."""
     file = store / "level-512" / NAME
     content, size = file.read_bytes(), 2**32 - 64
-    ends = [size, size + 128, size + 256]
+    index = struct.pack("<QII", 64, size, 0)
+    index += struct.pack("<QII", 64 + size, 128, 0)
+    index += struct.pack("<QII", 64 + size + 128, 128, 0)
+    index_at = 64 + size + 256
     with file.open("wb") as opened:
         opened.write(content[:64])
-        index = struct.pack("<QII", 64, size, 0)
-        index += b"".join(struct.pack("<QII", 64 + end, 128, 0) for end in ends[:2])
-        opened.seek(64 + ends[2])
-        footer = struct.pack("<8s2Q", b"ICPINDEX", 64 + ends[2], 3) + content[12:20]
-        footer += struct.pack("<I24x", google_crc32c.value(index))
-        footer += struct.pack("<I", google_crc32c.value(footer))
-        opened.write(index.ljust(64, b"\0") + footer)
+        opened.seek(index_at)
+        opened.write(index_and_footer(content, index, index_at))
     edit_header(store, replace_bytes(file.stat().st_size, 512))
     (problem,) = verify_store(store)
     assert "its records are not as long as those of slices of (17, 40)" in problem
