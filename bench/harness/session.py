@@ -58,7 +58,7 @@ STAGE_S = {
     "prepare": 75.0,
     "read": 8.0,
     "loader": 60.0,
-    "packed": 70.0,
+    "packed": 80.0,
     "train": 15.0,
     "end_to_end": 15.0,
     "scale": 60.0,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-BURST_S = 0.005
+BURST_S = 0.02
 """Seconds of the disk's work that are done before they are asked for, at most."""
 
 

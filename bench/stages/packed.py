@@ -81,7 +81,7 @@ KEPT_TURNS = 2
 """Turns of its memory, which hardly varies."""
 
 PAGE_MIB = 4096 / 2**20
-"""The least memory that can be told from none."""
+"""A page: the least memory that is noted."""
 
 
 def measure(workload: Workload, meter: Meter) -> list[Record]:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from bench.harness.estimates import estimate
 from bench.harness.measure import Record
 from bench.harness.records import RESULTS_DIR, read_newest, write_records
+from bench.harness.table import format_table
 from bench.readme import (
     PACKED_PAGE,
     README,
@@ -144,3 +145,16 @@ def test_the_pages_hold_the_figures_of_the_committed_records() -> None:
     assert pages.keys() == {README, PACKED_PAGE}
     for path, expected in pages.items():
         assert path.read_text("utf-8") == expected, "run `python bench/readme.py`"
+
+
+def test_the_table_shows_aims_for_rates_costs_and_ratios() -> None:
+    ours, limit = compared("reader, level 512, page cache", 0.5)
+    ours = replace(ours, settings={"aim": 200.0})
+    limit = replace(limit, settings={"aim_ratio": 0.85})
+    cost = replace(BYTES[0], settings={"aim": 26.3})
+    lines = format_table([ours, limit, cost]).splitlines()[2:]
+    assert [line.split("aim: ")[1] for line in lines] == [
+        "over 200 slices/s",
+        "85% of it or more",
+        "under 26.3 %",
+    ]

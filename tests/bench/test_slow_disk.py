@@ -58,6 +58,14 @@ def test_idle_time_is_lost_but_for_a_burst() -> None:
     assert bucket.take(2_000) == pytest.approx(160.0 - BURST_S + 0.002)
 
 
+def test_a_turn_gets_nothing_that_was_done_before_it() -> None:
+    clock = Clock()
+    bucket = TokenBucket(1e6, clock=clock.read, sleep=clock.sleep)
+    clock.now_s += 60.0
+    bucket.begin()
+    assert bucket.take(2_000) == pytest.approx(160.002)
+
+
 def test_what_is_read_is_what_the_file_has_and_reads_are_fast_again_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
