@@ -18,6 +18,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ichfast.dicom.slices import read_slices
 from ichfast.labels import CLASSES
+from ichfast.models.config import ARCHS, Arch
 from ichfast.store.store import Store
 from tests.store.slice_store import write_slices
 
@@ -37,6 +38,21 @@ def _memory_is_unlimited_again() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     yield
     resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+TINY_ARCH = "tiny"
+"""A backbone of 0.1 million weights, for runs that any network will do for."""
+
+
+def add_tiny_arch() -> None:
+    """Let this process build `TINY_ARCH`."""
+    ARCHS[TINY_ARCH] = Arch(timm_name="test_efficientnet")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_tiny_backbone() -> None:
+    """Not when a module is loaded: tests are made for each of the other backbones."""
+    add_tiny_arch()
 
 
 # patient, study, series, slices, (rows, columns), labelled
@@ -231,7 +247,6 @@ def built() -> dict[str, nn.Module]:
     import torch
 
     from ichfast.models.build import build_model
-    from ichfast.models.config import ARCHS
 
     torch.manual_seed(0)
     return {arch: build_model(arch).eval() for arch in ARCHS}
