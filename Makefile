@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## the whole way on synthetic heads, in minutes
 
 test: check  ## everything that must hold, on any machine
 	$(PYTEST) $(IN_PARALLEL) -m "not alone"
-	$(PYTEST) -m alone
+	$(PYTEST) -m alone $$(grep -rlF --include='*.py' pytest.mark.alone tests)
 
 quick: check  ## the same without slow tests, while you work
 	$(PYTEST) $(IN_PARALLEL) -m "not alone and not slow"
