@@ -24,7 +24,7 @@ quick: check  ## the same without slow tests, while you work
 check: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=$(JOBS) $(BIN)/mypy
 
 bench: $(VENV)/.installed  ## every stage against its limit
 	$(BIN)/python bench/throughput.py
