@@ -387,6 +387,7 @@ def script_run(
             "XDG_CACHE_HOME": str(folder),
             "PATH": "/usr/bin:/bin",
             "PYTHON": sys.executable,
+            "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",  # there is nothing to run
         },
         cwd=folder,
     )
