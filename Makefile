@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## the whole way on synthetic heads, in minutes
 
 test: check  ## everything that must hold, on any machine
 	$(PYTEST) $(IN_PARALLEL) -m "not alone"
-	$(PYTEST) -m alone
+	$(PYTEST) -m alone $$(grep -rlF --include='*.py' pytest.mark.alone tests)
 
 quick: check  ## the same without slow tests, while you work
 	$(PYTEST) $(IN_PARALLEL) -m "not alone and not slow"
@@ -24,7 +24,7 @@ quick: check  ## the same without slow tests, while you work
 check: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=$(JOBS) $(BIN)/mypy
 
 bench: $(VENV)/.installed  ## every stage against its limit
 	$(BIN)/python bench/throughput.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,10 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from ichfast.dicom.slices import read_slices
 from ichfast.labels import CLASSES
+from ichfast.models.config import ARCHS, Arch
 from ichfast.store.store import Store
+from ichfast.system.limits import LimitedProcess
+from ichfast.system.timeouts import stall_limit
 from tests.store.slice_store import write_slices
 
 if TYPE_CHECKING:
@@ -37,6 +41,51 @@ def _memory_is_unlimited_again() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     yield
     resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+class KeptProcess(LimitedProcess):
+    """A process that does not end with a block; it starts in 0.3 s."""
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_process_lists_sources() -> Iterator[None]:
+    """Hundreds of runs of prepare list their sources in one process, in turn.
+
+    Another one is started where a test changes what it inherits.
+    """
+    kept: dict[object, KeptProcess] = {}
+
+    def process_here() -> LimitedProcess:
+        inherited = Path.cwd(), stall_limit(), tuple(sys.path)
+        if inherited not in kept:
+            for process in kept.values():
+                process.close()
+            kept.clear()
+        return kept.setdefault(inherited, KeptProcess())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ichfast.sources.sources.LimitedProcess", process_here)
+        yield
+    for process in kept.values():
+        process.close()
+
+
+TINY_ARCH = "tiny"
+"""A backbone of 0.1 million weights, for runs that any network will do for."""
+
+
+def add_tiny_arch() -> None:
+    """Let this process build `TINY_ARCH`."""
+    ARCHS[TINY_ARCH] = Arch(timm_name="test_efficientnet")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_tiny_backbone() -> None:
+    """Not when a module is loaded: tests are made for each of the other backbones."""
+    add_tiny_arch()
 
 
 # patient, study, series, slices, (rows, columns), labelled
@@ -248,7 +297,6 @@ def built() -> dict[str, nn.Module]:
     import torch
 
     from ichfast.models.build import build_model
-    from ichfast.models.config import ARCHS
 
     torch.manual_seed(0)
     return {arch: build_model(arch).eval() for arch in ARCHS}

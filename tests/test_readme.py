@@ -47,7 +47,8 @@ def test_the_export_example_runs_as_it_stands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    export_run(write_run(tmp_path / "run", tiny_store_path), Path("model.pt2"))
+    run = write_run(tmp_path / "run", tiny_store_path, arch="efficientnet-b0")
+    export_run(run, Path("model.pt2"))
     _, example = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()

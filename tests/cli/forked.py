@@ -68,9 +68,12 @@ def serve() -> None:
     import nvidia.dali  # noqa: F401
     import timm  # noqa: F401
 
-    from ichfast import cli, evaluation, export, predict, report
+    from ichfast import cli, evaluation, export, predict, report, runs
+    from ichfast.runs import event_file  # noqa: F401
+    from tests.conftest import add_tiny_arch
 
-    for package in (cli, evaluation, export, predict, report):
+    add_tiny_arch()
+    for package in (cli, evaluation, export, predict, report, runs):
         dir(package)
     for line in sys.stdin:
         order = json.loads(line)

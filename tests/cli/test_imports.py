@@ -91,7 +91,7 @@ def test_compare_loads_matplotlib_only_to_draw(
     # In this process: writing a checkpoint loads torch.
     from tests.runs.trainedruns import write_run
 
-    run = write_run(tmp_path / "run", tiny_store_path)
+    run = write_run(tmp_path / "run", tiny_store_path, arch="efficientnet-b0")
     assert loaded_by("compare", run, "--csv", tmp_path / "rows.csv") == set()
     drawn = loaded_by("compare", run, "--png", tmp_path / "rows.png")
     assert drawn == {"matplotlib"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +14,15 @@ from click.testing import CliRunner, Result
 
 from ichfast.cli.main import cli
 from ichfast.labels import CLASSES
-from ichfast.models.config import ARCHS, Arch
 from ichfast.store.store import Store
+from tests.conftest import TINY_ARCH
 from tests.datasets import miniatures
 from tests.datasets.miniatures import Head
 
 PAGES = Path(__file__).parents[2] / "docs" / "datasets"
 
-SMALL = ("--arch", "tiny", "--size", "32", "--limit", "48")
+SMALL = ("--arch", TINY_ARCH, "--size", "32", "--limit", "48")
 """Options behind each `train`: the last of an option counts."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _a_tiny_backbone() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHS, "tiny", Arch(timm_name="test_resnet"))
-        yield
 
 
 NUM_TO_RUN = 3

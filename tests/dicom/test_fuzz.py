@@ -354,7 +354,6 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 """
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_frames_are_not_in_memory_together() -> None:
     frame = np.zeros((4096, 4096), np.uint16)
@@ -363,7 +362,7 @@ def test_frames_are_not_in_memory_together() -> None:
     assert len(content) < 10_000
     command = [sys.executable, "-c", READ_ALONE]
     done = subprocess.run(
-        command, input=content, capture_output=True, timeout=60, check=True
+        command, input=content, capture_output=True, timeout=600, check=True
     )
     num_found, peak_kib = map(int, done.stdout.split())
     assert num_found == num_frames

@@ -22,7 +22,7 @@ from ichfast.predict.ensemble import predict_runs
 from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
 from ichfast.windows import Normalization, Window
-from tests.conftest import write_store
+from tests.conftest import TINY_ARCH, write_store
 from tests.runs.trainedruns import write_run
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_the_card_describes_the_model(tiny_store_path: Path, tmp_path: Path) -> 
     assert report.card == str(tmp_path / "model.pt2.card.md")
     for words in (
         "Not a medical device", "whole patients", "0.4000",
-        "epoch 2", "efficientnet-b0", "brain, subdural, bone", "ichfast", "commit",
+        "epoch 2", TINY_ARCH, "brain, subdural, bone", "ichfast", "commit",
         r"a known label: any \d+, epidural",
     ):  # fmt: skip
         assert re.search(words, card), words

@@ -18,6 +18,7 @@ from ichfast.report.comparison import (
     write_comparison,
 )
 from ichfast.training.history import METRICS
+from tests.conftest import TINY_ARCH
 from tests.runs.trainedruns import write_run
 
 
@@ -47,7 +48,7 @@ def test_the_references_rows_come_first_as_published(rows: list[Row]) -> None:
 def test_a_run_shows_its_best_epoch(rows: list[Row]) -> None:
     mine, begun = rows[len(PUBLISHED) :]
     assert mine.is_ours
-    assert (mine.name, mine.network, mine.size) == ("mine", "efficientnet-b0", 32)
+    assert (mine.name, mine.network, mine.size) == ("mine", TINY_ARCH, 32)
     assert (mine.valid_loss, mine.accuracy, mine.epochs) == (0.4, 0.9, 2)
     assert mine.train_loss_smooth == pytest.approx(0.399)
     assert mine.images_per_s == 10.5

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cli.forked import Server, command_server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with command_server(tmp_path_factory.mktemp("traces")) as server:
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts of a report are drawn and not rendered, which takes most of its time."""
+    monkeypatch.setattr("ichfast.report.charts.captions.chart_png", lambda _: b"")
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("traces")
+    with command_server(folder) as server:
+        # DALI converts the loader's graph once in a process, which takes seconds.
+        server.remember("preview", tiny_store_path, folder / "preview.png")
         yield server

@@ -12,7 +12,6 @@ import torch
 from ichfast.errors import InterruptionError, LoaderError, RecipeError
 from ichfast.evaluation.evaluate_file import evaluate_file
 from ichfast.evaluation.predictions import write_predictions
-from ichfast.models.config import ARCHS, Arch
 from ichfast.predict.ensemble import predict_runs
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
@@ -23,6 +22,7 @@ from ichfast.store.tables import BAG_LABELS
 from ichfast.system.ranks import Ranks
 from ichfast.training.checkpoint import LAST, load_checkpoint
 from ichfast.training.history import read_history
+from tests.conftest import TINY_ARCH, add_tiny_arch
 from tests.evaluation.test_evaluation import scores_of
 from tests.runs.rank_processes import run_ranks
 from tests.store.slice_store import bag_labels, simple_rows, write_slices
@@ -64,15 +64,10 @@ def write_studies(
     write_slices(path, slices, rows, labels_NK)
 
 
-@pytest.fixture(autouse=True)
-def _a_tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHS, "tiny", Arch(timm_name="test_resnet"))
-
-
 def recipe(*assignments: str) -> Recipe:
     return resolve_recipe(
         "fast",
-        arch="tiny",
+        arch=TINY_ARCH,
         size=32,
         device_type="cpu",
         assignments=[
@@ -143,7 +138,7 @@ def figures_by_hand(run_dir: Path) -> dict[str, float]:
 
 
 def train_as_rank(ranks: Ranks, store_path: Path, out: Path) -> None:
-    ARCHS["tiny"] = Arch(timm_name="test_resnet")  # in another process
+    add_tiny_arch()  # in another process
     settings = recipe("data.batch_size=8")
     train_run(store_path, settings, out, device=CPU, ranks=ranks)
 

@@ -21,7 +21,7 @@ NUM_EVENTS = 10
 """Events on files before which `train` is killed; `tests.cli.forked` counts them."""
 
 TRAIN = (
-    *("train", "--arch", "efficientnet-b0", "--size", "32", "--device", "cpu"),
+    *("train", "--arch", "tiny", "--size", "32", "--device", "cpu"),
     *("--set", "train.epochs=2", "--set", "data.batch_size=4", "--limit", "8"),
     *("--set", "folds.num_folds=2", "--out", "run", "--store"),
 )

@@ -386,6 +386,7 @@ class TestChains:
         )
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("unrendered")
     def test_all_folds_from_the_weights_of_one_run(
         self,
         store_path: Path,
@@ -449,7 +450,8 @@ class TestChains:
     ) -> None:
         state = dict(load_checkpoint(run_dir / BEST)["model"])
         state = {name: tensor.contiguous() for name, tensor in state.items()}
-        state["classifier.weight"] = torch.zeros(classes, 1280)
+        num_features = state["classifier.weight"].shape[1]
+        state["classifier.weight"] = torch.zeros(classes, num_features)
         state["classifier.bias"] = torch.zeros(classes)
         path = tmp_path / f"elsewhere{suffix}"
         if suffix == ".pt":

@@ -55,16 +55,17 @@ from ichfast.training.checkpoint import BEST
 from ichfast.training.history import read_history
 from ichfast.training.inference import predict_logits
 from ichfast.training.step import Stepper
+from tests.conftest import TINY_ARCH
 from tests.store.slice_store import simple_rows, write_slices
 
 CPU = torch.device("cpu")
 
 
 def small_recipe(*assignments: str) -> Recipe:
-    """EfficientNet-B0 on 32 pixels, one epoch."""
+    """A small network on 32 pixels, one epoch."""
     return resolve_recipe(
         "fast",
-        arch="efficientnet-b0",
+        arch=TINY_ARCH,
         size=32,
         device_type="cpu",
         assignments=[
@@ -319,6 +320,7 @@ def test_another_store_is_predicted_completely(run_dir: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 def test_the_report_shows_no_id_unless_asked(run_dir: Path, tmp_path: Path) -> None:
     table = predict_runs([run_dir], device=CPU)
     report_run(run_dir, table, tmp_path / "report.html", device=CPU)

@@ -18,16 +18,18 @@ from ichfast.runs.record import make_record, trained_settings
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, PATIENTS, SETTINGS, save_checkpoint
 from ichfast.training.history import write_history
+from tests.conftest import TINY_ARCH
 
-HEAD_GAIN = 44_000.0
-"""Factor of the head's random weights, so that slices get different logits."""
+TINY_HEAD_GAIN, HEAD_GAIN = 400.0, 44_000.0
+"""Factors of the head's random weights, so that slices get different logits: that of
+`TINY_ARCH`, and of the others."""
 
 
-def tiny_recipe(*assignments: str, size: int = 32) -> Recipe:
-    """EfficientNet-B0 on few pixels, two folds."""
+def tiny_recipe(*assignments: str, size: int = 32, arch: str = TINY_ARCH) -> Recipe:
+    """A small network on few pixels, two folds."""
     return resolve_recipe(
         "fast",
-        arch="efficientnet-b0",
+        arch=arch,
         size=size,
         device_type="cpu",
         assignments=["data.batch_size=8", "folds.num_folds=2", *assignments],
@@ -35,10 +37,15 @@ def tiny_recipe(*assignments: str, size: int = 32) -> Recipe:
 
 
 def write_run(
-    path: Path, store_path: Path, *assignments: str, size: int = 32, seed: int = 0
+    path: Path,
+    store_path: Path,
+    *assignments: str,
+    size: int = 32,
+    seed: int = 0,
+    arch: str = TINY_ARCH,
 ) -> Path:
     """Write a run's folder as if it had trained two epochs on a store."""
-    recipe = tiny_recipe(*assignments, size=size)
+    recipe = tiny_recipe(*assignments, size=size, arch=arch)
     with Store(store_path) as store:
         split = split_slices(store, recipe.folds)
         record = make_record(recipe, store, split)
@@ -65,7 +72,8 @@ def _weights(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
     *_, head = model.children()
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
-        head.weight.mul_(HEAD_GAIN)
+        is_tiny = recipe.model.arch == TINY_ARCH
+        head.weight.mul_(TINY_HEAD_GAIN if is_tiny else HEAD_GAIN)
         head.bias.zero_()
     return model.state_dict()
 

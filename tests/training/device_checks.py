@@ -235,7 +235,13 @@ def check_export(
         device: where both compute.
         atol: largest difference.
     """
-    run = write_run(tmp_path / "run", store_path, "train.amp=fp32", size=64)
+    run = write_run(
+        tmp_path / "run",
+        store_path,
+        "train.amp=fp32",
+        size=64,
+        arch="efficientnet-b0",
+    )
     write_store(tmp_path / "store", plan={"listing": "another"})
     table = predict_runs([run], device=device, store_path=tmp_path / "store")
     with Store(tmp_path / "store") as store:
