@@ -164,8 +164,8 @@ def _part_notes(machine: Machine) -> Iterator[str]:
         )
     if machine.packed_by == "NumPy":
         yield (
-            "the C library of packed slices is missing, so packed stores are read many "
-            "times slower: install gcc, then ichfast again"
+            "the C library is missing, so slices are unpacked many times slower, and "
+            "halved several times: install gcc, then ichfast again"
         )
     if machine.cpp_compiler is None:
         yield "no C++ compiler, so train.compile has no effect: install g++"

@@ -167,8 +167,8 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "no C library": (
         {"packed_by": "NumPy"},
         (
-            "the C library of packed slices is missing, so packed stores are read many "
-            "times slower: install gcc, then ichfast again"
+            "the C library is missing, so slices are unpacked many times slower, and "
+            "halved several times: install gcc, then ichfast again"
         ),
     ),
     "no compiler": (
