@@ -35,7 +35,7 @@ from bench.harness.measure import Contender, Meter, Record
 from bench.harness.pagecache import fill_cache
 from bench.harness.peak import resident_mib
 from bench.harness.reader import SliceReader
-from bench.harness.slow_disk import slow_disk
+from bench.harness.slow_disk import TokenBucket, slow_disk
 from bench.harness.workload import Workload, check_space
 from bench.stages.loader import make_task, pick_slices
 from bench.stages.packed_code import (
@@ -227,23 +227,20 @@ class _Comparison:
             runs: From the packed and from the raw store.
             settings: For the records.
         """
-        from_packed, from_raw = runs
         aim = MIN_RATES.get((disk, self.level)) if "loader" in what else None
         rate = DISKS[disk]
         with ExitStack() as stack:
-            before: Callable[[], object] = _do_nothing
             if rate is not None:
-                before = stack.enter_context(slow_disk(rate)).begin
+                bucket = stack.enter_context(slow_disk(rate))
+                runs = [partial(_run_from, bucket, run) for run in runs]
+            from_packed, from_raw = runs
             return self.meter.compare(
                 [
-                    Contender(
-                        name="ichfast", role="ichfast", run=from_packed, before=before
-                    ),
+                    Contender(name="ichfast", role="ichfast", run=from_packed),
                     Contender(
                         name="raw store",
                         role="limit",
                         run=from_raw,
-                        before=before,
                         settings={"aim_ratio": aim} if aim else {},
                     ),
                 ],
@@ -288,8 +285,10 @@ class _Comparison:
         ]
 
 
-def _do_nothing() -> None:
-    """Prepare a turn that needs no preparation."""
+def _run_from(bucket: TokenBucket, run: Callable[[], int]) -> int:
+    """Run with a disk that has done nothing before."""
+    bucket.begin()
+    return run()
 
 
 def _measure_prepare(workload: Workload, meter: Meter) -> list[Record]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from bench.harness.measure import BenchError, Meter
 from bench.harness.session import run_stage
+from bench.harness.slow_disk import TokenBucket
 from bench.harness.table import format_table
 from bench.harness.workload import Workload
 from bench.peers import PEERS, reason_to_skip
 from bench.peers.compressors import make_codec
 from bench.scaling.capacity import encodings
 from bench.stages.loader import pick_slices
-from bench.stages.packed import DISKS
+from bench.stages.packed import DISKS, _Comparison
 from bench.stages.packed_code import Memory
 from bench.stages.packed_gpu import ResidentRecords, measure_on_gpu, read_resident
 from ichfast.packed.library import library_paths
@@ -94,6 +96,23 @@ def test_prepare_is_compared_with_prepare_that_packs(
     assert packed.name == "ichfast prepare --packed"
     assert (raw.name, raw.role) == ("ichfast prepare", "limit")
     assert raw.ratio is not None
+
+
+def test_a_slow_disk_begins_with_the_turn_and_not_with_its_preparation(
+    stores: tuple[Store, Store], toy: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    def noting(event: str) -> int:
+        log.append(event)
+        return len(log)
+
+    monkeypatch.setattr(TokenBucket, "begin", lambda _: noting("begin"))
+    clock = partial(noting, "clock")
+    meter = Meter(device="cpu", repeats=1, warmup=0, clock=clock)
+    compared = _Comparison(*stores, 256, toy, meter)
+    compared._compare("reader", "0.5 GB/s", [partial(noting, "run")] * 2, {})
+    assert log == ["clock", "begin", "run", "clock"] * 2
 
 
 def test_without_the_library_nothing_is_measured(
