@@ -43,13 +43,19 @@ MISSING = "not measured"
 
 LEVEL_NAMES = " / ".join(map(str, LEVELS))
 
-CHOICE_RATES = {
-    "loader on a CPU, page cache": "loader, level {level} to {size}, page cache",
-    "loader on a CPU, disk of 0.5 GB/s": "loader, level {level} to {size}, 0.5 GB/s",
-    "reading alone, page cache": "reader, level {level}, page cache",
-    "reading alone, disk of 0.5 GB/s": "reader, level {level}, 0.5 GB/s",
-}
-"""Rows of README's table of rates, and their cases, each compared with a raw store."""
+CHOICE_RATES = (
+    ("loader on a CPU, page cache", "cpu", "loader, level {} to {size}, page cache"),
+    (
+        "loader on a CPU, disk of 0.5 GB/s",
+        "cpu",
+        "loader, level {} to {size}, 0.5 GB/s",
+    ),
+    ("reading alone, page cache", "cpu", "reader, level {}, page cache"),
+    ("reading alone, disk of 0.5 GB/s", "cpu", "reader, level {}, 0.5 GB/s"),
+    ("loader, `--cache device`", "cuda", "--cache device, level {} to {size}"),
+)
+"""README's table of rates, each compared with a raw store's: name, device, case."""
+
 HEADER = "| stage | case | ichfast | limit | ichfast / limit | others |"
 RULE = "|---|---|--:|--:|--:|---|"
 FIGURE = "![Medians of ichfast, its limits and its peers](bench/results/throughput.png)"
@@ -110,17 +116,18 @@ def make_choice(records: Sequence[Record]) -> str:
         lines.append(_row(f"level {level}", *map(_size, pair)))
         lines.append(_row("fits into", *map(_holders, pair)))
     unpacking = f"unpacking level {SOURCE_LEVEL}, out of cache"
-    of_memcpy = _ratio_to(records, unpacking, "memcpy")
+    of_memcpy = _ratio_to(records, unpacking, "memcpy", "cpu")
     lines.append(_row("unpacking on one core, of memcpy", "", of_memcpy))
-    for what, case in CHOICE_RATES.items():
-        cases = [case.format(level=level, size=MODEL_SIZE) for level in LEVELS]
-        ratios = [_ratio_to(records, each, "raw store") for each in cases]
+    for what, device, case in CHOICE_RATES:
+        cases = [case.format(level, size=MODEL_SIZE) for level in LEVELS]
+        ratios = [_ratio_to(records, each, "raw store", device) for each in cases]
         lines.append(_row(f"{what}, level {LEVEL_NAMES}", "1", " / ".join(ratios)))
     return "\n".join([*lines, "", _origin(records)])
 
 
-def _ratio_to(records: Sequence[Record], case: str, limit: str) -> str:
-    record = find_record(records, PACKED_STAGE, case, limit)
+def _ratio_to(records: Sequence[Record], case: str, limit: str, device: str) -> str:
+    on_device = [record for record in records if record.device == device]
+    record = find_record(on_device, PACKED_STAGE, case, limit)
     return f"{record.ratio.median:.2f}" if record and record.ratio else MISSING
 
 
@@ -132,7 +139,7 @@ def _origin(records: Sequence[Record]) -> str:
     kind = "synthetic slices" if record.settings["synthetic"] else "slices"
     return (
         f"Measured with {record.settings['slices']:,} {kind}; {hardware_of(record)}; "
-        f"commit `{record.commit}`, {record.date[:10]}; on a GPU not measured."
+        f"commit `{record.commit}`, {record.date[:10]}."
     )
 
 
@@ -155,7 +162,8 @@ def _holders(encoding: Encoding) -> str:
 
 def _make_table(group: Sequence[Record]) -> str:
     last = group[-1]
-    turns = min(len(record.values) for record in group)
+    # A size that cannot vary has one value.
+    turns = min((n for each in group if (n := len(each.values)) > 1), default=1)
     caption = (
         f"{hardware_of(last)}; commit `{last.commit}`, {last.date[:10]}; medians of "
         f"{turns} turns or more, `~` where they spread over more than a quarter:"
@@ -177,7 +185,11 @@ def _make_table(group: Sequence[Record]) -> str:
 
 def _compared_with(record: Record, group: Sequence[Record]) -> list[Record]:
     place = (record.stage, record.case)
-    return [each for each in group if (each.stage, each.case) == place and each.ratio]
+    return [
+        each
+        for each in group
+        if (each.stage, each.case) == place and each.role != "ichfast"
+    ]
 
 
 def _make_row(record: Record, others: Sequence[Record]) -> str:
@@ -190,9 +202,9 @@ def _make_row(record: Record, others: Sequence[Record]) -> str:
         "<br>".join(f"{each.name} {_median(each)}" for each in limits),
         "<br>".join(f"{each.ratio.median:.2f}" for each in limits if each.ratio),
         "<br>".join(
-            f"{each.name} {_median(each)}: {each.ratio.median:.1f} x"
+            f"{each.name} {_median(each)}"
+            + (f": {each.ratio.median:.1f} x" if each.ratio else "")
             for each in peers
-            if each.ratio
         ),
     )
     return f"| {' | '.join(cells)} |"

@@ -124,16 +124,26 @@ def test_readme_shows_sizes_ratios_and_their_origin() -> None:
     disk = "loader on a CPU, disk of 0.5 GB/s, level 512 / 256"
     assert f"| {disk} | 1 | 3.25 / not measured |" in lines
     assert lines[-1] == (
-        "Measured with 208 slices; 2 cores of P, no GPU used; commit `abc`, "
-        "2026-01-01; on a GPU not measured."
+        "Measured with 208 slices; 2 cores of P, no GPU used; commit `abc`, 2026-01-01."
     )
+    cases = ("loader, level 512 to 224, 0.5 GB/s", "--cache device, level 256 to 224")
+    on_gpu = [
+        replace(record, device="cuda")
+        for case in cases
+        for record in compared(case, 0.75)
+    ]
+    lines = make_choice([*BYTES, *RATES, *on_gpu]).splitlines()
+    assert f"| {disk} | 1 | 3.25 / not measured |" in lines
+    resident = "loader, `--cache device`, level 512 / 256"
+    assert f"| {resident} | 1 | not measured / 0.75 |" in lines
     synthetic = replace(BYTES[0], settings={"slices": 8, "synthetic": True})
     assert "with 8 synthetic slices;" in make_choice([synthetic])
 
 
 def test_the_figures_of_packed_slices_are_on_their_own_page() -> None:
-    on_page = make_packed_block([LOADER, *BYTES, *RATES])
-    assert "| packed | level 512, bytes: packed | 25.8 % |" in on_page
+    zstd = replace(BYTES[0], name="zstd", role="peer", estimate=estimate([45.0]))
+    on_page = make_packed_block([LOADER, *BYTES, *RATES, zstd])
+    assert "| level 512, bytes: packed | 25.8 % |  |  | zstd 45 |" in on_page
     assert "raw store 30.8 | 3.25 |" in on_page
     assert "level 256 to 224 | 2,000" not in on_page
     assert on_page.endswith("On a GPU: not measured.")
