@@ -52,7 +52,7 @@ def _coder() -> _Coder:
         if path.is_file():
             try:
                 return Library(path)
-            except OSError as error:
+            except (OSError, AttributeError) as error:  # or of another version
                 reason = first_line(error)
     logger.warning(
         "the C library is missing (%s), so NumPy packs, unpacks and halves slices, "

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.lib
 import pytest
 
 import ichfast
@@ -94,6 +95,14 @@ def test_numpy_unpacks_with_one_warning_where_the_library_cannot_be_loaded(
     path.write_bytes(b"of another machine")
     monkeypatch.setattr(codec, "library_paths", lambda: [path])
     check_reference(caplog, "_record.so: ")
+
+
+def test_numpy_unpacks_with_one_warning_where_the_library_is_of_another_version(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A library without any function of ours.
+    monkeypatch.setattr(codec, "library_paths", lambda: [Path(pyarrow.lib.__file__)])
+    check_reference(caplog, "undefined symbol: ichfast_vector_instructions")
 
 
 def test_the_library_is_used_without_a_warning_where_it_is_there(
