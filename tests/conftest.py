@@ -276,7 +276,13 @@ def units_of_four() -> Iterator[None]:
         yield
 
 
-# Torch is imported by the tests that need it only.
+# Torch and matplotlib are imported by the tests that need them only.
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts of a report are drawn and not rendered, which takes most of its time."""
+    monkeypatch.setattr("ichfast.report.charts.captions.chart_png", lambda _: b"")
 
 
 @pytest.fixture

@@ -69,8 +69,7 @@ def test_a_run_killed_in_any_stage_ends_in_the_same_bytes(
     counts = runs.count(tmp_path / "counts", **run(store=tmp_path / "calm"))
     assert set(counts) == set(STAGES)
     expected = contents(tmp_path / "calm")
-    # Each stage is killed at an event and soon after one, at others for each `workers`.
-    for number, stage in enumerate(STAGES * 2, start=100 * workers):
+    for number, stage in enumerate(STAGES * 3):
         store = tmp_path / f"store-{number}"
         kill(
             runs,

@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 def test_the_page_names_weights_without_their_folder(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:

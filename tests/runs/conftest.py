@@ -10,12 +10,6 @@ import pytest
 from tests.cli.forked import Server, command_server
 
 
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts of a report are drawn and not rendered, which takes most of its time."""
-    monkeypatch.setattr("ichfast.report.charts.captions.chart_png", lambda _: b"")
-
-
 @pytest.fixture(scope="session")
 def server(
     tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory
