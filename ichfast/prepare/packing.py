@@ -390,7 +390,6 @@ def _finish(
     for name in tables.keys() - {"store.json"}:
         with atomic_path(journal.next / name) as temporary:
             temporary.write_bytes(tables[name])
-    journal.clear_shards([copy.name for copy in copies])
     # All else stays as it is, byte for byte, also if an earlier version wrote it.
     document = json.loads(tables["store.json"])
     del document[FIELD]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -472,6 +473,42 @@ def test_an_interrupted_run_is_one_line_and_continues(
     assert contents(new) == contents(stores / "packed")
 
 
+def test_files_that_nothing_is_known_of_are_made_again(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run has left that was killed while it removed its folder."""
+    new = tmp_path / "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_finish", interrupt)
+        with pytest.raises(StoreError, match=STOPPED):
+            pack(stores / "raw", new)
+    (new / "journal" / "plan.json").unlink()
+    damage(new / "level-512" / "00000-24x32.icp")
+    pack(stores / "raw", new)
+    assert contents(new) == contents(stores / "packed")
+
+
+def test_a_thread_that_fails_stops_the_others_at_their_next_slice() -> None:
+    finished = []
+
+    def write_much(_: int, done: Callable[[], None]) -> None:
+        for _ in range(10_000):
+            done()
+            time.sleep(0.001)
+        finished.append("all")
+
+    def fail(*_: object) -> None:
+        raise StoreError("damaged")
+
+    jobs: list[Any] = [
+        (SimpleNamespace(shard=SimpleNamespace(count=1), write=write), 512)
+        for write in (write_much, fail)
+    ]
+    with pytest.raises(StoreError, match="damaged"):
+        packing._copy_shards(jobs, workers=2)
+    assert finished == []
+
+
 def test_complete_files_are_not_made_again(
     stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,6 +553,26 @@ def test_a_copy_is_of_the_store_as_it_was_when_the_run_began(
     refused(raw, tmp_path / "new", r"a copy of .*raw before that was changed; name a n")
 
 
+def test_a_store_that_changes_while_its_tables_are_read_is_refused(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dicom(tmp_path / "g", "ID_7", hu_HW=random_hu(7))
+    read = packing.checked_content
+
+    def read_and_append(file: Path, *arguments: Any) -> bytes:
+        content = read(file, *arguments)
+        if file.name == "entries.parquet":  # the last one
+            prepare_kept([tmp_path / "g"], raw, append=True)
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "checked_content", read_and_append)
+        with pytest.raises(StoreError, match="raw was changed just now; run the comm"):
+            pack(raw, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert pack(raw, tmp_path / "new").slices == 7
+
+
 def test_a_store_that_was_appended_to_is_not_continued(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,23 +606,6 @@ def test_an_unfinished_store_is_not_continued_in_the_other_form(
     assert everything(tmp_path / "new") == before
     run(packed=packed)
     assert verify_store(tmp_path / "new") == []
-
-
-def test_an_unfinished_store_of_an_earlier_version_is_continued_as_a_raw_one(
-    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = partial(prepare_kept, [stores / "source"], tmp_path / "new", max_rejected="1")
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "merge", interrupt)
-        with pytest.raises(StoreError, match="the same command continues"):
-            run()
-    file = tmp_path / "new" / "journal" / "plan.json"
-    plan = json.loads(file.read_text())
-    assert plan.pop("packed") == "no"
-    file.write_text(json.dumps(plan))
-    with pytest.raises(StoreError, match=r"packed \(no, now yes\)"):
-        run(packed=True)
-    assert run().slices == 5
 
 
 @pytest.mark.parametrize(
