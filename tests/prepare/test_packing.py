@@ -100,6 +100,7 @@ def test_a_store_packed_and_unpacked_again_has_the_same_bytes(
         assert verify_store(stores / name) == []
 
 
+@pytest.mark.slow
 def test_a_copy_has_the_bytes_that_prepare_packed_makes(
     stores: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_second_run_finds_nothing_to_do(raw: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_packed_store_is_appended_to_like_a_raw_one(
     stores: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_file_in_the_place_of_the_new_folder_is_refused(
     assert (tmp_path / "new").read_text() == "a year of work"
 
 
+@pytest.mark.slow
 def test_another_store_is_refused(raw: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_dicom(tmp_path / "f", "ID_6", hu_HW=random_hu(6))
@@ -536,6 +539,7 @@ def test_complete_files_are_not_made_again(
 # A store that changes meanwhile
 
 
+@pytest.mark.slow
 def test_a_copy_is_of_the_store_as_it_was_when_the_run_began(
     stores: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -588,6 +592,7 @@ def test_a_store_that_was_appended_to_is_not_continued(
 # The other form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_unfinished_store_is_not_continued_in_the_other_form(
     stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
@@ -649,6 +654,7 @@ def hashed(stores: Path, tmp_path: Path) -> Path:
     return tmp_path / "hashed"
 
 
+@pytest.mark.slow
 def test_the_commands_print_a_line_of_json_and_name_the_key(
     hashed: Path, tmp_path: Path
 ) -> None:
