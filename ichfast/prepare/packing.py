@@ -115,6 +115,8 @@ def pack_store(
         if was_finished:
             _check_same(original, store, header, packed=packed)
             journal.publish()
+            if not journal.is_begun:  # else slices are being appended to the copy
+                journal.remove()
         else:
             is_new = not journal.is_begun
             _begin(original, journal, header)

@@ -155,6 +155,32 @@ def test_a_second_run_finds_nothing_to_do(raw: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_second_run_removes_what_a_killed_one_has_left(
+    stores: Path, tmp_path: Path
+) -> None:
+    new = Path(shutil.copytree(stores / "packed", tmp_path / "new"))
+    (new / "journal" / "next").mkdir()
+    shutil.copy(new / "slices.parquet", new / "journal" / "next")
+    assert pack(stores / "raw", new).already_finished
+    assert everything(new) == everything(stores / "packed")
+
+
+def test_a_second_run_leaves_an_append_to_the_copy_that_was_cut_short(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Path(shutil.copytree(stores / "packed", tmp_path / "new"))
+    write_dicom(tmp_path / "i", "ID_9", hu_HW=random_hu(9))
+    append = partial(prepare_kept, [tmp_path / "i"], new, append=True, packed=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "merge", interrupt)
+        with pytest.raises(StoreError, match="1 of 1 files done"):
+            append()
+    before = everything(new)
+    assert pack(stores / "raw", new).already_finished
+    assert everything(new) == before
+    assert append().slices == 7
+
+
 @pytest.mark.slow
 def test_a_packed_store_is_appended_to_like_a_raw_one(
     stores: Path, tmp_path: Path
