@@ -125,9 +125,7 @@ class Journal:
         make_folder(self.path)
         remove_temporaries(self.store)
         file = self.path / "plan.json"
-        begun = None
-        if file.exists():  # runs before there were packed stores did not say
-            begun = {**packed_plan(packed=False), **_read_plan(file)}
+        begun = _read_plan(file) if file.exists() else None
         if may_restart and begun is not None and begun != plan:
             log.warning("the sources have changed since the append was begun: restart")
             begun = None

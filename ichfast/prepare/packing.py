@@ -115,6 +115,8 @@ def pack_store(
         if was_finished:
             _check_same(original, store, header, packed=packed)
             journal.publish()
+            if not journal.is_begun:  # else slices are being appended to the copy
+                journal.remove()
         else:
             is_new = not journal.is_begun
             _begin(original, journal, header)
@@ -390,7 +392,6 @@ def _finish(
     for name in tables.keys() - {"store.json"}:
         with atomic_path(journal.next / name) as temporary:
             temporary.write_bytes(tables[name])
-    journal.clear_shards([copy.name for copy in copies])
     # All else stays as it is, byte for byte, also if an earlier version wrote it.
     document = json.loads(tables["store.json"])
     del document[FIELD]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,7 @@ def test_a_store_packed_and_unpacked_again_has_the_same_bytes(
         assert verify_store(stores / name) == []
 
 
+@pytest.mark.slow
 def test_a_copy_has_the_bytes_that_prepare_packed_makes(
     stores: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +155,33 @@ def test_a_second_run_finds_nothing_to_do(raw: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_second_run_removes_what_a_killed_one_has_left(
+    stores: Path, tmp_path: Path
+) -> None:
+    new = Path(shutil.copytree(stores / "packed", tmp_path / "new"))
+    (new / "journal" / "next").mkdir()
+    shutil.copy(new / "slices.parquet", new / "journal" / "next")
+    assert pack(stores / "raw", new).already_finished
+    assert everything(new) == everything(stores / "packed")
+
+
+def test_a_second_run_leaves_an_append_to_the_copy_that_was_cut_short(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Path(shutil.copytree(stores / "packed", tmp_path / "new"))
+    write_dicom(tmp_path / "i", "ID_9", hu_HW=random_hu(9))
+    append = partial(prepare_kept, [tmp_path / "i"], new, append=True, packed=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "merge", interrupt)
+        with pytest.raises(StoreError, match="1 of 1 files done"):
+            append()
+    before = everything(new)
+    assert pack(stores / "raw", new).already_finished
+    assert everything(new) == before
+    assert append().slices == 7
+
+
+@pytest.mark.slow
 def test_a_packed_store_is_appended_to_like_a_raw_one(
     stores: Path, tmp_path: Path
 ) -> None:
@@ -258,6 +287,7 @@ def test_a_file_in_the_place_of_the_new_folder_is_refused(
     assert (tmp_path / "new").read_text() == "a year of work"
 
 
+@pytest.mark.slow
 def test_another_store_is_refused(raw: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_dicom(tmp_path / "f", "ID_6", hu_HW=random_hu(6))
@@ -472,6 +502,42 @@ def test_an_interrupted_run_is_one_line_and_continues(
     assert contents(new) == contents(stores / "packed")
 
 
+def test_files_that_nothing_is_known_of_are_made_again(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run has left that was killed while it removed its folder."""
+    new = tmp_path / "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_finish", interrupt)
+        with pytest.raises(StoreError, match=STOPPED):
+            pack(stores / "raw", new)
+    (new / "journal" / "plan.json").unlink()
+    damage(new / "level-512" / "00000-24x32.icp")
+    pack(stores / "raw", new)
+    assert contents(new) == contents(stores / "packed")
+
+
+def test_a_thread_that_fails_stops_the_others_at_their_next_slice() -> None:
+    finished = []
+
+    def write_much(_: int, done: Callable[[], None]) -> None:
+        for _ in range(10_000):
+            done()
+            time.sleep(0.001)
+        finished.append("all")
+
+    def fail(*_: object) -> None:
+        raise StoreError("damaged")
+
+    jobs: list[Any] = [
+        (SimpleNamespace(shard=SimpleNamespace(count=1), write=write), 512)
+        for write in (write_much, fail)
+    ]
+    with pytest.raises(StoreError, match="damaged"):
+        packing._copy_shards(jobs, workers=2)
+    assert finished == []
+
+
 def test_complete_files_are_not_made_again(
     stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,6 +565,7 @@ def test_complete_files_are_not_made_again(
 # A store that changes meanwhile
 
 
+@pytest.mark.slow
 def test_a_copy_is_of_the_store_as_it_was_when_the_run_began(
     stores: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,6 +583,26 @@ def test_a_copy_is_of_the_store_as_it_was_when_the_run_began(
     refused(raw, tmp_path / "new", r"a copy of .*raw before that was changed; name a n")
 
 
+def test_a_store_that_changes_while_its_tables_are_read_is_refused(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dicom(tmp_path / "g", "ID_7", hu_HW=random_hu(7))
+    read = packing.checked_content
+
+    def read_and_append(file: Path, *arguments: Any) -> bytes:
+        content = read(file, *arguments)
+        if file.name == "entries.parquet":  # the last one
+            prepare_kept([tmp_path / "g"], raw, append=True)
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "checked_content", read_and_append)
+        with pytest.raises(StoreError, match="raw was changed just now; run the comm"):
+            pack(raw, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert pack(raw, tmp_path / "new").slices == 7
+
+
 def test_a_store_that_was_appended_to_is_not_continued(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -531,6 +618,7 @@ def test_a_store_that_was_appended_to_is_not_continued(
 # The other form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_unfinished_store_is_not_continued_in_the_other_form(
     stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
@@ -549,23 +637,6 @@ def test_an_unfinished_store_is_not_continued_in_the_other_form(
     assert everything(tmp_path / "new") == before
     run(packed=packed)
     assert verify_store(tmp_path / "new") == []
-
-
-def test_an_unfinished_store_of_an_earlier_version_is_continued_as_a_raw_one(
-    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = partial(prepare_kept, [stores / "source"], tmp_path / "new", max_rejected="1")
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "merge", interrupt)
-        with pytest.raises(StoreError, match="the same command continues"):
-            run()
-    file = tmp_path / "new" / "journal" / "plan.json"
-    plan = json.loads(file.read_text())
-    assert plan.pop("packed") == "no"
-    file.write_text(json.dumps(plan))
-    with pytest.raises(StoreError, match=r"packed \(no, now yes\)"):
-        run(packed=True)
-    assert run().slices == 5
 
 
 @pytest.mark.parametrize(
@@ -609,6 +680,7 @@ def hashed(stores: Path, tmp_path: Path) -> Path:
     return tmp_path / "hashed"
 
 
+@pytest.mark.slow
 def test_the_commands_print_a_line_of_json_and_name_the_key(
     hashed: Path, tmp_path: Path
 ) -> None:

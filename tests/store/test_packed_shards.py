@@ -161,6 +161,7 @@ def test_every_value_of_a_pixel_comes_back(tmp_path: Path) -> None:
         assert len(np.unique(out_HW)) == 2**16
 
 
+@pytest.mark.slow
 def test_the_largest_slice_comes_back(tmp_path: Path) -> None:
     stored_HW = np.zeros((4096, 4096), np.uint16)
     stored_HW.ravel()[::257] = np.arange(65281, dtype=np.uint16)
