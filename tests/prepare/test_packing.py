@@ -27,6 +27,7 @@ from ichfast.prepare.packing import pack_store
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
+from ichfast.store.tables import checked_content
 from ichfast.store.verify import verify_store
 from tests.conftest import contents, random_hu, write_dicom
 from tests.prepare.conftest import remount
@@ -587,10 +588,9 @@ def test_a_store_that_changes_while_its_tables_are_read_is_refused(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_dicom(tmp_path / "g", "ID_7", hu_HW=random_hu(7))
-    read = packing.checked_content
 
     def read_and_append(file: Path, *arguments: Any) -> bytes:
-        content = read(file, *arguments)
+        content = checked_content(file, *arguments)
         if file.name == "entries.parquet":  # the last one
             prepare_kept([tmp_path / "g"], raw, append=True)
         return content
