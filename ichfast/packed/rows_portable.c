@@ -16,7 +16,7 @@ static size_t payload_bytes(const uint8_t *widths, size_t blocks)
     return payload_bytes_from(0, widths, blocks);
 }
 
-/* A value lies in two neighbouring bytes, whatever its width. */
+/* A value of any width lies in two neighbouring bytes. */
 static void unpack_half(const uint8_t *payload, unsigned width, uint16_t *values)
 {
     unsigned mask = (1u << width) - 1;
