@@ -213,9 +213,9 @@ def test_a_worker_killed_half_way_leaves_the_bytes_of_one_machine(
     with workers(scheduler, tmp_path) as running:
         kill = partial(kill_one_at_work, running, reads)
         with when_reading(reads, kill):
-            run([source], tmp_path / "shared", scheduler=scheduler)
+            run([source], tmp_path / "shared", scheduler=scheduler, packed=True)
         assert [worker.poll() is None for worker in running].count(False) == 1
-    run([source], tmp_path / "local")
+    run([source], tmp_path / "local", packed=True)
     assert contents(tmp_path / "shared") == contents(tmp_path / "local")
 
 
