@@ -69,9 +69,9 @@ def _check_ours(store: Path) -> None:
             "put the file or folder itself there, or mount the disk on it"
         )
     if foreign is not None:
+        shown = foreign.name if foreign == store else foreign.relative_to(store)
         raise StoreError(
-            f"{store} holds files that no store has, such as {foreign.name}; name a "
-            "new folder"
+            f"{store} holds files that no store has, such as {shown}; name a new folder"
         )
     if not is_begun_here(store):
         raise StoreError(
