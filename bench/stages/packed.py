@@ -40,12 +40,12 @@ from bench.harness.workload import Workload, check_space
 from bench.stages.loader import make_task, pick_slices
 from bench.stages.packed_code import (
     STAGE,
-    find_instructions,
     measure_code,
     note_peer_bytes,
 )
 from bench.stages.packed_gpu import MAX_SLICES, measure_on_gpu
 from bench.stages.prepare import Setup, count_processes, out_dirs, prepare_contender
+from ichfast.packed.codec import packed_by
 from ichfast.prepare.packing import pack_store
 from ichfast.store.levels import LEVELS, SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.store.shards import shard_path
@@ -91,7 +91,7 @@ def measure(workload: Workload, meter: Meter) -> list[Record]:
         workload: What is measured.
         meter: Makes the records.
     """
-    if not find_instructions():
+    if packed_by() == "NumPy":
         return [_left_out(meter, "all", "the C library is missing")]
     on_cpu = workload.device == "cpu"
     with workload.open_store() as raw:

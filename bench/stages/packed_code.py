@@ -22,7 +22,7 @@ from bench.peers import peers_of, reason_to_skip
 from bench.peers.compressors import Codec, make_codec
 from bench.stages.loader import pick_slices
 from ichfast.packed import pack, unpack_into
-from ichfast.packed.library import Library, library_paths
+from ichfast.packed.codec import packed_by
 from ichfast.store.levels import SOURCE_LEVEL
 from ichfast.store.store import Store
 
@@ -43,14 +43,6 @@ PEER_SHARE = 8
 MIN_UNPACKING, MIN_PACKING_BYTES = 0.5, 2e9
 """Aims for level 512: unpacking out of the cache as a share of memcpy, and packing,
 bytes of pixels per second."""
-
-
-def find_instructions() -> str:
-    """Name the instructions that the C library uses; empty where it was not built."""
-    for path in library_paths():
-        if path.is_file():
-            return Library(path).vector_instructions or "plain C"
-    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +214,7 @@ def _measure_memory(
                 "times": memory.times,
                 "unit_bytes": slice_bytes,
                 "threads": 1,
-                "instructions": find_instructions(),
+                "instructions": packed_by(),
             },
         )
     return records

@@ -86,7 +86,7 @@ def test_prepare_is_compared_with_prepare_that_packs(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.stages.prepare.os.sync", lambda: None)
-    monkeypatch.setattr("bench.stages.packed.find_instructions", lambda: "AVX2")
+    monkeypatch.setattr("bench.stages.packed.packed_by", lambda: "AVX2")
     for name in ("measure_code", "_packed_copy"):
         monkeypatch.setattr(f"bench.stages.packed.{name}", lambda *_: [])
     monkeypatch.setattr("bench.stages.packed.MAX_STORE_BYTES", 0)
@@ -118,7 +118,7 @@ def test_a_slow_disk_begins_with_the_turn_and_not_with_its_preparation(
 def test_without_the_library_nothing_is_measured(
     toy: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.stages.packed_code.library_paths", list)
+    monkeypatch.setattr("bench.stages.packed.packed_by", lambda: "NumPy")
     (record,) = run_stage("packed", [toy], Meter(device="cpu", repeats=1))
     assert record.reason == "the C library is missing"
 
