@@ -103,13 +103,13 @@ class Backbone(Protocol):
     itself needs `forward` and `get_classifier` only.
     """
 
-    def forward_features(self, images_BCHW: Tensor, /) -> Tensor:
+    def forward_features(self, images_BCHW: Tensor, /) -> Any:
         """The features before pooling; a map of shape (B, D, h, w) where there is one.
 
         A model whose maps are (B, h, w, D) has an attribute ``output_fmt``, ``NHWC``.
         """
 
-    def forward_head(self, features: Tensor, /, *, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, features: Any, /, *, pre_logits: bool = False) -> Tensor:
         """Logits (B, K) of such features, or with `pre_logits` their pool (B, D)."""
 
     def get_classifier(self) -> nn.Module:

@@ -79,10 +79,10 @@ def activations_of(
 class TwoPart(Protocol):
     """A model that can be run in two parts, as `models.build` makes them."""
 
-    def forward_features(self, images_BCHW: Tensor, /) -> Tensor:
-        """The features before pooling: a map, or tokens (B, N, D)."""
+    def forward_features(self, images_BCHW: Tensor, /) -> Any:
+        """The features before pooling: a map, tokens (B, N, D), or a list."""
 
-    def forward_head(self, features: Tensor, /) -> Tensor:
+    def forward_head(self, features: Any, /) -> Tensor:
         """Logits, shape (B, K)."""
 
 
