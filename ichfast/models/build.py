@@ -110,7 +110,12 @@ class Backbone(Protocol):
         """
 
     def forward_head(self, features: Any, /, *, pre_logits: bool = False) -> Tensor:
-        """Logits (B, K) of such features, or with `pre_logits` their pool (B, D)."""
+        """Pool features and classify them.
+
+        Args:
+            features: what `forward_features` returns.
+            pre_logits: stop before the last layer, and return (B, D), not (B, K).
+        """
 
     def get_classifier(self) -> nn.Module:
         """The layer that turns pooled features into logits."""
