@@ -88,7 +88,10 @@ def preview(
 
 
 @click.command()
-@click.option("--arch", help="Backbone; `ichfast recipes` lists them.")
+@click.option(
+    "--arch",
+    help="Backbone: one that `ichfast recipes` lists, or timm:NAME for any of timm.",
+)
 @SIZE
 @RECIPE
 @click.option(

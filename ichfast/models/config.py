@@ -1,8 +1,9 @@
 """The backbones by name, and the settings of a model.
 
 A new backbone is one entry of `ARCHS`: command line, recipes, benchmark and tests take
-the names from there. This module loads no torch, so that settings can be read and shown
-without it.
+the names from there. ``timm:NAME`` is any classifier of timm, without an entry. This
+module loads neither torch nor timm, so that settings can be read and shown without
+them; whether timm has the name, `models.build.build_model` checks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ichfast.errors import RecipeError, unknown
+from ichfast.errors import ModelError, RecipeError, unknown
 
 HEADS = ("linear", "concat-pool")
 """``linear``: average pool, one linear layer. ``concat-pool``: fastai's head."""
@@ -50,6 +51,32 @@ connect of 0.2, and the weights of July 2019, trained with AutoAugment. timm's
 its weights load, and give other logits.
 """
 
+TIMM = "timm:"
+"""Prefix of a backbone's name that is a classifier of timm, with the tag of its weights
+if any: ``timm:convnext_atto.d2_in1k``."""
+
+
+def is_timm(arch: str) -> bool:
+    """Whether a backbone is named as a classifier of timm."""
+    return arch.startswith(TIMM)
+
+
+def find_arch(name: str) -> Arch:
+    """Find how a backbone is built.
+
+    Args:
+        name: one of `ARCHS`, or ``timm:NAME``, which may still be unknown to timm.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if is_timm(name):
+        return Arch(timm_name=name.removeprefix(TIMM))
+    if name not in ARCHS:
+        raise ModelError(unknown("architecture", name, [*ARCHS, f"{TIMM}NAME"]))
+    return ARCHS[name]
+
+
 PRETRAINED = ("yes", "try", "no")
 """``yes``: ImageNet weights, or an error if they cannot be had; ``try``: ImageNet
 weights, or a warning and random ones; ``no``: random weights."""
@@ -60,7 +87,7 @@ class ModelConfig:
     """The network of a run, and the weights it starts from."""
 
     arch: str
-    """One of `ARCHS`."""
+    """One of `ARCHS`, or ``timm:NAME``."""
 
     head: str = "linear"
     """One of `HEADS`."""
@@ -72,8 +99,10 @@ class ModelConfig:
     """A file to start from: safetensors, or a checkpoint of another run."""
 
     def __post_init__(self) -> None:
-        if self.arch not in ARCHS:
-            raise RecipeError(unknown("architecture", self.arch, ARCHS))
+        try:
+            find_arch(self.arch)
+        except ModelError as error:
+            raise RecipeError(str(error)) from error
         if self.pretrained not in PRETRAINED:
             raise RecipeError(
                 f"model.pretrained is yes, try or no, got {self.pretrained!r}"

@@ -5,8 +5,8 @@ Promises:
 1. No file can run code: only plain tensors are read.
 2. Every tensor of the body comes from the file; a file that fits in part is an error.
    The log tells what is adapted: a first convolution for three channels is summed for
-   one, a head of another shape is left out, and fastai's names for mxresnet50 become
-   ours.
+   one and repeated for others, as timm does, a head of another shape is left out, and
+   fastai's names for mxresnet50 become ours.
 3. ImageNet weights are downloaded once. Without a network they are refused within
    seconds, in one line that says what to do.
 
@@ -73,7 +73,7 @@ def load_weights(model: nn.Module, path: Path, *, arch: str, head: str) -> None:
         found = from_fastai_mxresnet(found)
         logger.info("%s holds fastai's mxresnet50; its tensors are renamed", path)
     wanted = model.state_dict()
-    _sum_first_conv(found, model, path)
+    _adapt_first_conv(found, model, path)
     _drop_other_head(found, wanted, f"{head}.", path)
     problems = [
         f"{name} is {_form(found[name])}, expected {_form(wanted[name])}"
@@ -160,15 +160,23 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _sum_first_conv(found: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+def _adapt_first_conv(found: dict[str, Tensor], model: nn.Module, path: Path) -> None:
     name, conv = next(
         (f"{name}.weight", module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
     )
-    if conv.in_channels == 1 and name in found and found[name].shape[1:2] == (3,):
-        found[name] = found[name].float().sum(dim=1, keepdim=True)
-        logger.info("first convolution of %s summed from 3 channels to 1", path)
+    channels = conv.in_channels
+    if channels == 3 or name not in found or found[name].shape[1:2] != (3,):
+        return
+    weight_OCHW = found[name].float()
+    if channels == 1:
+        found[name] = weight_OCHW.sum(dim=1, keepdim=True)
+    else:  # equal slices give what an equal RGB image gives
+        repeated_OCHW = weight_OCHW.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+        found[name] = repeated_OCHW * (3 / channels)
+    how = "summed" if channels == 1 else "repeated"
+    logger.info("first convolution of %s %s from 3 channels to %d", path, how, channels)
 
 
 def _drop_other_head(

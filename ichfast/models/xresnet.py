@@ -164,10 +164,25 @@ class XResNet50Attn(nn.Module):
         features_BCHW: Tensor = self.stages(self.stem(images_BCHW))
         return features_BCHW
 
-    def forward_head(self, features_BCHW: Tensor) -> Tensor:
-        """Logits, shape (B, K), from a feature map."""
-        logits_BK: Tensor = self.fc(self.pool(features_BCHW).flatten(1))
-        return logits_BK
+    def forward_head(
+        self, features_BCHW: Tensor, *, pre_logits: bool = False
+    ) -> Tensor:
+        """Pool a feature map and classify it, as timm's models do.
+
+        Args:
+            features_BCHW: what `forward_features` returns.
+            pre_logits: stop before the last layer.
+
+        Returns:
+            Logits, shape (B, K), or pooled features, shape (B, 2048).
+        """
+        pooled_BC = self.pool(features_BCHW).flatten(1)
+        outputs: Tensor = pooled_BC if pre_logits else self.fc(pooled_BC)
+        return outputs
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer, as timm's models name it."""
+        return self.fc
 
 
 def _make_stem(in_chans: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ichfast.augment.config import EXP_30, PRESETS
 from ichfast.errors import RecipeError, unknown
 from ichfast.loading.config import MIN_SIZE, SIZE_STEP, DataConfig
-from ichfast.models.config import ARCHS, ModelConfig
+from ichfast.models.config import ARCHS, ModelConfig, find_arch, is_timm
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import EXPERIMENTS, ONE_CYCLE, Published, find_published
 from ichfast.recipes.settings import describe, override
@@ -41,7 +41,8 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
     - The small level of the store for sizes up to 256: a quarter of the bytes.
     - On a GPU the images grow from two thirds of the side to the whole side, which the
       last third of the epochs sees. A step costs in proportion to its pixels; ImageNet
-      recipes (FFCV, Mosaic) save a third of the time so.
+      recipes (FFCV, Mosaic) save a third of the time so. Not with ``timm:NAME``, which
+      may take one size only.
 
     Batch size and learning rate follow size and device. On a CPU this is a trial run of
     two epochs from random weights. Folds are of patients, so its valid loss does not
@@ -49,7 +50,7 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
     those. Its valid loss on the RSNA set is not measured.
 
     Args:
-        arch: one of `ARCHS`.
+        arch: one of `ARCHS`, or ``timm:NAME``.
         size: side of an image, pixels.
         device_type: ``cpu`` or ``cuda``.
     """
@@ -63,7 +64,9 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
         model=_model(arch, pretrained="try" if on_gpu else "no"),
         data=DataConfig(
             size=size,
-            grow_from=max(MIN_SIZE, two_thirds) if on_gpu else None,
+            grow_from=(
+                max(MIN_SIZE, two_thirds) if on_gpu and not is_timm(arch) else None
+            ),
             batch_size=batch_size,
             level="auto",
             windows=("brain", "subdural", "bone"),
@@ -87,7 +90,7 @@ def fast(arch: str = "resnext50", size: int = 224, device_type: str = "cuda") ->
 def _model(arch: str, *, pretrained: str) -> ModelConfig:
     """A backbone, with `pretrained` if it has ImageNet weights."""
     model = ModelConfig(arch=arch)
-    has_weights = ARCHS[arch].timm_name is not None
+    has_weights = find_arch(arch).timm_name is not None
     return replace(model, pretrained=pretrained) if has_weights else model
 
 
@@ -210,7 +213,10 @@ def format_recipes() -> str:
         )
         for row in rows
     ]
-    archs = f"Backbones for --arch: {', '.join(ARCHS)}."
+    archs = (
+        f"Backbones for --arch: {', '.join(ARCHS)}.\n"
+        "timm:NAME is any other classifier of timm, such as timm:convnext_atto."
+    )
     return "\n".join([*lines, "", TABLE_NOTE, archs])
 
 

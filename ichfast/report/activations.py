@@ -6,7 +6,8 @@ and a linear head it is the class activation map.
 
 It shows what changes the logit, on the coarse grid of the feature map (a cell is 32
 pixels of the model's input). It is no outline of a bleed, and no proof of a good
-reason.
+reason. A backbone that ends in tokens, such as a vision transformer, has no feature map
+and so no map of this kind.
 
 Shape letters: B slices, C channels of the image, D of the feature map, K classes,
 H rows, W columns, h and w rows and columns of the feature map.
@@ -38,7 +39,7 @@ def activations_of(
     store: Store,
     record: RunRecord,
     device: torch.device,
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.float32] | None:
     """Compute the maps of some slices, prepared as for validation.
 
     Args:
@@ -49,7 +50,8 @@ def activations_of(
         device: where to compute, in float32.
 
     Returns:
-        Shape (B, K, h, w), float32, at least zero, in the order of `slice_ids`.
+        Shape (B, K, h, w), float32, at least zero, in the order of `slice_ids`; None
+        where the backbone has no last feature map.
     """
     position_of = pd.Index(store.table["slice_id"].astype(str))
     positions_B = position_of.get_indexer(pd.Index(slice_ids)).astype(np.int64)
@@ -65,24 +67,26 @@ def activations_of(
         normalization=record.normalization,
         device=device.type,
     ) as loader:
-        maps = [
-            class_activations(two_part, batch.images_BCHW.float()).cpu()
-            for batch in loader.epoch(0)
-        ]
+        maps = []
+        for batch in loader.epoch(0):
+            maps_BKhw = class_activations(two_part, batch.images_BCHW.float())
+            if maps_BKhw is None:
+                return None
+            maps.append(maps_BKhw.cpu())
     return torch.cat(maps).numpy()[np.searchsorted(sorted_B, positions_B)]
 
 
 class TwoPart(Protocol):
     """A model that can be run in two parts, as `models.build` makes them."""
 
-    def forward_features(self, images_BCHW: Tensor, /) -> Tensor:
-        """The last feature map, shape (B, D, h, w)."""
+    def forward_features(self, images_BCHW: Tensor, /) -> Any:
+        """The features before pooling: a map, tokens (B, N, D), or a list."""
 
-    def forward_head(self, features_BDhw: Tensor, /) -> Tensor:
+    def forward_head(self, features: Any, /) -> Tensor:
         """Logits, shape (B, K)."""
 
 
-def class_activations(model: TwoPart, images_BCHW: Tensor) -> Tensor:
+def class_activations(model: TwoPart, images_BCHW: Tensor) -> Tensor | None:
     """Compute the maps of a batch; only the head is differentiated.
 
     Args:
@@ -90,20 +94,26 @@ def class_activations(model: TwoPart, images_BCHW: Tensor) -> Tensor:
         images_BCHW: windowed and normalised images, on the model's device.
 
     Returns:
-        Shape (B, K, h, w), float32, at least zero, not normalised, on that device.
+        Shape (B, K, h, w), float32, at least zero, not normalised, on that device;
+        None where the features are no map.
     """
     with torch.no_grad():
-        features_BDhw = model.forward_features(images_BCHW)
-    features_BDhw = features_BDhw.detach().float().requires_grad_()
+        features = model.forward_features(images_BCHW)
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        return None
+    features = features.detach().float().requires_grad_()
+    channel_dim = 3 if getattr(model, "output_fmt", "NCHW") == "NHWC" else 1
     with torch.enable_grad():
-        logits_BK = model.forward_head(features_BDhw)
+        logits_BK = model.forward_head(features)
         maps = [
-            _weighted(features_BDhw, logits_B.sum()) for logits_B in logits_BK.unbind(1)
+            _weighted(features, logits_B.sum(), channel_dim)
+            for logits_B in logits_BK.unbind(1)
         ]
     return torch.stack(maps, dim=1)
 
 
-def _weighted(features_BDhw: Tensor, logit: Tensor) -> Tensor:
-    (gradient_BDhw,) = torch.autograd.grad(logit, features_BDhw, retain_graph=True)
-    weight_BD11 = gradient_BDhw.mean(dim=(2, 3), keepdim=True)
-    return (weight_BD11 * features_BDhw.detach()).sum(dim=1).relu()
+def _weighted(features: Tensor, logit: Tensor, channel_dim: int) -> Tensor:
+    (gradient,) = torch.autograd.grad(logit, features, retain_graph=True)
+    position_dims = (2, 3) if channel_dim == 1 else (1, 2)
+    weight = gradient.mean(dim=position_dims, keepdim=True)
+    return (weight * features.detach()).sum(dim=channel_dim).relu()

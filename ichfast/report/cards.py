@@ -43,8 +43,9 @@ MAX_OPACITY = 0.55
 SliceOf = Callable[[str], npt.NDArray[np.uint16]]
 """Returns the stored pixels of a slice id, shape (H, W)."""
 
-ActivationsOf = Callable[[Sequence[str]], npt.NDArray[np.float32]]
-"""Returns the activation maps of B slice ids, shape (B, K, h, w)."""
+ActivationsOf = Callable[[Sequence[str]], npt.NDArray[np.float32] | None]
+"""Returns the activation maps of B slice ids, shape (B, K, h, w); None where the
+backbone has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +57,9 @@ class CaseCard:
     is_right: bool
     pictures: Mapping[str, str]
     """Pictures by window name, as data URIs."""
-    heatmap: str
-    """Heat map of the group's class, as a data URI."""
+    heatmap: str | None
+    """Heat map of the group's class, as a data URI; None where the backbone has none.
+    """
     probabilities: list[tuple[str, float, bool]]
     """Name, probability, and whether its label is 1, for each class."""
     ids: str
@@ -90,7 +92,8 @@ def make_cards(
     """
     groups = list(groups)
     slice_ids = sorted({n for group in groups for n in group.rows["slice_id"]})
-    maps = dict(zip(slice_ids, activations_of(slice_ids), strict=True))
+    maps_BKhw = activations_of(slice_ids)
+    maps = {} if maps_BKhw is None else dict(zip(slice_ids, maps_BKhw, strict=True))
     stored = {slice_id: slice_of(slice_id) for slice_id in slice_ids}
     pictures = {slice_id: _pictures(stored[slice_id]) for slice_id in slice_ids}
     shapes = {slice_id: stored[slice_id].shape for slice_id in slice_ids}
@@ -111,20 +114,20 @@ def _cards(
     maps: Mapping[str, npt.NDArray[np.float32]],
     shapes: Mapping[str, tuple[int, int]],
 ) -> list[CaseCard]:
-    """Make the cards of a group; pictures, maps and shapes are by slice id."""
+    """Make the cards of a group; pictures, maps (or none) and shapes by slice id."""
     k = CLASSES.index(group.class_name)
     probs, is_labelled = probs_NK(group.rows), labels_NK(group.rows) == 1
     keys = group.rows[["slice_id", "study", "patient"]].astype(str).to_numpy()
     cards = []
     for n, (slice_id, study, patient) in enumerate(keys):
-        map_png = heatmap_png(maps[slice_id][k], shapes[slice_id])
+        map_png = heatmap_png(maps[slice_id][k], shapes[slice_id]) if maps else None
         is_called = point is not None and probs[n, k] >= point.threshold
         cards.append(
             CaseCard(
                 outcome=_outcome(is_called=is_called, is_labelled=is_labelled[n, k]),
                 is_right=is_called == is_labelled[n, k],
                 pictures=pictures[slice_id],
-                heatmap=data_uri("png", map_png),
+                heatmap=data_uri("png", map_png) if map_png else None,
                 probabilities=list(zip(CLASSES, probs[n], is_labelled[n], strict=True)),
                 ids=f"slice {slice_id}, study {study}, patient {patient}",
             )

@@ -80,7 +80,7 @@ def report_run(
                 square_pixels=recipe.data.square_pixels,
             )
 
-        def maps_of(slice_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+        def maps_of(slice_ids: Sequence[str]) -> npt.NDArray[np.float32] | None:
             return activations_of(slice_ids, model, store, record, device)
 
         write_report(

@@ -57,7 +57,7 @@ def default_run_dir(
     size, arch = recipe.data.size, recipe.model.arch
     name = recipe.name
     if (arch, size) != (named.model.arch, named.data.size) or name == "fast":
-        name += f"-{arch}-{size}"
+        name += f"-{arch.replace(':', '-')}-{size}"
     plain = resolve_recipe(recipe.name, arch=arch, size=size, device_type=device_type)
     name += _changes(plain, recipe)
     if limit is not None:

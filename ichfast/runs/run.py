@@ -34,8 +34,8 @@ from ichfast.evaluation.metrics import prevalence_loss
 from ichfast.loading.loader import make_loader
 from ichfast.loading.sampler import BalancedSampler, Sampler, make_sampler
 from ichfast.loading.splits import Split, in_run_folder, split_slices
-from ichfast.models.build import build_model, synchronize_batch_norm
-from ichfast.models.config import ModelConfig
+from ichfast.models.build import build_model, check_input, synchronize_batch_norm
+from ichfast.models.config import is_timm
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
 from ichfast.runs.folder import (
@@ -366,19 +366,32 @@ def build_run_model(recipe: Recipe, device: torch.device) -> nn.Module:
         device: where the model goes.
 
     Raises:
-        ModelError: the weights cannot be had, or do not fit.
+        ModelError: the weights cannot be had, or do not fit, or the backbone takes no
+            images of the recipe's sizes.
     """
     torch.manual_seed(recipe.train.seed)
-    settings = recipe.model
-    in_chans = recipe.data.num_channels
-    weights = _weights_file(recipe) if settings.weights else None
-    if weights is not None or settings.pretrained == "no":
-        model = build_model(
-            settings.arch, in_chans=in_chans, head=settings.head, weights=weights
-        )
+    weights = _weights_file(recipe) if recipe.model.weights else None
+    if weights is not None or recipe.model.pretrained == "no":
+        model = _build(recipe, weights=weights)
     else:
-        model = _build_pretrained(settings, in_chans)
+        model = _build_pretrained(recipe)
+    arch, data = recipe.model.arch, recipe.data
+    if is_timm(arch) and data.grow_from is not None:
+        check_input(model, arch, in_chans=data.num_channels, size=data.grow_from)
     return model.to(device)
+
+
+def _build(
+    recipe: Recipe, *, pretrained: bool = False, weights: Path | None = None
+) -> nn.Module:
+    return build_model(
+        recipe.model.arch,
+        in_chans=recipe.data.num_channels,
+        size=recipe.data.size,
+        head=recipe.model.head,
+        pretrained=pretrained,
+        weights=weights,
+    )
 
 
 def _weights_file(recipe: Recipe) -> Path:
@@ -391,20 +404,18 @@ def _weights_file(recipe: Recipe) -> Path:
     return weights
 
 
-def _build_pretrained(settings: ModelConfig, in_chans: int) -> nn.Module:
+def _build_pretrained(recipe: Recipe) -> nn.Module:
     try:
-        return build_model(
-            settings.arch, in_chans=in_chans, head=settings.head, pretrained=True
-        )
+        return _build(recipe, pretrained=True)
     except ModelError as error:
-        if settings.pretrained == "yes":
+        if recipe.model.pretrained == "yes":
             raise
         logger.warning(
             "%s; starting from random weights, with which the recipe's published "
             "results cannot be reached",
             error,
         )
-    return build_model(settings.arch, in_chans=in_chans, head=settings.head)
+    return _build(recipe)
 
 
 def _names_from(store: Store) -> Callable[[Tensor], list[str]]:

@@ -82,7 +82,10 @@ class TrainedRun:
         """
         recipe = self.record.recipe
         model = build_model(
-            recipe.model.arch, in_chans=recipe.data.num_channels, head=recipe.model.head
+            recipe.model.arch,
+            in_chans=recipe.data.num_channels,
+            size=recipe.data.size,
+            head=recipe.model.head,
         )
         try:
             model.load_state_dict(self.weights)

@@ -226,7 +226,7 @@ def test_an_unknown_arch_names_the_nearest_and_all_known_ones() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"in_chans": 2}, "takes 1 or 3 channels, got 2"),
+        ({"in_chans": 0}, "takes at least 1 channel, got 0"),
         ({"head": "concat-pool"}, "efficientnet-b0 has no head 'concat-pool'"),
         ({"pretrained": True, "weights": Path("w.pth")}, "both pretrained weights and"),
     ],

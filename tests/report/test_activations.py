@@ -67,10 +67,12 @@ def test_maps_have_the_order_of_the_slice_ids(
     asked = [ids[place] for place in (11, 2, 7, 3, 20, 5, 1)]  # two batches, one short
     model: Any = Brightness()
     maps = activations_of(asked, model, tiny_store, record, CPU)
+    assert maps is not None
     assert maps.shape == (7, 1, 32, 32)
     assert maps.dtype == np.float32
     for slice_id, map_Khw in zip(asked, maps, strict=True):
         alone = activations_of([slice_id], model, tiny_store, record, CPU)
+        assert alone is not None
         np.testing.assert_array_equal(alone[0], map_Khw)
     assert len({map_Khw.tobytes() for map_Khw in maps}) == 7
 
@@ -117,13 +119,10 @@ def test_with_a_linear_head_the_map_is_the_weighted_sum_of_the_features(
     with torch.no_grad():
         features_BDhw = model.forward_features(images)
         logits_BK = model(images)
-        weight_KD = (
-            model.get_classifier().weight
-            if arch != "xresnet50-attn"
-            else (model.fc.weight)
-        )
+        weight_KD = model.get_classifier().weight
         num_cells = features_BDhw[0, 0].numel()
         evidence = torch.einsum("kd,bdhw->bkhw", weight_KD, features_BDhw) / num_cells
+    assert maps_BKhw is not None
     assert maps_BKhw.shape == (2, 6, 2, 3)
     torch.testing.assert_close(maps_BKhw, evidence.relu(), rtol=1e-4, atol=1e-6)
     # The logit is the evidence summed, and the bias.
@@ -134,6 +133,7 @@ def test_with_a_linear_head_the_map_is_the_weighted_sum_of_the_features(
 def test_a_head_that_is_not_linear_has_a_map_too() -> None:
     model: Any = build_model("resnext50", head="concat-pool").eval()
     maps_BKhw = class_activations(model, torch.randn(1, 1, 64, 64))
+    assert maps_BKhw is not None
     assert maps_BKhw.shape == (1, 6, 2, 2)
     assert (maps_BKhw >= 0).all()
     assert maps_BKhw.any()

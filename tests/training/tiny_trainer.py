@@ -115,6 +115,9 @@ class TinyNet(nn.Module):
         logits: Tensor = self.fc(self.dropout(features))
         return logits
 
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
 
 def make_trainer(
     run_dir: Path,
