@@ -8,8 +8,8 @@ Promises:
    included. Its labels are those of all its slices.
 3. The order of an epoch depends on seed and epoch only, and has each series once.
 
-Shape letters: N slices, S series, B series of the batch, Z slices of the longest series,
-M sampled slices, D features, K classes.
+Shape letters: N slices, S series, B series of the batch, Z slices of the longest
+series, M sampled slices, D features, K classes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Promises:
 
 1. Head and history are functions of arrays, settings and seed: the same bits each time
-   on the same machine. torch's own random state is left as it was.
-   Each epoch is seeded by itself, so it needs only weights and optimizer of the last.
+   on the same machine. torch's own random state is left as it was. Each epoch has a
+   seed of its own, so it depends on the epochs before through weights and optimizer
+   only.
 2. The head that is returned is that of the best epoch: the one with the lowest weighted
    log loss on the validation series.
 
@@ -227,7 +228,7 @@ def predict_series(head: SeriesHead, arrays: SeriesArrays) -> tuple[Floats, Floa
         series_SK[series_B] = logits.series_BK.double().cpu().numpy()
         slices_BZK = logits.slices_BZK.double().cpu().numpy()
         for s, logits_ZK in zip(series_B, slices_BZK, strict=True):
-            rows_Z, sampled_M = arrays.rows[s], batches.sampled[s]
+            rows_Z, sampled_M = arrays.rows[int(s)], batches.sampled[int(s)]
             slices_NK[rows_Z] = map_back(
                 logits_ZK[: len(sampled_M)], sampled_M, len(rows_Z)
             )

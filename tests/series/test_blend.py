@@ -47,10 +47,10 @@ def test_missing_labels_have_no_part_in_the_choice() -> None:
 
 
 def test_without_labels_or_without_a_difference_the_slice_model_stays() -> None:
-    logits = np.random.default_rng(1).normal(size=(2, 9, 6))
+    slice_model, head = np.random.default_rng(1).normal(size=(2, 9, 6))
     unlabelled = np.full((9, 6), np.nan)
-    assert (choose_blend(*logits, unlabelled) == 0.0).all()
-    assert (choose_blend(logits[0], logits[0], np.ones((9, 6))) == 0.0).all()
+    assert (choose_blend(slice_model, head, unlabelled) == 0.0).all()
+    assert (choose_blend(head, head, np.ones((9, 6))) == 0.0).all()
 
 
 def test_the_ends_of_the_blend_are_its_two_parts() -> None:

@@ -100,8 +100,10 @@ def test_predictions_do_not_depend_on_the_batch_size() -> None:
 
 def test_rows_of_no_series_have_no_logits() -> None:
     head = fit_head(TRAIN, VALID, CONFIG).head
-    slices, series = predict_series(head, replace(VALID, rows=[np.array([5, 3])],
-                                    series_labels_SK=VALID.series_labels_SK[:1]))  # fmt: skip
+    one = replace(
+        VALID, rows=[np.array([5, 3])], series_labels_SK=VALID.series_labels_SK[:1]
+    )
+    slices, series = predict_series(head, one)
     assert np.flatnonzero(~np.isnan(slices).any(axis=1)).tolist() == [3, 5]
     assert series.shape == (1, 6)
     none = replace(VALID, rows=[], series_labels_SK=VALID.series_labels_SK[:0])
@@ -153,8 +155,8 @@ def test_a_class_that_nothing_labels_leaves_its_outputs_as_they_were() -> None:
 def test_labels_of_series_alone_teach_the_slices() -> None:
     """The highest slice trains, and the head finds which slices are positive."""
     train, valid = planted_series(150, seed=0), planted_series(40, seed=1)
-    # A class is in half of the series: otherwise there is nothing to tell apart.
-    train, valid = (_without_half_of_the_runs(each) for each in (train, valid))
+    # Every whole series has all classes, so there would be nothing to tell apart.
+    train, valid = (_halves(each) for each in (train, valid))
     config = replace(CONFIG, width=32, hidden=16, batch_size=8, epochs=8, lr=1e-2)
     head = fit_head(only_series_labels(train), only_series_labels(valid), config).head
     slices, _ = predict_series(head, valid)
@@ -164,8 +166,8 @@ def test_labels_of_series_alone_teach_the_slices() -> None:
         assert (positive[:, None] > negative).mean() > 0.8
 
 
-def _without_half_of_the_runs(arrays: SeriesArrays) -> SeriesArrays:
-    """Every second slice pair of a series ends it, so that half of them lack a run."""
+def _halves(arrays: SeriesArrays) -> SeriesArrays:
+    """Cut each series into two, so that many have no positive slice of a class."""
     rows = [half for whole in arrays.rows for half in np.array_split(whole, 2)]
     series_labels = np.full((len(rows), 6), MISSING)
     return replace(arrays, rows=rows, series_labels_SK=series_labels)
