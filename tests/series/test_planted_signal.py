@@ -13,7 +13,7 @@ from ichfast.series.fit import fit_head
 from tests.series.planted import NUM_SLICES, planted_series, shuffled, slice_model
 
 CONFIG = SeriesConfig(
-    width=64, hidden=64, layers=1, batch_size=16, lr=3e-3, epochs=10, min_steps=0
+    width=64, hidden=64, layers=1, batch_size=32, lr=3e-3, epochs=10, min_steps=0
 )
 
 
