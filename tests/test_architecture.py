@@ -15,7 +15,7 @@ LAYERS = (
     ("store",),
     ("prepare", "synth", "loading", "evaluation"),
     ("training",),
-    ("recipes",),
+    ("recipes", "series"),
     ("runs",),
     ("predict", "report", "export", "doctor"),
     ("cli", "__main__"),

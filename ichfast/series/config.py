@@ -1,0 +1,122 @@
+"""Settings of the series head: its layers, what it reads, and how it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ichfast.errors import RecipeError, unknown
+
+KINDS = ("gru", "transformer")
+"""Networks that can read along a series."""
+
+POSITIONS = ("ordinal", "z")
+"""What the head reads as the position of a slice. ``ordinal``: 0 for the first slice
+of the series, 1 for the last; ``z``: the distance from the middle of the series along
+the normal."""
+
+NUM_ATTENTION_HEADS = 4
+"""Attention heads of the transformer."""
+
+MINIMA = {
+    **dict.fromkeys(("width", "hidden", "layers", "batch_size", "epochs"), 1),
+    **dict.fromkeys(("noise", "weight_decay", "min_steps"), 0),
+    "max_slices": 2,
+}
+"""Lower limits of settings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesConfig:
+    """How the series head is built and trained."""
+
+    kind: str = "gru"
+    """``gru`` (bidirectional) or ``transformer``."""
+
+    width: int = 512
+    """Numbers per slice after the first layer."""
+
+    hidden: int = 256
+    """Numbers per slice in each direction of the GRU. The transformer has twice as
+    many, so that both kinds put out as many."""
+
+    layers: int = 2
+    """Layers of the GRU or transformer."""
+
+    dropout: float = 0.2
+    """Share of numbers that training sets to 0, between the layers and after them."""
+
+    noise: float = 0.02
+    """Standard deviation of the noise that training adds after the first layer, whose
+    output has mean 0 and standard deviation 1."""
+
+    slice_dropout: float = 0.02
+    """Share of slices whose numbers training sets to 0 after the first layer."""
+
+    element_dropout: float = 0.05
+    """Share of numbers that training sets to 0 after the first layer."""
+
+    deltas: bool = False
+    """Also read how each slice differs from the slice before and from the one after."""
+
+    position: str = "ordinal"
+    """``ordinal`` or ``z``; see `POSITIONS`."""
+
+    max_slices: int = 64
+    """Slices of a series that the head reads. Those of a longer series are sampled
+    evenly, and the logits between them are interpolated."""
+
+    batch_size: int = 256
+    """Series in a batch. A small set needs fewer: 8 for 76 series."""
+
+    lr: float = 3e-4
+    """Highest learning rate."""
+
+    weight_decay: float = 1e-2
+    """Decoupled weight decay."""
+
+    warm_up: float = 0.05
+    """Share of the steps, in [0, 1), in which the learning rate rises to `lr`."""
+
+    epochs: int = 20
+    """Number of epochs; more if `min_steps` needs them."""
+
+    min_steps: int = 300
+    """Lower limit of the number of steps."""
+
+    seed: int = 42
+    """Seed of weights, order, noise and dropout."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise RecipeError(unknown("series.kind", self.kind, KINDS))
+        if self.position not in POSITIONS:
+            raise RecipeError(unknown("series.position", self.position, POSITIONS))
+        for name, minimum in MINIMA.items():
+            if not getattr(self, name) >= minimum:
+                raise RecipeError(
+                    f"series.{name} must be at least {minimum}, "
+                    f"got {getattr(self, name)}"
+                )
+        for name in ("dropout", "slice_dropout", "element_dropout", "warm_up"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise RecipeError(
+                    f"series.{name} must be in [0, 1), got {getattr(self, name)}"
+                )
+        if not self.lr > 0.0:
+            raise RecipeError(f"series.lr must be above 0, got {self.lr}")
+        if self.kind == "transformer" and 2 * self.hidden % NUM_ATTENTION_HEADS:
+            raise RecipeError(
+                "series.hidden of a transformer must be a multiple of "
+                f"{NUM_ATTENTION_HEADS // 2}, got {self.hidden}"
+            )
+        if self.seed not in range(2**63):
+            raise RecipeError(f"series.seed is from 0 to 2**63 - 1, got {self.seed}")
+
+    def num_epochs(self, num_series: int) -> int:
+        """Number of epochs that make `epochs` and `min_steps` true.
+
+        Args:
+            num_series: series that train, at least 1.
+        """
+        steps_per_epoch = -(-num_series // self.batch_size)
+        return max(self.epochs, -(-self.min_steps // steps_per_epoch))

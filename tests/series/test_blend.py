@@ -1,0 +1,61 @@
+"""The blend is never worse than the slice model where it was chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ichfast.evaluation.metrics import weighted_log_loss
+from ichfast.predict.smoothing import sigmoid
+from ichfast.series.blend import ALPHAS, blend, choose_blend
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_class_is_worse_than_with_the_slice_model(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    slice_model, head = rng.normal(scale=rng.choice([0.5, 3, 30], 6), size=(2, 40, 6))
+    labels = (slice_model + rng.normal(size=(40, 6)) > 0).astype(np.float64)
+    labels[rng.random((40, 6)) < 0.3] = np.nan
+    mixed = blend(slice_model, head, choose_blend(slice_model, head, labels))
+    for k in range(6):
+        one_class = labels.copy()
+        one_class[:, np.arange(6) != k] = np.nan
+        before, after = (
+            weighted_log_loss(sigmoid(each), one_class) for each in (slice_model, mixed)
+        )
+        assert after <= before * (1 + 1e-12)
+
+
+def test_each_class_chooses_its_own_share() -> None:
+    """The labels are drawn from a known mixture of the logits."""
+    rng = np.random.default_rng(0)
+    slice_model, head = rng.normal(scale=3.0, size=(2, 20_000, 6))
+    alpha = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 0.0])
+    probs = sigmoid(blend(slice_model, head, alpha))
+    labels = (rng.random(probs.shape) < probs).astype(np.float64)
+    assert choose_blend(slice_model, head, labels).tolist() == alpha.tolist()
+
+
+def test_missing_labels_have_no_part_in_the_choice() -> None:
+    slice_model, head = np.full((2, 6), 1.0), np.full((2, 6), 3.0)
+    labels = np.zeros((2, 6))
+    labels[0], labels[1] = 1.0, np.nan
+    assert (choose_blend(slice_model, head, labels) == 1.0).all()
+    slice_model[1] = np.array([9.0] * 6)
+    head[1] = np.array([-9.0] * 6)
+    assert (choose_blend(slice_model, head, labels) == 1.0).all()
+
+
+def test_without_labels_or_without_a_difference_the_slice_model_stays() -> None:
+    slice_model, head = np.random.default_rng(1).normal(size=(2, 9, 6))
+    unlabelled = np.full((9, 6), np.nan)
+    assert (choose_blend(slice_model, head, unlabelled) == 0.0).all()
+    assert (choose_blend(head, head, np.ones((9, 6))) == 0.0).all()
+
+
+def test_the_ends_of_the_blend_are_its_two_parts() -> None:
+    slice_model, head = np.random.default_rng(2).normal(size=(2, 5, 6))
+    assert np.array_equal(blend(slice_model, head, np.zeros(6)), slice_model)
+    assert np.array_equal(blend(slice_model, head, np.ones(6)), head)
+    assert ALPHAS[0] == 0.0
+    assert ALPHAS[-1] == 1.0
