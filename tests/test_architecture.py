@@ -15,8 +15,9 @@ LAYERS = (
     ("store",),
     ("prepare", "synth", "loading", "evaluation"),
     ("training",),
-    ("recipes", "series"),
+    ("recipes",),
     ("runs",),
+    ("series",),
     ("predict", "report", "export", "doctor"),
     ("cli", "__main__"),
 )

@@ -27,17 +27,18 @@ import torch
 from torch import nn
 
 from ichfast.errors import PredictionError
+from ichfast.evaluation.logits import Floats, logit, sigmoid
 from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS
 from ichfast.labels import CLASSES
 from ichfast.loading.id_files import read_id_file
 from ichfast.loading.loader import make_loader
 from ichfast.loading.splits import ID_FILES, in_run_folder, split_slices
 from ichfast.models.precision import choose_amp
-from ichfast.predict.smoothing import Floats, logit, sigmoid, smooth_over_z
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import fitting_batch_size
 from ichfast.runs.device import largest_batch_on_gpu
 from ichfast.runs.trained import TrainedRun, open_ensemble
+from ichfast.series.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.store.tables import BAG_LABELS
 from ichfast.training.inference import mix_passes, predict_logits, tta_passes

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ichfast.errors import PredictionError
+from ichfast.evaluation.logits import logit, sigmoid
 from ichfast.evaluation.predictions import COLUMNS, probs_NK
 from ichfast.predict.ensemble import PredictConfig, average, predict_runs
-from ichfast.predict.smoothing import logit, sigmoid, smooth_over_z
+from ichfast.series.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, load_checkpoint, save_checkpoint
 from tests.conftest import write_store

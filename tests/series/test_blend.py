@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ichfast.evaluation.logits import sigmoid
 from ichfast.evaluation.metrics import weighted_log_loss
-from ichfast.predict.smoothing import sigmoid
 from ichfast.series.blend import ALPHAS, blend, choose_blend
 
 

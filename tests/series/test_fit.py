@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ichfast.errors import TrainError
+from ichfast.evaluation.logits import sigmoid
 from ichfast.evaluation.metrics import weighted_log_loss
-from ichfast.predict.smoothing import sigmoid
 from ichfast.series.batches import SeriesArrays, SeriesBatches, map_back
 from ichfast.series.config import KINDS, SeriesConfig
 from ichfast.series.fit import (

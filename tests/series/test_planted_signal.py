@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ichfast.evaluation.logits import sigmoid
 from ichfast.evaluation.metrics import prevalence_loss, weighted_log_loss
-from ichfast.predict.smoothing import sigmoid, smooth_over_z
 from ichfast.series.batches import SeriesArrays
 from ichfast.series.config import SeriesConfig
 from ichfast.series.fit import fit_head
+from ichfast.series.smoothing import smooth_over_z
 from tests.series.planted import NUM_SLICES, planted_series, shuffled, slice_model
 
 CONFIG = SeriesConfig(

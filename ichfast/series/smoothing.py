@@ -1,6 +1,6 @@
 """Smoothing over z: each slice is averaged with the slices before and after it.
 
-The average is taken of logits; `logit` and `sigmoid` convert in float64.
+The average is taken of logits.
 
 Source:
     The 2nd place of the competition: a rolling mean with weights .6, 1.8, .6 took its
@@ -14,13 +14,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from ichfast.evaluation.logits import Floats, logit, sigmoid
 
 SIDE_WEIGHT, OWN_WEIGHT = 0.6, 1.8
 """Weights of each neighbour and of the slice, divided by the sum of those present."""
-
-LOGIT_CLIP = 1e-15
-"""Probabilities are kept this far from 0 and 1, so that no logit exceeds 34.5."""
 
 
 def smooth_over_z(
@@ -55,20 +52,3 @@ def smooth_over_z(
     smoothed_NK = np.empty_like(sum_NK)
     smoothed_NK[order_N] = sigmoid(sum_NK / weights_N1)
     return smoothed_NK
-
-
-def logit(probs: Floats) -> Floats:
-    """Convert probabilities in [0, 1], any shape, to finite logits."""
-    clipped = np.clip(probs, LOGIT_CLIP, 1.0 - LOGIT_CLIP)
-    return np.log(clipped) - np.log1p(-clipped)
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Convert logits, any shape and size, to probabilities.
-
-    Example:
-        >>> sigmoid(np.array([0.0, -800.0, 800.0])).tolist()
-        [0.5, 0.0, 1.0]
-    """
-    small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1.0, small) / (1.0 + small)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ichfast.predict.smoothing import logit, sigmoid, smooth_over_z
+from ichfast.evaluation.logits import logit, sigmoid
+from ichfast.series.smoothing import smooth_over_z
 
 
 def series(text: str) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
