@@ -66,6 +66,12 @@ RUNS = click.argument(
     help="Average the probabilities of several RUNs, or their logits.",
 )
 @click.option(
+    "--level",
+    default="slice",
+    type=click.Choice(["slice", "series", "study"]),
+    help="Write one row a slice, series or study.",
+)
+@click.option(
     "--smooth", is_flag=True, help="Average each slice with the slices next to it."
 )
 @click.option(
@@ -88,6 +94,7 @@ def predict(
     keep_ids: bool,
     tta: str,
     average: str,
+    level: str,
     smooth: bool,
     batch_size: int | str,
     cache: str | None,
@@ -107,12 +114,17 @@ def predict(
 
     Each pass of --tta reads all slices again, unless --cache keeps them.
 
+    With --level study OUT has one row a study: its six probabilities, labels where
+    they are known, and how many series and slices it has. `evaluate`, `submit` and
+    `report` take slices.
+
     --dicom decodes the slices into a temporary store (in TMPDIR, 0.7 MB a slice),
     which is removed at the end. Slice, series and study ids stay as they are in the
     files, so that a probability can be traced to its file. Files that are no slices or
     cannot be read are listed with the reason in OUT.rejected.csv.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
+    from ichfast.evaluation.study_table import join_slices
     from ichfast.predict.ensemble import PredictConfig, predict_runs
     from ichfast.predict.from_dicom import predict_dicom
     from ichfast.prepare.rejected import rejected_path
@@ -154,9 +166,11 @@ def predict(
         table = predict_runs(
             runs, device=choose_device(device), store_path=store, config=config
         )
-    write_predictions(out, table)
+    rows = table if level == "slice" else join_slices(table, level)
+    write_predictions(out, rows)
     print_result(
-        {**result, "slices": len(table), "runs": len(runs), "tta": tta}
+        {**result, "slices": len(table), "level": level, "rows": len(rows)}
+        | {"runs": len(runs), "tta": tta}
         | {"average": average, "smooth": smooth}
     )
 
