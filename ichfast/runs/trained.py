@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class TrainedRun:
 
     weights: dict[str, Tensor]
     """State of the model in the best epoch, on the CPU."""
+
+    digest: str
+    """SHA-256 of the checkpoint's file, in hexadecimal."""
 
     @property
     def name(self) -> str:
@@ -121,7 +125,13 @@ def open_run(path: Path) -> TrainedRun:
         record=read_record(path, settings=content[SETTINGS]),
         patients=patients,
         weights=content["model"],
+        digest=_sha256(path / BEST),
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
@@ -129,7 +139,7 @@ def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
 
     Raises:
         CheckpointError: there is no run, or no epoch of one is finished.
-        PredictionError: the same run twice, or runs of different sizes.
+        PredictionError: the same run twice.
         RecipeError: the record of a run is damaged.
     """
     runs = [open_run(path) for path in paths]
@@ -137,13 +147,4 @@ def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated:
         raise PredictionError(f"{repeated[0]} is named twice; name each run once")
-    sizes = {run.record.recipe.data.size for run in runs}
-    if len(sizes) > 1:
-        shown = ", ".join(
-            f"{run.path} sees {run.record.recipe.data.size}" for run in runs
-        )
-        raise PredictionError(
-            f"the runs of an ensemble see slices at one size, in pixels: {shown}; name "
-            "runs of one size, and predict the others on their own"
-        )
     return runs
