@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,10 +19,14 @@ from ichfast.cli.options import (
     LIMIT,
     ONLY,
     OutputFile,
+    joined_ranks,
     number_or,
     print_result,
     print_status,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
@@ -96,24 +100,34 @@ def predict(
     limit: int | None,
     device: str,
 ) -> None:
-    """Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
+    r"""Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
 
     By default the slices are those of RUN's validation fold, in the store it was
     trained on. With --store they are all slices of that store, with --dicom every
     axial CT slice in a folder, file, archive or URL.
 
     Several RUNs are an ensemble: a slice gets the average of the runs that predict
-    it. The runs of all folds together predict their store out of fold.
+    it, and OUT shows how much they differ. They may see other sizes and windows. The
+    runs of all folds together predict their store out of fold.
 
     Each pass of --tta reads all slices again, unless --cache keeps them.
 
+    What is computed is kept in a hidden folder next to OUT (for p.csv: .p.csv.work)
+    until OUT is written. After a kill the same command goes on with it. A command with
+    other RUNs or options is refused while it is there: remove it to begin anew.
+
+    \b
+    On several GPUs, with OUT in a folder that all machines share:
+      torchrun --nproc-per-node gpu -m ichfast predict RUN OUT
+
     --dicom decodes the slices into a temporary store (in TMPDIR, 0.7 MB a slice),
-    which is removed at the end. Slice, series and study ids stay as they are in the
-    files, so that a probability can be traced to its file. Files that are no slices or
-    cannot be read are listed with the reason in OUT.rejected.csv.
+    which is removed at the end; after a kill it starts again, and it takes one process.
+    Slice, series and study ids stay as they are in the files, so that a probability
+    can be traced to its file. Files that are no slices or cannot be read are listed
+    with the reason in OUT.rejected.csv.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
-    from ichfast.predict.ensemble import PredictConfig, predict_runs
+    from ichfast.predict.ensemble import PredictConfig, kept_predictions
     from ichfast.predict.from_dicom import predict_dicom
     from ichfast.prepare.rejected import rejected_path
     from ichfast.runs.device import choose_device
@@ -134,31 +148,45 @@ def predict(
         only=only,
         limit=limit,
     )
-    result: dict[str, Any] = {"predictions": str(out)}
-    if sources:
-        found = predict_dicom(
+
+    def finish(table: pd.DataFrame, found: dict[str, Any]) -> None:
+        write_predictions(out, table)
+        print_result(
+            {"predictions": str(out), **found, "slices": len(table)}
+            | {"runs": len(runs), "tta": tta, "average": average, "smooth": smooth}
+        )
+
+    with joined_ranks(device) as ranks:
+        if sources:
+            if ranks.world_size > 1:
+                raise click.UsageError(
+                    "--dicom takes one process; for several, make a store with "
+                    "`ichfast prepare` and predict it with --store"
+                )
+            found = predict_dicom(
+                runs,
+                sources,
+                device=choose_device(device),
+                config=config,
+                workers=len(os.sched_getaffinity(0)),
+                rejected_file=rejected_path(out),
+                keep_ids=keep_ids,
+                accept=accept,
+            )
+            if found.is_listed:
+                print_status(f"{rejected_path(out)} lists the files that were left out")
+            finish(found.table, {"rejected": dict(found.rejected)})
+            return
+        with kept_predictions(
             runs,
-            sources,
+            out,
             device=choose_device(device),
+            ranks=ranks,
+            store_path=store,
             config=config,
-            workers=len(os.sched_getaffinity(0)),
-            rejected_file=rejected_path(out),
-            keep_ids=keep_ids,
-            accept=accept,
-        )
-        if found.is_listed:
-            print_status(f"{rejected_path(out)} lists the files that were left out")
-        table = found.table
-        result["rejected"] = dict(found.rejected)
-    else:
-        table = predict_runs(
-            runs, device=choose_device(device), store_path=store, config=config
-        )
-    write_predictions(out, table)
-    print_result(
-        {**result, "slices": len(table), "runs": len(runs), "tta": tta}
-        | {"average": average, "smooth": smooth}
-    )
+        ) as table:
+            if table is not None:
+                finish(table, {})
 
 
 @click.command()

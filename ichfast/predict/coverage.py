@@ -68,8 +68,8 @@ def cover(
         positions_M = positions_M[is_listed_N[positions_M]]
     if not positions_M.size:
         raise PredictionError(
-            f"{only} has none of the slices that {run.path} predicts; name a store with "
-            "--store to predict all of it"
+            f"{only} has none of the slices that {run.path} predicts; name a store "
+            "with --store to predict all of it"
         )
     if limit is not None and limit < len(positions_M):
         spread = np.linspace(0, len(positions_M) - 1, limit).astype(int)

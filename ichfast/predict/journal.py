@@ -3,8 +3,8 @@
 That of ``p.parquet`` is the folder ``.p.parquet.work`` next to it:
 
     plan.json         what decides the values, and the tasks; with a checksum
-    0-3-00017.part    part 17 of pass 3 of task 0: its rows, then their CRC-32C, 4 bytes,
-                      little-endian
+    0-3-00017.part    part 17 of pass 3 of task 0: its rows, then their CRC-32C,
+                      4 bytes, little-endian
     .lock             the process that works there (`ichfast.system.locks`)
 
 1. A task has a row for each slice that a network sees, in each pass. A part is some
@@ -239,10 +239,10 @@ class Journal:
                 num_done, since = found, time.monotonic()
             if time.monotonic() - since > STALLED_S:
                 raise PredictionError(
-                    f"{len(self.parts) - found:,} of {len(self.parts):,} parts of other "
-                    f"ranks did not come to {self.folder} for {STALLED_S:.0f} s: a "
-                    "rank has ended, or does not see this folder; look at its messages, "
-                    "then the same command goes on"
+                    f"no part of another rank came to {self.folder} for "
+                    f"{STALLED_S:.0f} s, {len(self.parts) - found:,} of "
+                    f"{len(self.parts):,} are missing: a rank has ended or hangs; look "
+                    "at its messages, then the same command goes on"
                 )
             watch()
             time.sleep(POLL_S)

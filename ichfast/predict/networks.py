@@ -326,14 +326,16 @@ class _Network:
         found_R = torch.cat(positions).cpu().numpy()
         expected_R = self._task.positions_M[self._shape.rows(part.number)]
         assert np.array_equal(found_R, expected_R), "the loader changed the order"
-        for name, tensors in zip(rows_R.dtype.names or (), zip(*outputs, strict=True)):
-            rows_R[name] = torch.cat(tensors).cpu().numpy()
+        rows_R["logits"] = torch.cat([logits for logits, _ in outputs]).cpu().numpy()
+        rows_R["features"] = torch.cat([pooled for _, pooled in outputs]).cpu().numpy()
         self._check(rows_R)
         return rows_R
 
-    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+    def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and pooled features (B, D)."""
         if not self._task.with_features:
-            return (self._model(images_BCHW).float(),)
+            logits_BK = self._model(images_BCHW).float()
+            return logits_BK, logits_BK[:, :0].half()
         model: Any = self._model
         features = model.forward_features(images_BCHW)
         pooled_BD = model.forward_head(features, pre_logits=True).flatten(1)
@@ -355,9 +357,7 @@ class _Network:
             )
 
 
-def _stretches(
-    parts: Sequence[Part], place: Mapping[int, int]
-) -> Iterator[list[Part]]:
+def _stretches(parts: Sequence[Part], place: Mapping[int, int]) -> Iterator[list[Part]]:
     """Split the parts of a pass where one is missing.
 
     Args:
