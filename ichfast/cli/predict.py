@@ -1,4 +1,4 @@
-"""The commands after training: predict, evaluate, submit, report, compare, export.
+"""The commands after training: predict, features, evaluate, submit, report and so on.
 
 `evaluate` and `submit` take a predictions file, the others take runs.
 """
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
+)
+
+
+BATCH_SIZE = click.option(
+    "--batch-size",
+    metavar="auto|N",
+    callback=number_or("auto", minimum=1),
+    default="auto",
+    help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
 )
 
 
@@ -72,13 +81,7 @@ RUNS = click.argument(
 @click.option(
     "--smooth", is_flag=True, help="Average each slice with the slices next to it."
 )
-@click.option(
-    "--batch-size",
-    metavar="auto|N",
-    callback=number_or("auto", minimum=1),
-    default="auto",
-    help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
-)
+@BATCH_SIZE
 @CACHE
 @ACCEPT
 @ONLY
@@ -187,6 +190,52 @@ def predict(
         ) as table:
             if table is not None:
                 finish(table, {})
+
+
+@click.command()
+@RUNS
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Take the slices of this store.  [default: the one that RUN was trained on]",
+)
+@BATCH_SIZE
+@DEVICE
+def features(
+    runs: tuple[Path, ...],
+    out: Path,
+    store: Path | None,
+    batch_size: int | str,
+    device: str,
+) -> None:
+    r"""Compute the pooled features and logits of every slice, for a series head.
+
+    OUT is a folder. With one RUN it has all slices of the store, also those that RUN
+    was trained on. Several RUNs, trained on different folds of the store, each
+    compute the series of their validation fold.
+
+    What is computed is kept in a hidden folder next to OUT until OUT is written. After
+    a kill the same command goes on with it.
+
+    \b
+    On several GPUs, with OUT in a folder that all machines share:
+      torchrun --nproc-per-node gpu -m ichfast features RUN OUT
+    """
+    from ichfast.predict.extract import extract_features
+    from ichfast.runs.device import choose_device
+
+    with joined_ranks(device) as ranks:
+        report = extract_features(
+            runs,
+            out,
+            device=choose_device(device),
+            ranks=ranks,
+            store_path=store,
+            batch_size=None if isinstance(batch_size, str) else batch_size,
+        )
+    if report is not None:
+        print_result(asdict(report))
 
 
 @click.command()

@@ -12,6 +12,7 @@ Shape letters: N slices of the store, M slices that a run predicts.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ import numpy.typing as npt
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.logits import Floats
+from ichfast.loading.bags import bag_starts
 from ichfast.loading.id_files import read_id_file
-from ichfast.loading.splits import ID_FILES, in_run_folder, split_slices
 from ichfast.runs.trained import TrainedRun
 from ichfast.store.store import Store
 
@@ -82,6 +83,23 @@ def cover(
     )
 
 
+def common_store(runs: Sequence[TrainedRun]) -> Path:
+    """Find the store that all of some runs trained on.
+
+    Raises:
+        PredictionError: they trained on different ones.
+        StoreError: a store is not found.
+    """
+    stores = {run.find_store().resolve(): run for run in runs}
+    if len(stores) > 1:
+        shown = ", ".join(f"{run.path} on {store}" for store, run in stores.items())
+        raise PredictionError(
+            f"the runs trained on different stores ({shown}); "
+            "name the one to predict with --store"
+        )
+    return next(iter(stores))
+
+
 def _trained_N(run: TrainedRun, store: Store) -> Floats:
     """`TrainingPatients.trained_on_N`, with a warning where that is not known."""
     trained_N = run.patients.trained_on_N(store)
@@ -105,13 +123,7 @@ def _slices_to_predict(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
     """Return the positions to predict, and the fold of every slice of the store."""
     if run.trained_on(store):
-        split = split_slices(store, in_run_folder(run.record.recipe.folds, run.path))
-        for setting, file in split.files.items():
-            if run.record.id_files.get(setting) != file.digest:
-                raise PredictionError(
-                    f"{run.path / ID_FILES[setting]} was edited; copy back the file as "
-                    "it was, or train again"
-                )
+        split = run.split(store)
         return split.valid_N, split.fold_N
     positions_N = np.arange(len(store), dtype=np.int64)
     if run.trained_before(store):
@@ -122,3 +134,18 @@ def _slices_to_predict(
                 "other patients, or name another store with --store"
             )
     return positions_N, np.full(len(store), -1, dtype=np.int8)
+
+
+def whole_series(store: Store, positions_M: Positions) -> Positions:
+    """All slices of the series that have some slices.
+
+    Args:
+        store: its slices are sorted by series.
+        positions_M: store positions.
+
+    Returns:
+        Rising store positions.
+    """
+    first_S, count_S = bag_starts(store, "series")
+    series_N = np.repeat(np.arange(len(first_S)), count_S)
+    return np.flatnonzero(np.isin(series_N, series_N[positions_M]))

@@ -36,7 +36,7 @@ from ichfast.evaluation.predictions import (
     STD_COLUMNS,
 )
 from ichfast.labels import CLASSES
-from ichfast.predict.coverage import Coverage, cover
+from ichfast.predict.coverage import Coverage, common_store, cover
 from ichfast.predict.journal import Journal, journal_folder
 from ichfast.predict.networks import ComputeConfig, NetworkTask, compute
 from ichfast.runs.trained import TrainedRun, open_ensemble
@@ -127,19 +127,8 @@ def predict_runs(
         True
     """
     runs = open_ensemble(paths)
-    with Store(store_path or _common_store(runs)) as store:
+    with Store(store_path or common_store(runs)) as store:
         return predict_store(runs, store, device=device, config=config)
-
-
-def _common_store(runs: Sequence[TrainedRun]) -> Path:
-    stores = {run.find_store().resolve(): run for run in runs}
-    if len(stores) > 1:
-        shown = ", ".join(f"{run.path} on {store}" for store, run in stores.items())
-        raise PredictionError(
-            f"the runs trained on different stores ({shown}); "
-            "name the one to predict with --store"
-        )
-    return next(iter(stores))
 
 
 def predict_store(
@@ -202,7 +191,7 @@ def kept_predictions(
         IchfastError: what `predict_runs` raises, or a journal that does not fit.
     """
     runs = open_ensemble(paths)
-    with Store(store_path or _common_store(runs)) as store:
+    with Store(store_path or common_store(runs)) as store:
         ensemble = _Ensemble(runs, store, config)
         with ensemble.computed(journal_folder(out), device, ranks) as journal:
             yield ensemble.table(journal) if ranks.writes else None
@@ -225,24 +214,29 @@ class _Ensemble:
         self._coverages = [
             cover(run, store, only=config.only, limit=config.limit) for run in runs
         ]
-        self._tasks: dict[str, NetworkTask] = {}
-        """By the digest of the network."""
+        digests = [each.run.digest for each in self._coverages]
+        self._task_numbers = [sorted(set(digests)).index(digest) for digest in digests]
+        """For each coverage, the task of its network."""
 
-        for each in self._coverages:
-            before = self._tasks.get(each.run.digest)
-            positions_M = each.positions_M
-            if before is not None:
-                positions_M = np.union1d(before.positions_M, positions_M)
-            self._tasks[each.run.digest] = NetworkTask(
-                run=each.run, positions_M=positions_M, with_features=False
+        self._tasks = [
+            NetworkTask.join(
+                [
+                    NetworkTask(
+                        run=each.run, positions_M=each.positions_M, with_features=False
+                    )
+                    for each, found in zip(self._coverages, digests, strict=True)
+                    if found == digest
+                ]
             )
+            for digest in sorted(set(digests))
+        ]
 
     def computed(
         self, folder: Path, device: torch.device, ranks: Ranks
     ) -> AbstractContextManager[Journal]:
         """Compute the rows of all networks; see `networks.compute`."""
         return compute(
-            list(self._tasks.values()),
+            self._tasks,
             self._store,
             folder,
             config=self._config.compute,
@@ -252,7 +246,10 @@ class _Ensemble:
 
     def table(self, journal: Journal) -> pd.DataFrame:
         """Make the table of predictions from the rows of all networks."""
-        probs = [self._probs_MK(each, journal) for each in self._coverages]
+        probs = [
+            self._probs_MK(each, number, journal)
+            for each, number in zip(self._coverages, self._task_numbers, strict=True)
+        ]
         predictions = [
             (each.positions_M, probs_MK)
             for each, probs_MK in zip(self._coverages, probs, strict=True)
@@ -280,11 +277,9 @@ class _Ensemble:
             table[list(ENTROPY_COLUMNS)] = binary_entropy(probs_PK)
         return table[[name for name in ALL_COLUMNS if name in table]]
 
-    def _probs_MK(self, coverage: Coverage, journal: Journal) -> Floats:
+    def _probs_MK(self, coverage: Coverage, number: int, journal: Journal) -> Floats:
         """The probabilities of one run, averaged over its passes and calibrated."""
-        number = list(self._tasks).index(coverage.run.digest)
-        task = self._tasks[coverage.run.digest]
-        rows_M = np.searchsorted(task.positions_M, coverage.positions_M)
+        rows_M = np.searchsorted(self._tasks[number].positions_M, coverage.positions_M)
         passes = self._config.compute.passes(coverage.run)
         probs = []
         for pass_number in range(len(passes)):

@@ -77,6 +77,9 @@ MAX_FEATURES = 65_536
 Rows = npt.NDArray[np.void]
 """Structured, shape (R,): ``logits`` (K,) float32 and ``features`` (D,) float16."""
 
+NOTHING: tuple[Sequence[Task], Collection[Part]] = ((), ())
+"""What ranks tell that do not write: no tasks and no parts."""
+
 _CRC32C_BYTES = 4
 _NAME = re.compile(r"\d+-\d+-\d+\.part")
 
@@ -137,7 +140,8 @@ class Part(NamedTuple):
 
 def journal_folder(out: Path) -> Path:
     """The folder of the journal of an output: for ``a/p.csv``, ``a/.p.csv.work``."""
-    return out.parent / f".{out.name}.work"
+    named = out if out.name not in ("", "..") else out.resolve()
+    return named.parent / f".{named.name}.work"
 
 
 class Journal:
@@ -286,7 +290,7 @@ def open_journal(
     After an error it stays, if a part is done.
 
     Args:
-        folder: where it is; made on rank 0, its parent must exist.
+        folder: where it is; made on rank 0, with its parents.
         settings: what decides the values, as plain values for JSON.
         make_tasks: called on rank 0 if the journal is begun.
         ranks: the processes that share the work; each calls this.
@@ -296,12 +300,13 @@ def open_journal(
             there, or a rank does not see the folder.
     """
     if not ranks.writes:
-        journal = Journal(folder, *ranks.gather(())[0])
+        journal = Journal(folder, *ranks.gather(NOTHING)[0])
         _wait_for_folder(folder, ranks)
         yield journal
         return
     with ExitStack() as stack:
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             make_folder(folder)
             stack.enter_context(locked_folder(folder))
         except LockHeldError as error:
@@ -323,7 +328,15 @@ def _remove_unless_worked_in(
 ) -> None:
     """Remove a journal that is not needed any more, or has no part."""
     if error_type is None or not _part_files(folder):
-        _remove(folder)
+        remove_journal(folder)
+
+
+def remove_journal(folder: Path) -> None:
+    """Remove a journal, if it is there; files of others in its folder stay."""
+    with suppress(OSError):
+        _empty(folder)
+        (folder / LOCK_FILE).unlink()
+        folder.rmdir()
 
 
 def _begin(
@@ -357,7 +370,7 @@ def _begin(
     elif num_parts:
         logger.warning("%s is begun anew: its plan was damaged", folder)
     _empty(folder)
-    tasks = make_tasks()
+    tasks = list(make_tasks())
     plan = {"settings": settings, "tasks": [asdict(task) for task in tasks]}
     try:
         write_text_atomically(folder / PLAN, with_checksum(plan))
@@ -399,16 +412,11 @@ def _is_own(path: Path) -> bool:
 
 def _empty(folder: Path) -> None:
     """Remove all files but the lock; the plan last, without which parts are lost."""
-    paths = [path for path in folder.iterdir() if path.name != LOCK_FILE]
+    paths = [path for path in folder.iterdir() if _is_own(path)]
     for path in sorted(paths, key=lambda path: path.name == PLAN):
+        if path.name == LOCK_FILE:
+            continue
         path.unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    with suppress(OSError):
-        _empty(folder)
-        (folder / LOCK_FILE).unlink()
-        folder.rmdir()
 
 
 def _checksum(content: bytes) -> bytes:

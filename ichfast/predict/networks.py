@@ -51,6 +51,15 @@ class NetworkTask:
     with_features: bool
     """Whether rows have pooled features, next to logits."""
 
+    @classmethod
+    def join(cls, tasks: Sequence[NetworkTask]) -> NetworkTask:
+        """Join tasks of the same network to one."""
+        return cls(
+            run=tasks[0].run,
+            positions_M=np.unique(np.concatenate([t.positions_M for t in tasks])),
+            with_features=any(task.with_features for task in tasks),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:

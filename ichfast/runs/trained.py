@@ -39,9 +39,6 @@ class TrainedRun:
     weights: dict[str, Tensor]
     """State of the model in the best epoch, on the CPU."""
 
-    digest: str
-    """SHA-256 of the checkpoint's file, in hexadecimal."""
-
     @property
     def name(self) -> str:
         """Name of its folder."""
@@ -161,13 +158,7 @@ def open_run(path: Path) -> TrainedRun:
         record=read_record(path, settings=content[SETTINGS]),
         patients=patients,
         weights=content["model"],
-        digest=_sha256(path / BEST),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
