@@ -170,7 +170,7 @@ def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
 
     Raises:
         CheckpointError: there is no run, or no epoch of one is finished.
-        PredictionError: the same run twice, or runs of different sizes.
+        PredictionError: the same run twice.
         RecipeError: the record of a run is damaged.
     """
     runs = [open_run(path) for path in paths]
@@ -178,13 +178,4 @@ def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated:
         raise PredictionError(f"{repeated[0]} is named twice; name each run once")
-    sizes = {run.record.recipe.data.size for run in runs}
-    if len(sizes) > 1:
-        shown = ", ".join(
-            f"{run.path} sees {run.record.recipe.data.size}" for run in runs
-        )
-        raise PredictionError(
-            f"the runs of an ensemble see slices at one size, in pixels: {shown}; name "
-            "runs of one size, and predict the others on their own"
-        )
     return runs

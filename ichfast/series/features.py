@@ -188,8 +188,7 @@ class FeaturesWriter:
     """
 
     def __init__(self, folder: Path, header: FeaturesHeader) -> None:
-        if problem := _contradiction(header):
-            raise PredictionError(f"cannot write features to {folder}: {problem}")
+        check_header(header, folder)
         if (folder / HEADER).exists():
             raise PredictionError(
                 f"{folder} holds features already; name another folder, or delete it"
@@ -314,6 +313,20 @@ def read_features_header(folder: Path) -> FeaturesHeader:
     if problem := _contradiction(header):
         raise _damaged(path, problem)
     return header
+
+
+def check_header(header: FeaturesHeader, folder: Path) -> None:
+    """Refuse to write features of runs that do not fit together.
+
+    Args:
+        header: of the features.
+        folder: where they would be written.
+
+    Raises:
+        PredictionError: the runs see different images, or have the same fold.
+    """
+    if problem := _contradiction(header):
+        raise PredictionError(f"cannot write features to {folder}: {problem}")
 
 
 def _contradiction(header: FeaturesHeader) -> str:

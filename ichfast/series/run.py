@@ -186,7 +186,7 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
             before = read_series_record(run_dir, settings=checkpoint[SETTINGS])
             _check_same_run(before, record, run_dir)
             trainer.restore(checkpoint)
-            record = replace(record, blend=before.blend)
+            record = replace(record, blend=before.blend, calibration=before.calibration)
         _write_record(run_dir, record)
         saved_with = {
             SETTINGS: trained_settings(record),
