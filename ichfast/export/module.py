@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.augment.geometry import count_halvings
+from ichfast.evaluation.calibration import Calibration
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
@@ -26,6 +27,30 @@ ROWS = COLUMNS = SOURCE_LEVEL
 
 MAX_STORED = 32_767
 """Largest value in a store."""
+
+
+class CalibratedModel(nn.Module):
+    """A model whose logits are calibrated.
+
+    Args:
+        model: takes images, returns logits (B, K).
+        calibration: of the same classes.
+    """
+
+    temperature_K: Tensor
+    bias_K: Tensor
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        super().__init__()
+        self.model = model
+        temperatures, biases, _ = zip(*calibration.maps, strict=True)
+        self.register_buffer("temperature_K", torch.tensor(temperatures))
+        self.register_buffer("bias_K", torch.tensor(biases))
+
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        """Return calibrated logits, shape (B, K)."""
+        logits_BK: Tensor = self.model(images_BCSS)
+        return logits_BK / self.temperature_K + self.bias_K
 
 
 class HuToProbs(nn.Module):

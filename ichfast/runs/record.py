@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError
+from ichfast.evaluation.calibration import Calibration
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import Split
 from ichfast.recipes.recipe import Recipe
@@ -43,6 +44,7 @@ MAY_DIFFER = (
         "recipe.data.check =",
     ),
     *("recipe.folds.file =", "recipe.folds.only ="),
+    *("calibration =", "calibration."),
 )
 """Beginnings of the lines that may change between the sessions of one run."""
 
@@ -97,6 +99,10 @@ class RunRecord:
 
     id_files: dict[str, str] = field(default_factory=dict)
     """Digests of the files of ids, by setting (`loading.splits.ID_FILES`)."""
+
+    calibration: Calibration | None = None
+    """Calibrates the probabilities of the best epoch; None until `ichfast calibrate`,
+    and again once training goes on."""
 
 
 FORMER_LINES = {
