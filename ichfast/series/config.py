@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ichfast.errors import RecipeError, unknown
+from ichfast.recipes.settings import override
 
 KINDS = ("gru", "transformer")
 """Networks that can read along a series."""
@@ -120,3 +122,41 @@ class SeriesConfig:
         """
         steps_per_epoch = -(-num_series // self.batch_size)
         return max(self.epochs, -(-self.min_steps // steps_per_epoch))
+
+
+SMALL = SeriesConfig(
+    width=128, hidden=64, layers=1, batch_size=8, lr=1e-3, epochs=40, min_steps=300
+)
+"""For some tens or hundreds of series."""
+
+PRESETS = {"series": {"large": SeriesConfig(), "small": SMALL}}
+"""Settings that can be chosen as a whole, as in ``series=small``."""
+
+MIN_LARGE_SLICES = 50_000
+"""Slices of a store from which its head is ``large`` without a choice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesSettings:
+    """All settings of ``train-series``, with the names of ``--set``."""
+
+    series: SeriesConfig
+
+
+def resolve_series(assignments: Sequence[str], *, num_slices: int) -> SeriesConfig:
+    """Choose the settings for a store, and change some by name.
+
+    Args:
+        assignments: such as ``series=small`` or ``series.epochs=20``.
+        num_slices: slices of the store, which decide what is not assigned.
+
+    Raises:
+        RecipeError: no such setting, or a value out of range.
+
+    Example:
+        >>> resolve_series(["series.kind=transformer"], num_slices=3000).batch_size
+        8
+    """
+    name = "large" if num_slices >= MIN_LARGE_SLICES else "small"
+    settings = SeriesSettings(series=PRESETS["series"][name])
+    return override(settings, assignments, presets=PRESETS).series
