@@ -2,7 +2,8 @@
 
 Every rank takes a share of the parts of each task: neighbouring slices, in all passes.
 A rank shows its networks the batches of the whole task, so a row is the same to the
-last bit whichever rank computes it, on GPUs of one kind.
+last bit whichever rank computes it: on GPUs of one kind, or on CPUs with the same number
+of threads.
 
 Shape letters: B slices of a batch, M slices of a task, D features, K classes.
 """

@@ -97,6 +97,7 @@ def predict_as_rank(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread_and_seed")  # each rank has one thread
 def test_two_ranks_write_the_table_of_one_also_when_one_died(
     folds: list[Path], tmp_path: Path
 ) -> None:
