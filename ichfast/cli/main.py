@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ichfast.cli import demo, doctor, predict, series, store, train
+from ichfast.cli import calibrate, demo, doctor, predict, series, store, train
 from ichfast.errors import IchfastError
 from ichfast.system.terminal import printable_lines
 
@@ -76,8 +76,9 @@ for _command in (
     doctor.doctor,
     *(store.prepare, store.inspect, train.preview, train.train),
     *(predict.features, series.train_series),
-    *(predict.predict, predict.evaluate, predict.submit, predict.report),
-    *(predict.compare, predict.export, store.verify, store.pack, store.unpack),
+    *(predict.predict, predict.evaluate, calibrate.calibrate),
+    *(predict.submit, predict.report, predict.compare, predict.export),
+    *(store.verify, store.pack, store.unpack),
     *(store.synth, demo.demo, train.recipes),
 ):
     cli.add_command(_command)

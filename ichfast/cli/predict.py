@@ -79,6 +79,12 @@ BATCH_SIZE = click.option(
     help="Average the probabilities of several RUNs, or their logits.",
 )
 @click.option(
+    "--level",
+    default="slice",
+    type=click.Choice(["slice", "series", "study"]),
+    help="Write one row a slice, series or study.",
+)
+@click.option(
     "--smooth", is_flag=True, help="Average each slice with the slices next to it."
 )
 @BATCH_SIZE
@@ -95,6 +101,7 @@ def predict(
     keep_ids: bool,
     tta: str,
     average: str,
+    level: str,
     smooth: bool,
     batch_size: int | str,
     cache: str | None,
@@ -115,6 +122,10 @@ def predict(
 
     Each pass of --tta reads all slices again, unless --cache keeps them.
 
+    With --level study OUT has one row a study: its six probabilities, labels where
+    they are known, and how many series and slices it has. `evaluate`, `submit` and
+    `report` take slices.
+
     What is computed is kept in a hidden folder next to OUT (for p.csv: .p.csv.work)
     until OUT is written. After a kill the same command goes on with it. A command with
     other RUNs or options is refused while it is there: remove it to begin anew.
@@ -130,6 +141,7 @@ def predict(
     with the reason in OUT.rejected.csv.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
+    from ichfast.evaluation.study_table import join_slices
     from ichfast.predict.ensemble import PredictConfig, kept_predictions
     from ichfast.predict.from_dicom import predict_dicom
     from ichfast.prepare.rejected import rejected_path
@@ -153,10 +165,12 @@ def predict(
     )
 
     def finish(table: pd.DataFrame, found: dict[str, Any]) -> None:
-        write_predictions(out, table)
+        rows = table if level == "slice" else join_slices(table, level)
+        write_predictions(out, rows)
         print_result(
             {"predictions": str(out), **found, "slices": len(table)}
-            | {"runs": len(runs), "tta": tta, "average": average, "smooth": smooth}
+            | {"level": level, "rows": len(rows), "runs": len(runs)}
+            | {"tta": tta, "average": average, "smooth": smooth}
         )
 
     with joined_ranks(device) as ranks:

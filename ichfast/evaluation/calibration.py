@@ -172,6 +172,11 @@ class Calibration:
                 f"{', '.join(names) or 'none'!r:.80}"
             )
 
+    @property
+    def maps(self) -> list[LogitMap]:
+        """The map from logits to calibrated logits of each class."""
+        return [LogitMap(each.temperature, each.bias) for each in self.classes]
+
     def apply(self, probs_NK: npt.NDArray[np.floating]) -> Floats:
         """Calibrate probabilities.
 
@@ -181,8 +186,7 @@ class Calibration:
         Returns:
             In [0, 1], float64, shape (N, K). A class that is unfitted stays as it is.
         """
-        maps = [LogitMap(each.temperature, each.bias) for each in self.classes]
-        return _apply(np.asarray(probs_NK, np.float64), maps)
+        return _apply(np.asarray(probs_NK, np.float64), self.maps)
 
 
 class LogitMap(NamedTuple):

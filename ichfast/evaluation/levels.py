@@ -71,7 +71,8 @@ class Levels:
     """A table by level."""
 
     parts: dict[str, Parts]
-    """By a name of `LEVELS`, in that order."""
+    """By a name of `LEVELS`, in that order. Parts are in the order of their first rows.
+    """
     patient_M: Integers
     """Number of the patient of each row, from 0, in the order of the rows. Patients
     without any label have none of their own."""
@@ -88,7 +89,7 @@ def split_levels(table: pd.DataFrame) -> Levels:
         PredictionError: rows of a series or study give it different labels or
             probabilities.
     """
-    numbers = _numbers(table)
+    numbers = numbers_of_rows(table)
     parts = Parts(np.arange(len(table)), probs_NK(table), labels_NK(table))
     by_level = {"slice": parts}
     for level in LEVELS[1:]:
@@ -120,7 +121,7 @@ def rows_of_level(table: pd.DataFrame, level: str) -> pd.DataFrame:
     chosen_N = parts.is_labelled_N
     if level == "slice":
         return table.iloc[np.flatnonzero(chosen_N)]
-    number_M = _numbers(table)[level]
+    number_M = numbers_of_rows(table)[level]
     highest_first = np.lexsort((-probs_NK(table)[:, 0], number_M))
     _, first_N = np.unique(number_M[highest_first], return_index=True)
     rows = table.iloc[highest_first[first_N][chosen_N]].copy()
@@ -129,8 +130,11 @@ def rows_of_level(table: pd.DataFrame, level: str) -> pd.DataFrame:
     return rows
 
 
-def _numbers(table: pd.DataFrame) -> dict[str, Integers]:
-    """The number of the series, study and patient of each row, in order of the rows."""
+def numbers_of_rows(table: pd.DataFrame) -> dict[str, Integers]:
+    """The number of the series, study and patient of each row, by level, shape (M,).
+
+    Each level counts from 0 in the order of the rows, as `Levels.parts` does.
+    """
     numbers: dict[str, Integers] = {}
     number_M = np.zeros(len(table), dtype=np.intp)
     for level in reversed(LEVELS[1:]):

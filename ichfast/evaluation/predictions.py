@@ -83,6 +83,9 @@ none."""
 
 ALL_COLUMNS = (*COLUMNS, *(name for names in OPTIONAL_GROUPS for name in names))
 
+COUNT_COLUMN = "num_slices"
+"""A column of tables of series or studies (`ichfast.evaluation.study_table`)."""
+
 SUFFIXES = (".parquet", ".csv", ".npz")
 
 MAX_LINE_BYTES = 2**16
@@ -100,7 +103,8 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
 
     Args:
         path: ends in one of `SUFFIXES`. Replaced if it exists.
-        table: has the columns of this module's docstring.
+        table: has the columns of this module's docstring, or those of
+            `ichfast.evaluation.study_table`.
 
     Raises:
         PredictionError: another suffix, or a folder that cannot be written.
@@ -121,8 +125,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
         only if the file has them.
 
     Raises:
-        PredictionError: no such file, a wrong checksum, not a table, or columns that
-            are missing or do not hold what this module's docstring says.
+        PredictionError: no such file, a wrong checksum, not a table, a table of series
+            or studies, or columns that are missing or do not hold what this module's
+            docstring says.
     """
     _check_suffix(path)
     if not path.is_file():
@@ -136,6 +141,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
     except Exception as error:  # numpy and pyarrow raise nearly anything here
         reason = first_line(error)
         raise PredictionError(f"{path} is damaged or not a table: {reason}") from error
+    if "slice_id" not in rows.column_names and COUNT_COLUMN in rows.column_names:
+        raise PredictionError(
+            f"{path} has one row a series or study, expected one row a slice; predict "
+            "again without --level (`ichfast evaluate` has a --level of its own)"
+        )
     try:
         table = _typed(rows, from_csv=path.suffix == ".csv")
         _check_values(table)
@@ -245,7 +255,9 @@ def _parquet(table: pd.DataFrame) -> bytes:
 def _csv(table: pd.DataFrame) -> bytes:
     # Python quotes a carriage return, which ends a row for readers, from 3.13 on.
     has_return = any(
-        "\r" in text for name in TEXT_COLUMNS for text in table[name].dropna()
+        "\r" in text
+        for name in table.columns.intersection(TEXT_COLUMNS)
+        for text in table[name].dropna()
     )
     text = _with_texts(table, escape_formula).to_csv(
         index=False,
@@ -288,7 +300,7 @@ def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFra
 
 
 def _read_parquet(content: bytes) -> pa.Table:
-    return read_parquet(pa.py_buffer(content), ALL_COLUMNS)
+    return read_parquet(pa.py_buffer(content), (*ALL_COLUMNS, COUNT_COLUMN))
 
 
 def _read_csv(content: bytes) -> pa.Table:
@@ -333,7 +345,7 @@ def _read_npz(content: bytes) -> pa.Table:
         if sum(member.file_size for member in archive.infolist()) > limit:
             raise ValueError(f"it would become more than {limit:,} bytes")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if name in ALL_COLUMNS]
+        names = [name for name in arrays.files if name in (*ALL_COLUMNS, COUNT_COLUMN)]
         return pa.table([_npz_column(name, arrays[name]) for name in names], names)
 
 
