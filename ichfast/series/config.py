@@ -19,12 +19,13 @@ the normal."""
 NUM_ATTENTION_HEADS = 4
 """Attention heads of the transformer."""
 
-MINIMA = {
-    **dict.fromkeys(("width", "hidden", "layers", "batch_size", "epochs"), 1),
-    **dict.fromkeys(("noise", "weight_decay", "min_steps"), 0),
-    "max_slices": 2,
+LIMITS = {
+    **dict.fromkeys(("width", "hidden", "batch_size", "epochs"), (1, 2**31)),
+    **dict.fromkeys(("noise", "weight_decay", "min_steps"), (0, 2**31)),
+    "layers": (1, 16),
+    "max_slices": (2, 2**31),
 }
-"""Lower limits of settings."""
+"""Lower and upper limits of settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,15 +90,15 @@ class SeriesConfig:
     """Seed of weights, order, noise and dropout."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise RecipeError(unknown("series.kind", self.kind, KINDS))
-        if self.position not in POSITIONS:
-            raise RecipeError(unknown("series.position", self.position, POSITIONS))
-        for name, minimum in MINIMA.items():
-            if not getattr(self, name) >= minimum:
+        for name, known in (("kind", KINDS), ("position", POSITIONS)):
+            if getattr(self, name) not in known:
+                found = getattr(self, name)
+                raise RecipeError(unknown(f"series.{name}", found, known))
+        for name, (lowest, highest) in LIMITS.items():
+            if not lowest <= getattr(self, name) <= highest:
                 raise RecipeError(
-                    f"series.{name} must be at least {minimum}, "
-                    f"got {getattr(self, name)}"
+                    f"series.{name} is from {lowest} to {highest}, got "
+                    f"{getattr(self, name)}"
                 )
         for name in ("dropout", "slice_dropout", "element_dropout", "warm_up"):
             if not 0.0 <= getattr(self, name) < 1.0:

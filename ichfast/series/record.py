@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError, first_line
+from ichfast.evaluation.calibration import Calibration
 from ichfast.labels import CLASSES
 from ichfast.recipes.settings import describe, from_dict, to_dict
 from ichfast.runs.record import Environment, first_change
@@ -69,6 +70,9 @@ class SeriesRecord:
     environment: Environment
     blend: tuple[float, ...] = ()
     """Share of the head of each class; empty until the run is finished."""
+
+    calibration: Calibration | None = None
+    """Of the blended probabilities of slices; None until `ichfast calibrate` sets it."""
 
 
 def write_series_record(run_dir: Path, record: SeriesRecord) -> None:

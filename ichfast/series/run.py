@@ -182,11 +182,11 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
         )
         trainer = HeadTrainer(split.train, split.valid, config, device)
         if resume:
-            checkpoint = load_last(run_dir, _load_resumed)
+            checkpoint = load_last(run_dir, load_resumed)
             before = read_series_record(run_dir, settings=checkpoint[SETTINGS])
             _check_same_run(before, record, run_dir)
             trainer.restore(checkpoint)
-            record = replace(record, blend=before.blend)
+            record = replace(record, blend=before.blend, calibration=before.calibration)
         _write_record(run_dir, record)
         saved_with = {
             SETTINGS: trained_settings(record),
@@ -233,7 +233,12 @@ def _write_record(run_dir: Path, record: SeriesRecord) -> None:
         raise cannot_write(run_dir, error) from error
 
 
-def _load_resumed(path: Path) -> dict[str, Any]:
+def load_resumed(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to resume: it has `RESUMED_FIELDS`.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no checkpoint of a series run.
+    """
     return load_checkpoint(path, RESUMED_FIELDS)
 
 
