@@ -95,7 +95,8 @@ def calibrate_run(
     run = open_run(path)
     with Store(store_path or run.find_store()) as store, _locked(path):
         known = _labels(store, labels)  # before what may take long
-        table = predict_store([run], store, device=device, config=PredictConfig())
+        config = PredictConfig(calibrate=False)
+        table = predict_store([run], store, device=device, config=config)
         _check_patients(table, path, allow_unknown=allow_unknown)
         probs_NK = probs_of(table)
         labels_NK = known.loc[table["slice_id"]].to_numpy()
