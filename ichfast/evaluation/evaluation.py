@@ -50,6 +50,7 @@ from ichfast.evaluation.metrics import (
 )
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.predictions import probs_NK as probs_of
+from ichfast.evaluation.predictions import series_probs_NK
 from ichfast.evaluation.ranking import RANKING_FIGURES, Ranking, spread_of
 from ichfast.labels import CLASSES
 
@@ -224,7 +225,7 @@ def check_rows(table: pd.DataFrame) -> None:
             f"{doubled.sum():,} rows of the predictions repeat a slice; "
             "expected one row a slice"
         )
-    labels_NK, probs_NK = labels_of(table), probs_of(table)
+    labels_NK = labels_of(table)
     is_wrong_NK = (labels_NK != 0) & (labels_NK != 1) & ~np.isnan(labels_NK)
     wrong_labels = labels_NK[is_wrong_NK]
     if wrong_labels.size:
@@ -232,12 +233,15 @@ def check_rows(table: pd.DataFrame) -> None:
             f"{wrong_labels.size:,} labels are neither 0 nor 1, such as "
             f"{wrong_labels[0]:g}; prepare the store again from a correct label csv"
         )
-    wrong_probs = probs_NK[~((probs_NK >= 0) & (probs_NK <= 1))]  # also catches NaN
-    if wrong_probs.size:
-        raise PredictionError(
-            f"{wrong_probs.size:,} predictions lie outside [0, 1], such as "
-            f"{wrong_probs[0]:g}; expected probabilities, not logits"
-        )
+    for probs_NK in (probs_of(table), series_probs_NK(table)):
+        if probs_NK is None:
+            continue
+        wrong_probs = probs_NK[~((probs_NK >= 0) & (probs_NK <= 1))]  # also catches NaN
+        if wrong_probs.size:
+            raise PredictionError(
+                f"{wrong_probs.size:,} predictions lie outside [0, 1], such as "
+                f"{wrong_probs[0]:g}; expected probabilities, not logits"
+            )
 
 
 def _score_level(

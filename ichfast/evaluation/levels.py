@@ -1,8 +1,11 @@
 """The slices of a predictions table, joined to series, studies and patients.
 
-The probability of a series, study or patient is the maximum over its slices. Its label
-is that of the series or study itself where the table has one; else the maximum over its
-parts. That is missing if the label of one part is, even if another is 1: negatives
+The probability of a series is its own where the table has one, from a head that read
+all of it; else the maximum over its slices. That of a study or patient is the maximum
+over its series.
+
+The label of a series or study is its own where the table has one; else the maximum over
+its parts. That is missing if the label of one part is, even if another is 1: negatives
 could not be told in the same way, so the studies with a label would be the positive
 ones.
 
@@ -11,7 +14,7 @@ Shape letters: N parts of a level, M rows of the table, P patients, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ from ichfast.evaluation.predictions import (
     bag_labels_NK,
     labels_NK,
     probs_NK,
+    series_probs_NK,
 )
 from ichfast.labels import CLASSES
 from ichfast.store.tables import patients_N
@@ -67,7 +71,8 @@ class Levels:
     """A table by level."""
 
     parts: dict[str, Parts]
-    """By a name of `LEVELS`, in that order."""
+    """By a name of `LEVELS`, in that order. Parts are in the order of their first rows.
+    """
     patient_M: Integers
     """Number of the patient of each row, from 0, in the order of the rows. Patients
     without any label have none of their own."""
@@ -81,15 +86,18 @@ def split_levels(table: pd.DataFrame) -> Levels:
     Slices without a patient id count as one patient a study.
 
     Raises:
-        PredictionError: rows of a series or study give it different labels.
+        PredictionError: rows of a series or study give it different labels or
+            probabilities.
     """
-    numbers = _numbers(table)
+    numbers = numbers_of_rows(table)
     parts = Parts(np.arange(len(table)), probs_NK(table), labels_NK(table))
     by_level = {"slice": parts}
     for level in LEVELS[1:]:
         parts = _joined(parts, numbers[level][parts.row_N])
         if level != "patient":
             parts = _with_own_labels(parts, table, level, numbers[level])
+        if level == "series":
+            parts = _with_own_probs(parts, table, numbers[level])
         by_level[level] = parts
     patient_M = numbers["patient"]
     is_labelled_P = np.zeros(len(parts.row_N), dtype=bool)
@@ -113,7 +121,7 @@ def rows_of_level(table: pd.DataFrame, level: str) -> pd.DataFrame:
     chosen_N = parts.is_labelled_N
     if level == "slice":
         return table.iloc[np.flatnonzero(chosen_N)]
-    number_M = _numbers(table)[level]
+    number_M = numbers_of_rows(table)[level]
     highest_first = np.lexsort((-probs_NK(table)[:, 0], number_M))
     _, first_N = np.unique(number_M[highest_first], return_index=True)
     rows = table.iloc[highest_first[first_N][chosen_N]].copy()
@@ -122,8 +130,11 @@ def rows_of_level(table: pd.DataFrame, level: str) -> pd.DataFrame:
     return rows
 
 
-def _numbers(table: pd.DataFrame) -> dict[str, Integers]:
-    """The number of the series, study and patient of each row, in order of the rows."""
+def numbers_of_rows(table: pd.DataFrame) -> dict[str, Integers]:
+    """The number of the series, study and patient of each row, by level, shape (M,).
+
+    Each level counts from 0 in the order of the rows, as `Levels.parts` does.
+    """
     numbers: dict[str, Integers] = {}
     number_M = np.zeros(len(table), dtype=np.intp)
     for level in reversed(LEVELS[1:]):
@@ -165,14 +176,48 @@ def _with_own_labels(
     own_MK = bag_labels_NK(table, level)
     if own_MK is None:
         return parts
+    own_NK = _shared(own_MK, parts, number_M, f"labels {level}_...", level)
+    labels_NK = np.where(np.isnan(own_NK), parts.labels_NK, own_NK)
+    return replace(parts, labels_NK=labels_NK)
+
+
+def _with_own_probs(parts: Parts, table: pd.DataFrame, number_M: Integers) -> Parts:
+    """Replace the maxima over slices by the probabilities of a series head.
+
+    Args:
+        parts: the series.
+        table: a predictions table.
+        number_M: the number of the series of each row.
+    """
+    own_MK = series_probs_NK(table)
+    if own_MK is None:
+        return parts
+    what = "probabilities series_prob_..."
+    return replace(parts, probs_NK=_shared(own_MK, parts, number_M, what, "series"))
+
+
+def _shared(
+    own_MK: Floats, parts: Parts, number_M: Integers, what: str, level: str
+) -> Floats:
+    """The values that all rows of each series or study have, shape (N, 6).
+
+    Args:
+        own_MK: the values in each row; NaN where missing.
+        parts: the series or studies.
+        number_M: the number of the series or study of each row.
+        what: the values in words, for the error.
+        level: ``series`` or ``study``.
+
+    Raises:
+        PredictionError: rows of a series or study have different values.
+    """
     own_NK = own_MK[parts.row_N]
     num_others = np.count_nonzero(
         (own_MK != own_NK[number_M]) & ~(np.isnan(own_MK) & np.isnan(own_NK[number_M]))
     )
     if num_others:
         raise PredictionError(
-            f"{num_others:,} labels {level}_... differ from those of another row of "
-            f"the same {level}; expected the same in all of them"
+            f"{num_others:,} {what} differ from those of another row of the same "
+            f"{level}; expected the same in all of them"
         )
-    labels_NK = np.where(np.isnan(own_NK), parts.labels_NK, own_NK)
-    return Parts(parts.row_N, parts.probs_NK, labels_NK)
+    return own_NK

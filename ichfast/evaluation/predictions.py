@@ -14,6 +14,14 @@ Columns, in this order:
     series_any ... series_subdural     labels of the whole series, in all its rows; the
                                        six are there only if the store has some
     study_any ... study_subdural       the same of the whole study
+    series_prob_any ... _subdural      probabilities of the whole series by a head that
+                                       reads it, in all its rows; the six are there only
+                                       if such a head predicted every row
+    std_any ... std_subdural           standard deviation of the runs' probabilities of
+                                       the slice; missing where fewer than two predicted
+                                       it; the six are there only for ensembles
+    entropy_any ... entropy_subdural   binary entropy of the six probabilities, in bits;
+                                       there with std
 
 The suffix of the file decides its format: ``.parquet``, ``.csv`` or ``.npz`` (an array
 for each column, strings as unicode, no pickles; a missing value is NaN, or -1 in
@@ -62,7 +70,21 @@ KEY_COLUMNS = (
 LABEL_COLUMNS = tuple(f"label_{name}" for name in CLASSES)
 COLUMNS = (*KEY_COLUMNS, *CLASSES, *LABEL_COLUMNS)
 BAG_COLUMNS = (*BAG_LABELS["series"], *BAG_LABELS["study"])
-"""Columns that a table may have as well."""
+SERIES_PROB_COLUMNS = tuple(f"series_prob_{name}" for name in CLASSES)
+STD_COLUMNS = tuple(f"std_{name}" for name in CLASSES)
+ENTROPY_COLUMNS = tuple(f"entropy_{name}" for name in CLASSES)
+
+OPTIONAL_GROUPS = (
+    *(BAG_LABELS["series"], BAG_LABELS["study"]),
+    *(SERIES_PROB_COLUMNS, STD_COLUMNS, ENTROPY_COLUMNS),
+)
+"""Columns that a table may have after `COLUMNS`, in this order: all six of a group or
+none."""
+
+ALL_COLUMNS = (*COLUMNS, *(name for names in OPTIONAL_GROUPS for name in names))
+
+COUNT_COLUMN = "num_slices"
+"""A column of tables of series or studies (`ichfast.evaluation.study_table`)."""
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 
@@ -81,7 +103,8 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
 
     Args:
         path: ends in one of `SUFFIXES`. Replaced if it exists.
-        table: has the columns of this module's docstring.
+        table: has the columns of this module's docstring, or those of
+            `ichfast.evaluation.study_table`.
 
     Raises:
         PredictionError: another suffix, or a folder that cannot be written.
@@ -98,12 +121,13 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Returns:
         The columns of this module's docstring: texts (NaN where missing), fold int64,
-        trained_on boolean, the others float64. Labels of series and studies are there
+        trained_on boolean, the others float64. Those of `OPTIONAL_GROUPS` are there
         only if the file has them.
 
     Raises:
-        PredictionError: no such file, a wrong checksum, not a table, or columns that
-            are missing or do not hold what this module's docstring says.
+        PredictionError: no such file, a wrong checksum, not a table, a table of series
+            or studies, or columns that are missing or do not hold what this module's
+            docstring says.
     """
     _check_suffix(path)
     if not path.is_file():
@@ -117,6 +141,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
     except Exception as error:  # numpy and pyarrow raise nearly anything here
         reason = first_line(error)
         raise PredictionError(f"{path} is damaged or not a table: {reason}") from error
+    if "slice_id" not in rows.column_names and COUNT_COLUMN in rows.column_names:
+        raise PredictionError(
+            f"{path} has one row a series or study, expected one row a slice; predict "
+            "again without --level (`ichfast evaluate` has a --level of its own)"
+        )
     try:
         table = _typed(rows, from_csv=path.suffix == ".csv")
         _check_values(table)
@@ -145,7 +174,7 @@ def probs_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 def labels_NK(table: pd.DataFrame) -> npt.NDArray[np.float64]:
     """The six labels, shape (N, 6), float64, NaN where one is missing."""
-    return _labels(table, LABEL_COLUMNS)
+    return _with_missing(table, LABEL_COLUMNS)
 
 
 def bag_labels_NK(table: pd.DataFrame, bag: str) -> npt.NDArray[np.float64] | None:
@@ -159,13 +188,34 @@ def bag_labels_NK(table: pd.DataFrame, bag: str) -> npt.NDArray[np.float64] | No
         0, 1 or NaN; None if the table has none.
     """
     names = BAG_LABELS[bag]
-    return _labels(table, names) if names[0] in table else None
+    return _with_missing(table, names) if names[0] in table else None
 
 
-def _labels(table: pd.DataFrame, names: Sequence[str]) -> npt.NDArray[np.float64]:
+def series_probs_NK(table: pd.DataFrame) -> npt.NDArray[np.float64] | None:
+    """The probabilities of the whole series of each slice, shape (N, 6), float64.
+
+    None if the table has none, as no head read the series.
+    """
+    if SERIES_PROB_COLUMNS[0] not in table:
+        return None
+    probs: npt.NDArray[np.float64] = table[list(SERIES_PROB_COLUMNS)].to_numpy(
+        np.float64
+    )
+    return probs
+
+
+def std_NK(table: pd.DataFrame) -> npt.NDArray[np.float64] | None:
+    """The standard deviations of the runs' probabilities, shape (N, 6), float64.
+
+    NaN where fewer than two runs predicted a slice; None if the table has none.
+    """
+    return _with_missing(table, STD_COLUMNS) if STD_COLUMNS[0] in table else None
+
+
+def _with_missing(table: pd.DataFrame, names: Sequence[str]) -> npt.NDArray[np.float64]:
     columns = table[list(names)]
-    labels: npt.NDArray[np.float64] = columns.to_numpy(np.float64, na_value=np.nan)
-    return labels
+    values: npt.NDArray[np.float64] = columns.to_numpy(np.float64, na_value=np.nan)
+    return values
 
 
 def check_destination(path: Path) -> None:
@@ -205,7 +255,9 @@ def _parquet(table: pd.DataFrame) -> bytes:
 def _csv(table: pd.DataFrame) -> bytes:
     # Python quotes a carriage return, which ends a row for readers, from 3.13 on.
     has_return = any(
-        "\r" in text for name in TEXT_COLUMNS for text in table[name].dropna()
+        "\r" in text
+        for name in table.columns.intersection(TEXT_COLUMNS)
+        for text in table[name].dropna()
     )
     text = _with_texts(table, escape_formula).to_csv(
         index=False,
@@ -248,7 +300,7 @@ def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFra
 
 
 def _read_parquet(content: bytes) -> pa.Table:
-    return read_parquet(pa.py_buffer(content), (*COLUMNS, *BAG_COLUMNS))
+    return read_parquet(pa.py_buffer(content), (*ALL_COLUMNS, COUNT_COLUMN))
 
 
 def _read_csv(content: bytes) -> pa.Table:
@@ -265,7 +317,7 @@ def _read_csv(content: bytes) -> pa.Table:
         pa.csv.ReadOptions(use_threads=False),  # so that rows are numbered
         pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
         pa.csv.ConvertOptions(
-            column_types=dict.fromkeys((*COLUMNS, *BAG_COLUMNS), pa.string()),
+            column_types=dict.fromkeys(ALL_COLUMNS, pa.string()),
             strings_can_be_null=True,
             null_values=[""],
         ),
@@ -293,7 +345,7 @@ def _read_npz(content: bytes) -> pa.Table:
         if sum(member.file_size for member in archive.infolist()) > limit:
             raise ValueError(f"it would become more than {limit:,} bytes")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if name in (*COLUMNS, *BAG_COLUMNS)]
+        names = [name for name in arrays.files if name in (*ALL_COLUMNS, COUNT_COLUMN)]
         return pa.table([_npz_column(name, arrays[name]) for name in names], names)
 
 
@@ -325,7 +377,7 @@ def _typed(rows: pa.Table, *, from_csv: bool) -> pd.DataFrame:
         ValueError: a column is missing, is there twice, or holds another type.
     """
     names = rows.column_names
-    wanted = [*COLUMNS, *_bag_columns_of(names)]
+    wanted = [*COLUMNS, *_optional_columns_of(names)]
     if missing := [name for name in wanted if name not in names]:
         raise ValueError(f"lacks the columns {', '.join(missing)}")
     if repeated := [name for name in wanted if names.count(name) > 1]:
@@ -340,11 +392,11 @@ def _typed(rows: pa.Table, *, from_csv: bool) -> pd.DataFrame:
     return _with_texts(table, unescape_formula) if from_csv else table
 
 
-def _bag_columns_of(names: Sequence[str]) -> list[str]:
-    """The labels of series or studies that a table must have if it has some of them."""
+def _optional_columns_of(names: Sequence[str]) -> list[str]:
+    """The columns of each optional group of which a table has some."""
     return [
         column
-        for columns in BAG_LABELS.values()
+        for columns in OPTIONAL_GROUPS
         if any(name in names for name in columns)
         for column in columns
     ]
@@ -389,9 +441,14 @@ _VALUES: tuple[
     ),
     (("trained_on",), _is_flag, "true and false"),
     (
-        CLASSES,
+        (*CLASSES, *SERIES_PROB_COLUMNS),
         lambda values_N: (values_N >= 0) & (values_N <= 1),
         "probabilities, in [0, 1]",
+    ),
+    (
+        (*STD_COLUMNS, *ENTROPY_COLUMNS),
+        lambda values_N: np.isnan(values_N) | ((values_N >= 0) & (values_N <= 1)),
+        "numbers in [0, 1]",
     ),
     ((*LABEL_COLUMNS, *BAG_COLUMNS), _is_flag, "0 and 1"),
 )

@@ -36,7 +36,7 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
     counts, data, folds = record.counts, recipe.data, recipe.folds
     history = read_history(run.path)
     best = history.iloc[int(history["valid_loss"].argmin())]
-    three = ", 3" if data.neighbours else ""
+    depth = f", {data.slab_depth}" if data.neighbours else ""
     shares = {
         "patient": "whole patients: none is on both sides",
         "study": "whole studies: a patient of several studies may be on both sides",
@@ -56,8 +56,9 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
         else ""
     )
     neighbours = (
-        "\nThe three slices are the one before in the series, the slice itself, and "
-        "the one after; at an end of the series the slice stands in.\n"
+        f"\nThe {data.slab_depth} slices are a slab: {data.neighbours} below, the slice "
+        f"itself and {data.neighbours} above;\nat an end of the series its last slice "
+        "repeats.\n"
         if data.neighbours
         else ""
     )
@@ -77,7 +78,7 @@ research and must not be used to diagnose, to rule out a disease or to rank pati
 Predicts the probability of intracranial hemorrhage and its five subtypes for an axial
 slice of non-contrast head CT.
 
-* Input: HU, float32, shape (slices{three}, {ROWS}, {COLUMNS}).
+* Input: HU, float32, shape (slices{depth}, {ROWS}, {COLUMNS}).
   Air is -1000. {pixels}
 * Output: probabilities, float32, shape (slices, {len(CLASSES)}):
   {", ".join(CLASSES)}.

@@ -127,7 +127,7 @@ def hu_module(run: TrainedRun) -> HuToProbs:
         level=_level(data),
         windows=parse_windows(data.windows),
         normalization=run.record.normalization,
-        neighbours=data.neighbours,
+        slab_depth=data.slab_depth,
     ).eval()
 
 
@@ -139,7 +139,8 @@ def _level(data: DataConfig) -> int:
 
 
 def _input_shape(data: DataConfig) -> tuple[int, ...]:
-    return (3, ROWS, COLUMNS) if data.neighbours else (ROWS, COLUMNS)
+    depth = (data.slab_depth,) if data.neighbours else ()
+    return (*depth, ROWS, COLUMNS)
 
 
 def _check_form(out: Path) -> None:

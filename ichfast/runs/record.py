@@ -105,6 +105,13 @@ class RunRecord:
     and again once training goes on."""
 
 
+FORMER_LINES = {
+    "recipe.data.neighbours = false": "recipe.data.neighbours = 0",
+    "recipe.data.neighbours = true": "recipe.data.neighbours = 1",
+}
+"""Lines of `trained_settings` that earlier versions wrote, and what they are now."""
+
+
 def make_record(
     recipe: Recipe, store: Store, split: Split, *, num_seen: int = 0
 ) -> RunRecord:
@@ -156,7 +163,8 @@ def first_change(was: str, now: str) -> tuple[str, str] | None:
         Its lines in both; None if none differs. Settings that only one of them has
             are those of another version, and are left out.
     """
-    before = {_name(line): line for line in was.splitlines()}
+    lines = (FORMER_LINES.get(line, line) for line in was.splitlines())
+    before = {_name(line): line for line in lines}
     for line in now.splitlines():
         old = before.get(_name(line), line)
         if old != line:
@@ -220,6 +228,8 @@ def _with_former_settings(found: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(recipe, dict) or not isinstance(recipe.get("data"), dict):
         return found
     data = {"square_pixels": False, **recipe["data"]}
+    if isinstance(data.get("neighbours"), bool):
+        data["neighbours"] = int(data["neighbours"])
     return {**found, "recipe": {**recipe, "data": data}}
 
 

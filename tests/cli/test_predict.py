@@ -80,6 +80,20 @@ def test_the_runs_of_all_folds_predict_their_store_out_of_fold(
 
 
 @pytest.mark.slow
+def test_studies_are_predicted_and_refused_where_slices_are_needed(
+    place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "studies.csv"
+    made = ok("predict", place / "fold0", out, "--level", "study", *CPU)
+    slices = read_predictions(place / "good.csv")
+    num_studies = slices["study"].nunique()
+    assert (made["slices"], made["level"]) == (len(slices), "study")
+    assert made["rows"] == num_studies == len(pd.read_csv(out))
+    for command in (("evaluate", out), ("submit", out, tmp_path / "s.csv")):
+        assert "predict again without --level" in refused(*command)
+
+
+@pytest.mark.slow
 def test_dicom_is_predicted_in_one_command(
     place: Path, source: Path, tmp_path: Path
 ) -> None:

@@ -102,7 +102,7 @@ def test_the_images_are_those_of_the_loader(
         level=level,
         windows=[window],
         normalization=Normalization(mean=(0.0,), std=(1.0,)),
-        neighbours=False,
+        slab_depth=1,
     )
     found = graph(stack_hu(tiny_store, positions)).double().logit()
     difference_hu = (found - batch.images_BCHW.double()).abs() * window.width
@@ -168,19 +168,33 @@ def test_a_calibrated_run_exports_calibrated_probabilities_and_thresholds(
 
 
 @pytest.mark.slow
-def test_a_model_with_neighbours_takes_three_slices(
-    tiny_store_path: Path, other_store: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("neighbours", "windows"), [(1, "brain"), (1, "brain,subdural,bone"), (2, "brain")]
+)
+def test_a_model_with_neighbours_takes_slabs(
+    neighbours: int,
+    windows: str,
+    tiny_store_path: Path,
+    other_store: Path,
+    tmp_path: Path,
 ) -> None:
     run = write_run(
-        tmp_path / "run", tiny_store_path, "data.windows=brain", "data.neighbours=true"
+        tmp_path / "run",
+        tiny_store_path,
+        f"data.windows={windows}",
+        f"data.neighbours={neighbours}",
     )
     predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
     report = export_run(run, tmp_path / "model.pt2")
-    assert report.input_shape == ("slices", 3, 512, 512)
+    depth = 2 * neighbours + 1
+    assert report.input_shape == ("slices", depth, 512, 512)
+    assert f"\nThe {depth} slices are a slab: {neighbours} below, the slice" in Path(
+        report.card
+    ).read_text("utf-8")
     with Store(other_store) as store:
-        hu_BDHW = torch.stack([stack_hu(store, np.array([0, 1, 2]))])
+        hu_BDHW = torch.stack([stack_hu(store, np.arange(depth))])
     found = torch.export.load(report.model).module()(hu_BDHW)
-    np.testing.assert_allclose(found[0].detach(), predicted[1], atol=1e-4)
+    np.testing.assert_allclose(found[0].detach(), predicted[neighbours], atol=1e-4)
 
 
 @pytest.mark.slow
