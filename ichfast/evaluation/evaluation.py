@@ -21,6 +21,7 @@ Shape letters: N slices, series, studies or patients, K classes.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from ichfast.evaluation.bootstrap import (
     draw_patients,
     mean_interval,
 )
-from ichfast.evaluation.levels import Parts, split_levels
+from ichfast.evaluation.levels import PLURALS, Parts, split_levels
 from ichfast.evaluation.metrics import (
     Floats,
     accuracy,
@@ -56,6 +57,11 @@ from ichfast.labels import CLASSES
 
 DEFAULT_LEVELS = ("slice", "study", "patient")
 """The levels that are evaluated if none is asked for."""
+
+
+MIN_NEGATIVES = 30
+"""Negative series, studies or patients below which figures come with a warning: one
+of 30 is 3 % of the specificity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +122,16 @@ class LevelScores:
         return [name for name, scores in self.classes.items() if scores is None]
 
     @property
+    def fewest_negatives(self) -> tuple[str, int]:
+        """The class with the fewest negatives, and how many those are."""
+        negatives = {
+            name: scores.count - scores.positives
+            for name, scores in self.classes.items()
+            if scores
+        }
+        return min(negatives.items(), key=itemgetter(1))
+
+    @property
     def ratio(self) -> float | None:
         """Weighted log loss over prevalence loss; None where the labels are constant.
 
@@ -140,6 +156,26 @@ class Evaluation:
     """By a name of `LEVELS`, in that order; at least one. Levels without any label are
     left out."""
 
+    def warning_of(self, level: str) -> str:
+        """Why the figures of a level say little; empty where they do not.
+
+        Slices are never too few: a level of few slices has few series.
+        """
+        name, count = self.levels[level].fewest_negatives
+        if level == "slice" or count >= MIN_NEGATIVES:
+            return ""
+        are = "is" if count == 1 else "are"
+        return (
+            f"only {count} of {self.levels[level].count:,} {PLURALS[level]} {are} "
+            f"negative for {name}, fewer than {MIN_NEGATIVES}: figures by {level} may "
+            "be far off"
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings of all levels."""
+        return [text for text in map(self.warning_of, self.levels) if text]
+
     @property
     def first_name(self) -> str:
         """Name of the finest level, which the headline figures are of."""
@@ -161,6 +197,7 @@ class Evaluation:
             "auc_any": any_scores.auc if any_scores else None,
             "level": self.first_name,
             "unlabelled": self.unlabelled,
+            "warnings": self.warnings,
             "bootstrap": self.bootstrap,
             **{name: asdict(scores) for name, scores in self.levels.items()},
         }
