@@ -35,6 +35,10 @@ class AugmentConfig:
     flip_probability: float = 0.0
     """Probability of a left-right flip."""
 
+    depth_flip_probability: float = 0.0
+    """Probability that the neighbours above and below a slice are swapped; only with
+    `DataConfig.neighbours`."""
+
     dihedral_probability: float = 0.0
     """Probability of a symmetry of the square, drawn uniformly from all eight: quarter
     turns, mirrored or not, the identity included. fastai uses 1, without a flip."""
@@ -129,6 +133,7 @@ class AugmentConfig:
 
 _PROBABILITIES = (
     "flip_probability",
+    "depth_flip_probability",
     "dihedral_probability",
     "affine_probability",
     "zoom_probability",

@@ -45,6 +45,9 @@ class Parameters:
     hole_side_BM2: npt.NDArray[np.float32]
     """Rows and columns of each hole, output pixels; 0 for an unused hole."""
 
+    is_depth_flipped_B: npt.NDArray[np.bool_]
+    """Whether the slices above come first, and those below last."""
+
 
 def draw(
     config: AugmentConfig,
@@ -87,7 +90,31 @@ def draw(
         brightness_B=brightness_B,
         hole_corner_BM2=corner_BM2,
         hole_side_BM2=side_BM2,
+        is_depth_flipped_B=draw_depth_flips(
+            config, seed=seed, epoch=epoch, slices_B=slices_B
+        ),
     )
+
+
+def draw_depth_flips(
+    config: AugmentConfig, *, seed: int, epoch: int, slices_B: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Draw which slabs are flipped in depth: the only draw that decides what is read.
+
+    Args:
+        config: the distributions.
+        seed: run seed.
+        epoch: counted from 0.
+        slices_B: store positions of the middle slices.
+
+    Returns:
+        Shape (B,), bool.
+    """
+    uniform_BU = _uniforms(seed, epoch, slices_B, _NUM_UNIFORMS)
+    is_flipped_B: npt.NDArray[np.bool_] = (
+        uniform_BU[:, _DEPTH_FLIP] < config.depth_flip_probability
+    )
+    return is_flipped_B
 
 
 # Columns of the uniform numbers. A column never changes its use.
@@ -97,7 +124,8 @@ _IF_BRIGHTNESS, _BRIGHTNESS, _IF_CONTRAST, _CONTRAST = range(12, 16)
 _IF_CUTOUT, _HOLES, _SIDE, _CENTER, _WIDTH = range(16, 21)
 _HOLE_CENTRES = slice(21, 21 + 2 * MAX_HOLES)
 _IF_DIHEDRAL, _DIHEDRAL, _IF_SHIFT, _SHIFT = 61, 62, 63, slice(64, 66)
-_NUM_UNIFORMS = 66
+_DEPTH_FLIP = 66
+_NUM_UNIFORMS = 67
 
 
 def _symmetric(uniform: Uniforms, limit: float) -> Uniforms:

@@ -10,7 +10,7 @@ A photometric augmentation is added in four files: its setting in `augment.confi
 draw in `augment.parameters`, its arithmetic in `change_values` here, which
 `loading.shading` calls too, and its feed and DALI step in `loading.graph`.
 
-Shape letters: H rows, W columns, C windows, S output size.
+Shape letters: D slices of a slab, H rows, W columns, C windows, S output size.
 """
 
 from __future__ import annotations
@@ -59,6 +59,50 @@ def apply_parameters(
     warped_SS = np.rint(resample(stored_HW, x_SS, y_SS))
     return shade(
         warped_SS, parameters, row, windows=windows, mean_C=mean_C, std_C=std_C
+    )
+
+
+def apply_to_slab(
+    stored_D: Sequence[npt.NDArray[np.uint16]],
+    parameters: Parameters,
+    row: int,
+    *,
+    size: int,
+    windows: Sequence[Window],
+    mean_C: Sequence[float],
+    std_C: Sequence[float],
+) -> npt.NDArray[np.float32]:
+    """Apply the parameters of the middle slice to all slices of a slab.
+
+    Args:
+        stored_D: the slices, from the lowest to the highest, as `apply_parameters`
+            takes one.
+        parameters: drawn for a batch.
+        row: the middle slice's row in `parameters`.
+        size: side of the output, pixels.
+        windows: C windows.
+        mean_C: subtracted from each windowed channel.
+        std_C: divides each channel after that.
+
+    Returns:
+        Shape (size, size, D * C), float32, normalised: all windows of the first slice,
+        then those of the next.
+    """
+    order = -1 if parameters.is_depth_flipped_B[row] else 1
+    return np.concatenate(
+        [
+            apply_parameters(
+                stored_HW,
+                parameters,
+                row,
+                size=size,
+                windows=windows,
+                mean_C=mean_C,
+                std_C=std_C,
+            )
+            for stored_HW in stored_D[::order]
+        ],
+        axis=2,
     )
 
 

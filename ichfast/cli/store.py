@@ -168,7 +168,7 @@ def prepare(
 
         table, left_out = None, tuple[Path, ...]()
         if labels:
-            table = _read_labels(labels)
+            table = read_label_file(labels)
         if masks or mask_classes:
             table, left_out = _read_masks(masks, mask_classes, source, labels)
         report = prepare_store(
@@ -325,7 +325,7 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
         )
 
 
-def _read_labels(path: Path) -> LabelTable:
+def read_label_file(path: Path) -> LabelTable:
     """Read labels in another process, so that this one ends if nothing comes."""
     from ichfast.errors import LabelError
     from ichfast.labels import read_labels

@@ -1,22 +1,31 @@
 """What is drawn and called for a class: ROC, precision-recall, an operating point.
 
-Shape letters: N slices, T points and V corners of a curve.
+Shape letters: N slices, M slices that decide a threshold, T points and V corners of a
+curve.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ichfast.errors import PredictionError
-from ichfast.evaluation.bootstrap import Resampling
+from ichfast.evaluation.bootstrap import Interval, Resampling, percentile_interval
 from ichfast.evaluation.metrics import has_both
-from ichfast.evaluation.ranking import Integers, Ranking, Spread, spread_of
+from ichfast.evaluation.ranking import (
+    COUNT_TOLERANCE,
+    Integers,
+    Ranking,
+    Spread,
+    spread_of,
+)
 
 Floats = npt.NDArray[np.float64]
+Number = TypeVar("Number", np.float64, np.intp)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +117,29 @@ class OperatingPoint:
         return _share(self.left_alone, self.missed)
 
 
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a threshold reaches on the slices that choose it."""
+
+    figure: str = "sensitivity"
+    """``sensitivity`` or ``specificity``."""
+
+    value: float = 0.95
+    """Share of the positive slices to find, or of the negative ones to leave alone; in
+    (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if self.figure not in ("sensitivity", "specificity"):
+            raise PredictionError(
+                "a threshold reaches a sensitivity or a specificity, got "
+                f"{self.figure!r:.40}"
+            )
+        if not 0.0 < self.value <= 1.0:
+            raise PredictionError(
+                f"a {self.figure} is above 0 and at most 1, got {self.value:g}"
+            )
+
+
 def operating_point(
     probs_N: Floats, labels_N: Floats, *, sensitivity: float
 ) -> OperatingPoint | None:
@@ -124,17 +156,21 @@ def operating_point(
     Raises:
         PredictionError: a sensitivity outside (0, 1].
     """
-    if not 0.0 < sensitivity <= 1.0:
-        raise PredictionError(
-            f"a sensitivity is above 0 and at most 1, got {sensitivity:g}"
-        )
-    is_positive_N = labels_N > 0.5
-    rising = np.sort(probs_N[is_positive_N])
-    if not rising.size:
+    aim = Aim(value=sensitivity)
+    if not (labels_N > 0.5).any():
         return None
-    wanted = math.ceil(sensitivity * rising.size - 1e-9)  # counts, so 0.9 is 0.9
-    threshold = float(rising[rising.size - wanted])
-    is_called_N = probs_N >= threshold
+    return count_calls(probs_N, labels_N, threshold_at(probs_N, labels_N, aim))
+
+
+def count_calls(probs_N: Floats, labels_N: Floats, threshold: float) -> OperatingPoint:
+    """Count what a threshold finds.
+
+    Args:
+        probs_N: probabilities of one class.
+        labels_N: 0 or 1.
+        threshold: slices with at least this probability are called positive.
+    """
+    is_called_N, is_positive_N = probs_N >= threshold, labels_N > 0.5
     return OperatingPoint(
         threshold=threshold,
         found=int((is_called_N & is_positive_N).sum()),
@@ -142,6 +178,78 @@ def operating_point(
         false_alarms=int((is_called_N & ~is_positive_N).sum()),
         left_alone=int((~is_called_N & ~is_positive_N).sum()),
     )
+
+
+def threshold_at(probs_N: Floats, labels_N: Floats, aim: Aim) -> float:
+    """The highest threshold that reaches a sensitivity, or the lowest of a specificity.
+
+    Args:
+        probs_N: probabilities of one class.
+        labels_N: 0 or 1. Some slice is positive, for a sensitivity; or negative, for a
+            specificity.
+        aim: what to reach.
+    """
+    falling = np.sort(_deciding(probs_N, labels_N, aim))[::-1]
+    return _reach(falling, np.arange(1, falling.size + 1), aim)
+
+
+def threshold_interval(
+    probs_N: Floats, labels_N: Floats, aim: Aim, resampling: Resampling
+) -> Interval | None:
+    """The interval of the threshold that reaches an aim.
+
+    Args:
+        probs_N: probabilities of one class.
+        labels_N: 0 or 1.
+        aim: what to reach.
+        resampling: replicates of the patients of the same slices.
+
+    Returns:
+        Low and high; None where fewer than two patients have a slice that decides it,
+        or fewer than half of the replicates.
+    """
+    probs_M = _deciding(probs_N, labels_N, aim)
+    patient_M = _deciding(resampling.patient_N, labels_N, aim)
+    if len(np.unique(patient_M)) < 2:
+        return None
+    falling_M = np.argsort(-probs_M)
+    probs_M, patient_M = probs_M[falling_M], patient_M[falling_M]
+    thresholds = [
+        _reach(probs_M, count_M, aim)
+        for count_M in (
+            np.cumsum(count_P[patient_M]) for count_P in resampling.counts_RP
+        )
+        if count_M[-1]
+    ]
+    if 2 * len(thresholds) < len(resampling.counts_RP):
+        return None
+    return percentile_interval(np.array(thresholds))
+
+
+def _deciding(
+    values_N: npt.NDArray[Number], labels_N: Floats, aim: Aim
+) -> npt.NDArray[Number]:
+    """The values of the slices that decide a threshold."""
+    is_positive_N = labels_N > 0.5
+    return values_N[is_positive_N if aim.figure == "sensitivity" else ~is_positive_N]
+
+
+def _reach(falling_M: Floats, count_M: Integers, aim: Aim) -> float:
+    """The threshold that reaches an aim.
+
+    Args:
+        falling_M: the probabilities that decide it, the highest first.
+        count_M: slices up to each of them, which never falls. The last is all.
+        aim: what to reach.
+    """
+    total = int(count_M[-1])
+    if aim.figure == "sensitivity":
+        wanted = max(math.ceil(aim.value * total - COUNT_TOLERANCE), 1)
+        return float(falling_M[np.searchsorted(count_M, wanted)])
+    allowed = min(math.floor((1.0 - aim.value) * total + COUNT_TOLERANCE), total - 1)
+    # Just above the first negative slice that must not be called.
+    first = np.searchsorted(count_M, allowed, side="right")
+    return float(np.nextafter(falling_M[first], np.inf))
 
 
 def _share(part: int, rest: int) -> float | None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ichfast.evaluation.calibration import Calibration
+from ichfast.evaluation.calibration_table import (
+    THRESHOLD_HEADINGS,
+    threshold_cells,
+    why_unfitted,
+)
 from ichfast.export.module import COLUMNS, ROWS
 from ichfast.labels import CLASSES
 from ichfast.runs.trained import TrainedRun
@@ -30,7 +36,7 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
     counts, data, folds = record.counts, recipe.data, recipe.folds
     history = read_history(run.path)
     best = history.iloc[int(history["valid_loss"].argmin())]
-    three = ", 3" if data.neighbours else ""
+    depth = f", {data.slab_depth}" if data.neighbours else ""
     shares = {
         "patient": "whole patients: none is on both sides",
         "study": "whole studies: a patient of several studies may be on both sides",
@@ -50,8 +56,9 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
         else ""
     )
     neighbours = (
-        "\nThe three slices are the one before in the series, the slice itself, and "
-        "the one after; at an end of the series the slice stands in.\n"
+        f"\nThe {data.slab_depth} slices are a slab: {data.neighbours} below, the slice "
+        f"itself and {data.neighbours} above;\nat an end of the series its last slice "
+        "repeats.\n"
         if data.neighbours
         else ""
     )
@@ -71,7 +78,7 @@ research and must not be used to diagnose, to rule out a disease or to rank pati
 Predicts the probability of intracranial hemorrhage and its five subtypes for an axial
 slice of non-contrast head CT.
 
-* Input: HU, float32, shape (slices{three}, {ROWS}, {COLUMNS}).
+* Input: HU, float32, shape (slices{depth}, {ROWS}, {COLUMNS}).
   Air is -1000. {pixels}
 * Output: probabilities, float32, shape (slices, {len(CLASSES)}):
   {", ".join(CLASSES)}.
@@ -91,7 +98,7 @@ slice of non-contrast head CT.
 
 ## How good it was there
 
-| on the validation fold | |
+| on the validation fold{", without calibration" if record.calibration else ""} | |
 |---|---|
 | weighted log loss (any counts 2 of 7) | {best["valid_weighted_log_loss"]:.4f} |
 | log loss | {best["valid_loss"]:.4f} |
@@ -101,10 +108,43 @@ The epoch was chosen on these slices. Most slices are negative: calling every sl
 healthy scores an accuracy near 0.94 on the RSNA set. Other scanners, protocols and
 patients were not tested.
 
+## Calibration
+
+{_calibration(record.calibration)}
+
 ## What made it
 
 {_versions(run)}
 """
+
+
+def _calibration(calibration: Calibration | None) -> str:
+    """The calibration as a table in Markdown."""
+    if calibration is None:
+        return "Not calibrated: a probability may be too certain, or too uncertain."
+    aim = calibration.aim
+    rows = [["class", "temperature", "bias", *THRESHOLD_HEADINGS]]
+    rows.append(["---"] * len(rows[0]))
+    for each in calibration.classes:
+        cells = threshold_cells(each.threshold)
+        rows.append(
+            [each.name, f"{each.temperature:.3f}", f"{each.bias:.3f}"]
+            + [f"{figure} ({interval})" for figure, interval in cells]
+        )
+    kept = "".join(
+        f"\n* {each.name} is not calibrated: {why_unfitted(each)}."
+        for each in calibration.classes
+        if each.unfitted
+    )
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"""The probabilities are calibrated, on {calibration.slices:,} slices of
+{calibration.patients:,} patients that it was not trained on. There the weighted log
+loss was {calibration.loss_before:.4f} without calibration, and is
+{calibration.loss_crossfitted:.4f} with that of other patients. A threshold reaches a
+{aim.figure} of {aim.value:g} on these slices; in parentheses are 95% intervals.
+
+{table}
+{kept}"""
 
 
 def _listed(labels: dict[str, int]) -> str:

@@ -1,18 +1,23 @@
 """Export of a run as one file, .pt2 or .onnx, that runs without ichfast.
 
 1. The file takes HU and returns probabilities, both float32 (`ichfast.export.module`).
-2. A model card is written next to it (`ichfast.export.card`).
-3. Neither names a file or folder of the machine that wrote it.
-4. Both are written, or none.
+2. The probabilities of a calibrated run are calibrated. Its thresholds are in the file
+   too: in a .pt2 file as the extra file ``calibration.json``, in an .onnx file as the
+   entry ``calibration`` of its metadata.
+3. A model card is written next to it (`ichfast.export.card`).
+4. Neither names a file or folder of the machine that wrote it.
+5. Both are written, or none.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -20,7 +25,7 @@ from torch.nn.utils import parametrize
 
 from ichfast.errors import ModelError
 from ichfast.export.card import card_path, format_card
-from ichfast.export.module import COLUMNS, ROWS, HuToProbs
+from ichfast.export.module import COLUMNS, ROWS, CalibratedModel, HuToProbs
 from ichfast.labels import CLASSES
 from ichfast.loading.config import OWN, DataConfig, parse_windows
 from ichfast.runs.trained import TrainedRun, open_run
@@ -28,6 +33,9 @@ from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.system.files import flush, output_path
 
 SUFFIXES = (".pt2", ".onnx")
+CALIBRATION_FILE, CALIBRATION_ENTRY = "calibration.json", "calibration"
+"""Where the calibration is in a .pt2 file, and in an .onnx file."""
+
 ONNX_PACKAGES = ("onnx", "onnxscript")
 """Packages that torch writes .onnx files with."""
 
@@ -61,7 +69,7 @@ def export_run(path: Path, out: Path) -> ExportReport:
     with output_path(out, ModelError) as temporary:
         program = trace(run)
         to_bytes = _onnx if out.suffix == ".onnx" else _pt2
-        temporary.write_bytes(to_bytes(program))
+        temporary.write_bytes(to_bytes(program, _calibration_text(run)))
         flush(temporary)  # the last point at which a full disk is noticed
         with output_path(card_path(out), ModelError) as beside:
             beside.write_text(card, encoding="utf-8")
@@ -111,13 +119,15 @@ def hu_module(run: TrainedRun) -> HuToProbs:
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
+    if run.record.calibration:
+        model = CalibratedModel(model, run.record.calibration)
     return HuToProbs(
         model,
         size=data.size,
         level=_level(data),
         windows=parse_windows(data.windows),
         normalization=run.record.normalization,
-        neighbours=data.neighbours,
+        slab_depth=data.slab_depth,
     ).eval()
 
 
@@ -129,7 +139,8 @@ def _level(data: DataConfig) -> int:
 
 
 def _input_shape(data: DataConfig) -> tuple[int, ...]:
-    return (3, ROWS, COLUMNS) if data.neighbours else (ROWS, COLUMNS)
+    depth = (data.slab_depth,) if data.neighbours else ()
+    return (*depth, ROWS, COLUMNS)
 
 
 def _check_form(out: Path) -> None:
@@ -143,14 +154,33 @@ def _check_form(out: Path) -> None:
         )
 
 
-def _pt2(program: ExportedProgram) -> bytes:
+def _calibration_text(run: TrainedRun) -> str:
+    """Temperatures, biases and thresholds as JSON; empty if a run is not calibrated."""
+    calibration = run.record.calibration
+    if calibration is None:
+        return ""
+    classes = {
+        each.name: {
+            "temperature": each.temperature,
+            "bias": each.bias,
+            "threshold": each.threshold and each.threshold.probability,
+        }
+        for each in calibration.classes
+    }
+    return json.dumps({"aim": asdict(calibration.aim), "classes": classes})
+
+
+def _pt2(program: ExportedProgram, calibration: str) -> bytes:
+    extra_files: dict[str, Any] = {}
+    if calibration:
+        extra_files[CALIBRATION_FILE] = calibration
     # Torch's writer ends the process if it cannot write to a file.
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    torch.export.save(program, buffer, extra_files=extra_files)
     return buffer.getvalue()
 
 
-def _onnx(program: ExportedProgram) -> bytes:
+def _onnx(program: ExportedProgram, calibration: str) -> bytes:
     written = torch.onnx.export(
         program,
         input_names=["hu"],
@@ -159,5 +189,8 @@ def _onnx(program: ExportedProgram) -> bytes:
         verbose=False,  # the messages would go to stdout
     )
     assert written is not None, "torch.onnx.export returns a program if it gets no file"
-    content: bytes = written.model_proto.SerializeToString()
+    proto = written.model_proto
+    if calibration:
+        proto.metadata_props.add(key=CALIBRATION_ENTRY, value=calibration)
+    content: bytes = proto.SerializeToString()
     return content

@@ -5,8 +5,8 @@ model do in validation: round to stored values, make the small level if the run 
 it, halve, resample, window, normalise. `tests/export/test_export.py` compares it with
 `ichfast predict`.
 
-Shape letters: B slices, D slices seen at once (1, or 3 with neighbours), H rows,
-W columns, C channels, S output size, K classes.
+Shape letters: B slices, D slices of a slab, H rows, W columns, C windows, S output
+size, K classes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.augment.geometry import count_halvings
+from ichfast.evaluation.calibration import Calibration
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.windows import HU_OFFSET, Normalization, Window
 
@@ -28,16 +29,40 @@ MAX_STORED = 32_767
 """Largest value in a store."""
 
 
+class CalibratedModel(nn.Module):
+    """A model whose logits are calibrated.
+
+    Args:
+        model: takes images, returns logits (B, K).
+        calibration: of the same classes.
+    """
+
+    temperature_K: Tensor
+    bias_K: Tensor
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        super().__init__()
+        self.model = model
+        temperatures, biases, _ = zip(*calibration.maps, strict=True)
+        self.register_buffer("temperature_K", torch.tensor(temperatures))
+        self.register_buffer("bias_K", torch.tensor(biases))
+
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        """Return calibrated logits, shape (B, K)."""
+        logits_BK: Tensor = self.model(images_BCSS)
+        return logits_BK / self.temperature_K + self.bias_K
+
+
 class HuToProbs(nn.Module):
     """A model together with the preparation of its input.
 
     Args:
-        model: takes images (B, C, S, S), returns logits (B, K).
+        model: takes images (B, D * C, S, S), returns logits (B, K).
         size: S, in pixels.
         level: the level that the run reads, 512 or 256.
         windows: windows in channel order.
         normalization: mean and standard deviation of each window.
-        neighbours: whether the channels are three slices in one window.
+        slab_depth: D.
     """
 
     row_S: Tensor
@@ -53,7 +78,7 @@ class HuToProbs(nn.Module):
         level: int,
         windows: Sequence[Window],
         normalization: Normalization,
-        neighbours: bool,
+        slab_depth: int,
     ) -> None:
         super().__init__()
         self.model = model
@@ -63,7 +88,7 @@ class HuToProbs(nn.Module):
         self._windows = list(
             zip(windows, normalization.mean, normalization.std, strict=True)
         )
-        self.neighbours = neighbours
+        self.slab_depth = slab_depth
         row_S, column_S = _places(level >> self.num_halvings, size)
         for name, places_S in (
             ("row_S", (row_S.floor() + 1).long()),
@@ -77,28 +102,28 @@ class HuToProbs(nn.Module):
         """Predict the six probabilities of each slice.
 
         Args:
-            hu: HU, float32, shape (B, 512, 512); or with neighbours
-                (B, 3, 512, 512): the slice before, the slice, the slice after.
+            hu: HU, float32, shape (B, 512, 512); or, for more than one slice in a
+                slab, (B, D, 512, 512), from the lowest slice to the highest.
 
         Returns:
             Shape (B, 6), float32, in `labels.CLASSES` order.
         """
-        hu_BDHW = hu if self.neighbours else hu.unsqueeze(1)
+        hu_BDHW = hu if self.slab_depth > 1 else hu.unsqueeze(1)
         stored_BDHW = (hu_BDHW.round() + HU_OFFSET).clamp(0, MAX_STORED)
         if self.reads_small_level:
             stored_BDHW = (_mean_of_2x2(stored_BDHW) + 0.5).floor()
         for _ in range(self.num_halvings):
             stored_BDHW = _mean_of_2x2(stored_BDHW).round()
         hu_BDSS = self._resample(stored_BDHW).round() - HU_OFFSET
-        images_BCSS = torch.cat(
+        images_BDCSS = torch.stack(
             [
                 (_apply_window(hu_BDSS, window) - mean) / std
                 for window, mean, std in self._windows
             ],
-            dim=1,
+            dim=2,
         )
         # The loader returns float16.
-        logits_BK: Tensor = self.model(images_BCSS.half().float())
+        logits_BK: Tensor = self.model(images_BDCSS.flatten(1, 2).half().float())
         return logits_BK.sigmoid()
 
     def _resample(self, stored_BDHW: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Settings of a loader, and what they mean for a store.
 
-They decide the size and the level that is read, the channels (windows of a slice, or
-its neighbours in the series) and the normalisation.
+They decide the size and the level that is read, the channels (windows of a slice and
+of its neighbours in the series) and the normalisation.
 
-Shape letters: N slices of the store, C windows, V stored values.
+Shape letters: N slices of the store, D slices of a slab, C windows, V stored values.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ MIN_SIZE, MAX_SIZE = 32, 4096
 
 GROWING_SHARE = 2 / 3
 """Share of the epochs in which the images grow."""
+
+MAX_NEIGHBOURS = 2
+"""Upper limit of neighbours below a slice, and above it."""
 
 SIZE_STEP = 32
 """Step of growing sizes, pixels. The backbones halve an image five times, so 32 pixels
@@ -76,11 +79,15 @@ class DataConfig:
     mm, whole, with air beside it. False shows every pixel as a square."""
 
     windows: tuple[str, ...] = ("brain",)
-    """One window per channel: a preset's name, CENTER/WIDTH, or ``own`` for the window
-    in the slice's header."""
+    """Windows through which each slice is seen, a channel each: a preset's name,
+    CENTER/WIDTH, or ``own`` for the window in the slice's header."""
 
-    neighbours: bool = False
-    """Use three channels of one window: the slice before, the slice, the next one."""
+    neighbours: int = 0
+    """Slices of the series below and above that are channels too, 0 to
+    `MAX_NEIGHBOURS`. The channels go from the lowest slice of this slab to the highest,
+    and through all windows in each. At an end of the series its last slice repeats. The
+    whole slab has the geometry, the windows and the augmentation of its middle
+    slice."""
 
     normalize: str = "none"
     """``imagenet``, ``data`` (figures of the training slices) or ``none``."""
@@ -120,11 +127,11 @@ class DataConfig:
         _expect(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _expect(self.bag_slices >= 1, "bag_slices must be at least 1", self.bag_slices)
         count = len(self.windows)
-        _expect(count in (1, 3), "windows takes 1 window or 3, one per channel", count)
+        _expect(count >= 1, "windows takes at least 1 window", count)
         _expect(
-            count == 1 or not self.neighbours,
-            "neighbours shows three slices through one window",
-            count,
+            0 <= self.neighbours <= MAX_NEIGHBOURS,
+            f"neighbours is from 0 to {MAX_NEIGHBOURS} slices",
+            self.neighbours,
         )
         for name, values in (
             ("normalize", NORMALIZATIONS),
@@ -154,9 +161,14 @@ class DataConfig:
         return self.size if share == 1.0 else self.grow_from + grown
 
     @property
+    def slab_depth(self) -> int:
+        """Slices of a slab: one, and its neighbours below and above."""
+        return 2 * self.neighbours + 1
+
+    @property
     def num_channels(self) -> int:
-        """Channels of the images: 1 or 3."""
-        return 3 if self.neighbours else len(self.windows)
+        """Channels of the images."""
+        return self.slab_depth * len(self.windows)
 
 
 def _expect(valid: bool, rule: str, found: object) -> None:
@@ -276,33 +288,41 @@ def window_columns(
     return center_NC, width_NC
 
 
-def neighbours(store: Store) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Store positions of the slices before and after each slice in its series.
+def slab_positions(store: Store, neighbours: int) -> npt.NDArray[np.int64]:
+    """Store positions of the slices of the slab around each slice.
 
-    A slice is its own neighbour at the ends of a series, and next to a slice of another
-    shape.
+    The last slice repeats at an end of a series, and next to a slice of another shape.
+
+    Args:
+        store: its slices lie one after another in their series.
+        neighbours: slices below each slice, and above it.
 
     Returns:
-        Positions before and after, shape (N,) each, int64.
+        Shape (N, D), int64, from the lowest slice to the highest.
     """
+    here_N = np.arange(len(store), dtype=np.int64)
+    if neighbours == 0:
+        return here_N[:, np.newaxis]
     series_N = store.table["series"].to_numpy(dtype=object)
     shape_N2 = store.table[["rows", "columns"]].to_numpy()
-    here_N = np.arange(len(store), dtype=np.int64)
     fits = (series_N[1:] == series_N[:-1]) & (shape_N2[1:] == shape_N2[:-1]).all(axis=1)
-    before_N, after_N = here_N.copy(), here_N.copy()
-    before_N[1:][fits] -= 1
-    after_N[:-1][fits] += 1
-    return before_N, after_N
+    below_N, above_N = here_N.copy(), here_N.copy()
+    below_N[1:][fits] -= 1
+    above_N[:-1][fits] += 1
+    slab = [here_N]
+    for _ in range(neighbours):
+        slab = [below_N[slab[0]], *slab, above_N[slab[-1]]]
+    return np.stack(slab, axis=1)
 
 
 NUM_MEASURED = 256
 """Slices, spread over the split, on which ``data`` is measured."""
 
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""Normalisation of three channels for weights trained on ImageNet."""
+"""Normalisation of three windows for weights trained on ImageNet."""
 
 IMAGENET_GREY = Normalization(mean=(0.449,), std=(0.226,))
-"""Mean of `IMAGENET` over its channels, for a single channel."""
+"""Mean of `IMAGENET` over its channels, for each of another number of windows."""
 
 
 def no_normalization(num_windows: int) -> Normalization:
@@ -329,7 +349,10 @@ def measure_normalization(
     if config.normalize == "none":
         return no_normalization(num_windows)
     if config.normalize == "imagenet":
-        return IMAGENET if num_windows == 3 else IMAGENET_GREY
+        if num_windows == 3:
+            return IMAGENET
+        (mean,), (std,) = IMAGENET_GREY.mean, IMAGENET_GREY.std
+        return Normalization(mean=(mean,) * num_windows, std=(std,) * num_windows)
     level = choose_level(store, config)
     picked_N = slices_N[np.linspace(0, len(slices_N) - 1, NUM_MEASURED).astype(int)]
     center_NC, width_NC = window_columns(store, config.windows)

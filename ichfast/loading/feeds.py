@@ -4,7 +4,8 @@ DALI calls a feed once per batch. `ColumnFeeds` returns the numbers, `SliceFeeds
 slices, and `Schedule` decides which slices a call is about. `LoaderFeeds` holds them
 together for a loader.
 
-Shape letters: N slices of the store, B slices of the batch, C windows, K classes.
+Shape letters: N slices of the store, B slices of the batch, D slices of a slab,
+C windows, K classes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import torch
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.geometry import count_halvings, halved_shape, square
-from ichfast.augment.parameters import Parameters, draw
+from ichfast.augment.parameters import Parameters, draw, draw_depth_flips
 from ichfast.loading.config import (
     OWN,
     DataConfig,
-    neighbours,
     pixel_aspects,
+    slab_positions,
     window_columns,
 )
 from ichfast.loading.dali import wrap_columns, wrap_device_slices, wrap_host_slices
@@ -32,7 +33,7 @@ from ichfast.loading.graph import (
     DRAWN_FEEDS,
     HALVING_FEEDS,
     RESAMPLE_FEEDS,
-    SLICE_FEEDS,
+    SLICE_FEED,
     WINDOW_FEEDS,
 )
 from ichfast.loading.prefetch import SliceRequest, batches_ahead
@@ -276,35 +277,73 @@ class ColumnFeeds:
         return self._held_back.popleft()
 
 
-class SliceFeeds:
-    """Gives DALI the slices of a batch, and requests those of later batches.
+class Slabs:
+    """The slices that are read for each slice, in the order of the channels.
+
+    A slab is flipped in depth by the order in which its slices are read.
 
     Args:
         store: open for reading.
+        config: neighbours.
+        augment: how often a slab is flipped.
+        seed: run seed.
+    """
+
+    def __init__(
+        self, store: Store, config: DataConfig, augment: AugmentConfig, seed: int
+    ) -> None:
+        self.augment = augment
+        self.depth = config.slab_depth
+        self._slab_ND = slab_positions(store, config.neighbours)
+        self._seed = seed
+
+    def positions_BD(
+        self, epoch: int, picked_B: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Store positions of the slices of some slabs.
+
+        Args:
+            epoch: counted from 0.
+            picked_B: store positions of the middle slices.
+        """
+        slab_BD = self._slab_ND[picked_B]
+        if self.augment.depth_flip_probability:
+            is_flipped_B = draw_depth_flips(
+                self.augment, seed=self._seed, epoch=epoch, slices_B=picked_B
+            )
+            slab_BD[is_flipped_B] = slab_BD[is_flipped_B, ::-1]
+        return slab_BD
+
+
+class SliceFeeds:
+    """Gives DALI the slabs of a batch, and requests those of later batches.
+
+    Args:
         schedule: of the current epoch.
         source: where the slices come from.
-        config: batch size, and whether neighbours are read.
+        slabs: the slices to read.
+        batch_size: slabs in a full batch.
         scale: how often the source halves slices; None if the graph halves them.
         pinned: the source's memory is page-locked.
     """
 
     def __init__(
         self,
-        store: Store,
         schedule: Schedule,
         source: SliceSource,
-        config: DataConfig,
+        slabs: Slabs,
         *,
+        batch_size: int,
         scale: Scale | None,
         pinned: bool,
     ) -> None:
         self._schedule = schedule
         self._source = source
+        self._slabs = slabs
         self._scale = scale
-        self._num_ahead = batches_ahead(config.batch_size)
+        self._num_ahead = batches_ahead(batch_size)
         self._pinned = pinned
-        self.feeds = tuple(SLICE_FEEDS)[: 3 if config.neighbours else 1]
-        self._neighbours_N = neighbours(store) if config.neighbours else ()
+        self.feeds = tuple(f"{SLICE_FEED}.{k}" for k in range(slabs.depth))
 
     def start(self) -> None:
         """Request the first batches of the epoch that begins."""
@@ -312,7 +351,7 @@ class SliceFeeds:
             self._request(call)
 
     def __call__(self, info: Any) -> tuple[Any, ...]:
-        """Return the slices of one batch, in the order of `feeds`."""
+        """Return the slabs of one batch, in the order of `feeds`."""
         self._schedule.picked_or_stop(info.iteration)
         self._request(info.iteration + self._num_ahead)
         return tuple(self._wrap(slices) for slices in self._source.take())
@@ -320,10 +359,8 @@ class SliceFeeds:
     def _request(self, call: int) -> None:
         picked_B = self._schedule.picked(call)
         if len(picked_B):
-            others = [other_N[picked_B] for other_N in self._neighbours_N]
-            self._source.request(
-                [self._halved(each_B) for each_B in (picked_B, *others)]
-            )
+            slab_BD = self._slabs.positions_BD(self._schedule.epoch, picked_B)
+            self._source.request([self._halved(each_B) for each_B in slab_BD.T])
 
     def _halved(self, positions_B: npt.NDArray[np.int64]) -> SliceRequest:
         if self._scale is None:
@@ -376,11 +413,12 @@ class LoaderFeeds:
         self.source = make_slice_source(
             store_level, sampler, config, on_gpu=on_gpu, ranks=ranks
         )
+        self._slabs = Slabs(store, config, augment, sampler.seed)
         self.slices = SliceFeeds(
-            store,
             self.schedule,
             self.source,
-            config,
+            self._slabs,
+            batch_size=config.batch_size,
             scale=None if whole else self._scale,
             pinned=on_gpu,
         )
@@ -418,7 +456,7 @@ class LoaderFeeds:
 
     def set_augment(self, augment: AugmentConfig) -> None:
         """Draw from other distributions; the graph must be built again."""
-        self.augment = augment
+        self.augment = self._slabs.augment = augment
         self.columns = self._make_columns()
 
     def start(self, epoch: int, first_batch: int) -> None:

@@ -2,7 +2,10 @@
 
 On a GPU the slices are uploaded as uint16, two bytes a pixel, and all steps run there:
 
-    stored ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
+    slice ─[halve]─ warp_perspective ─ per window: lookup_table ─ cat ─[erase]─ image
+
+An image may show several slices, each through all windows. The warp takes one, three or
+four channels on a GPU, and up to four on a CPU, so each slice is resampled by itself.
 
 An operator may have a kernel for a type on the CPU and none on the GPU. So
 `tests/loading/test_gpu_graph.py` looks up the kernels of this graph in DALI's
@@ -18,11 +21,11 @@ normalisation. Windows that differ by slice (`own`, or jittered) and lighting ar
 arithmetic in float32.
 
 The graph has no state, no order and no randomness: all of these are inputs of a batch.
-`ichfast.loading.loader` runs it; `augment.reference.apply_parameters` is its readable
+`ichfast.loading.loader` runs it; `augment.reference.apply_to_slab` is its readable
 reference.
 
-Shape letters: B slices of the batch, H rows, W columns, C windows, S output size,
-V stored values.
+Shape letters: B slices of the batch, D slices of a slab, H rows, W columns, C windows,
+S output size, V stored values.
 """
 
 from __future__ import annotations
@@ -76,11 +79,12 @@ def _has_holes(augment: AugmentConfig) -> bool:
     return augment.cutout_probability > 0
 
 
-SLICE_FEEDS = ("stored", "before", "after")
-"""Feeds that are slices. The last two are used only with neighbours."""
+SLICE_FEED = "slice"
+"""Feed of each slice of a slab, from the lowest to the highest. Its names end in the
+number of the slice: ``slice.0``."""
 
 WINDOW_FEEDS = ("center", "width")
-"""Windows in HU, a number per channel; used only if they differ by slice."""
+"""Windows in HU, a number per window; used only if they differ by slice."""
 
 HALVING_FEEDS = ("halves", "halved")
 """Feeds of each halving step: whether it halves the slice, and the rows and columns
@@ -98,7 +102,7 @@ DRAWN_FEEDS = {
 """Feeds that are drawn parameters; `loading.feeds` computes them from this table."""
 
 FEEDS = {
-    **dict.fromkeys(SLICE_FEEDS, Feed(dtype=types.UINT16, num_axes=3, on_gpu=True)),
+    SLICE_FEED: Feed(dtype=types.UINT16, num_axes=3, on_gpu=True),
     **dict.fromkeys(WINDOW_FEEDS, Feed(on_gpu=True)),
     **DRAWN_FEEDS,
     "target": Feed(on_gpu=True),
@@ -108,8 +112,6 @@ FEEDS = {
     "halves": Feed(dtype=types.BOOL, num_axes=0),
     "halved": Feed(),
 }
-_UPLOADED = {name for name, feed in FEEDS.items() if feed.on_gpu}
-
 _FIRST_STEP = 2**23
 LOGIT_ZERO = _FIRST_STEP + 32_768
 LOGIT_STEPS = 2_048
@@ -191,13 +193,13 @@ def slice_graph(
         slices: gives the slices. DALI reads those in host memory in place, so it must
             not change until the batch has come out.
         windows: C windows, in channel order.
-        normalization: mean and standard deviation per channel.
+        normalization: mean and standard deviation per window.
         on_gpu: run all steps on the GPU; slices are uploaded as uint16.
         uploaded: the slices are in the GPU's memory already.
 
     Returns:
-        Images, float16, shape (S, S, C) per slice; targets; store positions. If the
-        graph only resamples: slices, uint16, shape (S, S, 1) or (S, S, 3).
+        Images, float16, shape (S, S, D * C) per slice; targets; store positions. If the
+        graph only resamples: slabs, uint16, shape (S, S, D).
     """
     fed = {
         **_read(columns),
@@ -212,57 +214,67 @@ def slice_graph(
         ),
     }
     if on_gpu:
-        for name in _UPLOADED & fed.keys():
-            fed[name] = fed[name].gpu()
-    stored = fed["stored"]
-    if "before" in fed:
-        stored = fn.cat(fed["before"], stored, fed["after"], axis=2)
-    elif not on_gpu:
-        # A sequential copy brings a slice into the cache before the resample reads it
-        # in any direction: 187 -> 114 us a slice in total (bench/LOG.md, 2026-11).
-        stored = fn.copy(stored)
-    for step in range(sum(name.startswith("halves.") for name in fed)):
-        if fed[f"halves.{step}"]:
-            # Bilinear interpolation where four pixels meet is their mean. Six times
-            # the rate of an antialiased fn.resize (bench/LOG.md).
-            stored = fn.experimental.warp_perspective(
-                stored, matrix=_DOUBLE, size=fed[f"halved.{step}"], fill_value=0
+        for name in fed:
+            if _feed(name).on_gpu:
+                fed[name] = fed[name].gpu()
+    warped = []
+    for name in slices.feeds:
+        # On a CPU a sequential copy brings a slice into the cache before the resample
+        # reads it in any direction: 187 -> 114 us a slice in total (bench/LOG.md).
+        stored = fed[name] if on_gpu else fn.copy(fed[name])
+        for step in range(sum(name.startswith("halves.") for name in fed)):
+            if fed[f"halves.{step}"]:
+                # Bilinear interpolation where four pixels meet is their mean. Six times
+                # the rate of an antialiased fn.resize (bench/LOG.md).
+                stored = fn.experimental.warp_perspective(
+                    stored, matrix=_DOUBLE, size=fed[f"halved.{step}"], fill_value=0
+                )
+        warped += [
+            fn.experimental.warp_perspective(
+                stored, matrix=fed["matrix"], size=fed["size"], fill_value=0
             )
-    warped = fn.experimental.warp_perspective(
-        stored, matrix=fed["matrix"], size=fed["size"], fill_value=0
-    )
+        ]
     if "target" in fed:
         image = _shade(warped, windows, normalization, fed)
         outputs = [image, fed["target"], fed["index"]]
     else:
-        outputs = [warped]
+        outputs = [_join(warped)]
     return tuple(outputs)
 
 
 @do_not_convert
+def _join(channels: Sequence[Any]) -> Any:
+    """Join images of one channel to one image."""
+    return fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
+
+
+@do_not_convert
 def _shade(
-    warped: Any,
+    warped_D: Sequence[Any],
     windows: Sequence[Window],
     normalization: Normalization,
     fed: Mapping[str, Any],
 ) -> Any:
-    """Window, light and normalise each channel, then cut holes."""
+    """Window, light and normalise each slice of a slab, then cut holes."""
     shades = list(zip(windows, normalization.mean, normalization.std, strict=True))
-    channels = [
-        _channel(warped, number, *each, fed) for number, each in enumerate(shades)
-    ]
-    image = fn.cat(*channels, axis=2) if len(channels) > 1 else channels[0]
+    image = _join(
+        [
+            _channel(warped, number, *each, fed)
+            for warped in warped_D
+            for number, each in enumerate(shades)
+        ]
+    )
     if "corners" not in fed:
         return image
     air_C = [
         window_table(window, mean=mean, std=std)[0] for window, mean, std in shades
     ]
-    return _cut(image, np.array(air_C, np.float16), fed)
+    return _cut(image, np.array(air_C * len(warped_D), np.float16), fed)
 
 
 @do_not_convert
-def _cut(image: Any, air_C: npt.NDArray[np.float16], fed: Mapping[str, Any]) -> Any:
-    """Fill holes of an image, float16, with air.
+def _cut(image: Any, air: npt.NDArray[np.float16], fed: Mapping[str, Any]) -> Any:
+    """Fill holes of an image, float16, with the air of each channel.
 
     On a GPU `fn.erase` takes no float16, so it gets the same bits as uint16.
     """
@@ -271,7 +283,7 @@ def _cut(image: Any, air_C: npt.NDArray[np.float16], fed: Mapping[str, Any]) -> 
         anchor=fed["corners"],
         shape=fed["sides"],
         axis_names="HW",
-        fill_value=air_C.view(np.uint16).tolist(),
+        fill_value=air.view(np.uint16).tolist(),
     )
     return fn.reinterpret(erased, dtype=types.FLOAT16)
 
@@ -279,7 +291,7 @@ def _cut(image: Any, air_C: npt.NDArray[np.float16], fed: Mapping[str, Any]) -> 
 @do_not_convert
 def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
     """Read the feeds of a source, by name."""
-    feeds = [FEEDS[name.partition(".")[0]] for name in source.feeds]
+    feeds = [_feed(name) for name in source.feeds]
     outputs = fn.external_source(
         source=source,
         batch=True,
@@ -290,6 +302,10 @@ def _read(source: BatchSource, **options: Any) -> dict[str, Any]:
         **options,
     )
     return dict(zip(source.feeds, outputs, strict=True))
+
+
+def _feed(name: str) -> Feed:
+    return FEEDS[name.partition(".")[0]]
 
 
 def _look_up(

@@ -7,9 +7,9 @@ with a table per slice on a CPU, and its alternative takes four times as long
 (bench/LOG.md, 2026-11). On a GPU these steps are part of the graph
 (`ichfast.loading.graph`).
 
-Shape letters: B slices of the batch, S side of the images, Z slices read for each slice
-(1, or 3 with neighbours), C windows, T stored numbers of a table, M holes of a slice
-(used or not), X used holes of all slices.
+Shape letters: B slices of the batch, S side of the images, D slices of a slab,
+C windows, T stored numbers of a table, M holes of a slice (used or not), X used holes
+of all slices.
 """
 
 from __future__ import annotations
@@ -50,31 +50,31 @@ class Shader:
         self._air_C = self._tables({})[0, 0]
 
     def __call__(
-        self, warped_BSSZ: npt.NDArray[np.uint16], numbers: Mapping[str, Numbers]
+        self, warped_BSSD: npt.NDArray[np.uint16], numbers: Mapping[str, Numbers]
     ) -> npt.NDArray[np.float16]:
         """Window, light, normalise and cut holes.
 
         Args:
-            warped_BSSZ: stored numbers, uint16.
+            warped_BSSD: stored numbers, uint16.
             numbers: parameters by the name of their feed in `loading.graph`: center and
                 width, shape (B, C), HU; those of `change_values`, shape (B, 1); corners
                 and sides, shape (B, 2M), pixels. A missing one changes nothing.
 
         Returns:
-            Shape (B, S, S, Z * C), float16, C order.
+            Shape (B, S, S, D * C), float16, C order.
         """
         table_BTC = self._tables(numbers)
         if len(table_BTC) == 1:
-            table_BTC = table_BTC.repeat(len(warped_BSSZ), axis=0)
-        image_BSSZC = np.empty((*warped_BSSZ.shape, len(self._windows)), np.float16)
-        for warped_SSZ, table_TC, image_SSZC in zip(
-            warped_BSSZ, table_BTC, image_BSSZC, strict=True
+            table_BTC = table_BTC.repeat(len(warped_BSSD), axis=0)
+        image_BSSDC = np.empty((*warped_BSSD.shape, len(self._windows)), np.float16)
+        for warped_SSD, table_TC, image_SSDC in zip(
+            warped_BSSD, table_BTC, image_BSSDC, strict=True
         ):
             # Numbers above the end of the table are as white as its last entry.
-            table_TC.take(warped_SSZ, axis=0, out=image_SSZC, mode="clip")
+            table_TC.take(warped_SSD, axis=0, out=image_SSDC, mode="clip")
         if "corners" in numbers:
-            self._cut(image_BSSZC, numbers["corners"], numbers["sides"])
-        return image_BSSZC.reshape(*warped_BSSZ.shape[:3], -1)
+            self._cut(image_BSSDC, numbers["corners"], numbers["sides"])
+        return image_BSSDC.reshape(*warped_BSSD.shape[:3], -1)
 
     def _tables(self, numbers: Mapping[str, Numbers]) -> npt.NDArray[np.float16]:
         """Shaded values of the stored numbers from 0 on, shape (B, T, C).
@@ -105,13 +105,13 @@ class Shader:
 
     def _cut(
         self,
-        image_BSSZC: npt.NDArray[np.float16],
+        image_BSSDC: npt.NDArray[np.float16],
         corners: Numbers,
         sides: Numbers,
     ) -> None:
         """Fill holes with air, unlit, through the windows before any jitter."""
         corner_BM2, side_BM2 = (
-            each.reshape(len(image_BSSZC), -1, 2) for each in (corners, sides)
+            each.reshape(len(image_BSSDC), -1, 2) for each in (corners, sides)
         )
         slice_X, hole_X = np.nonzero(side_BM2[..., 0])
         start_X2 = corner_BM2[slice_X, hole_X]
@@ -120,7 +120,7 @@ class Shader:
         for b, (top, left, bottom, right) in zip(
             slice_X.tolist(), ends_X4.tolist(), strict=True
         ):
-            image_BSSZC[b, top:bottom, left:right] = self._air_C
+            image_BSSDC[b, top:bottom, left:right] = self._air_C
 
 
 def _span(center_B1: Numbers, width_B1: Numbers, shape: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ichfast.loading.cache import DeviceSlices, HostSlices
-from ichfast.loading.config import DataConfig, neighbours
+from ichfast.loading.config import DataConfig, slab_positions
 from ichfast.loading.prefetch import ReadAhead, SliceRequest
 from ichfast.loading.sampler import Sampler
 from ichfast.loading.store_level import StoreLevel
@@ -71,7 +71,7 @@ def make_slice_source(
     Args:
         level: the level to read; its store must outlive the source.
         sampler: decides which slices may be requested.
-        config: cache, whether it stays packed, and whether neighbours are read.
+        config: cache, whether it stays packed, and neighbours.
         on_gpu: the slices are for the current CUDA device.
         ranks: all processes that share the split. Those of one machine share host
             memory.
@@ -96,7 +96,4 @@ def _with_neighbours(
     picked_N: npt.NDArray[np.int64], store: Store, config: DataConfig
 ) -> npt.NDArray[np.int64]:
     """Store positions of slices and of the neighbours read with them, sorted."""
-    others = neighbours(store) if config.neighbours else ()
-    return np.unique(
-        np.concatenate([picked_N, *(other_N[picked_N] for other_N in others)])
-    )
+    return np.unique(slab_positions(store, config.neighbours)[picked_N])

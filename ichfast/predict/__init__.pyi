@@ -1,3 +1,4 @@
+from .calibration import calibrate_run as calibrate_run
 from .ensemble import PredictConfig as PredictConfig
 from .ensemble import predict_runs as predict_runs
 from .from_dicom import predict_dicom as predict_dicom

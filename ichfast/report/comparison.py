@@ -134,7 +134,7 @@ def _addition(recipe: Recipe, train_labels: Mapping[str, int]) -> str:
     additions = {
         f"weights of {weights.parent.name or weights.name}": bool(recipe.model.weights),
         "ImageNet": recipe.model.pretrained != "no",
-        "neighbours": data.neighbours,
+        f"{data.slab_depth} slices": data.neighbours > 0,
         "+".join(data.windows): len(data.windows) > 1,
         "cutout": augment.cutout_probability > 0,
         "mixup": any(phase.mixup_alpha for phase in train.phases),

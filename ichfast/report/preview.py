@@ -34,7 +34,7 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
     """Draw slices of a store before and after the augmentation of a recipe.
 
     The graph and the parameters are those of training. The parameters are written below
-    each slice.
+    each slice. Of a slab, its middle slice is drawn.
 
     Args:
         store_path: a prepared store.
@@ -60,7 +60,10 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
                 store, positions_B, config, augment=augment, seed=recipe.train.seed
             ) as loader:
                 batch = next(loader.epoch(epoch))
-                images.append(batch.images_BCHW.permute(0, 2, 3, 1).float().numpy())
+                middle_BCHW = batch.images_BCHW.chunk(config.slab_depth, 1)[
+                    config.neighbours
+                ]
+                images.append(middle_BCHW.permute(0, 2, 3, 1).float().numpy())
             parameters.append(
                 draw(
                     augment,
@@ -115,6 +118,8 @@ def _describe(
     side_M = parameters.hole_side_BM2[row, :, 0]
     if side_M.any():
         lines.append(f"{(side_M > 0).sum()} holes of {side_M.max():.0f} px")
+    if parameters.is_depth_flipped_B[row]:
+        lines.append("above and below swapped")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError
+from ichfast.evaluation.calibration import Calibration
 from ichfast.loading.config import measure_normalization
 from ichfast.loading.splits import Split
 from ichfast.recipes.recipe import Recipe
@@ -43,6 +44,7 @@ MAY_DIFFER = (
         "recipe.data.check =",
     ),
     *("recipe.folds.file =", "recipe.folds.only ="),
+    *("calibration =", "calibration."),
 )
 """Beginnings of the lines that may change between the sessions of one run."""
 
@@ -98,6 +100,17 @@ class RunRecord:
     id_files: dict[str, str] = field(default_factory=dict)
     """Digests of the files of ids, by setting (`loading.splits.ID_FILES`)."""
 
+    calibration: Calibration | None = None
+    """Calibrates the probabilities of the best epoch; None until `ichfast calibrate`,
+    and again once training goes on."""
+
+
+FORMER_LINES = {
+    "recipe.data.neighbours = false": "recipe.data.neighbours = 0",
+    "recipe.data.neighbours = true": "recipe.data.neighbours = 1",
+}
+"""Lines of `trained_settings` that earlier versions wrote, and what they are now."""
+
 
 def make_record(
     recipe: Recipe, store: Store, split: Split, *, num_seen: int = 0
@@ -150,7 +163,8 @@ def first_change(was: str, now: str) -> tuple[str, str] | None:
         Its lines in both; None if none differs. Settings that only one of them has
             are those of another version, and are left out.
     """
-    before = {_name(line): line for line in was.splitlines()}
+    lines = (FORMER_LINES.get(line, line) for line in was.splitlines())
+    before = {_name(line): line for line in lines}
     for line in now.splitlines():
         old = before.get(_name(line), line)
         if old != line:
@@ -214,6 +228,8 @@ def _with_former_settings(found: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(recipe, dict) or not isinstance(recipe.get("data"), dict):
         return found
     data = {"square_pixels": False, **recipe["data"]}
+    if isinstance(data.get("neighbours"), bool):
+        data["neighbours"] = int(data["neighbours"])
     return {**found, "recipe": {**recipe, "data": data}}
 
 

@@ -3,6 +3,11 @@ from .batches import series_rows as series_rows
 from .blend import blend as blend
 from .blend import choose_blend as choose_blend
 from .config import SeriesConfig as SeriesConfig
+from .features import Features as Features
+from .features import FeaturesHeader as FeaturesHeader
+from .features import FeaturesRun as FeaturesRun
+from .features import FeaturesWriter as FeaturesWriter
+from .features import read_features_header as read_features_header
 from .fit import fit_head as fit_head
 from .fit import predict_series as predict_series
 from .head import SeriesHead as SeriesHead

@@ -7,8 +7,15 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ichfast.errors import PredictionError
-from ichfast.evaluation.curves import class_curves, operating_point
-from tests.evaluation.repeated_slices import make_class, resample
+from ichfast.evaluation.bootstrap import Resampling, draw_patients
+from ichfast.evaluation.curves import (
+    Aim,
+    class_curves,
+    operating_point,
+    threshold_at,
+    threshold_interval,
+)
+from tests.evaluation.repeated_slices import make_class, repeated, resample
 
 
 def test_the_curves_are_those_of_scikit_learn() -> None:
@@ -89,3 +96,44 @@ def test_without_positive_slices_there_is_no_point() -> None:
 def test_a_sensitivity_outside_its_range_is_refused(wanted: float) -> None:
     with pytest.raises(PredictionError, match="above 0 and at most 1"):
         operating_point(PROBS, LABELS, sensitivity=wanted)
+
+
+def test_the_lowest_threshold_of_a_specificity_by_hand() -> None:
+    """Negative slices: 0.8, 0.5, 0.4. So 0.6 leaves two of them alone, 0.5 one."""
+    for specificity, lowest in ((1.0, 0.8), (0.67, 0.8), (0.66, 0.5), (1e-9, 0.4)):
+        threshold = threshold_at(PROBS, LABELS, Aim("specificity", specificity))
+        assert threshold == np.nextafter(lowest, 1.0)
+    assert threshold_at(PROBS, LABELS, Aim("sensitivity", 1e-9)) == 0.9
+
+
+@pytest.mark.parametrize("figure", ["sensitivity", "specificity"])
+def test_the_interval_of_a_threshold_is_that_of_repeated_slices(figure: str) -> None:
+    probs_N, labels_N = make_class()
+    resampling, aim = resample(replicates=41), Aim(figure, 0.8)
+    low, high = np.percentile(
+        [
+            threshold_at(drawn_probs, drawn_labels, aim)
+            for drawn_probs, drawn_labels in repeated(resampling, probs_N, labels_N)
+        ],
+        [2.5, 97.5],
+    )
+    found = threshold_interval(probs_N, labels_N, aim, resampling)
+    assert found == (low, high)
+    assert low < high
+
+
+@pytest.mark.parametrize("num_patients", [1, 2])
+def test_an_interval_of_a_threshold_needs_two_patients_that_decide(
+    num_patients: int,
+) -> None:
+    patient_N = np.array([0, 1, num_patients - 1, 0, 1, 1, 0])
+    resampling = Resampling(draw_patients(2, replicates=50), patient_N)
+    found = threshold_interval(PROBS, LABELS, Aim(), resampling)
+    assert (found is None) == (num_patients == 1)
+
+
+def test_an_aim_is_a_sensitivity_or_a_specificity() -> None:
+    with pytest.raises(PredictionError, match="a sensitivity or a specificity, got 'f"):
+        Aim("f1")
+    with pytest.raises(PredictionError, match=r"specificity is above 0 .* got 1\.5"):
+        Aim("specificity", 1.5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,28 @@ import torch
 from torch import nn
 
 from ichfast.errors import CheckpointError, ModelError
+from ichfast.evaluation.calibration import Calibration
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.export import export
 from ichfast.export.card import card_path, format_card
-from ichfast.export.export import ONNX_PACKAGES, export_run, hu_module
+from ichfast.export.export import (
+    CALIBRATION_ENTRY,
+    CALIBRATION_FILE,
+    ONNX_PACKAGES,
+    export_run,
+    hu_module,
+)
 from ichfast.export.module import HuToProbs
+from ichfast.labels import CLASSES
 from ichfast.loading.config import DataConfig
 from ichfast.loading.loader import make_loader
 from ichfast.predict.ensemble import predict_runs
+from ichfast.runs.record import read_record, write_record
 from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
 from ichfast.windows import Normalization, Window
 from tests.conftest import TINY_ARCH, write_store
+from tests.evaluation.planted import calibration_of, plant
 from tests.runs.trainedruns import write_run
 
 CPU = torch.device("cpu")
@@ -90,7 +102,7 @@ def test_the_images_are_those_of_the_loader(
         level=level,
         windows=[window],
         normalization=Normalization(mean=(0.0,), std=(1.0,)),
-        neighbours=False,
+        slab_depth=1,
     )
     found = graph(stack_hu(tiny_store, positions)).double().logit()
     difference_hu = (found - batch.images_BCHW.double()).abs() * window.width
@@ -113,20 +125,76 @@ def test_a_written_model_runs_for_any_number_of_slices(
     torch.testing.assert_close(model(hu_BHW[:1]), expected[:1], atol=1e-5, rtol=0)
 
 
+def calibrate(run: Path) -> Calibration:
+    """Give a run a calibration in which one class stays as it is."""
+    planted = plant(10)
+    planted.labels_NK[:, 3] = np.nan
+    calibration = calibration_of(planted, factor=3.0, shift=1.0)
+    write_record(run, replace(read_record(run), calibration=calibration))
+    return calibration
+
+
 @pytest.mark.slow
-def test_a_model_with_neighbours_takes_three_slices(
+def test_a_calibrated_run_exports_calibrated_probabilities_and_thresholds(
     tiny_store_path: Path, other_store: Path, tmp_path: Path
 ) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path, size=64)
+    plain = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+    calibration = calibrate(run)
+    report = export_run(run, tmp_path / "model.pt2")
+    texts = {CALIBRATION_FILE: ""}
+    model = torch.export.load(report.model, extra_files=texts).module()
+    with Store(other_store) as store:
+        positions = whole_slices(store)
+        found = model(stack_hu(store, positions)).detach().numpy()
+    expected = calibration.apply(plain)[positions]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(expected - plain[positions])[:, [0, 1, 2, 4, 5]].max(0).min() > 0.01
+    content = json.loads(texts[CALIBRATION_FILE])
+    assert content["aim"] == {"figure": "sensitivity", "value": 0.95}
+    first, unlabelled = calibration.classes[0], content["classes"]["intraventricular"]
+    assert first.threshold is not None
+    assert content["classes"]["any"] == {
+        "temperature": first.temperature,
+        "bias": first.bias,
+        "threshold": first.threshold.probability,
+    }
+    assert unlabelled == {"temperature": 1.0, "bias": 0.0, "threshold": None}
+    card = Path(report.card).read_text("utf-8")
+    assert f"| any | {first.temperature:.3f} | {first.bias:.3f} | " in card
+    assert "intraventricular is not calibrated: no slice has a label of it." in card
+    assert "on 320 slices of\n10 patients" in card
+    assert "validation fold, without calibration" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("neighbours", "windows"), [(1, "brain"), (1, "brain,subdural,bone"), (2, "brain")]
+)
+def test_a_model_with_neighbours_takes_slabs(
+    neighbours: int,
+    windows: str,
+    tiny_store_path: Path,
+    other_store: Path,
+    tmp_path: Path,
+) -> None:
     run = write_run(
-        tmp_path / "run", tiny_store_path, "data.windows=brain", "data.neighbours=true"
+        tmp_path / "run",
+        tiny_store_path,
+        f"data.windows={windows}",
+        f"data.neighbours={neighbours}",
     )
     predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
     report = export_run(run, tmp_path / "model.pt2")
-    assert report.input_shape == ("slices", 3, 512, 512)
+    depth = 2 * neighbours + 1
+    assert report.input_shape == ("slices", depth, 512, 512)
+    assert f"\nThe {depth} slices are a slab: {neighbours} below, the slice" in Path(
+        report.card
+    ).read_text("utf-8")
     with Store(other_store) as store:
-        hu_BDHW = torch.stack([stack_hu(store, np.array([0, 1, 2]))])
+        hu_BDHW = torch.stack([stack_hu(store, np.arange(depth))])
     found = torch.export.load(report.model).module()(hu_BDHW)
-    np.testing.assert_allclose(found[0].detach(), predicted[1], atol=1e-4)
+    np.testing.assert_allclose(found[0].detach(), predicted[neighbours], atol=1e-4)
 
 
 @pytest.mark.slow
@@ -146,7 +214,8 @@ def test_the_card_describes_the_model(tiny_store_path: Path, tmp_path: Path) -> 
     card = Path(report.card).read_text("utf-8")
     assert report.card == str(tmp_path / "model.pt2.card.md")
     for words in (
-        "Not a medical device", "whole patients", "0.4000",
+        "Not a medical device", "Not calibrated: a", r"validation fold \| \|",
+        "whole patients", "0.4000",
         "epoch 2", TINY_ARCH, "brain, subdural, bone", "ichfast", "commit",
         r"a known label: any \d+, epidural",
     ):  # fmt: skip
@@ -194,7 +263,8 @@ def test_onnx_runtime_equals_predict(
     import onnxruntime
 
     run = write_run(tmp_path / "run", tiny_store_path, size=64)
-    predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+    plain = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+    predicted = calibrate(run).apply(plain)
     report = export_run(run, tmp_path / "model.onnx")
     assert capsys.readouterr().out == ""
     with Store(other_store) as store:
@@ -203,6 +273,8 @@ def test_onnx_runtime_equals_predict(
     session = onnxruntime.InferenceSession(report.model)
     (found,) = session.run(["probs"], {"hu": hu_BHW.numpy()})
     np.testing.assert_allclose(found, predicted[positions], atol=1e-4)
+    entries = session.get_modelmeta().custom_metadata_map
+    assert set(json.loads(entries[CALIBRATION_ENTRY])["classes"]) == set(CLASSES)
 
 
 def test_two_exports_of_a_run_have_a_card_each() -> None:
@@ -214,7 +286,7 @@ def test_a_card_that_cannot_be_written_leaves_the_older_model(
     tiny_store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "trace", lambda _: None)
-    monkeypatch.setattr(export, "_pt2", lambda _: b"newer")
+    monkeypatch.setattr(export, "_pt2", lambda *_: b"newer")
     run = write_run(tmp_path / "run", tiny_store_path)
     model = tmp_path / "model.pt2"
     model.write_bytes(b"older")

@@ -12,7 +12,7 @@ import torch
 
 from ichfast.store.store import Store
 from tests.loading.difficult_slices import SLICES, write_adversaries
-from tests.loading.graph_checks import AUGMENTS, WINDOWS, check_graph
+from tests.loading.graph_checks import AUGMENTS, FIVE_SLICES, WINDOWS, check_graph
 from tests.loading.lighting_graph import lit_steps
 
 pytestmark = [
@@ -64,6 +64,15 @@ def test_every_preset_and_window_stays_within_the_bounds(
 ) -> None:
     config = replace(WINDOWS[windows], size=size, level=level, batch_size=4)
     check_graph(one_shape, config, AUGMENTS[augment], device="cuda")
+
+
+@pytest.mark.parametrize("size", [224, 512])
+@pytest.mark.parametrize("cache", ["none", "device"])
+def test_a_slab_of_five_slices_stays_within_the_bounds(
+    one_shape: Store, cache: str, size: int
+) -> None:
+    config = replace(FIVE_SLICES, size=size, level=512, batch_size=3, cache=cache)
+    check_graph(one_shape, config, AUGMENTS["everything"], device="cuda")
 
 
 @pytest.mark.parametrize(("level", "size"), NUMBERS)

@@ -1,4 +1,4 @@
-"""The kernels that unpack slices, compiled for these tests."""
+"""What several tests share: compiled kernels, and both kinds of graph."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def unpack_kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CppKer
         name: CppKernel(name, sources[name], folder)
         for name in ("unpack_rows", "sum_columns")
     }
+
+
+@pytest.fixture(params=[False, True], ids=["resample", "whole"])
+def either_graph(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Use the graph of a CPU, with NumPy before and after it, or that of a GPU."""
+    monkeypatch.setattr(
+        "ichfast.loading.loader.graph_is_whole", lambda _: request.param
+    )

@@ -18,9 +18,9 @@ from ichfast.augment.parameters import Parameters, draw
 from ichfast.augment.reference import halve
 from ichfast.loading.config import (
     DataConfig,
-    neighbours,
     parse_windows,
     pixel_aspects,
+    slab_positions,
     source_shapes,
     window_columns,
 )
@@ -50,6 +50,7 @@ AUGMENTS = {
         lighting_probability=1.0,
         window_jitter=(7.0, 200.0),  # narrow windows reach their minimum width
         cutout_probability=1.0,
+        depth_flip_probability=0.5,
     ),
 }
 
@@ -58,8 +59,10 @@ WINDOWS: dict[str, DataConfig] = {
     "narrow": DataConfig(windows=("stroke",)),
     "sigmoid": DataConfig(windows=("40/80/sigmoid", "subdural", "600/99/sigmoid")),
     "own": DataConfig(windows=("own", "80/200/sigmoid", "stroke")),
-    "neighbours": DataConfig(windows=("brain",), neighbours=True),
+    "nine channels": DataConfig(windows=("brain", "own", "bone"), neighbours=1),
 }
+
+FIVE_SLICES = DataConfig(windows=("brain", "40/80/sigmoid"), neighbours=2)
 
 
 def run_graph(
@@ -137,7 +140,7 @@ def check_graph(
     if change:
         change(parameters)
     center_NC, width_NC = window_columns(store, config.windows)
-    before_N, after_N = neighbours(store)
+    slab_ND = slab_positions(store, config.neighbours)
     asked = parse_windows(config.windows)
     for row, found_SSC in enumerate(found_NSSC):
         windows = [
@@ -146,12 +149,12 @@ def check_graph(
                 asked, center_NC[row], width_NC[row], strict=True
             )
         ]
-        seen = [before_N[row], row, after_N[row]] if config.neighbours else [row]
-        # With neighbours, each channel is a slice; else all are windows of one slice.
-        for channel, source in enumerate(seen):
-            shown = [channel] if config.neighbours else range(found_SSC.shape[2])
+        is_flipped = parameters.is_depth_flipped_B[row]
+        slab_D = slab_ND[row, ::-1] if is_flipped else slab_ND[row]
+        found_SSDC = found_SSC.reshape(*found_SSC.shape[:2], len(slab_D), len(windows))
+        for number, source in enumerate(slab_D):
             check_within(
-                found_SSC[..., shown],
+                found_SSDC[:, :, number],
                 stored_bounds(halved[source], parameters.matrix_B33[row], config.size),
                 parameters,
                 row,

@@ -142,22 +142,17 @@ _ARITHMETIC = {"exp": 5, "log": 6, "add": 25, "sub": 26, "mul": 27, "fdiv": 29}
 """Numbers of `ArithmeticOp` in DALI 2.4, `operators/math/expressions`."""
 
 
-def kernel_name(operator: Operator, *, num_slices: int) -> str:
-    """Return a part of the name of the kernel that runs an operator on a GPU.
-
-    Args:
-        operator: it runs on the GPU.
-        num_slices: slices that are read for each image, which are channels of the warp.
-    """
+def kernel_name(operator: Operator) -> str:
+    """Return a part of the name of the kernel that runs an operator on a GPU."""
     given = [_CODES[each] for each in operator.input_types]
     gives = _CODES[operator.output_type]
     match operator.name:
         case "experimental__WarpPerspective":
             assert operator.input_types == (types.UINT16,)
-            # Constant border, linear interpolation.
+            # One channel, constant border, linear interpolation.
             return (
                 "PerspectiveTransformENS_4cuda25InterpolationVarShapeWrapIK7ushort"
-                f"{num_slices}L14NVCVBorderType0EL21NVCVInterpolationType1E"
+                "1L14NVCVBorderType0EL21NVCVInterpolationType1E"
             )
         case "LookupTable":
             return f"6detail16LookupValuesImplI{gives}{given[0]}E"

@@ -89,7 +89,7 @@ def test_a_damaged_slice_ends_the_filling_of_a_device(copied: Store) -> None:
 
 def test_a_damaged_neighbour_outside_the_split_is_refused(copied: Store) -> None:
     damage(copied, DAMAGED, 256)
-    config = replace(DATA, neighbours=True, batch_size=1)
+    config = replace(DATA, neighbours=1, batch_size=1)
     for slices_N in ([DAMAGED - 1], [DAMAGED + 1]):
         with (
             make_loader(copied, slices_N, config) as loader,

@@ -43,7 +43,7 @@ def test_batches_are_the_same_whether_slices_come_in_one_array_or_in_a_list(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     positions_N = np.arange(9)
-    config = DataConfig(size=32, level=256, batch_size=4, neighbours=True)
+    config = DataConfig(size=32, level=256, batch_size=4, neighbours=1)
     with make_loader(tiny_store, positions_N, config) as loader:
         in_arrays = list(loader)
 

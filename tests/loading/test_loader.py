@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ichfast.augment.config import AugmentConfig
+from ichfast.augment.parameters import draw_depth_flips
 from ichfast.errors import IchfastError, LoaderError, StoreError
 from ichfast.labels import CLASSES
 from ichfast.loading.batch import Batch
@@ -164,22 +165,84 @@ def test_neighbours_are_the_slices_before_and_after_in_the_series(
     tiny_store: Store,
 ) -> None:
     plain = images_of(tiny_store, DATA)[:, 0]
-    three = images_of(tiny_store, replace(DATA, neighbours=True))
-    assert three.shape == (29, 3, 48, 48)
-    series = tiny_store.table["series"].astype(str).tolist()
-    for k in range(29):
-        before = k - 1 if k and series[k - 1] == series[k] else k
-        after = k + 1 if k < 28 and series[k + 1] == series[k] else k
-        assert torch.equal(three[k], plain[[before, k, after]])
+    five = images_of(tiny_store, replace(DATA, neighbours=2))
+    assert five.shape == (29, 5, 48, 48)
+    for k, slab_D in enumerate(slabs_of(tiny_store)):
+        assert torch.equal(five[k], plain[slab_D])
+    three = images_of(tiny_store, replace(DATA, neighbours=1))
+    assert torch.equal(three, five[:, 1:4])
+
+
+@pytest.mark.usefixtures("either_graph")
+def test_a_slab_has_the_bits_of_a_loader_of_single_slices_for_each_window(
+    tiny_store: Store,
+) -> None:
+    """The windows of the first slice come first."""
+    windows = ("brain", "subdural", "600/2800/sigmoid")
+    config = replace(DATA, windows=windows, level=512)
+    options = {"normalization": NORMALIZATION}
+    single = images_of(tiny_store, config, **options)
+    nine = images_of(tiny_store, replace(config, neighbours=1), **options)
+    assert nine.shape == (29, 9, 48, 48)
+    for k, slab_D in enumerate(slabs_of(tiny_store)):
+        assert torch.equal(nine[k], torch.cat([*single[slab_D[1:4]]]))
+
+
+def slabs_of(store: Store) -> list[list[int]]:
+    """Two slices below each slice, itself and two above, found one by one."""
+    series = store.table["series"].astype(str).tolist()
+    shapes = store.table[["rows", "columns"]].to_numpy().tolist()
+
+    def moved(k: int, step: int) -> int:
+        at = min(max(k + step, 0), len(series) - 1)
+        return at if (series[at], shapes[at]) == (series[k], shapes[k]) else k
+
+    slabs = []
+    for k in range(len(series)):
+        below, above = moved(k, -1), moved(k, 1)
+        slabs.append([moved(below, -1), below, k, above, moved(above, 1)])
+    return slabs
 
 
 def test_neighbours_are_augmented_like_their_slice(tiny_store: Store) -> None:
-    config = replace(DATA, neighbours=True)
+    config = replace(DATA, neighbours=1)
     augment = replace(GEOMETRY, cutout_probability=1.0)
     three = images_of(tiny_store, config, augment=augment)
     plain = images_of(tiny_store, DATA, augment=augment)
     assert torch.equal(three[:, 1], plain[:, 0])
     assert torch.equal(three[0, 0], three[0, 1])  # the first slice is its own neighbour
+
+
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_a_flip_in_depth_swaps_above_and_below_and_nothing_else(
+    tiny_store: Store, cache: str
+) -> None:
+    config = replace(DATA, windows=("brain", "bone"), neighbours=2, cache=cache)
+    sometimes = replace(GEOMETRY, depth_flip_probability=0.5)
+    plain, flipped = (
+        images_of(tiny_store, config, augment=augment).unflatten(1, (5, 2))
+        for augment in (GEOMETRY, sometimes)
+    )
+    drawn = draw_depth_flips(
+        sometimes, seed=0, epoch=0, slices_B=everything(tiny_store)
+    )
+    assert 8 < drawn.sum() < 21
+    assert torch.equal(flipped[drawn], plain[drawn].flip(1))
+    assert torch.equal(flipped[~drawn], plain[~drawn])
+    assert not torch.equal(plain[drawn], plain[drawn].flip(1))
+
+
+def test_a_changed_flip_in_depth_gives_the_batches_of_a_loader_made_with_it(
+    tiny_store: Store,
+) -> None:
+    config = replace(DATA, neighbours=1)
+    augment = AugmentConfig(depth_flip_probability=0.5)
+    expected = images_of(tiny_store, config, augment=augment)
+    with make_loader(tiny_store, everything(tiny_store), config) as loader:
+        assert not torch.equal(next(iter(loader)).images_BCHW, expected[:6])
+        loader.set_augment(augment)
+        found = torch.cat([batch.images_BCHW for batch in loader.epoch(0)])
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["resampling", "whole"])
@@ -230,10 +293,10 @@ def test_auto_takes_the_smallest_level_that_is_large_enough(tiny_store: Store) -
 
 
 @pytest.mark.parametrize("cache", ["host", "device"])
-@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize("neighbours", [0, 2])
 @pytest.mark.parametrize("level", [512, 256])
 def test_kept_slices_give_the_same_batches_to_the_bit(
-    tiny_store: Store, cache: str, level: int, *, neighbours: bool
+    tiny_store: Store, cache: str, level: int, neighbours: int
 ) -> None:
     slices_N = everything(tiny_store)[3:25:2]
     config = replace(DATA, level=level, batch_size=4, neighbours=neighbours)
@@ -243,7 +306,7 @@ def test_kept_slices_give_the_same_batches_to_the_bit(
             tiny_store,
             slices_N,
             replace(config, cache=kept),
-            augment=GEOMETRY,
+            augment=replace(GEOMETRY, depth_flip_probability=0.5),
             shuffle=True,
         ) as loader:
             batches.append([*loader.epoch(0), *loader.epoch(3, first_batch=1)])
@@ -269,11 +332,10 @@ def test_only_numbers_that_are_used_are_computed(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ichfast.loading.feeds.window_columns", None)
-    monkeypatch.setattr("ichfast.loading.feeds.neighbours", None)
     with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
         columns, slices = loader._feeds.columns, loader._feeds.slices
         assert columns.feeds == ("matrix", "size")
-        assert slices.feeds == ("stored",)
+        assert slices.feeds == ("slice.0",)
         assert len(list(loader)) == 5
         assert set(columns._drawn) == {"target", "index", "matrix", "size"}
 
@@ -288,7 +350,7 @@ def test_the_whole_graph_gives_the_bits_of_numpy_around_the_resample(
 ) -> None:
     """There are holes but no lighting, which uses a grid only in the graph."""
     config = replace(
-        DATA, size=40, level=512, windows=("400/3000",), neighbours=True, cache=cache
+        DATA, size=40, level=512, windows=("400/3000",), neighbours=1, cache=cache
     )
     augment = replace(GEOMETRY, cutout_probability=0.8)
     batches: list[list[Batch]] = []
@@ -375,11 +437,12 @@ def test_a_changed_augmentation_gives_the_batches_of_a_loader_made_with_it(
     [
         ({"size": 0}, "data.size is from 32 to 4096 pixels, got 0"),
         ({"batch_size": 0}, "data.batch_size must be at least 1"),
-        ({"windows": ("brain", "bone")}, "1 window or 3"),
+        ({"windows": ()}, "windows takes at least 1 window, got 0"),
         ({"normalize": "mean"}, "imagenet, data or none"),
         ({"cache": "gpu"}, "data.cache is none, host or device, got 'gpu'"),
         ({"windows": ("brian",)}, "brian"),
-        ({"windows": ("brain",) * 3, "neighbours": True}, "one window, got 3"),
+        ({"neighbours": 3}, "data.neighbours is from 0 to 2 slices, got 3"),
+        ({"neighbours": -1}, "data.neighbours is from 0 to 2 slices, got -1"),
     ],
 )
 def test_invalid_settings_are_refused_in_one_line(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +19,17 @@ import pytest
 
 from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import Parameters
+from ichfast.augment.reference import apply_to_slab
 from ichfast.loading.config import (
     DataConfig,
     parse_windows,
 )
 from ichfast.store.store import Store
 from ichfast.windows import window_table
-from tests.loading.difficult_slices import SLICES, write_adversaries
+from tests.loading.difficult_slices import SLICES, in_hu, write_adversaries
 from tests.loading.graph_checks import (
     AUGMENTS,
+    FIVE_SLICES,
     MEAN,
     STD,
     WINDOWS,
@@ -35,18 +38,8 @@ from tests.loading.graph_checks import (
     run_graph,
 )
 
-pytestmark = pytest.mark.usefixtures("_either_graph")
+pytestmark = pytest.mark.usefixtures("either_graph")
 SIZE = 72  # 512 is halved twice before it, 638 three times, 256 once
-
-
-@pytest.fixture(params=[False, True], ids=["resample", "whole"])
-def _either_graph(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Use the graph of a CPU, with NumPy before and after it, or that of a GPU."""
-    monkeypatch.setattr(
-        "ichfast.loading.loader.graph_is_whole", lambda _: request.param
-    )
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +92,58 @@ def test_the_graph_stays_within_the_bounds_for_any_number_of_halvings(
     adversaries: Store, size: int
 ) -> None:
     check_graph(adversaries, fitted("linear", 512, size), AUGMENTS["everything"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [512, 256])
+def test_a_slab_of_five_slices_stays_within_the_bounds(
+    adversaries: Store, level: int
+) -> None:
+    config = replace(FIVE_SLICES, size=SIZE, level=level, batch_size=8)
+    check_graph(adversaries, config, AUGMENTS["everything"])
+
+
+def test_nine_channels_equal_the_reference_at_the_ends_of_series_of_any_shape(
+    tmp_path: Path,
+) -> None:
+    """Series of three slices, of three with two shapes, and of one."""
+    shapes = [(90, 130)] * 3 + [(71, 73)] * 2 + [(40, 41), (33, 35)]
+    slices = [
+        in_hu(np.indices(shape).sum(0) + 100 * k) for k, shape in enumerate(shapes)
+    ]
+    write_adversaries(tmp_path / "store", slices, slices_a_series=3)
+    augment = AugmentConfig(
+        depth_flip_probability=0.5, max_rotation_deg=30.0, cutout_probability=0.5
+    )
+    windows = ("300/2000", "600/3000", "400/2400/sigmoid")
+    config = DataConfig(
+        size=48, windows=windows, neighbours=1, batch_size=4, square_pixels=False
+    )
+    with Store(tmp_path / "store") as store:
+        found_NSSC = run_graph(store, config, augment)
+        parameters, halved = draw_all(store, config, augment)
+    slabs = [
+        (0, 0, 1),
+        (0, 1, 2),
+        (1, 2, 2),
+        (3, 3, 4),
+        (3, 4, 4),
+        (5, 5, 5),
+        (6, 6, 6),
+    ]
+    assert 0 < parameters.is_depth_flipped_B[:5].sum() < 5
+    for row, slab_D in enumerate(slabs):
+        expected_SSC = apply_to_slab(
+            [halved[k] for k in slab_D],
+            parameters,
+            row,
+            size=48,
+            windows=parse_windows(windows),
+            mean_C=MEAN,
+            std_C=STD,
+        )
+        # A stored number is 1 / 2000 of the narrowest window.
+        np.testing.assert_allclose(found_NSSC[row], expected_SSC, rtol=2e-3, atol=2e-3)
 
 
 def add(field: str, amount: float, *place: object) -> Callable[[Parameters], object]:

@@ -127,10 +127,10 @@ def test_the_kernels_of_a_gpu_unpack_the_slices_of_a_raw_store(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize("neighbours", [0, 2])
 @pytest.mark.parametrize("level", [512, 256])
 def test_batches_of_a_packed_store_are_those_of_a_raw_one(
-    tiny_store: Store, packed_store: Store, level: int, *, neighbours: bool
+    tiny_store: Store, packed_store: Store, level: int, neighbours: int
 ) -> None:
     config = DataConfig(size=48, batch_size=4, level=level, neighbours=neighbours)
     configs = [

@@ -104,7 +104,7 @@ class CountingStore(Store):
 
 
 def load_together(ranks: Ranks, store_path: Path, num_slices: int) -> None:
-    plain = DataConfig(size=32, batch_size=2, neighbours=True)
+    plain = DataConfig(size=32, batch_size=2, neighbours=1)
     for shuffle in (True, False):
         batches = []
         store = CountingStore(store_path)

@@ -85,7 +85,7 @@ def test_host_memory_keeps_the_slices_of_all_ranks(
 def test_neighbours_are_kept_too_and_each_slice_once(
     tiny_store: Store, kept: list[list[int]]
 ) -> None:
-    make(tiny_store, cache="host", shuffle=False, neighbours=True)
+    make(tiny_store, cache="host", shuffle=False, neighbours=1)
     # 6 and 7 are in different series, and so are 11 and 12.
     assert kept == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15]]
 

@@ -55,7 +55,7 @@ def test_override_takes_the_lines_that_describe_prints() -> None:
         ("batchsize=8", r"did you mean data\.batch_size\?"),
         ("colour=red", "no such setting; `ichfast recipes NAME` prints all"),
         ("train.phases.0.lr=NaN", "train.phases.0.lr: expected float, found 'NaN'"),
-        ("data.neighbours=yes", "expected bool, found 'yes'"),
+        ("data.neighbours=yes", "expected int, found 'yes'"),
         ("train.phases.0.betas=0.9", r"expected tuple\[float, float\], found '0.9'"),
         ("train.epochs=many", "train.epochs: expected int .*, found 'many'"),
         ("train.epochs=1.5", "expected int"),

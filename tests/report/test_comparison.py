@@ -27,7 +27,9 @@ def rows(tiny_store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     """The published experiments, a run, and a run without a finished epoch."""
     folder = tmp_path_factory.mktemp("runs")
     finished = write_run(folder / "mine", tiny_store_path)
-    begun = write_run(folder / "begun", tiny_store_path, "folds.kind=slice")
+    begun = write_run(
+        folder / "begun", tiny_store_path, "folds.kind=slice", "data.neighbours=1"
+    )
     (begun / METRICS).unlink()
     return compare_runs([finished, begun])
 
@@ -54,6 +56,8 @@ def test_a_run_shows_its_best_epoch(rows: list[Row]) -> None:
     assert mine.images_per_s == 10.5
     assert mine.leaderboard is None
     assert "brain+subdural+bone" in mine.addition
+    assert "slices" not in mine.addition
+    assert "3 slices" in rows[-1].addition
     assert (begun.valid_loss, begun.epochs, begun.folds) == (None, 0, "slice")
 
 

@@ -43,6 +43,7 @@ def test_the_caption_lists_the_parameters() -> None:
     assert "light" in caption(max_lighting=0.2, lighting_probability=1.0)
     assert "HU" in caption(window_jitter=(7.0, 15.0))
     assert "holes of" in caption(cutout_probability=1.0)
+    assert caption(depth_flip_probability=1.0).endswith("\nabove and below swapped")
 
 
 @pytest.mark.slow

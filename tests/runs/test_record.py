@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ import torch
 
 from ichfast.errors import CheckpointError, IchfastError, RecipeError
 from ichfast.report.comparison import compare_runs
-from ichfast.runs.record import RECORD, first_change, read_record, trained_settings
+from ichfast.runs.record import (
+    RECORD,
+    first_change,
+    read_record,
+    trained_settings,
+    write_record,
+)
 from ichfast.runs.run import train_run
 from ichfast.runs.trained import open_run
 from ichfast.system.checksums import FIELD, with_checksum
 from ichfast.training.checkpoint import BEST
+from tests.evaluation.planted import calibration_of, plant
 from tests.runs.trainedruns import tiny_recipe, write_run
 
 Document = dict[str, Any]
@@ -190,6 +198,26 @@ def test_a_record_from_before_slices_were_checked_checks_them(
     assert open_run(run).record.recipe.data.check == "first"
 
 
+def test_neighbours_that_an_earlier_version_switched_on_are_one_on_each_side(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    now = trained_settings(read_record(run_dir))
+    for was, count in ((False, 0), (True, 1)):
+        run = Path(shutil.copytree(run_dir, tmp_path / f"run-{count}"))
+        edit(
+            run,
+            lambda record, was=was: record["recipe"]["data"].update(neighbours=was),
+            renews_checksum=True,
+        )
+        former = now.replace("neighbours = 0", f"neighbours = {str(was).lower()}")
+        assert former != now
+        assert read_record(run, settings=former).recipe.data.neighbours == count
+        with pytest.raises(
+            RecipeError, match=f"trained was .*neighbours = {1 - count}"
+        ):
+            read_record(run, settings=now.replace("rs = 0", f"rs = {1 - count}"))
+
+
 def test_a_run_from_before_square_pixels_shows_them_as_they_came(
     run_dir: Path, tmp_path: Path
 ) -> None:
@@ -203,3 +231,53 @@ def test_a_run_from_before_square_pixels_shows_them_as_they_came(
     assert read_record(run_dir).recipe.data.square_pixels
     with pytest.raises(RecipeError, match=r"square_pixels = false, but trained was"):
         open_run(run)  # the checkpoint tells that this one was edited
+
+
+def test_a_calibration_is_kept_beside_what_was_trained(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    before = read_record(run)
+    assert before.calibration is None
+    calibration = calibration_of(plant(10))
+    write_record(run, replace(before, calibration=calibration))
+    assert open_run(run).record.calibration == calibration  # best.pt has none
+    edit(run, lambda record: record.pop("calibration"), renews_checksum=False)
+    with pytest.raises(RecipeError, match="its checksum is wrong"):
+        read_record(run)
+    edit(run, lambda _: None, renews_checksum=True)
+    assert open_run(run).record == before  # as a record from before calibrations
+
+
+def test_a_calibration_that_is_none_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    write_record(run, replace(read_record(run), calibration=calibration_of(plant(10))))
+    edit(
+        run,
+        lambda record: record["calibration"]["classes"][2].update(temperature=0),
+        renews_checksum=True,
+    )
+    with pytest.raises(RecipeError, match=r"is from 0\.001 to 1000, got 0"):
+        read_record(run)
+
+
+@pytest.mark.slow
+def test_training_that_goes_on_drops_the_calibration_of_the_former_weights(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    def train(*, resume: bool) -> None:
+        train_run(
+            tiny_store_path,
+            tiny_recipe("train.epochs=1", "model.pretrained=no"),
+            run,
+            device=torch.device("cpu"),
+            resume=resume,
+            limit=16,
+        )
+
+    train(resume=False)
+    write_record(run, replace(read_record(run), calibration=calibration_of(plant(10))))
+    train(resume=True)
+    assert read_record(run).calibration is None

@@ -187,7 +187,7 @@ def test_normalization_by_the_data_gives_mean_0_and_deviation_1(
         assert abs(float(images[:, channel].std()) - 1) < 1e-3
 
 
-def test_normalization_by_imagenet_fits_three_channels_and_one(
+def test_normalization_by_imagenet_fits_any_number_of_windows(
     tiny_store: Store,
 ) -> None:
     three = DataConfig(windows=("brain", "bone", "soft"), normalize="imagenet")
@@ -195,6 +195,8 @@ def test_normalization_by_imagenet_fits_three_channels_and_one(
     slices_N = np.arange(3)
     assert measure_normalization(tiny_store, slices_N, three) == IMAGENET
     assert measure_normalization(tiny_store, slices_N, one) == IMAGENET_GREY
+    two = replace(three, windows=("brain", "bone"))
+    assert measure_normalization(tiny_store, slices_N, two).std == (0.226, 0.226)
 
 
 @pytest.mark.slow

@@ -1,0 +1,397 @@
+"""The features folder: pooled features and logits of every slice of a store.
+
+    features.json   `FeaturesHeader`; written last: without it, features are unfinished
+    features.npy    (N, D) float16, the backbone's pooled features, in store order
+    logits.npy      (N, K) float32, the backbone's logits
+    run.npy         (N,) int8, number of the run that computed the row; -1 for none
+    begun.json      the header of unfinished features, without checksums
+
+1. Features of one run have every slice of the store, those that the run trained on too.
+   Features of several runs, trained on different folds of the store, have each slice by
+   the run whose validation fold it is in; the others have none.
+2. They belong to one store and to one state of each run: the header has the digest of
+   the store, and of each run's best.pt.
+3. A reader checks the header, and type, shape, size and checksum of each array. Arrays
+   are memory-mapped.
+
+Shape letters: N slices of the store, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ichfast.errors import IchfastError, PredictionError, first_line
+from ichfast.labels import CLASSES
+from ichfast.recipes.settings import from_dict, to_dict
+from ichfast.store.store import Store
+from ichfast.system.checksums import FIELD, check_document, with_checksum
+from ichfast.system.files import (
+    atomic_path,
+    file_crc32c,
+    make_folder,
+    remove_file,
+    remove_leftovers,
+    write_text_atomically,
+)
+
+FORMAT_VERSION = 1
+
+HEADER = "features.json"
+"""File of a features folder's header."""
+
+FEATURES, LOGITS, RUN = "features.npy", "logits.npy", "run.npy"
+ARRAYS = (FEATURES, LOGITS, RUN)
+"""Files of the arrays."""
+
+BEGUN = "begun.json"
+"""File that tells what unfinished features are of."""
+
+MAX_HEADER_BYTES = 2**20
+"""Upper limit of the size of a `HEADER`, bytes."""
+
+MAX_RUNS = 100
+"""Upper limit of the number of runs; a store has at most 100 folds."""
+
+_AGAIN = "make the features again with `ichfast features`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeaturesRun:
+    """A run that has computed features."""
+
+    name: str
+
+    path: str
+    """Absolute path of the run's folder."""
+
+    digest: str
+    """Hex SHA-256 of its best.pt."""
+
+    arch: str
+    size: int
+    """Side of the images, pixels."""
+
+    windows: tuple[str, ...]
+    num_channels: int
+    fold: int
+    """The fold on which the run was not trained."""
+
+    @property
+    def images(self) -> tuple[object, ...]:
+        """What the runs of a features folder have in common."""
+        return self.arch, self.size, self.windows, self.num_channels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeaturesHeader:
+    """The content of `features.json`."""
+
+    format: int = FORMAT_VERSION
+    runs: tuple[FeaturesRun, ...]
+    store: str
+    """Absolute path of the store's folder."""
+
+    store_digest: str
+    """Identifies the store (`StoreHeader.digest`)."""
+
+    num_slices: int
+    """N."""
+
+    num_features: int
+    """D."""
+
+    checksums: dict[str, int] = field(default_factory=dict)
+    """CRC-32C of each array's file, by name; set by `FeaturesWriter`."""
+
+    def to_json(self) -> str:
+        """Format as JSON, with the checksum as the last field."""
+        return with_checksum(to_dict(self))
+
+    def arrays(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Type and shape of each array, by file."""
+        return {
+            FEATURES: (np.dtype("<f2"), (self.num_slices, self.num_features)),
+            LOGITS: (np.dtype("<f4"), (self.num_slices, len(CLASSES))),
+            RUN: (np.dtype("i1"), (self.num_slices,)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """A features folder, opened for reading."""
+
+    path: Path
+    header: FeaturesHeader
+    features_ND: npt.NDArray[np.float16]
+    logits_NK: npt.NDArray[np.float32]
+    run_N: npt.NDArray[np.int8]
+
+    @classmethod
+    def open(cls, folder: Path) -> Features:
+        """Open a features folder, and check all of it.
+
+        Raises:
+            PredictionError: there are no features, or they are damaged or unfinished.
+        """
+        header = read_features_header(folder)
+        arrays = {name: _checked_array(folder / name, header) for name in ARRAYS}
+        run_N, logits_NK = arrays[RUN], arrays[LOGITS]
+        if not ((run_N >= -1) & (run_N < len(header.runs))).all():
+            raise _damaged(folder / RUN, "it names runs that the header does not have")
+        if not np.isfinite(logits_NK[run_N >= 0]).all():
+            raise _damaged(folder / LOGITS, "it holds logits that are not finite")
+        return cls(
+            path=folder,
+            header=header,
+            features_ND=arrays[FEATURES],
+            logits_NK=logits_NK,
+            run_N=run_N,
+        )
+
+    def check_store(self, store: Store) -> None:
+        """Refuse features of another store.
+
+        Raises:
+            PredictionError: they are of another store, or of this one before an append.
+        """
+        wanted = store.header.digest, len(store)
+        if (self.header.store_digest, self.header.num_slices) != wanted:
+            raise PredictionError(
+                f"{self.path} has the features of another store than {store.path}, or "
+                f"of this one before slices were appended; {_AGAIN}, or name the "
+                "store they are of with --store"
+            )
+
+
+class FeaturesWriter:
+    """Fills the arrays of a features folder by parts.
+
+    The arrays are files of their final size from the start, mapped into memory. A row
+    without a run (`run_N` is -1) is not written yet. After a kill or a loss of power,
+    a row with a run is complete, and a new writer continues what it finds.
+
+    Args:
+        folder: made if it is missing. The caller makes sure that no other process
+            makes it at the same time.
+        header: complete except for the checksums.
+
+    Raises:
+        PredictionError: the folder holds finished features or some that were begun
+            with another header, it cannot be written, or the runs see different images.
+    """
+
+    def __init__(self, folder: Path, header: FeaturesHeader) -> None:
+        if problem := _contradiction(header):
+            raise PredictionError(f"cannot write features to {folder}: {problem}")
+        if (folder / HEADER).exists():
+            raise PredictionError(
+                f"{folder} holds features already; name another folder, or delete it"
+            )
+        self.folder, self.header = folder, header
+        with self._explaining():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            for name in (HEADER, BEGUN, *ARRAYS):
+                remove_leftovers(folder / name)
+            self._begin()
+            self.features_ND, self.logits_NK, self.run_N = map(self._map, ARRAYS)
+
+    def _begin(self) -> None:
+        path, text = self.folder / BEGUN, self.header.to_json()
+        if not path.exists():
+            write_text_atomically(path, text)
+        elif path.read_text("utf-8", "replace") != text:
+            raise PredictionError(
+                f"{self.folder} holds unfinished features of other runs or of another "
+                "store; name another folder, or delete it"
+            )
+
+    def _map(self, name: str) -> np.memmap[Any, Any]:
+        dtype, shape = self.header.arrays()[name]
+        path = self.folder / name
+        try:
+            return _map_array(path, dtype, shape, mode="r+")
+        except (FileNotFoundError, ValueError, RecursionError):
+            with atomic_path(path) as temporary:
+                new = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+                # A full disk is an error here, and would kill the process later.
+                with temporary.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+                if name == RUN:
+                    new[:] = -1
+                new.flush()
+        return _map_array(path, dtype, shape, mode="r+")
+
+    def write(
+        self,
+        rows_M: npt.NDArray[np.int64],
+        *,
+        features_MD: npt.NDArray[np.floating],
+        logits_MK: npt.NDArray[np.floating],
+        run: int,
+    ) -> None:
+        """Write some rows, which are on the disk afterwards.
+
+        Args:
+            rows_M: store positions.
+            features_MD: finite features; rounded to float16.
+            logits_MK: finite logits.
+            run: number of the run that computed them.
+
+        Raises:
+            PredictionError: they cannot be written, or are not finite as float16.
+        """
+        half_MD = features_MD.astype(np.float16)
+        if not (np.isfinite(half_MD).all() and np.isfinite(logits_MK).all()):
+            raise PredictionError(
+                f"{self.header.runs[run].path} computes features or logits that are "
+                "not finite, or above 65,504; train it again"
+            )
+        with self._explaining():
+            self.features_ND[rows_M] = half_MD
+            self.logits_NK[rows_M] = logits_MK
+            self.features_ND.flush()
+            self.logits_NK.flush()
+            self.run_N[rows_M] = run
+            self.run_N.flush()
+
+    def finish(self) -> FeaturesHeader:
+        """Compute the checksums and write the header, which ends the work.
+
+        Returns:
+            The header as written.
+
+        Raises:
+            PredictionError: it cannot be written.
+        """
+        with self._explaining():
+            checksums = {name: file_crc32c(self.folder / name) for name in ARRAYS}
+            header = replace(self.header, checksums=checksums)
+            write_text_atomically(self.folder / HEADER, header.to_json())
+            remove_file(self.folder / BEGUN)
+        return header
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PredictionError(
+                f"cannot write features to {self.folder}: {error.strerror}; make room, "
+                "or name another folder"
+            ) from error
+
+
+def read_features_header(folder: Path) -> FeaturesHeader:
+    """Read and check the header of a features folder.
+
+    Raises:
+        PredictionError: there are no features, or the header is damaged.
+    """
+    path = folder / HEADER
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
+        if path.exists() and path.stat().st_size > MAX_HEADER_BYTES:
+            raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+        content = path.read_bytes()
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ValueError(f"expected fields, found {found!r:.40}")
+        check_document(content, found)
+        if found.get("format") != FORMAT_VERSION:
+            raise PredictionError(
+                f"{folder} has features of format {found.get('format')!r:.20}, this "
+                f"ichfast reads {FORMAT_VERSION}; {_AGAIN}"
+            )
+        found.pop(FIELD)
+        header = from_dict(FeaturesHeader, found)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PredictionError(
+            f"{folder} has no finished features (no {HEADER}); run `ichfast features "
+            f"RUN {folder}`, which continues what it has begun"
+        ) from error
+    except PredictionError:
+        raise
+    except (OSError, ValueError, RecursionError, IchfastError) as error:
+        raise _damaged(path, first_line(error)) from error
+    if problem := _contradiction(header):
+        raise _damaged(path, problem)
+    return header
+
+
+def _contradiction(header: FeaturesHeader) -> str:
+    """A value that a header cannot have; empty if there is none."""
+    if not 1 <= len(header.runs) <= MAX_RUNS:
+        return f"it has {len(header.runs)} runs, expected 1 to {MAX_RUNS}"
+    if min(header.num_slices, header.num_features) < 1:
+        return "it has no slices or no features"
+    images = {run.images for run in header.runs}
+    if len(images) > 1:
+        shown = ", ".join(
+            f"{run.name} is {run.arch} at {run.size} with {', '.join(run.windows)}"
+            for run in header.runs
+        )
+        return (
+            f"the runs of one folder have one arch, size and windows: {shown}; make a "
+            "folder for each"
+        )
+    if len({run.fold for run in header.runs}) < len(header.runs):
+        return "two of its runs have the same fold; name the run of each fold once"
+    return ""
+
+
+def _checked_array(path: Path, header: FeaturesHeader) -> npt.NDArray[Any]:
+    dtype, shape = header.arrays()[path.name]
+    try:
+        crc32c = file_crc32c(path)
+        array = _map_array(path, dtype, shape, mode="r")
+    except OSError as error:
+        raise _damaged(path, str(error.strerror)) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, first_line(error)) from error
+    if crc32c != header.checksums.get(path.name):
+        raise _damaged(path, "its checksum is wrong")
+    return array
+
+
+def _map_array(
+    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], *, mode: str
+) -> np.memmap[Any, Any]:
+    """Map the file of an array that is exactly of this kind.
+
+    Raises:
+        OSError: no such file, or it cannot be opened.
+        ValueError: it holds another kind of array, or more or less than it.
+    """
+    if not path.is_file():
+        # Opening a pipe would wait for a writer.
+        raise FileNotFoundError(errno.ENOENT, "no such file, or not a regular one")
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it is no .npy file of version 1.0")
+        found = np.lib.format.read_array_header_1_0(file)
+        offset = file.tell()
+    if found != (shape, False, dtype):
+        raise ValueError(
+            f"it is an array of {found[2]}, shape {found[0]}; expected {dtype}, {shape}"
+        )
+    expected = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if path.stat().st_size != expected:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes, expected {expected:,}")
+    return np.memmap(path, dtype, "r+" if mode == "r+" else "r", offset, shape)
+
+
+def _damaged(path: Path, reason: str) -> PredictionError:
+    return PredictionError(f"{path} is damaged: {reason}; {_AGAIN}")
