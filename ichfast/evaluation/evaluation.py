@@ -159,7 +159,7 @@ class Evaluation:
     def warning_of(self, level: str) -> str:
         """Why the figures of a level say little; empty where they do not.
 
-        Slices are never too few: a level of few slices has few series.
+        Slices have no warning: where they are few, so are their series.
         """
         name, count = self.levels[level].fewest_negatives
         if level == "slice" or count >= MIN_NEGATIVES:
