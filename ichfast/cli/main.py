@@ -75,9 +75,9 @@ def cli(debug: bool) -> None:
 for _command in (
     doctor.doctor,
     *(store.prepare, store.inspect, train.preview, train.train),
-    *(predict.predict, predict.evaluate, calibrate.calibrate),
-    *(predict.submit, predict.report),
-    *(predict.compare, predict.export, store.verify, store.pack, store.unpack),
+    *(predict.predict, predict.features, predict.evaluate, calibrate.calibrate),
+    *(predict.submit, predict.report, predict.compare, predict.export),
+    *(store.verify, store.pack, store.unpack),
     *(store.synth, demo.demo, train.recipes),
 ):
     cli.add_command(_command)

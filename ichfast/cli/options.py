@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ichfast.system.terminal import printable_lines
+
+if TYPE_CHECKING:
+    from ichfast.system.ranks import Ranks
 
 
 class OutputFile(click.Path):
@@ -100,6 +105,23 @@ CACHE = click.option(
     help="Keep slices in host or GPU memory after the first read; those of a packed "
     "store stay packed, in about a quarter of the memory.  [default: none]",
 )
+
+
+@contextmanager
+def joined_ranks(device: str) -> Iterator[Ranks]:
+    """Join the other ranks of a command that goes on when it is typed again.
+
+    Only the first rank prints more than errors.
+
+    Args:
+        device: as `DEVICE` takes it.
+    """
+    from ichfast.system.ranks import join_ranks  # loads torch
+
+    with join_ranks(device, advice="the same command goes on") as ranks:
+        if not ranks.writes:
+            logging.getLogger().setLevel(logging.ERROR)
+        yield ranks
 
 
 def print_status(text: str) -> None:

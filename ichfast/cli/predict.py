@@ -1,4 +1,4 @@
-"""The commands after training: predict, evaluate, submit, report, compare, export.
+"""The commands after training: predict, features, evaluate, submit, report and so on.
 
 `evaluate` and `submit` take a predictions file, the others take runs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,13 +19,26 @@ from ichfast.cli.options import (
     LIMIT,
     ONLY,
     OutputFile,
+    joined_ranks,
     number_or,
     print_result,
     print_status,
 )
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
+)
+
+
+BATCH_SIZE = click.option(
+    "--batch-size",
+    metavar="auto|N",
+    callback=number_or("auto", minimum=1),
+    default="auto",
+    help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
 )
 
 
@@ -74,13 +87,7 @@ RUNS = click.argument(
 @click.option(
     "--smooth", is_flag=True, help="Average each slice with the slices next to it."
 )
-@click.option(
-    "--batch-size",
-    metavar="auto|N",
-    callback=number_or("auto", minimum=1),
-    default="auto",
-    help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
-)
+@BATCH_SIZE
 @CACHE
 @ACCEPT
 @ONLY
@@ -103,14 +110,15 @@ def predict(
     limit: int | None,
     device: str,
 ) -> None:
-    """Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
+    r"""Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
 
     By default the slices are those of RUN's validation fold, in the store it was
     trained on. With --store they are all slices of that store, with --dicom every
     axial CT slice in a folder, file, archive or URL.
 
     Several RUNs are an ensemble: a slice gets the average of the runs that predict
-    it. The runs of all folds together predict their store out of fold.
+    it, and OUT shows how much they differ. They may see other sizes and windows. The
+    runs of all folds together predict their store out of fold.
 
     Each pass of --tta reads all slices again, unless --cache keeps them.
 
@@ -118,14 +126,23 @@ def predict(
     they are known, and how many series and slices it has. `evaluate`, `submit` and
     `report` take slices.
 
+    What is computed is kept in a hidden folder next to OUT (for p.csv: .p.csv.work)
+    until OUT is written. After a kill the same command goes on with it. A command with
+    other RUNs or options is refused while it is there: remove it to begin anew.
+
+    \b
+    On several GPUs, with OUT in a folder that all machines share:
+      torchrun --nproc-per-node gpu -m ichfast predict RUN OUT
+
     --dicom decodes the slices into a temporary store (in TMPDIR, 0.7 MB a slice),
-    which is removed at the end. Slice, series and study ids stay as they are in the
-    files, so that a probability can be traced to its file. Files that are no slices or
-    cannot be read are listed with the reason in OUT.rejected.csv.
+    which is removed at the end; after a kill it starts again, and it takes one process.
+    Slice, series and study ids stay as they are in the files, so that a probability
+    can be traced to its file. Files that are no slices or cannot be read are listed
+    with the reason in OUT.rejected.csv.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.evaluation.study_table import join_slices
-    from ichfast.predict.ensemble import PredictConfig, predict_runs
+    from ichfast.predict.ensemble import PredictConfig, kept_predictions
     from ichfast.predict.from_dicom import predict_dicom
     from ichfast.prepare.rejected import rejected_path
     from ichfast.runs.device import choose_device
@@ -146,33 +163,93 @@ def predict(
         only=only,
         limit=limit,
     )
-    result: dict[str, Any] = {"predictions": str(out)}
-    if sources:
-        found = predict_dicom(
+
+    def finish(table: pd.DataFrame, found: dict[str, Any]) -> None:
+        rows = table if level == "slice" else join_slices(table, level)
+        write_predictions(out, rows)
+        print_result(
+            {"predictions": str(out), **found, "slices": len(table)}
+            | {"level": level, "rows": len(rows), "runs": len(runs)}
+            | {"tta": tta, "average": average, "smooth": smooth}
+        )
+
+    with joined_ranks(device) as ranks:
+        if sources:
+            if ranks.world_size > 1:
+                raise click.UsageError(
+                    "--dicom takes one process; for several, make a store with "
+                    "`ichfast prepare` and predict it with --store"
+                )
+            found = predict_dicom(
+                runs,
+                sources,
+                device=choose_device(device),
+                config=config,
+                workers=len(os.sched_getaffinity(0)),
+                rejected_file=rejected_path(out),
+                keep_ids=keep_ids,
+                accept=accept,
+            )
+            if found.is_listed:
+                print_status(f"{rejected_path(out)} lists the files that were left out")
+            finish(found.table, {"rejected": dict(found.rejected)})
+            return
+        with kept_predictions(
             runs,
-            sources,
+            out,
             device=choose_device(device),
+            ranks=ranks,
+            store_path=store,
             config=config,
-            workers=len(os.sched_getaffinity(0)),
-            rejected_file=rejected_path(out),
-            keep_ids=keep_ids,
-            accept=accept,
+        ) as table:
+            if table is not None:
+                finish(table, {})
+
+
+@click.command()
+@RUNS
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Take the slices of this store.  [default: the one that RUN was trained on]",
+)
+@BATCH_SIZE
+@DEVICE
+def features(
+    runs: tuple[Path, ...],
+    out: Path,
+    store: Path | None,
+    batch_size: int | str,
+    device: str,
+) -> None:
+    r"""Compute the pooled features and logits of every slice, for a series head.
+
+    OUT is a folder. With one RUN it has all slices of the store, also those that RUN
+    was trained on. Several RUNs, trained on different folds of the store, each
+    compute the series of their validation fold.
+
+    What is computed is kept in a hidden folder next to OUT until OUT is written. After
+    a kill the same command goes on with it.
+
+    \b
+    On several GPUs, with OUT in a folder that all machines share:
+      torchrun --nproc-per-node gpu -m ichfast features RUN OUT
+    """
+    from ichfast.predict.extract import extract_features
+    from ichfast.runs.device import choose_device
+
+    with joined_ranks(device) as ranks:
+        report = extract_features(
+            runs,
+            out,
+            device=choose_device(device),
+            ranks=ranks,
+            store_path=store,
+            batch_size=None if isinstance(batch_size, str) else batch_size,
         )
-        if found.is_listed:
-            print_status(f"{rejected_path(out)} lists the files that were left out")
-        table = found.table
-        result["rejected"] = dict(found.rejected)
-    else:
-        table = predict_runs(
-            runs, device=choose_device(device), store_path=store, config=config
-        )
-    rows = table if level == "slice" else join_slices(table, level)
-    write_predictions(out, rows)
-    print_result(
-        {**result, "slices": len(table), "level": level, "rows": len(rows)}
-        | {"runs": len(runs), "tta": tta}
-        | {"average": average, "smooth": smooth}
-    )
+    if report is not None:
+        print_result(asdict(report))
 
 
 @click.command()

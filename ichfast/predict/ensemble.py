@@ -1,49 +1,54 @@
 """Prediction of a store with one or more trained runs.
 
-1. On the store it was trained on, a run predicts the slices of its validation fold,
-   which it has not seen. On that store after an append it predicts the slices of all
-   patients on whom its weights were not trained. On any other store it predicts all.
-2. A slice gets the average over the runs that predict it. So the runs of all folds
-   predict their store out of fold, and any other store as an ensemble.
-3. The passes of test-time augmentation are averaged first, then the runs; smoothing
-   over z comes last.
-4. For each slice the table names the runs that predicted it, and tells whether one of
+1. A slice gets the average over the runs that predict it (`ichfast.predict.coverage`).
+   So the runs of all folds predict their store out of fold, and any other store as an
+   ensemble. They may differ in size, windows and arch.
+2. The passes of test-time augmentation are averaged first, then each run's calibration
+   is applied, then the runs are averaged; smoothing over z comes last.
+3. For each slice the table names the runs that predicted it, and tells whether one of
    them, or a run from whose weights it started, was trained on its patient.
+4. Where a slice is predicted by several runs, the table shows how much they differ.
+5. The logits of networks are kept in a journal (`ichfast.predict.journal`) until the
+   table is written. A network that several runs share computes them once.
 
-Shape letters: N slices of the store, M slices that a run predicts, K classes.
+Shape letters: N slices of the store, M slices that a run predicts, P predicted slices,
+K classes.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch import nn
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.logits import Floats, logit, sigmoid
-from ichfast.evaluation.predictions import COLUMNS, LABEL_COLUMNS
+from ichfast.evaluation.predictions import (
+    ALL_COLUMNS,
+    ENTROPY_COLUMNS,
+    LABEL_COLUMNS,
+    STD_COLUMNS,
+)
 from ichfast.labels import CLASSES
-from ichfast.loading.id_files import read_id_file
-from ichfast.loading.loader import make_loader
-from ichfast.loading.splits import ID_FILES, in_run_folder, split_slices
-from ichfast.models.precision import choose_amp
-from ichfast.recipes.recipe import Recipe
-from ichfast.recipes.resolve import fitting_batch_size
-from ichfast.runs.device import largest_batch_on_gpu
+from ichfast.predict.coverage import Coverage, common_store, cover
+from ichfast.predict.journal import Journal, journal_folder
+from ichfast.predict.networks import ComputeConfig, NetworkTask, compute
 from ichfast.runs.trained import TrainedRun, open_ensemble
 from ichfast.series.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.store.tables import BAG_LABELS
-from ichfast.training.inference import mix_passes, predict_logits, tta_passes
+from ichfast.system.locks import temporary_folder
+from ichfast.system.ranks import Ranks
+from ichfast.training.inference import mix_passes
 
-logger = logging.getLogger(__name__)
+PREFIX = "ichfast-predict-"
+"""Beginning of the names of journals in TMPDIR, of tables that no command writes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +63,9 @@ class PredictConfig:
 
     smooth: bool = False
     """Average each slice with its neighbours in its series."""
+
+    calibrate: bool = True
+    """Apply the calibration of each run that has one."""
 
     batch_size: int | None = None
     """Slices at a time; None: as many as fit on a GPU, or the recipe's on a CPU."""
@@ -78,6 +86,11 @@ class PredictConfig:
             raise PredictionError(
                 f"runs are averaged as probs or as logits, got {self.average!r}"
             )
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """What networks need of it."""
+        return ComputeConfig(tta=self.tta, batch_size=self.batch_size, cache=self.cache)
 
 
 DEFAULT = PredictConfig()
@@ -114,19 +127,8 @@ def predict_runs(
         True
     """
     runs = open_ensemble(paths)
-    with Store(store_path or _common_store(runs)) as store:
+    with Store(store_path or common_store(runs)) as store:
         return predict_store(runs, store, device=device, config=config)
-
-
-def _common_store(runs: Sequence[TrainedRun]) -> Path:
-    stores = {run.find_store().resolve(): run for run in runs}
-    if len(stores) > 1:
-        shown = ", ".join(f"{run.path} on {store}" for store, run in stores.items())
-        raise PredictionError(
-            f"the runs trained on different stores ({shown}); "
-            "name the one to predict with --store"
-        )
-    return next(iter(stores))
 
 
 def predict_store(
@@ -139,7 +141,7 @@ def predict_store(
     """Predict an open store with one or more opened runs.
 
     Args:
-        runs: runs that can be averaged, as `open_ensemble` returns them.
+        runs: as `open_ensemble` returns them.
         store: the store to predict.
         device: where to compute.
         config: test-time augmentation, averaging, smoothing, batch size and so on.
@@ -150,173 +152,144 @@ def predict_store(
     Raises:
         IchfastError: no valid checkpoint, or settings that do not fit the store.
     """
-    is_listed_N = np.ones(len(store), dtype=np.bool_)
-    if config.only is not None:
-        listed = read_id_file(config.only, store, has_folds=False)
-        is_listed_N = listed.position_N(store) >= 0
-    predictions = [
-        _predict_run(run, store, is_listed_N, device, config) for run in runs
-    ]
-    positions_N, probs_NK = average(
-        [(each.positions_M, each.probs_MK) for each in predictions], how=config.average
-    )
-    if config.smooth:
-        series_N = store.table["series"].to_numpy(dtype=object)[positions_N]
-        probs_NK = smooth_over_z(probs_NK, series_N, positions_N)
-    rows = store.table.iloc[positions_N]
-    keys = ["slice_id", "series", "study", "patient", "position_mm"]
-    table = rows[keys].reset_index(drop=True)
-    table["fold"] = _fold_N(predictions, len(store))[positions_N]
-    table["run"] = _names_N(predictions, len(store))[positions_N]
-    table["trained_on"] = _trained_on_N(predictions, len(store))[positions_N]
-    table[list(CLASSES)] = probs_NK
-    labels = rows.reset_index(drop=True)
-    table[list(LABEL_COLUMNS)] = labels[list(CLASSES)]
-    bags = [
-        name
-        for names in BAG_LABELS.values()
-        if store.table[list(names)].notna().any(axis=None)
-        for name in names
-    ]
-    table[bags] = labels[bags]
-    return table[[*COLUMNS, *bags]]
+    ensemble = _Ensemble(runs, store, config)
+    with (
+        temporary_folder(PREFIX) as folder,
+        ensemble.computed(folder / "journal", device, Ranks()) as journal,
+    ):
+        return ensemble.table(journal)
 
 
-@dataclass(frozen=True, slots=True)
-class _RunPredictions:
-    """The predictions of one run for a store."""
-
-    name: str
-    positions_M: npt.NDArray[np.int64]
-    fold_M: npt.NDArray[np.int8]
-    trained_on_M: Floats
-    """1 or 0; NaN where it is not known."""
-    probs_MK: Floats
-
-
-def _predict_run(
-    run: TrainedRun,
-    store: Store,
-    is_listed_N: npt.NDArray[np.bool_],
+@contextmanager
+def kept_predictions(
+    paths: Sequence[Path],
+    out: Path,
+    *,
     device: torch.device,
-    config: PredictConfig,
-) -> _RunPredictions:
-    trained_N = _trained_N(run, store)
-    positions_M, fold_N = _slices_to_predict(run, store, trained_N)
-    positions_M = positions_M[is_listed_N[positions_M]]
-    if not positions_M.size:
-        raise PredictionError(
-            f"{config.only} has none of the slices that {run.path} predicts; name a "
-            "store with --store to predict all of it"
-        )
-    if config.limit is not None and config.limit < len(positions_M):
-        spread = np.linspace(0, len(positions_M) - 1, config.limit).astype(int)
-        positions_M = positions_M[spread]
-    return _RunPredictions(
-        name=run.name,
-        positions_M=positions_M,
-        fold_M=fold_N[positions_M],
-        trained_on_M=trained_N[positions_M],
-        probs_MK=_predict(run, store, positions_M, device, config),
-    )
+    ranks: Ranks,
+    store_path: Path | None = None,
+    config: PredictConfig = DEFAULT,
+) -> Iterator[pd.DataFrame | None]:
+    """Predict like `predict_runs`, with several ranks, going on after a kill.
+
+    What is computed is kept in a journal next to `out` until the block ends, in which
+    the table is to be written. The same call goes on with it.
+
+    Args:
+        paths: the runs' folders.
+        out: where the table will be; in a folder that all ranks see.
+        device: where to compute.
+        ranks: the processes that share the work; each calls this.
+        store_path: the store to predict; None: the one that the runs trained on.
+        config: test-time augmentation, averaging, smoothing, batch size and so on.
+
+    Yields:
+        The table, the same to the last bit for any number of ranks; None on ranks that
+        do not write.
+
+    Raises:
+        IchfastError: what `predict_runs` raises, or a journal that does not fit.
+    """
+    runs = open_ensemble(paths)
+    with Store(store_path or common_store(runs)) as store:
+        ensemble = _Ensemble(runs, store, config)
+        with ensemble.computed(journal_folder(out), device, ranks) as journal:
+            yield ensemble.table(journal) if ranks.writes else None
 
 
-def _trained_N(run: TrainedRun, store: Store) -> Floats:
-    """`TrainingPatients.trained_on_N`, with a warning where that is not known."""
-    trained_N = run.patients.trained_on_N(store)
-    num_unknown = int(np.isnan(trained_N).sum())
-    if num_unknown:
-        logger.warning(
-            "cannot tell for %d of %d slices whether %s was trained on their patients: "
-            "%s",
-            num_unknown,
-            len(store),
-            run.name,
-            "its store named patients in another way, or had a different key"
-            if run.patients.is_complete
-            else "it started from weights that do not name theirs",
-        )
-    return trained_N
+class _Ensemble:
+    """Runs that predict a store.
 
+    Args:
+        runs: one or more.
+        store: the store.
+        config: how it is predicted.
+    """
 
-def _slices_to_predict(
-    run: TrainedRun, store: Store, trained_N: Floats
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
-    """Return the positions to predict, and the fold of every slice of the store."""
-    if run.trained_on(store):
-        split = split_slices(store, in_run_folder(run.record.recipe.folds, run.path))
-        for setting, file in split.files.items():
-            if run.record.id_files.get(setting) != file.digest:
-                raise PredictionError(
-                    f"{run.path / ID_FILES[setting]} was edited; copy back the file as "
-                    "it was, or train again"
-                )
-        return split.valid_N, split.fold_N
-    positions_N = np.arange(len(store), dtype=np.int64)
-    if run.trained_before(store):
-        positions_N = positions_N[trained_N != 1]
-        if not positions_N.size:
-            raise PredictionError(
-                f"{run.path} was trained on every patient of {store.path}; append "
-                "other patients, or name another store with --store"
+    def __init__(
+        self, runs: Sequence[TrainedRun], store: Store, config: PredictConfig
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._coverages = [
+            cover(run, store, only=config.only, limit=config.limit) for run in runs
+        ]
+        digests = [each.run.digest for each in self._coverages]
+        self._task_numbers = [sorted(set(digests)).index(digest) for digest in digests]
+        """For each coverage, the task of its network."""
+
+        self._tasks = [
+            NetworkTask.join(
+                [
+                    NetworkTask(
+                        run=each.run, positions_M=each.positions_M, with_features=False
+                    )
+                    for each, found in zip(self._coverages, digests, strict=True)
+                    if found == digest
+                ]
             )
-    return positions_N, np.full(len(store), -1, dtype=np.int8)
+            for digest in sorted(set(digests))
+        ]
 
-
-def _predict(
-    run: TrainedRun,
-    store: Store,
-    positions_M: npt.NDArray[np.int64],
-    device: torch.device,
-    config: PredictConfig,
-) -> Floats:
-    """Return the probabilities of one run, shape (M, K), averaged over its passes."""
-    recipe = run.record.recipe
-    model = run.load_model(device)
-    batch_size = config.batch_size or _fitting_batch(model, recipe, device)
-    data = replace(
-        recipe.data, batch_size=min(batch_size, len(positions_M)), cache=config.cache
-    )
-    passes = tta_passes(config.tta, recipe.augment)
-    probs = []
-    with make_loader(
-        store,
-        positions_M,
-        data,
-        normalization=run.record.normalization,
-        augment=passes[0].augment,
-        seed=recipe.train.seed,
-        device=device.type,
-    ) as loader:
-        for number, tta_pass in enumerate(passes):
-            loader.set_augment(tta_pass.augment)
-            found_M, logits_MK, _ = predict_logits(
-                model,
-                loader,
-                choose_amp(recipe.train.amp, device),
-                epoch=number,
-                label=f"{run.name} pass {number + 1} of {len(passes)}",
-            )
-            assert np.array_equal(found_M, positions_M), "the loader changed the order"
-            probs.append(logits_MK.double().sigmoid().numpy())
-    probs_MK = mix_passes(passes, probs)
-    num_undefined = int(np.isnan(probs_MK).any(axis=1).sum())
-    if num_undefined:
-        raise PredictionError(
-            f"{run.path} predicts NaN for {num_undefined:,} of {len(probs_MK):,} "
-            "slices: its weights are damaged; train it again"
+    def computed(
+        self, folder: Path, device: torch.device, ranks: Ranks
+    ) -> AbstractContextManager[Journal]:
+        """Compute the rows of all networks; see `networks.compute`."""
+        return compute(
+            self._tasks,
+            self._store,
+            folder,
+            config=self._config.compute,
+            device=device,
+            ranks=ranks,
         )
-    return probs_MK
 
+    def table(self, journal: Journal) -> pd.DataFrame:
+        """Make the table of predictions from the rows of all networks."""
+        probs = [
+            self._probs_MK(each, number, journal)
+            for each, number in zip(self._coverages, self._task_numbers, strict=True)
+        ]
+        predictions = [
+            (each.positions_M, probs_MK)
+            for each, probs_MK in zip(self._coverages, probs, strict=True)
+        ]
+        positions_P, probs_PK = average(predictions, how=self._config.average)
+        if self._config.smooth:
+            series_P = self._store.table["series"].to_numpy(dtype=object)[positions_P]
+            probs_PK = smooth_over_z(probs_PK, series_P, positions_P)
+        rows = self._store.table.iloc[positions_P]
+        keys = ["slice_id", "series", "study", "patient", "position_mm"]
+        table = rows[keys].reset_index(drop=True)
+        num_slices = len(self._store)
+        table["fold"] = _fold_N(self._coverages, num_slices)[positions_P]
+        table["run"] = _names_N(self._coverages, num_slices)[positions_P]
+        table["trained_on"] = _trained_on_N(self._coverages, num_slices)[positions_P]
+        table[list(CLASSES)] = probs_PK
+        labels = rows.reset_index(drop=True)
+        table[list(LABEL_COLUMNS)] = labels[list(CLASSES)]
+        for names in map(list, BAG_LABELS.values()):
+            if self._store.table[names].notna().any(axis=None):
+                table[names] = labels[names]
+        std_PK = deviation(predictions)
+        if not np.isnan(std_PK).all():
+            table[list(STD_COLUMNS)] = std_PK
+            table[list(ENTROPY_COLUMNS)] = binary_entropy(probs_PK)
+        return table[[name for name in ALL_COLUMNS if name in table]]
 
-def _fitting_batch(model: nn.Module, recipe: Recipe, device: torch.device) -> int:
-    data = recipe.data
-    if device.type == "cuda":
-        shape = (data.num_channels, data.size, data.size)
-        return largest_batch_on_gpu(model, shape, choose_amp(recipe.train.amp, device))
-    return fitting_batch_size(
-        data.batch_size, made_for=data.size, size=data.size, device_type=device.type
-    )
+    def _probs_MK(self, coverage: Coverage, number: int, journal: Journal) -> Floats:
+        """The probabilities of one run, averaged over its passes and calibrated."""
+        rows_M = np.searchsorted(self._tasks[number].positions_M, coverage.positions_M)
+        passes = self._config.compute.passes(coverage.run)
+        probs = []
+        for pass_number in range(len(passes)):
+            logits_MK = journal.read(number, pass_number)["logits"][rows_M]
+            probs.append(torch.from_numpy(logits_MK).double().sigmoid().numpy())
+        probs_MK = mix_passes(passes, probs)
+        calibration = coverage.run.record.calibration
+        if self._config.calibrate and calibration is not None:
+            probs_MK = calibration.apply(probs_MK)
+        return probs_MK
 
 
 def average(
@@ -344,33 +317,59 @@ def average(
     return predicted_N, mean_NK if how == "probs" else sigmoid(mean_NK)
 
 
-def _fold_N(
-    predictions: Sequence[_RunPredictions], num_slices: int
-) -> npt.NDArray[np.int8]:
+def deviation(predictions: Sequence[tuple[npt.NDArray[np.int64], Floats]]) -> Floats:
+    """Standard deviation of the probabilities that several runs give a slice.
+
+    Args:
+        predictions: as for `average`.
+
+    Returns:
+        Shape (P, K), in the order of `average`; NaN for a slice of a single run. That
+        of two runs is half their difference.
+    """
+    predicted_P, mean_PK = average(predictions, how="probs")
+    sum_PK, count_P1 = np.zeros_like(mean_PK), np.zeros((len(mean_PK), 1))
+    for positions_M, probs_MK in predictions:
+        rows_M = np.searchsorted(predicted_P, positions_M)
+        sum_PK[rows_M] += (probs_MK - mean_PK[rows_M]) ** 2
+        count_P1[rows_M] += 1
+    std_PK: Floats = np.where(count_P1 > 1, np.sqrt(sum_PK / count_P1), np.nan)
+    return std_PK
+
+
+def binary_entropy(probs: Floats) -> Floats:
+    """Entropy of probabilities in [0, 1], any shape, in bits: 0 to 1."""
+    both = np.stack([probs, 1.0 - probs])
+    # A probability of 0 adds 0, the limit.
+    entropy: Floats = -(both * np.log2(np.where(both > 0, both, 1.0))).sum(axis=0)
+    return entropy
+
+
+def _fold_N(coverages: Sequence[Coverage], num_slices: int) -> npt.NDArray[np.int8]:
     fold_N = np.full(num_slices, -1, dtype=np.int8)
-    for each in predictions:
+    for each in coverages:
         fold_N[each.positions_M] = each.fold_M
     return fold_N
 
 
-def _names_N(
-    predictions: Sequence[_RunPredictions], num_slices: int
-) -> npt.NDArray[np.object_]:
-    names_N = np.full(num_slices, "", dtype=object)
-    for each in predictions:
-        before_M = names_N[each.positions_M]
-        names_N[each.positions_M] = np.where(
-            before_M == "", each.name, before_M + "+" + each.name
-        )
-    return names_N
+def _names_N(coverages: Sequence[Coverage], num_slices: int) -> npt.NDArray[np.object_]:
+    """Names of the runs of each slice, joined by +; few different texts."""
+    names, number_N = [""], np.zeros(num_slices, dtype=np.intp)
+    for each in coverages:
+        before, number_M = np.unique(number_N[each.positions_M], return_inverse=True)
+        number_N[each.positions_M] = len(names) + number_M
+        names += [
+            f"{names[k]}+{each.run.name}" if names[k] else each.run.name for k in before
+        ]
+    return np.array(names, dtype=object)[number_N]
 
 
 def _trained_on_N(
-    predictions: Sequence[_RunPredictions], num_slices: int
+    coverages: Sequence[Coverage], num_slices: int
 ) -> pd.arrays.BooleanArray:
     """True if any run trained on the patient, missing if that is not known."""
     is_true_N, is_unknown_N = np.zeros((2, num_slices), dtype=bool)
-    for each in predictions:
+    for each in coverages:
         is_true_N[each.positions_M] |= each.trained_on_M == 1
         is_unknown_N[each.positions_M] |= np.isnan(each.trained_on_M)
     return pd.arrays.BooleanArray(is_true_N, is_unknown_N & ~is_true_N)

@@ -105,10 +105,10 @@ def only_training(run_dir: Path, ranks: Ranks) -> Iterator[None]:
         except LockHeldError as error:
             raise TrainError(
                 f"{error.holder} is training in {run_dir}; wait for it to end or stop "
-                "it, or name another folder with --out"
+                "it, or name another folder"
             ) from error
         except OSError as error:
-            raise _cannot_write(run_dir, error) from error
+            raise cannot_write(run_dir, error) from error
         yield
 
 
@@ -132,13 +132,12 @@ def check_unused(run_dir: Path) -> None:
     """
     if has_last(run_dir):
         raise CheckpointError(
-            f"{run_dir} holds a run already; continue it with --resume, "
-            "or name another folder with --out"
+            f"{run_dir} holds a run already; continue it with --resume, or name "
+            "another folder"
         )
     if (run_dir / BEST).is_file():
         raise CheckpointError(
-            f"{run_dir} holds {BEST} of a run whose {LAST} is gone; name another "
-            "folder with --out"
+            f"{run_dir} holds {BEST} of a run whose {LAST} is gone; name another folder"
         )
 
 
@@ -163,13 +162,18 @@ def begin_folder(
             write_id_file(run_dir / ID_FILES[setting], content)
         write_record(run_dir, record)
     except OSError as error:
-        raise _cannot_write(run_dir, error) from error
+        raise cannot_write(run_dir, error) from error
 
 
-def _cannot_write(run_dir: Path, error: OSError) -> TrainError:
+def cannot_write(run_dir: Path, error: OSError) -> TrainError:
+    """The error for a run's folder that cannot be written.
+
+    Args:
+        run_dir: the run's folder.
+        error: what the system said.
+    """
     return TrainError(
-        f"cannot write the run's folder {run_dir}: {error.strerror}; name another "
-        "one with --out"
+        f"cannot write the run's folder {run_dir}: {error.strerror}; name another one"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ichfast.errors import (
     StoreError,
     first_line,
 )
+from ichfast.loading.splits import ID_FILES, Split, in_run_folder, split_slices
 from ichfast.models.build import build_model
 from ichfast.runs.patients import TrainingPatients, patients_from_text
 from ichfast.runs.record import RunRecord, read_record
@@ -42,6 +44,12 @@ class TrainedRun:
         """Name of its folder."""
         return self.path.resolve().name
 
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of its checkpoint."""
+        with (self.path / BEST).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def trained_on(self, store: Store) -> bool:
         """Whether the run was trained on this store, even if it was moved."""
         return store.header.digest == self.record.store_digest
@@ -53,26 +61,26 @@ class TrainedRun:
     def find_store(self) -> Path:
         """Find the store that the run was trained on, also after a move or an append.
 
-        It is looked for where it was, then by its name next to the run, next to the
-        run's parent folder, and in the current folder.
-
         Raises:
             StoreError: it is not there, cannot be read, or holds something else.
         """
-        named = Path(self.record.store)
-        parents = self.path.absolute().parents
-        folders = (*parents[:2], Path.cwd())
-        for path in (named, *(folder / named.name for folder in folders)):
-            try:
-                header = read_header(path)
-            except StoreError:
-                continue
-            if self.record.store_digest in (header.digest, *header.lineage):
-                return path
-        raise StoreError(
-            f"{self.path} was trained on {named}, which is not there or is another "
-            "store now; name the store with --store"
-        )
+        return find_store(self.path, self.record.store, self.record.store_digest)
+
+    def split(self, store: Store) -> Split:
+        """Split the store that it was trained on, as it was split then.
+
+        Raises:
+            FoldError: a copy of a file of ids cannot be read.
+            PredictionError: a copy of a file of ids was edited.
+        """
+        split = split_slices(store, in_run_folder(self.record.recipe.folds, self.path))
+        for setting, file in split.files.items():
+            if self.record.id_files.get(setting) != file.digest:
+                raise PredictionError(
+                    f"{self.path / ID_FILES[setting]} was edited; copy back the file "
+                    "as it was, or train again"
+                )
+        return split
 
     def load_model(self, device: torch.device) -> nn.Module:
         """Build the model with the weights of its best epoch, in evaluation mode.
@@ -95,6 +103,35 @@ class TrainedRun:
                 f"{first_line(error)}; train again"
             ) from error
         return model.to(device).eval()
+
+
+def find_store(run_path: Path, named: str, digest: str) -> Path:
+    """Find the store that a run was trained on, also after a move or an append.
+
+    It is looked for where it was, then by its name next to the run, next to the run's
+    parent folder, and in the current folder.
+
+    Args:
+        run_path: the run's folder, or another one that was made from the store.
+        named: path of the store when the run was trained.
+        digest: of the store then.
+
+    Raises:
+        StoreError: it is not there, cannot be read, or holds something else.
+    """
+    folders = (*run_path.absolute().parents[:2], Path.cwd())
+    name = Path(named).name
+    for path in (Path(named), *(folder / name for folder in folders)):
+        try:
+            header = read_header(path)
+        except StoreError:
+            continue
+        if digest in (header.digest, *header.lineage):
+            return path
+    raise StoreError(
+        f"{run_path} was trained on {named}, which is not there or is another store "
+        "now; name the store with --store"
+    )
 
 
 def open_run(path: Path) -> TrainedRun:
@@ -129,7 +166,7 @@ def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
 
     Raises:
         CheckpointError: there is no run, or no epoch of one is finished.
-        PredictionError: the same run twice, or runs of different sizes.
+        PredictionError: the same run twice.
         RecipeError: the record of a run is damaged.
     """
     runs = [open_run(path) for path in paths]
@@ -137,13 +174,4 @@ def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated:
         raise PredictionError(f"{repeated[0]} is named twice; name each run once")
-    sizes = {run.record.recipe.data.size for run in runs}
-    if len(sizes) > 1:
-        shown = ", ".join(
-            f"{run.path} sees {run.record.recipe.data.size}" for run in runs
-        )
-        raise PredictionError(
-            f"the runs of an ensemble see slices at one size, in pixels: {shown}; name "
-            "runs of one size, and predict the others on their own"
-        )
     return runs

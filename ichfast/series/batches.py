@@ -9,7 +9,7 @@ Promises:
 3. The order of an epoch depends on seed and epoch only, and has each series once.
 
 Shape letters: N slices, S series, B series of the batch, Z slices of the longest
-series, M sampled slices, D features, K classes.
+series, M slices of all series or sampled slices, D features, K classes.
 """
 
 from __future__ import annotations
@@ -56,13 +56,22 @@ class SeriesArrays:
         return len(self.rows)
 
     @property
+    def rows_M(self) -> Integers:
+        """The rows of all series, one series after another."""
+        return np.concatenate([np.empty(0, np.int64), *self.rows])
+
+    @property
+    def first_S(self) -> Integers:
+        """Index in `rows_M` of the first slice of each series."""
+        length_S = np.array([len(rows) for rows in self.rows], dtype=np.int64)
+        return np.cumsum(length_S) - length_S
+
+    @property
     def bag_labels_SK(self) -> Floats:
         """Labels of the classes that no slice of a series has a label of, else NaN."""
-        bag_labels_SK = self.series_labels_SK.copy()
-        for s, rows_Z in enumerate(self.rows):
-            is_known_K = ~np.isnan(self.labels_NK[rows_Z]).all(axis=0)
-            bag_labels_SK[s, is_known_K] = np.nan
-        return bag_labels_SK
+        is_known_MK = ~np.isnan(self.labels_NK[self.rows_M])
+        is_known_SK = np.logical_or.reduceat(is_known_MK, self.first_S, axis=0)
+        return np.where(is_known_SK, np.float32(np.nan), self.series_labels_SK)
 
     @property
     def targets_SK(self) -> Floats:
@@ -71,11 +80,25 @@ class SeriesArrays:
         The maximum over the slices is missing if the label of one is; else the series
         with a label would be the positive ones.
         """
-        highest_SK = np.full_like(self.series_labels_SK, np.nan)
-        for s, rows_Z in enumerate(self.rows):
-            highest_SK[s] = self.labels_NK[rows_Z].max(axis=0)
+        labels_MK = self.labels_NK[self.rows_M]
+        highest_SK = np.maximum.reduceat(labels_MK, self.first_S, axis=0)
         is_known_SK = ~np.isnan(self.series_labels_SK)
         return np.where(is_known_SK, self.series_labels_SK, highest_SK)
+
+    @property
+    def judged_labels(self) -> npt.NDArray[np.float64]:
+        """The labels of all slices, then of the series that alone have one, else NaN.
+
+        A row for each row of `judged`.
+        """
+        labels = [self.labels_NK[self.rows_M], self.bag_labels_SK]
+        return np.concatenate(labels).astype(np.float64)
+
+    def judged(self, logits_NK: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The logits of all slices, then for each series the highest of its slices."""
+        logits_MK = logits_NK[self.rows_M]
+        highest_SK = np.maximum.reduceat(logits_MK, self.first_S, axis=0)
+        return np.concatenate([logits_MK, highest_SK])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,6 +215,11 @@ class SeriesBatches:
         self._device = device
         self._bag_labels_SK = arrays.bag_labels_SK
         self._targets_SK = arrays.targets_SK
+
+    @property
+    def num_sampled(self) -> int:
+        """Number of slices that the head reads, of all series."""
+        return sum(map(len, self.sampled))
 
     def batch(self, series_B: Integers) -> SeriesBatch:
         """Make the batch of some series, given by number."""

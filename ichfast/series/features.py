@@ -20,7 +20,6 @@ Shape letters: N slices of the store, D features, K classes.
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,11 +30,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ichfast.errors import IchfastError, PredictionError, first_line
+from ichfast.errors import PredictionError, RecipeError, first_line
 from ichfast.labels import CLASSES
 from ichfast.recipes.settings import from_dict, to_dict
 from ichfast.store.store import Store
-from ichfast.system.checksums import FIELD, check_document, with_checksum
+from ichfast.system.checksums import read_document, with_checksum
 from ichfast.system.files import (
     atomic_path,
     file_crc32c,
@@ -56,9 +55,6 @@ ARRAYS = (FEATURES, LOGITS, RUN)
 
 BEGUN = "begun.json"
 """File that tells what unfinished features are of."""
-
-MAX_HEADER_BYTES = 2**20
-"""Upper limit of the size of a `HEADER`, bytes."""
 
 MAX_RUNS = 100
 """Upper limit of the number of runs; a store has at most 100 folds."""
@@ -192,8 +188,7 @@ class FeaturesWriter:
     """
 
     def __init__(self, folder: Path, header: FeaturesHeader) -> None:
-        if problem := _contradiction(header):
-            raise PredictionError(f"cannot write features to {folder}: {problem}")
+        check_header(header, folder)
         if (folder / HEADER).exists():
             raise PredictionError(
                 f"{folder} holds features already; name another folder, or delete it"
@@ -301,34 +296,37 @@ def read_features_header(folder: Path) -> FeaturesHeader:
     """
     path = folder / HEADER
     try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "not a regular file")
-        if path.exists() and path.stat().st_size > MAX_HEADER_BYTES:
-            raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
-        content = path.read_bytes()
-        found = json.loads(content)
-        if not isinstance(found, dict):
-            raise ValueError(f"expected fields, found {found!r:.40}")
-        check_document(content, found)
+        found = read_document(path)
         if found.get("format") != FORMAT_VERSION:
             raise PredictionError(
                 f"{folder} has features of format {found.get('format')!r:.20}, this "
                 f"ichfast reads {FORMAT_VERSION}; {_AGAIN}"
             )
-        found.pop(FIELD)
         header = from_dict(FeaturesHeader, found)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PredictionError(
             f"{folder} has no finished features (no {HEADER}); run `ichfast features "
             f"RUN {folder}`, which continues what it has begun"
         ) from error
-    except PredictionError:
-        raise
-    except (OSError, ValueError, RecursionError, IchfastError) as error:
+    except (OSError, ValueError, RecipeError) as error:
         raise _damaged(path, first_line(error)) from error
     if problem := _contradiction(header):
         raise _damaged(path, problem)
     return header
+
+
+def check_header(header: FeaturesHeader, folder: Path) -> None:
+    """Refuse to write features of runs that do not fit together.
+
+    Args:
+        header: of the features.
+        folder: where they would be written.
+
+    Raises:
+        PredictionError: the runs see different images, or have the same fold.
+    """
+    if problem := _contradiction(header):
+        raise PredictionError(f"cannot write features to {folder}: {problem}")
 
 
 def _contradiction(header: FeaturesHeader) -> str:

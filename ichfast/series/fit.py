@@ -2,10 +2,10 @@
 
 Promises:
 
-1. Head and history are functions of arrays, settings and seed: the same bits each time
-   on the same machine. torch's own random state is left as it was. Each epoch has a
-   seed of its own, so it depends on the epochs before through weights and optimizer
-   only.
+1. Head and history, except times, are functions of arrays, settings and seed: the same
+   bits each time on the same machine. torch's own random state is left as it was. Each
+   epoch has a seed of its own, so it depends on the epochs before through weights and
+   optimizer only, and a run that is continued after an epoch ends with the same bits.
 2. The head that is returned is that of the best epoch: the one with the lowest weighted
    log loss on the validation series.
 
@@ -16,7 +16,11 @@ from __future__ import annotations
 
 import copy
 import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from ichfast.errors import TrainError
-from ichfast.evaluation.metrics import weighted_log_loss
 from ichfast.series.batches import (
     SeriesArrays,
+    SeriesBatch,
     SeriesBatches,
     epoch_batches,
     map_back,
@@ -34,9 +38,20 @@ from ichfast.series.batches import (
 from ichfast.series.config import SeriesConfig
 from ichfast.series.head import SeriesHead
 from ichfast.series.loss import series_loss
-from ichfast.training.optimizers import decay_groups, make_optimizer
+from ichfast.training.checkpoint import restoring
+from ichfast.training.history import History, best_row
+from ichfast.training.inference import valid_figures
+from ichfast.training.meters import moving_average
+from ichfast.training.optimizers import (
+    decay_groups,
+    make_optimizer,
+    restore_optimizer,
+)
 
 Floats = npt.NDArray[np.float64]
+
+BEST_BY = "valid_weighted_log_loss"
+"""Column of the history that decides which epoch is best."""
 
 MAX_GRADIENT = 1.0
 """Gradients of a larger norm are scaled down to it; those of a GRU can be large."""
@@ -49,30 +64,42 @@ class FittedHead:
     head: SeriesHead
     """In evaluation mode."""
 
-    history: list[dict[str, float]]
-    """Of each epoch ``train_loss`` and ``valid_weighted_log_loss``."""
+    history: History
+    """A row for each epoch, with the columns of `training.history`."""
 
     best_epoch: int
     """Index in `history` of the epoch whose weights the head has."""
 
 
 class HeadTrainer:
-    """Trains a head epoch by epoch.
+    """Trains a head epoch by epoch, and keeps the weights of the best one.
 
     Args:
         train: series that train.
+        valid: series of other patients, which choose the epoch.
         config: how the head is built and trained.
         device: where to train.
+
+    Raises:
+        TrainError: nothing to train or to validate on has a label.
     """
 
     def __init__(
-        self, train: SeriesArrays, config: SeriesConfig, device: torch.device
+        self,
+        train: SeriesArrays,
+        valid: SeriesArrays,
+        config: SeriesConfig,
+        device: torch.device,
     ) -> None:
-        self.config = config
+        _check_labels("training", train)
+        _check_labels("validation", valid)
+        self.config, self.valid = config, valid
         self.num_epochs = config.num_epochs(len(train))
+        self.history: History = []
+        self.best_weights: dict[str, Tensor] = {}
         self._batches = SeriesBatches(train, config, device)
-        torch.manual_seed(config.seed)
-        self.head = SeriesHead(train.features_ND.shape[1], config).to(device)
+        with _seeded(device, config.seed):
+            self.head = SeriesHead(train.features_ND.shape[1], config).to(device)
         self._optimizer = make_optimizer(
             "adam",
             decay_groups(self.head),
@@ -82,43 +109,122 @@ class HeadTrainer:
             weight_decay=config.weight_decay,
         )
 
-    def train_epoch(self, epoch: int) -> float:
-        """Train one epoch, and return its mean loss.
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs, after a finished epoch."""
+        return {
+            "model": self.head.state_dict(),
+            "best": self.best_weights,
+            "optimizer": self._optimizer.state_dict(),
+            "history": self.history,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned.
 
         Args:
-            epoch: from 0.
+            state: from a checkpoint.
+
+        Raises:
+            CheckpointError: it does not fit the settings.
+        """
+        with restoring():
+            self.head.load_state_dict(state["best"])  # must fit, too
+            self.head.load_state_dict(state["model"])
+        restore_optimizer(self._optimizer, state["optimizer"])
+        self.best_weights = state["best"]
+        self.history = list(state["history"])
+
+    def fit(
+        self,
+        *,
+        on_batch: Callable[[int], None] = lambda _: None,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> FittedHead:
+        """Train and validate the epochs that are left.
+
+        Args:
+            on_batch: called after each batch with its number of series.
+            on_epoch: called after each epoch.
 
         Raises:
             TrainError: the loss is not finite.
         """
-        config, num_series = self.config, len(self._batches.arrays)
-        seeds = np.random.SeedSequence((config.seed, epoch))
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        self.head.train()
-        order = epoch_batches(
-            num_series, config.batch_size, seed=config.seed, epoch=epoch
+        while len(self.history) < self.num_epochs:
+            row = self.train_epoch(len(self.history), on_batch)
+            row |= validate_head(self.head, self.valid)
+            self.history.append(row)
+            if best_row(self.history, BEST_BY) is row:
+                self.best_weights = copy.deepcopy(self.head.state_dict())
+            on_epoch()
+        self.head.load_state_dict(self.best_weights)
+        return FittedHead(
+            head=self.head.eval(),
+            history=self.history,
+            best_epoch=best_row(self.history, BEST_BY)["epoch"],
         )
-        losses = []
-        for number, series_B in enumerate(order):
-            lr = learning_rate(
-                epoch * len(order) + number,
-                self.num_epochs * len(order),
-                peak=config.lr,
-                warm_up=config.warm_up,
-            )
-            losses.append(self._step(series_B, lr))
-        mean_loss = float(torch.stack(losses).mean())
+
+    def train_epoch(
+        self, epoch: int, on_batch: Callable[[int], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Train one epoch.
+
+        Args:
+            epoch: from 0.
+            on_batch: called after each batch with its number of series.
+
+        Returns:
+            The columns of a history row that are about training.
+
+        Raises:
+            TrainError: the loss is not finite.
+        """
+        config, arrays = self.config, self._batches.arrays
+        seeds = np.random.SeedSequence((config.seed, epoch))
+        order = epoch_batches(
+            len(arrays), config.batch_size, seed=config.seed, epoch=epoch
+        )
+        self.head.train()
+        losses, wait_s, started_s = [], 0.0, time.perf_counter()
+        with _seeded(self._device, int(seeds.generate_state(1, np.uint64)[0])):
+            for number, series_B in enumerate(order):
+                lr = learning_rate(
+                    epoch * len(order) + number,
+                    self.num_epochs * len(order),
+                    peak=config.lr,
+                    warm_up=config.warm_up,
+                )
+                asked_s = time.perf_counter()
+                batch = self._batches.batch(series_B)
+                wait_s += time.perf_counter() - asked_s
+                losses.append(self._step(batch, lr))
+                on_batch(len(series_B))
+        values = torch.stack(losses).tolist()
+        seconds = time.perf_counter() - started_s
+        mean_loss = float(np.mean(values))
         if not math.isfinite(mean_loss):
             raise TrainError(
                 f"the loss of the series head is {mean_loss} in epoch {epoch}; lower "
                 f"series.lr (now {config.lr}), or look for features that are not finite"
             )
-        return mean_loss
+        before = self.history[-1]["train_loss_smooth"] if self.history else 0.0
+        return {
+            "epoch": epoch,
+            "phase": 0,
+            "train_loss": mean_loss,
+            "train_loss_smooth": moving_average(values, before, epoch * len(order)),
+            "learning_rate": lr,
+            "slices_per_s": self._batches.num_sampled / seconds,
+            "seconds": seconds,
+            "wait_share": wait_s / seconds,
+        }
 
-    def _step(self, series_B: npt.NDArray[np.int64], lr: float) -> Tensor:
+    @property
+    def _device(self) -> torch.device:
+        return next(self.head.parameters()).device
+
+    def _step(self, batch: SeriesBatch, lr: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        batch = self._batches.batch(series_B)
         logits = self.head(batch.features_BZD, batch.is_slice_BZ, batch.position_BZ)
         loss = series_loss(logits, batch)
         self._optimizer.zero_grad()
@@ -126,6 +232,22 @@ class HeadTrainer:
         nn.utils.clip_grad_norm_(self.head.parameters(), MAX_GRADIENT)
         self._optimizer.step()
         return loss.detach()
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch in the block, and leave its random state as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _check_labels(part: str, arrays: SeriesArrays) -> None:
+    if not len(arrays) or np.isnan(arrays.judged_labels).all():
+        raise TrainError(
+            f"none of the {len(arrays):,} {part} series has a label; add labels, or "
+            "choose other series"
+        )
 
 
 def fit_head(
@@ -146,27 +268,7 @@ def fit_head(
         TrainError: nothing to train or to validate on has a label, or the loss is not
             finite.
     """
-    for name, arrays in (("training", train), ("validation", valid)):
-        if np.isnan(arrays.labels_NK).all() and np.isnan(arrays.series_labels_SK).all():
-            raise TrainError(
-                f"none of the {len(arrays):,} {name} series has a label; add labels, "
-                "or choose other series"
-            )
-    history: list[dict[str, float]] = []
-    best_loss, best_epoch, best_weights = math.inf, 0, {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        trainer = HeadTrainer(train, config, device)
-        for epoch in range(trainer.num_epochs):
-            train_loss = trainer.train_epoch(epoch)
-            valid_loss = validate_head(trainer.head, valid)
-            history.append(
-                {"train_loss": train_loss, "valid_weighted_log_loss": valid_loss}
-            )
-            if valid_loss < best_loss:
-                best_loss, best_epoch = valid_loss, epoch
-                best_weights = copy.deepcopy(trainer.head.state_dict())
-    trainer.head.load_state_dict(best_weights)
-    return FittedHead(head=trainer.head.eval(), history=history, best_epoch=best_epoch)
+    return HeadTrainer(train, valid, config, device).fit()
 
 
 def learning_rate(step: int, num_steps: int, *, peak: float, warm_up: float) -> float:
@@ -185,8 +287,8 @@ def learning_rate(step: int, num_steps: int, *, peak: float, warm_up: float) -> 
     return peak * (1.0 + math.cos(math.pi * fallen)) / 2.0
 
 
-def validate_head(head: SeriesHead, valid: SeriesArrays) -> float:
-    """Weighted log loss of slice logits.
+def validate_head(head: SeriesHead, valid: SeriesArrays) -> dict[str, float]:
+    """The figures of slice logits that `training.inference.valid_figures` returns.
 
     A series that alone has the label of a class counts as one more slice, with the
     highest logit of its slices.
@@ -196,12 +298,7 @@ def validate_head(head: SeriesHead, valid: SeriesArrays) -> float:
         valid: some label must be known.
     """
     slices_NK, _ = predict_series(head, valid)
-    highest_SK = np.array([slices_NK[rows].max(axis=0) for rows in valid.rows])
-    rows_N = np.concatenate(valid.rows)
-    logits = np.concatenate([slices_NK[rows_N], highest_SK])
-    labels = np.concatenate([valid.labels_NK[rows_N], valid.bag_labels_SK])
-    probs = torch.from_numpy(logits).sigmoid().numpy()
-    return weighted_log_loss(probs, labels.astype(np.float64))
+    return valid_figures(valid.judged(slices_NK), valid.judged_labels)
 
 
 @torch.inference_mode()

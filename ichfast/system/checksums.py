@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -30,6 +31,10 @@ SUFFIX = ".sha256"
 
 FIELD = "crc32c"
 """Last field of a JSON document: the checksum of the others."""
+
+
+MAX_DOCUMENT_BYTES = 2**22
+"""Upper limit of the size of a document of `read_document`, bytes."""
 
 
 class ChecksumError(ValueError):
@@ -59,6 +64,28 @@ def check_document(content: bytes, document: Mapping[str, Any]) -> None:
     rest = {name: value for name, value in document.items() if name != FIELD}
     if content != with_checksum(rest).encode():
         raise ChecksumError("its checksum is wrong: it was edited, or is damaged")
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a JSON document of `with_checksum`, without its checksum.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is damaged, or was edited.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    if path.exists() and path.stat().st_size > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"it has more than {MAX_DOCUMENT_BYTES:,} bytes")
+    content = path.read_bytes()
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ChecksumError(f"expected fields, found {found!r:.40}")
+        check_document(content, found)
+    except RecursionError as error:
+        raise ChecksumError("it is nested too deeply") from error
+    return {name: value for name, value in found.items() if name != FIELD}
 
 
 def checksum_path(path: Path) -> Path:

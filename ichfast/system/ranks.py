@@ -1,4 +1,4 @@
-"""The processes that train together, one per device, started by `torchrun`.
+"""The processes that work together, one per device, started by `torchrun`.
 
 1. Without torchrun there is one rank, and nothing here waits.
 2. All ranks take the same path: before one stops, saves or fails, all `agree`.
@@ -38,7 +38,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process and the others that train together."""
+    """This process and the others that work together."""
 
     rank: int = 0
     """Number of this process, from 0."""
@@ -80,7 +80,9 @@ def was_restarted() -> bool:
 
 
 @contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
+def join_ranks(
+    device: str, *, advice: str = "start again with --resume"
+) -> Iterator[Ranks]:
     """Join the other ranks started by torchrun, and leave them when the block ends.
 
     GPU tensors are sent with NCCL, CPU tensors with gloo. Each rank takes the GPU with
@@ -88,6 +90,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
 
     Args:
         device: ``auto``, ``cuda`` or ``cpu``, as for `choose_device`.
+        advice: what to do when a rank was lost.
 
     Raises:
         DeviceError: this machine has fewer GPUs than ranks.
@@ -124,7 +127,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
             raise
         raise TrainError(
             f"rank {rank} lost another rank, whose own message says why "
-            f"({_reason(error)}); start again with --resume"
+            f"({_reason(error)}); {advice}"
         ) from error
     distributed.destroy_process_group()
 

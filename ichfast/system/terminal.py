@@ -22,7 +22,7 @@ PLAIN_INTERVAL_S = 10.0
 
 @contextmanager
 def progress(
-    label: str, total: int, unit: str, *, unit_bytes: float = 0.0
+    label: str, total: int, unit: str, *, unit_bytes: float = 0.0, initial: int = 0
 ) -> Iterator[tqdm[Any]]:
     """Open a progress display; call `update(n)` on it as work gets done.
 
@@ -31,6 +31,7 @@ def progress(
         total: number of units of work.
         unit: name of one unit, such as ``slice``.
         unit_bytes: mean size of a unit, bytes; above 0 adds the rate in MB/s.
+        initial: units that were done before, which do not count in the rate.
 
     Yields:
         The display: `update(n)` adds n units, `set_postfix_str(text)` adds a text after
@@ -40,6 +41,7 @@ def progress(
     with _Display(
         unit_bytes=unit_bytes,
         total=total,
+        initial=initial,
         desc=label,
         disable=not label,
         unit=f" {unit}",

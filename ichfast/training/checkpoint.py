@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ PATIENTS = "patients"
 """Field with the patients that the weights were trained on (`runs.patients`)."""
 
 
-def _is_state(value: object) -> bool:
+def is_state(value: object) -> bool:
+    """Whether a value is the state of a model."""
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor)
         for name, tensor in value.items()
@@ -64,7 +66,8 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number from 0."""
     return type(value) is int and value >= 0
 
 
@@ -79,17 +82,17 @@ def _are_losses(value: object) -> bool:
 Fields = Mapping[str, Callable[[object], bool]]
 """For each field of a checkpoint, whether a value is of its kind."""
 
-FIELDS: Fields = {"model": _is_state, SETTINGS: _is_text, PATIENTS: _is_text}
+FIELDS: Fields = {"model": is_state, SETTINGS: _is_text, PATIENTS: _is_text}
 """What every checkpoint has."""
 
 RESUMED_FIELDS: Fields = {
-    "trained": lambda value: value is None or _is_state(value),
+    "trained": lambda value: value is None or is_state(value),
     "optimizer": lambda value: isinstance(value, dict),
     "scaler": lambda value: isinstance(value, dict),
     "rng": lambda value: isinstance(value, list) and all(map(_is_generator, value)),
     "losses": lambda value: isinstance(value, list) and all(map(_are_losses, value)),
-    "epoch": _is_count,
-    "iteration": _is_count,
+    "epoch": is_count,
+    "iteration": is_count,
     "history": is_history,
 }
 """What a run needs to continue; `rng` and `losses` have an item for each rank."""
@@ -215,41 +218,55 @@ def has_last(run_dir: Path) -> bool:
     return any((run_dir / name).is_file() for name in (LAST, PREVIOUS))
 
 
-def load_last(run_dir: Path) -> dict[str, Any]:
+def load_last(
+    run_dir: Path, load: Callable[[Path], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Read `LAST`; if it is damaged, `PREVIOUS`, with a warning.
 
+    Args:
+        run_dir: the run's folder.
+        load: reads a file, and raises CheckpointError; None: that of `Trainer`.
+
     Returns:
-        Has `FIELDS` and `RESUMED_FIELDS`.
+        What `load` returns. For `Trainer` it has `FIELDS` and `RESUMED_FIELDS`.
 
     Raises:
         CheckpointError: neither can be read.
     """
+    load = load or _load_resumed
     try:
-        return _load_resumed(run_dir / LAST)
+        return load(run_dir / LAST)
     except CheckpointError as error:
         if not (run_dir / PREVIOUS).is_file():
             raise
-        content = _load_resumed(run_dir / PREVIOUS)
+        content = load(run_dir / PREVIOUS)
         logger.warning("%s; continuing from the one before, %s", error, PREVIOUS)
         return content
 
 
 def _load_resumed(path: Path) -> dict[str, Any]:
-    content = load_checkpoint(path)
-    _check_fields(content, RESUMED_FIELDS, path)
+    content = load_checkpoint(path, RESUMED_FIELDS)
     counts = [len(losses) for losses in content["losses"]]
     if counts != [content["iteration"]] * len(content["rng"]):
-        raise _foreign(path, f"it has the losses of {counts} batches")
+        raise foreign_checkpoint(path, f"it has the losses of {counts} batches")
     if content["epoch"] != len(content["history"]):
-        raise _foreign(path, f"it has the history of {len(content['history'])} epochs")
+        raise foreign_checkpoint(
+            path, f"it has the history of {len(content['history'])} epochs"
+        )
     return content
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, fields: Fields = MappingProxyType({})
+) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
+    Args:
+        path: the file.
+        fields: what it has beside `FIELDS`.
+
     Returns:
-        Has `FIELDS`.
+        Has `FIELDS` and those.
 
     Raises:
         CheckpointError: there is no file, it is damaged or not a checkpoint of
@@ -267,23 +284,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is damaged or no checkpoint: {first_line(error)}"
         ) from error
     if not isinstance(content, dict) or type(content.get("format")) is not int:
-        raise _foreign(path, "it has no format")
+        raise foreign_checkpoint(path, "it has no format")
     if content["format"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {content['format']}, this ichfast reads "
             f"{FORMAT_VERSION}; train again"
         )
-    _check_fields(content, FIELDS, path)
+    for name, is_valid in {**FIELDS, **fields}.items():
+        if name not in content or not is_valid(content[name]):
+            raise foreign_checkpoint(
+                path, f"its field {name} is missing or of another kind"
+            )
     return content
 
 
-def _check_fields(content: Mapping[str, Any], fields: Fields, path: Path) -> None:
-    for name, is_valid in fields.items():
-        if name not in content or not is_valid(content[name]):
-            raise _foreign(path, f"its field {name} is missing or of another kind")
+def foreign_checkpoint(path: Path, reason: str) -> CheckpointError:
+    """The error for a checkpoint with other content than ichfast writes.
 
-
-def _foreign(path: Path, reason: str) -> CheckpointError:
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+    """
     return CheckpointError(
         f"{path} is not a checkpoint that ichfast wrote: {reason}; train again"
     )

@@ -143,8 +143,7 @@ def validate(stepper: Stepper, loader: Loader, bags: Bags) -> dict[str, float]:
         bags: those of the fold. Their logits are the maximum over all their slices.
 
     Returns:
-        valid_loss, without class weights; valid_weighted_log_loss; valid_accuracy. All
-        are over the known labels of the slices and bags of the fold.
+        The figures of `valid_figures`, over the slices and bags of the fold.
     """
     model, ranks = stepper.averaged_model, stepper.ranks
     ranks.share_buffers(model)
@@ -163,11 +162,26 @@ def validate(stepper: Stepper, loader: Loader, bags: Bags) -> dict[str, float]:
         bag_labels_DK = torch.from_numpy(bags.labels_DK).double()
         logits_NK = torch.cat([logits_NK, torch.from_numpy(highest_DK)])
         targets_NK = torch.cat([targets_NK, bag_labels_DK])
-    no_weight_K = torch.ones(targets_NK.shape[1], dtype=torch.float64)
-    valid_loss = known_loss(logits_NK, targets_NK, no_weight_K)
-    probs_NK, labels_NK = logits_NK.sigmoid().numpy(), targets_NK.numpy()
+    return valid_figures(logits_NK.numpy(), targets_NK.numpy())
+
+
+def valid_figures(
+    logits_NK: npt.NDArray[np.float64], labels_NK: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """The figures of a validation, over the known labels.
+
+    Args:
+        logits_NK: one row per slice or bag, shape (N, 6).
+        labels_NK: 0, 1 or NaN, shape (N, 6).
+
+    Returns:
+        valid_loss, without class weights; valid_weighted_log_loss; valid_accuracy.
+    """
+    logits, labels = torch.from_numpy(logits_NK), torch.from_numpy(labels_NK)
+    no_weight_K = torch.ones(labels.shape[1], dtype=torch.float64)
+    probs_NK = logits.sigmoid().numpy()
     return {
-        "valid_loss": valid_loss.item(),
+        "valid_loss": known_loss(logits, labels, no_weight_K).item(),
         "valid_weighted_log_loss": weighted_log_loss(probs_NK, labels_NK),
         "valid_accuracy": accuracy(probs_NK, labels_NK),
     }

@@ -253,7 +253,7 @@ def test_a_result_does_not_replace_a_file_of_another_kind(
     table = tmp_path / "p.csv"
     assert "would be replaced" in refused("submit", table, table, status=2)
     message = refused("train", "--store", store, "--out", kept, *TINY)
-    assert message.endswith("File exists; name another one with --out")
+    assert message.endswith("File exists; name another one")
     assert kept.read_text() == "mine"
 
 

@@ -286,7 +286,7 @@ def document(**changes: Any) -> str:
     [
         ("", "Expecting value"),
         ("[1]", "expected fields"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested too deeply"),
         (document()[:-3], "Expecting"),
         (document().replace("first", "third"), "its checksum is wrong"),
         (document(format=2), "format 2, this ichfast reads 1"),
@@ -296,7 +296,7 @@ def document(**changes: Any) -> str:
         (document(num_slices=0), "no slices or no features"),
         (document(runs=[{"name": "a"}]), "not all of FeaturesRun"),
         (document(store=None), "store: expected str"),
-        (" " * (2**20 + 1), "more than 1,048,576 bytes"),
+        (" " * (2**22 + 1), "more than 4,194,304 bytes"),
     ],
 )
 def test_a_damaged_header_is_one_line(folder: Path, text: str, message: str) -> None:
