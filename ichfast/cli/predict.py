@@ -415,11 +415,12 @@ def report(
 def compare(
     runs: tuple[Path, ...], csv_path: Path | None, png_path: Path | None
 ) -> None:
-    """Compare RUNs with each other and with the reference's published experiments.
+    """Compare RUNs with each other and with what the reference and others published.
 
     Accuracy and validation loss are those of the best epoch. The reference validated
     on patients that it trained on: folds by slice. The column `folds` shows which
-    RUNs did the same.
+    RUNs did the same. Results of other teams are on other slices: those of the private
+    leaderboard, or those that they held out.
     """
     from ichfast.report.comparison import (
         compare_runs,
