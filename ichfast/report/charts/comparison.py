@@ -35,7 +35,8 @@ def comparison_figure(rows: Sequence[Row]) -> Figure:
     ]
     heights = [1.2 + 0.32 * len(each) for each in (by_reference, by_teams)]
     figure = Figure(figsize=(11, sum(heights)), layout="constrained", facecolor="white")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
+    above, below = parts[:, 0]
     panels = above.subplots(1, len(PANELS), sharey=True)
     labels = [f"{row.name}, {row.size} px, {row.folds} folds" for row in by_reference]
     for axes, (field, title, form) in zip(panels, PANELS, strict=True):
