@@ -24,6 +24,7 @@ from ichfast.runs.patients import TrainingPatients, patients_from_text
 from ichfast.runs.record import RunRecord, read_record
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
+from ichfast.system.files import CHUNK_BYTES
 from ichfast.training.checkpoint import BEST, PATIENTS, SETTINGS, load_checkpoint
 
 
@@ -47,8 +48,11 @@ class TrainedRun:
     @property
     def digest(self) -> str:
         """Hex SHA-256 of its checkpoint."""
+        sha256 = hashlib.sha256()
         with (self.path / BEST).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while chunk := file.read(CHUNK_BYTES):
+                sha256.update(chunk)
+        return sha256.hexdigest()
 
     def trained_on(self, store: Store) -> bool:
         """Whether the run was trained on this store, even if it was moved."""

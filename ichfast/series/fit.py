@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +109,11 @@ class HeadTrainer:
             weight_decay=config.weight_decay,
         )
 
+    @property
+    def num_slices(self) -> int:
+        """Number of slices that the head reads in an epoch of training."""
+        return self._batches.num_sampled
+
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, after a finished epoch."""
         return {
@@ -128,7 +133,8 @@ class HeadTrainer:
             CheckpointError: it does not fit the settings.
         """
         with restoring():
-            self.head.load_state_dict(state["best"])  # must fit, too
+            if state["history"]:
+                self.head.load_state_dict(state["best"])
             self.head.load_state_dict(state["model"])
         restore_optimizer(self._optimizer, state["optimizer"])
         self.best_weights = state["best"]
@@ -143,7 +149,7 @@ class HeadTrainer:
         """Train and validate the epochs that are left.
 
         Args:
-            on_batch: called after each batch with its number of series.
+            on_batch: called after each batch with its number of slices.
             on_epoch: called after each epoch.
 
         Raises:
@@ -170,7 +176,7 @@ class HeadTrainer:
 
         Args:
             epoch: from 0.
-            on_batch: called after each batch with its number of series.
+            on_batch: called after each batch with its number of slices.
 
         Returns:
             The columns of a history row that are about training.
@@ -178,45 +184,61 @@ class HeadTrainer:
         Raises:
             TrainError: the loss is not finite.
         """
-        config, arrays = self.config, self._batches.arrays
-        seeds = np.random.SeedSequence((config.seed, epoch))
-        order = epoch_batches(
-            len(arrays), config.batch_size, seed=config.seed, epoch=epoch
-        )
-        self.head.train()
-        losses, wait_s, started_s = [], 0.0, time.perf_counter()
-        with _seeded(self._device, int(seeds.generate_state(1, np.uint64)[0])):
-            for number, series_B in enumerate(order):
-                lr = learning_rate(
-                    epoch * len(order) + number,
-                    self.num_epochs * len(order),
-                    peak=config.lr,
-                    warm_up=config.warm_up,
-                )
-                asked_s = time.perf_counter()
-                batch = self._batches.batch(series_B)
-                wait_s += time.perf_counter() - asked_s
-                losses.append(self._step(batch, lr))
-                on_batch(len(series_B))
-        values = torch.stack(losses).tolist()
+        started_s = time.perf_counter()
+        rates = self._rates(epoch)
+        values, wait_s = self._take_steps(epoch, rates, on_batch)
         seconds = time.perf_counter() - started_s
         mean_loss = float(np.mean(values))
         if not math.isfinite(mean_loss):
             raise TrainError(
                 f"the loss of the series head is {mean_loss} in epoch {epoch}; lower "
-                f"series.lr (now {config.lr}), or look for features that are not finite"
+                f"series.lr (now {self.config.lr}), or look for features that are not "
+                "finite"
             )
         before = self.history[-1]["train_loss_smooth"] if self.history else 0.0
         return {
             "epoch": epoch,
             "phase": 0,
             "train_loss": mean_loss,
-            "train_loss_smooth": moving_average(values, before, epoch * len(order)),
-            "learning_rate": lr,
-            "slices_per_s": self._batches.num_sampled / seconds,
+            "train_loss_smooth": moving_average(values, before, epoch * len(values)),
+            "learning_rate": rates[-1],
+            "slices_per_s": self.num_slices / seconds,
             "seconds": seconds,
             "wait_share": wait_s / seconds,
         }
+
+    def _take_steps(
+        self, epoch: int, rates: Sequence[float], on_batch: Callable[[int], None]
+    ) -> tuple[list[float], float]:
+        """Train on each batch; their losses, and the seconds that batches took."""
+        config = self.config
+        seeds = np.random.SeedSequence((config.seed, epoch))
+        order = epoch_batches(
+            len(self._batches.arrays), config.batch_size, seed=config.seed, epoch=epoch
+        )
+        self.head.train()
+        losses, wait_s = [], 0.0
+        with _seeded(self._device, int(seeds.generate_state(1, np.uint64)[0])):
+            for series_B, lr in zip(order, rates, strict=True):
+                asked_s = time.perf_counter()
+                batch = self._batches.batch(series_B)
+                wait_s += time.perf_counter() - asked_s
+                losses.append(self._step(batch, lr))
+                on_batch(sum(len(self._batches.sampled[s]) for s in series_B))
+        return torch.stack(losses).tolist(), wait_s
+
+    def _rates(self, epoch: int) -> list[float]:
+        """The learning rate of each step of an epoch."""
+        num_steps = -(-len(self._batches.arrays) // self.config.batch_size)
+        return [
+            learning_rate(
+                step,
+                self.num_epochs * num_steps,
+                peak=self.config.lr,
+                warm_up=self.config.warm_up,
+            )
+            for step in range(epoch * num_steps, (epoch + 1) * num_steps)
+        ]
 
     @property
     def _device(self) -> torch.device:
