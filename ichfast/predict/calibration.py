@@ -40,6 +40,8 @@ from ichfast.store.store import Store
 from ichfast.store.tables import label_columns, patients_N, read_rows
 from ichfast.system.locks import LockHeldError, locked_folder
 
+PLAIN = PredictConfig(calibrate=False)
+
 OTHER_PATIENTS = (
     "name a store of other patients with --store, or train with --set "
     "folds.kind=patient and other --weights"
@@ -95,7 +97,7 @@ def calibrate_run(
     run = open_run(path)
     with Store(store_path or run.find_store()) as store, _locked(path):
         known = _labels(store, labels)  # before what may take long
-        table = predict_store([run], store, device=device, config=PredictConfig())
+        table = predict_store([run], store, device=device, config=PLAIN)
         _check_patients(table, path, allow_unknown=allow_unknown)
         probs_NK = probs_of(table)
         labels_NK = known.loc[table["slice_id"]].to_numpy()
@@ -108,6 +110,22 @@ def calibrate_run(
         )
         _write(run, calibration)
     return _compare(run, store, calibration, probs_NK, labels_NK)
+
+
+def remove_calibration(path: Path) -> Calibration | None:
+    """Take the calibration out of a run's record.
+
+    Returns:
+        The calibration that it had, if there was one.
+
+    Raises:
+        PredictionError: a folder that another process uses, or that cannot be written.
+        IchfastError: no run, or no valid checkpoint.
+    """
+    run = open_run(path)
+    with _locked(path):
+        _write(run, None)
+    return run.record.calibration
 
 
 def _compare(
@@ -154,7 +172,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _write(run: TrainedRun, calibration: Calibration) -> None:
+def _write(run: TrainedRun, calibration: Calibration | None) -> None:
     try:
         write_record(run.path, replace(run.record, calibration=calibration))
     except OSError as error:

@@ -21,6 +21,14 @@ import pandas as pd
 
 from ichfast.errors import IchfastError
 from ichfast.evaluation.bootstrap import REPLICATES
+from ichfast.evaluation.calibration import Calibration
+from ichfast.evaluation.calibration_table import (
+    CLASS_HEADINGS,
+    THRESHOLD_HEADINGS,
+    class_cells,
+    threshold_cells,
+    why_unfitted,
+)
 from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.evaluation import Evaluation
 from ichfast.evaluation.levels import PLURALS
@@ -48,6 +56,7 @@ from ichfast.report.cards import (
 from ichfast.report.charts.captions import (
     curve_charts,
     disagreement_charts,
+    reliability_charts,
     result_charts,
     subgroup_charts,
     training_charts,
@@ -83,6 +92,9 @@ class ReportData:
     activations_of: ActivationsOf
     sensitivity: float = 0.95
     """Share of the positive slices of a class that its operating point finds."""
+
+    calibration: Calibration | None = None
+    """The calibration of the run, of which the page has a section."""
 
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -137,6 +149,10 @@ def write_report(out: Path, report: ReportData) -> None:
         subgroups=subgroups,
         subgroup_charts=subgroup_charts(subgroups, of_any.auc if of_any else None),
         subgroup_headings=SUBGROUP_HEADINGS,
+        calibration=report.calibration,
+        reliability_charts=reliability_charts(report.calibration),
+        class_headings=CLASS_HEADINGS,
+        threshold_headings=THRESHOLD_HEADINGS,
         groups=make_cards(
             choose_cases(results.rows),
             results.points,
@@ -186,6 +202,9 @@ def _template() -> jinja2.Template:
     environment.filters["percent"] = format_percent
     environment.filters["interval"] = format_interval
     environment.filters["subgroup_cells"] = subgroup_cells
+    environment.filters["class_cells"] = class_cells
+    environment.filters["threshold_cells"] = threshold_cells
+    environment.filters["why_unfitted"] = why_unfitted
     return environment.get_template("page.html.jinja")
 
 

@@ -94,6 +94,7 @@ def report_run(
                 slice_of=slice_of,
                 activations_of=maps_of,
                 sensitivity=sensitivity,
+                calibration=record.calibration,
                 recipe=to_dict(_without_paths(recipe)),
                 environment=to_dict(record.environment),
                 data={**store.header.counts, **to_dict(record.counts)},

@@ -24,11 +24,14 @@ from ichfast.evaluation.study_cases import choose_studies
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.page import ReportData, write_report
+from tests.evaluation.planted import calibration_of, plant
 from tests.evaluation.test_evaluation import make_table, scores_of
 from tests.evaluation.test_missing_labels import of_studies
 from tests.evaluation.test_optional_columns import with_added
 from tests.report import browser
 from tests.report.charts.test_style import make_history
+
+CALIBRATION = calibration_of(plant(20), factor=3.0, shift=1.0)
 
 HOSTILE = "<script>alert('x')</script>\"&"
 
@@ -67,7 +70,7 @@ def table() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def page_path(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(out, make_report(table))
+    write_report(out, replace(make_report(table), calibration=CALIBRATION))
     return out
 
 
@@ -187,6 +190,32 @@ def test_links_lead_to_places_in_the_page(page: str) -> None:
     places = {value for _, name, value in found.attributes if name == "id"}
     links = {value[1:] for _, name, value in found.attributes if name == "href"}
     assert links == places
+
+
+@pytest.mark.slow
+def test_a_calibrated_run_shows_its_calibration_and_thresholds(
+    page: str, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    text = text_of(page).split("Calibration Temperatures,")[1].split("By class")[0]
+    assert "chosen on 640 slices of 20 patients" in text
+    assert f"log loss was {CALIBRATION.loss_before:.4f}; calibrated by the " in text
+    assert f"patients it is {CALIBRATION.loss_crossfitted:.4f}." in text
+    calibration, thresholds = text.split("Thresholds")
+    assert "reaches a sensitivity of 95% on these slices" in thresholds
+    for each in CALIBRATION.classes:
+        assert f" {each.temperature:.3f} {each.bias:.3f} " in calibration
+        assert each.threshold is not None
+        low, high = each.threshold.interval or (0, 0)
+        shown = f"{each.threshold.probability:.4f} ({low:.4f} to {high:.4f})"
+        assert f"{each.name} {shown} {100 * each.threshold.sensitivity:.1f}%" in (
+            thresholds
+        )
+    planted = plant(20)
+    planted.labels_NK[:, 3] = np.nan
+    report = replace(make_report(table), calibration=calibration_of(planted))
+    without = "intraventricular stays as it is: no slice has a label of it."
+    assert without in text_of(written(report, tmp_path))
+    assert "Calibration Temp" not in text_of(written(make_report(table), tmp_path))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from ichfast.predict.ensemble import predict_runs
 from ichfast.report.run_report import _groups, report_run
+from ichfast.runs.record import read_record, write_record
 from ichfast.store.store import Store
+from tests.evaluation.planted import calibration_of, plant
 from tests.runs.trainedruns import write_run
 
 CPU = torch.device("cpu")
@@ -28,6 +31,24 @@ def test_the_page_names_weights_without_their_folder(
     assert "best.pt" in page
     for folder in ("zebulon", str(tmp_path), str(tiny_store_path)):
         assert folder not in page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
+def test_the_page_of_a_calibrated_run_has_its_calibration(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", tiny_store_path)
+    table = predict_runs([run], device=CPU)
+    pages = []
+    for calibration in (None, calibration_of(plant(20))):
+        write_record(run, replace(read_record(run), calibration=calibration))
+        report_run(run, table, tmp_path / "report.html", device=CPU)
+        pages.append((tmp_path / "report.html").read_text("utf-8"))
+    assert ["chosen on 640 slices of 20 patients" in page for page in pages] == [
+        False,
+        True,
+    ]
 
 
 def test_columns_are_shown_where_there_are_several_groups(tiny_store: Store) -> None:

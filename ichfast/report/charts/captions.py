@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ichfast.evaluation.along_series import along_series
+from ichfast.evaluation.calibration import Calibration
 from ichfast.evaluation.disagreement import disagreement
 from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.results import RunResults
@@ -21,6 +22,7 @@ from ichfast.report.charts.results import (
     disagreement_curves,
     loss_bars,
     precision_recall_curves,
+    reliability_curves,
     roc_curves,
     series_curves,
     set_aside_curves,
@@ -108,6 +110,21 @@ def curve_charts(results: RunResults) -> list[Chart]:
             precision_recall_curves,
             *(level, results.curves),
         ),
+    ]
+
+
+def reliability_charts(calibration: Calibration | None) -> list[Chart]:
+    """Draw what calibration changed; nothing without a calibration."""
+    if calibration is None:
+        return []
+    return [
+        _chart(
+            "Dashed: without calibration; solid: each patient calibrated by the "
+            "others. On the dotted line, probability and frequency agree. Bars are "
+            f"95% intervals; bins of fewer than {MIN_BIN_COUNT} slices are left out.",
+            reliability_curves,
+            calibration,
+        )
     ]
 
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ichfast.evaluation.along_series import AlongSeries
 from ichfast.evaluation.bootstrap import Interval
+from ichfast.evaluation.calibration import Calibration
 from ichfast.evaluation.curves import ClassCurves, OperatingPoint
 from ichfast.evaluation.disagreement import Disagreement
 from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
@@ -214,6 +215,47 @@ def calibration_curves(
     set_title(lower, "Slices by label", theme)
     lower.set_xlabel("Predicted probability")
     add_legend(lower, theme, loc="upper center", ncols=2)
+    return figure
+
+
+def reliability_curves(calibration: Calibration, theme: Theme = LIGHT) -> Figure:
+    """Draw frequency over probability without calibration, and cross-fitted with it.
+
+    Bars are 95% Wilson intervals. Bins with fewer than `MIN_BIN_COUNT` slices are left
+    out.
+
+    Args:
+        calibration: of a run.
+        theme: light or dark.
+    """
+    figure, all_axes = panel_a_class(theme)
+    for k, (each, axes) in enumerate(zip(calibration.classes, all_axes, strict=True)):
+        axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8, linestyle=":")
+        for bins, color, style, label in (
+            (each.reliability_before, theme.faint, "--", "without"),
+            (each.reliability_crossfitted, class_color(k, theme), "-", "calibrated"),
+        ):
+            shown = [one for one in bins if one.slices >= MIN_BIN_COUNT]
+            prob_Q = np.array([one.probability for one in shown])
+            frequency_Q = np.array([one.frequency for one in shown])
+            low_Q, high_Q = _wilson_interval(
+                frequency_Q, np.array([one.slices for one in shown])
+            )
+            axes.vlines(prob_Q, low_Q, high_Q, color=color, linewidth=0.8)
+            axes.plot(
+                *(prob_Q, frequency_Q, style),
+                color=color,
+                marker="o",
+                markersize=2.5,
+                linewidth=1.2,
+                label=label,
+            )
+        losses = "no label"
+        if each.loss_before is not None:
+            losses = f"log loss {each.loss_before:.4f} to {each.loss_crossfitted:.4f}"
+        set_title(axes, f"{each.name}\n{losses}", theme)
+    _finish_squares(all_axes, "Predicted probability", "Observed frequency")
+    add_legend(all_axes[0], theme, loc="upper left")
     return figure
 
 

@@ -27,12 +27,15 @@ from ichfast.report.charts.results import (
     disagreement_curves,
     loss_bars,
     precision_recall_curves,
+    reliability_curves,
     roc_curves,
     series_curves,
     set_aside_curves,
     subgroup_aucs,
 )
 from ichfast.windows import HU_OFFSET, PRESETS
+from tests.evaluation.planted import calibration_of as fitted
+from tests.evaluation.planted import plant
 from tests.evaluation.test_evaluation import make_table, scores_of
 from tests.evaluation.test_optional_columns import with_added
 
@@ -126,6 +129,7 @@ CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
     "roc": (roc_curves, (LEVEL, RESULTS.curves, RESULTS.points)),
     "precision": (precision_recall_curves, (LEVEL, RESULTS.curves)),
     "calibration": (calibration_curves, (PROBS, LABELS)),
+    "reliability": (reliability_curves, (fitted(plant(20), factor=3.0),)),
     "series": (series_curves, (along_series(TABLE),)),
     "bars": (loss_bars, (RESULTS.evaluation,)),
     "disagreement": (disagreement_curves, (DISAGREEMENT,)),
@@ -141,7 +145,7 @@ def test_a_chart_is_a_picture_of_the_agreed_size(name: str, theme: style.Theme) 
     figure = draw(*drawn, theme)
     grey_HW = drawn_grey(figure)
     width, height = (round(side * pictures.DPI) for side in style.CHART_SIZE_INCH)
-    is_tall = name in ("roc", "precision")
+    is_tall = name in ("roc", "precision", "reliability")
     assert grey_HW.shape[1] == width
     assert (grey_HW.shape[0] > width) if is_tall else (grey_HW.shape[0] == height)
     assert (grey_HW[0, 0] > 128) == (theme is style.LIGHT)
@@ -218,6 +222,35 @@ def test_the_calibration_of_a_class_without_positives_is_zero() -> None:
     lines = {line.get_label(): line for line in calibration_of(results).axes[0].lines}
     frequency = np.asarray(lines["epidural"].get_ydata(), dtype=float)
     assert np.nanmax(frequency) == 0.0
+
+
+def test_reliability_is_drawn_without_calibration_and_crossfitted() -> None:
+    planted = plant(20)
+    planted.labels_NK[:, 4] = np.nan
+    calibration = fitted(planted, factor=3.0, shift=1.0)
+    all_axes = reliability_curves(calibration).axes
+    for each, axes in zip(calibration.classes, all_axes, strict=True):
+        for line, bins in zip(
+            axes.lines[1:],
+            (each.reliability_before, each.reliability_crossfitted),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(
+                line.get_xydata(),
+                [
+                    (one.probability, one.frequency)
+                    for one in bins
+                    if one.slices >= MIN_BIN_COUNT
+                ]
+                or np.empty((0, 2)),
+            )
+    first = calibration.classes[0]
+    assert first.reliability_before != first.reliability_crossfitted
+    assert sum(one.slices for one in first.reliability_before) == 640
+    assert all_axes[0].get_title(loc="left") == (
+        f"any\nlog loss {first.loss_before:.4f} to {first.loss_crossfitted:.4f}"
+    )
+    assert all_axes[4].get_title(loc="left") == "subarachnoid\nno label"
 
 
 def drawn_values(figure: Figure) -> list[list[float]]:
