@@ -18,6 +18,12 @@ from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
 from ichfast.runs.record import RunRecord, read_record
+from ichfast.series.record import (
+    BACKBONES,
+    SeriesRecord,
+    is_series_run,
+    read_series_record,
+)
 from ichfast.system.files import output_path
 from ichfast.system.spreadsheet import escape_formula
 from ichfast.training.history import has_history, read_history
@@ -122,6 +128,8 @@ def _reference_row(name: str) -> Row:
 
 
 def _run_row(path: Path) -> Row:
+    if is_series_run(path):
+        return _series_row(path)
     record = read_record(path)
     recipe = record.recipe
     history = read_history(path) if has_history(path) else pd.DataFrame()
@@ -149,7 +157,36 @@ def _run_row(path: Path) -> Row:
     )
 
 
-def _gpu_minutes(record: RunRecord, history: pd.DataFrame) -> float | None:
+def _series_row(path: Path) -> Row:
+    """The head of a series run, without the blend, in its best epoch."""
+    record = read_series_record(path)
+    head, first = record.series, record.features[0]
+    backbone = read_record(path / BACKBONES / "0").recipe
+    history = read_history(path) if has_history(path) else pd.DataFrame()
+    weighted = history.get("valid_weighted_log_loss")
+    best = None if weighted is None else history.iloc[int(weighted.argmin())]
+    return Row(
+        name=path.resolve().name,
+        network=f"{head.kind} over {first.arch}",
+        addition=f"series head, {'+'.join(first.windows)}",
+        size=first.size,
+        folds=backbone.folds.unit
+        + (", seen" if record.counts.valid_patients_seen else ""),
+        accuracy=None if best is None else float(best["valid_accuracy"]),
+        train_loss_smooth=(None if best is None else float(best["train_loss_smooth"])),
+        valid_loss=None if best is None else float(best["valid_loss"]),
+        weighted_loss=None if weighted is None else float(weighted.min()),
+        leaderboard=None,
+        leaderboard_tta=None,
+        epochs=len(history),
+        images_per_s=None,  # it reads features
+        gpu_minutes=_gpu_minutes(record, history),
+    )
+
+
+def _gpu_minutes(
+    record: RunRecord | SeriesRecord, history: pd.DataFrame
+) -> float | None:
     if history.empty or not record.environment.gpus:
         return None
     return float(history["seconds"].sum() / 60)
