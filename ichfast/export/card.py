@@ -56,9 +56,9 @@ def format_card(run: TrainedRun, model_path: Path) -> str:
         else ""
     )
     neighbours = (
-        f"\nThe {data.slab_depth} slices are a slab: {data.neighbours} below, the slice "
-        f"itself and {data.neighbours} above;\nat an end of the series its last slice "
-        "repeats.\n"
+        f"\nThe {data.slab_depth} slices are a slab: {data.neighbours} below, the "
+        f"slice itself and {data.neighbours} above;\nat an end of the series its last "
+        "slice repeats.\n"
         if data.neighbours
         else ""
     )

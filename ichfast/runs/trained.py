@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,19 +161,3 @@ def open_run(path: Path) -> TrainedRun:
         patients=patients,
         weights=content["model"],
     )
-
-
-def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
-    """Open runs whose predictions are averaged.
-
-    Raises:
-        CheckpointError: there is no run, or no epoch of one is finished.
-        PredictionError: the same run twice.
-        RecipeError: the record of a run is damaged.
-    """
-    runs = [open_run(path) for path in paths]
-    counts = Counter(run.path.resolve() for run in runs)
-    repeated = [path for path, count in counts.items() if count > 1]
-    if repeated:
-        raise PredictionError(f"{repeated[0]} is named twice; name each run once")
-    return runs
