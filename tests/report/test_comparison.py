@@ -18,9 +18,12 @@ from ichfast.report.comparison import (
     format_comparison,
     write_comparison,
 )
-from ichfast.training.history import METRICS
+from ichfast.runs.record import RECORD
+from ichfast.series.record import BACKBONES
+from ichfast.training.history import METRICS, read_history
 from tests.conftest import TINY_ARCH
-from tests.runs.trainedruns import write_run
+from tests.runs.trainedruns import write_folds, write_run
+from tests.series.seriesruns import CONFIG, train, write_features
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,31 @@ def test_a_run_shows_its_best_epoch(rows: list[Row]) -> None:
     assert "slices" not in mine.addition
     assert "3 slices" in rows[-1].addition
     assert (begun.valid_loss, begun.epochs, begun.folds) == (None, 0, "slice")
+
+
+@pytest.mark.slow
+def test_a_series_run_is_its_head_over_its_backbone(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    runs = write_folds(tmp_path / "runs", tiny_store_path)
+    features = write_features(tmp_path / "features", tiny_store_path, runs)
+    train(features, tmp_path / "head")
+    (row,) = compare_runs([tmp_path / "head"])[-1:]
+    history = read_history(tmp_path / "head")
+    best = history.loc[history["valid_weighted_log_loss"].idxmin()]
+    assert row.is_ours
+    assert (row.name, row.network) == ("head", f"gru over {TINY_ARCH}")
+    assert (row.size, row.folds, row.epochs) == (32, "patient", CONFIG.epochs)
+    assert row.addition == "series head, brain+subdural+bone"
+    assert row.weighted_loss == best["valid_weighted_log_loss"]
+    assert row.valid_loss == best["valid_loss"]
+    assert row.images_per_s is None
+    (tmp_path / "head" / METRICS).unlink()
+    (row,) = compare_runs([tmp_path / "head"])[-1:]
+    assert (row.weighted_loss, row.valid_loss, row.epochs) == (None, None, 0)
+    (tmp_path / "head" / BACKBONES / "0" / RECORD).unlink()
+    with pytest.raises(CheckpointError, match=r"no run in .*backbones.0"):
+        compare_runs([tmp_path / "head"])
 
 
 def test_the_text_separates_their_rows_from_ours(
