@@ -36,7 +36,7 @@ from ichfast.evaluation.bootstrap import (
     draw_patients,
     mean_interval,
 )
-from ichfast.evaluation.levels import PLURALS, Parts, split_levels
+from ichfast.evaluation.levels import LEVELS, PLURALS, Parts, split_levels
 from ichfast.evaluation.metrics import (
     Floats,
     accuracy,
@@ -56,7 +56,8 @@ from ichfast.evaluation.ranking import RANKING_FIGURES, Ranking, spread_of
 from ichfast.labels import CLASSES
 
 DEFAULT_LEVELS = ("slice", "study", "patient")
-"""The levels that are evaluated if none is asked for."""
+"""The levels that are evaluated if none is asked for. Where a head gave probabilities
+of series, these are evaluated too."""
 
 
 MIN_NEGATIVES = 30
@@ -150,6 +151,9 @@ class Evaluation:
     unlabelled: int
     """Slices, series or studies of the first level that have no label at all, and are
     left out there."""
+    has_head: bool
+    """Whether the probability of a series is that of a head; else it is the highest of
+    its slices."""
     bootstrap: dict[str, int]
     """``replicates``: how many there are for each interval, and their ``seed``."""
     levels: dict[str, LevelScores]
@@ -198,6 +202,7 @@ class Evaluation:
             "level": self.first_name,
             "unlabelled": self.unlabelled,
             "warnings": self.warnings,
+            "has_head": self.has_head,
             "bootstrap": self.bootstrap,
             **{name: asdict(scores) for name, scores in self.levels.items()},
         }
@@ -211,7 +216,8 @@ def evaluate(
     Args:
         table: a predictions table, columns as in `ichfast.evaluation.predictions`.
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
-        level: the only one of `LEVELS` to evaluate; None for `DEFAULT_LEVELS`.
+        level: the only one of `LEVELS` to evaluate; None for `DEFAULT_LEVELS`, or all
+            where the table has probabilities of series.
 
     Raises:
         PredictionError: no label at that level, a slice twice, a label other than 0 and
@@ -230,7 +236,9 @@ def evaluate(
     check_rows(table)
     levels = split_levels(table)
     parts = levels.parts
-    wanted = DEFAULT_LEVELS if level is None else (level,)
+    has_head = series_probs_NK(table) is not None
+    usual = LEVELS if has_head else DEFAULT_LEVELS
+    wanted = usual if level is None else (level,)
     labelled = [name for name in wanted if parts[name].is_labelled_N.any()]
     if not labelled:
         raise PredictionError(
@@ -240,6 +248,7 @@ def evaluate(
         )
     counts_RP = draw_patients(levels.num_patients, replicates=replicates)
     return Evaluation(
+        has_head=has_head,
         unlabelled=int((~parts[labelled[0]].is_labelled_N).sum()),
         bootstrap={"replicates": replicates, "seed": SEED},
         levels={

@@ -125,6 +125,8 @@ def format_evaluation(evaluation: Evaluation) -> str:
         lines.append(
             f"no label of {', '.join(without)}: loss and accuracy are of the others"
         )
+    if evaluation.has_head:
+        lines.append("a series has the probability that a head gives it")
     replicates = evaluation.bootstrap["replicates"]
     if replicates:
         lines.append(f"95% intervals: {replicates:,} bootstrap replicates of patients")

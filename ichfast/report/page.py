@@ -33,7 +33,6 @@ from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.evaluation import Evaluation
 from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.predictions import labels_NK as labels_of
-from ichfast.evaluation.predictions import series_probs_NK
 from ichfast.evaluation.results import compute_results
 from ichfast.evaluation.scoretable import (
     PAGE_COLUMNS,
@@ -129,7 +128,6 @@ def write_report(out: Path, report: ReportData) -> None:
         for column, groups in report.groups.items()
     }
     studies = choose_studies(report.predictions, sensitivity=report.sensitivity)
-    has_head = series_probs_NK(report.predictions) is not None
     evaluation = results.evaluation
     of_any = results.evaluation.first.classes["any"]
     page = _template().render(
@@ -161,12 +159,11 @@ def write_report(out: Path, report: ReportData) -> None:
         ),
         studies=studies,
         study_groups=make_study_groups(
-            studies, slice_of=report.slice_of, has_head=has_head
+            studies, slice_of=report.slice_of, has_head=evaluation.has_head
         )
         if studies
         else [],
         study_warning=evaluation.warning_of("study") if studies else "",
-        has_head=has_head,
         field=FIELD,
         show_ids=report.show_ids,
         windows={name: PRESETS[name] for name in CARD_WINDOWS},

@@ -77,7 +77,7 @@ def test_a_series_run_is_its_head_over_its_backbone(
     train(features, tmp_path / "head")
     (row,) = compare_runs([tmp_path / "head"])[-1:]
     history = read_history(tmp_path / "head")
-    best = history.loc[history["valid_weighted_log_loss"].idxmin()]
+    best = history.iloc[int(history["valid_weighted_log_loss"].argmin())]
     assert row.is_ours
     assert (row.name, row.network) == ("head", f"gru over {TINY_ARCH}")
     assert (row.size, row.folds, row.epochs) == (32, "patient", CONFIG.epochs)

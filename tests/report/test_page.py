@@ -445,6 +445,7 @@ def test_series_probabilities_and_disagreement_are_on_the_page_if_there_are_any(
         "Dashed: the probability that the head gives",
         "The probability of a series is that of the head that reads it",
         "Disagreement of the runs",
+        "By slice, series, study and patient",
         'class="head"',
     ):
         assert text in added
