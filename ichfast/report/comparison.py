@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from ichfast.errors import PredictionError
-from ichfast.recipes.published import TEAM_RESULTS, VALIDATION, TeamResult
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import PUBLISHED
 from ichfast.recipes.resolve import RECIPES
+from ichfast.recipes.team_results import TEAM_RESULTS, VALIDATION, TeamResult
 from ichfast.runs.record import RunRecord, read_record
 from ichfast.series.record import (
     BACKBONES,

@@ -75,7 +75,7 @@ class SeriesRecord:
     """Share of the head of each class; empty until the run is finished."""
 
     calibration: Calibration | None = None
-    """Of the blended probabilities of slices; None until `ichfast calibrate` sets it."""
+    """Of the blended probabilities of slices; set by `ichfast calibrate`."""
 
 
 def is_series_run(path: Path) -> bool:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from ichfast.errors import CheckpointError, PredictionError
-from ichfast.recipes.published import TEAM_RESULTS
 from ichfast.recipes.reference import PUBLISHED
+from ichfast.recipes.team_results import TEAM_RESULTS
 from ichfast.report.charts.comparison import comparison_figure, draw_comparison
 from ichfast.report.comparison import (
     Row,
