@@ -88,8 +88,17 @@ def trace(run: TrainedRun) -> ExportedProgram:
         ModelError: the windows of the run differ by slice.
         CheckpointError: a damaged checkpoint.
     """
-    module = hu_module(run)
-    hu = torch.full((2, *_input_shape(run.record.recipe.data)), -1000.0)
+    return trace_module(hu_module(run), _input_shape(run.record.recipe.data))
+
+
+def trace_module(module: HuToProbs, shape: tuple[int, ...]) -> ExportedProgram:
+    """Trace a module, for any number of slices.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        shape: of the HU of one slice, or of its slab.
+    """
+    hu = torch.full((2, *shape), -1000.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
         program = torch.export.export(
