@@ -30,6 +30,7 @@ from ichfast.evaluation.calibration_table import (
     why_unfitted,
 )
 from ichfast.evaluation.cases import choose_cases
+from ichfast.evaluation.evaluation import Evaluation
 from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.results import compute_results
@@ -41,6 +42,7 @@ from ichfast.evaluation.scoretable import (
     format_score,
     subgroup_cells,
 )
+from ichfast.evaluation.study_cases import choose_studies
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.cards import (
@@ -52,11 +54,13 @@ from ichfast.report.cards import (
 )
 from ichfast.report.charts.captions import (
     curve_charts,
+    disagreement_charts,
     reliability_charts,
     result_charts,
     subgroup_charts,
     training_charts,
 )
+from ichfast.report.studies import FIELD, make_study_groups
 from ichfast.store.groups import Groups
 from ichfast.store.tables import patients_N
 from ichfast.system.files import output_path
@@ -123,12 +127,14 @@ def write_report(out: Path, report: ReportData) -> None:
         )
         for column, groups in report.groups.items()
     }
+    studies = choose_studies(report.predictions, sensitivity=report.sensitivity)
+    evaluation = results.evaluation
     of_any = results.evaluation.first.classes["any"]
     page = _template().render(
         title=report.title,
-        notices=report.notices,
+        notices=_notices(report, evaluation),
         results=results,
-        evaluation=results.evaluation,
+        evaluation=evaluation,
         plurals=PLURALS,
         sensitivity=report.sensitivity,
         replicates=REPLICATES,
@@ -136,6 +142,7 @@ def write_report(out: Path, report: ReportData) -> None:
         history=report.history,
         result_charts=result_charts(results),
         curve_charts=curve_charts(results),
+        disagreement_charts=disagreement_charts(results),
         training_charts=training_charts(report.history),
         subgroups=subgroups,
         subgroup_charts=subgroup_charts(subgroups, of_any.auc if of_any else None),
@@ -150,6 +157,14 @@ def write_report(out: Path, report: ReportData) -> None:
             slice_of=report.slice_of,
             activations_of=report.activations_of,
         ),
+        studies=studies,
+        study_groups=make_study_groups(
+            studies, slice_of=report.slice_of, has_head=evaluation.has_head
+        )
+        if studies
+        else [],
+        study_warning=evaluation.warning_of("study") if studies else "",
+        field=FIELD,
         show_ids=report.show_ids,
         windows={name: PRESETS[name] for name in CARD_WINDOWS},
         card_side=CARD_SIDE,
@@ -164,6 +179,12 @@ def write_report(out: Path, report: ReportData) -> None:
     )
     with output_path(out, IchfastError) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _notices(report: ReportData, evaluation: Evaluation) -> list[str]:
+    """What a reader must know, with the warning of the level of the page."""
+    warning = evaluation.warning_of(evaluation.first_name)
+    return [*report.notices, *([f"Warning: {warning}."] if warning else [])]
 
 
 def _template() -> jinja2.Template:

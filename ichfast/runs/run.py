@@ -469,5 +469,7 @@ def _fit(
         if trainer.history:
             write_history(run_dir, trainer.history, advice=how_to_continue(run_dir))
         else:
-            log.show_slices(train_loader, trainer.num_epochs)
+            log.show_slices(
+                train_loader, trainer.num_epochs, recipe.data.shown_channels
+            )
         return fit(on_epoch=log.log_epoch)

@@ -20,11 +20,14 @@ from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.curves import operating_point
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import LABEL_COLUMNS, labels_NK, probs_NK
+from ichfast.evaluation.study_cases import choose_studies
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.page import ReportData, write_report
 from tests.evaluation.planted import calibration_of, plant
 from tests.evaluation.test_evaluation import make_table, scores_of
+from tests.evaluation.test_missing_labels import of_studies
+from tests.evaluation.test_optional_columns import with_added
 from tests.report import browser
 from tests.report.charts.test_style import make_history
 
@@ -122,6 +125,11 @@ def parsed(page: str) -> Collector:
 def text_of(page: str) -> str:
     without_style = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", without_style).split())
+
+
+def slices_of(page: str) -> str:
+    """The part of a page with the slices to look at."""
+    return page[page.index('<section class="cards">') : page.index('<h2 id="made">')]
 
 
 @pytest.mark.slow
@@ -232,7 +240,7 @@ def test_each_class_shows_its_operating_point(
 def test_each_group_shows_its_slices_in_two_windows_under_a_heat_map(
     page: str, table: pd.DataFrame
 ) -> None:
-    found = parsed(page)
+    found = parsed(slices_of(page).partition('<h2 id="training">')[0])
     num_cases = sum(len(group.rows) for group in choose_cases(table))
     assert found.seen.count("article") == num_cases
     alts = [v for tag, name, v in found.attributes if (tag, name) == ("img", "alt")]
@@ -248,7 +256,7 @@ def test_the_worst_slices_come_first_with_their_outcome(
     missed = table.copy()
     sick = missed.index[missed["label_any"] == 1][0]
     missed.loc[sick, "any"] = 1e-9
-    page = written(replace(make_report(missed), show_ids=True), tmp_path)
+    page = slices_of(written(replace(make_report(missed), show_ids=True), tmp_path))
     assert page.index("Worst of any") < page.index("<article")
     first_case = page[page.index("<article") : page.index("</article")]
     assert f"slice {missed.loc[sick, 'slice_id']}," in first_case
@@ -321,7 +329,7 @@ def test_unlabelled_slices_are_counted_and_never_shown(
     assert "204 unlabelled left out" in page
     assert "Worst of any" in page
     assert "Best of any" not in page
-    assert parsed(page).seen.count("article") == len(CLASSES)
+    assert parsed(page).seen.count("article") == len(CLASSES)  # and no study
     assert text_of(page).count("No slice has it.") == len(CLASSES)
 
 
@@ -395,6 +403,68 @@ def test_a_broken_page_is_noticed(tmp_path: Path) -> None:
     assert found["overflowing"] == ["DIV. too wide"]
     assert found["broken"] == ["gone"]
     assert found["fetched"] == ["http://127.0.0.1:9/"]
+
+
+@pytest.mark.slow
+def test_the_studies_to_look_at_are_drawn(table: pd.DataFrame, tmp_path: Path) -> None:
+    page = written(replace(make_report(table), sensitivity=0.8), tmp_path)
+    studies = page[
+        page.index('<h2 id="studies">') : page.index('<section class="cards">')
+    ]
+    found = parsed(studies)
+    cases = choose_studies(table, sensitivity=0.8)
+    assert cases is not None
+    point = cases.point
+    text = text_of(studies)
+    assert (
+        f"Set to find 80% of the studies with hemorrhage, it finds {point.found} of "
+        f"{point.found + point.missed} and misses {point.missed}. Of "
+    ) in text
+    assert point.missed > 0
+    assert text.count(" missed ") == min(point.missed, len(cases.positive))
+    num_cases = len(cases.positive) + len(cases.negative)
+    assert found.seen.count("article") == found.seen.count("svg") == num_cases
+    assert found.seen.count("img") == 2 * num_cases
+    num_labelled = sum(
+        int((case.series.labels_Z == 1).sum())
+        for case in (*cases.positive, *cases.negative)
+    )
+    assert found.seen.count("rect") == num_labelled
+    assert ("line", "class", "head") not in found.attributes
+    (warning,) = re.findall("Warning: (only[^<]*)", studies)
+    assert warning == f"{evaluate(table).warning_of('study')}."
+
+
+def test_series_probabilities_and_disagreement_are_on_the_page_if_there_are_any(
+    table: pd.DataFrame, page: str, tmp_path: Path
+) -> None:
+    added = written(make_report(with_added(table)), tmp_path)
+    parsed(added)
+    for text in (
+        "this series by its head",
+        "Dashed: the probability that the head gives",
+        "The probability of a series is that of the head that reads it",
+        "Disagreement of the runs",
+        "By slice, series, study and patient",
+        'class="head"',
+    ):
+        assert text in added
+        assert text not in page
+    assert "The probability of a study or patient is the maximum" in page
+
+
+@pytest.mark.slow
+def test_few_negative_studies_are_a_warning_beside_their_figures(
+    table: pd.DataFrame, page: str, tmp_path: Path
+) -> None:
+    warnings = evaluate(table).warnings
+    levels = text_of(page).partition("By slice, study and patient")[2]
+    for warning in warnings:
+        assert f"Warning: {warning}." in levels
+    assert "Warning" not in text_of(page)[:1000]
+    assert len(warnings) == 2
+    by_study = written(make_report(of_studies(table)), tmp_path)
+    assert f"Warning: {warnings[0]}." in text_of(by_study)[:500]
 
 
 def test_groups_have_figures_or_a_reason(tmp_path: Path) -> None:

@@ -200,24 +200,23 @@ def test_a_record_from_before_slices_were_checked_checks_them(
     assert open_run(run).record.recipe.data.check == "first"
 
 
+@pytest.mark.parametrize("count", [0, 1])
 def test_neighbours_that_an_earlier_version_switched_on_are_one_on_each_side(
-    run_dir: Path, tmp_path: Path
+    run_dir: Path, tmp_path: Path, count: int
 ) -> None:
     now = trained_settings(read_record(run_dir))
-    for was, count in ((False, 0), (True, 1)):
-        run = Path(shutil.copytree(run_dir, tmp_path / f"run-{count}"))
-        edit(
-            run,
-            lambda record, was=was: record["recipe"]["data"].update(neighbours=was),
-            renews_checksum=True,
-        )
-        former = now.replace("neighbours = 0", f"neighbours = {str(was).lower()}")
-        assert former != now
-        assert read_record(run, settings=former).recipe.data.neighbours == count
-        with pytest.raises(
-            RecipeError, match=f"trained was .*neighbours = {1 - count}"
-        ):
-            read_record(run, settings=now.replace("rs = 0", f"rs = {1 - count}"))
+    was = ("false", "true")[count]
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    edit(
+        run,
+        lambda record: record["recipe"]["data"].update(neighbours=count == 1),
+        renews_checksum=True,
+    )
+    former = now.replace("neighbours = 0", f"neighbours = {was}")
+    assert former != now
+    assert read_record(run, settings=former).recipe.data.neighbours == count
+    with pytest.raises(RecipeError, match=f"trained was .*neighbours = {1 - count}"):
+        read_record(run, settings=now.replace("rs = 0", f"rs = {1 - count}"))
 
 
 def test_a_run_from_before_square_pixels_shows_them_as_they_came(
