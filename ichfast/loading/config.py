@@ -170,6 +170,15 @@ class DataConfig:
         """Channels of the images."""
         return self.slab_depth * len(self.windows)
 
+    @property
+    def shown_channels(self) -> slice:
+        """Channels of the middle slice that a picture shows.
+
+        Three windows are red, green and blue. Of another number the first is grey.
+        """
+        first = self.neighbours * len(self.windows)
+        return slice(first, first + (3 if len(self.windows) == 3 else 1))
+
 
 def _expect(valid: bool, rule: str, found: object) -> None:
     if not valid:

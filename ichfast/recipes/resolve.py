@@ -11,6 +11,7 @@ from ichfast.augment.config import EXP_30, PRESETS
 from ichfast.errors import RecipeError, unknown
 from ichfast.loading.config import MIN_SIZE, SIZE_STEP, DataConfig
 from ichfast.models.config import ARCHS, ModelConfig, find_arch, is_timm
+from ichfast.recipes.published import slab_maxvit_512, wsl_resnext101_480
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.reference import EXPERIMENTS, ONE_CYCLE, Published, find_published
 from ichfast.recipes.settings import describe, override
@@ -119,7 +120,12 @@ def fitting_batch_size(
     return max(2, int(fitting))
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {**EXPERIMENTS, "fast": fast}
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    **EXPERIMENTS,
+    "fast": fast,
+    "slab-maxvit-512": slab_maxvit_512,
+    "wsl-resnext101-480": wsl_resnext101_480,
+}
 """All recipes by name."""
 
 
@@ -178,7 +184,9 @@ The results are the reference's, from its notebooks: unweighted loss on slice fo
 that share patients; the train loss is fastai's moving average at the end of the epoch
 (train_loss_smooth in metrics.csv); LB is the public stage-1 leaderboard. Where README
 and notebook differ, exp-NN follows the README. docs/reference.md lists what no setting
-repeats. No result of ichfast on the whole RSNA set is measured yet."""
+repeats. slab-maxvit-512 and wsl-resnext101-480 follow other published work, which
+`ichfast recipes NAME` tells. No result of ichfast on the whole RSNA set is measured
+yet."""
 """Explains the results below the table of recipes."""
 
 

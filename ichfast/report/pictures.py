@@ -176,8 +176,7 @@ def augmentation_sheet(
     """Draw a batch before and after augmentation, one above the other.
 
     Args:
-        before_BSSC: values in [0, 1]. Three channels are drawn as red, green and blue;
-            of another number, the first in grey.
+        before_BSSC: values in [0, 1], 1 channel (grey) or 3 (red, green, blue).
         after_BSSC: the same slices, augmented.
         outlines_B42: the corners of each slice after, as positions in the slice before:
             upper left, upper right, lower right, lower left; x and y in pixels.
@@ -220,10 +219,10 @@ def _draw_channels(axes: Axes, image_SSC: npt.NDArray[np.floating]) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color("#40464c")
-    if image_SSC.shape[2] == 3:
-        axes.imshow(np.clip(image_SSC, 0, 1))
-    else:
+    if image_SSC.shape[2] == 1:
         axes.imshow(image_SSC[..., 0], "gray", vmin=0, vmax=1)
+    else:
+        axes.imshow(np.clip(image_SSC, 0, 1))
 
 
 def _caption(axes: Axes, text: str) -> None:

@@ -60,10 +60,8 @@ def write_preview(store_path: Path, recipe: Recipe, out: Path, *, epoch: int) ->
                 store, positions_B, config, augment=augment, seed=recipe.train.seed
             ) as loader:
                 batch = next(loader.epoch(epoch))
-                middle_BCHW = batch.images_BCHW.chunk(config.slab_depth, 1)[
-                    config.neighbours
-                ]
-                images.append(middle_BCHW.permute(0, 2, 3, 1).float().numpy())
+                shown_BCHW = batch.images_BCHW[:, config.shown_channels]
+                images.append(shown_BCHW.permute(0, 2, 3, 1).float().numpy())
             parameters.append(
                 draw(
                     augment,

@@ -45,16 +45,17 @@ class RunLog:
         with self._tensorboard_errors():
             self._events = EventFile(run_dir / TENSORBOARD)
 
-    def show_slices(self, loader: Loader, num_epochs: int) -> None:
+    def show_slices(self, loader: Loader, num_epochs: int, channels: slice) -> None:
         """Show the augmented slices with which the first epochs begin.
 
         Args:
             loader: gives the training slices.
             num_epochs: epochs of the run.
+            channels: the channels to show, 1 or 3.
         """
         for epoch in range(min(num_epochs, NUM_SHOWN_EPOCHS)):
             batch = next(iter(loader.epoch(epoch)))
-            images_BCHW = _to_display(batch.images_BCHW[:NUM_SHOWN_SLICES])
+            images_BCHW = _to_display(batch.images_BCHW[:NUM_SHOWN_SLICES, channels])
             with self._tensorboard_errors():
                 self._events.add_images("augmented", images_BCHW, epoch)
 

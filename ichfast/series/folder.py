@@ -37,15 +37,13 @@ from ichfast.series.blend import blend
 from ichfast.series.features import FeaturesRun
 from ichfast.series.fit import predict_series
 from ichfast.series.head import SeriesHead
-from ichfast.series.record import RECORD, SeriesRecord, read_series_record
+from ichfast.series.record import BACKBONES, SeriesRecord, read_series_record
+from ichfast.series.record import is_series_run as is_series_run
 from ichfast.store.store import Store
 from ichfast.system.files import atomic_path
 from ichfast.training.checkpoint import BEST, PATIENTS, SETTINGS, load_checkpoint
 
 Floats = npt.NDArray[np.float64]
-
-BACKBONES = "backbones"
-"""Folder of the copies of the backbones, in a series run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,11 +101,6 @@ class SeriesRun:
                 f"{first_line(error)}; train again"
             ) from error
         return head.to(device).eval()
-
-
-def is_series_run(path: Path) -> bool:
-    """Whether a folder is that of a series run, finished or not."""
-    return (path / RECORD).exists()
 
 
 def open_series_run(path: Path) -> SeriesRun:

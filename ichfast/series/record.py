@@ -24,6 +24,9 @@ from ichfast.system.files import write_text_atomically
 RECORD = "series.json"
 """File of a series run's record, in its folder."""
 
+BACKBONES = "backbones"
+"""Folder of the copies of the backbones, in a series run's folder."""
+
 MAX_FEATURES = 100_000
 """Upper limit of the number of features."""
 
@@ -72,7 +75,12 @@ class SeriesRecord:
     """Share of the head of each class; empty until the run is finished."""
 
     calibration: Calibration | None = None
-    """Of the blended probabilities of slices; None until `ichfast calibrate` sets it."""
+    """Of the blended probabilities of slices; set by `ichfast calibrate`."""
+
+
+def is_series_run(path: Path) -> bool:
+    """Whether a folder is that of a series run, finished or not."""
+    return (path / RECORD).exists()
 
 
 def write_series_record(run_dir: Path, record: SeriesRecord) -> None:

@@ -31,10 +31,13 @@ class Phase:
     """Highest learning rate."""
 
     schedule: str = "flat-cosine"
-    """``one-cycle``, ``flat-cosine`` or ``cosine``."""
+    """A name of `training.schedules.SCHEDULES`."""
 
     start: float = 0.7
     """Share of the steps, in [0, 1), after which the learning rate falls."""
+
+    final_lr: float = 0.0
+    """Learning rate at the end, from 0 to `lr`; 0 for ``one-cycle``."""
 
     optimizer: str = "ranger"
     """``adam``, ``radam``, ``ranger`` or ``lamb``."""

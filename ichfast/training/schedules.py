@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from ichfast.errors import RecipeError
 
-SCHEDULES = ("one-cycle", "flat-cosine", "cosine")
+SCHEDULES = ("one-cycle", "flat-cosine", "cosine", "warm-up-cosine")
 """``one-cycle``: up and down by cosines, with momentum down and up; ``flat-cosine``:
-constant, then a cosine to 0; ``cosine``: a cosine to 0."""
+constant, then down by a cosine; ``cosine``: down by a cosine; ``warm-up-cosine``: up in
+a straight line, then down by a cosine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,10 @@ class Schedule:
     """Where the descent starts, as a share of the steps, in [0, 1): after the rise
     (0.3 in the reference) or the constant part (0.7); 0 for ``cosine``."""
 
+    final_lr: float = 0.0
+    """The learning rate at the end of the descent, from 0 to `lr`; 0 for
+    ``one-cycle``, which ends at 1 / 250,000 of `lr`."""
+
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
             raise RecipeError(
@@ -45,6 +50,11 @@ class Schedule:
             raise RecipeError(
                 f"{self.kind} cannot start its descent at {self.start} of the steps; "
                 "give a share in [0, 1), and 0 for cosine"
+            )
+        if not 0 <= self.final_lr <= (0 if self.kind == "one-cycle" else self.lr):
+            raise RecipeError(
+                f"{self.kind} cannot end at a learning rate of {self.final_lr}; give "
+                f"0 to {self.lr}, and 0 for one-cycle"
             )
 
     def at(self, step: int) -> tuple[float, float | None]:
@@ -72,7 +82,9 @@ class Schedule:
                 _cosine(self.lr, self.lr / 25e4, descended),
                 _cosine(0.85, 0.95, descended),
             )
-        return _cosine(self.lr, 0.0, max(descended, 0.0)), None
+        if self.kind == "warm-up-cosine" and step < num_before:
+            return self.lr * (step + 1) / (num_before + 1), None
+        return _cosine(self.lr, self.final_lr, max(descended, 0.0)), None
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
         """Set the learning rate, and beta1 if scheduled, in every parameter group.

@@ -211,7 +211,11 @@ class Stepper:
             mixup_alpha=phase.mixup_alpha,
             optimizer=made,
             schedule=Schedule(
-                kind=phase.schedule, lr=phase.lr, num_steps=num_steps, start=phase.start
+                kind=phase.schedule,
+                lr=phase.lr,
+                num_steps=num_steps,
+                start=phase.start,
+                final_lr=phase.final_lr,
             ),
             network=Network(self.model, self.config, self.ranks),
         )

@@ -147,7 +147,9 @@ def test_a_calibrated_run_exports_calibrated_probabilities_and_thresholds(
     with Store(other_store) as store:
         positions = whole_slices(store)
         found = model(stack_hu(store, positions)).detach().numpy()
+    predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
     expected = calibration.apply(plain)[positions]
+    np.testing.assert_allclose(predicted[positions], expected, atol=1e-6)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.abs(expected - plain[positions])[:, [0, 1, 2, 4, 5]].max(0).min() > 0.01
     content = json.loads(texts[CALIBRATION_FILE])

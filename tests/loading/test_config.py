@@ -1,4 +1,4 @@
-"""Images grow over the first epochs if a recipe asks for it."""
+"""Images grow if a recipe asks for it, and have a channel for each slice and window."""
 
 from __future__ import annotations
 
@@ -38,3 +38,22 @@ def test_a_first_size_out_of_range_is_refused(grow_from: int) -> None:
 def test_fast_begins_at_two_thirds_of_the_size_on_a_gpu(size: int, first: int) -> None:
     assert fast(size=size).data.grow_from == first
     assert fast(size=size, device_type="cpu").data.grow_from is None
+
+
+@pytest.mark.parametrize(
+    ("windows", "neighbours", "channels", "shown"),
+    [
+        (("brain",), 0, 1, [0]),
+        (("brain",), 1, 3, [1]),
+        (("brain", "bone"), 1, 6, [2]),
+        (("brain", "subdural", "bone"), 1, 9, [3, 4, 5]),
+        (("brain", "subdural", "bone"), 2, 15, [6, 7, 8]),
+        (("brain", "subdural", "bone", "soft"), 0, 4, [0]),
+    ],
+)
+def test_a_picture_shows_windows_of_the_middle_slice(
+    windows: tuple[str, ...], neighbours: int, channels: int, shown: list[int]
+) -> None:
+    config = DataConfig(windows=windows, neighbours=neighbours)
+    assert config.num_channels == channels
+    assert list(range(channels))[config.shown_channels] == shown

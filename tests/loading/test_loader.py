@@ -220,7 +220,7 @@ def test_a_flip_in_depth_swaps_above_and_below_and_nothing_else(
     config = replace(DATA, windows=("brain", "bone"), neighbours=2, cache=cache)
     sometimes = replace(GEOMETRY, depth_flip_probability=0.5)
     plain, flipped = (
-        images_of(tiny_store, config, augment=augment).unflatten(1, (5, 2))
+        images_of(tiny_store, config, augment=augment).view(29, 5, 2, 48, 48)
         for augment in (GEOMETRY, sometimes)
     )
     drawn = draw_depth_flips(

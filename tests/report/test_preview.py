@@ -47,7 +47,7 @@ def test_the_caption_lists_the_parameters() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["exp-30", "fast"])
+@pytest.mark.parametrize("name", ["exp-30", "fast", "slab-maxvit-512"])
 def test_a_preview_is_a_picture_that_changes_with_the_epoch(
     tiny_store_path: Path, tmp_path: Path, name: str
 ) -> None:

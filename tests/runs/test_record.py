@@ -17,6 +17,7 @@ from ichfast.errors import CheckpointError, IchfastError, RecipeError
 from ichfast.report.comparison import compare_runs
 from ichfast.runs.record import (
     RECORD,
+    RunRecord,
     first_change,
     read_record,
     trained_settings,
@@ -26,6 +27,7 @@ from ichfast.runs.run import train_run
 from ichfast.runs.trained import open_run
 from ichfast.system.checksums import FIELD, with_checksum
 from ichfast.training.checkpoint import BEST
+from ichfast.training.history import has_history
 from tests.evaluation.planted import calibration_of, plant
 from tests.runs.trainedruns import tiny_recipe, write_run
 
@@ -198,24 +200,23 @@ def test_a_record_from_before_slices_were_checked_checks_them(
     assert open_run(run).record.recipe.data.check == "first"
 
 
+@pytest.mark.parametrize("count", [0, 1])
 def test_neighbours_that_an_earlier_version_switched_on_are_one_on_each_side(
-    run_dir: Path, tmp_path: Path
+    run_dir: Path, tmp_path: Path, count: int
 ) -> None:
     now = trained_settings(read_record(run_dir))
-    for was, count in ((False, 0), (True, 1)):
-        run = Path(shutil.copytree(run_dir, tmp_path / f"run-{count}"))
-        edit(
-            run,
-            lambda record, was=was: record["recipe"]["data"].update(neighbours=was),
-            renews_checksum=True,
-        )
-        former = now.replace("neighbours = 0", f"neighbours = {str(was).lower()}")
-        assert former != now
-        assert read_record(run, settings=former).recipe.data.neighbours == count
-        with pytest.raises(
-            RecipeError, match=f"trained was .*neighbours = {1 - count}"
-        ):
-            read_record(run, settings=now.replace("rs = 0", f"rs = {1 - count}"))
+    was = ("false", "true")[count]
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    edit(
+        run,
+        lambda record: record["recipe"]["data"].update(neighbours=count == 1),
+        renews_checksum=True,
+    )
+    former = now.replace("neighbours = 0", f"neighbours = {was}")
+    assert former != now
+    assert read_record(run, settings=former).recipe.data.neighbours == count
+    with pytest.raises(RecipeError, match=f"trained was .*neighbours = {1 - count}"):
+        read_record(run, settings=now.replace("rs = 0", f"rs = {1 - count}"))
 
 
 def test_a_run_from_before_square_pixels_shows_them_as_they_came(
@@ -267,17 +268,27 @@ def test_training_that_goes_on_drops_the_calibration_of_the_former_weights(
 ) -> None:
     run = tmp_path / "run"
 
-    def train(*, resume: bool) -> None:
+    def train(*, should_stop: Callable[[], bool] = lambda: False) -> None:
         train_run(
             tiny_store_path,
-            tiny_recipe("train.epochs=1", "model.pretrained=no"),
+            tiny_recipe("train.epochs=2", "model.pretrained=no"),
             run,
             device=torch.device("cpu"),
-            resume=resume,
+            should_stop=should_stop,
+            resume=run.exists(),
             limit=16,
         )
 
-    train(resume=False)
-    write_record(run, replace(read_record(run), calibration=calibration_of(plant(10))))
-    train(resume=True)
+    def calibrate() -> RunRecord:
+        record = replace(read_record(run), calibration=calibration_of(plant(10)))
+        write_record(run, record)
+        return record
+
+    with pytest.raises(IchfastError, match="stopped"):
+        train(should_stop=lambda: has_history(run))
+    calibrate()
+    train()
     assert read_record(run).calibration is None
+    calibrated = calibrate()
+    train()  # nothing is left to train
+    assert read_record(run) == calibrated

@@ -40,7 +40,7 @@ from ichfast.loading.config import (
 )
 from ichfast.loading.loader import DaliLoader, make_loader
 from ichfast.loading.splits import FoldConfig, split_slices
-from ichfast.models.config import ARCHS, Arch
+from ichfast.models.config import ARCHS, Arch, is_timm
 from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import RECIPES, format_recipes, resolve_recipe
@@ -543,8 +543,10 @@ def test_a_new_backbone_is_one_entry_in_archs(
     [n for n in RECIPES if n == "exp-30-notebook" or not n.endswith("-notebook")],
 )
 def test_every_recipe_starts(name: str, tiny_store_path: Path, tmp_path: Path) -> None:
+    is_large = is_timm(RECIPES[name]().model.arch)
     recipe = resolve_recipe(
         name,
+        arch="timm:test_convnext" if is_large else None,
         size=32,
         device_type="cpu",
         assignments=[

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ichfast.predict.extract import extract_features
 from ichfast.runs.trained import open_run
 from ichfast.series.config import SeriesConfig
 from ichfast.series.features import FeaturesHeader, FeaturesRun, FeaturesWriter
 from ichfast.series.run import SeriesReport, train_series
 from ichfast.store.store import Store
+from tests.runs.trainedruns import write_folds
 
 CPU = torch.device("cpu")
 NUM_FEATURES = 5
@@ -75,6 +77,20 @@ def write_features(
             )
         writer.finish()
     return folder
+
+
+def write_series_run(folder: Path, store_path: Path, *, fold: int) -> Path:
+    """A finished series run over the runs of both folds of the tiny store.
+
+    Args:
+        folder: gets the runs, their features and the series run.
+        store_path: the tiny store.
+        fold: the fold that validates.
+    """
+    runs = write_folds(folder / "backbones", store_path)
+    extract_features(runs, folder / "features", device=CPU)
+    train(folder / "features", folder / "head", fold=fold)
+    return folder / "head"
 
 
 def train(

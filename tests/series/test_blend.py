@@ -7,7 +7,7 @@ import pytest
 
 from ichfast.evaluation.logits import sigmoid
 from ichfast.evaluation.metrics import weighted_log_loss
-from ichfast.series.blend import ALPHAS, blend, choose_blend, crossfit_blend
+from ichfast.series.blend import ALPHAS, Floats, blend, choose_blend, crossfit_blend
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -91,8 +91,9 @@ def test_shares_are_chosen_on_what_is_judged() -> None:
     head = np.array([[-5.0], [-4.0]]) * np.ones(6)
     labels = np.zeros((1, 6))
 
-    def highest(logits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        return logits.max(axis=0, keepdims=True)
+    def highest(logits: Floats) -> Floats:
+        highest_1K: Floats = logits.max(axis=0, keepdims=True)
+        return highest_1K
 
     assert (choose_blend(slice_model, head, labels, highest) == 1.0).all()
     assert (choose_blend(slice_model, head, 1 - labels, highest) == 0.0).all()

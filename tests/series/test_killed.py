@@ -23,7 +23,7 @@ SETTINGS = (
     *("series=small", "series.width=8", "series.hidden=4", "series.batch_size=1"),
     *("series.epochs=2", "series.min_steps=0"),
 )
-OPTIONS = (
+OPTIONS: tuple[str, ...] = (
     *("--device", "cpu"),
     *(part for setting in SETTINGS for part in ("--set", setting)),
 )
@@ -41,14 +41,14 @@ def test_a_killed_run_can_be_typed_again(
     folder: Path, server: Server, one_features: Path
 ) -> None:
     run, whole = folder / "run", folder / "whole"
-    command = ("train-series", one_features, "run", *OPTIONS)
+    command = ("train-series", str(one_features), "run", *OPTIONS)
     undisturbed = server.run(folder, *command, watched=[run])
     assert undisturbed.status == 0, undisturbed.output
     run.rename(whole)
     for event in np.linspace(1, undisturbed.events, NUM_EVENTS).astype(int):
         killed = server.run(folder, *command, watched=[run], die_at=int(event))
         assert killed.status == -signal.SIGKILL, (event, killed.output)
-        resume = ("--resume",) if has_last(run) else ()
+        resume = ["--resume"] if has_last(run) else []
         again = server.run(folder, *command, *resume)
         assert again.status == 0, (event, again.output)
         assert_equal_runs(run, whole)
@@ -78,7 +78,14 @@ def test_all_folds_are_trained_and_compared_in_a_table(
     assert "fold-0 holds a run already; continue it with --resume" in again.error
     resumed = server.run(
         folder,
-        *("train-series", fold_features, "runs", "--fold=all", *OPTIONS, "--resume"),
+        *(
+            "train-series",
+            str(fold_features),
+            "runs",
+            "--fold=all",
+            *OPTIONS,
+            "--resume",
+        ),
     )
     assert resumed.status == 0, resumed.output
 

@@ -59,7 +59,33 @@ def test_cosine_falls_from_the_first_step(step: int, lr: float) -> None:
     assert schedule.at(step)[0] == pytest.approx(lr, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["one-cycle", "flat-cosine"])
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [
+        (0, 0.2),  # four steps up a straight line, which reaches the peak in a fifth
+        (1, 0.4),
+        (3, 0.8),
+        (4, 1.0),
+        (6, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2),
+        (8, 0.55),
+        (12, 0.1),
+    ],
+)
+def test_warm_up_cosine_rises_in_a_line_and_falls_to_its_final_rate(
+    step: int, lr: float
+) -> None:
+    schedule = make_schedule(
+        kind="warm-up-cosine", num_steps=12, start=1 / 3, final_lr=0.1
+    )
+    assert schedule.at(step) == (pytest.approx(lr, abs=1e-12), None)
+
+
+def test_a_cosine_to_its_own_peak_is_constant() -> None:
+    schedule = make_schedule(kind="cosine", lr=2e-5, start=0.0, final_lr=2e-5)
+    assert {schedule.at(step) for step in range(101)} == {(2e-5, None)}
+
+
+@pytest.mark.parametrize("kind", ["one-cycle", "flat-cosine", "warm-up-cosine"])
 @pytest.mark.parametrize("start", [0.0, 0.3, 0.999])
 def test_a_phase_of_one_step_starts_at_the_peak(kind: str, start: float) -> None:
     assert make_schedule(kind=kind, num_steps=1, start=start).at(0)[0] == 1.0
@@ -83,6 +109,9 @@ def test_a_schedule_sets_every_group_and_beta1_only_in_one_cycle() -> None:
         ({"start": 1.0}, "at 1.0 of the steps"),
         ({"start": math.nan}, "at nan of the steps"),
         ({"kind": "cosine"}, "0 for cosine"),
+        ({"kind": "warm-up-cosine", "final_lr": 1.1}, "rate of 1.1; give 0 to 1.0"),
+        ({"kind": "flat-cosine", "final_lr": -1.0}, "a learning rate of -1.0"),
+        ({"final_lr": 0.1}, "one-cycle cannot end at a learning rate of 0.1"),
     ],
 )
 def test_a_schedule_out_of_range_is_refused(
