@@ -1,4 +1,4 @@
-"""`features`: rows that the head turns into the backbone's logits, whoever computes them."""
+"""`features`: rows that the last layer turns into logits, on any number of ranks."""
 
 from __future__ import annotations
 
