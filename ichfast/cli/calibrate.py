@@ -40,6 +40,11 @@ from ichfast.cli.store import read_label_file
     is_flag=True,
     help="Accept patients of whom it is not known whether RUN was trained on them.",
 )
+@click.option(
+    "--remove",
+    is_flag=True,
+    help="Take the calibration out of RUN; nothing else is done.",
+)
 @DEVICE
 def calibrate(
     run: Path,
@@ -48,6 +53,7 @@ def calibrate(
     sensitivity: float | None,
     specificity: float | None,
     allow_unknown: bool,
+    remove: bool,
     device: str,
 ) -> None:
     """Make RUN's probabilities those of patients it was not trained on.
@@ -65,11 +71,17 @@ def calibrate(
     """
     from ichfast.evaluation.calibration_table import format_calibration
     from ichfast.evaluation.curves import Aim
-    from ichfast.predict.calibration import calibrate_run
+    from ichfast.predict.calibration import calibrate_run, remove_calibration
     from ichfast.runs.device import choose_device
 
     if sensitivity is not None and specificity is not None:
         raise click.UsageError("give --sensitivity or --specificity, not both")
+    if remove:
+        if store or labels or allow_unknown or sensitivity or specificity:
+            raise click.UsageError("--remove takes no other option")
+        former = remove_calibration(run)
+        print_result({"run": str(run), "former": former and asdict(former)})
+        return
     aim = Aim()
     if sensitivity is not None:
         aim = Aim("sensitivity", sensitivity)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ichfast.cli import calibrate, demo, doctor, predict, store, train
+from ichfast.cli import calibrate, demo, doctor, predict, series, store, train
 from ichfast.errors import IchfastError
 from ichfast.system.terminal import printable_lines
 
@@ -75,7 +75,8 @@ def cli(debug: bool) -> None:
 for _command in (
     doctor.doctor,
     *(store.prepare, store.inspect, train.preview, train.train),
-    *(predict.predict, predict.features, predict.evaluate, calibrate.calibrate),
+    *(predict.features, series.train_series),
+    *(predict.predict, predict.evaluate, calibrate.calibrate),
     *(predict.submit, predict.report, predict.compare, predict.export),
     *(store.verify, store.pack, store.unpack),
     *(store.synth, demo.demo, train.recipes),

@@ -269,7 +269,7 @@ def features(
     "--level",
     type=click.Choice(["slice", "series", "study", "patient"]),
     help="Evaluate slices, series, studies or patients only.  "
-    "[default: slices, studies and patients]",
+    "[default: slices, studies and patients; series where a head read them]",
 )
 @click.option(
     "--by",
@@ -299,7 +299,8 @@ def evaluate(
     nothing about other patients. So are those of whom that is not known.
 
     Each class is evaluated where its label is known. A series, study or patient has the
-    highest probability of its slices. Its label is its own, if it has one; else that of
+    highest probability of its slices, or of its series where a series head gave
+    probabilities to these. Its label is its own, if it has one; else that of
     its slices, positive if one of them is, where the labels of all are known.
     """
     from ichfast.evaluation.evaluate_file import METRICS_FILE, evaluate_file
@@ -379,8 +380,10 @@ def report(
     """Write a report of RUN: one HTML page that needs no network.
 
     It shows a summary, training curves, ROC, calibration, what is found and missed at
-    --sensitivity, and the worst and best slices of each class with a map of where the
-    model looked.
+    --sensitivity, the studies that are missed, drawn along their series, and the worst
+    and best slices of each class with a map of where the model looked. RUN may be a
+    series run. Of an ensemble's --predictions the page also shows where the runs
+    disagree.
     """
     from ichfast.evaluation.predictions import read_predictions
     from ichfast.predict.ensemble import predict_runs
@@ -415,11 +418,12 @@ def report(
 def compare(
     runs: tuple[Path, ...], csv_path: Path | None, png_path: Path | None
 ) -> None:
-    """Compare RUNs with each other and with the reference's published experiments.
+    """Compare RUNs with each other and with what the reference and others published.
 
     Accuracy and validation loss are those of the best epoch. The reference validated
     on patients that it trained on: folds by slice. The column `folds` shows which
-    RUNs did the same.
+    RUNs did the same. Results of other teams are on other slices: those of the private
+    leaderboard, or those that they held out.
     """
     from ichfast.report.comparison import (
         compare_runs,

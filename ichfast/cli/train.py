@@ -212,7 +212,7 @@ def train(
         out = out or default_run_dir(
             resolved, device_type=chosen.type, limit=limit, all_folds=trains_all
         )
-        with _saying_how_to_resume(is_first_rank=ranks.writes):
+        with saying_how_to_resume(is_first_rank=ranks.writes):
             report = (
                 train_folds(resolved, out, train_fold, ranks=ranks, resume=resume)
                 if trains_all
@@ -225,8 +225,15 @@ def train(
 
 
 @contextmanager
-def _saying_how_to_resume(*, is_first_rank: bool) -> Iterator[None]:
-    """Add the command that continues to an interruption; other ranks end silently."""
+def saying_how_to_resume(*, is_first_rank: bool = True) -> Iterator[None]:
+    """Add the command that continues to an interruption; other ranks end silently.
+
+    Args:
+        is_first_rank: whether this rank says it.
+
+    Raises:
+        InterruptionError: the block raised it.
+    """
     try:
         yield
     except InterruptionError as error:

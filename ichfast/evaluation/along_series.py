@@ -45,7 +45,7 @@ def along_series(labelled: pd.DataFrame) -> AlongSeries:
     Args:
         labelled: rows of a predictions table that have labels.
     """
-    place_N = _places_N(labelled)
+    place_N = places_N(labelled)
     placed = labelled[np.isfinite(place_N)]
     place_N = place_N[np.isfinite(place_N)]
     part_N = np.minimum((place_N * NUM_PARTS).astype(np.int64), NUM_PARTS - 1)
@@ -67,10 +67,13 @@ def along_series(labelled: pd.DataFrame) -> AlongSeries:
     )
 
 
-def _places_N(labelled: pd.DataFrame) -> Floats:
-    """The place of each slice in its series; NaN where it has none."""
-    position = labelled["position_mm"].astype("float64")
-    by_series = position.groupby(labelled["series"].to_numpy())
+def places_N(rows: pd.DataFrame) -> Floats:
+    """The place of each slice in its series, from 0 to 1; NaN where it has none.
+
+    The lowest and the highest slice are those of these rows of a predictions table.
+    """
+    position = rows["position_mm"].astype("float64")
+    by_series = position.groupby(rows["series"].to_numpy())
     low, high = by_series.transform("min"), by_series.transform("max")
     extent = (high - low).where(high > low)
     return ((position - low) / extent).to_numpy(np.float64)

@@ -37,7 +37,12 @@ from ichfast.evaluation.bootstrap import (
 )
 from ichfast.evaluation.curves import Aim, count_calls, threshold_at, threshold_interval
 from ichfast.evaluation.logits import logit, sigmoid
-from ichfast.evaluation.metrics import class_log_loss_K, has_both, weighted_log_loss
+from ichfast.evaluation.metrics import (
+    calibration_bins,
+    class_log_loss_K,
+    has_both,
+    weighted_log_loss,
+)
 from ichfast.labels import CLASSES
 
 Floats = npt.NDArray[np.float64]
@@ -88,6 +93,20 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityBin:
+    """Slices of nearly the same probability (`evaluation.metrics.calibration_bins`)."""
+
+    slices: int
+    """At least 1."""
+
+    probability: float
+    """Their mean probability."""
+
+    frequency: float
+    """The share of positives among them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClassCalibration:
     """Temperature, bias and threshold of one class, and the slices that chose them."""
 
@@ -122,6 +141,12 @@ class ClassCalibration:
 
     threshold: Threshold | None
     """None where the class has no positive or no negative slice."""
+
+    reliability_before: tuple[ReliabilityBin, ...]
+    """Frequency over probability without calibration, by rising probability."""
+
+    reliability_crossfitted: tuple[ReliabilityBin, ...]
+    """The same of each slice with the numbers of other patients."""
 
     def __post_init__(self) -> None:
         if not 1.0 / MAX_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
@@ -403,6 +428,20 @@ def _describe_class(
         loss_after=losses[1],
         loss_crossfitted=losses[2],
         threshold=_choose_threshold(stages[1], labels_N, resampling, aim),
+        reliability_before=_reliability(stages[0], labels_N),
+        reliability_crossfitted=_reliability(stages[2], labels_N),
+    )
+
+
+def _reliability(probs_N: Floats, labels_N: Floats) -> tuple[ReliabilityBin, ...]:
+    return tuple(
+        ReliabilityBin(
+            slices=int(count), probability=float(prob), frequency=float(frequency)
+        )
+        for count, prob, frequency in zip(
+            *calibration_bins(probs_N, labels_N), strict=True
+        )
+        if count
     )
 
 

@@ -90,7 +90,7 @@ def format_calibration(
     if crossfitted >= min(before, loss_former):
         lines.append(
             "cross-fitted it is no better than before: these are too few patients, or "
-            "the probabilities were right"
+            "the probabilities were right; `ichfast calibrate RUN --remove` undoes it"
         )
     classes = [["", *CLASS_HEADINGS, "moved by", "from"]]
     thresholds = [["", *THRESHOLD_HEADINGS]]

@@ -21,6 +21,7 @@ Shape letters: N slices, series, studies or patients, K classes.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from ichfast.evaluation.bootstrap import (
     draw_patients,
     mean_interval,
 )
-from ichfast.evaluation.levels import Parts, split_levels
+from ichfast.evaluation.levels import LEVELS, PLURALS, Parts, split_levels
 from ichfast.evaluation.metrics import (
     Floats,
     accuracy,
@@ -55,7 +56,13 @@ from ichfast.evaluation.ranking import RANKING_FIGURES, Ranking, spread_of
 from ichfast.labels import CLASSES
 
 DEFAULT_LEVELS = ("slice", "study", "patient")
-"""The levels that are evaluated if none is asked for."""
+"""The levels that are evaluated if none is asked for. Where a head gave probabilities
+of series, these are evaluated too."""
+
+
+MIN_NEGATIVES = 30
+"""Negative series, studies or patients below which figures come with a warning: one
+of 30 is 3 % of the specificity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +123,16 @@ class LevelScores:
         return [name for name, scores in self.classes.items() if scores is None]
 
     @property
+    def fewest_negatives(self) -> tuple[str, int]:
+        """The class with the fewest negatives, and how many those are."""
+        negatives = {
+            name: scores.count - scores.positives
+            for name, scores in self.classes.items()
+            if scores
+        }
+        return min(negatives.items(), key=itemgetter(1))
+
+    @property
     def ratio(self) -> float | None:
         """Weighted log loss over prevalence loss; None where the labels are constant.
 
@@ -134,11 +151,34 @@ class Evaluation:
     unlabelled: int
     """Slices, series or studies of the first level that have no label at all, and are
     left out there."""
+    has_head: bool
+    """Whether the probability of a series is that of a head; else it is the highest of
+    its slices."""
     bootstrap: dict[str, int]
     """``replicates``: how many there are for each interval, and their ``seed``."""
     levels: dict[str, LevelScores]
     """By a name of `LEVELS`, in that order; at least one. Levels without any label are
     left out."""
+
+    def warning_of(self, level: str) -> str:
+        """Why the figures of a level say little; empty where they do not.
+
+        Slices have no warning: where they are few, so are their series.
+        """
+        name, count = self.levels[level].fewest_negatives
+        if level == "slice" or count >= MIN_NEGATIVES:
+            return ""
+        are = "is" if count == 1 else "are"
+        return (
+            f"only {count} of {self.levels[level].count:,} {PLURALS[level]} {are} "
+            f"negative for {name}, fewer than {MIN_NEGATIVES}: figures by {level} may "
+            "be far off"
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings of all levels."""
+        return [text for text in map(self.warning_of, self.levels) if text]
 
     @property
     def first_name(self) -> str:
@@ -161,6 +201,8 @@ class Evaluation:
             "auc_any": any_scores.auc if any_scores else None,
             "level": self.first_name,
             "unlabelled": self.unlabelled,
+            "warnings": self.warnings,
+            "has_head": self.has_head,
             "bootstrap": self.bootstrap,
             **{name: asdict(scores) for name, scores in self.levels.items()},
         }
@@ -174,7 +216,8 @@ def evaluate(
     Args:
         table: a predictions table, columns as in `ichfast.evaluation.predictions`.
         replicates: bootstrap replicates for the intervals; 0 for no intervals.
-        level: the only one of `LEVELS` to evaluate; None for `DEFAULT_LEVELS`.
+        level: the only one of `LEVELS` to evaluate; None for `DEFAULT_LEVELS`, or all
+            where the table has probabilities of series.
 
     Raises:
         PredictionError: no label at that level, a slice twice, a label other than 0 and
@@ -193,7 +236,9 @@ def evaluate(
     check_rows(table)
     levels = split_levels(table)
     parts = levels.parts
-    wanted = DEFAULT_LEVELS if level is None else (level,)
+    has_head = series_probs_NK(table) is not None
+    usual = LEVELS if has_head else DEFAULT_LEVELS
+    wanted = usual if level is None else (level,)
     labelled = [name for name in wanted if parts[name].is_labelled_N.any()]
     if not labelled:
         raise PredictionError(
@@ -203,6 +248,7 @@ def evaluate(
         )
     counts_RP = draw_patients(levels.num_patients, replicates=replicates)
     return Evaluation(
+        has_head=has_head,
         unlabelled=int((~parts[labelled[0]].is_labelled_N).sum()),
         bootstrap={"replicates": replicates, "seed": SEED},
         levels={

@@ -212,6 +212,15 @@ def std_NK(table: pd.DataFrame) -> npt.NDArray[np.float64] | None:
     return _with_missing(table, STD_COLUMNS) if STD_COLUMNS[0] in table else None
 
 
+def entropy_NK(table: pd.DataFrame) -> npt.NDArray[np.float64] | None:
+    """The entropies of the probabilities, in bits, shape (N, 6), float64.
+
+    NaN where one is missing; None if the table has none.
+    """
+    names = ENTROPY_COLUMNS
+    return _with_missing(table, names) if names[0] in table else None
+
+
 def _with_missing(table: pd.DataFrame, names: Sequence[str]) -> npt.NDArray[np.float64]:
     columns = table[list(names)]
     values: npt.NDArray[np.float64] = columns.to_numpy(np.float64, na_value=np.nan)

@@ -125,16 +125,22 @@ def format_evaluation(evaluation: Evaluation) -> str:
         lines.append(
             f"no label of {', '.join(without)}: loss and accuracy are of the others"
         )
+    if evaluation.has_head:
+        lines.append("a series has the probability that a head gives it")
     replicates = evaluation.bootstrap["replicates"]
     if replicates:
         lines.append(f"95% intervals: {replicates:,} bootstrap replicates of patients")
+    lines += [f"warning: {text}" for text in evaluation.warnings]
     lines += ["", _row("", "model", "prevalence", "ratio")]
     for name, level in evaluation.levels.items():
         lines += _loss_rows(name, level)
     accuracies = (first.accuracy, first.prevalence_accuracy)
     lines.append(_row("accuracy", *map(format_score, accuracies)))
     for name, level in evaluation.levels.items():
-        lines += ["", *_class_rows(name, level)]
+        lines.append("")
+        if warning := evaluation.warning_of(name):
+            lines.append(f"warning: {warning}")
+        lines += _class_rows(name, level)
     return "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
-"""Calibration of a finished run on patients that it was not trained on.
+"""Calibration of a run or a series run on patients that it was not trained on.
 
-1. The slices are those that `predict_runs` predicts: on the run's own store its
-   validation fold, on another store all. Their labels are the store's, or those of a
-   file in place of all of these.
-2. Patients that any part of the run was trained on are refused: on them the run is
-   more certain than on others.
+1. The slices are those that `ichfast.predict.coverage` finds: on the run's own store
+   its validation fold, on another store all. Their labels are the store's, or those of
+   a file in place of all of these.
+2. Patients that any part of the run was trained on are refused, a backbone of a series
+   run included: on them the run is more certain than on others.
 3. Nothing is trained. The calibration is written into the record of the run, in place
    of the one before, and the run is locked meanwhile.
 
@@ -31,14 +31,18 @@ from ichfast.evaluation.logits import Floats
 from ichfast.evaluation.metrics import weighted_log_loss
 from ichfast.evaluation.predictions import probs_NK as probs_of
 from ichfast.labels import CLASSES, LabelTable
+from ichfast.predict.coverage import Run, cover, open_runs
 from ichfast.predict.ensemble import PredictConfig, predict_store
 from ichfast.prepare.labelling import add_labels, warn_of_strangers
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
 from ichfast.runs.record import write_record
-from ichfast.runs.trained import TrainedRun, open_run
+from ichfast.series.folder import SeriesRun
+from ichfast.series.record import write_series_record
 from ichfast.store.store import Store
 from ichfast.store.tables import label_columns, patients_N, read_rows
 from ichfast.system.locks import LockHeldError, locked_folder
+
+PLAIN = PredictConfig(calibrate=False)
 
 OTHER_PATIENTS = (
     "name a store of other patients with --store, or train with --set "
@@ -92,11 +96,12 @@ def calibrate_run(
             folder that another process uses, or that cannot be written.
         IchfastError: no run, no valid checkpoint or no store.
     """
-    run = open_run(path)
+    (run,) = open_runs([path])
     with Store(store_path or run.find_store()) as store, _locked(path):
-        known = _labels(store, labels)  # before what may take long
-        table = predict_store([run], store, device=device, config=PredictConfig())
-        _check_patients(table, path, allow_unknown=allow_unknown)
+        # First what can be refused: predicting may take hours.
+        known = _labels(store, labels)
+        _check_patients(run, store, allow_unknown=allow_unknown)
+        table = predict_store([run], store, device=device, config=PLAIN)
         probs_NK = probs_of(table)
         labels_NK = known.loc[table["slice_id"]].to_numpy()
         calibration = fit_calibration(
@@ -110,8 +115,24 @@ def calibrate_run(
     return _compare(run, store, calibration, probs_NK, labels_NK)
 
 
+def remove_calibration(path: Path) -> Calibration | None:
+    """Take the calibration out of a run's record.
+
+    Returns:
+        The calibration that it had, if there was one.
+
+    Raises:
+        PredictionError: a folder that another process uses, or that cannot be written.
+        IchfastError: no run, or no valid checkpoint.
+    """
+    (run,) = open_runs([path])
+    with _locked(path):
+        _write(run, None)
+    return run.record.calibration
+
+
 def _compare(
-    run: TrainedRun,
+    run: Run,
     store: Store,
     calibration: Calibration,
     probs_NK: Floats,
@@ -154,9 +175,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _write(run: TrainedRun, calibration: Calibration) -> None:
+def _write(run: Run, calibration: Calibration | None) -> None:
     try:
-        write_record(run.path, replace(run.record, calibration=calibration))
+        if isinstance(run, SeriesRun):
+            series_record = replace(run.record, calibration=calibration)
+            write_series_record(run.path, series_record)
+        else:
+            write_record(run.path, replace(run.record, calibration=calibration))
     except OSError as error:
         raise _cannot_write(run.path, error) from error
 
@@ -168,23 +193,24 @@ def _cannot_write(path: Path, error: OSError) -> PredictionError:
     )
 
 
-def _check_patients(table: pd.DataFrame, path: Path, *, allow_unknown: bool) -> None:
-    """Refuse patients that the run was trained on, or may have been."""
-    trained_N = table["trained_on"]
-    is_trained_N = trained_N.fillna(value=False).to_numpy(dtype=bool)
-    num_unknown = int(trained_N.isna().sum())
-    if is_trained_N.any():
+def _check_patients(run: Run, store: Store, *, allow_unknown: bool) -> None:
+    """Refuse patients that any part of a run was trained on, or may have been."""
+    coverage = cover(run, store, only=None, limit=None)
+    num_slices = len(coverage.positions_M)
+    is_trained_M = coverage.trained_on_M == 1
+    num_unknown = int(np.isnan(coverage.trained_on_M).sum())
+    if is_trained_M.any():
+        rows = store.table.iloc[coverage.positions_M[is_trained_M]]
         raise PredictionError(
-            f"{is_trained_N.sum():,} of {len(table):,} slices are of "
-            f"{len(set(patients_N(table)[is_trained_N])):,} patients that {path} was "
-            "trained on, on whom it is more certain than on others; "
-            f"{OTHER_PATIENTS}"
+            f"{len(rows):,} of {num_slices:,} slices are of "
+            f"{len(set(patients_N(rows))):,} patients that {run.path} was trained on, "
+            f"on whom it is more certain than on others; {OTHER_PATIENTS}"
         )
     if num_unknown and not allow_unknown:
         raise PredictionError(
-            f"it is not known of {num_unknown:,} of {len(table):,} slices whether "
-            f"{path} was trained on their patients; if you know that it was not, add "
-            "--allow-unknown"
+            f"it is not known of {num_unknown:,} of {num_slices:,} slices whether "
+            f"{run.path} was trained on their patients; if you know that it was not, "
+            "add --allow-unknown"
         )
 
 

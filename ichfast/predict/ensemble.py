@@ -8,7 +8,9 @@
 3. For each slice the table names the runs that predicted it, and tells whether one of
    them, or a run from whose weights it started, was trained on its patient.
 4. Where a slice is predicted by several runs, the table shows how much they differ.
-5. The logits of networks are kept in a journal (`ichfast.predict.journal`) until the
+5. A series run predicts slices and series; the table has the probabilities of series
+   if a series run predicted every row.
+6. The logits of networks are kept in a journal (`ichfast.predict.journal`) until the
    table is written. A network that several runs share computes them once.
 
 Shape letters: N slices of the store, M slices that a run predicts, P predicted slices,
@@ -18,8 +20,8 @@ K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +35,32 @@ from ichfast.evaluation.predictions import (
     ALL_COLUMNS,
     ENTROPY_COLUMNS,
     LABEL_COLUMNS,
+    SERIES_PROB_COLUMNS,
     STD_COLUMNS,
 )
 from ichfast.labels import CLASSES
-from ichfast.predict.coverage import Coverage, common_store, cover
+from ichfast.predict.coverage import (
+    Coverage,
+    Run,
+    common_store,
+    cover,
+    open_runs,
+    series_numbers,
+)
 from ichfast.predict.journal import Journal, journal_folder
 from ichfast.predict.networks import ComputeConfig, NetworkTask, compute
-from ichfast.runs.trained import TrainedRun, open_ensemble
+from ichfast.predict.probabilities import (
+    NetworkRows,
+    RunProbs,
+    series_probs,
+    slice_probs,
+)
+from ichfast.series.folder import SeriesRun
 from ichfast.series.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.store.tables import BAG_LABELS
 from ichfast.system.locks import temporary_folder
 from ichfast.system.ranks import Ranks
-from ichfast.training.inference import mix_passes
 
 PREFIX = "ichfast-predict-"
 """Beginning of the names of journals in TMPDIR, of tables that no command writes."""
@@ -126,25 +141,27 @@ def predict_runs(
         >>> bool(table["any"].dropna().between(0, 1).all())
         True
     """
-    runs = open_ensemble(paths)
+    runs = open_runs(paths)
     with Store(store_path or common_store(runs)) as store:
         return predict_store(runs, store, device=device, config=config)
 
 
 def predict_store(
-    runs: Sequence[TrainedRun],
+    runs: Sequence[Run],
     store: Store,
     *,
     device: torch.device,
     config: PredictConfig,
+    folder: Path | None = None,
 ) -> pd.DataFrame:
     """Predict an open store with one or more opened runs.
 
     Args:
-        runs: as `open_ensemble` returns them.
+        runs: as `coverage.open_runs` returns them.
         store: the store to predict.
         device: where to compute.
         config: test-time augmentation, averaging, smoothing, batch size and so on.
+        folder: a temporary folder for what networks compute; None: one in TMPDIR.
 
     Returns:
         A table with the columns of `ichfast.evaluation.predictions`, in store order.
@@ -152,10 +169,10 @@ def predict_store(
     Raises:
         IchfastError: no valid checkpoint, or settings that do not fit the store.
     """
-    ensemble = _Ensemble(runs, store, config)
+    ensemble = _Ensemble(runs, store, device, config)
     with (
-        temporary_folder(PREFIX) as folder,
-        ensemble.computed(folder / "journal", device, Ranks()) as journal,
+        temporary_folder(PREFIX) if folder is None else nullcontext(folder) as place,
+        ensemble.computed(place / "journal", Ranks()) as journal,
     ):
         return ensemble.table(journal)
 
@@ -190,10 +207,10 @@ def kept_predictions(
     Raises:
         IchfastError: what `predict_runs` raises, or a journal that does not fit.
     """
-    runs = open_ensemble(paths)
+    runs = open_runs(paths)
     with Store(store_path or common_store(runs)) as store:
-        ensemble = _Ensemble(runs, store, config)
-        with ensemble.computed(journal_folder(out), device, ranks) as journal:
+        ensemble = _Ensemble(runs, store, device, config)
+        with ensemble.computed(journal_folder(out), ranks) as journal:
             yield ensemble.table(journal) if ranks.writes else None
 
 
@@ -203,93 +220,116 @@ class _Ensemble:
     Args:
         runs: one or more.
         store: the store.
+        device: where to compute.
         config: how it is predicted.
     """
 
     def __init__(
-        self, runs: Sequence[TrainedRun], store: Store, config: PredictConfig
+        self,
+        runs: Sequence[Run],
+        store: Store,
+        device: torch.device,
+        config: PredictConfig,
     ) -> None:
         self._store = store
+        self._device = device
         self._config = config
         self._coverages = [
             cover(run, store, only=config.only, limit=config.limit) for run in runs
         ]
-        digests = [each.run.digest for each in self._coverages]
-        self._task_numbers = [sorted(set(digests)).index(digest) for digest in digests]
-        """For each coverage, the task of its network."""
-
-        self._tasks = [
-            NetworkTask.join(
-                [
-                    NetworkTask(
-                        run=each.run, positions_M=each.positions_M, with_features=False
-                    )
-                    for each, found in zip(self._coverages, digests, strict=True)
-                    if found == digest
-                ]
-            )
-            for digest in sorted(set(digests))
+        tasks: dict[str, NetworkTask] = {}
+        digests = []
+        for each in self._coverages:
+            for network in each.networks:
+                digests.append(digest := network.digest)
+                task = NetworkTask(
+                    run=network,
+                    positions_M=each.seen_R,
+                    with_features=isinstance(each.run, SeriesRun),
+                )
+                tasks[digest] = tasks[digest] | task if digest in tasks else task
+        self._tasks = list(tasks.values())
+        numbers = iter([list(tasks).index(digest) for digest in digests])
+        self._numbers = [
+            [next(numbers) for _ in each.networks] for each in self._coverages
         ]
+        """For each coverage, the tasks of its networks."""
 
-    def computed(
-        self, folder: Path, device: torch.device, ranks: Ranks
-    ) -> AbstractContextManager[Journal]:
+    def computed(self, folder: Path, ranks: Ranks) -> AbstractContextManager[Journal]:
         """Compute the rows of all networks; see `networks.compute`."""
         return compute(
             self._tasks,
             self._store,
             folder,
             config=self._config.compute,
-            device=device,
+            device=self._device,
             ranks=ranks,
         )
 
     def table(self, journal: Journal) -> pd.DataFrame:
         """Make the table of predictions from the rows of all networks."""
-        probs = [
-            self._probs_MK(each, number, journal)
-            for each, number in zip(self._coverages, self._task_numbers, strict=True)
+        found = [
+            self._run_probs(each, numbers, journal)
+            for each, numbers in zip(self._coverages, self._numbers, strict=True)
         ]
-        predictions = [
-            (each.positions_M, probs_MK)
-            for each, probs_MK in zip(self._coverages, probs, strict=True)
+        how = self._config.average
+        slices = [
+            (each.positions_M, probs.slices_MK)
+            for each, probs in zip(self._coverages, found, strict=True)
         ]
-        positions_P, probs_PK = average(predictions, how=self._config.average)
+        positions_P, probs_PK = average(slices, how=how)
         if self._config.smooth:
             series_P = self._store.table["series"].to_numpy(dtype=object)[positions_P]
             probs_PK = smooth_over_z(probs_PK, series_P, positions_P)
-        rows = self._store.table.iloc[positions_P]
+        table = self._rows(positions_P)
+        table[list(CLASSES)] = probs_PK
+        std_PK = deviation(slices)
+        if not np.isnan(std_PK).all():
+            table[list(STD_COLUMNS)] = std_PK
+            table[list(ENTROPY_COLUMNS)] = binary_entropy(probs_PK)
+        series = [each.series for each in found if each.series is not None]
+        if series:
+            series_S, series_probs_SK = average(series, how=how)
+            series_P = series_numbers(self._store)[positions_P]
+            if np.isin(series_P, series_S).all():
+                rows_P = np.searchsorted(series_S, series_P)
+                table[list(SERIES_PROB_COLUMNS)] = series_probs_SK[rows_P]
+        return table[[name for name in ALL_COLUMNS if name in table]]
+
+    def _rows(self, positions_P: npt.NDArray[np.int64]) -> pd.DataFrame:
+        """The columns that are not probabilities."""
+        rows = self._store.table.iloc[positions_P].reset_index(drop=True)
         keys = ["slice_id", "series", "study", "patient", "position_mm"]
-        table = rows[keys].reset_index(drop=True)
+        table = rows[keys].copy()
         num_slices = len(self._store)
         table["fold"] = _fold_N(self._coverages, num_slices)[positions_P]
         table["run"] = _names_N(self._coverages, num_slices)[positions_P]
         table["trained_on"] = _trained_on_N(self._coverages, num_slices)[positions_P]
-        table[list(CLASSES)] = probs_PK
-        labels = rows.reset_index(drop=True)
-        table[list(LABEL_COLUMNS)] = labels[list(CLASSES)]
+        table[list(LABEL_COLUMNS)] = rows[list(CLASSES)]
         for names in map(list, BAG_LABELS.values()):
             if self._store.table[names].notna().any(axis=None):
-                table[names] = labels[names]
-        std_PK = deviation(predictions)
-        if not np.isnan(std_PK).all():
-            table[list(STD_COLUMNS)] = std_PK
-            table[list(ENTROPY_COLUMNS)] = binary_entropy(probs_PK)
-        return table[[name for name in ALL_COLUMNS if name in table]]
+                table[names] = rows[names]
+        return table
 
-    def _probs_MK(self, coverage: Coverage, number: int, journal: Journal) -> Floats:
-        """The probabilities of one run, averaged over its passes and calibrated."""
-        rows_M = np.searchsorted(self._tasks[number].positions_M, coverage.positions_M)
-        passes = self._config.compute.passes(coverage.run)
-        probs = []
-        for pass_number in range(len(passes)):
-            logits_MK = journal.read(number, pass_number)["logits"][rows_M]
-            probs.append(torch.from_numpy(logits_MK).double().sigmoid().numpy())
-        probs_MK = mix_passes(passes, probs)
-        calibration = coverage.run.record.calibration
+    def _run_probs(
+        self, coverage: Coverage, numbers: Sequence[int], journal: Journal
+    ) -> RunProbs:
+        """The probabilities of one run, calibrated."""
+        rows = [
+            NetworkRows(journal, number, self._tasks[number].positions_M)
+            for number in numbers
+        ]
+        passes = self._config.compute.passes(coverage.networks[0])
+        run = coverage.run
+        found = (
+            series_probs(coverage, run, rows, passes, self._store, self._device)
+            if isinstance(run, SeriesRun)
+            else slice_probs(coverage, rows[0], passes)
+        )
+        calibration = run.record.calibration
         if self._config.calibrate and calibration is not None:
-            probs_MK = calibration.apply(probs_MK)
-        return probs_MK
+            found = replace(found, slices_MK=calibration.apply(found.slices_MK))
+        return found
 
 
 def average(

@@ -23,7 +23,7 @@ from ichfast.errors import PredictionError
 from ichfast.predict.coverage import Positions, common_store, whole_series
 from ichfast.predict.journal import Journal, journal_folder, remove_journal
 from ichfast.predict.networks import ComputeConfig, NetworkTask, compute
-from ichfast.runs.trained import TrainedRun, open_ensemble
+from ichfast.runs.trained import TrainedRun, open_run
 from ichfast.series.features import (
     BEGUN,
     HEADER,
@@ -83,7 +83,7 @@ def extract_features(
         IchfastError: no valid run or store, runs that do not fit together, or features
             of other runs or of another store in `out`.
     """
-    runs = open_ensemble(paths)
+    runs = [open_run(path) for path in paths]
     with Store(store_path or common_store(runs)) as store:
         tasks = [
             NetworkTask(run=run, positions_M=positions_M, with_features=True)

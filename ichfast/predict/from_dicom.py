@@ -25,11 +25,11 @@ import pandas as pd
 import torch
 
 from ichfast.errors import InterruptionError, PredictionError, StoreError
+from ichfast.predict.coverage import open_runs
 from ichfast.predict.ensemble import PredictConfig, predict_store
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
 from ichfast.prepare.rejected import write_rejected_beside
-from ichfast.runs.trained import open_ensemble
 from ichfast.store.store import Store
 from ichfast.store.tables import read_rejected
 from ichfast.system.locks import temporary_folder
@@ -80,7 +80,7 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             `prepare.prepare.prepare_store` refuses.
         InterruptionError: Ctrl-C, SIGTERM or SIGHUP.
     """
-    runs = open_ensemble(paths)
+    runs = open_runs(paths)
     with (
         signals_interrupt(),
         _explain_failures(),
@@ -99,7 +99,9 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             rejected_file=rejected_file,
         )
         with Store(report.store) as store:
-            table = predict_store(runs, store, device=device, config=config)
+            table = predict_store(
+                runs, store, device=device, config=config, folder=folder
+            )
             rejected = read_rejected(store.path, store.header)
     if not keep_ids:
         key = secrets.token_bytes(KEY_BYTES)

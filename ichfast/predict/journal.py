@@ -3,8 +3,8 @@
 That of ``p.parquet`` is the folder ``.p.parquet.work`` next to it:
 
     plan.json         what decides the values, and the tasks; with a checksum
-    0-3-00017.part    part 17 of pass 3 of task 0: its rows, then their CRC-32C,
-                      4 bytes, little-endian
+    0-3-00017.part    part 17 of pass 3 of task 0: its rows, then the CRC-32C of the
+                      file's name and the rows, 4 bytes, little-endian
     .lock             the process that works there (`ichfast.system.locks`)
 
 1. A task has a row for each slice that a network sees, in each pass. A part is some
@@ -188,10 +188,10 @@ class Journal:
         Raises:
             PredictionError: the folder cannot be written.
         """
-        content = rows_R.tobytes()
+        body = rows_R.tobytes()
         try:
             with atomic_path(self.folder / part.file_name) as temporary:
-                temporary.write_bytes(content + _checksum(content))
+                temporary.write_bytes(body + _checksum(part, body))
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
 
@@ -273,7 +273,7 @@ class Journal:
         body, checksum = content[:-_CRC32C_BYTES], content[-_CRC32C_BYTES:]
         dtype = self.tasks[part.task].dtype
         num_bytes = len(self.rows(part)) * dtype.itemsize
-        if len(body) != num_bytes or checksum != _checksum(body):
+        if len(body) != num_bytes or checksum != _checksum(part, body):
             return None
         return np.frombuffer(body, dtype)
 
@@ -363,7 +363,7 @@ def _begin(
         if num_parts:
             differ = [name for name in settings if before.get(name) != settings[name]]
             raise PredictionError(
-                f"{folder} has {num_parts:,} parts of another prediction, with other "
+                f"{folder} has parts of another prediction, with other "
                 f"{', '.join(differ)}; give the same options again, or remove the "
                 "folder to begin anew"
             )
@@ -419,8 +419,9 @@ def _empty(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _checksum(content: bytes) -> bytes:
-    return int(google_crc32c.value(content)).to_bytes(_CRC32C_BYTES, "little")
+def _checksum(part: Part, body: bytes) -> bytes:
+    crc32c = google_crc32c.value(part.file_name.encode())
+    return int(google_crc32c.extend(crc32c, body)).to_bytes(_CRC32C_BYTES, "little")
 
 
 def _cannot_write(folder: Path, error: OSError) -> PredictionError:

@@ -2,7 +2,8 @@
 
 Every rank takes a share of the parts of each task: neighbouring slices, in all passes.
 A rank shows its networks the batches of the whole task, so a row is the same to the
-last bit whichever rank computes it, on GPUs of one kind.
+last bit whichever rank computes it: on GPUs of one kind, or on CPUs with the same
+number of threads.
 
 Shape letters: B slices of a batch, M slices of a task, D features, K classes.
 """
@@ -51,13 +52,12 @@ class NetworkTask:
     with_features: bool
     """Whether rows have pooled features, next to logits."""
 
-    @classmethod
-    def join(cls, tasks: Sequence[NetworkTask]) -> NetworkTask:
-        """Join tasks of the same network to one."""
-        return cls(
-            run=tasks[0].run,
-            positions_M=np.unique(np.concatenate([t.positions_M for t in tasks])),
-            with_features=any(task.with_features for task in tasks),
+    def __or__(self, other: NetworkTask) -> NetworkTask:
+        """The slices of both tasks, which have the same network."""
+        return NetworkTask(
+            run=self.run,
+            positions_M=np.union1d(self.positions_M, other.positions_M),
+            with_features=self.with_features or other.with_features,
         )
 
 

@@ -95,7 +95,7 @@ def make_cards(
     maps_BKhw = activations_of(slice_ids)
     maps = {} if maps_BKhw is None else dict(zip(slice_ids, maps_BKhw, strict=True))
     stored = {slice_id: slice_of(slice_id) for slice_id in slice_ids}
-    pictures = {slice_id: _pictures(stored[slice_id]) for slice_id in slice_ids}
+    pictures = {slice_id: slice_pictures(stored[slice_id]) for slice_id in slice_ids}
     shapes = {slice_id: stored[slice_id].shape for slice_id in slice_ids}
     return [
         CardGroup(
@@ -124,7 +124,7 @@ def _cards(
         is_called = point is not None and probs[n, k] >= point.threshold
         cards.append(
             CaseCard(
-                outcome=_outcome(is_called=is_called, is_labelled=is_labelled[n, k]),
+                outcome=outcome_of(is_called=is_called, is_labelled=is_labelled[n, k]),
                 is_right=is_called == is_labelled[n, k],
                 pictures=pictures[slice_id],
                 heatmap=data_uri("png", map_png) if map_png else None,
@@ -135,14 +135,25 @@ def _cards(
     return cards
 
 
-def _pictures(stored_HW: npt.NDArray[np.uint16]) -> dict[str, str]:
+def slice_pictures(stored_HW: npt.NDArray[np.uint16]) -> dict[str, str]:
+    """Pictures of a slice in each of `CARD_WINDOWS`, as data URIs.
+
+    Args:
+        stored_HW: as in the store, HU + 1024, shape (H, W).
+    """
     return {
         name: data_uri("jpeg", slice_jpeg(stored_HW, PRESETS[name], max_side=CARD_SIDE))
         for name in CARD_WINDOWS
     }
 
 
-def _outcome(*, is_called: bool, is_labelled: bool) -> str:
+def outcome_of(*, is_called: bool, is_labelled: bool) -> str:
+    """The outcome of a call in words.
+
+    Args:
+        is_called: whether the slice or study is called positive.
+        is_labelled: whether it is.
+    """
     if is_labelled:
         return "found" if is_called else "missed"
     return "false alarm" if is_called else "rightly left alone"

@@ -21,7 +21,16 @@ import pandas as pd
 
 from ichfast.errors import IchfastError
 from ichfast.evaluation.bootstrap import REPLICATES
+from ichfast.evaluation.calibration import Calibration
+from ichfast.evaluation.calibration_table import (
+    CLASS_HEADINGS,
+    THRESHOLD_HEADINGS,
+    class_cells,
+    threshold_cells,
+    why_unfitted,
+)
 from ichfast.evaluation.cases import choose_cases
+from ichfast.evaluation.evaluation import Evaluation
 from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.predictions import labels_NK as labels_of
 from ichfast.evaluation.results import compute_results
@@ -33,6 +42,7 @@ from ichfast.evaluation.scoretable import (
     format_score,
     subgroup_cells,
 )
+from ichfast.evaluation.study_cases import choose_studies
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.cards import (
@@ -44,10 +54,13 @@ from ichfast.report.cards import (
 )
 from ichfast.report.charts.captions import (
     curve_charts,
+    disagreement_charts,
+    reliability_charts,
     result_charts,
     subgroup_charts,
     training_charts,
 )
+from ichfast.report.studies import FIELD, make_study_groups
 from ichfast.store.groups import Groups
 from ichfast.store.tables import patients_N
 from ichfast.system.files import output_path
@@ -78,6 +91,9 @@ class ReportData:
     activations_of: ActivationsOf
     sensitivity: float = 0.95
     """Share of the positive slices of a class that its operating point finds."""
+
+    calibration: Calibration | None = None
+    """The calibration of the run, of which the page has a section."""
 
     recipe: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -111,12 +127,14 @@ def write_report(out: Path, report: ReportData) -> None:
         )
         for column, groups in report.groups.items()
     }
+    studies = choose_studies(report.predictions, sensitivity=report.sensitivity)
+    evaluation = results.evaluation
     of_any = results.evaluation.first.classes["any"]
     page = _template().render(
         title=report.title,
-        notices=report.notices,
+        notices=_notices(report, evaluation),
         results=results,
-        evaluation=results.evaluation,
+        evaluation=evaluation,
         plurals=PLURALS,
         sensitivity=report.sensitivity,
         replicates=REPLICATES,
@@ -124,16 +142,29 @@ def write_report(out: Path, report: ReportData) -> None:
         history=report.history,
         result_charts=result_charts(results),
         curve_charts=curve_charts(results),
+        disagreement_charts=disagreement_charts(results),
         training_charts=training_charts(report.history),
         subgroups=subgroups,
         subgroup_charts=subgroup_charts(subgroups, of_any.auc if of_any else None),
         subgroup_headings=SUBGROUP_HEADINGS,
+        calibration=report.calibration,
+        reliability_charts=reliability_charts(report.calibration),
+        class_headings=CLASS_HEADINGS,
+        threshold_headings=THRESHOLD_HEADINGS,
         groups=make_cards(
             choose_cases(results.rows),
             results.points,
             slice_of=report.slice_of,
             activations_of=report.activations_of,
         ),
+        studies=studies,
+        study_groups=make_study_groups(
+            studies, slice_of=report.slice_of, has_head=evaluation.has_head
+        )
+        if studies
+        else [],
+        study_warning=evaluation.warning_of("study") if studies else "",
+        field=FIELD,
         show_ids=report.show_ids,
         windows={name: PRESETS[name] for name in CARD_WINDOWS},
         card_side=CARD_SIDE,
@@ -150,6 +181,12 @@ def write_report(out: Path, report: ReportData) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
+def _notices(report: ReportData, evaluation: Evaluation) -> list[str]:
+    """What a reader must know, with the warning of the level of the page."""
+    warning = evaluation.warning_of(evaluation.first_name)
+    return [*report.notices, *([f"Warning: {warning}."] if warning else [])]
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -162,6 +199,9 @@ def _template() -> jinja2.Template:
     environment.filters["percent"] = format_percent
     environment.filters["interval"] = format_interval
     environment.filters["subgroup_cells"] = subgroup_cells
+    environment.filters["class_cells"] = class_cells
+    environment.filters["threshold_cells"] = threshold_cells
+    environment.filters["why_unfitted"] = why_unfitted
     return environment.get_template("page.html.jinja")
 
 

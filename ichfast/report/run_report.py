@@ -1,10 +1,15 @@
-"""The report of a trained run: its record, history, store and model go on one page."""
+"""The report of a trained run: its record, history, store and model go on one page.
+
+A series run is reported as one of slices is: the curves are those of its head, and the
+maps those of the backbone that held out the fold which validates.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +18,15 @@ import torch
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.subgroups import groups_of
+from ichfast.labels import CLASSES
 from ichfast.loading.config import choose_level
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.settings import to_dict
 from ichfast.report.activations import activations_of
 from ichfast.report.page import ReportData, write_report
 from ichfast.report.pictures import slice_view
-from ichfast.runs.record import RunRecord
-from ichfast.runs.trained import open_run
+from ichfast.runs.trained import TrainedRun, open_run
+from ichfast.series.folder import SeriesRun, is_series_run, open_series_run
 from ichfast.store.groups import Groups
 from ichfast.store.store import Store
 from ichfast.training.history import read_history
@@ -50,7 +56,7 @@ def report_run(
     """Write the report of a run.
 
     Args:
-        run_dir: the folder of the run.
+        run_dir: the folder of the run, or of a series run.
         table: its predictions for a store.
         out: the page. Replaced if it exists.
         device: where to compute activation maps.
@@ -63,9 +69,10 @@ def report_run(
         IchfastError: no run, no valid checkpoint, no store, predictions without labels,
             or predictions of slices that are not in the store.
     """
-    run = open_run(run_dir)
-    record, recipe = run.record, run.record.recipe
-    model = run.load_model(device)
+    run, shown = _open(run_dir)
+    backbone = shown.backbone
+    record, recipe = backbone.record, backbone.record.recipe
+    model = backbone.load_model(device)
     with Store(store_path or run.find_store()) as store:
         position_of = pd.Index(store.table["slice_id"].astype(str))
         _check_same_slices(table, position_of, store)
@@ -86,20 +93,65 @@ def report_run(
         write_report(
             out,
             ReportData(
-                title=f"{recipe.name}: {recipe.model.arch} at {recipe.data.size} px",
-                notices=_notices(record, table),
+                title=shown.title,
+                notices=_notices(shown, table),
                 history=read_history(run_dir),
                 predictions=table,
                 groups=_groups(table, store),
                 slice_of=slice_of,
                 activations_of=maps_of,
                 sensitivity=sensitivity,
-                recipe=to_dict(_without_paths(recipe)),
-                environment=to_dict(record.environment),
-                data={**store.header.counts, **to_dict(record.counts)},
+                calibration=run.record.calibration,
+                recipe=shown.settings,
+                environment=to_dict(run.record.environment),
+                data={**store.header.counts, **to_dict(run.record.counts)},
                 show_ids=show_ids,
             ),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shown:
+    """What the page shows of a run in a way of its own."""
+
+    title: str
+    backbone: TrainedRun
+    """The network that the maps are of."""
+    settings: Mapping[str, Any]
+    has_slice_folds: bool
+
+
+def _open(run_dir: Path) -> tuple[TrainedRun | SeriesRun, _Shown]:
+    if is_series_run(run_dir):
+        run = open_series_run(run_dir)
+        return run, _shown_of_series(run)
+    slice_run = open_run(run_dir)
+    recipe = slice_run.record.recipe
+    return slice_run, _Shown(
+        title=f"{recipe.name}: {recipe.model.arch} at {recipe.data.size} px",
+        backbone=slice_run,
+        settings=to_dict(_without_paths(recipe)),
+        has_slice_folds=recipe.folds.kind == "slice",
+    )
+
+
+def _shown_of_series(run: SeriesRun) -> _Shown:
+    record, recipes = run.record, [each.record.recipe for each in run.backbones]
+    folds = [each.fold for each in record.features]
+    number = folds.index(record.fold) if record.fold in folds else 0
+    recipe = recipes[number]
+    return _Shown(
+        title=f"Series head ({record.series.kind}) over {recipe.model.arch} at "
+        f"{recipe.data.size} px",
+        backbone=run.backbones[number],
+        settings={
+            "head": to_dict(record.series),
+            "share of the head": dict(zip(CLASSES, record.blend, strict=True)),
+            "backbones": len(recipes),
+            "backbone": to_dict(_without_paths(recipe)),
+        },
+        has_slice_folds=any(each.folds.kind == "slice" for each in recipes),
+    )
 
 
 def _groups(table: pd.DataFrame, store: Store) -> dict[str, Groups]:
@@ -108,9 +160,9 @@ def _groups(table: pd.DataFrame, store: Store) -> dict[str, Groups]:
     return {name: each for name, each in groups.items() if each.nunique() > 1}
 
 
-def _notices(record: RunRecord, table: pd.DataFrame) -> list[str]:
+def _notices(shown: _Shown, table: pd.DataFrame) -> list[str]:
     """What a reader must know about the figures."""
-    notices = [LEAK_NOTICE] if record.recipe.folds.kind == "slice" else []
+    notices = [LEAK_NOTICE] if shown.has_slice_folds else []
     # Missing where that is not known.
     num_seen = int(table["trained_on"].fillna(value=True).sum())
     if num_seen and not notices:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from ichfast.runs.patients import TrainingPatients, patients_from_text
 from ichfast.runs.record import RunRecord, read_record
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
+from ichfast.system.files import CHUNK_BYTES
 from ichfast.training.checkpoint import BEST, PATIENTS, SETTINGS, load_checkpoint
 
 
@@ -47,8 +46,11 @@ class TrainedRun:
     @property
     def digest(self) -> str:
         """Hex SHA-256 of its checkpoint."""
+        sha256 = hashlib.sha256()
         with (self.path / BEST).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while chunk := file.read(CHUNK_BYTES):
+                sha256.update(chunk)
+        return sha256.hexdigest()
 
     def trained_on(self, store: Store) -> bool:
         """Whether the run was trained on this store, even if it was moved."""
@@ -159,19 +161,3 @@ def open_run(path: Path) -> TrainedRun:
         patients=patients,
         weights=content["model"],
     )
-
-
-def open_ensemble(paths: Sequence[Path]) -> list[TrainedRun]:
-    """Open runs whose predictions are averaged.
-
-    Raises:
-        CheckpointError: there is no run, or no epoch of one is finished.
-        PredictionError: the same run twice.
-        RecipeError: the record of a run is damaged.
-    """
-    runs = [open_run(path) for path in paths]
-    counts = Counter(run.path.resolve() for run in runs)
-    repeated = [path for path, count in counts.items() if count > 1]
-    if repeated:
-        raise PredictionError(f"{repeated[0]} is named twice; name each run once")
-    return runs

@@ -10,4 +10,9 @@ from .features import FeaturesWriter as FeaturesWriter
 from .features import read_features_header as read_features_header
 from .fit import fit_head as fit_head
 from .fit import predict_series as predict_series
+from .folder import SeriesRun as SeriesRun
+from .folder import is_series_run as is_series_run
+from .folder import open_series_run as open_series_run
+from .folder import read_series as read_series
 from .head import SeriesHead as SeriesHead
+from .run import train_series as train_series

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ichfast.errors import RecipeError, unknown
+from ichfast.recipes.settings import override
 
 KINDS = ("gru", "transformer")
 """Networks that can read along a series."""
@@ -17,12 +19,13 @@ the normal."""
 NUM_ATTENTION_HEADS = 4
 """Attention heads of the transformer."""
 
-MINIMA = {
-    **dict.fromkeys(("width", "hidden", "layers", "batch_size", "epochs"), 1),
-    **dict.fromkeys(("noise", "weight_decay", "min_steps"), 0),
-    "max_slices": 2,
+LIMITS = {
+    **dict.fromkeys(("width", "hidden", "batch_size", "epochs"), (1, 2**31)),
+    **dict.fromkeys(("noise", "weight_decay", "min_steps"), (0, 2**31)),
+    "layers": (1, 16),
+    "max_slices": (2, 2**31),
 }
-"""Lower limits of settings."""
+"""Lower and upper limits of settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,15 +90,15 @@ class SeriesConfig:
     """Seed of weights, order, noise and dropout."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise RecipeError(unknown("series.kind", self.kind, KINDS))
-        if self.position not in POSITIONS:
-            raise RecipeError(unknown("series.position", self.position, POSITIONS))
-        for name, minimum in MINIMA.items():
-            if not getattr(self, name) >= minimum:
+        for name, known in (("kind", KINDS), ("position", POSITIONS)):
+            if getattr(self, name) not in known:
+                found = getattr(self, name)
+                raise RecipeError(unknown(f"series.{name}", found, known))
+        for name, (lowest, highest) in LIMITS.items():
+            if not lowest <= getattr(self, name) <= highest:
                 raise RecipeError(
-                    f"series.{name} must be at least {minimum}, "
-                    f"got {getattr(self, name)}"
+                    f"series.{name} is from {lowest} to {highest}, got "
+                    f"{getattr(self, name)}"
                 )
         for name in ("dropout", "slice_dropout", "element_dropout", "warm_up"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -120,3 +123,41 @@ class SeriesConfig:
         """
         steps_per_epoch = -(-num_series // self.batch_size)
         return max(self.epochs, -(-self.min_steps // steps_per_epoch))
+
+
+SMALL = SeriesConfig(
+    width=128, hidden=64, layers=1, batch_size=8, lr=1e-3, epochs=40, min_steps=300
+)
+"""For some tens or hundreds of series."""
+
+PRESETS = {"series": {"large": SeriesConfig(), "small": SMALL}}
+"""Settings that can be chosen as a whole, as in ``series=small``."""
+
+MIN_LARGE_SLICES = 50_000
+"""Slices of a store from which its head is ``large`` without a choice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesSettings:
+    """All settings of ``train-series``, with the names of ``--set``."""
+
+    series: SeriesConfig
+
+
+def resolve_series(assignments: Sequence[str], *, num_slices: int) -> SeriesConfig:
+    """Choose the settings for a store, and change some by name.
+
+    Args:
+        assignments: such as ``series=small`` or ``series.epochs=20``.
+        num_slices: slices of the store, which decide what is not assigned.
+
+    Raises:
+        RecipeError: no such setting, or a value out of range.
+
+    Example:
+        >>> resolve_series(["series.kind=transformer"], num_slices=3000).batch_size
+        8
+    """
+    name = "large" if num_slices >= MIN_LARGE_SLICES else "small"
+    settings = SeriesSettings(series=PRESETS["series"][name])
+    return override(settings, assignments, presets=PRESETS).series

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,7 @@ from ichfast.training.optimizers import (
     make_optimizer,
     restore_optimizer,
 )
+from ichfast.training.schedules import Schedule
 
 Floats = npt.NDArray[np.float64]
 
@@ -109,6 +110,11 @@ class HeadTrainer:
             weight_decay=config.weight_decay,
         )
 
+    @property
+    def num_slices(self) -> int:
+        """Number of slices that the head reads in an epoch of training."""
+        return self._batches.num_sampled
+
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, after a finished epoch."""
         return {
@@ -128,7 +134,8 @@ class HeadTrainer:
             CheckpointError: it does not fit the settings.
         """
         with restoring():
-            self.head.load_state_dict(state["best"])  # must fit, too
+            if state["history"]:
+                self.head.load_state_dict(state["best"])
             self.head.load_state_dict(state["model"])
         restore_optimizer(self._optimizer, state["optimizer"])
         self.best_weights = state["best"]
@@ -143,7 +150,7 @@ class HeadTrainer:
         """Train and validate the epochs that are left.
 
         Args:
-            on_batch: called after each batch with its number of series.
+            on_batch: called after each batch with its number of slices.
             on_epoch: called after each epoch.
 
         Raises:
@@ -170,7 +177,7 @@ class HeadTrainer:
 
         Args:
             epoch: from 0.
-            on_batch: called after each batch with its number of series.
+            on_batch: called after each batch with its number of slices.
 
         Returns:
             The columns of a history row that are about training.
@@ -178,45 +185,60 @@ class HeadTrainer:
         Raises:
             TrainError: the loss is not finite.
         """
-        config, arrays = self.config, self._batches.arrays
-        seeds = np.random.SeedSequence((config.seed, epoch))
-        order = epoch_batches(
-            len(arrays), config.batch_size, seed=config.seed, epoch=epoch
-        )
-        self.head.train()
-        losses, wait_s, started_s = [], 0.0, time.perf_counter()
-        with _seeded(self._device, int(seeds.generate_state(1, np.uint64)[0])):
-            for number, series_B in enumerate(order):
-                lr = learning_rate(
-                    epoch * len(order) + number,
-                    self.num_epochs * len(order),
-                    peak=config.lr,
-                    warm_up=config.warm_up,
-                )
-                asked_s = time.perf_counter()
-                batch = self._batches.batch(series_B)
-                wait_s += time.perf_counter() - asked_s
-                losses.append(self._step(batch, lr))
-                on_batch(len(series_B))
-        values = torch.stack(losses).tolist()
+        started_s = time.perf_counter()
+        rates = self._rates(epoch)
+        values, wait_s = self._take_steps(epoch, rates, on_batch)
         seconds = time.perf_counter() - started_s
         mean_loss = float(np.mean(values))
         if not math.isfinite(mean_loss):
             raise TrainError(
                 f"the loss of the series head is {mean_loss} in epoch {epoch}; lower "
-                f"series.lr (now {config.lr}), or look for features that are not finite"
+                f"series.lr (now {self.config.lr}), or look for features that are not "
+                "finite"
             )
         before = self.history[-1]["train_loss_smooth"] if self.history else 0.0
         return {
             "epoch": epoch,
             "phase": 0,
             "train_loss": mean_loss,
-            "train_loss_smooth": moving_average(values, before, epoch * len(order)),
-            "learning_rate": lr,
-            "slices_per_s": self._batches.num_sampled / seconds,
+            "train_loss_smooth": moving_average(values, before, epoch * len(values)),
+            "learning_rate": rates[-1],
+            "slices_per_s": self.num_slices / seconds,
             "seconds": seconds,
             "wait_share": wait_s / seconds,
         }
+
+    def _take_steps(
+        self, epoch: int, rates: Sequence[float], on_batch: Callable[[int], None]
+    ) -> tuple[list[float], float]:
+        """Train on each batch; their losses, and the seconds that batches took."""
+        config = self.config
+        seeds = np.random.SeedSequence((config.seed, epoch))
+        order = epoch_batches(
+            len(self._batches.arrays), config.batch_size, seed=config.seed, epoch=epoch
+        )
+        self.head.train()
+        losses, wait_s = [], 0.0
+        with _seeded(self._device, int(seeds.generate_state(1, np.uint64)[0])):
+            for series_B, lr in zip(order, rates, strict=True):
+                asked_s = time.perf_counter()
+                batch = self._batches.batch(series_B)
+                wait_s += time.perf_counter() - asked_s
+                losses.append(self._step(batch, lr))
+                on_batch(sum(len(self._batches.sampled[s]) for s in series_B))
+        return torch.stack(losses).tolist(), wait_s
+
+    def _rates(self, epoch: int) -> list[float]:
+        """The learning rate of each step of an epoch."""
+        num_steps = -(-len(self._batches.arrays) // self.config.batch_size)
+        schedule = Schedule(
+            kind="warm-up-cosine",
+            lr=self.config.lr,
+            num_steps=self.num_epochs * num_steps,
+            start=self.config.warm_up,
+        )
+        steps = range(epoch * num_steps, (epoch + 1) * num_steps)
+        return [schedule.at(step)[0] for step in steps]
 
     @property
     def _device(self) -> torch.device:
@@ -269,22 +291,6 @@ def fit_head(
             finite.
     """
     return HeadTrainer(train, valid, config, device).fit()
-
-
-def learning_rate(step: int, num_steps: int, *, peak: float, warm_up: float) -> float:
-    """Rise linearly to the peak, then fall along a cosine.
-
-    Args:
-        step: from 0.
-        num_steps: steps of the run.
-        peak: highest learning rate.
-        warm_up: share of the steps that rise, in [0, 1).
-    """
-    num_rising = int(num_steps * warm_up)
-    if step < num_rising:
-        return peak * (step + 1) / (num_rising + 1)
-    fallen = (step - num_rising) / (num_steps - num_rising)
-    return peak * (1.0 + math.cos(math.pi * fallen)) / 2.0
 
 
 def validate_head(head: SeriesHead, valid: SeriesArrays) -> dict[str, float]:

@@ -22,14 +22,14 @@ SIDE_WEIGHT, OWN_WEIGHT = 0.6, 1.8
 
 def smooth_over_z(
     probs_NK: Floats,
-    series_N: npt.NDArray[np.object_],
+    series_N: npt.NDArray[np.object_ | np.int64],
     positions_N: npt.NDArray[np.int64],
 ) -> Floats:
     """Average each slice with its neighbours in its series, in logit space.
 
     Args:
         probs_NK: probabilities in [0, 1], shape (N, K), in any order.
-        series_N: the series of each slice.
+        series_N: the series of each slice, ids or numbers.
         positions_N: the store position of each slice. A store keeps the slices of a
             series together, by rising slice position, so neighbours are one apart.
             A slice that was not predicted is no neighbour.

@@ -53,6 +53,10 @@ def test_a_run_is_calibrated_twice_and_keeps_the_second(place: Path) -> None:
     assert kept == found["calibration"]
     assert "144 slices of 24 patients" in again.stderr
     assert "thresholds at a specificity of 0.9" in again.stderr
+    assert ok("calibrate", place / "run", "--remove")["former"] == kept
+    removed = json.loads((place / "run" / RECORD).read_text())["calibration"]
+    assert removed is None
+    assert ok("calibrate", place / "run", "--remove")["former"] is None
 
 
 @pytest.mark.slow
@@ -84,6 +88,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         ("--sensitivity 0.9 --specificity 0.9", "--specificity, not both"),
         ("--sensitivity 0", "0.0 is not in the range 0<x<=1"),
         ("--specificity 1.5", "1.5 is not in the range 0<x<=1"),
+        ("--remove --store other", "--remove takes no other option"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: str, message: str) -> None:

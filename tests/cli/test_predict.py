@@ -128,13 +128,17 @@ def test_runs_are_compared_and_exported(place: Path, tmp_path: Path) -> None:
         ("predict nowhere new.csv", "make one with `ichfast train`"),
         ("predict begun new.csv", "no epoch is finished"),
         ("predict damaged new.csv", "damaged or no checkpoint"),
-        ("predict fold0 larger new.csv", "name runs of one size"),
         ("predict fold0 fold0 new.csv", "name each run once"),
         ("predict fold0 new.txt", "predictions are .parquet, .csv or .npz files"),
         ("predict fold0 file/new.csv", "name another file"),
         ("predict fold0 new.csv --store nowhere", "ichfast prepare"),
         ("predict fold0 new.csv --dicom nowhere", "nowhere"),
         ("predict fold0 new.csv --dicom file", "is an axial CT slice"),
+        ("features nowhere new", "make one with `ichfast train`"),
+        ("features fold0 larger new", "one arch, size and windows"),
+        ("features fold0 fold1 new --store other", "was not trained on other"),
+        ("features fold0 leaking new", "has folds of slices, which cut series"),
+        ("features fold0 file", "holds other files"),
         ("evaluate nowhere.csv", "make them with `ichfast predict"),
         ("evaluate unlabelled.csv", "prepare --labels"),
         ("evaluate leaking.csv", "add --allow-leak"),
@@ -153,7 +157,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
     command: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    device = CPU if command.startswith(("predict", "report")) else ()
+    device = CPU if command.startswith(("predict", "report", "features")) else ()
     before = sorted(place.iterdir())
     assert message in refused(*command.split(), *device)
     (place / "new.csv.rejected.csv").unlink(missing_ok=True)

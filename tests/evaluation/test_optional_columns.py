@@ -11,7 +11,7 @@ import pytest
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.evaluation import evaluate
-from ichfast.evaluation.levels import rows_of_level, split_levels
+from ichfast.evaluation.levels import LEVELS, rows_of_level, split_levels
 from ichfast.evaluation.predictions import (
     ALL_COLUMNS,
     BAG_COLUMNS,
@@ -24,6 +24,7 @@ from ichfast.evaluation.predictions import (
     std_NK,
     write_predictions,
 )
+from ichfast.evaluation.scoretable import format_evaluation
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.predict.submission import write_submission
@@ -116,6 +117,19 @@ def test_a_series_has_the_probability_of_its_head() -> None:
     np.testing.assert_array_equal(parts["patient"].probs_NK, by_patient)
 
 
+def test_series_are_evaluated_too_where_a_head_read_them() -> None:
+    table = with_added(make_table())
+    evaluation = evaluate(table)
+    assert list(evaluation.levels) == list(LEVELS)
+    assert evaluation.to_json()["has_head"] is True
+    told = "a series has the probability that a head gives it"
+    assert told in format_evaluation(evaluation).splitlines()
+    without = evaluate(make_table())
+    assert "series" not in without.levels
+    assert not without.has_head
+    assert told not in format_evaluation(without)
+
+
 def test_a_study_has_the_maximum_of_its_series() -> None:
     table = with_added(make_table(28)).assign(study=["S"] * 14 + ["T"] * 14)
     study = split_levels(table).parts["study"].probs_NK
@@ -130,7 +144,8 @@ def test_a_study_has_the_maximum_of_its_series() -> None:
 def test_slices_and_submissions_do_not_depend_on_them(tmp_path: Path) -> None:
     plain = make_table()
     added = with_added(plain)
-    assert evaluate(added, level="slice") == evaluate(plain, level="slice")
+    slices = [evaluate(each, level="slice").first for each in (added, plain)]
+    assert slices[0] == slices[1]
     for name, table in (("plain", plain), ("added", added)):
         write_submission(table, tmp_path / f"{name}.csv", sample=None)
     contents = [(tmp_path / f"{name}.csv").read_bytes() for name in ("plain", "added")]

@@ -150,7 +150,9 @@ def test_a_calibrated_run_exports_calibrated_probabilities_and_thresholds(
     with Store(other_store) as store:
         positions = whole_slices(store)
         found = model(stack_hu(store, positions)).detach().numpy()
+    predicted = probs_NK(predict_runs([run], device=CPU, store_path=other_store))
     expected = calibration.apply(plain)[positions]
+    np.testing.assert_allclose(predicted[positions], expected, atol=1e-6)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.abs(expected - plain[positions])[:, [0, 1, 2, 4, 5]].max(0).min() > 0.01
     content = json.loads(texts[CALIBRATION_FILE])
@@ -229,7 +231,7 @@ def test_classifiers_of_timm_are_exported(
         slab_depth=slab_depth,
     ).eval()
     shape = (slab_depth, 512, 512) if slab_depth > 1 else (512, 512)
-    program = export.trace_module(module, shape).module()
+    program = export._trace(module, torch.full((2, *shape), -1000.0)).module()
     hu = 300 * torch.randn(3, *shape)
     with torch.inference_mode():
         torch.testing.assert_close(program(hu), module(hu), atol=1e-5, rtol=0)

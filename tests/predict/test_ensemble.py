@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,25 @@ import pytest
 import torch
 
 from ichfast.errors import PredictionError
+from ichfast.evaluation.calibration import fit_calibration
+from ichfast.evaluation.curves import Aim
 from ichfast.evaluation.logits import logit, sigmoid
-from ichfast.evaluation.predictions import COLUMNS, probs_NK
-from ichfast.predict.ensemble import PredictConfig, average, predict_runs
+from ichfast.evaluation.predictions import (
+    COLUMNS,
+    ENTROPY_COLUMNS,
+    STD_COLUMNS,
+    probs_NK,
+)
+from ichfast.labels import CLASSES
+from ichfast.predict.ensemble import (
+    PredictConfig,
+    average,
+    binary_entropy,
+    deviation,
+    predict_runs,
+)
+from ichfast.predict.journal import Journal, Part, Rows
+from ichfast.runs.record import read_record, write_record
 from ichfast.series.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, load_checkpoint, save_checkpoint
@@ -150,11 +167,8 @@ def test_cached_slices_are_read_once_for_all_passes(
 
 @pytest.mark.slow
 def test_runs_that_do_not_fit_together_are_refused(
-    folds: list[Path], tiny_store_path: Path, other_store: Path, tmp_path: Path
+    folds: list[Path], other_store: Path, tmp_path: Path
 ) -> None:
-    larger = write_run(tmp_path / "larger", tiny_store_path, size=48)
-    with pytest.raises(PredictionError, match=r"sees 32, .*larger sees 48; name runs"):
-        predict_runs([folds[0], larger], device=CPU)
     with pytest.raises(PredictionError, match="named twice"):
         predict_runs([folds[0], folds[0] / ".." / "fold0"], device=CPU)
     elsewhere = write_run(tmp_path / "elsewhere", other_store)
@@ -162,6 +176,99 @@ def test_runs_that_do_not_fit_together_are_refused(
         predict_runs([folds[0], elsewhere], device=CPU)
     with pytest.raises(PredictionError, match="probs or as logits, got 'median'"):
         PredictConfig(average="median")
+
+
+@pytest.mark.slow
+def test_runs_of_other_sizes_windows_and_archs_are_averaged(
+    folds: list[Path], tiny_store_path: Path, other_store: Path, tmp_path: Path
+) -> None:
+    other = write_run(
+        tmp_path / "other",
+        tiny_store_path,
+        "data.windows=subdural",
+        size=48,
+        arch="efficientnet-b0",
+    )
+    runs = [folds[0], other]
+    alone = [
+        probs_NK(predict_runs([run], device=CPU, store_path=other_store))
+        for run in runs
+    ]
+    table = predict_runs(runs, device=CPU, store_path=other_store)
+    assert set(table["run"]) == {"fold0+other"}
+    np.testing.assert_allclose(probs_NK(table), np.mean(alone, axis=0), atol=1e-12)
+    assert tuple(table.columns) == (*COLUMNS, *STD_COLUMNS, *ENTROPY_COLUMNS)
+    std_NK = table[list(STD_COLUMNS)].to_numpy()
+    np.testing.assert_allclose(std_NK, np.abs(alone[0] - alone[1]) / 2, atol=1e-12)
+    entropy_NK = table[list(ENTROPY_COLUMNS)].to_numpy()
+    np.testing.assert_array_equal(entropy_NK, binary_entropy(probs_NK(table)))
+
+
+def test_a_slice_of_a_single_run_has_no_deviation() -> None:
+    first = np.array([2, 5]), np.array([[0.2], [0.4]])
+    second = np.array([5, 3]), np.array([[0.8], [0.9]])
+    std_NK = deviation([first, second])
+    np.testing.assert_allclose(std_NK, [[np.nan], [np.nan], [0.2]], atol=1e-12)
+
+
+def test_entropy_is_in_bits() -> None:
+    entropy = binary_entropy(np.array([0.0, 0.25, 0.5, 1.0]))
+    np.testing.assert_allclose(entropy, [0, 2 - 0.75 * np.log2(3), 1, 0], atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_network_that_runs_share_computes_once(
+    folds: list[Path],
+    other_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = Path(shutil.copytree(folds[0], tmp_path / "copy"))
+    alone = predict_runs(folds[:1], device=CPU, store_path=other_store)
+    shown = []
+    write = Journal.write
+
+    def note(journal: Journal, part: Part, rows_R: Rows) -> None:
+        shown.append(len(rows_R))
+        write(journal, part, rows_R)
+
+    monkeypatch.setattr(Journal, "write", note)
+    both = predict_runs([folds[0], copy], device=CPU, store_path=other_store)
+    assert sum(shown) == len(alone)
+    assert set(both["run"]) == {"fold0+copy"}
+    np.testing.assert_array_equal(probs_NK(both), probs_NK(alone))
+    assert (both[list(STD_COLUMNS)] == 0).all(axis=None)
+
+
+@pytest.mark.slow
+def test_a_run_is_calibrated_after_its_passes_and_before_the_average(
+    folds: list[Path], other_store: Path, tmp_path: Path
+) -> None:
+    calibrated = Path(shutil.copytree(folds[1], tmp_path / "fold1"))
+    rng = np.random.default_rng(0)
+    calibration = fit_calibration(
+        rng.random((40, len(CLASSES))),
+        rng.integers(0, 2, (40, len(CLASSES))).astype(np.float64),
+        np.arange(40) // 2,
+        store_digest="",
+        aim=Aim(),
+    )
+    record = replace(read_record(calibrated), calibration=calibration)
+    write_record(calibrated, record)
+    runs = [folds[0], calibrated]
+
+    def predict(paths: list[Path], *, calibrate: bool = True) -> Any:
+        config = PredictConfig(tta="flips", calibrate=calibrate)
+        return probs_NK(
+            predict_runs(paths, device=CPU, store_path=other_store, config=config)
+        )
+
+    first, second = (predict([run], calibrate=False) for run in runs)
+    np.testing.assert_array_equal(second, predict(folds[1:]))
+    expected = np.mean([first, calibration.apply(second)], axis=0)
+    np.testing.assert_allclose(predict(runs), expected, atol=1e-12)
+    uncalibrated = predict(runs, calibrate=False)
+    np.testing.assert_allclose(uncalibrated, np.mean([first, second], 0), atol=1e-12)
 
 
 def test_weights_that_predict_nan_are_refused(

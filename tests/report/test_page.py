@@ -20,12 +20,18 @@ from ichfast.evaluation.cases import choose_cases
 from ichfast.evaluation.curves import operating_point
 from ichfast.evaluation.evaluation import evaluate
 from ichfast.evaluation.predictions import LABEL_COLUMNS, labels_NK, probs_NK
+from ichfast.evaluation.study_cases import choose_studies
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
 from ichfast.report.page import ReportData, write_report
+from tests.evaluation.planted import calibration_of, plant
 from tests.evaluation.test_evaluation import make_table, scores_of
+from tests.evaluation.test_missing_labels import of_studies
+from tests.evaluation.test_optional_columns import with_added
 from tests.report import browser
 from tests.report.charts.test_style import make_history
+
+CALIBRATION = calibration_of(plant(20), factor=3.0, shift=1.0)
 
 HOSTILE = "<script>alert('x')</script>\"&"
 
@@ -64,7 +70,7 @@ def table() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def page_path(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(out, make_report(table))
+    write_report(out, replace(make_report(table), calibration=CALIBRATION))
     return out
 
 
@@ -119,6 +125,11 @@ def parsed(page: str) -> Collector:
 def text_of(page: str) -> str:
     without_style = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", without_style).split())
+
+
+def slices_of(page: str) -> str:
+    """The part of a page with the slices to look at."""
+    return page[page.index('<section class="cards">') : page.index('<h2 id="made">')]
 
 
 @pytest.mark.slow
@@ -182,6 +193,32 @@ def test_links_lead_to_places_in_the_page(page: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_calibrated_run_shows_its_calibration_and_thresholds(
+    page: str, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    text = text_of(page).split("Calibration Temperatures,")[1].split("By class")[0]
+    assert "chosen on 640 slices of 20 patients" in text
+    assert f"log loss was {CALIBRATION.loss_before:.4f}; calibrated by the " in text
+    assert f"patients it is {CALIBRATION.loss_crossfitted:.4f}." in text
+    calibration, thresholds = text.split("Thresholds")
+    assert "reaches a sensitivity of 95% on these slices" in thresholds
+    for each in CALIBRATION.classes:
+        assert f" {each.temperature:.3f} {each.bias:.3f} " in calibration
+        assert each.threshold is not None
+        low, high = each.threshold.interval or (0, 0)
+        shown = f"{each.threshold.probability:.4f} ({low:.4f} to {high:.4f})"
+        assert f"{each.name} {shown} {100 * each.threshold.sensitivity:.1f}%" in (
+            thresholds
+        )
+    planted = plant(20)
+    planted.labels_NK[:, 3] = np.nan
+    report = replace(make_report(table), calibration=calibration_of(planted))
+    without = "intraventricular stays as it is: no slice has a label of it."
+    assert without in text_of(written(report, tmp_path))
+    assert "Calibration Temp" not in text_of(written(make_report(table), tmp_path))
+
+
+@pytest.mark.slow
 def test_each_class_shows_its_operating_point(
     table: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -203,7 +240,7 @@ def test_each_class_shows_its_operating_point(
 def test_each_group_shows_its_slices_in_two_windows_under_a_heat_map(
     page: str, table: pd.DataFrame
 ) -> None:
-    found = parsed(page)
+    found = parsed(slices_of(page).partition('<h2 id="training">')[0])
     num_cases = sum(len(group.rows) for group in choose_cases(table))
     assert found.seen.count("article") == num_cases
     alts = [v for tag, name, v in found.attributes if (tag, name) == ("img", "alt")]
@@ -219,7 +256,7 @@ def test_the_worst_slices_come_first_with_their_outcome(
     missed = table.copy()
     sick = missed.index[missed["label_any"] == 1][0]
     missed.loc[sick, "any"] = 1e-9
-    page = written(replace(make_report(missed), show_ids=True), tmp_path)
+    page = slices_of(written(replace(make_report(missed), show_ids=True), tmp_path))
     assert page.index("Worst of any") < page.index("<article")
     first_case = page[page.index("<article") : page.index("</article")]
     assert f"slice {missed.loc[sick, 'slice_id']}," in first_case
@@ -292,7 +329,7 @@ def test_unlabelled_slices_are_counted_and_never_shown(
     assert "204 unlabelled left out" in page
     assert "Worst of any" in page
     assert "Best of any" not in page
-    assert parsed(page).seen.count("article") == len(CLASSES)
+    assert parsed(page).seen.count("article") == len(CLASSES)  # and no study
     assert text_of(page).count("No slice has it.") == len(CLASSES)
 
 
@@ -366,6 +403,68 @@ def test_a_broken_page_is_noticed(tmp_path: Path) -> None:
     assert found["overflowing"] == ["DIV. too wide"]
     assert found["broken"] == ["gone"]
     assert found["fetched"] == ["http://127.0.0.1:9/"]
+
+
+@pytest.mark.slow
+def test_the_studies_to_look_at_are_drawn(table: pd.DataFrame, tmp_path: Path) -> None:
+    page = written(replace(make_report(table), sensitivity=0.8), tmp_path)
+    studies = page[
+        page.index('<h2 id="studies">') : page.index('<section class="cards">')
+    ]
+    found = parsed(studies)
+    cases = choose_studies(table, sensitivity=0.8)
+    assert cases is not None
+    point = cases.point
+    text = text_of(studies)
+    assert (
+        f"Set to find 80% of the studies with hemorrhage, it finds {point.found} of "
+        f"{point.found + point.missed} and misses {point.missed}. Of "
+    ) in text
+    assert point.missed > 0
+    assert text.count(" missed ") == min(point.missed, len(cases.positive))
+    num_cases = len(cases.positive) + len(cases.negative)
+    assert found.seen.count("article") == found.seen.count("svg") == num_cases
+    assert found.seen.count("img") == 2 * num_cases
+    num_labelled = sum(
+        int((case.series.labels_Z == 1).sum())
+        for case in (*cases.positive, *cases.negative)
+    )
+    assert found.seen.count("rect") == num_labelled
+    assert ("line", "class", "head") not in found.attributes
+    (warning,) = re.findall("Warning: (only[^<]*)", studies)
+    assert warning == f"{evaluate(table).warning_of('study')}."
+
+
+def test_series_probabilities_and_disagreement_are_on_the_page_if_there_are_any(
+    table: pd.DataFrame, page: str, tmp_path: Path
+) -> None:
+    added = written(make_report(with_added(table)), tmp_path)
+    parsed(added)
+    for text in (
+        "this series by its head",
+        "Dashed: the probability that the head gives",
+        "The probability of a series is that of the head that reads it",
+        "Disagreement of the runs",
+        "By slice, series, study and patient",
+        'class="head"',
+    ):
+        assert text in added
+        assert text not in page
+    assert "The probability of a study or patient is the maximum" in page
+
+
+@pytest.mark.slow
+def test_few_negative_studies_are_a_warning_beside_their_figures(
+    table: pd.DataFrame, page: str, tmp_path: Path
+) -> None:
+    warnings = evaluate(table).warnings
+    levels = text_of(page).partition("By slice, study and patient")[2]
+    for warning in warnings:
+        assert f"Warning: {warning}." in levels
+    assert "Warning" not in text_of(page)[:1000]
+    assert len(warnings) == 2
+    by_study = written(make_report(of_studies(table)), tmp_path)
+    assert f"Warning: {warnings[0]}." in text_of(by_study)[:500]
 
 
 def test_groups_have_figures_or_a_reason(tmp_path: Path) -> None:

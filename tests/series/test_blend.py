@@ -7,7 +7,7 @@ import pytest
 
 from ichfast.evaluation.logits import sigmoid
 from ichfast.evaluation.metrics import weighted_log_loss
-from ichfast.series.blend import ALPHAS, blend, choose_blend
+from ichfast.series.blend import ALPHAS, Floats, blend, choose_blend, crossfit_blend
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -59,3 +59,41 @@ def test_the_ends_of_the_blend_are_its_two_parts() -> None:
     assert np.array_equal(blend(slice_model, head, np.ones(6)), head)
     assert ALPHAS[0] == 0.0
     assert ALPHAS[-1] == 1.0
+
+
+def test_cross_fitted_shares_of_a_patient_are_those_of_the_others() -> None:
+    rng = np.random.default_rng(3)
+    slice_model, head = rng.normal(scale=2.0, size=(2, 30, 6))
+    labels = rng.integers(0, 2, size=(30, 6)).astype(np.float64)
+    labels[rng.random((30, 6)) < 0.2] = np.nan
+    patient = np.arange(30) % 4
+    found = crossfit_blend(slice_model, head, labels, patient)
+    assert found.shape == (4, 6)
+    for p in range(4):
+        others = patient != p
+        expected = choose_blend(slice_model[others], head[others], labels[others])
+        assert found[p].tolist() == expected.tolist()
+    assert len(np.unique(found, axis=0)) > 1
+
+
+def test_a_single_patient_gets_the_slice_model_when_cross_fitted() -> None:
+    rng = np.random.default_rng(4)
+    slice_model, head = rng.normal(size=(2, 999, 6))
+    labels = (head > 0).astype(np.float64)
+    one = np.zeros(999, np.int64)
+    assert (crossfit_blend(slice_model, head, labels, one) == 0.0).all()
+    assert (choose_blend(slice_model, head, labels) == 1.0).all()
+
+
+def test_shares_are_chosen_on_what_is_judged() -> None:
+    """With labels of series, its highest logit is judged after the blend."""
+    slice_model = np.array([[4.0], [-4.0]]) * np.ones(6)
+    head = np.array([[-5.0], [-4.0]]) * np.ones(6)
+    labels = np.zeros((1, 6))
+
+    def highest(logits: Floats) -> Floats:
+        highest_1K: Floats = logits.max(axis=0, keepdims=True)
+        return highest_1K
+
+    assert (choose_blend(slice_model, head, labels, highest) == 1.0).all()
+    assert (choose_blend(slice_model, head, 1 - labels, highest) == 0.0).all()

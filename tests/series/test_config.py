@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ichfast.errors import RecipeError
-from ichfast.series.config import SeriesConfig
+from ichfast.series.config import SMALL, SeriesConfig, resolve_series
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,7 @@ from ichfast.series.config import SeriesConfig
         ("width", 0),
         ("hidden", 0),
         ("layers", 0),
+        ("layers", 17),
         ("batch_size", 0),
         ("epochs", 0),
         ("min_steps", -1),
@@ -48,3 +50,13 @@ def test_a_small_set_trains_more_epochs_to_reach_the_least_steps() -> None:
     assert config.num_epochs(76) == 30  # of 10 steps
     assert config.num_epochs(5) == 300
     assert config.num_epochs(10_000) == 20
+
+
+def test_a_small_store_gets_a_small_head_unless_one_is_chosen() -> None:
+    assert resolve_series([], num_slices=3000) == SMALL
+    assert resolve_series([], num_slices=600_000) == SeriesConfig()
+    assert resolve_series(["series=large"], num_slices=3000) == SeriesConfig()
+    found = resolve_series(["series=small", "series.lr=1e-4"], num_slices=600_000)
+    assert found == replace(SMALL, lr=1e-4)
+    with pytest.raises(RecipeError, match=r"unknown series 'tiny'; .*large, small"):
+        resolve_series(["series=tiny"], num_slices=3000)

@@ -14,7 +14,7 @@ from ichfast.series.smoothing import smooth_over_z
 from tests.series.planted import NUM_SLICES, planted_series, shuffled, slice_model
 
 CONFIG = SeriesConfig(
-    width=64, hidden=64, layers=1, batch_size=32, lr=3e-3, epochs=10, min_steps=0
+    width=64, hidden=64, layers=1, batch_size=16, lr=3e-3, epochs=6, min_steps=0
 )
 
 

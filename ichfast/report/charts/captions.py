@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ichfast.evaluation.along_series import along_series
+from ichfast.evaluation.calibration import Calibration
+from ichfast.evaluation.disagreement import disagreement
 from ichfast.evaluation.levels import PLURALS
 from ichfast.evaluation.results import RunResults
 from ichfast.evaluation.subgroups import Subgroup
@@ -17,10 +19,13 @@ from ichfast.report.charts import training
 from ichfast.report.charts.results import (
     MIN_BIN_COUNT,
     calibration_curves,
+    disagreement_curves,
     loss_bars,
     precision_recall_curves,
+    reliability_curves,
     roc_curves,
     series_curves,
+    set_aside_curves,
     subgroup_aucs,
 )
 from ichfast.report.charts.style import DARK, LIGHT
@@ -68,6 +73,28 @@ def result_charts(results: RunResults) -> list[Chart]:
     return charts
 
 
+def disagreement_charts(results: RunResults) -> list[Chart]:
+    """Draw the runs' disagreement against the error; nothing without several runs."""
+    is_by_slice = results.evaluation.first_name == "slice"
+    found = disagreement(results.rows) if is_by_slice else None
+    if found is None:
+        return []
+    return [
+        _chart(
+            "Error, the gap between label and probability, over disagreement. Dots are "
+            "tenths of the slices, from the least disagreement to the most.",
+            disagreement_curves,
+            found,
+        ),
+        _chart(
+            "Error of the other slices when those with the most disagreement, or with "
+            "the most uncertain probability, are set aside. Dotted: all slices.",
+            set_aside_curves,
+            found,
+        ),
+    ]
+
+
 def curve_charts(results: RunResults) -> list[Chart]:
     """Draw ROC and precision over sensitivity, with a panel for each class."""
     level, name = results.evaluation.first, results.evaluation.first_name
@@ -83,6 +110,21 @@ def curve_charts(results: RunResults) -> list[Chart]:
             precision_recall_curves,
             *(level, results.curves),
         ),
+    ]
+
+
+def reliability_charts(calibration: Calibration | None) -> list[Chart]:
+    """Draw what calibration changed; nothing without a calibration."""
+    if calibration is None:
+        return []
+    return [
+        _chart(
+            "Dashed: without calibration; solid: each patient calibrated by the "
+            "others. On the dotted line, probability and frequency agree. Bars are "
+            f"95% intervals; bins of fewer than {MIN_BIN_COUNT} slices are left out.",
+            reliability_curves,
+            calibration,
+        )
     ]
 
 

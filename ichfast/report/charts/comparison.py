@@ -1,10 +1,15 @@
-"""A comparison of runs as a picture: loss, accuracy and speed, a bar for each run."""
+"""A comparison of runs as a picture, with a bar for each of them.
+
+Loss, accuracy and speed are beside those of the reference. Below is the weighted log
+loss, beside those that other teams published.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ichfast.errors import PredictionError
@@ -22,30 +27,62 @@ PANELS = (
 
 def comparison_figure(rows: Sequence[Row]) -> Figure:
     """Draw the rows from top to bottom, ours in colour."""
-    figure = Figure(
-        figsize=(11, 1.4 + 0.32 * len(rows)), layout="constrained", facecolor="white"
-    )
-    panels = figure.subplots(1, len(PANELS), sharey=True)
-    places = range(len(rows))
-    labels = [f"{row.name}, {row.size} px, {row.folds} folds" for row in rows]
-    panels[0].set_yticks(places, labels, fontsize=8, parse_math=False)
-    panels[0].invert_yaxis()
-    colors = [MODEL_COLOR if row.is_ours else LIGHT.faint for row in rows]
+    by_reference = [row for row in rows if row.published_by != "another team"]
+    by_teams = [
+        row
+        for row in rows
+        if row.published_by != "reference" and row.weighted_loss is not None
+    ]
+    heights = [1.2 + 0.32 * len(each) for each in (by_reference, by_teams)]
+    figure = Figure(figsize=(11, sum(heights)), layout="constrained", facecolor="white")
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
+    above, below = parts[:, 0]
+    panels = above.subplots(1, len(PANELS), sharey=True)
+    labels = [f"{row.name}, {row.size} px, {row.folds} folds" for row in by_reference]
     for axes, (field, title, form) in zip(panels, PANELS, strict=True):
-        values = [getattr(row, field) for row in rows]
-        axes.barh(places, [value or 0.0 for value in values], color=colors)
-        for place, value in zip(places, values, strict=True):
-            text = "  -" if value is None else f"  {form.format(value)}"
-            axes.text(value or 0.0, place, text, va="center", fontsize=8)
-        axes.margins(x=0.25)
+        _bars(axes, by_reference, field, form)
         axes.set_title(title, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(
+    _name_rows(panels[0], labels)
+    above.supxlabel(
         "grey: published by the reference; blue: ours. Losses compare within one kind "
         "of folds.",
         fontsize=8,
     )
+    axes = below.subplots()
+    _bars(axes, by_teams, "weighted_loss", "{:.5f}")
+    axes.set_title(
+        "Weighted log loss, beside that of other teams", fontsize=10, loc="left"
+    )
+    _name_rows(axes, list(map(_team_label, by_teams)))
+    below.supxlabel(
+        "grey: published by other teams, on other slices; blue: ours, on its own "
+        "validation.",
+        fontsize=8,
+    )
     return figure
+
+
+def _team_label(row: Row) -> str:
+    size = f", {row.size} px" if row.size else ""
+    addition = "" if row.is_ours else f", {row.addition}"
+    return f"{row.name}{size}{addition} ({row.measured_on})"
+
+
+def _bars(axes: Axes, rows: Sequence[Row], field: str, form: str) -> None:
+    """Draw a bar and a number for each row; a dash where the value is not known."""
+    values = [getattr(row, field) for row in rows]
+    colors = [MODEL_COLOR if row.is_ours else LIGHT.faint for row in rows]
+    axes.barh(range(len(rows)), [value or 0.0 for value in values], color=colors)
+    for place, value in enumerate(values):
+        text = "  -" if value is None else f"  {form.format(value)}"
+        axes.text(value or 0.0, place, text, va="center", fontsize=8)
+    axes.margins(x=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
+    axes.invert_yaxis()
 
 
 def draw_comparison(rows: Sequence[Row], path: Path) -> None:

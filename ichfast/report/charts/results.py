@@ -15,7 +15,9 @@ from matplotlib.ticker import PercentFormatter
 
 from ichfast.evaluation.along_series import AlongSeries
 from ichfast.evaluation.bootstrap import Interval
+from ichfast.evaluation.calibration import Calibration
 from ichfast.evaluation.curves import ClassCurves, OperatingPoint
+from ichfast.evaluation.disagreement import Disagreement
 from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
 from ichfast.evaluation.ranking import GRID_G, Band
@@ -36,6 +38,9 @@ from ichfast.report.charts.style import (
 )
 
 Floats = npt.NDArray[np.float64]
+
+MIN_LOG_VALUE = 1e-6
+"""Lowest value on an axis of logarithms, for what is 0."""
 
 MIN_BIN_COUNT = 10
 """Calibration bins with fewer slices are not drawn: their frequency is noise."""
@@ -213,6 +218,47 @@ def calibration_curves(
     return figure
 
 
+def reliability_curves(calibration: Calibration, theme: Theme = LIGHT) -> Figure:
+    """Draw frequency over probability without calibration, and cross-fitted with it.
+
+    Bars are 95% Wilson intervals. Bins with fewer than `MIN_BIN_COUNT` slices are left
+    out.
+
+    Args:
+        calibration: of a run.
+        theme: light or dark.
+    """
+    figure, all_axes = panel_a_class(theme)
+    for k, (each, axes) in enumerate(zip(calibration.classes, all_axes, strict=True)):
+        axes.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8, linestyle=":")
+        for bins, color, style, label in (
+            (each.reliability_before, theme.faint, "--", "without"),
+            (each.reliability_crossfitted, class_color(k, theme), "-", "calibrated"),
+        ):
+            shown = [one for one in bins if one.slices >= MIN_BIN_COUNT]
+            prob_Q = np.array([one.probability for one in shown])
+            frequency_Q = np.array([one.frequency for one in shown])
+            low_Q, high_Q = _wilson_interval(
+                frequency_Q, np.array([one.slices for one in shown])
+            )
+            axes.vlines(prob_Q, low_Q, high_Q, color=color, linewidth=0.8)
+            axes.plot(
+                *(prob_Q, frequency_Q, style),
+                color=color,
+                marker="o",
+                markersize=2.5,
+                linewidth=1.2,
+                label=label,
+            )
+        losses = "no label"
+        if each.loss_before is not None:
+            losses = f"log loss {each.loss_before:.4f} to {each.loss_crossfitted:.4f}"
+        set_title(axes, f"{each.name}\n{losses}", theme)
+    _finish_squares(all_axes, "Predicted probability", "Observed frequency")
+    add_legend(all_axes[0], theme, loc="upper left")
+    return figure
+
+
 def series_curves(along: AlongSeries, theme: Theme = LIGHT) -> Figure:
     """Draw frequency, probability and loss from the lowest slice to the highest.
 
@@ -244,6 +290,49 @@ def series_curves(along: AlongSeries, theme: Theme = LIGHT) -> Figure:
         axes.set_xlim(0, 1)
     lower.set_xticks([0, 0.5, 1], ["lowest slice", "middle", "highest slice"])
     upper.set_xticks([0, 0.5, 1], ["", "", ""])
+    return figure
+
+
+def disagreement_curves(found: Disagreement, theme: Theme = LIGHT) -> Figure:
+    """Draw the error over the disagreement of the runs, each class in its colour.
+
+    Args:
+        found: disagreement and error by class.
+        theme: light or dark.
+    """
+    figure, (axes,) = stacked("Mean error", theme)
+    for k in reversed(range(len(CLASSES))):
+        style = class_style(k, theme)
+        std_Q, error_Q = (
+            each.clip(MIN_LOG_VALUE) for each in (found.std_KQ[k], found.error_KQ[k])
+        )
+        axes.plot(std_Q, error_Q, marker="o", markersize=3, **style)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("Standard deviation of the runs' probabilities")
+    add_legend(axes, theme, reverse=True)
+    return figure
+
+
+def set_aside_curves(found: Disagreement, theme: Theme = LIGHT) -> Figure:
+    """Draw the error of any that is left when the most uncertain slices are set aside.
+
+    Args:
+        found: error by share of the slices that are left.
+        theme: light or dark.
+    """
+    figure, (axes,) = stacked("Mean error of any, of the slices left", theme)
+    all_slices = next(iter(found.rest.values()))[-1]
+    axes.axhline(all_slices, color=theme.faint, linewidth=0.8, linestyle=":")
+    colors = (MODEL_COLOR, SECOND_COLOR)
+    for (name, error_Q), color in zip(found.rest.items(), colors, strict=False):
+        axes.plot(
+            found.kept_Q, error_Q, color=color, marker="o", markersize=3, label=name
+        )
+    axes.set_xlim(1.02, 0)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("Share of the slices left")
+    add_legend(axes, theme)
     return figure
 
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ichfast.evaluation.along_series import along_series
-from ichfast.evaluation.predictions import labels_NK, probs_NK
+from ichfast.evaluation.disagreement import disagreement
+from ichfast.evaluation.predictions import STD_COLUMNS, labels_NK, probs_NK
 from ichfast.evaluation.results import RunResults, compute_results
 from ichfast.evaluation.subgroups import evaluate_subgroups
 from ichfast.labels import CLASSES
@@ -23,14 +24,20 @@ from ichfast.report.charts import style, training
 from ichfast.report.charts.results import (
     MIN_BIN_COUNT,
     calibration_curves,
+    disagreement_curves,
     loss_bars,
     precision_recall_curves,
+    reliability_curves,
     roc_curves,
     series_curves,
+    set_aside_curves,
     subgroup_aucs,
 )
 from ichfast.windows import HU_OFFSET, PRESETS
+from tests.evaluation.planted import calibration_of as fitted
+from tests.evaluation.planted import plant
 from tests.evaluation.test_evaluation import make_table, scores_of
+from tests.evaluation.test_optional_columns import with_added
 
 BRAIN, BONE = PRESETS["brain"], PRESETS["bone"]
 Stored = npt.NDArray[np.uint16]
@@ -114,6 +121,7 @@ PROBS = probs_NK(TABLE)
 LABELS = labels_NK(TABLE)
 RESULTS = compute_results(TABLE, sensitivity=0.9)
 LEVEL = RESULTS.evaluation.levels["slice"]
+DISAGREEMENT = disagreement(with_added(TABLE))
 CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
     "loss": (training.loss_curves, (make_history(),)),
     "schedule": (training.schedule_curves, (make_history(),)),
@@ -121,8 +129,11 @@ CHARTS: dict[str, tuple[Callable[..., Figure], tuple[Any, ...]]] = {
     "roc": (roc_curves, (LEVEL, RESULTS.curves, RESULTS.points)),
     "precision": (precision_recall_curves, (LEVEL, RESULTS.curves)),
     "calibration": (calibration_curves, (PROBS, LABELS)),
+    "reliability": (reliability_curves, (fitted(plant(20), factor=3.0),)),
     "series": (series_curves, (along_series(TABLE),)),
     "bars": (loss_bars, (RESULTS.evaluation,)),
+    "disagreement": (disagreement_curves, (DISAGREEMENT,)),
+    "set aside": (set_aside_curves, (DISAGREEMENT,)),
 }
 
 
@@ -134,7 +145,7 @@ def test_a_chart_is_a_picture_of_the_agreed_size(name: str, theme: style.Theme) 
     figure = draw(*drawn, theme)
     grey_HW = drawn_grey(figure)
     width, height = (round(side * pictures.DPI) for side in style.CHART_SIZE_INCH)
-    is_tall = name in ("roc", "precision")
+    is_tall = name in ("roc", "precision", "reliability")
     assert grey_HW.shape[1] == width
     assert (grey_HW.shape[0] > width) if is_tall else (grey_HW.shape[0] == height)
     assert (grey_HW[0, 0] > 128) == (theme is style.LIGHT)
@@ -213,6 +224,35 @@ def test_the_calibration_of_a_class_without_positives_is_zero() -> None:
     assert np.nanmax(frequency) == 0.0
 
 
+def test_reliability_is_drawn_without_calibration_and_crossfitted() -> None:
+    planted = plant(20)
+    planted.labels_NK[:, 4] = np.nan
+    calibration = fitted(planted, factor=3.0, shift=1.0)
+    all_axes = reliability_curves(calibration).axes
+    for each, axes in zip(calibration.classes, all_axes, strict=True):
+        for line, bins in zip(
+            axes.lines[1:],
+            (each.reliability_before, each.reliability_crossfitted),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(
+                line.get_xydata(),
+                [
+                    (one.probability, one.frequency)
+                    for one in bins
+                    if one.slices >= MIN_BIN_COUNT
+                ]
+                or np.empty((0, 2)),
+            )
+    first = calibration.classes[0]
+    assert first.reliability_before != first.reliability_crossfitted
+    assert sum(one.slices for one in first.reliability_before) == 640
+    assert all_axes[0].get_title(loc="left") == (
+        f"any\nlog loss {first.loss_before:.4f} to {first.loss_crossfitted:.4f}"
+    )
+    assert all_axes[4].get_title(loc="left") == "subarachnoid\nno label"
+
+
 def drawn_values(figure: Figure) -> list[list[float]]:
     """The values of every line over epochs, panel by panel."""
     return [
@@ -251,6 +291,32 @@ def test_a_series_is_drawn_from_its_lowest_slice_to_its_highest() -> None:
     np.testing.assert_array_equal(predicted, along.prob_Q)
     heights = [bar.get_height() for bar in lower.patches]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(heights, along.loss_Q)
+
+
+def test_disagreement_is_drawn_by_class_and_as_what_is_left() -> None:
+    assert DISAGREEMENT is not None
+    lines = {
+        line.get_label(): line
+        for line in disagreement_curves(DISAGREEMENT).axes[0].lines
+    }
+    for k, name in enumerate(CLASSES):
+        drawn = np.asarray(lines[name].get_xydata()).T
+        np.testing.assert_array_equal(drawn[0], DISAGREEMENT.std_KQ[k])
+        np.testing.assert_array_equal(drawn[1], DISAGREEMENT.error_KQ[k])
+    level, *rest = set_aside_curves(DISAGREEMENT).axes[0].lines
+    assert [line.get_label() for line in rest] == ["standard deviation", "entropy"]
+    for line in rest:
+        values = np.asarray(line.get_ydata(), dtype=float)
+        np.testing.assert_array_equal(values, DISAGREEMENT.rest[str(line.get_label())])
+        np.testing.assert_allclose(values[-1], np.asarray(level.get_ydata())[0])
+
+
+def test_runs_that_agree_everywhere_can_be_drawn() -> None:
+    agreed = with_added(TABLE).assign(**dict.fromkeys(STD_COLUMNS, 0.0))
+    found = disagreement(agreed)
+    assert found is not None
+    for draw in (disagreement_curves, set_aside_curves):
+        pictures.figure_png(draw(found))
 
 
 def test_the_phases_of_a_recipe_are_marked() -> None:

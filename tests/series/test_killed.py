@@ -1,0 +1,115 @@
+"""kill -9 of `train-series` at any event: the command again ends as if undisturbed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ichfast.cli.series import MODELS
+from ichfast.series.folder import open_series_run
+from ichfast.training.checkpoint import has_last
+from tests.cli.forked import Server
+from tests.series.test_run import assert_equal_runs
+
+NUM_EVENTS = 8
+"""Events on files before which it is killed; `tests.cli.forked` counts them."""
+
+SETTINGS = (
+    *("series=small", "series.width=8", "series.hidden=4", "series.batch_size=1"),
+    *("series.epochs=2", "series.min_steps=0"),
+)
+OPTIONS: tuple[str, ...] = (
+    *("--device", "cpu"),
+    *(part for setting in SETTINGS for part in ("--set", setting)),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory."""
+    (tmp_path / "temporary").mkdir()
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_killed_run_can_be_typed_again(
+    folder: Path, server: Server, one_features: Path
+) -> None:
+    run, whole = folder / "run", folder / "whole"
+    command = ("train-series", str(one_features), "run", *OPTIONS)
+    undisturbed = server.run(folder, *command, watched=[run])
+    assert undisturbed.status == 0, undisturbed.output
+    run.rename(whole)
+    for event in np.linspace(1, undisturbed.events, NUM_EVENTS).astype(int):
+        killed = server.run(folder, *command, watched=[run], die_at=int(event))
+        assert killed.status == -signal.SIGKILL, (event, killed.output)
+        resume = ["--resume"] if has_last(run) else []
+        again = server.run(folder, *command, *resume)
+        assert again.status == 0, (event, again.output)
+        assert_equal_runs(run, whole)
+        shutil.rmtree(run)
+
+
+@pytest.mark.slow
+def test_all_folds_are_trained_and_compared_in_a_table(
+    folder: Path, server: Server, fold_features: Path
+) -> None:
+    done = server.run(
+        folder, "train-series", fold_features, "runs", "--fold", "all", *OPTIONS
+    )
+    assert done.status == 0, done.output
+    report = json.loads(done.output.splitlines()[-1])
+    for label in MODELS.values():
+        assert label in done.output
+    assert [each["fold"] for each in report["folds"]] == [0, 1]
+    mean = sum(each["blended"] for each in report["folds"]) / 2
+    assert report["blended"] == pytest.approx(mean)
+    for fold in (0, 1):
+        assert open_series_run(folder / "runs" / f"fold-{fold}").record.fold == fold
+    again = server.run(
+        folder, "train-series", fold_features, "runs", "--fold=all", *OPTIONS
+    )
+    assert again.status == 1
+    assert "fold-0 holds a run already; continue it with --resume" in again.error
+    resumed = server.run(
+        folder,
+        *(
+            "train-series",
+            str(fold_features),
+            "runs",
+            "--fold=all",
+            *OPTIONS,
+            "--resume",
+        ),
+    )
+    assert resumed.status == 0, resumed.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--set", "series.wide=8"), "did you mean series.width or"),
+        (("--set", "series=tiny"), "unknown series 'tiny'"),
+        (("--set", "series.lr=0"), "series.lr must be above 0"),
+        (("--fold", "3"), "choose another --fold"),
+        (("--store", "nowhere"), "nowhere is not a slice store"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    folder: Path,
+    server: Server,
+    one_features: Path,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    done = server.run(folder, "train-series", one_features, "run", *OPTIONS, *options)
+    assert done.status == 1
+    assert message in done.error
+    assert done.error.startswith("Error: ")
+    assert not (folder / "run").exists() or not has_last(folder / "run")
