@@ -129,6 +129,7 @@ def test_missing_labels_are_left_out_class_by_class() -> None:
         ([0, 0, 1, 1], [1, 1, 1, 1], "flat"),
         ([1, 1, 0, 0], [0, 1, 2, 3], "no-order"),
         ([1, 1, 0, 0], [0, 2, 1, 3], "no-order"),
+        ([1, 0, 0, 0], [0, 1e-9, 1, 1], "no-order"),  # a singular curvature
         ([0, 1, 0, 1], [0, 1e-5, 2e-5, 3e-5], "flat"),
         ([0, 1, 0, 1], [0, 1, 2, 3], None),
     ],
@@ -143,6 +144,7 @@ def test_a_class_without_a_minimum_stays_as_it_is(
     each = found.classes[3]
     assert each.unfitted == reason
     probs_NK = sigmoid(logits_NK)
+    probs_NK[:3, 3] = 0.0, 1.0, 0.3
     is_same = (found.apply(probs_NK)[:, 3] == probs_NK[:, 3]).all()
     if reason is None:
         assert not is_same

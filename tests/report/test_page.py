@@ -435,6 +435,7 @@ def test_the_studies_to_look_at_are_drawn(table: pd.DataFrame, tmp_path: Path) -
     assert warning == f"{evaluate(table).warning_of('study')}."
 
 
+@pytest.mark.slow
 def test_series_probabilities_and_disagreement_are_on_the_page_if_there_are_any(
     table: pd.DataFrame, page: str, tmp_path: Path
 ) -> None:
