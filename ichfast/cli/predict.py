@@ -452,6 +452,9 @@ def export(run: Path, out: Path) -> None:
     each slice; resizing, windows and normalisation are part of it. A .pt2 file runs in
     torch (torch.export.load), an .onnx file in ONNX Runtime. Writing .onnx needs the
     extra `export`. A model card is written next to the model.
+
+    The model of a series run takes the slices of one series, from the lowest to the
+    highest, and also returns six probabilities of the series.
     """
     from ichfast.export.export import export_run
 

@@ -118,6 +118,8 @@ def train_series(
                 )
             )
     print_status(format_comparison(report))
+    runs = f"{out}/fold-*" if fold == "all" else out
+    print_status(f"next: ichfast predict {runs} predictions.parquet")
     print_result(report)
 
 

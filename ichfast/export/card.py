@@ -12,6 +12,7 @@ from ichfast.evaluation.calibration_table import (
 )
 from ichfast.export.module import COLUMNS, ROWS
 from ichfast.labels import CLASSES
+from ichfast.runs.record import Environment
 from ichfast.runs.trained import TrainedRun
 from ichfast.training.history import read_history
 
@@ -110,15 +111,15 @@ patients were not tested.
 
 ## Calibration
 
-{_calibration(record.calibration)}
+{format_calibration(record.calibration)}
 
 ## What made it
 
-{_versions(run)}
+{format_versions(record.environment)}
 """
 
 
-def _calibration(calibration: Calibration | None) -> str:
+def format_calibration(calibration: Calibration | None) -> str:
     """The calibration as a table in Markdown."""
     if calibration is None:
         return "Not calibrated: a probability may be too certain, or too uncertain."
@@ -152,7 +153,7 @@ def _listed(labels: dict[str, int]) -> str:
     return counts or "all six classes of each"
 
 
-def _versions(run: TrainedRun) -> str:
-    environment = run.record.environment
+def format_versions(environment: Environment) -> str:
+    """The versions that made a model, in one line."""
     shown = [f"{name} {version}" for name, version in environment.versions.items()]
     return ", ".join([*shown, f"commit {environment.commit or 'unknown'}"])

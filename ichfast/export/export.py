@@ -1,6 +1,8 @@
 """Export of a run as one file, .pt2 or .onnx, that runs without ichfast.
 
 1. The file takes HU and returns probabilities, both float32 (`ichfast.export.module`).
+   That of a series run takes the slices of one series, and returns the probabilities of
+   its slices and of the series (`ichfast.export.series_module`).
 2. The probabilities of a calibrated run are calibrated. Its thresholds are in the file
    too: in a .pt2 file as the extra file ``calibration.json``, in an .onnx file as the
    entry ``calibration`` of its metadata.
@@ -14,21 +16,27 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from ichfast.errors import ModelError
+from ichfast.evaluation.calibration import Calibration
 from ichfast.export.card import card_path, format_card
 from ichfast.export.module import COLUMNS, ROWS, CalibratedModel, HuToProbs
+from ichfast.export.series_card import format_series_card
+from ichfast.export.series_module import SeriesToProbs
 from ichfast.labels import CLASSES
 from ichfast.loading.config import OWN, DataConfig, parse_windows
 from ichfast.runs.trained import TrainedRun, open_run
+from ichfast.series.folder import SeriesRun, is_series_run, open_series_run
 from ichfast.store.levels import SMALL_LEVEL, SOURCE_LEVEL
 from ichfast.system.files import flush, output_path
 
@@ -52,7 +60,7 @@ class ExportReport:
 
 
 def export_run(path: Path, out: Path) -> ExportReport:
-    """Export the best epoch of a run, and write its model card.
+    """Export the best epoch of a run, or a series run, and write its model card.
 
     Args:
         path: the folder of the run.
@@ -61,23 +69,45 @@ def export_run(path: Path, out: Path) -> ExportReport:
     Raises:
         IchfastError: no run, or no valid checkpoint.
         ModelError: another suffix, a missing package, a run whose windows differ by
-            slice, or a file that cannot be written.
+            slice, a series run that reads positions in mm, or a file that cannot be
+            written.
     """
     _check_form(out)
+    if is_series_run(path):
+        series_run = open_series_run(path)
+        return _export(
+            out,
+            format_series_card(series_run, out),
+            series_run.record.calibration,
+            ("slices", ROWS, COLUMNS),
+            lambda: trace_series(series_run),
+        )
     run = open_run(path)
-    card = format_card(run, out)
+    return _export(
+        out,
+        format_card(run, out),
+        run.record.calibration,
+        ("slices", *_input_shape(run.record.recipe.data)),
+        lambda: trace(run),
+    )
+
+
+def _export(
+    out: Path,
+    card: str,
+    calibration: Calibration | None,
+    shape: tuple[str | int, ...],
+    make_program: Callable[[], ExportedProgram],
+) -> ExportReport:
     with output_path(out, ModelError) as temporary:
-        program = trace(run)
+        program = make_program()
         to_bytes = _onnx if out.suffix == ".onnx" else _pt2
-        temporary.write_bytes(to_bytes(program, _calibration_text(run)))
+        temporary.write_bytes(to_bytes(program, _calibration_text(calibration)))
         flush(temporary)  # the last point at which a full disk is noticed
         with output_path(card_path(out), ModelError) as beside:
             beside.write_text(card, encoding="utf-8")
     return ExportReport(
-        model=str(out),
-        card=str(card_path(out)),
-        input_shape=("slices", *_input_shape(run.record.recipe.data)),
-        classes=CLASSES,
+        model=str(out), card=str(card_path(out)), input_shape=shape, classes=CLASSES
     )
 
 
@@ -88,8 +118,27 @@ def trace(run: TrainedRun) -> ExportedProgram:
         ModelError: the windows of the run differ by slice.
         CheckpointError: a damaged checkpoint.
     """
-    module = hu_module(run)
     hu = torch.full((2, *_input_shape(run.record.recipe.data)), -1000.0)
+    return trace_module(hu_module(run), hu)
+
+
+def trace_series(run: SeriesRun) -> ExportedProgram:
+    """Trace the module of a series run, for a series of any number of slices.
+
+    Raises:
+        ModelError: the windows of the run differ by slice, or it reads positions in mm.
+        CheckpointError: a damaged checkpoint.
+    """
+    return trace_module(series_module(run), torch.full((3, ROWS, COLUMNS), -1000.0))
+
+
+def trace_module(module: nn.Module, hu: Tensor) -> ExportedProgram:
+    """Trace a module, for any number of slices.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        hu: of some slices; float32.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
         program = torch.export.export(
@@ -107,6 +156,34 @@ def hu_module(run: TrainedRun) -> HuToProbs:
         ModelError: the windows of the run differ by slice.
         CheckpointError: a damaged checkpoint.
     """
+    module = _plain_module(run)
+    if run.record.calibration:
+        module.model = CalibratedModel(module.model, run.record.calibration)
+    return module.eval()
+
+
+def series_module(run: SeriesRun) -> SeriesToProbs:
+    """Build the module from the HU of a series to its probabilities, on the CPU.
+
+    Raises:
+        ModelError: the windows of the run differ by slice, or it reads positions in mm.
+        CheckpointError: a damaged checkpoint.
+    """
+    if run.record.series.position != "ordinal":
+        raise ModelError(
+            f"{run.path} reads slice positions in mm, which an exported model does not "
+            "get; export a run with series.position=ordinal"
+        )
+    return SeriesToProbs(
+        [_plain_module(backbone) for backbone in run.backbones],
+        run.load_head(torch.device("cpu")),
+        shares=run.record.blend,
+        calibration=run.record.calibration,
+    ).eval()
+
+
+def _plain_module(run: TrainedRun) -> HuToProbs:
+    """`hu_module` without calibration."""
     data = run.record.recipe.data
     if OWN in data.windows:
         raise ModelError(
@@ -119,8 +196,6 @@ def hu_module(run: TrainedRun) -> HuToProbs:
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
-    if run.record.calibration:
-        model = CalibratedModel(model, run.record.calibration)
     return HuToProbs(
         model,
         size=data.size,
@@ -128,7 +203,7 @@ def hu_module(run: TrainedRun) -> HuToProbs:
         windows=parse_windows(data.windows),
         normalization=run.record.normalization,
         slab_depth=data.slab_depth,
-    ).eval()
+    )
 
 
 def _level(data: DataConfig) -> int:
@@ -154,9 +229,8 @@ def _check_form(out: Path) -> None:
         )
 
 
-def _calibration_text(run: TrainedRun) -> str:
+def _calibration_text(calibration: Calibration | None) -> str:
     """Temperatures, biases and thresholds as JSON; empty if a run is not calibrated."""
-    calibration = run.record.calibration
     if calibration is None:
         return ""
     classes = {
@@ -184,7 +258,9 @@ def _onnx(program: ExportedProgram, calibration: str) -> bytes:
     written = torch.onnx.export(
         program,
         input_names=["hu"],
-        output_names=["probs"],
+        output_names=["probs", "series_probs"][
+            : len(program.graph_signature.user_outputs)
+        ],
         dynamo=True,
         verbose=False,  # the messages would go to stdout
     )

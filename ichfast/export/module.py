@@ -108,6 +108,15 @@ class HuToProbs(nn.Module):
         Returns:
             Shape (B, 6), float32, in `labels.CLASSES` order.
         """
+        logits_BK: Tensor = self.model(self.images(hu))
+        return logits_BK.sigmoid()
+
+    def images(self, hu: Tensor) -> Tensor:
+        """Prepare the images that the model sees, shape (B, D * C, S, S).
+
+        Args:
+            hu: as `forward` takes it.
+        """
         hu_BDHW = hu if self.slab_depth > 1 else hu.unsqueeze(1)
         stored_BDHW = (hu_BDHW.round() + HU_OFFSET).clamp(0, MAX_STORED)
         if self.reads_small_level:
@@ -123,8 +132,7 @@ class HuToProbs(nn.Module):
             dim=2,
         )
         # The loader returns float16.
-        logits_BK: Tensor = self.model(images_BDCSS.flatten(1, 2).half().float())
-        return logits_BK.sigmoid()
+        return images_BDCSS.flatten(1, 2).half().float()
 
     def _resample(self, stored_BDHW: Tensor) -> Tensor:
         """Resample bilinearly, along the columns, then along the rows; air around."""

@@ -20,7 +20,7 @@ K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,6 +152,7 @@ def predict_store(
     *,
     device: torch.device,
     config: PredictConfig,
+    folder: Path | None = None,
 ) -> pd.DataFrame:
     """Predict an open store with one or more opened runs.
 
@@ -160,6 +161,7 @@ def predict_store(
         store: the store to predict.
         device: where to compute.
         config: test-time augmentation, averaging, smoothing, batch size and so on.
+        folder: a temporary folder for what networks compute; None: one in TMPDIR.
 
     Returns:
         A table with the columns of `ichfast.evaluation.predictions`, in store order.
@@ -169,8 +171,8 @@ def predict_store(
     """
     ensemble = _Ensemble(runs, store, device, config)
     with (
-        temporary_folder(PREFIX) as folder,
-        ensemble.computed(folder / "journal", Ranks()) as journal,
+        temporary_folder(PREFIX) if folder is None else nullcontext(folder) as place,
+        ensemble.computed(place / "journal", Ranks()) as journal,
     ):
         return ensemble.table(journal)
 

@@ -99,7 +99,9 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             rejected_file=rejected_file,
         )
         with Store(report.store) as store:
-            table = predict_store(runs, store, device=device, config=config)
+            table = predict_store(
+                runs, store, device=device, config=config, folder=folder
+            )
             rejected = read_rejected(store.path, store.header)
     if not keep_ids:
         key = secrets.token_bytes(KEY_BYTES)

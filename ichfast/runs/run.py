@@ -57,6 +57,7 @@ from ichfast.runs.record import (
     make_record,
     read_record,
     trained_settings,
+    write_record,
 )
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
@@ -184,6 +185,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         if checkpoint:
             before = read_record(run_dir, settings=checkpoint[SETTINGS])
             check_same_run(before, record, run_dir)
+            record = replace(record, calibration=before.calibration)
         # Of folds by slice, patients are listed all the same.
         unit = "study" if recipe.folds.unit == "study" else "patient"
         trained = patients_of_slices(store, split.train_N, unit=unit)
@@ -203,6 +205,9 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         )
         if checkpoint:
             trainer.restore(checkpoint)
+            if ranks.writes and not trainer.is_finished:
+                # It is of a best epoch that may be replaced.
+                write_record(run_dir, replace(record, calibration=None))
         history = _fit(trainer, store, split, record, run_dir)
         valid_bags = split.bags.within(split.valid_N)
         labels_NK = np.concatenate(

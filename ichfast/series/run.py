@@ -40,6 +40,7 @@ from ichfast.series.fit import BEST_BY, FittedHead, HeadTrainer
 from ichfast.series.folder import copy_backbones, open_backbones
 from ichfast.series.record import (
     RECORD,
+    SeriesCounts,
     SeriesRecord,
     read_series_record,
     trained_settings,
@@ -167,19 +168,14 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
             check_unused(run_dir)
         features.check_store(store)
         fold = choose_fold(features, fold)
+        if resume:
+            begun = read_series_record(run_dir)
+            wanted = replace(begun, series=config, features=header.runs, fold=fold)
+            _check_same_run(begun, wanted, run_dir)
         _prepare_folder(run_dir, features)
         backbones = open_backbones(run_dir, header.runs)
         split = split_series(features, store, backbones, fold)
-        record = SeriesRecord(
-            series=config,
-            features=header.runs,
-            num_features=header.num_features,
-            store=str(store.path.absolute()),
-            store_digest=store.header.digest,
-            fold=fold,
-            counts=split.counts,
-            environment=from_dict(Environment, describe_environment()),
-        )
+        record = _make_record(config, features, store, fold, split.counts)
         trainer = HeadTrainer(split.train, split.valid, config, device)
         if resume:
             checkpoint = load_last(run_dir, load_resumed)
@@ -198,6 +194,25 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
         record = replace(record, blend=tuple(compared.share_K.tolist()))
         _write_record(run_dir, record)
     return _report(run_dir, record, fitted, compared)
+
+
+def _make_record(
+    config: SeriesConfig,
+    features: Features,
+    store: Store,
+    fold: int,
+    counts: SeriesCounts,
+) -> SeriesRecord:
+    return SeriesRecord(
+        series=config,
+        features=features.header.runs,
+        num_features=features.header.num_features,
+        store=str(store.path.absolute()),
+        store_digest=store.header.digest,
+        fold=fold,
+        counts=counts,
+        environment=from_dict(Environment, describe_environment()),
+    )
 
 
 def _report(

@@ -94,33 +94,13 @@ def split_series(
         PredictionError: the folder's features are not those of the runs' folds.
     """
     fold_N = _folds(features, store, runs)
-    first_S, count_S = bag_starts(store, "series")
+    first_S, _ = bag_starts(store, "series")
     fold_S = np.maximum.reduceat(fold_N, first_S)
     is_train_S = (fold_S >= 0) & (fold_S != fold)
     if len(runs) > 1:
         is_train_S &= np.isin(fold_S, [run.fold for run in features.header.runs])
-    labels_NK = store.labels_NK()
-    labels_NK[fold_N < 0] = np.nan
-    series_labels_SK = _series_labels(store, first_S)
-    has_features_N = features.run_N >= 0
-
-    def arrays(is_chosen_S: npt.NDArray[np.bool_]) -> SeriesArrays:
-        rows = [
-            first + np.flatnonzero(has_features_N[first : first + count])
-            for first, count in zip(
-                first_S[is_chosen_S], count_S[is_chosen_S], strict=True
-            )
-        ]
-        is_there = np.array([len(each) > 0 for each in rows], dtype=np.bool_)
-        return SeriesArrays(
-            features_ND=features.features_ND,
-            labels_NK=labels_NK,
-            position_mm_N=store.table["position_mm"].to_numpy(np.float64),
-            rows=[each for each in rows if len(each)],
-            series_labels_SK=series_labels_SK[is_chosen_S][is_there],
-        )
-
-    train, valid = arrays(is_train_S), arrays(fold_S == fold)
+    whole = _all_series(features, store, fold_N)
+    train, valid = _chosen(whole, is_train_S), _chosen(whole, fold_S == fold)
     if not (len(train) and len(valid)):
         raise FoldError(
             f"{features.path} has no series to {'validate' if len(train) else 'train'} "
@@ -146,11 +126,40 @@ def split_series(
     )
 
 
+def _all_series(
+    features: Features, store: Store, fold_N: npt.NDArray[np.int8]
+) -> SeriesArrays:
+    """All series of a store; those without features have no rows."""
+    first_S, count_S = bag_starts(store, "series")
+    has_features_N = features.run_N >= 0
+    labels_NK = store.labels_NK()
+    labels_NK[fold_N < 0] = np.nan
+    return SeriesArrays(
+        features_ND=features.features_ND,
+        labels_NK=labels_NK,
+        position_mm_N=store.table["position_mm"].to_numpy(np.float64),
+        rows=[
+            first + np.flatnonzero(has_features_N[first : first + count])
+            for first, count in zip(first_S, count_S, strict=True)
+        ],
+        series_labels_SK=_series_labels(store, first_S),
+    )
+
+
+def _chosen(whole: SeriesArrays, is_chosen_S: npt.NDArray[np.bool_]) -> SeriesArrays:
+    """Some of the series, without those that have no rows."""
+    chosen = [s for s in np.flatnonzero(is_chosen_S) if len(whole.rows[s])]
+    return replace(
+        whole,
+        rows=[whole.rows[s] for s in chosen],
+        series_labels_SK=whole.series_labels_SK[chosen],
+    )
+
+
 def _folds(
     features: Features, store: Store, runs: Sequence[TrainedRun]
 ) -> npt.NDArray[np.int8]:
     """The fold of each slice of the store, the same for all runs; -1 for none."""
-    fold_N = None
     splits = {_split_settings(run) for run in runs}
     if len(splits) > 1:
         raise FoldError(

@@ -99,6 +99,11 @@ class Trainer:
         """Epochs of all phases together."""
         return sum(phase.epochs for phase in self.phases)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether `fit` would train no epoch."""
+        return not self._trains_before(self.num_epochs)
+
     def fit(
         self,
         train_loader: Loader,

@@ -1,8 +1,8 @@
 """Commands in forked processes, which may be killed or have no space to write.
 
 A server process has imported everything and forks each command, so a command costs
-what it computes. What `predict`, `export` and `report` compute is remembered from the
-server's own run of them: only their files are written again.
+what it computes. What `export` and `report` compute is remembered from the server's own
+run of them: only their files are written again. `predict` computes each time.
 
 An event is any call of Python that opens, makes, renames or removes something in the
 folders that are watched, as `sys.audit` reports it. A command is killed just before
@@ -34,7 +34,6 @@ EVENTS = ("open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
 """Audit events of `Server.run`; the first argument of each is a path."""
 
 REMEMBERED = {
-    "ichfast.predict.ensemble": ("predict_runs",),
     "ichfast.export.export": ("trace", "_pt2"),
     "ichfast.report.page": (
         *("compute_results", "result_charts", "curve_charts", "training_charts"),

@@ -6,6 +6,7 @@ work on files (`tests.cli.forked`), and twice in the middle of writing.
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,18 +14,21 @@ import numpy as np
 import pytest
 
 from ichfast.system.checksums import SUFFIX, read_with_checksum
-from tests.cli.conftest import COMMANDS, Place
+from tests.cli.conftest import COMMANDS, CPU, Place
 from tests.cli.test_full_disk import OLDER, ONE_FORM
 from tests.conftest import contents
 
 NUM_EVENTS = 8
 """Events before which a command is killed."""
 
+NUM_KILLS = 10
+"""Events before which a command is killed that goes on."""
+
 
 def write_all(folder: Path, files: dict[str, bytes]) -> None:
     """Make the folder hold these files, and no others."""
-    for name in contents(folder):
-        (folder / name).unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
@@ -43,8 +47,34 @@ def check_whole(out: Path, expected: dict[str, bytes]) -> None:
             assert path.read_bytes() in (OLDER, expected[path.name]), path.name
 
 
+GOING_ON = {
+    "p.parquet": (*COMMANDS["p.parquet"], "--tta", "flips", "--batch-size", "4"),
+    "features": ("features", "run", "out/features", "--batch-size", "8", *CPU),
+}
+"""Commands that keep what they have computed."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE_FORM)
+@pytest.mark.parametrize("name", GOING_ON)
+def test_a_killed_command_goes_on_where_it_was(name: str, place: Place) -> None:
+    command, watched = GOING_ON[name], [place.out]
+    before = contents(place.out)
+    undisturbed = place.server.run(place.path, *command, watched=watched)
+    assert undisturbed.status == 0, undisturbed.output
+    expected = contents(place.out)
+    for event in np.linspace(2, undisturbed.events, NUM_KILLS).astype(int):
+        write_all(place.out, before)
+        killed = place.server.run(
+            place.path, *command, watched=watched, die_at=int(event)
+        )
+        assert killed.status == -signal.SIGKILL, (event, killed.output)
+        again = place.server.run(place.path, *command)
+        assert again.status == 0, (event, again.output)
+        assert contents(place.out) == expected, event
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ONE_FORM if name not in GOING_ON])
 def test_a_killed_command_can_be_typed_again(name: str, place: Place) -> None:
     command, watched = COMMANDS[name], [place.out, place.temporary]
     before = contents(place.out) | {name: OLDER}

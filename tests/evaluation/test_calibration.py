@@ -19,6 +19,7 @@ from ichfast.evaluation.calibration import (
 )
 from ichfast.evaluation.curves import Aim
 from ichfast.evaluation.logits import logit, sigmoid
+from ichfast.evaluation.metrics import calibration_bins, weighted_log_loss
 from ichfast.labels import CLASSES
 from ichfast.recipes.settings import from_dict, to_dict
 from tests.evaluation.planted import Floats, calibration_of, plant
@@ -128,6 +129,7 @@ def test_missing_labels_are_left_out_class_by_class() -> None:
         ([0, 0, 1, 1], [1, 1, 1, 1], "flat"),
         ([1, 1, 0, 0], [0, 1, 2, 3], "no-order"),
         ([1, 1, 0, 0], [0, 2, 1, 3], "no-order"),
+        ([1, 0, 0, 0], [0, 1e-9, 1, 1], "no-order"),  # a singular curvature
         ([0, 1, 0, 1], [0, 1e-5, 2e-5, 3e-5], "flat"),
         ([0, 1, 0, 1], [0, 1, 2, 3], None),
     ],
@@ -142,6 +144,7 @@ def test_a_class_without_a_minimum_stays_as_it_is(
     each = found.classes[3]
     assert each.unfitted == reason
     probs_NK = sigmoid(logits_NK)
+    probs_NK[:3, 3] = 0.0, 1.0, 0.3
     is_same = (found.apply(probs_NK)[:, 3] == probs_NK[:, 3]).all()
     if reason is None:
         assert not is_same
@@ -152,6 +155,34 @@ def test_a_class_without_a_minimum_stays_as_it_is(
     assert each.loss_after == each.loss_before == each.loss_crossfitted
     assert (each.threshold is None) == (reason in ("no-label", *list(UNFITTED)[:3]))
     assert (each.loss_before is None) == (reason == "no-label")
+
+
+def test_reliability_and_losses_are_those_before_after_and_crossfitted() -> None:
+    planted = plant(20)
+    probs_NK = sigmoid(3.0 * planted.logits_NK + 1.0)
+    found = calibration_of(planted, factor=3.0, shift=1.0)
+    crossfitted_NK = crossfit(probs_NK, planted.labels_NK, planted.patient_N)
+    stages = (
+        (probs_NK, "loss_before", "reliability_before"),
+        (found.apply(probs_NK), "loss_after", ""),
+        (crossfitted_NK, "loss_crossfitted", "reliability_crossfitted"),
+    )
+    for stage_NK, loss, reliability in stages:
+        assert getattr(found, loss) == weighted_log_loss(stage_NK, planted.labels_NK)
+        for k, each in enumerate(found.classes):
+            labels_N = planted.labels_NK[:, k]
+            assert getattr(each, loss) == pytest.approx(
+                mean_log_loss(logit(stage_NK[:, k]), labels_N)
+            )
+            if reliability:
+                bins = np.array(
+                    [
+                        (one.slices, one.probability, one.frequency)
+                        for one in getattr(each, reliability)
+                    ]
+                )
+                expected = np.array(calibration_bins(stage_NK[:, k], labels_N)).T
+                np.testing.assert_allclose(bins, expected[expected[:, 0] > 0])
 
 
 def test_a_calibration_keeps_the_order_of_the_slices() -> None:

@@ -16,11 +16,17 @@ from ichfast.evaluation.calibration import fit_calibration
 from ichfast.evaluation.curves import Aim
 from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.labels import CLASSES, read_labels
-from ichfast.predict.calibration import CalibrateReport, calibrate_run
+from ichfast.predict.calibration import (
+    CalibrateReport,
+    calibrate_run,
+    remove_calibration,
+)
 from ichfast.predict.ensemble import PredictConfig, predict_runs
+from ichfast.predict.extract import extract_features
 from ichfast.prepare.pseudonyms import KEY_BYTES, default_key_path
 from ichfast.runs.record import read_record
 from ichfast.runs.trained import open_run
+from ichfast.series.record import read_series_record
 from ichfast.store.header import read_header
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
@@ -29,6 +35,7 @@ from ichfast.system.locks import locked_folder
 from ichfast.training.checkpoint import BEST, PATIENTS, load_checkpoint, save_checkpoint
 from tests.predict.many_patients import write_labels, write_patients
 from tests.runs.trainedruns import write_run
+from tests.series.seriesruns import train
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -146,6 +153,36 @@ def test_predict_applies_the_calibration_of_each_run_before_it_averages(
     ):
         table = predict_runs(paths, device=CPU, store_path=place / "other")
         np.testing.assert_allclose(probs_NK(table), expected, atol=1e-6)
+
+
+def test_a_series_run_is_calibrated_like_a_run(
+    run: Path, place: Path, tmp_path: Path
+) -> None:
+    features = tmp_path / "features"
+    extract_features([run], features, device=CPU, store_path=place / "store")
+    series_run = tmp_path / "series"
+    train(features, series_run)
+    own = calibrate_run(series_run, device=CPU, store_path=place / "store").calibration
+    assert own.patients == 12  # the validation fold
+    report = calibrate(series_run, place)
+    assert report.former == own
+    found = read_series_record(series_run).calibration
+    assert found == report.calibration
+    plain, calibrated = (
+        probs_NK(
+            predict_runs(
+                [series_run],
+                device=CPU,
+                store_path=place / "other",
+                config=PredictConfig(calibrate=is_calibrated),
+            )
+        )
+        for is_calibrated in (False, True)
+    )
+    np.testing.assert_array_equal(found.apply(plain), calibrated)
+    assert np.abs(calibrated - plain).max() > 0.01
+    assert remove_calibration(series_run) == found
+    assert read_series_record(series_run).calibration is None
 
 
 def write_by_study(path: Path) -> Path:

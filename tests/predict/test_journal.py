@@ -37,14 +37,14 @@ class DiskFailure(Exception):  # noqa: N818 - stands for any error
 
 
 def opened(
-    folder: Path, tasks: Sequence[Task] = TASKS, **changes: object
+    folder: Path, tasks: Sequence[Task] = TASKS, **changes: str
 ) -> AbstractContextManager[Journal]:
     return open_journal(folder, SETTINGS | changes, lambda: tasks, Ranks())
 
 
 @contextmanager
-def failing(folder: Path, **changes: object) -> Iterator[Journal]:
-    with suppress(DiskFailure), opened(folder, **changes) as journal:
+def failing(folder: Path, **changes: str) -> Iterator[Journal]:
+    with suppress(DiskFailure), opened(folder, TASKS, **changes) as journal:
         yield journal
         raise DiskFailure
 

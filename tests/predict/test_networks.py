@@ -92,7 +92,7 @@ def predict_as_rank(
                 os.kill(os.getpid(), signal.SIGKILL)
             write(journal, part, rows_R)
 
-        Journal.write = write_or_die  # type: ignore[method-assign]
+        Journal.write = write_or_die  # type: ignore[method-assign, assignment]
     predict(folds, out, ranks)
 
 

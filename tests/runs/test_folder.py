@@ -41,7 +41,9 @@ def test_a_second_training_in_a_folder_is_refused_and_changes_nothing(
         save_last(tmp_path, {})
     with held_elsewhere("locked_folder", tmp_path) as process:
         before = files(tmp_path)
-        message = rf"^process {process.pid} on \S+ is training in {tmp_path}; .* --out$"
+        message = (
+            rf"^process {process.pid} on \S+ is training in {tmp_path}; .* folder$"
+        )
         with pytest.raises(TrainError, match=message):
             train_run(
                 tiny_store_path, tiny_recipe(), tmp_path, device=CPU, resume=resume

@@ -17,6 +17,7 @@ from ichfast.errors import CheckpointError, IchfastError, RecipeError
 from ichfast.report.comparison import compare_runs
 from ichfast.runs.record import (
     RECORD,
+    RunRecord,
     first_change,
     read_record,
     trained_settings,
@@ -26,6 +27,7 @@ from ichfast.runs.run import train_run
 from ichfast.runs.trained import open_run
 from ichfast.system.checksums import FIELD, with_checksum
 from ichfast.training.checkpoint import BEST
+from ichfast.training.history import has_history
 from tests.evaluation.planted import calibration_of, plant
 from tests.runs.trainedruns import tiny_recipe, write_run
 
@@ -240,6 +242,7 @@ def test_a_calibration_is_kept_beside_what_was_trained(
     assert before.calibration is None
     calibration = calibration_of(plant(10))
     write_record(run, replace(before, calibration=calibration))
+    assert trained_settings(read_record(run)) == trained_settings(before)
     assert open_run(run).record.calibration == calibration  # best.pt has none
     edit(run, lambda record: record.pop("calibration"), renews_checksum=False)
     with pytest.raises(RecipeError, match="its checksum is wrong"):
@@ -266,17 +269,27 @@ def test_training_that_goes_on_drops_the_calibration_of_the_former_weights(
 ) -> None:
     run = tmp_path / "run"
 
-    def train(*, resume: bool) -> None:
+    def train(*, should_stop: Callable[[], bool] = lambda: False) -> None:
         train_run(
             tiny_store_path,
-            tiny_recipe("train.epochs=1", "model.pretrained=no"),
+            tiny_recipe("train.epochs=2", "model.pretrained=no"),
             run,
             device=torch.device("cpu"),
-            resume=resume,
+            should_stop=should_stop,
+            resume=run.exists(),
             limit=16,
         )
 
-    train(resume=False)
-    write_record(run, replace(read_record(run), calibration=calibration_of(plant(10))))
-    train(resume=True)
+    def calibrate() -> RunRecord:
+        record = replace(read_record(run), calibration=calibration_of(plant(10)))
+        write_record(run, record)
+        return record
+
+    with pytest.raises(IchfastError, match="stopped"):
+        train(should_stop=lambda: has_history(run))
+    calibrate()
+    train()
     assert read_record(run).calibration is None
+    calibrated = calibrate()
+    train()  # nothing is left to train
+    assert read_record(run) == calibrated

@@ -199,6 +199,7 @@ def test_a_run_is_not_overwritten_or_resumed_with_other_settings(
         train(one_features, whole, other, resume=True)
     with pytest.raises(IchfastError, match=r"number of backbones = 1, now"):
         train(fold_features, whole, resume=True)
+    assert [path.name for path in (whole / "backbones").iterdir()] == ["0"]
 
 
 def test_one_process_at_a_time_trains_in_a_folder(

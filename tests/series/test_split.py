@@ -189,13 +189,19 @@ def test_slices_without_features_are_left_out(
 def test_series_that_the_backbone_left_out_are_left_out(
     tiny_store: Store, tmp_path: Path
 ) -> None:
+    of_two = tiny_store.table[tiny_store.table["patient"].isin(["P1", "P2"])]
+    ids = [each for each in of_two["slice_id"] if each != "ID_R1_3"]
     only = tmp_path / "only.csv"
-    only.write_text("patient\nP1\nP2\n")
+    only.write_text("\n".join(["slice_id", *ids, ""]))
     run = write_run(tmp_path / "run", tiny_store.path, f"folds.only={only}")
     folder = write_features(tmp_path / "features", tiny_store.path, [run])
     split = split_of(folder, tiny_store)
     rows = np.concatenate([split.train.rows_M, split.valid.rows_M])
     assert set(tiny_store.table["patient"].iloc[rows]) == {"P1", "P2"}
+    # A slice that takes no part is read, but has no label.
+    assert sorted(rows) == of_two.index.tolist()
+    has_label = ~np.isnan(split.train.labels_NK).any(axis=1)
+    assert tiny_store.table["slice_id"][has_label].tolist() == ids
 
 
 def test_folds_by_slice_are_refused(tiny_store: Store, tmp_path: Path) -> None:
