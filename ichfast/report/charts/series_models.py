@@ -133,13 +133,13 @@ def _draw(axes: Axes, compared: ModelComparison, s: int) -> None:
         label="label",
     )
     losses = []
-    for name, logits_NK, style in (
-        ("slice model", compared.slice_model_NK, {"color": SECOND_COLOR}),
-        ("smoothed", compared.smoothed_NK, {"color": LIGHT.ink, "linestyle": ":"}),
-        ("blend with head", compared.crossfitted_NK, {"color": MODEL_COLOR}),
+    for name, logits_NK, color, line in (
+        ("slice model", compared.slice_model_NK, SECOND_COLOR, "-"),
+        ("smoothed", compared.smoothed_NK, LIGHT.ink, ":"),
+        ("blend with head", compared.crossfitted_NK, MODEL_COLOR, "-"),
     ):
         probs_ZK = sigmoid(logits_NK[rows_Z])
-        axes.plot(number_Z, probs_ZK[:, 0], linewidth=1.4, label=name, **style)
+        axes.plot(number_Z, probs_ZK[:, 0], line, color=color, lw=1.4, label=name)
         losses.append(weighted_log_loss(probs_ZK, labels_ZK))
     set_title(axes, f"weighted log loss {losses[0]:.3f} to {losses[2]:.3f}", LIGHT)
     axes.set_ylim(-0.02, 1.02)
