@@ -68,7 +68,8 @@ from ichfast.errors import IchfastError
 def main(*, stages: Sequence[str], more_stages: Sequence[str], **options: Any) -> None:
     """Measure stages of ichfast against their limits and their peers.
 
-    Stages: prepare, read, loader, packed, train, end_to_end, scale. The default is all.
+    Stages: prepare, read, loader, packed, train, end_to_end, series, scale. The default
+    is all.
     """
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     try:

@@ -51,6 +51,18 @@ LOADED = {"cuda": (4_096, 16_384), "cpu": (512, 512)}
 SHORT_RANKS, FULL_RANKS = (1, 2), (1, 2, 4, 8)
 """Numbers of ranks that the stage scale compares."""
 
+COMPUTED = {"cuda": (4_096, 16_384), "cpu": (64, 64)}
+"""Slices of which a network computes features in a turn, as `REPEATS`."""
+
+HEAD_SERIES = {"cuda": 4_096, "cpu": 64}
+"""Series that the series head reads in a turn, by device."""
+
+SHORT_PREDICTED, FULL_PREDICTED = (10_000,), (10_000, 100_000)
+"""Sizes of stores that are predicted with a series head."""
+
+SHORT_HEAD_SLICES, FULL_HEAD_SLICES = 100_000, 752_803
+"""Slices whose features a head trains on once; the second as in the competition."""
+
 LOADED_BATCH = {"cuda": 128, "cpu": 32}
 """Slices in a batch of a loader, by device."""
 
@@ -61,6 +73,7 @@ STAGE_S = {
     "packed": 80.0,
     "train": 15.0,
     "end_to_end": 15.0,
+    "series": 90.0,
     "scale": 60.0,
 }
 """Approximate seconds of each stage in its short form on two cores, for the ETA."""
@@ -256,6 +269,10 @@ def make_workload(
         num_loaded=LOADED[device][full],
         num_steps=STEPS[device][full],
         memory_files=FULL_MEMORY_FILES if full else SHORT_MEMORY_FILES,
+        num_computed=COMPUTED[device][full],
+        num_head_series=HEAD_SERIES[device],
+        predicted_slices=FULL_PREDICTED if full else SHORT_PREDICTED,
+        head_slices=FULL_HEAD_SLICES if full else SHORT_HEAD_SLICES,
         ranks=FULL_RANKS if full else SHORT_RANKS,
     )
     if store is not None:

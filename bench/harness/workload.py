@@ -104,6 +104,18 @@ class Workload:
     store_slices: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     """Sizes of stores for which the cost of a slice is compared."""
 
+    num_computed: int = 64
+    """Slices of which a network computes features in a turn."""
+
+    num_head_series: int = 64
+    """Series that the series head reads in a turn."""
+
+    predicted_slices: tuple[int, ...] = (10_000,)
+    """Sizes of stores that are predicted with and without a series head."""
+
+    head_slices: int = 100_000
+    """Slices whose features a head trains on once."""
+
     opened_slices: int = 752_803
     """Slices of the store that is opened: the number in the competition."""
 

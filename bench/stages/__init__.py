@@ -2,5 +2,8 @@
 
 from __future__ import annotations
 
-STAGES = ("prepare", "read", "loader", "packed", "train", "end_to_end", "scale")
+STAGES = (
+    *("prepare", "read", "loader", "packed"),
+    *("train", "end_to_end", "series", "scale"),
+)
 """In the order in which data passes through them; the last measures growth."""

@@ -340,8 +340,6 @@ def fit_map(logits_N: Floats, labels_N: Floats) -> LogitMap:
         return LogitMap(unfitted="flat")
     if positive.min() >= negative.max():
         return LogitMap(unfitted="separable")
-    if positive.max() <= negative.min():
-        return LogitMap(unfitted="no-order")
     # In these units, scaled and shifted logits are the same numbers.
     center, scale = logits_N.mean(), logits_N.std()
     slope, bias = _minimize_loss((logits_N - center) / scale, labels_N) / [scale, 1.0]
@@ -367,7 +365,9 @@ def _minimize_loss(x_N: Floats, labels_N: Floats) -> Floats:
         probs_N = sigmoid(inputs_NJ @ parameters_J)
         gradient_J = inputs_NJ.T @ (probs_N - labels_N) / len(x_N)
         weight_N = probs_N * (1.0 - probs_N) / len(x_N)
-        step_J = np.linalg.solve(inputs_NJ.T * weight_N @ inputs_NJ, gradient_J)
+        curvature_JJ = inputs_NJ.T * weight_N @ inputs_NJ
+        # It may be singular, where hardly any slice is undecided.
+        step_J = np.linalg.lstsq(curvature_JJ, gradient_J, rcond=None)[0]
         promised = gradient_J @ step_J
         while (next_loss := loss_at(parameters_J - step_J)) > loss:
             step_J = step_J / 2

@@ -205,8 +205,8 @@ def threshold_interval(
         resampling: replicates of the patients of the same slices.
 
     Returns:
-        Low and high; None where fewer than two patients have a slice that decides it,
-        or fewer than half of the replicates.
+        Low and high over the replicates that have a slice which decides it; None where
+        fewer than two patients have one.
     """
     probs_M = _deciding(probs_N, labels_N, aim)
     patient_M = _deciding(resampling.patient_N, labels_N, aim)
@@ -221,8 +221,6 @@ def threshold_interval(
         )
         if count_M[-1]
     ]
-    if 2 * len(thresholds) < len(resampling.counts_RP):
-        return None
     return percentile_interval(np.array(thresholds))
 
 
@@ -244,7 +242,7 @@ def _reach(falling_M: Floats, count_M: Integers, aim: Aim) -> float:
     """
     total = int(count_M[-1])
     if aim.figure == "sensitivity":
-        wanted = max(math.ceil(aim.value * total - COUNT_TOLERANCE), 1)
+        wanted = math.ceil(aim.value * total - COUNT_TOLERANCE)
         return float(falling_M[np.searchsorted(count_M, wanted)])
     allowed = min(math.floor((1.0 - aim.value) * total + COUNT_TOLERANCE), total - 1)
     # Just above the first negative slice that must not be called.

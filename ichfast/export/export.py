@@ -119,7 +119,7 @@ def trace(run: TrainedRun) -> ExportedProgram:
         CheckpointError: a damaged checkpoint.
     """
     hu = torch.full((2, *_input_shape(run.record.recipe.data)), -1000.0)
-    return _trace(hu_module(run), hu)
+    return trace_module(hu_module(run), hu)
 
 
 def trace_series(run: SeriesRun) -> ExportedProgram:
@@ -129,10 +129,16 @@ def trace_series(run: SeriesRun) -> ExportedProgram:
         ModelError: the windows of the run differ by slice, or it reads positions in mm.
         CheckpointError: a damaged checkpoint.
     """
-    return _trace(series_module(run), torch.full((3, ROWS, COLUMNS), -1000.0))
+    return trace_module(series_module(run), torch.full((3, ROWS, COLUMNS), -1000.0))
 
 
-def _trace(module: nn.Module, hu: Tensor) -> ExportedProgram:
+def trace_module(module: nn.Module, hu: Tensor) -> ExportedProgram:
+    """Trace a module, for any number of slices.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        hu: of some slices; float32.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
         program = torch.export.export(

@@ -99,8 +99,10 @@ def build_model(
 class Backbone(Protocol):
     """What training, features and reports use of a model, named as in timm.
 
-    A `torch.nn.Module` with these methods trains with `training.step.Stepper`, which
-    itself needs `forward` and `get_classifier` only.
+    Every `torch.nn.Module` with these methods can be trained by
+    `training.step.Stepper` and `training.trainer.Trainer`. They need `get_classifier`
+    and images (B, C, H, W) to logits (B, 6) as `forward`; `pooled_features` and
+    `report.activations.class_activations` need the other two.
     """
 
     def forward_features(self, images_BCHW: Tensor, /) -> Any:
@@ -191,6 +193,9 @@ def body_and_head(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
 
     Returns:
         The body's parameters, to freeze, and all others, to train.
+
+    Raises:
+        ModelError: it has no such method.
 
     Source:
         fastai v1, `Learner.freeze_to` with `train_bn`.
@@ -302,6 +307,11 @@ def _timm_config(name: str) -> Any:
 
 def _head(model: nn.Module) -> nn.Module:
     backbone: Any = model
+    if not hasattr(model, "get_classifier"):
+        raise ModelError(
+            f"{type(model).__name__} has no method get_classifier, which returns its "
+            "last layer; add it, as in ichfast.models.Backbone"
+        )
     head: nn.Module = backbone.get_classifier()
     return head
 

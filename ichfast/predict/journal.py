@@ -335,7 +335,7 @@ def remove_journal(folder: Path) -> None:
     """Remove a journal, if it is there; files of others in its folder stay."""
     with suppress(OSError):
         _empty(folder)
-        (folder / LOCK_FILE).unlink()
+        (folder / LOCK_FILE).unlink(missing_ok=True)
         folder.rmdir()
 
 

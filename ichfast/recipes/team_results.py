@@ -87,7 +87,7 @@ TEAM_RESULTS = (
         )
         for addition, auc in (
             ("3 slices x 3 windows", 0.9808),
-            ("the same, BiGRU over features", 0.9828),
+            ("the same, BiGRU; epidural falls", 0.9828),
         )
     ),
 )

@@ -130,7 +130,7 @@ class Stepper:
     """Takes the optimizer steps that train a model, and averages its weights.
 
     Args:
-        model: on its device; any module with `models.build.Backbone.get_classifier`.
+        model: on its device; any module that is a `models.build.Backbone`.
         config: how to train.
         amp: number format.
         ranks: the processes that train the same model on other slices.

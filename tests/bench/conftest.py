@@ -31,6 +31,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Workload:
         memory_files=(11,),
         store_slices=(7, 1100),
         opened_slices=1500,
+        num_computed=8,
+        num_head_series=4,
+        predicted_slices=(400,),
+        head_slices=700,
     )
 
 

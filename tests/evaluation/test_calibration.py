@@ -44,6 +44,20 @@ def test_the_fit_is_the_minimum_of_the_log_loss() -> None:
     assert unfitted is None
 
 
+def test_rare_positives_and_outliers_are_fitted() -> None:
+    """Where Newton's whole steps lead away from the minimum."""
+    logits_N = np.concatenate([np.linspace(-3, 3, 300), [25.0, 25.0, 20.0, -1.0]])
+    labels_N = np.repeat([0.0, 1.0], [302, 2])
+    temperature, bias, _ = fit_map(logits_N, labels_N)
+    best = minimize(
+        lambda at: mean_log_loss(at[0] * logits_N + at[1], labels_N),
+        [0.1, -5.0],
+        method="Nelder-Mead",
+        options={"xatol": 1e-9, "fatol": 1e-15},
+    )
+    np.testing.assert_allclose([1 / temperature, bias], best.x, atol=1e-6)
+
+
 @pytest.mark.parametrize(("factor", "shift"), [(3.0, 1.0), (0.01, -2.0), (1.0, 9.0)])
 def test_distorted_logits_fit_to_what_the_undistorted_ones_fit_to(
     factor: float, shift: float
@@ -129,6 +143,7 @@ def test_missing_labels_are_left_out_class_by_class() -> None:
         ([0, 0, 1, 1], [1, 1, 1, 1], "flat"),
         ([1, 1, 0, 0], [0, 1, 2, 3], "no-order"),
         ([1, 1, 0, 0], [0, 2, 1, 3], "no-order"),
+        ([1, 0, 0, 0], [0, 1e-9, 1, 1], "no-order"),  # a singular curvature
         ([0, 1, 0, 1], [0, 1e-5, 2e-5, 3e-5], "flat"),
         ([0, 1, 0, 1], [0, 1, 2, 3], None),
     ],
@@ -143,6 +158,7 @@ def test_a_class_without_a_minimum_stays_as_it_is(
     each = found.classes[3]
     assert each.unfitted == reason
     probs_NK = sigmoid(logits_NK)
+    probs_NK[:3, 3] = 0.0, 1.0, 0.3
     is_same = (found.apply(probs_NK)[:, 3] == probs_NK[:, 3]).all()
     if reason is None:
         assert not is_same

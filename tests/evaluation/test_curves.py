@@ -122,6 +122,22 @@ def test_the_interval_of_a_threshold_is_that_of_repeated_slices(figure: str) -> 
     assert low < high
 
 
+def test_replicates_without_a_deciding_patient_have_no_threshold() -> None:
+    """Patients 0 and 1 of 7 have the positive slices; one replicate in ten lacks both.
+
+    Their thresholds are 0.2 and 0.1, so the interval would end at the highest
+    probability if those replicates counted.
+    """
+    patient_N = np.repeat(np.arange(7), 2)
+    labels_N = np.repeat([1.0, 0.0], [4, 10])
+    probs_N = np.concatenate([[0.9, 0.2, 0.8, 0.1], np.full(10, 0.5)])
+    resampling = Resampling(draw_patients(7, replicates=200), patient_N)
+    is_without_R = resampling.counts_RP[:, :2].sum(axis=1) == 0
+    assert is_without_R.mean() > 0.05
+    found = threshold_interval(probs_N, labels_N, Aim(value=1.0), resampling)
+    assert found == (0.1, 0.2)
+
+
 @pytest.mark.parametrize("num_patients", [1, 2])
 def test_an_interval_of_a_threshold_needs_two_patients_that_decide(
     num_patients: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -26,15 +27,17 @@ from ichfast.export.export import (
 )
 from ichfast.export.module import HuToProbs
 from ichfast.labels import CLASSES
-from ichfast.loading.config import DataConfig
+from ichfast.loading.config import DataConfig, no_normalization
 from ichfast.loading.loader import make_loader
+from ichfast.models.build import build_model
 from ichfast.predict.ensemble import predict_runs
 from ichfast.runs.record import read_record, write_record
 from ichfast.runs.trained import open_run
 from ichfast.store.store import Store
-from ichfast.windows import Normalization, Window
+from ichfast.windows import Normalization, Window, parse_window
 from tests.conftest import TINY_ARCH, write_store
 from tests.evaluation.planted import calibration_of, plant
+from tests.models import test_timm
 from tests.runs.trainedruns import write_run
 
 CPU = torch.device("cpu")
@@ -197,6 +200,41 @@ def test_a_model_with_neighbours_takes_slabs(
         hu_BDHW = torch.stack([stack_hu(store, np.arange(depth))])
     found = torch.export.load(report.model).module()(hu_BDHW)
     np.testing.assert_allclose(found[0].detach(), predicted[neighbours], atol=1e-4)
+
+
+WINDOWS = {1: ("brain",), 3: ("brain", "subdural", "bone")}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread_and_seed")
+@pytest.mark.parametrize(
+    ("name", "slab_depth", "num_windows"),
+    [
+        (name, *channels)
+        for name, channels in zip(
+            test_timm.NAMES,
+            itertools.cycle([(3, 3), (1, 3), (1, 1), (3, 1)]),
+            strict=False,
+        )
+    ],
+)
+def test_classifiers_of_timm_are_exported(
+    name: str, slab_depth: int, num_windows: int
+) -> None:
+    model = build_model(f"timm:{name}", in_chans=slab_depth * num_windows, size=64)
+    module = HuToProbs(
+        model.to(memory_format=torch.contiguous_format),
+        size=64,
+        level=256,
+        windows=[parse_window(each) for each in WINDOWS[num_windows]],
+        normalization=no_normalization(num_windows),
+        slab_depth=slab_depth,
+    ).eval()
+    shape = (slab_depth, 512, 512) if slab_depth > 1 else (512, 512)
+    hu = 300 * torch.randn(3, *shape)
+    program = export.trace_module(module, hu).module()
+    with torch.inference_mode():
+        torch.testing.assert_close(program(hu), module(hu), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ NAMES = (
     *("vit_tiny_patch16_224", "test_vit"),
     *("tf_efficientnetv2_b0", "efficientnetv2_rw_t"),
     *("swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224"),
-    *("resnext101_32x4d", "seresnext101_32x4d"),
+    *("resnext101_32x4d", "seresnext26d_32x4d"),
 )
 """Two classifiers of each of six families."""
 

@@ -242,6 +242,7 @@ def test_a_calibration_is_kept_beside_what_was_trained(
     assert before.calibration is None
     calibration = calibration_of(plant(10))
     write_record(run, replace(before, calibration=calibration))
+    assert trained_settings(read_record(run)) == trained_settings(before)
     assert open_run(run).record.calibration == calibration  # best.pt has none
     edit(run, lambda record: record.pop("calibration"), renews_checksum=False)
     with pytest.raises(RecipeError, match="its checksum is wrong"):

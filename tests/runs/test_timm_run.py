@@ -29,10 +29,13 @@ ARCH = "timm:test_vit.r160_in1k"
 def test_a_run_of_a_classifier_of_timm_is_like_any_other(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
+    """It sees nine channels: slabs of three slices through three windows."""
     recipe = tiny_recipe(
         "train.epochs=2",
         "train.phases.0.freeze_body=true",
         "train.ema_decay=0",
+        "data.neighbours=1",
+        "augment.depth_flip_probability=0.5",
         arch=ARCH,
     )
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -72,7 +75,7 @@ def test_a_run_of_a_classifier_of_timm_is_like_any_other(
     assert 'class="heat"' not in page
     exported = export_run(whole, tmp_path / "model.pt2")
     program = torch.export.load(exported.model).module()
-    assert program(torch.full((3, 512, 512), -1000.0)).shape == (3, 6)
+    assert program(torch.full((2, 3, 512, 512), -1000.0)).shape == (2, 6)
 
 
 def test_a_fixed_size_and_growing_images_are_refused_together() -> None:

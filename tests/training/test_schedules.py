@@ -77,7 +77,9 @@ def test_warm_up_cosine_rises_in_a_line_and_falls_to_its_final_rate(
     schedule = make_schedule(
         kind="warm-up-cosine", num_steps=12, start=1 / 3, final_lr=0.1
     )
-    assert schedule.at(step) == (pytest.approx(lr, abs=1e-12), None)
+    found, beta1 = schedule.at(step)
+    assert found == pytest.approx(lr, abs=1e-12)
+    assert beta1 is None
 
 
 def test_a_cosine_to_its_own_peak_is_constant() -> None:
