@@ -77,7 +77,8 @@ for _command in (
     *(store.prepare, store.inspect, train.preview, train.train),
     *(predict.features, series.train_series),
     *(predict.predict, predict.evaluate, calibrate.calibrate),
-    *(predict.submit, predict.report, predict.compare, predict.export),
+    *(predict.blend, predict.submit),
+    *(predict.report, predict.compare, predict.export),
     *(store.verify, store.pack, store.unpack),
     *(store.synth, demo.demo, train.recipes),
 ):

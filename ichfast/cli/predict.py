@@ -253,6 +253,46 @@ def features(
 
 
 @click.command()
+@click.argument(
+    "predictions",
+    nargs=-1,
+    required=True,
+    metavar="PREDICTIONS...",
+    type=click.Path(path_type=Path),
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--weights",
+    default="fit",
+    metavar="fit|equal|FILE",
+    help="fit: for each class the weights with the lowest log loss on the labels in "
+    "the files; FILE: those that a blend has written.",
+)
+def blend(predictions: tuple[Path, ...], out: Path, weights: str) -> None:
+    r"""Average PREDICTIONS of the same slices; write OUT.
+
+    Fitted weights are chosen on the patients in the files, none of whom the runs may
+    have been trained on, and written to OUT.weights.json. To blend slices without
+    labels, fit weights on validation patients first, and name that file:
+
+    \b
+      ichfast blend A-valid.parquet B-valid.parquet valid.parquet
+      ichfast blend A-test.parquet B-test.parquet test.parquet \
+          --weights valid.parquet.weights.json
+
+    The loss that is printed is that of the patients who chose the weights; of other
+    patients expect a worse one.
+    """
+    from ichfast.evaluation.predictions import check_destination
+    from ichfast.predict.blending import blend_files
+
+    if out.resolve() in [path.resolve() for path in predictions]:
+        raise click.UsageError(f"{out} would be replaced; name another file as OUT")
+    check_destination(out)
+    print_result(asdict(blend_files(predictions, out, weights=weights)))
+
+
+@click.command()
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.option(
     "--bootstrap",

@@ -302,7 +302,7 @@ class _Session:
         self._save()
         num_left = trainer.num_epochs - len(trainer.history)
         total = num_left * trainer.num_slices
-        with progress("train-series", total, "slice") as bar:
+        with progress("train-series" if total else "", total, "slice") as bar:
 
             def finish_batch(num_slices: int) -> None:
                 bar.update(num_slices)

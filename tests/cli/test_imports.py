@@ -64,6 +64,11 @@ def test_evaluate_loads_no_heavy_library(predictions: Path) -> None:
 
 
 @pytest.mark.slow
+def test_blend_loads_no_heavy_library(predictions: Path, tmp_path: Path) -> None:
+    assert loaded_by("blend", predictions, predictions, tmp_path / "b.csv") == set()
+
+
+@pytest.mark.slow
 def test_submit_loads_no_heavy_library(predictions: Path, tmp_path: Path) -> None:
     assert loaded_by("submit", predictions, tmp_path / "submission.csv") == set()
 

@@ -23,13 +23,8 @@ from ichfast.evaluation.predictions import (
     probs_NK,
 )
 from ichfast.labels import CLASSES
-from ichfast.predict.ensemble import (
-    PredictConfig,
-    average,
-    binary_entropy,
-    deviation,
-    predict_runs,
-)
+from ichfast.predict.averages import average, binary_entropy, deviation
+from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.predict.journal import Journal, Part, Rows
 from ichfast.runs.record import read_record, write_record
 from ichfast.series.smoothing import smooth_over_z

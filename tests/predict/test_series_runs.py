@@ -79,6 +79,7 @@ def predicted(
     run: Path, out: Path, store: Path | None = None, **options: Any
 ) -> tuple[pd.DataFrame, Path]:
     """The table of a run, and the folder with the rows of its networks."""
+    found = []
     with (
         suppress(Stop),
         kept_predictions(
@@ -91,8 +92,9 @@ def predicted(
         ) as table,
     ):
         assert table is not None
+        found.append(table)
         raise Stop
-    return table, journal_folder(out)
+    return found[0], journal_folder(out)
 
 
 def read_rows(folder: Path, number_of_pass: str, num_rows: int) -> Rows:
