@@ -266,12 +266,21 @@ def test_a_calibration_is_the_same_after_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda each: each.update(temperature=0.0), "a temperature is from 0.001 to"),
-        (lambda each: each.update(temperature=-1.0), "got -1 for 'epidural'"),
-        (lambda each: each.update(unfitted="tired"), "one of no-label, .* got 'tired'"),
-        (lambda each: each.update(name="any"), "a calibration has the classes any, ep"),
+        (lambda each: each.update(temperature=0.0), "from 0.001 to 1000, found 0.0"),
+        (lambda each: each.update(temperature=-1.0), "has a temperature .* found -1.0"),
+        (lambda each: each.update(unfitted="tired"), "no-label, .* found 'tired'"),
+        (lambda each: each.update(name="any"), "has the classes any, .* found"),
         (lambda each: each.update(bias=float("nan")), "bias: expected float"),
         (lambda each: each.update(threshold=0.5), "threshold: expected"),
+        (lambda each: each["threshold"].update(probability=1.1), "in .0, 1., found 1"),
+        (lambda each: each["threshold"].update(interval=[-0.1, 1]), "found -0.1"),
+        (lambda each: each.update(positives=-1), "a number of slices, found -1"),
+        (lambda each: each["reliability_before"][0].update(slices=0), "found 0"),
+        (lambda each: each["reliability_before"][0].update(frequency=2.0), "found 2.0"),
+        (
+            lambda each: each.update(reliability_before=each["reliability_before"] * 9),
+            "has few bins, found",
+        ),
     ],
 )
 def test_a_wrong_calibration_is_refused(change: object, message: str) -> None:
