@@ -12,7 +12,12 @@ import torch
 from ichfast.errors import TrainError
 from ichfast.evaluation.logits import sigmoid
 from ichfast.evaluation.metrics import weighted_log_loss
-from ichfast.series.batches import SeriesArrays, SeriesBatches, map_back
+from ichfast.series.batches import (
+    SeriesArrays,
+    SeriesBatches,
+    epoch_batches,
+    map_back,
+)
 from ichfast.series.config import KINDS, SeriesConfig
 from ichfast.series.fit import (
     FittedHead,
@@ -22,6 +27,8 @@ from ichfast.series.fit import (
     validate_head,
 )
 from ichfast.series.head import SeriesHead
+from ichfast.series.loss import series_loss
+from ichfast.training.optimizers import decay_groups
 from tests.series.arrays import noise_series
 from tests.series.planted import planted_series
 
@@ -212,3 +219,35 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_over_all_epochs() -> None
     assert np.all(np.diff(rates[: peak + 1]) > 0)
     assert np.all(np.diff(rates[peak:]) < 0)
     assert 0 < rates[-1] < CONFIG.lr / 20
+
+
+def test_the_steps_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ichfast.series.fit.MAX_GRADIENT", 0.22)
+    quiet = {"dropout": 0.0, "noise": 0.0, "slice_dropout": 0.0, "element_dropout": 0.0}
+    config = replace(CONFIG, epochs=3, lr=0.1, **quiet)  # type: ignore[arg-type]
+    trainer = HeadTrainer(TRAIN, VALID, config, torch.device("cpu"))
+    torch.manual_seed(config.seed)
+    head = SeriesHead(11, config)
+    optimizer = torch.optim.AdamW(
+        decay_groups(head), weight_decay=config.weight_decay, lr=0.0
+    )
+    batches = SeriesBatches(TRAIN, config, torch.device("cpu"))
+    norms = []
+    for epoch in range(3):
+        trainer.train_epoch(epoch)
+        order = epoch_batches(5, 2, seed=config.seed, epoch=epoch)
+        for series_B, lr in zip(order, trainer._rates(epoch), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = batches.batch(series_B)
+            logits = head(batch.features_BZD, batch.is_slice_BZ, batch.position_BZ)
+            head.zero_grad()
+            series_loss(logits, batch).backward()  # type: ignore[no-untyped-call]
+            norms.append(float(torch.nn.utils.clip_grad_norm_(head.parameters(), 0.22)))
+            optimizer.step()
+    assert min(norms) < 0.22 < max(norms)
+    # Not the weights: a bias that softmax ignores has gradients of rounding only.
+    for found, expected in zip(
+        predict_series(trainer.head, VALID), predict_series(head, VALID), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
