@@ -134,6 +134,19 @@ def test_only_training_disturbs_the_features() -> None:
     assert not torch.equal(instances, logits_of(head, batch).instances_BZK[0])
 
 
+def test_noise_and_element_dropout_are_as_large_as_their_settings() -> None:
+    def embedded(**settings: float) -> torch.Tensor:
+        plain = {"slice_dropout": 0.0, "element_dropout": 0.0, "noise": 0.0, **settings}
+        head = make_head(replace(CONFIG, **plain)).train()  # type: ignore[arg-type]
+        return head._disturbed(torch.ones(1, 500, 100))
+
+    assert torch.equal(embedded(), torch.ones(1, 500, 100))
+    assert embedded(noise=0.3).std().item() == pytest.approx(0.3, rel=0.02)
+    dropped = embedded(element_dropout=0.2)
+    assert (dropped == 0).double().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert dropped.max().item() == pytest.approx(1 / 0.8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_reads_the_order_of_the_slices_also_without_positions(
     kind: str,
