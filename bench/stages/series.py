@@ -201,7 +201,7 @@ class _ReadyBatch:
         for _ in range(2):
             loss = series_loss(self._logits(), self._batch)
             self._optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self._head.parameters(), 1.0)
             self._optimizer.step()
         return 2 * len(self._batch.is_slice_BZ)

@@ -56,7 +56,7 @@ def calibrate(
     remove: bool,
     device: str,
 ) -> None:
-    """Make RUN's probabilities those of patients it was not trained on.
+    """Calibrate RUN's probabilities on patients that it was not trained on.
 
     Fits a temperature and a bias for each class, chooses a threshold for each, and
     stores them in RUN. Nothing is trained, and the order of the slices stays.

@@ -6,13 +6,14 @@ nothing about patients.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ichfast.cli.options import DEVICE, print_result, print_status
+from ichfast.cli.series import format_comparison
 from ichfast.errors import IchfastError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ichfast.recipes.recipe import Recipe
+    from ichfast.series.run import SeriesReport
 
 NUM_SLICES = 3000
 """Slices of synthetic heads: a few epochs of them take minutes on two cores."""
@@ -71,7 +73,9 @@ def run_demo(out: Path, device: torch.device) -> dict[str, Any]:
     """
     num_slices = _make_store(out)
     table = _train_and_predict(out, device)
+    series = _read_series(out, device)
     model_loss, prevalence_loss = _evaluate_and_report(out, table, device)
+    print_status(format_comparison(asdict(series)))
     print_status(_summary(out, model_loss, prevalence_loss))
     return {
         "demo": str(out),
@@ -80,6 +84,7 @@ def run_demo(out: Path, device: torch.device) -> dict[str, Any]:
         "weighted_log_loss": model_loss,
         "prevalence_loss": prevalence_loss,
         "ratio": model_loss / prevalence_loss,
+        "series_ratio": series.blended_crossfit / series.slice_model,
     }
 
 
@@ -110,11 +115,11 @@ def _make_store(out: Path) -> int:
     from ichfast.prepare.prepare import prepare_store
     from ichfast.synth.dataset import synthesize
 
-    print_status(f"1 of 6  synth: {NUM_SLICES} slices of synthetic heads as DICOM")
+    print_status(f"1 of 7  synth: {NUM_SLICES} slices of synthetic heads as DICOM")
     heads = synthesize(
         out / "heads", num_slices=NUM_SLICES, prevalence=PREVALENCE, size=SLICE_SIZE
     )
-    print_status("2 of 6  prepare: decode them once into a store")
+    print_status("2 of 7  prepare: decode them once into a store")
     prepare_store(
         [heads.dicom_dir],
         out / "store",
@@ -132,13 +137,28 @@ def _train_and_predict(out: Path, device: torch.device) -> pd.DataFrame:
     from ichfast.runs.run import train_run
 
     recipe = demo_recipe(device.type)
-    print_status(f"3 of 6  train: {recipe.model.arch} at {recipe.data.size} px")
+    print_status(f"3 of 7  train: {recipe.model.arch} at {recipe.data.size} px")
     train_run(out / "store", recipe, out / "run", device=device)
-    print_status("4 of 6  predict: the held-out patients, plain and mirrored")
+    print_status("4 of 7  predict: the held-out patients, plain and mirrored")
     config = PredictConfig(tta="flips")
     table = predict_runs([out / "run"], device=device, config=config)
     write_predictions(out / "predictions.parquet", table)
     return table
+
+
+def _read_series(out: Path, device: torch.device) -> SeriesReport:
+    """Train a head that reads whole series, and compare it with the slice model."""
+    from ichfast.predict.extract import extract_features
+    from ichfast.report.charts.series_models import draw_series_models
+    from ichfast.series.config import SMALL
+    from ichfast.series.run import train_series
+
+    print_status("5 of 7  series: features of all slices, and a head that reads them")
+    features, run = out / "features", out / "series-run"
+    extract_features([out / "run"], features, device=device)
+    report = train_series(features, run, SMALL, device=device)
+    draw_series_models(run, features, out / "store")
+    return report
 
 
 def _evaluate_and_report(
@@ -151,14 +171,14 @@ def _evaluate_and_report(
     from ichfast.predict.submission import write_submission
     from ichfast.report.run_report import report_run
 
-    print_status("5 of 6  evaluate and submit")
+    print_status("6 of 7  evaluate and submit")
     result = evaluate_file(
         out / "predictions.parquet", replicates=REPLICATES, allow_leak=False
     )
     evaluation = result.evaluation
     print_status(format_evaluation(evaluation))
     write_submission(table, out / "submission.csv", sample=None)
-    print_status("6 of 6  report: a page with curves and pictures")
+    print_status("7 of 7  report: a page with curves and pictures")
     report_run(out / "run", table, out / "report.html", device=device, show_ids=True)
     return evaluation.first.weighted_log_loss, evaluation.first.prevalence_loss
 
@@ -173,6 +193,7 @@ The class prevalence alone scores:      {prevalence_loss:.4f}  \
   {out}/heads/dicom           the DICOM files
   {out}/store                 the store they were decoded into
   {out}/run                   settings, metrics, checkpoints, TensorBoard
+  {out}/series-run            a head that reads whole series; look at series.png
   {out}/predictions.parquet   probabilities of the held-out slices
   {out}/metrics.json          every figure
   {out}/submission.csv        in Kaggle's format

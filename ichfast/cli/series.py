@@ -65,7 +65,8 @@ def train_series(
 
     The command compares slice model, smoothing, head and their blend on the patients
     that validate, and chooses the blend of each class there. SERIES_RUN then predicts
-    like any run. It keeps copies of the runs, so it is complete by itself.
+    like any run. It keeps copies of the runs, so it is complete by itself. Its
+    series.png shows the models along some series.
 
     Ctrl-C saves a checkpoint, ends the run, and prints the command that continues it.
     A killed run continues with --resume.
@@ -80,6 +81,7 @@ def train_series(
     """
     # Long, since it imports what only training needs.
     from ichfast.recipes.settings import describe
+    from ichfast.report.charts.series_models import draw_series_models
     from ichfast.runs.device import choose_device
     from ichfast.series.config import SeriesSettings, resolve_series
     from ichfast.series.features import read_features_header
@@ -117,6 +119,8 @@ def train_series(
                     should_stop=should_stop,
                 )
             )
+    for run in report.get("folds", [report]):
+        draw_series_models(Path(run["run"]), features, store)
     print_status(format_comparison(report))
     runs = f"{out}/fold-*" if fold == "all" else out
     print_status(f"next: ichfast predict {runs} predictions.parquet")

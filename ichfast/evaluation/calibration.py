@@ -38,6 +38,7 @@ from ichfast.evaluation.bootstrap import (
 from ichfast.evaluation.curves import Aim, count_calls, threshold_at, threshold_interval
 from ichfast.evaluation.logits import logit, sigmoid
 from ichfast.evaluation.metrics import (
+    NUM_CALIBRATION_BINS,
     calibration_bins,
     class_log_loss_K,
     has_both,
@@ -66,6 +67,9 @@ UNFITTED: Mapping[str, str] = {
 }
 """Why a class stays as it is: a code, and what it means."""
 
+MAX_SLICES = 10**9
+"""Upper limit of the slices of a calibration."""
+
 MAX_STEPS = 100
 """Upper limit of Newton steps; usually 6 to 10 are enough."""
 
@@ -91,6 +95,13 @@ class Threshold:
     specificity: float
     specificity_interval: Interval | None
 
+    def __post_init__(self) -> None:
+        intervals = self.interval, self.sensitivity_interval, self.specificity_interval
+        ends = [end for interval in intervals if interval for end in interval]
+        for each in (self.probability, self.sensitivity, self.specificity, *ends):
+            # One that no slice reaches is just above 1.
+            _check(0.0 <= each <= np.nextafter(1.0, 2.0), "in [0, 1]", each)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReliabilityBin:
@@ -104,6 +115,11 @@ class ReliabilityBin:
 
     frequency: float
     """The share of positives among them."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.slices <= MAX_SLICES, "a number of slices", self.slices)
+        for share in (self.probability, self.frequency):
+            _check(0.0 <= share <= 1.0, "in [0, 1]", share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,16 +165,21 @@ class ClassCalibration:
     """The same of each slice with the numbers of other patients."""
 
     def __post_init__(self) -> None:
-        if not 1.0 / MAX_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
-            raise PredictionError(
-                f"a temperature is from {1.0 / MAX_TEMPERATURE:g} to "
-                f"{MAX_TEMPERATURE:g}, got {self.temperature:g} for {self.name!r:.40}"
-            )
-        if self.unfitted is not None and self.unfitted not in UNFITTED:
-            raise PredictionError(
-                f"a class is unfitted because of one of {', '.join(UNFITTED)}, got "
-                f"{self.unfitted!r:.40}"
-            )
+        _check(
+            1.0 / MAX_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE,
+            f"a temperature from {1.0 / MAX_TEMPERATURE:g} to {MAX_TEMPERATURE:g}",
+            self.temperature,
+        )
+        _check(
+            self.unfitted is None or self.unfitted in UNFITTED,
+            f"one of {', '.join(UNFITTED)}",
+            self.unfitted,
+        )
+        counts = self.slices, self.positives, self.patients, self.positive_patients
+        for count in counts:
+            _check(0 <= count <= MAX_SLICES, "a number of slices", count)
+        for bins in (self.reliability_before, self.reliability_crossfitted):
+            _check(len(bins) <= NUM_CALIBRATION_BINS, "few bins", len(bins))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,11 +212,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         names = tuple(each.name for each in self.classes)
-        if names != CLASSES:
-            raise PredictionError(
-                f"a calibration has the classes {', '.join(CLASSES)}, got "
-                f"{', '.join(names) or 'none'!r:.80}"
-            )
+        _check(names == CLASSES, f"the classes {', '.join(CLASSES)}", names)
+        for count in (self.slices, self.patients):
+            _check(1 <= count <= MAX_SLICES, "a number of slices", count)
 
     @property
     def maps(self) -> list[LogitMap]:
@@ -212,6 +231,14 @@ class Calibration:
             In [0, 1], float64, shape (N, K). A class that is unfitted stays as it is.
         """
         return _apply(np.asarray(probs_NK, np.float64), self.maps)
+
+
+def _check(is_right: bool, expected: str, found: object) -> None:
+    """Refuse a value of a calibration, which may come from an edited file."""
+    if not is_right:
+        raise PredictionError(
+            f"a calibration has {expected}, found {found!r:.80}; calibrate again"
+        )
 
 
 class LogitMap(NamedTuple):

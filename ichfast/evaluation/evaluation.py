@@ -170,7 +170,7 @@ class Evaluation:
             return ""
         are = "is" if count == 1 else "are"
         return (
-            f"only {count} of {self.levels[level].count:,} {PLURALS[level]} {are} "
+            f"{count} of {self.levels[level].count:,} {PLURALS[level]} {are} "
             f"negative for {name}, fewer than {MIN_NEGATIVES}: figures by {level} may "
             "be far off"
         )

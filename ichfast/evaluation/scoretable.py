@@ -117,7 +117,8 @@ def format_evaluation(evaluation: Evaluation) -> str:
         f"{level.count:,} {PLURALS[name]}" for name, level in evaluation.levels.items()
     )
     if others:
-        counts += f" of {' and '.join(others)}"
+        *some, last = others
+        counts += f" of {', '.join(some)} and {last}" if some else f" of {last}"
     if evaluation.unlabelled:
         counts += f"; {evaluation.unlabelled:,} more have no label and are left out"
     lines = [counts]

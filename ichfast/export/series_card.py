@@ -8,7 +8,7 @@ from ichfast.export.card import format_calibration, format_versions
 from ichfast.export.module import COLUMNS, ROWS
 from ichfast.labels import CLASSES
 from ichfast.series.folder import SeriesRun
-from ichfast.training.history import best_row, read_history
+from ichfast.training.history import read_history
 
 
 def format_series_card(run: SeriesRun, model_path: Path) -> str:
@@ -24,8 +24,8 @@ def format_series_card(run: SeriesRun, model_path: Path) -> str:
     # Long, since it holds the text of the card.
     record, backbone = run.record, run.record.features[0]
     counts, config = record.counts, record.series
-    history = read_history(run.path).to_dict("records")
-    best = best_row(history, "valid_weighted_log_loss")
+    history = read_history(run.path)
+    best = history.iloc[int(history["valid_weighted_log_loss"].argmin())]
     shares = ", ".join(
         f"{name} {share:g}" for name, share in zip(CLASSES, record.blend, strict=True)
     )

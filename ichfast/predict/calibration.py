@@ -35,11 +35,13 @@ from ichfast.predict.coverage import Run, cover, open_runs
 from ichfast.predict.ensemble import PredictConfig, predict_store
 from ichfast.prepare.labelling import add_labels, warn_of_strangers
 from ichfast.prepare.pseudonyms import default_key_path, read_or_make_key
-from ichfast.runs.record import write_record
+from ichfast.runs.record import RECORD, write_record
 from ichfast.series.folder import SeriesRun
+from ichfast.series.record import RECORD as SERIES_RECORD
 from ichfast.series.record import write_series_record
 from ichfast.store.store import Store
 from ichfast.store.tables import label_columns, patients_N, read_rows
+from ichfast.system.files import remove_leftovers
 from ichfast.system.locks import LockHeldError, locked_folder
 
 PLAIN = PredictConfig(calibrate=False)
@@ -172,6 +174,8 @@ def _locked(path: Path) -> Iterator[None]:
             ) from error
         except OSError as error:
             raise _cannot_write(path, error) from error
+        for name in (RECORD, SERIES_RECORD):
+            remove_leftovers(path / name)
         yield
 
 

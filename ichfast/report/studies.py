@@ -57,7 +57,7 @@ class SeriesDrawing:
     """Places of what is drawn along a series, in units of `FIELD`."""
 
     labelled: list[tuple[float, float]]
-    """Left edge and width of each slice that has the label."""
+    """Left edge and width of each stretch of slices that have the label."""
     line: str
     """Corners of the probabilities, as SVG writes them."""
     shown: tuple[float, float]
@@ -174,10 +174,12 @@ def draw_series(
     edge_E = np.concatenate([[-half], middle_E, [1 + half]])
     x_Z, edge_E = (FIELD.left + (each + half) * scale for each in (place_Z, edge_E))
     y_Z = heights(series.probs_Z)
+    # A stretch begins or ends at an edge between slices, or at an end of the field.
+    change = np.flatnonzero(np.diff(series.labels_Z == 1, prepend=False, append=False))
     return SeriesDrawing(
         labelled=[
-            (float(edge_E[z]), float(edge_E[z + 1] - edge_E[z]))
-            for z in np.flatnonzero(series.labels_Z == 1)
+            (float(edge_E[first]), float(edge_E[end] - edge_E[first]))
+            for first, end in zip(change[::2], change[1::2], strict=True)
         ],
         line=" ".join(f"{x:.1f},{y:.1f}" for x, y in zip(x_Z, y_Z, strict=True)),
         shown=(float(x_Z[series.shown]), float(y_Z[series.shown])),

@@ -46,11 +46,7 @@ class TrainedRun:
     @property
     def digest(self) -> str:
         """Hex SHA-256 of its checkpoint."""
-        sha256 = hashlib.sha256()
-        with (self.path / BEST).open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                sha256.update(chunk)
-        return sha256.hexdigest()
+        return checkpoint_digest(self.path)
 
     def trained_on(self, store: Store) -> bool:
         """Whether the run was trained on this store, even if it was moved."""
@@ -105,6 +101,15 @@ class TrainedRun:
                 f"{first_line(error)}; train again"
             ) from error
         return model.to(device).eval()
+
+
+def checkpoint_digest(run_path: Path) -> str:
+    """Hex SHA-256 of the best checkpoint in a run's folder."""
+    sha256 = hashlib.sha256()
+    with (run_path / BEST).open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha256.update(chunk)
+    return sha256.hexdigest()
 
 
 def find_store(run_path: Path, named: str, digest: str) -> Path:

@@ -40,6 +40,16 @@ class ModelComparison:
     share_NK: Floats
     """The same, for each slice the best on all other patients than its own."""
 
+    @property
+    def blended_NK(self) -> Floats:
+        """Slice model and head, with the best shares."""
+        return blend(self.slice_model_NK, self.head_NK, self.share_K)
+
+    @property
+    def crossfitted_NK(self) -> Floats:
+        """Slice model and head, with shares that were chosen on other patients."""
+        return blend(self.slice_model_NK, self.head_NK, self.share_NK)
+
     def losses(self) -> dict[str, float]:
         """Weighted log losses over the known labels, by name."""
         labels_MK = self.valid.judged_labels
@@ -47,8 +57,8 @@ class ModelComparison:
             "slice_model": self.slice_model_NK,
             "smoothed": self.smoothed_NK,
             "head": self.head_NK,
-            "blended": blend(self.slice_model_NK, self.head_NK, self.share_K),
-            "blended_crossfit": blend(self.slice_model_NK, self.head_NK, self.share_NK),
+            "blended": self.blended_NK,
+            "blended_crossfit": self.crossfitted_NK,
         }
         return {"prevalence": prevalence_loss(labels_MK)} | {
             name: weighted_log_loss(sigmoid(self.valid.judged(logits_NK)), labels_MK)

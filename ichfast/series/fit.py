@@ -47,6 +47,7 @@ from ichfast.training.optimizers import (
     make_optimizer,
     restore_optimizer,
 )
+from ichfast.training.schedules import Schedule
 
 Floats = npt.NDArray[np.float64]
 
@@ -230,15 +231,14 @@ class HeadTrainer:
     def _rates(self, epoch: int) -> list[float]:
         """The learning rate of each step of an epoch."""
         num_steps = -(-len(self._batches.arrays) // self.config.batch_size)
-        return [
-            learning_rate(
-                step,
-                self.num_epochs * num_steps,
-                peak=self.config.lr,
-                warm_up=self.config.warm_up,
-            )
-            for step in range(epoch * num_steps, (epoch + 1) * num_steps)
-        ]
+        schedule = Schedule(
+            kind="warm-up-cosine",
+            lr=self.config.lr,
+            num_steps=self.num_epochs * num_steps,
+            start=self.config.warm_up,
+        )
+        steps = range(epoch * num_steps, (epoch + 1) * num_steps)
+        return [schedule.at(step)[0] for step in steps]
 
     @property
     def _device(self) -> torch.device:
@@ -291,22 +291,6 @@ def fit_head(
             finite.
     """
     return HeadTrainer(train, valid, config, device).fit()
-
-
-def learning_rate(step: int, num_steps: int, *, peak: float, warm_up: float) -> float:
-    """Rise linearly to the peak, then fall along a cosine.
-
-    Args:
-        step: from 0.
-        num_steps: steps of the run.
-        peak: highest learning rate.
-        warm_up: share of the steps that rise, in [0, 1).
-    """
-    num_rising = int(num_steps * warm_up)
-    if step < num_rising:
-        return peak * (step + 1) / (num_rising + 1)
-    fallen = (step - num_rising) / (num_steps - num_rising)
-    return peak * (1.0 + math.cos(math.pi * fallen)) / 2.0
 
 
 def validate_head(head: SeriesHead, valid: SeriesArrays) -> dict[str, float]:

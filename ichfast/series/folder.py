@@ -31,7 +31,7 @@ from ichfast.errors import CheckpointError, PredictionError, RecipeError, first_
 from ichfast.loading.splits import ID_FILES
 from ichfast.runs.patients import TrainingPatients, patients_from_text
 from ichfast.runs.record import RECORD as RUN_RECORD
-from ichfast.runs.trained import TrainedRun, find_store, open_run
+from ichfast.runs.trained import TrainedRun, checkpoint_digest, find_store, open_run
 from ichfast.series.batches import SeriesArrays, series_rows
 from ichfast.series.blend import blend
 from ichfast.series.features import FeaturesRun
@@ -201,7 +201,7 @@ def _find_backbone(features_dir: Path, run: FeaturesRun) -> Path:
         if (path / BEST).is_file()
     ]
     for path in found:
-        if open_run(path).digest == run.digest:
+        if checkpoint_digest(path) == run.digest:
             return path
     if found:
         raise PredictionError(

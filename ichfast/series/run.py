@@ -173,8 +173,10 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
             wanted = replace(begun, series=config, features=header.runs, fold=fold)
             _check_same_run(begun, wanted, run_dir)
         _prepare_folder(run_dir, features)
-        backbones = open_backbones(run_dir, header.runs)
-        split = split_series(features, store, backbones, fold)
+        # Without a name for the backbones, whose weights take memory.
+        split = split_series(
+            features, store, open_backbones(run_dir, header.runs), fold
+        )
         record = _make_record(config, features, store, fold, split.counts)
         trainer = HeadTrainer(split.train, split.valid, config, device)
         if resume:
@@ -302,7 +304,7 @@ class _Session:
         self._save()
         num_left = trainer.num_epochs - len(trainer.history)
         total = num_left * trainer.num_slices
-        with progress("train-series", total, "slice") as bar:
+        with progress("train-series" if total else "", total, "slice") as bar:
 
             def finish_batch(num_slices: int) -> None:
                 bar.update(num_slices)

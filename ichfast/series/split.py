@@ -148,7 +148,7 @@ def _all_series(
 
 def _chosen(whole: SeriesArrays, is_chosen_S: npt.NDArray[np.bool_]) -> SeriesArrays:
     """Some of the series, without those that have no rows."""
-    chosen = [s for s in np.flatnonzero(is_chosen_S) if len(whole.rows[s])]
+    chosen = [s for s in np.flatnonzero(is_chosen_S).tolist() if len(whole.rows[s])]
     return replace(
         whole,
         rows=[whole.rows[s] for s in chosen],

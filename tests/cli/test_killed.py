@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ichfast.runs.record import RECORD
 from ichfast.system.checksums import SUFFIX, read_with_checksum
+from ichfast.system.locks import LOCK_FILE
 from tests.cli.conftest import COMMANDS, CPU, Place
 from tests.cli.test_full_disk import OLDER, ONE_FORM
 from tests.conftest import contents
+from tests.predict.many_patients import write_patients
+from tests.runs.trainedruns import write_run
 
 NUM_EVENTS = 8
 """Events before which a command is killed."""
@@ -100,3 +104,29 @@ def test_a_killed_command_can_be_typed_again(name: str, place: Place) -> None:
     assert again.status == 0, again.output
     assert contents(place.out) == expected
     assert list(place.temporary.glob("ichfast-*")) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_is_calibrated_is_as_before_or_calibrated(
+    place: Place, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", write_patients(tmp_path / "store"))
+    (tmp_path / "temporary").mkdir()
+    before = contents(run)
+    command = ("calibrate", "run", *CPU)
+    undisturbed = place.server.run(tmp_path, *command, watched=[run])
+    assert undisturbed.status == 0, undisturbed.output
+    expected = contents(run)
+    assert set(expected) == {*before, LOCK_FILE}
+    for event in range(1, undisturbed.events + 1):
+        write_all(run, before)
+        killed = place.server.run(tmp_path, *command, watched=[run], die_at=event)
+        assert killed.status == -signal.SIGKILL, (event, killed.output)
+        assert (run / RECORD).read_bytes() in (before[RECORD], expected[RECORD])
+        if not all(map(is_final, contents(run))):
+            break  # in the middle of writing
+    else:
+        pytest.fail("it was never killed while it wrote")
+    again = place.server.run(tmp_path, *command)
+    assert again.status == 0, again.output
+    assert contents(run) == expected

@@ -44,6 +44,20 @@ def test_the_fit_is_the_minimum_of_the_log_loss() -> None:
     assert unfitted is None
 
 
+def test_rare_positives_and_outliers_are_fitted() -> None:
+    """Where Newton's whole steps lead away from the minimum."""
+    logits_N = np.concatenate([np.linspace(-3, 3, 300), [25.0, 25.0, 20.0, -1.0]])
+    labels_N = np.repeat([0.0, 1.0], [302, 2])
+    temperature, bias, _ = fit_map(logits_N, labels_N)
+    best = minimize(
+        lambda at: mean_log_loss(at[0] * logits_N + at[1], labels_N),
+        [0.1, -5.0],
+        method="Nelder-Mead",
+        options={"xatol": 1e-9, "fatol": 1e-15},
+    )
+    np.testing.assert_allclose([1 / temperature, bias], best.x, atol=1e-6)
+
+
 @pytest.mark.parametrize(("factor", "shift"), [(3.0, 1.0), (0.01, -2.0), (1.0, 9.0)])
 def test_distorted_logits_fit_to_what_the_undistorted_ones_fit_to(
     factor: float, shift: float
@@ -252,12 +266,21 @@ def test_a_calibration_is_the_same_after_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda each: each.update(temperature=0.0), "a temperature is from 0.001 to"),
-        (lambda each: each.update(temperature=-1.0), "got -1 for 'epidural'"),
-        (lambda each: each.update(unfitted="tired"), "one of no-label, .* got 'tired'"),
-        (lambda each: each.update(name="any"), "a calibration has the classes any, ep"),
+        (lambda each: each.update(temperature=0.0), "from 0.001 to 1000, found 0.0"),
+        (lambda each: each.update(temperature=-1.0), "has a temperature .* found -1.0"),
+        (lambda each: each.update(unfitted="tired"), "no-label, .* found 'tired'"),
+        (lambda each: each.update(name="any"), "has the classes any, .* found"),
         (lambda each: each.update(bias=float("nan")), "bias: expected float"),
         (lambda each: each.update(threshold=0.5), "threshold: expected"),
+        (lambda each: each["threshold"].update(probability=1.1), "in .0, 1., found 1"),
+        (lambda each: each["threshold"].update(interval=[-0.1, 1]), "found -0.1"),
+        (lambda each: each.update(positives=-1), "a number of slices, found -1"),
+        (lambda each: each["reliability_before"][0].update(slices=0), "found 0"),
+        (lambda each: each["reliability_before"][0].update(frequency=2.0), "found 2.0"),
+        (
+            lambda each: each.update(reliability_before=each["reliability_before"] * 9),
+            "has few bins, found",
+        ),
     ],
 )
 def test_a_wrong_calibration_is_refused(change: object, message: str) -> None:

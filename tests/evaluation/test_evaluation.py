@@ -244,13 +244,13 @@ def with_negatives(num_negative: int) -> pd.DataFrame:
 
 def test_fewer_than_30_negatives_are_a_warning_beside_the_figures() -> None:
     warning = (
-        "only 29 of 40 studies are negative for any, fewer than 30: figures by study "
+        "29 of 40 studies are negative for any, fewer than 30: figures by study "
         "may be far off"
     )
     evaluation = evaluate(with_negatives(29))
     assert evaluation.warnings[0] == warning
     assert evaluation.to_json()["warnings"] == evaluation.warnings
-    assert [text.split()[4] for text in evaluation.warnings] == ["studies", "patients"]
+    assert [text.split()[3] for text in evaluation.warnings] == ["studies", "patients"]
     lines = format_evaluation(evaluation).splitlines()
     assert lines[1] == f"warning: {warning}"
     block = next(n for n, line in enumerate(lines) if line.startswith("by study"))
@@ -259,14 +259,14 @@ def test_fewer_than_30_negatives_are_a_warning_beside_the_figures() -> None:
     assert evaluate(with_negatives(30)).warnings == []
     assert "warning" not in format_evaluation(evaluate(with_negatives(30)))
     series = evaluate(with_negatives(1), level="series").warnings
-    assert series[0].startswith("only 1 of 40 series is negative for any,")
+    assert series[0].startswith("1 of 40 series is negative for any,")
 
 
 def test_the_class_with_the_fewest_negatives_is_the_one_warned_of() -> None:
     table = with_negatives(30)
     table.loc[:27, "label_subdural"] = np.nan
     warning = evaluate(table).warning_of("study")
-    assert warning.startswith("only 2 of 40 studies are negative for subdural,")
+    assert warning.startswith("2 of 40 studies are negative for subdural,")
 
 
 def test_slices_are_never_too_few_for_their_own_figures() -> None:

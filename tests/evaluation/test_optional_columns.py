@@ -122,6 +122,8 @@ def test_series_are_evaluated_too_where_a_head_read_them() -> None:
     evaluation = evaluate(table)
     assert list(evaluation.levels) == list(LEVELS)
     assert evaluation.to_json()["has_head"] is True
+    counts = "211 slices of 31 series, 31 studies and 16 patients"
+    assert format_evaluation(evaluation).splitlines()[0] == counts
     told = "a series has the probability that a head gives it"
     assert told in format_evaluation(evaluation).splitlines()
     without = evaluate(make_table())

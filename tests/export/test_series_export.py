@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -25,6 +26,8 @@ from tests.evaluation.planted import calibration_of, plant
 from tests.export.test_export import CPU, stack_hu
 from tests.runs.trainedruns import write_folds, write_run
 from tests.series.seriesruns import CONFIG, train
+
+Floats = npt.NDArray[np.float64]
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +67,7 @@ def trained(features: Path, run_dir: Path, config: SeriesConfig = CONFIG) -> Pat
 
 def predictions(
     run: Path, store_path: Path, series: str
-) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+) -> tuple[torch.Tensor, Floats, Floats]:
     """HU of a series, and what `predict` finds for its slices and for itself."""
     table = predict_runs([run], device=CPU, store_path=store_path)
     of_series = series_probs_NK(table)

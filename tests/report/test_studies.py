@@ -44,10 +44,16 @@ def test_slices_are_drawn_at_their_places_with_the_labels_between() -> None:
     first = FIELD.left + step / 6
     np.testing.assert_allclose(x_Z, first + step * a_series().place_Z, atol=0.05)
     np.testing.assert_allclose(y_Z, heights(a_series().probs_Z), atol=0.05)
-    (left, width), (next_left, next_width) = drawing.labelled
+    ((left, width),) = drawing.labelled
     assert left == pytest.approx(first + step / 8)
-    assert left + width == pytest.approx(next_left)
-    assert next_left + next_width == pytest.approx(first + step * 3 / 4)
+    assert left + width == pytest.approx(first + step * 3 / 4)
+    parts = draw_series(
+        a_series(labels_Z=np.array([1.0, 0.0, np.nan, 1.0])), 0.01, None
+    ).labelled
+    assert [left for left, _ in parts] == pytest.approx(
+        [FIELD.left, first + step * 3 / 4]
+    )
+    assert sum(parts[-1]) == pytest.approx(FIELD.right)
     assert drawing.shown == pytest.approx((x_Z[2], y_Z[2]), abs=0.05)
     assert drawing.threshold == heights(np.array([0.01]))[0]
     assert drawing.head == heights(np.array([0.9]))[0]

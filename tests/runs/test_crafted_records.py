@@ -6,17 +6,22 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ichfast.errors import IchfastError
-from ichfast.export.card import format_card
+from ichfast.evaluation.calibration import Calibration
+from ichfast.export.card import format_calibration, format_card
 from ichfast.predict.ensemble import PredictConfig, predict_runs
+from ichfast.recipes.settings import from_dict, to_dict
+from ichfast.report.charts.results import reliability_curves
 from ichfast.report.comparison import compare_runs, format_comparison
 from ichfast.runs.record import RECORD, read_record, trained_settings
 from ichfast.runs.trained import open_run
 from ichfast.system.checksums import FIELD, with_checksum
 from ichfast.training.checkpoint import BEST, SETTINGS, load_checkpoint, save_checkpoint
+from tests.evaluation.planted import calibration_of, plant
 from tests.runs.trainedruns import write_run
 from tests.wrong_values import with_wrong_values
 
@@ -89,3 +94,24 @@ def test_a_record_of_the_right_types_is_used_or_refused_in_one_line(
             assert "\n" not in str(error), name  # noqa: PT017
         else:
             assert len(table) <= 2, name
+
+
+@pytest.mark.slow
+def test_a_crafted_calibration_is_used_or_refused_in_one_line() -> None:
+    calibration = calibration_of(plant(10, slices_each=8))
+    document = json.loads(json.dumps(to_dict(calibration)))
+    num_used = 0
+    for name, content in with_wrong_values(document):
+        if name.endswith(NO_JSON):
+            continue
+        try:
+            found = from_dict(Calibration, content)
+        except IchfastError as error:
+            assert "\n" not in str(error), name  # noqa: PT017
+            continue
+        num_used += 1
+        probs_NK = found.apply(np.linspace(0, 1, 12).reshape(2, 6))
+        assert ((probs_NK >= 0) & (probs_NK <= 1)).all(), name
+        assert format_calibration(found)
+        assert reliability_curves(found).axes
+    assert 5 < num_used < 60

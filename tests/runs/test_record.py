@@ -259,7 +259,7 @@ def test_a_calibration_that_is_none_is_refused(run_dir: Path, tmp_path: Path) ->
         lambda record: record["calibration"]["classes"][2].update(temperature=0),
         renews_checksum=True,
     )
-    with pytest.raises(RecipeError, match=r"is from 0\.001 to 1000, got 0"):
+    with pytest.raises(RecipeError, match=r"from 0\.001 to 1000, found 0"):
         read_record(run)
 
 

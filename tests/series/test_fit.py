@@ -16,8 +16,8 @@ from ichfast.series.batches import SeriesArrays, SeriesBatches, map_back
 from ichfast.series.config import KINDS, SeriesConfig
 from ichfast.series.fit import (
     FittedHead,
+    HeadTrainer,
     fit_head,
-    learning_rate,
     predict_series,
     validate_head,
 )
@@ -200,10 +200,15 @@ def test_features_that_are_not_finite_stop_the_training_in_one_line() -> None:
         fit_head(replace(TRAIN, features_ND=features), VALID, CONFIG)
 
 
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_almost_0() -> None:
-    rates = [learning_rate(n, 100, peak=2.0, warm_up=0.05) for n in range(100)]
-    assert rates[:5] == pytest.approx([2 / 6, 4 / 6, 1.0, 8 / 6, 10 / 6])
-    assert rates[5] == max(rates) == 2.0
-    assert np.all(np.diff(rates[5:]) < 0)
-    assert 0 < rates[-1] < 1e-3
-    assert learning_rate(0, 1, peak=2.0, warm_up=0.05) == 2.0
+def test_the_learning_rate_rises_to_its_peak_and_falls_over_all_epochs() -> None:
+    trainer = HeadTrainer(
+        TRAIN, VALID, replace(CONFIG, warm_up=0.2), torch.device("cpu")
+    )
+    epochs = range(trainer.num_epochs)
+    rates = [rate for epoch in epochs for rate in trainer._rates(epoch)]
+    peak = int(0.2 * len(rates))
+    assert peak > 1
+    assert rates[peak] == max(rates) == CONFIG.lr
+    assert np.all(np.diff(rates[: peak + 1]) > 0)
+    assert np.all(np.diff(rates[peak:]) < 0)
+    assert 0 < rates[-1] < CONFIG.lr / 20

@@ -132,3 +132,16 @@ def test_only_training_disturbs_the_features() -> None:
     is_dropped_Z = (instances == head.instances.bias).all(dim=1)
     assert 5 <= is_dropped_Z.sum() <= 25
     assert not torch.equal(instances, logits_of(head, batch).instances_BZK[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_reads_the_order_of_the_slices_also_without_positions(
+    kind: str,
+) -> None:
+    head = make_head(replace(CONFIG, kind=kind))
+    features_BZD = torch.randn(1, 7, 11)
+    is_slice_BZ, position_BZ = torch.ones(1, 7, dtype=torch.bool), torch.zeros(1, 7)
+    with torch.no_grad():
+        forward = head(features_BZD, is_slice_BZ, position_BZ).slices_BZK
+        backward = head(features_BZD.flip(1), is_slice_BZ, position_BZ).slices_BZK
+    assert (backward.flip(1) - forward).abs().max() > 1e-3

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from ichfast.cli.main import cli
 from ichfast.cli.series import MODELS
 from ichfast.series.folder import open_series_run
 from ichfast.training.checkpoint import has_last
@@ -53,6 +59,44 @@ def test_a_killed_run_can_be_typed_again(
         assert again.status == 0, (event, again.output)
         assert_equal_runs(run, whole)
         shutil.rmtree(run)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_prints_the_command_that_continues(
+    tmp_path: Path, one_features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def interrupted() -> Iterator[Callable[[], bool]]:
+        yield lambda: True
+
+    command = ["train-series", str(one_features), str(tmp_path / "run"), *OPTIONS]
+    monkeypatch.setattr("sys.argv", ["ichfast", *command])
+    with monkeypatch.context() as patch:
+        patch.setattr("ichfast.system.signals.stop_on_signal", interrupted)
+        stopped = CliRunner().invoke(cli, command)
+    assert stopped.exit_code == 1
+    *_, line = stopped.stderr.splitlines()
+    assert "stopped after epoch 0 of 2" in line
+    _, resume = line.split("continue with: ichfast ")
+    done = CliRunner().invoke(cli, shlex.split(resume))
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["epochs"] == 2
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_run_goes_on_with_room(
+    folder: Path, server: Server, one_features: Path
+) -> None:
+    command = ("train-series", str(one_features), "run", *OPTIONS)
+    full = server.run(folder, *command, max_bytes=5000)
+    assert full.status == 1
+    assert re.search(
+        r"^Error: cannot write \S+last.newest.pt: File too large; free some space or "
+        r"mend the disk, then start again$",
+        full.error,
+    )
+    again = server.run(folder, *command)
+    assert again.status == 0, again.output
 
 
 @pytest.mark.slow

@@ -200,8 +200,8 @@ def test_series_that_the_backbone_left_out_are_left_out(
     assert set(tiny_store.table["patient"].iloc[rows]) == {"P1", "P2"}
     # A slice that takes no part is read, but has no label.
     assert sorted(rows) == of_two.index.tolist()
-    has_label = ~np.isnan(split.train.labels_NK).any(axis=1)
-    assert tiny_store.table["slice_id"][has_label].tolist() == ids
+    labelled = np.flatnonzero(~np.isnan(split.train.labels_NK).any(axis=1))
+    assert tiny_store.table["slice_id"].iloc[labelled].tolist() == ids
 
 
 def test_folds_by_slice_are_refused(tiny_store: Store, tmp_path: Path) -> None:

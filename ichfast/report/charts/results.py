@@ -21,6 +21,7 @@ from ichfast.evaluation.disagreement import Disagreement
 from ichfast.evaluation.evaluation import ClassScores, Evaluation, LevelScores
 from ichfast.evaluation.metrics import calibration_bins
 from ichfast.evaluation.ranking import GRID_G, Band
+from ichfast.evaluation.scoretable import format_score
 from ichfast.evaluation.subgroups import Subgroup
 from ichfast.labels import CLASSES
 from ichfast.report.charts.style import (
@@ -252,7 +253,8 @@ def reliability_curves(calibration: Calibration, theme: Theme = LIGHT) -> Figure
             )
         losses = "no label"
         if each.loss_before is not None:
-            losses = f"log loss {each.loss_before:.4f} to {each.loss_crossfitted:.4f}"
+            crossfitted = format_score(each.loss_crossfitted)
+            losses = f"log loss {each.loss_before:.4f} to {crossfitted}"
         set_title(axes, f"{each.name}\n{losses}", theme)
     _finish_squares(all_axes, "Predicted probability", "Observed frequency")
     add_legend(all_axes[0], theme, loc="upper left")

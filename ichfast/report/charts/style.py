@@ -59,7 +59,7 @@ def stacked(
     )
     all_axes = list(column.ravel())
     for axes in all_axes:
-        _style(axes, theme)
+        style_axes(axes, theme)
     set_title(all_axes[0], title, theme)
     return figure, all_axes
 
@@ -69,7 +69,7 @@ def panel_a_class(theme: Theme) -> tuple[Figure, list[Axes]]:
     figure = _paper((CHART_SIZE_INCH[0], 6.9), theme)
     all_axes = list(figure.subplots(3, 2, sharex=True, sharey=True).ravel())
     for axes in all_axes:
-        _style(axes, theme)
+        style_axes(axes, theme)
         axes.set_box_aspect(1)
     return figure, all_axes
 
@@ -133,7 +133,13 @@ def _paper(size_inch: tuple[float, float], theme: Theme) -> Figure:
     return Figure(figsize=size_inch, facecolor=theme.paper, layout="constrained")
 
 
-def _style(axes: Axes, theme: Theme) -> None:
+def style_axes(axes: Axes, theme: Theme) -> None:
+    """Give a panel its colours.
+
+    Args:
+        axes: the panel.
+        theme: light or dark.
+    """
     axes.set_facecolor(theme.paper)
     axes.tick_params(colors=theme.ink, labelsize=8, length=0)
     axes.xaxis.label.set(color=theme.ink, fontsize=8)
