@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from ichfast.cli.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ichfast.system.ranks import Ranks
 
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
@@ -147,12 +150,7 @@ def predict(
     from ichfast.prepare.rejected import rejected_path
     from ichfast.runs.device import choose_device
 
-    if sources and store:
-        raise click.UsageError("give --store or --dicom, not both")
-    if accept and not sources:
-        raise click.UsageError("--accept goes with --dicom; a store has its images")
-    if keep_ids and not sources:
-        raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
+    _check_sources(sources, store, accept=accept, keep_ids=keep_ids)
     check_destination(out)
     config = PredictConfig(
         tta=tta,
@@ -174,17 +172,13 @@ def predict(
         )
 
     with joined_ranks(device) as ranks:
+        how: dict[str, Any] = {"device": choose_device(device), "config": config}
         if sources:
-            if ranks.world_size > 1:
-                raise click.UsageError(
-                    "--dicom takes one process; for several, make a store with "
-                    "`ichfast prepare` and predict it with --store"
-                )
+            _check_one_process(ranks)
             found = predict_dicom(
                 runs,
                 sources,
-                device=choose_device(device),
-                config=config,
+                **how,
                 workers=len(os.sched_getaffinity(0)),
                 rejected_file=rejected_path(out),
                 keep_ids=keep_ids,
@@ -194,16 +188,29 @@ def predict(
                 print_status(f"{rejected_path(out)} lists the files that were left out")
             finish(found.table, {"rejected": dict(found.rejected)})
             return
-        with kept_predictions(
-            runs,
-            out,
-            device=choose_device(device),
-            ranks=ranks,
-            store_path=store,
-            config=config,
-        ) as table:
+        with kept_predictions(runs, out, **how, ranks=ranks, store_path=store) as table:
             if table is not None:
                 finish(table, {})
+
+
+def _check_sources(
+    sources: Sequence[str], store: Path | None, *, accept: Sequence[str], keep_ids: bool
+) -> None:
+    """Refuse options that go with --dicom only, or not with it."""
+    if sources and store:
+        raise click.UsageError("give --store or --dicom, not both")
+    if accept and not sources:
+        raise click.UsageError("--accept goes with --dicom; a store has its images")
+    if keep_ids and not sources:
+        raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
+
+
+def _check_one_process(ranks: Ranks) -> None:
+    if ranks.world_size > 1:
+        raise click.UsageError(
+            "--dicom takes one process; for several, make a store with `ichfast "
+            "prepare` and predict it with --store"
+        )
 
 
 @click.command()
