@@ -113,7 +113,7 @@ def predict(
     limit: int | None,
     device: str,
 ) -> None:
-    r"""Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
+    """Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
 
     By default the slices are those of RUN's validation fold, in the store it was
     trained on. With --store they are all slices of that store, with --dicom every
@@ -121,7 +121,8 @@ def predict(
 
     Several RUNs are an ensemble: a slice gets the average of the runs that predict
     it, and OUT shows how much they differ. They may see other sizes and windows. The
-    runs of all folds together predict their store out of fold.
+    runs of all folds together predict their store out of fold. A RUN of `train-series`
+    also gives each series a probability.
 
     Each pass of --tta reads all slices again, unless --cache keeps them.
 
@@ -230,7 +231,7 @@ def features(
     batch_size: int | str,
     device: str,
 ) -> None:
-    r"""Compute the pooled features and logits of every slice, for a series head.
+    """Compute the pooled features and logits of every slice, for a series head.
 
     OUT is a folder. With one RUN it has all slices of the store, also those that RUN
     was trained on. Several RUNs, trained on different folds of the store, each
@@ -276,7 +277,7 @@ def features(
     "the files; FILE: those that a blend has written.",
 )
 def blend(predictions: tuple[Path, ...], out: Path, weights: str) -> None:
-    r"""Average PREDICTIONS of the same slices; write OUT.
+    """Average PREDICTIONS of the same slices; write OUT.
 
     Fitted weights are chosen on the patients in the files, none of whom the runs may
     have been trained on, and written to OUT.weights.json. To blend slices without
@@ -284,7 +285,7 @@ def blend(predictions: tuple[Path, ...], out: Path, weights: str) -> None:
 
     \b
       ichfast blend A-valid.parquet B-valid.parquet valid.parquet
-      ichfast blend A-test.parquet B-test.parquet test.parquet \
+      ichfast blend A-test.parquet B-test.parquet test.parquet \\
           --weights valid.parquet.weights.json
 
     The loss that is printed is that of the patients who chose the weights; of other
