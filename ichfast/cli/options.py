@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ichfast.errors import InterruptionError
+from ichfast.system.signals import signals_interrupt
 from ichfast.system.terminal import printable_lines
 
 if TYPE_CHECKING:
@@ -115,13 +117,24 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
 
     Args:
         device: as `DEVICE` takes it.
+
+    Raises:
+        InterruptionError: Ctrl-C, SIGTERM or SIGHUP.
     """
     from ichfast.system.ranks import join_ranks  # loads torch
 
-    with join_ranks(device, advice="the same command goes on") as ranks:
-        if not ranks.writes:
-            logging.getLogger().setLevel(logging.ERROR)
-        yield ranks
+    try:
+        with (
+            signals_interrupt(),
+            join_ranks(device, advice="the same command goes on") as ranks,
+        ):
+            if not ranks.writes:
+                logging.getLogger().setLevel(logging.ERROR)
+            yield ranks
+    except KeyboardInterrupt as error:
+        raise InterruptionError(
+            "stopped; the same command goes on where it was"
+        ) from error
 
 
 def print_status(text: str) -> None:

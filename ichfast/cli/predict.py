@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from ichfast.cli.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ichfast.system.ranks import Ranks
 
 RUNS = click.argument(
     "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
@@ -110,7 +113,7 @@ def predict(
     limit: int | None,
     device: str,
 ) -> None:
-    r"""Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
+    """Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
 
     By default the slices are those of RUN's validation fold, in the store it was
     trained on. With --store they are all slices of that store, with --dicom every
@@ -118,7 +121,8 @@ def predict(
 
     Several RUNs are an ensemble: a slice gets the average of the runs that predict
     it, and OUT shows how much they differ. They may see other sizes and windows. The
-    runs of all folds together predict their store out of fold.
+    runs of all folds together predict their store out of fold. A RUN of `train-series`
+    also gives each series a probability.
 
     Each pass of --tta reads all slices again, unless --cache keeps them.
 
@@ -147,12 +151,7 @@ def predict(
     from ichfast.prepare.rejected import rejected_path
     from ichfast.runs.device import choose_device
 
-    if sources and store:
-        raise click.UsageError("give --store or --dicom, not both")
-    if accept and not sources:
-        raise click.UsageError("--accept goes with --dicom; a store has its images")
-    if keep_ids and not sources:
-        raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
+    _check_sources(sources, store, accept=accept, keep_ids=keep_ids)
     check_destination(out)
     config = PredictConfig(
         tta=tta,
@@ -174,17 +173,13 @@ def predict(
         )
 
     with joined_ranks(device) as ranks:
+        how: dict[str, Any] = {"device": choose_device(device), "config": config}
         if sources:
-            if ranks.world_size > 1:
-                raise click.UsageError(
-                    "--dicom takes one process; for several, make a store with "
-                    "`ichfast prepare` and predict it with --store"
-                )
+            _check_one_process(ranks)
             found = predict_dicom(
                 runs,
                 sources,
-                device=choose_device(device),
-                config=config,
+                **how,
                 workers=len(os.sched_getaffinity(0)),
                 rejected_file=rejected_path(out),
                 keep_ids=keep_ids,
@@ -194,16 +189,29 @@ def predict(
                 print_status(f"{rejected_path(out)} lists the files that were left out")
             finish(found.table, {"rejected": dict(found.rejected)})
             return
-        with kept_predictions(
-            runs,
-            out,
-            device=choose_device(device),
-            ranks=ranks,
-            store_path=store,
-            config=config,
-        ) as table:
+        with kept_predictions(runs, out, **how, ranks=ranks, store_path=store) as table:
             if table is not None:
                 finish(table, {})
+
+
+def _check_sources(
+    sources: Sequence[str], store: Path | None, *, accept: Sequence[str], keep_ids: bool
+) -> None:
+    """Refuse options that go with --dicom only, or not with it."""
+    if sources and store:
+        raise click.UsageError("give --store or --dicom, not both")
+    if accept and not sources:
+        raise click.UsageError("--accept goes with --dicom; a store has its images")
+    if keep_ids and not sources:
+        raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
+
+
+def _check_one_process(ranks: Ranks) -> None:
+    if ranks.world_size > 1:
+        raise click.UsageError(
+            "--dicom takes one process; for several, make a store with `ichfast "
+            "prepare` and predict it with --store"
+        )
 
 
 @click.command()
@@ -223,7 +231,7 @@ def features(
     batch_size: int | str,
     device: str,
 ) -> None:
-    r"""Compute the pooled features and logits of every slice, for a series head.
+    """Compute the pooled features and logits of every slice, for a series head.
 
     OUT is a folder. With one RUN it has all slices of the store, also those that RUN
     was trained on. Several RUNs, trained on different folds of the store, each
@@ -269,7 +277,7 @@ def features(
     "the files; FILE: those that a blend has written.",
 )
 def blend(predictions: tuple[Path, ...], out: Path, weights: str) -> None:
-    r"""Average PREDICTIONS of the same slices; write OUT.
+    """Average PREDICTIONS of the same slices; write OUT.
 
     Fitted weights are chosen on the patients in the files, none of whom the runs may
     have been trained on, and written to OUT.weights.json. To blend slices without
@@ -277,7 +285,7 @@ def blend(predictions: tuple[Path, ...], out: Path, weights: str) -> None:
 
     \b
       ichfast blend A-valid.parquet B-valid.parquet valid.parquet
-      ichfast blend A-test.parquet B-test.parquet test.parquet \
+      ichfast blend A-test.parquet B-test.parquet test.parquet \\
           --weights valid.parquet.weights.json
 
     The loss that is printed is that of the patients who chose the weights; of other

@@ -106,6 +106,7 @@ def extract_features(
             config=ComputeConfig(batch_size=batch_size),
             device=device,
             ranks=ranks,
+            label="features",
         ) as journal:
             if not ranks.writes:
                 return None

@@ -166,6 +166,7 @@ class Journal:
         ]
         """All parts, sorted."""
 
+        self._by_name = {part.file_name: part for part in self.parts}
         self.found = frozenset(found)
         """Parts that were done when it was opened; the same on every rank."""
 
@@ -176,7 +177,7 @@ class Journal:
     def done(self) -> set[Part]:
         """The parts that have a file."""
         names = {path.name for path in self.folder.iterdir()}
-        return {part for part in self.parts if part.file_name in names}
+        return {self._by_name[name] for name in self._by_name.keys() & names}
 
     def write(self, part: Part, rows_R: Rows) -> None:
         """Write a part, atomically.

@@ -10,6 +10,7 @@ Shape letters: B slices of a batch, M slices of a task, D features, K classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +38,9 @@ from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
 from ichfast.system.terminal import progress
 from ichfast.training.inference import Pass, tta_passes
+
+LOOK_S = 2.0
+"""Time between two looks at the parts of other ranks, to show them, seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +92,7 @@ def compute(
     config: ComputeConfig,
     device: torch.device,
     ranks: Ranks,
+    label: str = "predict",
 ) -> Iterator[Journal]:
     """Compute the rows of tasks, or what is missing of them.
 
@@ -98,6 +103,7 @@ def compute(
         config: passes and batches.
         device: where to compute.
         ranks: the processes that share the work; each calls this.
+        label: name of the work in the progress display.
 
     Yields:
         The journal; on rank 0 all its parts are done.
@@ -114,7 +120,7 @@ def compute(
         num_done = sum(len(journal.rows(part)) for part in journal.found)
         total = sum(task.num_slices * task.num_passes for task in journal.tasks)
         with progress(
-            "predict" if ranks.writes else "", total, "slice", initial=num_done
+            label if ranks.writes else "", total, "slice", initial=num_done
         ) as bar:
             seen = _Seen(journal, bar, ranks)
             for number in range(len(tasks)):
@@ -146,7 +152,8 @@ class _Seen:
         self._journal = journal
         self._bar = bar
         self._counted = set(journal.found)
-        self._has_others = ranks.world_size > 1
+        self._shows_others = ranks.writes and ranks.world_size > 1
+        self._looked_at = time.monotonic()
 
     def add(self, batch: Batch) -> None:
         """Count a batch of this rank."""
@@ -155,7 +162,7 @@ class _Seen:
     def finish(self, part: Part) -> None:
         """Note a part of this rank, and look for those of others."""
         self._counted.add(part)
-        if self._has_others:
+        if self._shows_others and time.monotonic() - self._looked_at > LOOK_S:
             self.look()
 
     def look(self) -> None:
@@ -163,6 +170,7 @@ class _Seen:
         new = self._journal.done() - self._counted
         self._counted |= new
         self._bar.update(sum(len(self._journal.rows(part)) for part in new))
+        self._looked_at = time.monotonic()
 
 
 class _Computer:

@@ -230,7 +230,7 @@ def test_the_block_names_machine_commit_ratios_and_what_is_missing() -> None:
         "| loader | level 256 to 224 | 2,000 slices/s | warp 2,000 | 0.25 | "
         "others 2,000: 1.5 x |"
     ) in block
-    assert "record: prepare, read, train, end to end, scale." in block
+    assert "record: prepare, read, train, end to end, series, scale." in block
     assert "On a GPU: not measured." in block
     assert "ffcv" not in block
 

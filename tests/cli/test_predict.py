@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from ichfast.evaluation.predictions import LABEL_COLUMNS, read_predictions
+from ichfast.evaluation.predictions import LABEL_COLUMNS, probs_NK, read_predictions
+from ichfast.labels import CLASSES
 from ichfast.system.checksums import with_checksum
+from ichfast.system.ranks import Ranks
 from ichfast.training.checkpoint import BEST
 from tests.cli.test_cli import ok, refused
 from tests.conftest import write_store
@@ -179,3 +182,37 @@ def test_options_that_exclude_each_other_are_a_usage_error(
     out = place / "new.csv"
     line = refused("predict", place / "fold0", out, *options.split(), status=2)
     assert message in line
+
+
+def test_dicom_takes_one_process(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = nullcontext(Ranks(0, 2))
+    monkeypatch.setattr("ichfast.cli.predict.joined_ranks", lambda _device: ranks)
+    command = ("predict", place / "fold0", place / "new.csv", "--dicom", place, *CPU)
+    assert "--dicom takes one process" in refused(*command, status=2)
+
+
+def test_a_stopped_command_says_that_it_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ichfast.predict.networks.open_journal", stop)
+    for command in ("predict", "features"):
+        line = refused(command, place / "fold0", place / "new.csv", *CPU)
+        assert "stopped; the same command goes on where it was" in line
+
+
+def test_a_blend_does_not_replace_what_it_reads(place: Path) -> None:
+    good = place / "good.csv"
+    assert "would be replaced" in refused("blend", good, good, good, status=2)
+
+
+@pytest.mark.slow
+def test_predictions_are_blended(place: Path, tmp_path: Path) -> None:
+    good, out = place / "good.csv", tmp_path / "blend.csv"
+    made = ok("blend", good, good, out)
+    assert made["weights"] == {name: [0.5, 0.5] for name in CLASSES}
+    table = read_predictions(out)
+    assert probs_NK(table).tolist() == probs_NK(read_predictions(good)).tolist()
+    assert (tmp_path / "blend.csv.weights.json").is_file()

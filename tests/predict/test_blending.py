@@ -191,7 +191,8 @@ def without_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def trained_on(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(trained_on=[True] * 2 + [None] * 3 + [False] * 55)
+    values = [True] * 2 + [None] * 3 + [False] * 55
+    return table.assign(trained_on=pd.array(values, "boolean"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ichfast.runs.trained import open_run
 from ichfast.series.features import FEATURES, HEADER, Features
 from ichfast.store.store import Store
 from ichfast.system.ranks import Ranks
+from ichfast.training.checkpoint import BEST, load_checkpoint, save_checkpoint
 from tests.conftest import add_tiny_arch, contents, write_store
 from tests.runs.rank_processes import run_ranks
 from tests.runs.trainedruns import write_folds, write_run
@@ -131,3 +133,16 @@ def test_finished_features_stay_and_others_are_refused(
         extract_features(folds[:1], out, device=CPU, store_path=tmp_path / "other")
     assert (out / HEADER).read_bytes() == header
     assert (out / FEATURES).stat().st_size > 29 * 2 * 256
+
+
+def test_features_that_float16_cannot_hold_are_refused(
+    folds: list[Path], tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(folds[0], tmp_path / "damaged"))
+    content = load_checkpoint(damaged / BEST)
+    content["model"]["bn2.weight"].fill_(1e8)
+    save_checkpoint(damaged / BEST, content)
+    wanted = r"features beyond 65,504, the limit of float16, for 8 of 8 slices"
+    with pytest.raises(PredictionError, match=wanted):
+        extract_features([damaged], tmp_path / "features", device=CPU)
+    assert not journal_folder(tmp_path / "features").exists()

@@ -23,11 +23,12 @@ from ichfast.evaluation.predictions import (
     probs_NK,
 )
 from ichfast.predict import probabilities
-from ichfast.predict.coverage import Positions, whole_series
+from ichfast.predict.coverage import Positions, cover, whole_series
 from ichfast.predict.ensemble import PredictConfig, kept_predictions, predict_runs
 from ichfast.predict.extract import extract_features
 from ichfast.predict.from_dicom import predict_dicom
 from ichfast.predict.journal import Journal, Part, Rows, journal_folder
+from ichfast.runs.patients import patients_of_slices
 from ichfast.series.folder import open_series_run, read_series
 from ichfast.series.record import read_series_record, write_series_record
 from ichfast.store.store import Store
@@ -182,6 +183,19 @@ def test_elsewhere_all_backbones_and_all_passes_go_through_the_head(
         # Whole series in batches of other lengths.
         np.testing.assert_allclose(table[list(columns)], mean, atol=1e-6)
     assert np.abs(passes[0][0] - passes[1][0]).max() > 1e-3
+
+
+def test_patients_of_the_head_count_as_trained_on(
+    both: Path, other_store: Path
+) -> None:
+    run = open_series_run(both)
+    with Store(other_store) as store:
+        of_p4 = np.flatnonzero(store.table["patient"] == "P4")
+        patients = patients_of_slices(store, of_p4)
+        for head_patients, expected in ((run.head_patients, 0), (patients, 1)):
+            changed = replace(run, head_patients=head_patients)
+            coverage = cover(changed, store, only=None, limit=None)
+            assert (coverage.trained_on_M[of_p4] == expected).all()
 
 
 def test_a_limit_chooses_slices_after_whole_series_were_read(
