@@ -25,7 +25,7 @@ from ichfast.predict.journal import Journal, journal_folder, remove_journal
 from ichfast.predict.networks import ComputeConfig, NetworkTask, compute
 from ichfast.runs.trained import TrainedRun, open_run
 from ichfast.series.features import (
-    BEGUN,
+    ARRAYS,
     HEADER,
     Features,
     FeaturesHeader,
@@ -35,6 +35,7 @@ from ichfast.series.features import (
     read_features_header,
 )
 from ichfast.store.store import Store
+from ichfast.system.files import final_name
 from ichfast.system.ranks import Ranks
 
 
@@ -166,7 +167,10 @@ def _is_finished(out: Path, header: FeaturesHeader) -> bool:
     """
     check_header(header, out)
     if not (out / HEADER).exists():
-        if out.exists() and not (out.is_dir() and _is_empty_or_begun(out)):
+        known = {HEADER, *ARRAYS}
+        if out.exists() and not (
+            out.is_dir() and {final_name(path.name) for path in out.iterdir()} <= known
+        ):
             raise PredictionError(f"{out} holds other files; name another folder")
         return False
     found = read_features_header(out)
@@ -177,10 +181,6 @@ def _is_finished(out: Path, header: FeaturesHeader) -> bool:
             "another folder, or delete it"
         )
     return True
-
-
-def _is_empty_or_begun(folder: Path) -> bool:
-    return (folder / BEGUN).exists() or not any(folder.iterdir())
 
 
 def _write(

@@ -4,7 +4,6 @@
     features.npy    (N, D) float16, the backbone's pooled features, in store order
     logits.npy      (N, K) float32, the backbone's logits
     run.npy         (N,) int8, number of the run that computed the row; -1 for none
-    begun.json      the header of unfinished features, without checksums
 
 1. Features of one run have every slice of the store, those that the run trained on too.
    Features of several runs, trained on different folds of the store, have each slice by
@@ -36,10 +35,9 @@ from ichfast.recipes.settings import from_dict, to_dict
 from ichfast.store.store import Store
 from ichfast.system.checksums import read_document, with_checksum
 from ichfast.system.files import (
-    atomic_path,
     file_crc32c,
+    flush,
     make_folder,
-    remove_file,
     remove_leftovers,
     write_text_atomically,
 )
@@ -52,9 +50,6 @@ HEADER = "features.json"
 FEATURES, LOGITS, RUN = "features.npy", "logits.npy", "run.npy"
 ARRAYS = (FEATURES, LOGITS, RUN)
 """Files of the arrays."""
-
-BEGUN = "begun.json"
-"""File that tells what unfinished features are of."""
 
 MAX_RUNS = 100
 """Upper limit of the number of runs; a store has at most 100 folds."""
@@ -171,20 +166,16 @@ class Features:
 
 
 class FeaturesWriter:
-    """Fills the arrays of a features folder by parts.
-
-    The arrays are files of their final size from the start, mapped into memory. A row
-    without a run (`run_N` is -1) is not written yet. After a kill or a loss of power,
-    a row with a run is complete, and a new writer continues what it finds.
+    """Writes the arrays of a features folder by parts, and its header at the end.
 
     Args:
-        folder: made if it is missing. The caller makes sure that no other process
-            makes it at the same time.
+        folder: made if it is missing. What an unfinished one has is written anew. The
+            caller makes sure that no other process writes it at the same time.
         header: complete except for the checksums.
 
     Raises:
-        PredictionError: the folder holds finished features or some that were begun
-            with another header, it cannot be written, or the runs see different images.
+        PredictionError: the folder holds finished features or cannot be written, or
+            the runs see different images.
     """
 
     def __init__(self, folder: Path, header: FeaturesHeader) -> None:
@@ -197,36 +188,17 @@ class FeaturesWriter:
         with self._explaining():
             folder.parent.mkdir(parents=True, exist_ok=True)
             make_folder(folder)
-            for name in (HEADER, BEGUN, *ARRAYS):
-                remove_leftovers(folder / name)
-            self._begin()
-            self.features_ND, self.logits_NK, self.run_N = map(self._map, ARRAYS)
+            remove_leftovers(folder / HEADER)
+            self.features_ND, self.logits_NK, self.run_N = map(self._make, ARRAYS)
+        self.run_N[:] = -1
 
-    def _begin(self) -> None:
-        path, text = self.folder / BEGUN, self.header.to_json()
-        if not path.exists():
-            write_text_atomically(path, text)
-        elif path.read_text("utf-8", "replace") != text:
-            raise PredictionError(
-                f"{self.folder} holds unfinished features of other runs or of another "
-                "store; name another folder, or delete it"
-            )
-
-    def _map(self, name: str) -> np.memmap[Any, Any]:
-        dtype, shape = self.header.arrays()[name]
+    def _make(self, name: str) -> np.memmap[Any, Any]:
         path = self.folder / name
-        try:
-            return _map_array(path, dtype, shape, mode="r+")
-        except (FileNotFoundError, ValueError, RecursionError):
-            with atomic_path(path) as temporary:
-                new = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
-                # A full disk is an error here, and would kill the process later.
-                with temporary.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-                if name == RUN:
-                    new[:] = -1
-                new.flush()
-        return _map_array(path, dtype, shape, mode="r+")
+        array = np.lib.format.open_memmap(path, "w+", *self.header.arrays()[name])
+        # A full disk is an error here, and would kill the process later.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
 
     def write(
         self,
@@ -236,7 +208,7 @@ class FeaturesWriter:
         logits_MK: npt.NDArray[np.floating],
         run: int,
     ) -> None:
-        """Write some rows, which are on the disk afterwards.
+        """Write some rows.
 
         Args:
             rows_M: store positions.
@@ -245,7 +217,7 @@ class FeaturesWriter:
             run: number of the run that computed them.
 
         Raises:
-            PredictionError: they cannot be written, or are not finite as float16.
+            PredictionError: they are not finite as float16.
         """
         half_MD = features_MD.astype(np.float16)
         if not (np.isfinite(half_MD).all() and np.isfinite(logits_MK).all()):
@@ -253,16 +225,12 @@ class FeaturesWriter:
                 f"{self.header.runs[run].path} computes features or logits that are "
                 "not finite, or above 65,504; train it again"
             )
-        with self._explaining():
-            self.features_ND[rows_M] = half_MD
-            self.logits_NK[rows_M] = logits_MK
-            self.features_ND.flush()
-            self.logits_NK.flush()
-            self.run_N[rows_M] = run
-            self.run_N.flush()
+        self.features_ND[rows_M] = half_MD
+        self.logits_NK[rows_M] = logits_MK
+        self.run_N[rows_M] = run
 
     def finish(self) -> FeaturesHeader:
-        """Compute the checksums and write the header, which ends the work.
+        """Bring the arrays to the disk, and write the header with their checksums.
 
         Returns:
             The header as written.
@@ -271,10 +239,11 @@ class FeaturesWriter:
             PredictionError: it cannot be written.
         """
         with self._explaining():
+            for name in ARRAYS:
+                flush(self.folder / name)  # fsync writes mapped pages, too
             checksums = {name: file_crc32c(self.folder / name) for name in ARRAYS}
             header = replace(self.header, checksums=checksums)
             write_text_atomically(self.folder / HEADER, header.to_json())
-            remove_file(self.folder / BEGUN)
         return header
 
     @contextmanager
@@ -306,7 +275,7 @@ def read_features_header(folder: Path) -> FeaturesHeader:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PredictionError(
             f"{folder} has no finished features (no {HEADER}); run `ichfast features "
-            f"RUN {folder}`, which continues what it has begun"
+            f"RUN {folder}`"
         ) from error
     except (OSError, ValueError, RecipeError) as error:
         raise _damaged(path, first_line(error)) from error
@@ -354,7 +323,7 @@ def _checked_array(path: Path, header: FeaturesHeader) -> npt.NDArray[Any]:
     dtype, shape = header.arrays()[path.name]
     try:
         crc32c = file_crc32c(path)
-        array = _map_array(path, dtype, shape, mode="r")
+        array = _map_array(path, dtype, shape)
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
     except (ValueError, RecursionError) as error:
@@ -365,7 +334,7 @@ def _checked_array(path: Path, header: FeaturesHeader) -> npt.NDArray[Any]:
 
 
 def _map_array(
-    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], *, mode: str
+    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> np.memmap[Any, Any]:
     """Map the file of an array that is exactly of this kind.
 
@@ -388,7 +357,7 @@ def _map_array(
     expected = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     if path.stat().st_size != expected:
         raise ValueError(f"it has {path.stat().st_size:,} bytes, expected {expected:,}")
-    return np.memmap(path, dtype, "r+" if mode == "r+" else "r", offset, shape)
+    return np.memmap(path, dtype, "r", offset, shape)
 
 
 def _damaged(path: Path, reason: str) -> PredictionError:

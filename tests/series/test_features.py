@@ -14,7 +14,6 @@ import pytest
 
 from ichfast.errors import PredictionError
 from ichfast.series.features import (
-    BEGUN,
     FEATURES,
     HEADER,
     LOGITS,
@@ -88,33 +87,15 @@ def test_features_are_read_as_they_were_written(folder: Path) -> None:
     )
 
 
-def test_a_writer_continues_what_another_one_has_left(tmp_path: Path) -> None:
-    whole, continued = write_features(tmp_path / "whole"), tmp_path / "continued"
-    write_part(FeaturesWriter(continued, HEADER_9), 0)
-    with pytest.raises(PredictionError, match=r"has no finished features .* continues"):
-        Features.open(continued)
-    writer = FeaturesWriter(continued, HEADER_9)
-    assert np.flatnonzero(writer.run_N >= 0).tolist() == ROWS[0].tolist()
-    write_part(writer, 1)
-    writer.finish()
+def test_unfinished_features_are_refused_and_written_anew(tmp_path: Path) -> None:
+    whole, again = write_features(tmp_path / "whole"), tmp_path / "again"
+    write_part(FeaturesWriter(again, HEADER_9), 0)
+    with pytest.raises(PredictionError, match=r"has no finished features .* features"):
+        Features.open(again)
+    (again / RUN).write_bytes(b"cut")
+    write_features(again)
     for path in whole.iterdir():
-        assert (continued / path.name).read_bytes() == path.read_bytes()
-
-
-def test_an_array_that_was_cut_while_it_was_made_is_made_anew(tmp_path: Path) -> None:
-    write_part(FeaturesWriter(tmp_path, HEADER_9), 0)
-    (tmp_path / RUN).write_bytes((tmp_path / RUN).read_bytes()[:-1])
-    assert (FeaturesWriter(tmp_path, HEADER_9).run_N == -1).all()
-
-
-def test_other_features_are_not_continued(tmp_path: Path) -> None:
-    FeaturesWriter(tmp_path, HEADER_9)
-    other = replace(HEADER_9, runs=(replace(RUN_0, digest="cd" * 32), RUN_1))
-    with pytest.raises(
-        PredictionError, match=r"unfinished features of other runs .* name another"
-    ):
-        FeaturesWriter(tmp_path, other)
-    assert (tmp_path / BEGUN).exists()
+        assert (again / path.name).read_bytes() == path.read_bytes()
 
 
 def test_finished_features_are_not_overwritten(folder: Path) -> None:
