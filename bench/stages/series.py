@@ -114,7 +114,11 @@ def _measure_features(workload: Workload, meter: Meter) -> list[Record]:
                 return len(positions_N)
 
         def classify() -> int:
-            with make_loader(store, positions_N, data, device=device.type) as loader:
+            with make_loader(
+                *(store, positions_N, data),
+                normalization=run.record.normalization,
+                device=device.type,
+            ) as loader:
                 predict_logits(model, loader, choose_amp(recipe.train.amp, device))
             return len(positions_N)
 
