@@ -65,19 +65,8 @@ def write_big_features(folder: Path, store: Store, run: TrainedRun) -> None:
         store: The store.
         run: A run that was trained on it.
     """
-    recipe = run.record.recipe
-    source = FeaturesRun(
-        name=run.name,
-        path=str(run.path.absolute()),
-        digest=run.digest,
-        arch=recipe.model.arch,
-        size=recipe.data.size,
-        windows=recipe.data.windows,
-        num_channels=recipe.data.num_channels,
-        fold=recipe.folds.fold,
-    )
     header = FeaturesHeader(
-        runs=(source,),
+        runs=(FeaturesRun.of(run),),
         store=str(store.path.absolute()),
         store_digest=store.header.digest,
         num_slices=len(store),

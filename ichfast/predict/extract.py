@@ -91,7 +91,7 @@ def extract_features(
             for run, positions_M in zip(runs, _positions(runs, store), strict=True)
         ]
         header = FeaturesHeader(
-            runs=tuple(map(_describe, runs)),
+            runs=tuple(map(FeaturesRun.of, runs)),
             store=str(store.path.absolute()),
             store_digest=store.header.digest,
             num_slices=len(store),
@@ -142,20 +142,6 @@ def _positions(runs: Sequence[TrainedRun], store: Store) -> list[Positions]:
                 "train with --set folds.kind=patient"
             )
     return [whole_series(store, run.split(store).valid_N) for run in runs]
-
-
-def _describe(run: TrainedRun) -> FeaturesRun:
-    recipe = run.record.recipe
-    return FeaturesRun(
-        name=run.name,
-        path=str(run.path.absolute()),
-        digest=run.digest,
-        arch=recipe.model.arch,
-        size=recipe.data.size,
-        windows=recipe.data.windows,
-        num_channels=recipe.data.num_channels,
-        fold=recipe.folds.fold,
-    )
 
 
 def _is_finished(out: Path, header: FeaturesHeader) -> bool:

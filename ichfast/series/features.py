@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,9 @@ from ichfast.system.files import (
     remove_leftovers,
     write_text_atomically,
 )
+
+if TYPE_CHECKING:
+    from ichfast.runs.trained import TrainedRun  # imports torch
 
 FORMAT_VERSION = 1
 
@@ -77,6 +80,21 @@ class FeaturesRun:
     num_channels: int
     fold: int
     """The fold on which the run was not trained."""
+
+    @classmethod
+    def of(cls, run: TrainedRun) -> FeaturesRun:
+        """Describe a run."""
+        recipe = run.record.recipe
+        return cls(
+            name=run.name,
+            path=str(run.path.absolute()),
+            digest=run.digest,
+            arch=recipe.model.arch,
+            size=recipe.data.size,
+            windows=recipe.data.windows,
+            num_channels=recipe.data.num_channels,
+            fold=recipe.folds.fold,
+        )
 
     @property
     def images(self) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,22 +40,10 @@ def write_features(
     rng = np.random.default_rng(3)
     with Store(store_path) as store:
         labels_NK = np.nan_to_num(store.labels_NK())
-        recipes = [run.record.recipe for run in opened]
         header = FeaturesHeader(
             runs=tuple(
-                FeaturesRun(
-                    name=run.name,
-                    path=str(run.path.absolute()),
-                    digest=run.digest,
-                    arch=recipe.model.arch,
-                    size=recipe.data.size,
-                    windows=recipe.data.windows,
-                    num_channels=recipe.data.num_channels,
-                    fold=recipe.folds.fold if fold_of_run else number,
-                )
-                for number, (run, recipe) in enumerate(
-                    zip(opened, recipes, strict=True)
-                )
+                each if fold_of_run else replace(each, fold=number)
+                for number, each in enumerate(map(FeaturesRun.of, opened))
             ),
             store=str(store_path.absolute()),
             store_digest=store.header.digest,
