@@ -156,9 +156,7 @@ def _read_series(out: Path, device: torch.device) -> SeriesReport:
     print_status("5 of 7  series: features of all slices, and a head that reads them")
     features, run = out / "features", out / "series-run"
     extract_features([out / "run"], features, device=device)
-    report = train_series(features, run, SMALL, device=device)
-    draw_series_models(run, features, out / "store")
-    return report
+    return train_series(features, run, SMALL, device=device, show=draw_series_models)
 
 
 def _evaluate_and_report(

@@ -104,6 +104,7 @@ def train_series(
                     store_path=store,
                     resume=resume,
                     should_stop=should_stop,
+                    show=draw_series_models,
                 )
             )
         else:
@@ -117,10 +118,9 @@ def train_series(
                     store_path=store,
                     resume=resume,
                     should_stop=should_stop,
+                    show=draw_series_models,
                 )
             )
-    for run in report.get("folds", [report]):
-        draw_series_models(Path(run["run"]), features, store)
     print_status(format_comparison(report))
     runs = f"{out}/fold-*" if fold == "all" else out
     print_status(f"next: ichfast predict {runs} predictions.parquet")

@@ -99,7 +99,10 @@ def extract_features(
         )
         if _is_finished(out, header):
             remove_journal(journal_folder(out))
-            return _report(out) if ranks.writes else None
+            if not ranks.writes:
+                return None
+            features = Features.open(out)
+            return _report(out, features.header, int((features.run_N >= 0).sum()))
         with compute(
             tasks,
             store,
@@ -112,17 +115,17 @@ def extract_features(
             if not ranks.writes:
                 return None
             num_features = journal.tasks[0].num_features
-            _write(out, replace(header, num_features=num_features), tasks, journal)
-            return _report(out)
+            header = replace(header, num_features=num_features)
+            _write(out, header, tasks, journal)
+            return _report(out, header, sum(len(task.positions_M) for task in tasks))
 
 
-def _report(out: Path) -> FeaturesReport:
-    features = Features.open(out)
+def _report(out: Path, header: FeaturesHeader, num_computed: int) -> FeaturesReport:
     return FeaturesReport(
         features=str(out),
-        slices=features.header.num_slices,
-        computed=int((features.run_N >= 0).sum()),
-        num_features=features.header.num_features,
+        slices=header.num_slices,
+        computed=num_computed,
+        num_features=header.num_features,
     )
 
 

@@ -36,7 +36,7 @@ class RunProbs:
     """The probabilities of one run."""
 
     slices_MK: Floats
-    """Of the slices that it predicts."""
+    """Probabilities of the slices that it predicts."""
 
     series: tuple[Positions, Floats] | None = None
     """Numbers of series in the store, rising, shape (S,), and their probabilities,

@@ -201,24 +201,24 @@ def read_record(run_dir: Path, *, settings: str | None = None) -> RunRecord:
             f"no run in {run_dir} (no {RECORD}); make one with `ichfast train`"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise _unusable(path, str(error)) from error
+        raise unusable_record(path, str(error)) from error
     if not isinstance(found, dict):
-        raise _unusable(path, f"expected settings, found {found!r:.40}")
+        raise unusable_record(path, f"expected settings, found {found!r:.40}")
     rest = {name: value for name, value in found.items() if name != FIELD}
     try:
         record = from_dict(RunRecord, _with_former_settings(rest))
     except IchfastError as error:
-        raise _unusable(path, str(error)) from error
+        raise unusable_record(path, str(error)) from error
     change = settings and first_change(settings, trained_settings(record))
     if change:
-        raise _unusable(path, f"it has {change[1]}, but trained was {change[0]}")
+        raise unusable_record(path, f"it has {change[1]}, but trained was {change[0]}")
     num_windows = len(record.recipe.data.windows)
     if len(record.normalization.mean) != num_windows:
-        raise _unusable(path, f"normalization is not for {num_windows} window(s)")
+        raise unusable_record(path, f"normalization is not for {num_windows} window(s)")
     try:
         check_document(content, found)
     except ChecksumError as error:
-        raise _unusable(path, str(error)) from error
+        raise unusable_record(path, str(error)) from error
     return record
 
 
@@ -233,7 +233,13 @@ def _with_former_settings(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "recipe": {**recipe, "data": data}}
 
 
-def _unusable(path: Path, reason: str) -> RecipeError:
+def unusable_record(path: Path, reason: str) -> RecipeError:
+    """The error for a record that is damaged or was edited.
+
+    Args:
+        path: its file.
+        reason: what is wrong with it.
+    """
     return RecipeError(
         f"{path} is damaged or was edited: {reason}; copy back the file as it was, or "
         "train again"

@@ -31,7 +31,7 @@ class ModelComparison:
     valid: SeriesArrays
     slice_model_NK: Floats
     smoothed_NK: Floats
-    """Of the slice model, smoothed over z."""
+    """Logits of the slice model, smoothed over z."""
 
     head_NK: Floats
     share_K: Floats

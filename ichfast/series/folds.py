@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ichfast.runs.folder import only_training
+from ichfast.series.comparison import ModelComparison
 from ichfast.series.config import SeriesConfig
 from ichfast.series.features import read_features_header
 from ichfast.series.run import SeriesReport, train_series
@@ -43,7 +44,7 @@ LOSSES = (
 """The figures of a report that are averaged."""
 
 
-def train_series_folds(
+def train_series_folds(  # noqa: PLR0913 - all but three are keywords
     features_dir: Path,
     out_dir: Path,
     config: SeriesConfig,
@@ -52,6 +53,7 @@ def train_series_folds(
     store_path: Path | None = None,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    show: Callable[[Path, ModelComparison], object] = lambda *_: None,
 ) -> SeriesFoldsReport:
     """Train a head for the fold of each run, into `out_dir`/fold-0 and so on.
 
@@ -63,6 +65,7 @@ def train_series_folds(
         store_path: the store of the features; None: where it was.
         resume: continue the fold that was interrupted; a finished fold stays as it is.
         should_stop: called after each batch; True ends the work, which can be resumed.
+        show: called at the end of each run with its folder and its models.
 
     Raises:
         IchfastError: `train_series` raised it.
@@ -83,6 +86,7 @@ def train_series_folds(
                 store_path=store_path,
                 resume=resume and has_last(run_dir),
                 should_stop=should_stop,
+                show=show,
             )
             reports.append(report)
     means = {

@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ichfast.errors import CheckpointError, IchfastError, RecipeError, first_line
+from ichfast.errors import CheckpointError, IchfastError, first_line
 from ichfast.evaluation.calibration import Calibration
 from ichfast.labels import CLASSES
 from ichfast.recipes.settings import describe, from_dict, to_dict
-from ichfast.runs.record import Environment, first_change
+from ichfast.runs.record import Environment, first_change, unusable_record
 from ichfast.series.config import SeriesConfig
 from ichfast.series.features import MAX_RUNS, FeaturesRun
 from ichfast.system.checksums import read_document, with_checksum
@@ -75,7 +75,7 @@ class SeriesRecord:
     """Share of the head of each class; empty until the run is finished."""
 
     calibration: Calibration | None = None
-    """Of the blended probabilities of slices; set by `ichfast calibrate`."""
+    """How blended probabilities of slices are calibrated (`ichfast calibrate`)."""
 
 
 def is_series_run(path: Path) -> bool:
@@ -121,12 +121,12 @@ def read_series_record(run_dir: Path, *, settings: str | None = None) -> SeriesR
             "train-series`"
         ) from error
     except (OSError, ValueError, IchfastError) as error:
-        raise _unusable(path, first_line(error)) from error
+        raise unusable_record(path, first_line(error)) from error
     change = settings and first_change(settings, trained_settings(record))
     if change:
-        raise _unusable(path, f"it has {change[1]}, but trained was {change[0]}")
+        raise unusable_record(path, f"it has {change[1]}, but trained was {change[0]}")
     if problem := _contradiction(record):
-        raise _unusable(path, problem)
+        raise unusable_record(path, problem)
     return record
 
 
@@ -141,10 +141,3 @@ def _contradiction(record: SeriesRecord) -> str:
     if not all(0.0 <= alpha <= 1.0 for alpha in record.blend):
         return "its blend has a share outside [0, 1]"
     return ""
-
-
-def _unusable(path: Path, reason: str) -> RecipeError:
-    return RecipeError(
-        f"{path} is damaged or was edited: {reason}; copy back the file as it was, or "
-        "train again"
-    )

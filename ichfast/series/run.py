@@ -102,18 +102,18 @@ class SeriesReport:
     valid_series: int
     valid_patients: int
     prevalence: float
-    """Of predicting the class prevalences."""
+    """Loss of predicting the class prevalences."""
 
     slice_model: float
     smoothed: float
-    """Of the slice model, smoothed over z."""
+    """Loss of the slice model, smoothed over z."""
 
     head: float
     blended: float
-    """Of slice model and head, with the shares that are best on these patients."""
+    """Loss of slice model and head, mixed as is best on these patients."""
 
     blended_crossfit: float
-    """Of both, where the shares of each patient are the best on all others."""
+    """Loss of both, mixed for each patient as is best on all others."""
 
     blend: dict[str, float]
     """Share of the head, by class."""
@@ -132,6 +132,7 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
     store_path: Path | None = None,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    show: Callable[[Path, ModelComparison], object] = lambda *_: None,
 ) -> SeriesReport:
     """Train a series head on a features folder.
 
@@ -144,6 +145,7 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
         store_path: the store of the features; None: where it was.
         resume: continue the run in `run_dir`.
         should_stop: called after each batch; True ends the run, which can be resumed.
+        show: called at the end with the run's folder and its models.
 
     Raises:
         CheckpointError: nothing to resume, a run that would be overwritten, a backbone
@@ -195,6 +197,7 @@ def train_series(  # noqa: PLR0913 - all but three are keywords
         save_checkpoint(run_dir / BEST, {"model": trainer.best_weights, **saved_with})
         record = replace(record, blend=tuple(compared.share_K.tolist()))
         _write_record(run_dir, record)
+        show(run_dir, compared)
     return _report(run_dir, record, fitted, compared)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,11 +27,7 @@ from ichfast.report.charts.style import (
     set_title,
     style_axes,
 )
-from ichfast.series.comparison import ModelComparison, compare_models
-from ichfast.series.features import Features
-from ichfast.series.folder import open_series_run
-from ichfast.series.split import split_series
-from ichfast.store.store import Store
+from ichfast.series.comparison import ModelComparison
 from ichfast.system.files import output_path
 
 PICTURE = "series.png"
@@ -42,24 +37,17 @@ NUM_COLUMNS = 3
 """Series that are improved most, and as many that are made worst."""
 
 
-def draw_series_models(
-    run_dir: Path, features_dir: Path, store_path: Path | None
-) -> None:
+def draw_series_models(run_dir: Path, compared: ModelComparison) -> None:
     """Draw the models of a series run into its folder, if a series has a hemorrhage.
 
     Args:
         run_dir: the folder of the series run.
-        features_dir: the features that it was trained on.
-        store_path: their store; None: where it was.
+        compared: its models on the series that validate.
 
     Raises:
-        IchfastError: no such run, features or store, or the folder cannot be written.
+        PredictionError: the folder cannot be written.
     """
-    run, features = open_series_run(run_dir), Features.open(features_dir)
-    with Store(store_path or run.find_store()) as store:
-        split = split_series(features, store, run.backbones, run.record.fold)
-        head = run.load_head(torch.device("cpu"))
-        figure = series_models(compare_models(head, features, split))
+    figure = series_models(compared)
     if figure is not None:
         with output_path(run_dir / PICTURE, PredictionError) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
