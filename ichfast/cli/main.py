@@ -75,7 +75,7 @@ def cli(debug: bool) -> None:
 for _command in (
     doctor.doctor,
     *(store.prepare, store.inspect, train.preview, train.train),
-    *(predict.features, series.train_series),
+    *(series.features, series.train_series),
     *(predict.predict, predict.evaluate, calibrate.calibrate),
     *(predict.blend, predict.submit),
     *(predict.report, predict.compare, predict.export),

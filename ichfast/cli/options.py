@@ -68,6 +68,9 @@ def number_or(
     return convert
 
 
+RUNS = click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
+)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["auto", "cuda", "cpu"]),
@@ -79,6 +82,13 @@ STORE = click.option(
     default="ichfast-store",
     type=click.Path(path_type=Path),
     help="The store's folder.",
+)
+BATCH_SIZE = click.option(
+    "--batch-size",
+    metavar="auto|N",
+    callback=number_or("auto", minimum=1),
+    default="auto",
+    help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
 )
 LIMIT = click.option(
     "--limit", type=click.IntRange(min=1), help="Try it out on this many slices."

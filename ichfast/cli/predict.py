@@ -1,4 +1,4 @@
-"""The commands after training: predict, features, evaluate, submit, report and so on.
+"""The commands after training: predict, blend, evaluate, submit, report and so on.
 
 `evaluate` and `submit` take a predictions file, the others take runs.
 """
@@ -15,13 +15,14 @@ import click
 
 from ichfast.cli.options import (
     ACCEPT,
+    BATCH_SIZE,
     CACHE,
     DEVICE,
     LIMIT,
     ONLY,
+    RUNS,
     OutputFile,
     joined_ranks,
-    number_or,
     print_result,
     print_status,
 )
@@ -30,19 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ichfast.system.ranks import Ranks
-
-RUNS = click.argument(
-    "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
-)
-
-
-BATCH_SIZE = click.option(
-    "--batch-size",
-    metavar="auto|N",
-    callback=number_or("auto", minimum=1),
-    default="auto",
-    help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
-)
 
 
 @click.command()
@@ -212,52 +200,6 @@ def _check_one_process(ranks: Ranks) -> None:
             "--dicom takes one process; for several, make a store with `ichfast "
             "prepare` and predict it with --store"
         )
-
-
-@click.command()
-@RUNS
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    help="Take the slices of this store.  [default: the one that RUN was trained on]",
-)
-@BATCH_SIZE
-@DEVICE
-def features(
-    runs: tuple[Path, ...],
-    out: Path,
-    store: Path | None,
-    batch_size: int | str,
-    device: str,
-) -> None:
-    """Compute the pooled features and logits of every slice, for a series head.
-
-    OUT is a folder. With one RUN it has all slices of the store, also those that RUN
-    was trained on. Several RUNs, trained on different folds of the store, each
-    compute the series of their validation fold.
-
-    What is computed is kept in a hidden folder next to OUT until OUT is written. After
-    a kill the same command goes on with it.
-
-    \b
-    On several GPUs, with OUT in a folder that all machines share:
-      torchrun --nproc-per-node gpu -m ichfast features RUN OUT
-    """
-    from ichfast.predict.extract import extract_features
-    from ichfast.runs.device import choose_device
-
-    with joined_ranks(device) as ranks:
-        report = extract_features(
-            runs,
-            out,
-            device=choose_device(device),
-            ranks=ranks,
-            store_path=store,
-            batch_size=None if isinstance(batch_size, str) else batch_size,
-        )
-    if report is not None:
-        print_result(asdict(report))
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The command about series runs: train-series."""
+"""The commands that make series runs: features, train-series."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from ichfast.cli.options import DEVICE, number_or, print_result, print_status
+from ichfast.cli.options import (
+    BATCH_SIZE,
+    DEVICE,
+    RUNS,
+    joined_ranks,
+    number_or,
+    print_result,
+    print_status,
+)
 from ichfast.cli.train import saying_how_to_resume
 
 MODELS = {
@@ -21,6 +29,52 @@ MODELS = {
     "blended_crossfit": "blend, cross-fitted by patient",
 }
 """Rows of the table that the command prints, by the field of the report."""
+
+
+@click.command()
+@RUNS
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Take the slices of this store.  [default: the one that RUN was trained on]",
+)
+@BATCH_SIZE
+@DEVICE
+def features(
+    runs: tuple[Path, ...],
+    out: Path,
+    store: Path | None,
+    batch_size: int | str,
+    device: str,
+) -> None:
+    """Compute the pooled features and logits of every slice, for a series head.
+
+    OUT is a folder. With one RUN it has all slices of the store, also those that RUN
+    was trained on. Several RUNs, trained on different folds of the store, each
+    compute the series of their validation fold.
+
+    What is computed is kept in a hidden folder next to OUT until OUT is written. After
+    a kill the same command goes on with it.
+
+    \b
+    On several GPUs, with OUT in a folder that all machines share:
+      torchrun --nproc-per-node gpu -m ichfast features RUN OUT
+    """
+    from ichfast.predict.extract import extract_features
+    from ichfast.runs.device import choose_device
+
+    with joined_ranks(device) as ranks:
+        report = extract_features(
+            runs,
+            out,
+            device=choose_device(device),
+            ranks=ranks,
+            store_path=store,
+            batch_size=None if isinstance(batch_size, str) else batch_size,
+        )
+    if report is not None:
+        print_result(asdict(report))
 
 
 @click.command("train-series")
