@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from ichfast.cli.main import cli
 from ichfast.cli.series import MODELS
+from ichfast.report.charts.series_models import PICTURE
 from ichfast.series.folder import open_series_run
 from ichfast.training.checkpoint import has_last
 from tests.cli.forked import Server
@@ -115,6 +116,7 @@ def test_all_folds_are_trained_and_compared_in_a_table(
     assert report["blended"] == pytest.approx(mean)
     for fold in (0, 1):
         assert open_series_run(folder / "runs" / f"fold-{fold}").record.fold == fold
+        assert (folder / "runs" / f"fold-{fold}" / PICTURE).is_file()
     again = server.run(
         folder, "train-series", fold_features, "runs", "--fold=all", *OPTIONS
     )
