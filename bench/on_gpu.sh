@@ -40,7 +40,9 @@ part() { # SECONDS LOG COMMAND ...: runs COMMAND, whose processes end 5 s after 
   timeout -k 5 "$seconds" "$@" > >(tee -a "$log") 2>&1 &
   wait $! || status=1
 }
-trap 'kill $! 2>/dev/null; wait; exit 130' INT TERM
+# Ends the whole process group: timeout of coreutils 9.1, terminated right after its fork,
+# ends without its command. Until the group exists, the process alone.
+trap 'kill -- -$! 2>/dev/null || kill $! 2>/dev/null; wait; exit 130' INT TERM
 
 bench() { # SECONDS ARGUMENT ...
   part "$1" bench.txt "$PYTHON" bench/throughput.py --out "$OUT" "${@:2}"
