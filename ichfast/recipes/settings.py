@@ -139,7 +139,16 @@ def _readings(text: str) -> Iterator[Any]:
 
 
 def _type_name(wanted: Any) -> str:
+    """Name a type, or the values to type where these are few."""
+    if typing.get_origin(wanted) in (typing.Union, UnionType):
+        return " or ".join(map(_type_name, typing.get_args(wanted)))
+    if wanted in _FEW_VALUES:
+        return _FEW_VALUES[wanted]
     return wanted.__name__ if isinstance(wanted, type) else str(wanted)
+
+
+_FEW_VALUES = {bool: "true or false", type(None): "null"}
+"""The values of types that have few, in JSON."""
 
 
 def _fits(value: Any, wanted: Any) -> bool:

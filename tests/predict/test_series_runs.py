@@ -22,6 +22,7 @@ from ichfast.evaluation.predictions import (
     STD_COLUMNS,
     probs_NK,
 )
+from ichfast.labels import CLASSES
 from ichfast.predict import probabilities
 from ichfast.predict.coverage import Positions, cover, whole_series
 from ichfast.predict.ensemble import PredictConfig, kept_predictions, predict_runs
@@ -153,6 +154,30 @@ def test_on_its_store_it_predicts_its_fold_with_the_backbone_that_held_it_out(
     np.testing.assert_allclose(table["subdural"], plain["subdural"], atol=1e-6)
 
 
+def test_of_all_slices_its_own_series_stay_with_the_backbone_that_held_them_out(
+    both: Path, other_store: Path, tmp_path: Path
+) -> None:
+    table, folder = predicted(both, tmp_path / "p.csv", all_slices=True)
+    own = predict_runs([both], device=CPU)
+    elsewhere = predict_runs([both], device=CPU, store_path=other_store)
+    assert table["slice_id"].tolist() == elsewhere["slice_id"].tolist()
+    is_own = table["series"].isin(own["series"])
+    # P4 has no labels: nothing was trained on them.
+    assert (table["trained_on"] == ~(is_own | (table["patient"] == "P4"))).all()
+    columns = [*CLASSES, *SERIES_PROB_COLUMNS]
+    there = table[table["slice_id"].isin(own["slice_id"])]
+    # The batches of the networks are others.
+    np.testing.assert_allclose(there[columns], own[columns], atol=1e-3)
+    np.testing.assert_allclose(
+        table.loc[~is_own, columns], elsewhere.loc[~is_own, columns], atol=1e-3
+    )
+    num_rows = [len(table), len(table) - is_own.sum()]
+    for task, expected_rows in enumerate(num_rows):
+        assert len(read_rows(folder, f"{task}-0", expected_rows)) == expected_rows
+    limited = PredictConfig(all_slices=True, limit=7)
+    assert len(predict_runs([both], device=CPU, config=limited)) == 7
+
+
 def test_elsewhere_all_backbones_and_all_passes_go_through_the_head(
     both: Path,
     other_store: Path,
@@ -194,7 +219,7 @@ def test_patients_of_the_head_count_as_trained_on(
         patients = patients_of_slices(store, of_p4)
         for head_patients, expected in ((run.head_patients, 0), (patients, 1)):
             changed = replace(run, head_patients=head_patients)
-            coverage = cover(changed, store, only=None, limit=None)
+            (coverage,) = cover(changed, store, all_slices=False, only=None, limit=None)
             assert (coverage.trained_on_M[of_p4] == expected).all()
 
 
