@@ -7,9 +7,9 @@
 2. For each slice it is told whether the run, or a run from whose weights it started,
    was trained on its patient.
 3. A series run predicts the series of its own fold with the backbones that held it
-   out, and other series with all its backbones. It was trained on a patient if its head was, or one of
-   the backbones that it uses here. Its networks see whole series, also where only some
-   slices of them are wanted.
+   out, and other series with all its backbones. It was trained on a patient if its head
+   was, or one of the backbones that it uses here. Its networks see whole series, also
+   where only some slices of them are wanted.
 
 Shape letters: N slices of the store, M slices that a run predicts, R slices that its
 networks see.
