@@ -51,5 +51,6 @@ def with_bags(logits_BK: Tensor, num_bags: int) -> Tensor:
     """
     if num_bags == 0:
         return logits_BK
-    bag_logits_DK = logits_BK.unflatten(0, (num_bags, -1)).amax(dim=1)
+    num_classes = logits_BK.shape[1]
+    bag_logits_DK = logits_BK.reshape(num_bags, -1, num_classes).amax(dim=1)
     return torch.cat([logits_BK, bag_logits_DK])

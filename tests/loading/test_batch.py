@@ -52,6 +52,21 @@ def test_a_batch_moves_to_a_device_with_all_its_tensors(
     assert [tensor.dtype for tensor in moved] == [tensor.dtype for tensor in batch]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_host_waits_for_a_copy_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    asked: list[bool] = []
+
+    def copy(tensor: torch.Tensor, _: object, *, non_blocking: bool) -> torch.Tensor:
+        asked.append(non_blocking)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", copy)
+    a_batch().to("cpu") if waits else a_batch().to("cpu", non_blocking=True)
+    assert asked == [not waits] * 3
+
+
 def test_batches_collate() -> None:
     stacked = default_collate([a_batch(), a_batch(4)])
     assert isinstance(stacked, Batch)

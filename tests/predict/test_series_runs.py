@@ -23,6 +23,7 @@ from ichfast.evaluation.predictions import (
     probs_NK,
 )
 from ichfast.labels import CLASSES
+from ichfast.loading.splits import Split
 from ichfast.predict import probabilities
 from ichfast.predict.coverage import Positions, cover, whole_series
 from ichfast.predict.ensemble import PredictConfig, kept_predictions, predict_runs
@@ -30,6 +31,7 @@ from ichfast.predict.extract import extract_features
 from ichfast.predict.from_dicom import predict_dicom
 from ichfast.predict.journal import Journal, Part, Rows, journal_folder
 from ichfast.runs.patients import patients_of_slices
+from ichfast.runs.trained import TrainedRun
 from ichfast.series.folder import open_series_run, read_series
 from ichfast.series.record import read_series_record, write_series_record
 from ichfast.store.store import Store
@@ -176,6 +178,24 @@ def test_of_all_slices_its_own_series_stay_with_the_backbone_that_held_them_out(
         assert len(read_rows(folder, f"{task}-0", expected_rows)) == expected_rows
     limited = PredictConfig(all_slices=True, limit=7)
     assert len(predict_runs([both], device=CPU, config=limited)) == 7
+
+
+def test_a_series_with_slices_of_its_fold_is_not_divided_between_backbones(
+    both: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = TrainedRun.split
+
+    def split_without_a_label(run: TrainedRun, store: Store) -> Split:
+        found = split(run, store)
+        return replace(found, valid_N=found.valid_N[1:])
+
+    monkeypatch.setattr(TrainedRun, "split", split_without_a_label)
+    run = open_series_run(both)
+    own, others = cover(run, tiny_store, all_slices=True, only=None, limit=None)
+    series = tiny_store.table["series"].to_numpy(dtype=object)
+    assert not set(series[own.positions_M]) & set(series[others.positions_M])
+    assert len(own.positions_M) + len(others.positions_M) == len(tiny_store)
+    assert (own.trained_on_M == 0).all()
 
 
 def test_elsewhere_all_backbones_and_all_passes_go_through_the_head(
