@@ -249,7 +249,12 @@ def test_the_notebook_is_kept_without_outputs() -> None:
 @needs("nbclient")
 @needs("ipykernel")
 @pytest.mark.filterwarnings("ignore")
-def test_the_notebook_runs_in_jupyter(tmp_path: Path) -> None:
+def test_the_notebook_runs_in_jupyter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
+        monkeypatch.setenv(f"JUPYTER_{name}", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "jupyter"))
     import nbformat
     from nbclient import NotebookClient
 

@@ -84,17 +84,23 @@ def reporting(
         callbacks.
 
     Raises:
-        CheckpointError: the function that is yielded cannot write `metrics.csv`.
+        CheckpointError: `metrics.csv` cannot be written, here or in the function that
+            is yielded.
     """
 
-    def on_epoch(history: History) -> None:
+    def write(history: History) -> None:
         advice = how_to_continue(start.run_dir)
         write_history(start.run_dir, history, advice=advice)
+
+    def on_epoch(history: History) -> None:
+        write(history)
         row = history[-1]
         _log_epoch(row)
         for callback in callbacks:
             callback.on_epoch(row)
 
+    if start.history:  # a kill may have come before it was written
+        write(start.history)
     with ExitStack() as stack:
         for callback in callbacks:
             stack.push(partial(_end, callback))

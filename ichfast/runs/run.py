@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from ichfast.errors import ModelError, RecipeError, TrainError
 from ichfast.evaluation.metrics import prevalence_loss
-from ichfast.loading.batch import Loader
 from ichfast.loading.loader import make_loader
 from ichfast.loading.sampler import BalancedSampler, Sampler, make_sampler
 from ichfast.loading.splits import Split, in_run_folder, split_slices
@@ -68,10 +67,9 @@ from ichfast.training.checkpoint import (
     PATIENTS,
     SETTINGS,
     has_last,
-    how_to_continue,
     load_last,
 )
-from ichfast.training.history import History, best_row, write_history
+from ichfast.training.history import History, best_row
 from ichfast.training.profiler import Profile, Spans
 from ichfast.training.step import Stepper
 from ichfast.training.trainer import Trainer
@@ -475,21 +473,12 @@ def _fit(
         )
         if not ranks.writes:
             return fit()
-        start = _start(trainer, recipe, run_dir, train_loader)
+        start = RunStart(
+            run_dir=run_dir,
+            recipe=recipe,
+            num_epochs=trainer.num_epochs,
+            history=list(trainer.history),
+            train_loader=train_loader,
+        )
         callbacks = (TensorBoard(run_dir), *callbacks)
         return fit(on_epoch=stack.enter_context(reporting(start, callbacks)))
-
-
-def _start(
-    trainer: Trainer, recipe: Recipe, run_dir: Path, train_loader: Loader
-) -> RunStart:
-    """What callbacks get of a run, whose history is written if it is resumed."""
-    if trainer.history:
-        write_history(run_dir, trainer.history, advice=how_to_continue(run_dir))
-    return RunStart(
-        run_dir=run_dir,
-        recipe=recipe,
-        num_epochs=trainer.num_epochs,
-        history=list(trainer.history),
-        train_loader=train_loader,
-    )
