@@ -63,7 +63,7 @@ class Callback:
         """Take the start of a run, before its first epoch."""
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """Take the numbers of an epoch: a row of `training.history`."""
+        """Take the numbers of an epoch: a copy of a row of `training.history`."""
 
     def on_end(self, error: BaseException | None) -> None:
         """Take the end of a run; `error` is None if it has finished."""
@@ -97,7 +97,7 @@ def reporting(
         row = history[-1]
         _log_epoch(row)
         for callback in callbacks:
-            callback.on_epoch(row)
+            callback.on_epoch(dict(row))
 
     if start.history:  # a kill may have come before it was written
         write(start.history)

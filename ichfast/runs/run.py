@@ -477,7 +477,7 @@ def _fit(
             run_dir=run_dir,
             recipe=recipe,
             num_epochs=trainer.num_epochs,
-            history=list(trainer.history),
+            history=[dict(row) for row in trainer.history],
             train_loader=train_loader,
         )
         callbacks = (TensorBoard(run_dir), *callbacks)

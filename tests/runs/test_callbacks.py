@@ -59,6 +59,16 @@ class Notes(Callback):
         self._note("end")
 
 
+class Careless(Callback):
+    """Changes what it gets."""
+
+    def on_start(self, start: RunStart) -> None:
+        start.history.clear()
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        row.clear()
+
+
 def train(
     store_path: Path,
     run_dir: Path,
@@ -82,7 +92,7 @@ def test_a_run_reports_its_settings_and_the_rows_of_its_epochs(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
     notes = Notes()
-    train(tiny_store_path, tmp_path, notes, Callback())
+    train(tiny_store_path, tmp_path, Careless(), notes, Callback())
     assert notes.noted == ["start", "epoch 0", "epoch 1", "end"]
     assert notes.error is None
     assert notes.start is not None
