@@ -173,7 +173,7 @@ def test_of_all_slices_its_own_series_stay_with_the_backbone_that_held_them_out(
     np.testing.assert_allclose(
         table.loc[~is_own, columns], elsewhere.loc[~is_own, columns], atol=1e-3
     )
-    num_rows = [len(table), len(table) - is_own.sum()]
+    num_rows = [len(table), int((~is_own).sum())]
     for task, expected_rows in enumerate(num_rows):
         assert len(read_rows(folder, f"{task}-0", expected_rows)) == expected_rows
     limited = PredictConfig(all_slices=True, limit=7)
