@@ -37,4 +37,4 @@ def open_loader(
 
 def run_epoch(loader: DaliLoader) -> int:
     """Load an epoch; returns the slices."""
-    return sum(len(batch) for batch in loader)
+    return sum(batch.num_slices for batch in loader)

@@ -139,7 +139,7 @@ def _run_rank(
             connection.send(0)
             while True:
                 loader = loaders[connection.recv()]
-                connection.send(sum(len(batch) for batch in loader))
+                connection.send(sum(batch.num_slices for batch in loader))
     except EOFError:
         pass  # the other end of the pipe is closed
     except IchfastError as error:

@@ -44,7 +44,7 @@ class ResidentBatches:
     @property
     def num_slices(self) -> int:
         """Slices in one epoch."""
-        return sum(len(batch) for batch in self.batches)
+        return sum(batch.num_slices for batch in self.batches)
 
     def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[Batch]:
         """Give the same batches in each epoch."""

@@ -66,4 +66,4 @@ class TimmTrainer:
             self._num_updates += 1
             self._ema.update(self._model, step=self._num_updates)
             self._optimizer.zero_grad()
-        return sum(len(batch) for batch in batches)
+        return sum(batch.num_slices for batch in batches)

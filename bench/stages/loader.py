@@ -267,7 +267,7 @@ def _peer_contender(name: str, task: LoaderTask, stack: ExitStack) -> Contender:
         name=name,
         role="peer",
         before=peer,
-        run=lambda: sum(len(batch) for batch in peer().epoch(next(epochs))),
+        run=lambda: sum(batch.num_slices for batch in peer().epoch(next(epochs))),
         settings={"slices": len(task.positions_N), "workers": task.workers},
     )
 

@@ -118,7 +118,7 @@ def _make_contenders(
         return num_slices
 
     limits = {
-        "loader alone": lambda: sum(len(batch) for batch in loader),
+        "loader alone": lambda: sum(batch.num_slices for batch in loader),
         "resident batches": lambda: trainer.run_epoch(resident),
     }
 

@@ -39,7 +39,13 @@ if TYPE_CHECKING:
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
-    help="Predict every slice of this store.",
+    help="Predict this store.  [default: the one that RUN was trained on]",
+)
+@click.option(
+    "--all",
+    "all_slices",
+    is_flag=True,
+    help="Predict every slice of the store, also of patients that RUN was trained on.",
 )
 @click.option(
     "--dicom",
@@ -88,6 +94,7 @@ def predict(
     runs: tuple[Path, ...],
     out: Path,
     store: Path | None,
+    all_slices: bool,
     sources: tuple[str, ...],
     keep_ids: bool,
     tta: str,
@@ -103,9 +110,11 @@ def predict(
 ) -> None:
     """Predict slices with RUN's best epoch; write OUT (.parquet, .csv or .npz).
 
-    By default the slices are those of RUN's validation fold, in the store it was
-    trained on. With --store they are all slices of that store, with --dicom every
-    axial CT slice in a folder, file, archive or URL.
+    In the store that RUN was trained on, the slices are those of its validation fold.
+    In that store after `prepare --append` they are those of patients that RUN was not
+    trained on, and in another --store all; with --dicom every axial CT slice in a
+    folder, file, archive or URL. --all takes every slice of any store; OUT marks those
+    of patients that RUN was trained on, and `evaluate` refuses them.
 
     Several RUNs are an ensemble: a slice gets the average of the runs that predict
     it, and OUT shows how much they differ. They may see other sizes and windows. The
@@ -147,6 +156,7 @@ def predict(
         smooth=smooth,
         batch_size=None if isinstance(batch_size, str) else batch_size,
         cache=cache or "none",
+        all_slices=all_slices,
         only=only,
         limit=limit,
     )

@@ -7,3 +7,5 @@ from .config import (
     measure_normalization as measure_normalization,
 )
 from .loader import make_loader as make_loader
+from .splits import FoldConfig as FoldConfig
+from .splits import split_slices as split_slices

@@ -9,30 +9,34 @@ Promises of a loader (`tests/loading/contracts.py` checks them on every loader):
    be tested, and results joined to slices, without relying on the order.
 4. The same seed gives the same batches.
 
-Shape letters: B slices in the batch, C channels, H rows, W columns, K classes.
+Shape letters: B slices in the batch, D bags, C channels, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch of slices, ready for a model.
+class Batch(NamedTuple):
+    """A batch of slices, ready for a model: a named tuple of three tensors.
+
+    Named tuples are what torch, Lightning and Accelerate collate, pin, gather and move.
+    `len` is that of the tuple; `num_slices` counts the slices.
 
     Example:
         >>> import ichfast
         >>> config = ichfast.DataConfig(size=32, batch_size=8)
         >>> with ichfast.Store("ichfast-store") as store:
         ...     with ichfast.make_loader(store, range(20), config) as loader:
-        ...         [len(batch) for batch in loader]
-        [8, 8, 4]
+        ...         for images, targets, indices in loader:
+        ...             print(images.shape, targets.shape, indices.tolist()[-1])
+        torch.Size([8, 1, 32, 32]) torch.Size([8, 6]) 7
+        torch.Size([8, 1, 32, 32]) torch.Size([8, 6]) 15
+        torch.Size([4, 1, 32, 32]) torch.Size([4, 6]) 19
     """
 
     images_BCHW: torch.Tensor
@@ -40,18 +44,35 @@ class Batch:
 
     targets_BK: torch.Tensor
     """float32, on the loader's device; labels in the order of `labels.CLASSES`, NaN
-    where the store has none."""
+    where the store has none. With bags (`ichfast.loading.bags`) its shape is
+    (B + D, K): after the slices a row for each D-th part of the batch, whose slices are
+    of one bag. It has the labels of the bag that its slices lack, NaN where there are
+    none."""
 
     indices_B: torch.Tensor
     """int64, on the CPU; store positions."""
 
-    bag_targets_DK: torch.Tensor | None = None
-    """None without bags (`ichfast.loading.bags`). Else float32, on the loader's device:
-    a row for each D-th part of the batch, whose slices are of one bag. Labels of the
-    bag that its slices lack, NaN where there are none."""
-
-    def __len__(self) -> int:
+    @property
+    def num_slices(self) -> int:
+        """Slices in the batch."""
         return len(self.indices_B)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Copy the batch with all its tensors on a device.
+
+        Args:
+            device: where the tensors go.
+            non_blocking: whether the host goes on before page-locked memory is copied.
+        """
+        return Batch(*(each.to(device, non_blocking=non_blocking) for each in self))
+
+    def __repr__(self) -> str:
+        tensors = (
+            f"{name}: {str(each.dtype).removeprefix('torch.')} {tuple(each.shape)} "
+            f"on {each.device}"
+            for name, each in self._asdict().items()
+        )
+        return f"Batch({', '.join(tensors)})"
 
 
 class Loader(Protocol):

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     shuffle: bool = False,
     seed: int = 0,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
 ) -> DaliLoader:
     """Build a loader over some slices of a store.
 
@@ -80,7 +80,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         seed: run seed, for the order and the augmentation.
         ranks: this process among all that share the split. They must be in one torch
             process group if `config.cache` is ``host``.
-        device: ``cpu``, or ``cuda`` for the current CUDA device.
+        device: the CPU, or the current CUDA device.
 
     Returns:
         A `loading.batch.Loader` that is also a context manager.
@@ -103,7 +103,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
     """
     store.check_open()
     slices_N = _check_positions(store, slices_N)
-    _check_device(device)
+    device_type = _check_device(device)
     normalization = _check_normalization(normalization, config)
     sampler = make_sampler(
         config.sampling,
@@ -129,7 +129,7 @@ def make_loader(  # noqa: PLR0913 - all but three are keywords with a default
         normalization=normalization,
         augment=augment or AugmentConfig(),
         ranks=ranks,
-        device=device,
+        device=device_type,
     )
 
 
@@ -169,11 +169,24 @@ def _check_normalization(
     return given
 
 
-def _check_device(device: str) -> None:
-    if device not in ("cpu", "cuda"):
+def _check_device(device: torch.device | str) -> str:
+    """Return ``cpu``, or ``cuda`` for the current CUDA device."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise LoaderError(f"device is cpu or cuda, got {device!r}") from error
+    if found.type not in ("cpu", "cuda"):
         raise LoaderError(f"device is cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise LoaderError("device is cuda, but torch finds no GPU; take cpu")
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise LoaderError("device is cuda, but torch finds no GPU; take cpu")
+        current = torch.cuda.current_device()
+        if found.index not in (None, current):
+            raise LoaderError(
+                f"device is {found}, but a loader runs on the current CUDA device, "
+                f"{current}; call torch.cuda.set_device({found.index}) first"
+            )
+    return found.type
 
 
 class DaliLoader:
@@ -193,7 +206,7 @@ class DaliLoader:
         ranks: Ranks,
         device: str,
     ) -> None:
-        self.sampler = sampler
+        self._sampler = sampler
         self.config = config
         self.level = choose_level(store, config)
         self.device = device
@@ -226,14 +239,20 @@ class DaliLoader:
         )
         self._graph = GraphRunner(graph, self._feeds, on_gpu=on_gpu)
 
+    def __reduce__(self) -> NoReturn:
+        raise LoaderError(
+            "a loader has threads and buffers of its own process, and cannot be copied "
+            "or pickled; call make_loader in the process that uses it"
+        )
+
     def __len__(self) -> int:
         """Batches in one epoch."""
-        return len(self.sampler)
+        return len(self._sampler)
 
     @property
     def num_slices(self) -> int:
         """Slices in one epoch."""
-        return self.sampler.num_slices
+        return self._sampler.num_slices
 
     def __repr__(self) -> str:
         kept = "" if self.config.cache == "none" else f", kept: {self.config.cache}"
@@ -302,8 +321,8 @@ class DaliLoader:
             self._graph.rebuild()
         self._feeds.start(epoch, first_batch)
         bag_targets = None
-        if isinstance(self.sampler, BagSampler):
-            bag_targets = self.sampler.bag_targets(epoch)
+        if isinstance(self._sampler, BagSampler):
+            bag_targets = self._sampler.bag_targets(epoch)
         for iteration in count(first_batch):
             if own_number != self._num_begun:
                 raise LoaderError(
@@ -313,26 +332,27 @@ class DaliLoader:
             outputs = self._graph.run()
             if outputs is None:
                 return
-            yield self._batch(outputs, self._of_batch(bag_targets, iteration))
+            batch = self._batch(outputs)
+            if bag_targets is not None:
+                batch = self._add_bags(batch, bag_targets, iteration)
+            yield batch
 
-    def _of_batch(
-        self, bag_targets: npt.NDArray[np.float32] | None, iteration: int
-    ) -> torch.Tensor | None:
-        """The targets of the bags of a batch.
+    def _add_bags(
+        self, batch: Batch, bag_targets: npt.NDArray[np.float32], iteration: int
+    ) -> Batch:
+        """Add the targets of its bags to a batch.
 
         Args:
+            batch: has those of its slices.
             bag_targets: those of an epoch.
             iteration: the batch, counted from 0.
         """
-        if bag_targets is None:
-            return None
         num_blocks = len(bag_targets) // len(self)
         rows = slice(iteration * num_blocks, (iteration + 1) * num_blocks)
-        return upload(bag_targets[rows], torch.device(self.device))
+        bag_targets_DK = upload(bag_targets[rows], batch.targets_BK.device)
+        return batch._replace(targets_BK=torch.cat([batch.targets_BK, bag_targets_DK]))
 
-    def _batch(
-        self, outputs: Sequence[Any], bag_targets_DK: torch.Tensor | None
-    ) -> Batch:
+    def _batch(self, outputs: Sequence[Any]) -> Batch:
         """Make a batch from the outputs of the graph."""
         if self._shader is None:
             image_BHWC, target_BK, index_B1 = (
@@ -347,7 +367,6 @@ class DaliLoader:
             images_BCHW=image_BHWC.permute(0, 3, 1, 2),
             targets_BK=target_BK,
             indices_B=index_B1[:, 0],
-            bag_targets_DK=bag_targets_DK,
         )
 
     def close(self) -> None:

@@ -199,7 +199,7 @@ def _cannot_write(path: Path, error: OSError) -> PredictionError:
 
 def _check_patients(run: Run, store: Store, *, allow_unknown: bool) -> None:
     """Refuse patients that any part of a run was trained on, or may have been."""
-    coverage = cover(run, store, only=None, limit=None)
+    (coverage,) = cover(run, store, all_slices=False, only=None, limit=None)
     num_slices = len(coverage.positions_M)
     is_trained_M = coverage.trained_on_M == 1
     num_unknown = int(np.isnan(coverage.trained_on_M).sum())

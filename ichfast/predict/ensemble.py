@@ -89,6 +89,9 @@ class PredictConfig:
     """Where slices are kept between the passes of a run: a name of
     `loading.config.CACHES`."""
 
+    all_slices: bool = False
+    """Also predict slices of patients on whom a run was trained."""
+
     only: Path | None = None
     """A file with the ids of the slices, series, studies or patients to predict
     (`ichfast.loading.id_files`); None: all."""
@@ -235,7 +238,15 @@ class _Ensemble:
         self._device = device
         self._config = config
         self._coverages = [
-            cover(run, store, only=config.only, limit=config.limit) for run in runs
+            coverage
+            for run in runs
+            for coverage in cover(
+                run,
+                store,
+                all_slices=config.all_slices,
+                only=config.only,
+                limit=config.limit,
+            )
         ]
         tasks: dict[str, NetworkTask] = {}
         digests = []

@@ -157,7 +157,7 @@ class _Seen:
 
     def add(self, batch: Batch) -> None:
         """Count a batch of this rank."""
-        self._bar.update(len(batch))
+        self._bar.update(batch.num_slices)
 
     def finish(self, part: Part) -> None:
         """Note a part of this rank, and look for those of others."""

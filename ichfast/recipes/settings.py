@@ -29,7 +29,13 @@ MAX_NAMED = 3
 
 def describe(settings: Any) -> str:
     """Format settings as lines of ``name = value``, with the names of `override`."""
-    return "\n".join(f"{name} = {value}" for name, value in _leaves(settings, ""))
+    values = flatten(settings)
+    return "\n".join(f"{name} = {json.dumps(values[name])}" for name in values)
+
+
+def flatten(settings: Any) -> dict[str, Any]:
+    """The value of each setting, by the names of `override`."""
+    return dict(_leaves(settings, ""))
 
 
 def _leaves(settings: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -41,7 +47,7 @@ def _leaves(settings: Any, path: str) -> Iterator[tuple[str, Any]]:
             for index, part in enumerate(value):
                 yield from _leaves(part, f"{name}.{index}.")
         else:
-            yield name, json.dumps(value)
+            yield name, value
 
 
 def override(
@@ -139,7 +145,16 @@ def _readings(text: str) -> Iterator[Any]:
 
 
 def _type_name(wanted: Any) -> str:
+    """Name a type, or the values to type where these are few."""
+    if typing.get_origin(wanted) in (typing.Union, UnionType):
+        return " or ".join(map(_type_name, typing.get_args(wanted)))
+    if wanted in _FEW_VALUES:
+        return _FEW_VALUES[wanted]
     return wanted.__name__ if isinstance(wanted, type) else str(wanted)
+
+
+_FEW_VALUES = {bool: "true or false", type(None): "null"}
+"""The values of types that have few, in JSON."""
 
 
 def _fits(value: Any, wanted: Any) -> bool:

@@ -269,7 +269,8 @@ def write_contact_sheet(store: Store, out: Path) -> None:
         captions,
         {name: PRESETS[name] for name in SHEET_WINDOWS},
     )
-    write_figure(out, figure)
+    advice = "; make room, or name another file with --sheet"
+    write_figure(out, figure, advice)
 
 
 def _slices_to_show(store: Store) -> npt.NDArray[np.int64]:

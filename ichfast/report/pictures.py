@@ -20,7 +20,7 @@ from ichfast.augment.reference import square_view
 from ichfast.errors import IchfastError
 from ichfast.loading.config import pixel_aspects
 from ichfast.store.store import Store
-from ichfast.system.files import output_path
+from ichfast.system.files import ADVICE, output_path
 from ichfast.windows import HU_OFFSET, Window, apply_windows
 
 Stored = npt.NDArray[np.uint16]
@@ -108,18 +108,19 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def write_figure(out: Path, figure: Figure) -> None:
+def write_figure(out: Path, figure: Figure, advice: str = ADVICE) -> None:
     """Write a figure as PNG, and make its folder.
 
     Args:
         out: the PNG. Replaced if it exists, whole or not at all.
         figure: what `figure_png` draws.
+        advice: end of the message if it cannot be written.
 
     Raises:
         IchfastError: the file cannot be written.
     """
     png = figure_png(figure)
-    with output_path(out, IchfastError) as temporary:
+    with output_path(out, IchfastError, advice) as temporary:
         temporary.write_bytes(png)
 
 

@@ -19,8 +19,8 @@ Shape letters: N slices, K classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from ichfast.models.build import build_model, check_input, synchronize_batch_nor
 from ichfast.models.config import is_timm
 from ichfast.models.precision import choose_amp
 from ichfast.recipes.recipe import Recipe
+from ichfast.runs.callbacks import Callback, RunStart, reporting
 from ichfast.runs.folder import (
     begin_folder,
     check_resumable,
@@ -45,7 +46,6 @@ from ichfast.runs.folder import (
     check_unused,
     only_training,
 )
-from ichfast.runs.log import RunLog
 from ichfast.runs.patients import (
     NOBODY,
     TrainingPatients,
@@ -59,6 +59,7 @@ from ichfast.runs.record import (
     trained_settings,
     write_record,
 )
+from ichfast.runs.tensorboard import TensorBoard
 from ichfast.store.store import Store
 from ichfast.store.tables import patients_N
 from ichfast.system.ranks import Ranks, was_restarted
@@ -66,10 +67,9 @@ from ichfast.training.checkpoint import (
     PATIENTS,
     SETTINGS,
     has_last,
-    how_to_continue,
     load_last,
 )
-from ichfast.training.history import History, best_row, write_history
+from ichfast.training.history import History, best_row
 from ichfast.training.profiler import Profile, Spans
 from ichfast.training.step import Stepper
 from ichfast.training.trainer import Trainer
@@ -114,6 +114,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
     profile: bool = False,
     limit: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainReport:
     """Train a recipe on a store.
 
@@ -128,6 +129,8 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
         profile: measure where the time of a step goes.
         limit: number of slices to train on; a quarter as many validate. None: all.
         should_stop: called after each step; True saves and ends the run.
+        callbacks: what the run reports its epochs to, beside its own files. What they
+            raise ends the run.
 
     Raises:
         CheckpointError: nothing to resume, a run that would be overwritten, or a
@@ -208,7 +211,7 @@ def train_run(  # noqa: PLR0913 - all but four are keywords with a default
             if ranks.writes and not trainer.is_finished:
                 # It is of a best epoch that may be replaced.
                 write_record(run_dir, replace(record, calibration=None))
-        history = _fit(trainer, store, split, record, run_dir)
+        history = _fit(trainer, store, split, record, run_dir, callbacks)
         valid_bags = split.bags.within(split.valid_N)
         labels_NK = np.concatenate(
             [store.labels_NK()[split.valid_N], valid_bags.labels_DK]
@@ -431,7 +434,12 @@ def _names_from(store: Store) -> Callable[[Tensor], list[str]]:
 
 
 def _fit(
-    trainer: Trainer, store: Store, split: Split, record: RunRecord, run_dir: Path
+    trainer: Trainer,
+    store: Store,
+    split: Split,
+    record: RunRecord,
+    run_dir: Path,
+    callbacks: Sequence[Callback],
 ) -> History:
     recipe, ranks = record.recipe, trainer.stepper.ranks
     loader = partial(
@@ -441,7 +449,7 @@ def _fit(
         normalization=record.normalization,
         seed=recipe.train.seed,
         ranks=ranks,
-        device=trainer.stepper.device.type,
+        device=trainer.stepper.device,
     )
     with (
         loader(split.train_N, augment=recipe.augment, shuffle=True) as train_loader,
@@ -465,11 +473,12 @@ def _fit(
         )
         if not ranks.writes:
             return fit()
-        log = stack.enter_context(closing(RunLog(run_dir)))
-        if trainer.history:
-            write_history(run_dir, trainer.history, advice=how_to_continue(run_dir))
-        else:
-            log.show_slices(
-                train_loader, trainer.num_epochs, recipe.data.shown_channels
-            )
-        return fit(on_epoch=log.log_epoch)
+        start = RunStart(
+            run_dir=run_dir,
+            recipe=recipe,
+            num_epochs=trainer.num_epochs,
+            history=[dict(row) for row in trainer.history],
+            train_loader=train_loader,
+        )
+        callbacks = (TensorBoard(run_dir), *callbacks)
+        return fit(on_epoch=stack.enter_context(reporting(start, callbacks)))

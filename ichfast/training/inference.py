@@ -109,7 +109,7 @@ def predict_logits(
             positions.append(batch.indices_B.numpy())
             logits.append(logits_BK.float())
             targets.append(batch.targets_BK)
-            bar.update(len(batch))
+            bar.update(batch.num_slices)
     return (
         np.concatenate(positions),
         torch.cat(logits).cpu(),

@@ -37,24 +37,20 @@ def known_loss(logits_BK: Tensor, targets_BK: Tensor, weight_K: Tensor) -> Tenso
     return mean / (known / every + (known == 0))
 
 
-def with_bags(
-    logits_BK: Tensor, targets_BK: Tensor, bag_targets_DK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Add the bags of a batch to its slices: their logits and targets.
+def with_bags(logits_BK: Tensor, num_bags: int) -> Tensor:
+    """Add the logits of the bags of a batch, if it has any, to those of its slices.
 
     The logit of a bag is the maximum of its slices' logits.
 
     Args:
         logits_BK: the slices of each bag are consecutive, and as many for each.
-        targets_BK: NaN where unknown.
-        bag_targets_DK: NaN where unknown, or where there is no bag.
+        num_bags: D.
 
     Returns:
-        Shape (B + D, K) each.
+        Shape (B + D, K).
     """
-    num_bags, num_classes = bag_targets_DK.shape
+    if num_bags == 0:
+        return logits_BK
+    num_classes = logits_BK.shape[1]
     bag_logits_DK = logits_BK.reshape(num_bags, -1, num_classes).amax(dim=1)
-    return (
-        torch.cat([logits_BK, bag_logits_DK]),
-        torch.cat([targets_BK, bag_targets_DK]),
-    )
+    return torch.cat([logits_BK, bag_logits_DK])

@@ -240,12 +240,9 @@ class Stepper:
             images_BCHW, targets_BK = self._mixed(batch, epoch, iteration)
         with network.exchanging(is_due=self.completes_step(iteration)):
             with self.spans.part("forward"), self.amp.autocast():
-                logits_BK = network(images_BCHW)
-                if batch.bag_targets_DK is not None:
-                    logits_BK, targets_BK = with_bags(
-                        logits_BK, targets_BK, batch.bag_targets_DK
-                    )
-                loss = self.loss(logits_BK, targets_BK)
+                num_bags = len(targets_BK) - len(images_BCHW)
+                logits = with_bags(network(images_BCHW), num_bags)
+                loss = self.loss(logits, targets_BK)
             with self.spans.part("backward"):
                 share = self._scaler.scale(loss / self.config.accumulate)
                 share.backward()  # type: ignore[no-untyped-call]

@@ -225,14 +225,14 @@ class Trainer:
                     batch = next(batches)
                 loss = stepper.add(batch, epoch=epoch, iteration=iteration)
                 self._losses.add(loss, batch.indices_B)
-                timer.add(len(batch))
+                timer.add(batch.num_slices)
                 if stepper.completes_step(iteration):
                     step = (epoch - first_epoch) * num_steps + iteration // accumulate
                     stepper.update(step)
                     self._finish_step(Position(epoch, iteration + 1))
                 if iteration % READ_INTERVAL == 0:
                     bar.set_postfix_str(self._remark(timer), refresh=False)
-                bar.update(len(batch))
+                bar.update(batch.num_slices)
         self._check_losses()
         times = timer.finish(ranks.world_size)
         losses = self._mean_losses(self.history[first_epoch:], num_steps)
@@ -299,8 +299,15 @@ class Trainer:
         where += " ..." if len(names) > MAX_NAMED_SLICES else ""
         return TrainError(
             f"the loss is not finite in epoch {self._position.epoch + 1}; the batch "
-            f"held {where or 'slices of another rank'}; lower the learning rate "
-            f"(--set train.phases.0.lr=...) and start again from {BEST}"
+            f"held {where or 'slices of another rank'}; {self._how_to_start_again()}"
+        )
+
+    def _how_to_start_again(self) -> str:
+        best = self._checkpoints.run_dir / BEST
+        weights = f", from the best epoch with --weights {best}"
+        return (
+            "lower the learning rate (--set train.phases.0.lr=...) and start again in "
+            f"another folder{weights if best.is_file() else ''}"
         )
 
     def _finish_epoch(self, on_epoch: Callable[[History], None]) -> None:
@@ -308,8 +315,7 @@ class Trainer:
         if not np.isfinite(self.history[-1][by]):
             raise TrainError(
                 f"the validation loss of epoch {self._position.epoch} is not finite; "
-                f"{self._checkpoints.run_dir} keeps the checkpoint before; lower the "
-                "learning rate"
+                f"{self._how_to_start_again()}"
             )
         # Reported before it is saved: once saved, an epoch is not trained again.
         on_epoch(self.history)

@@ -83,6 +83,15 @@ def test_the_runs_of_all_folds_predict_their_store_out_of_fold(
 
 
 @pytest.mark.slow
+def test_all_slices_of_its_own_store_are_predicted_on_request(
+    place: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all.csv"
+    assert ok("predict", place / "fold0", out, "--all", *CPU)["slices"] == 29
+    assert "that the model was trained on" in refused("evaluate", out)
+
+
+@pytest.mark.slow
 def test_studies_are_predicted_and_refused_where_slices_are_needed(
     place: Path, tmp_path: Path
 ) -> None:

@@ -48,8 +48,9 @@ def test_the_loader_keeps_its_promises_on_the_gpu(
 ) -> None:
     slices_N = np.arange(len(tiny_store) - 2)
     config = DataConfig(size=64, batch_size=6, level=256)
+    device = torch.device("cuda", torch.cuda.current_device())
     with make_loader(
-        tiny_store, slices_N, config, augment=AUGMENT, shuffle=shuffle, device="cuda"
+        tiny_store, slices_N, config, augment=AUGMENT, shuffle=shuffle, device=device
     ) as loader:
         check_loader(loader, slices_N.tolist(), batch_size=6, shuffle=shuffle)
         assert next(iter(loader)).images_BCHW.device.type == "cuda"

@@ -65,7 +65,7 @@ def _check_epoch(
 ) -> None:
     """Check that no slice repeats, how the last batch ends, and all types."""
     num_full, left_over = divmod(len(slices), batch_size)
-    lengths = [len(batch) for batch in batches]
+    lengths = [batch.num_slices for batch in batches]
     short = [left_over] * bool(left_over and not shuffle)
     assert lengths == [batch_size] * num_full + short
     assert len(batches) == len(loader)
@@ -76,7 +76,7 @@ def _check_epoch(
     if not shuffle:
         assert seen == list(slices)
     for batch in batches:
-        assert len(batch.images_BCHW) == len(batch.targets_BK) == len(batch)
+        assert len(batch.images_BCHW) == len(batch.targets_BK) == batch.num_slices
         assert batch.images_BCHW.dtype == torch.float16
         assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
         assert batch.targets_BK.dtype == torch.float32

@@ -262,11 +262,11 @@ def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(
     assert check_order == sampler_of(store).order(1).reshape(-1, 8).tolist()
     num_bags = 0
     for batch in batches:
-        assert batch.bag_targets_DK is not None
-        assert batch.bag_targets_DK.dtype == torch.float32
-        np.testing.assert_array_equal(batch.targets_BK, labels_NK[batch.indices_B])
+        targets_BK, bag_targets_DK = batch.targets_BK[:8], batch.targets_BK[8:]
+        assert bag_targets_DK.dtype == torch.float32
+        np.testing.assert_array_equal(targets_BK, labels_NK[batch.indices_B])
         for block, target_K in zip(
-            batch.indices_B.reshape(-1, 4), batch.bag_targets_DK, strict=True
+            batch.indices_B.reshape(-1, 4), bag_targets_DK, strict=True
         ):
             if not target_K.isnan().all():
                 num_bags += 1
@@ -278,16 +278,14 @@ def test_a_loader_gives_the_targets_of_the_bags_of_each_batch(
     assert num_bags in (3, 4)  # one of nine blocks is left over
     for found, expected in zip(late, batches[2:], strict=True):
         assert torch.equal(found.indices_B, expected.indices_B)
-        assert found.bag_targets_DK is not None
-        assert expected.bag_targets_DK is not None
-        np.testing.assert_array_equal(found.bag_targets_DK, expected.bag_targets_DK)
+        np.testing.assert_array_equal(found.targets_BK, expected.targets_BK)
 
 
 def test_a_loader_of_a_part_without_bags_gives_no_targets_of_bags(store: Store) -> None:
     with make_loader(store, np.arange(10, 20), config(), shuffle=True) as loader:
-        assert {batch.bag_targets_DK for batch in loader} == {None}
+        assert {len(batch.targets_BK) for batch in loader} == {8}
     with make_loader(store, np.arange(40), config()) as loader:
-        assert {batch.bag_targets_DK for batch in loader} == {None}
+        assert {len(batch.targets_BK) for batch in loader} == {8}
         check_loader(loader, list(range(40)), batch_size=8, shuffle=False)
 
 
@@ -298,8 +296,6 @@ def test_a_rank_gets_the_targets_of_its_own_blocks(store: Store, rank: int) -> N
     ) as loader:
         batches = list(loader.epoch(0))
     sampler = sampler_of(store, rank=rank, world_size=2)
-    found = [
-        batch.bag_targets_DK for batch in batches if batch.bag_targets_DK is not None
-    ]
+    found = [batch.targets_BK[8:] for batch in batches]
     np.testing.assert_array_equal(np.concatenate(found), sampler.bag_targets(0))
     assert len(batches) == 2

@@ -57,3 +57,9 @@ def test_a_picture_shows_windows_of_the_middle_slice(
     config = DataConfig(windows=windows, neighbours=neighbours)
     assert config.num_channels == channels
     assert list(range(channels))[config.shown_channels] == shown
+
+
+def test_windows_as_a_single_text_are_refused() -> None:
+    message = r"""windows is a tuple of names, such as \("brain",\), got 'brain'"""
+    with pytest.raises(LoaderError, match=message):
+        DataConfig(windows="brain")  # type: ignore[arg-type]

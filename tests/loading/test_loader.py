@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -488,6 +490,8 @@ BALANCED = {"config": replace(DATA, sampling="balanced"), "shuffle": True}
         ({"ranks": Ranks(-1, 1)}, "got rank -1 of 1"),
         ({"ranks": Ranks(0, 0)}, "got rank 0 of 0"),
         ({"device": "gpu"}, "device is cpu or cuda, got 'gpu'"),
+        ({"device": None}, "device is cpu or cuda, got None"),
+        ({"device": torch.device("meta")}, r"cpu or cuda, got device\(type='meta'\)"),
         ({"normalization": NORMALIZATION}, r"each of 1 window\(s\), got 3"),
     ],
 )
@@ -512,8 +516,38 @@ def test_cuda_is_refused_without_a_gpu(
     tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(LoaderError, match="torch finds no GPU; take cpu"):
-        make_loader(tiny_store, everything(tiny_store), DATA, device="cuda")
+    for device in ("cuda", torch.device("cuda"), torch.device("cuda", 0)):
+        with pytest.raises(LoaderError, match="torch finds no GPU; take cpu"):
+            make_loader(tiny_store, everything(tiny_store), DATA, device=device)
+
+
+def test_another_gpu_than_the_current_one_is_refused(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    message = (
+        r"device is cuda:1, but a loader runs on the current CUDA device, 2; call "
+        r"torch\.cuda\.set_device\(1\) first"
+    )
+    with pytest.raises(LoaderError, match=message):
+        make_loader(tiny_store, everything(tiny_store), DATA, device="cuda:1")
+
+
+def test_a_device_of_torch_is_taken(tiny_store: Store) -> None:
+    positions, cpu = everything(tiny_store), torch.device("cpu")
+    with make_loader(tiny_store, positions, DATA, device=cpu) as loader:
+        assert next(iter(loader)).images_BCHW.device == cpu
+
+
+@pytest.mark.parametrize("make_copy", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_loader_cannot_be_copied_and_says_what_to_do(
+    tiny_store: Store, make_copy: Callable[[DaliLoader], object]
+) -> None:
+    with make_loader(tiny_store, everything(tiny_store), DATA) as loader:
+        with pytest.raises(LoaderError, match="call make_loader in the process that"):
+            make_copy(loader)
+        assert len(list(loader)) == len(loader)
 
 
 def test_a_closed_store_and_a_closed_loader_are_refused(tiny_store_path: Path) -> None:

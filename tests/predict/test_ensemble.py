@@ -15,6 +15,7 @@ import torch
 from ichfast.errors import PredictionError
 from ichfast.evaluation.calibration import fit_calibration
 from ichfast.evaluation.curves import Aim
+from ichfast.evaluation.leaks import check_leaks
 from ichfast.evaluation.logits import logit, sigmoid
 from ichfast.evaluation.predictions import (
     COLUMNS,
@@ -27,6 +28,7 @@ from ichfast.predict.averages import average, binary_entropy, deviation
 from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.predict.journal import Journal, Part, Rows
 from ichfast.runs.record import read_record, write_record
+from ichfast.runs.trained import open_run
 from ichfast.series.smoothing import smooth_over_z
 from ichfast.store.store import Store
 from ichfast.training.checkpoint import BEST, load_checkpoint, save_checkpoint
@@ -76,6 +78,23 @@ def test_all_folds_predict_their_store_out_of_fold(
         alone = predict_runs([run], device=CPU)
         there = table[table["fold"] == fold]
         np.testing.assert_allclose(probs_NK(there), probs_NK(alone), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_all_slices_are_predicted_and_those_of_patients_trained_on_are_marked(
+    folds: list[Path], tiny_store: Store
+) -> None:
+    table = predict_runs(folds[:1], device=CPU, config=PredictConfig(all_slices=True))
+    assert table["slice_id"].tolist() == tiny_store.table["slice_id"].tolist()
+    split = open_run(folds[0]).split(tiny_store)
+    assert table["fold"].tolist() == split.fold_N.tolist()
+    trained = set(table["patient"].iloc[split.train_N])
+    assert (table["trained_on"] == table["patient"].isin(trained)).all()
+    own = predict_runs(folds[:1], device=CPU)
+    there = table[table["slice_id"].isin(own["slice_id"])]
+    np.testing.assert_allclose(probs_NK(there), probs_NK(own), atol=1e-6)
+    with pytest.raises(PredictionError, match="trained on"):
+        check_leaks(table, allow=False)
 
 
 @pytest.mark.slow
@@ -304,8 +323,10 @@ def test_only_the_slices_of_a_list_are_predicted(
     table = predict_runs(folds, device=CPU, store_path=other_store, config=config)
     assert set(table["study"]) == {"S2", "S5"}
     (tmp_path / "only.csv").write_text("study\nS5\n")
-    with pytest.raises(PredictionError, match=r"only\.csv has none of the slices that"):
+    with pytest.raises(PredictionError, match=r"only\.csv has none of .* add --all to"):
         predict_runs(folds, device=CPU, config=config)
+    config = replace(config, all_slices=True)
+    assert set(predict_runs(folds, device=CPU, config=config)["study"]) == {"S5"}
 
 
 def test_a_limit_spreads_over_the_slices(folds: list[Path], other_store: Path) -> None:

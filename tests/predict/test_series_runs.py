@@ -22,6 +22,8 @@ from ichfast.evaluation.predictions import (
     STD_COLUMNS,
     probs_NK,
 )
+from ichfast.labels import CLASSES
+from ichfast.loading.splits import Split
 from ichfast.predict import probabilities
 from ichfast.predict.coverage import Positions, cover, whole_series
 from ichfast.predict.ensemble import PredictConfig, kept_predictions, predict_runs
@@ -29,6 +31,7 @@ from ichfast.predict.extract import extract_features
 from ichfast.predict.from_dicom import predict_dicom
 from ichfast.predict.journal import Journal, Part, Rows, journal_folder
 from ichfast.runs.patients import patients_of_slices
+from ichfast.runs.trained import TrainedRun
 from ichfast.series.folder import open_series_run, read_series
 from ichfast.series.record import read_series_record, write_series_record
 from ichfast.store.store import Store
@@ -153,6 +156,48 @@ def test_on_its_store_it_predicts_its_fold_with_the_backbone_that_held_it_out(
     np.testing.assert_allclose(table["subdural"], plain["subdural"], atol=1e-6)
 
 
+def test_of_all_slices_its_own_series_stay_with_the_backbone_that_held_them_out(
+    both: Path, other_store: Path, tmp_path: Path
+) -> None:
+    table, folder = predicted(both, tmp_path / "p.csv", all_slices=True)
+    own = predict_runs([both], device=CPU)
+    elsewhere = predict_runs([both], device=CPU, store_path=other_store)
+    assert table["slice_id"].tolist() == elsewhere["slice_id"].tolist()
+    is_own = table["series"].isin(own["series"])
+    # P4 has no labels: nothing was trained on them.
+    assert (table["trained_on"] == ~(is_own | (table["patient"] == "P4"))).all()
+    columns = [*CLASSES, *SERIES_PROB_COLUMNS]
+    there = table[table["slice_id"].isin(own["slice_id"])]
+    # The batches of the networks are others.
+    np.testing.assert_allclose(there[columns], own[columns], atol=1e-3)
+    np.testing.assert_allclose(
+        table.loc[~is_own, columns], elsewhere.loc[~is_own, columns], atol=1e-3
+    )
+    num_rows = [len(table), int((~is_own).sum())]
+    for task, expected_rows in enumerate(num_rows):
+        assert len(read_rows(folder, f"{task}-0", expected_rows)) == expected_rows
+    limited = PredictConfig(all_slices=True, limit=7)
+    assert len(predict_runs([both], device=CPU, config=limited)) == 7
+
+
+def test_a_series_with_slices_of_its_fold_is_not_divided_between_backbones(
+    both: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = TrainedRun.split
+
+    def split_without_a_label(run: TrainedRun, store: Store) -> Split:
+        found = split(run, store)
+        return replace(found, valid_N=found.valid_N[1:])
+
+    monkeypatch.setattr(TrainedRun, "split", split_without_a_label)
+    run = open_series_run(both)
+    own, others = cover(run, tiny_store, all_slices=True, only=None, limit=None)
+    series = tiny_store.table["series"].to_numpy(dtype=object)
+    assert not set(series[own.positions_M]) & set(series[others.positions_M])
+    assert len(own.positions_M) + len(others.positions_M) == len(tiny_store)
+    assert (own.trained_on_M == 0).all()
+
+
 def test_elsewhere_all_backbones_and_all_passes_go_through_the_head(
     both: Path,
     other_store: Path,
@@ -194,7 +239,7 @@ def test_patients_of_the_head_count_as_trained_on(
         patients = patients_of_slices(store, of_p4)
         for head_patients, expected in ((run.head_patients, 0), (patients, 1)):
             changed = replace(run, head_patients=head_patients)
-            coverage = cover(changed, store, only=None, limit=None)
+            (coverage,) = cover(changed, store, all_slices=False, only=None, limit=None)
             assert (coverage.trained_on_M[of_p4] == expected).all()
 
 

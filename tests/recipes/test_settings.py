@@ -57,7 +57,12 @@ def test_override_takes_the_lines_that_describe_prints() -> None:
         ("train.phases.0.lr=NaN", "train.phases.0.lr: expected float, found 'NaN'"),
         ("data.neighbours=yes", "expected int, found 'yes'"),
         ("train.phases.0.betas=0.9", r"expected tuple\[float, float\], found '0.9'"),
-        ("train.epochs=many", "train.epochs: expected int .*, found 'many'"),
+        ("train.epochs=many", "train.epochs: expected int or null, found 'many'"),
+        ("train.compile=yes", "train.compile: expected true or false, found 'yes'"),
+        (
+            "train.sync_batch_norm=no",
+            "train.sync_batch_norm: expected true or false or null, found 'no'",
+        ),
         ("train.epochs=1.5", "expected int"),
         ("train.epochs=0", "train.epochs must be at least 1"),
         (
@@ -85,6 +90,7 @@ def test_a_wrong_assignment_is_refused_with_what_is_known(
     ("found", "message"),
     [
         ({"name": 3}, "name: expected str, found 3"),
+        ({"train": {"compile": 1}}, "compile: expected true or false, found 1"),
         ({"nam": "x"}, "unknown setting 'nam'; did you mean name"),
         ({"name": "x"}, "not all of Recipe"),
         ({"model": {"arch": "resnext50", "evil": 1}}, "unknown setting 'evil'"),

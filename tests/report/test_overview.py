@@ -157,5 +157,5 @@ def test_the_contact_sheet_is_a_picture(tiny_store: Store, tmp_path: Path) -> No
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.size == (10 * 256, 832)
         assert np.asarray(picture.convert("L")).max() == 255
-    with pytest.raises(IchfastError, match="cannot write"):
+    with pytest.raises(IchfastError, match="name another file with --sheet"):
         write_contact_sheet(tiny_store, tmp_path / "sheet.png" / "sheet.png")

@@ -19,7 +19,7 @@ from ichfast.evaluation.leaks import check_leaks
 from ichfast.export.card import format_card
 from ichfast.labels import CLASSES, LabelTable
 from ichfast.loading.splits import FoldConfig, split_slices
-from ichfast.predict.ensemble import predict_runs
+from ichfast.predict.ensemble import PredictConfig, predict_runs
 from ichfast.prepare.prepare import prepare_store
 from ichfast.recipes.recipe import Recipe
 from ichfast.report.comparison import compare_runs
@@ -219,6 +219,11 @@ class TestStores:
         assert found.keys() == everybody - trained_patients(store_path)
         assert len(found) == 3 + 4
         check_leaks(predict_runs([run_dir], device=CPU, store_path=again), allow=False)
+        every = PredictConfig(all_slices=True)
+        table = predict_runs([run_dir], device=CPU, store_path=grown, config=every)
+        assert set(table["patient"]) == everybody
+        is_marked = table["patient"].isin(trained_patients(store_path))
+        assert (table["trained_on"] == is_marked).all()
 
     @pytest.mark.slow
     def test_an_append_to_the_runs_own_store_needs_no_option(

@@ -63,6 +63,27 @@ def test_a_loss_that_is_not_finite_names_the_slices_of_its_batch(
     assert not (tmp_path / LAST).exists()
 
 
+@pytest.mark.parametrize("has_best", [False, True])
+@pytest.mark.parametrize("spoilt", ["train", "valid"])
+def test_the_advice_after_a_loss_that_is_not_finite_names_a_checkpoint_that_is_there(
+    tmp_path: Path, spoilt: str, has_best: bool
+) -> None:
+    if has_best:
+        (tmp_path / BEST).touch()
+    trainer = make_trainer(tmp_path)
+    loaders = [
+        FakeLoader(shuffle=part == "train", poison=0 if part == spoilt else None)
+        for part in ("train", "valid")
+    ]
+    with pytest.raises(TrainError) as caught:
+        trainer.fit(*loaders)
+    best = f", from the best epoch with --weights {tmp_path / BEST}"
+    assert str(caught.value).endswith(
+        "lower the learning rate (--set train.phases.0.lr=...) and start again in "
+        f"another folder{best if has_best else ''}"
+    )
+
+
 def test_any_can_count_twice_in_the_loss(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     logits_BK, targets_BK = torch.zeros(1, 6), torch.zeros(1, 6)
