@@ -15,7 +15,7 @@ import pytest
 from ichfast.errors import SourceError
 from ichfast.sources import archives
 from ichfast.sources.archives import list_members, lister
-from ichfast.sources.remote import locate
+from ichfast.sources.places import locate
 from ichfast.system.limits import LimitedProcess, LimitError
 
 
