@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ from ichfast.cli.options import (
     print_result,
     print_status,
 )
+from ichfast.errors import PredictionError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ichfast.pacs.documents import DocumentsReport
     from ichfast.system.ranks import Ranks
 
 RUNS = click.argument(
@@ -65,7 +68,20 @@ BATCH_SIZE = click.option(
     "--keep-ids",
     is_flag=True,
     help="With --dicom: keep patient ids, which otherwise become keyed hashes, and "
-    "names of files in OUT.rejected.csv, which otherwise become numbers.",
+    "names of files in OUT.rejected.csv, which otherwise become numbers. With --sr: "
+    "write the patient into each document, so that a PACS can file it.",
+)
+@click.option(
+    "--sr",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --dicom: also write a DICOM structured report of each study.",
+)
+@click.option(
+    "--key-images",
+    is_flag=True,
+    help="With --sr: also write a secondary capture of each study, with a map of "
+    "where the model looked.",
 )
 @click.option(
     "--tta",
@@ -102,6 +118,8 @@ def predict(
     store: Path | None,
     sources: tuple[str, ...],
     keep_ids: bool,
+    sr: Path | None,
+    key_images: bool,
     tta: str,
     average: str,
     level: str,
@@ -143,6 +161,10 @@ def predict(
     Slice, series and study ids stay as they are in the files, so that a probability
     can be traced to its file. Files that are no slices or cannot be read are listed
     with the reason in OUT.rejected.csv.
+
+    --sr needs the extra `pacs`. A report holds the study's six probabilities, the
+    thresholds of a calibrated RUN, the SHA-256 of RUN's checkpoint and references to
+    the slices. It is research output, not of a medical device: docs/reports.md.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.evaluation.study_table import join_slices
@@ -152,6 +174,13 @@ def predict(
     from ichfast.runs.device import choose_device
 
     _check_sources(sources, store, accept=accept, keep_ids=keep_ids)
+    documents = _documents_writer(
+        sources,
+        sr,
+        key_images=key_images,
+        keep_ids=keep_ids,
+        settings={"tta": tta, "average": average, "smooth": smooth},
+    )
     check_destination(out)
     config = PredictConfig(
         tta=tta,
@@ -184,10 +213,12 @@ def predict(
                 rejected_file=rejected_path(out),
                 keep_ids=keep_ids,
                 accept=accept,
+                use_store=documents and partial(documents, device=how["device"]),
             )
             if found.is_listed:
                 print_status(f"{rejected_path(out)} lists the files that were left out")
-            finish(found.table, {"rejected": dict(found.rejected)})
+            written = asdict(found.used) if found.used else {}
+            finish(found.table, {"rejected": dict(found.rejected), **written})
             return
         with kept_predictions(runs, out, **how, ranks=ranks, store_path=store) as table:
             if table is not None:
@@ -204,6 +235,48 @@ def _check_sources(
         raise click.UsageError("--accept goes with --dicom; a store has its images")
     if keep_ids and not sources:
         raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
+
+
+def _documents_writer(
+    sources: Sequence[str],
+    folder: Path | None,
+    *,
+    key_images: bool,
+    keep_ids: bool,
+    settings: Mapping[str, object],
+) -> Callable[..., DocumentsReport] | None:
+    """Check the options of DICOM documents before the work begins.
+
+    Args:
+        sources: of --dicom.
+        folder: of --sr; None: no documents.
+        key_images: of --key-images.
+        keep_ids: of --keep-ids.
+        settings: how the runs predict.
+
+    Returns:
+        `write_documents` without the device; None if there are no documents.
+    """
+    if folder is None:
+        if key_images:
+            raise click.UsageError("--key-images goes with --sr DIR")
+        return None
+    if not sources:
+        raise click.UsageError(
+            "--sr goes with --dicom; a store does not tell whose its slices are"
+        )
+    try:
+        from ichfast.pacs.documents import DocumentConfig, check_folder, write_documents
+    except ImportError as error:
+        raise PredictionError(
+            f"--sr needs a package that is missing ({error}); "
+            "pip install 'ichfast[pacs]'"
+        ) from None
+    check_folder(folder)
+    config = DocumentConfig(
+        folder=folder, key_images=key_images, keep_ids=keep_ids, settings=settings
+    )
+    return partial(write_documents, sources=sources, config=config)
 
 
 def _check_one_process(ranks: Ranks) -> None:
