@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
@@ -47,10 +48,11 @@ def identify(document: Dataset, header: FileHeader, *, keep_ids: bool) -> None:
         keep_ids: take the patient's attributes from there.
     """
     if keep_ids:
-        if any(header.character_sets):
-            document.SpecificCharacterSet = list(header.character_sets)
-        for keyword, value in header.identity.items():
-            setattr(document, keyword, value)
+        with disable_value_validation():  # as they are in the image, and not logged
+            if any(header.character_sets):
+                document.SpecificCharacterSet = list(header.character_sets)
+            for keyword, value in header.identity.items():
+                setattr(document, keyword, value)
     else:
         document.PatientIdentityRemoved = "YES"
         document.DeidentificationMethod = DEIDENTIFICATION

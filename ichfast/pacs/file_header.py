@@ -8,14 +8,15 @@ and memory (`ichfast.system.limits`).
 from __future__ import annotations
 
 import io
-import warnings
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom import dcmread
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.uid import UID
+from pydicom.uid import RE_VALID_UID
 
 from ichfast.dicom.header import MAX_FRAMES, MAX_ID_LENGTH
 
@@ -26,12 +27,21 @@ IDENTITY = (
 """Keywords by which a PACS files an instance under a patient and a study, and shows it
 there."""
 
+MAX_UID_LENGTH = 64
+"""Upper limit of the characters of a UID.
+
+Source:
+    DICOM PS3.5 9.
+"""
+
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 _KEYWORDS = (
     *("SpecificCharacterSet", *IDENTITY, *_UIDS),
     *("NumberOfFrames", "ImageOrientationPatient"),
 )
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ class FileHeader:
     def has_uids(self) -> bool:
         """Whether its four UIDs are such as DICOM allows."""
         return all(
-            UID(uid).is_valid
+            len(uid) <= MAX_UID_LENGTH and RE_VALID_UID.fullmatch(uid)
             for uid in (
                 *(self.sop_class_uid, self.sop_instance_uid),
                 *(self.study_uid, self.series_uid),
@@ -86,8 +96,7 @@ class FileHeader:
 def read_file_header(content: bytes) -> FileHeader | None:
     """Read the header of a DICOM file; None if pydicom cannot read it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values that DICOM does not allow
+        with disable_value_validation():  # which would log the values
             header = dcmread(
                 io.BytesIO(content),
                 stop_before_pixels=True,
