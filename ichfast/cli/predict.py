@@ -26,7 +26,6 @@ from ichfast.cli.options import (
     print_result,
     print_status,
 )
-from ichfast.errors import PredictionError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +163,7 @@ def predict(
 
     --sr needs the extra `pacs`. A report holds the study's six probabilities, the
     thresholds of a calibrated RUN, the SHA-256 of RUN's checkpoint and references to
-    the slices. It is research output, not of a medical device: docs/reports.md.
+    the slices. It is for research, not of a medical device: docs/pacs.md.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.evaluation.study_table import join_slices
@@ -265,13 +264,8 @@ def _documents_writer(
         raise click.UsageError(
             "--sr goes with --dicom; a store does not tell whose its slices are"
         )
-    try:
-        from ichfast.pacs.documents import DocumentConfig, check_folder, write_documents
-    except ImportError as error:
-        raise PredictionError(
-            f"--sr needs a package that is missing ({error}); "
-            "pip install 'ichfast[pacs]'"
-        ) from None
+    from ichfast.pacs.documents import DocumentConfig, check_folder, write_documents
+
     check_folder(folder)
     config = DocumentConfig(
         folder=folder, key_images=key_images, keep_ids=keep_ids, settings=settings

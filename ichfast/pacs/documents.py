@@ -3,6 +3,8 @@
 A study whose files DICOM cannot refer to gets no document: `NO_DOCUMENT` has the
 reasons. Documents are written whole or not at all, and replace those of the same study.
 
+highdicom comes with the extra ``pacs``. It is imported when documents are written.
+
 Shape letters: K classes, h and w rows and columns of the feature map.
 """
 
@@ -13,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -23,9 +26,8 @@ from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.evaluation.study_table import join_slices
 from ichfast.labels import CLASSES
+from ichfast.pacs.findings import Algorithm, Finding
 from ichfast.pacs.instances import Instance, find_instances, slice_keys
-from ichfast.pacs.key_image import draw_map, make_key_image
-from ichfast.pacs.structured_report import Algorithm, Finding, make_report
 from ichfast.predict.coverage import Run
 from ichfast.report.activations import activations_of
 from ichfast.report.pictures import slice_view, windowed_8bit
@@ -86,9 +88,15 @@ class _Study:
 def check_folder(folder: Path) -> None:
     """Refuse a folder that documents cannot be written to; make it if it is missing.
 
+    Call it before the work begins, which may take hours.
+
     Raises:
-        PredictionError: it cannot be made, or written to.
+        PredictionError: it cannot be made, or written to; or highdicom is missing.
     """
+    if find_spec("highdicom") is None:
+        raise PredictionError(
+            "DICOM documents need highdicom; pip install 'ichfast[pacs]'"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(folder, os.W_OK) else "it is read-only"
@@ -165,6 +173,8 @@ def _why_not(instances: Sequence[Instance]) -> str | None:
 def _write_reports(
     runs: Sequence[Run], studies: Sequence[_Study], config: DocumentConfig
 ) -> None:
+    from ichfast.pacs.structured_report import make_report
+
     algorithm = Algorithm(digests=_digests(runs), settings=config.settings)
     thresholds = _thresholds(runs)
     for study in studies:
@@ -221,6 +231,8 @@ def _write_key_images(
     config: DocumentConfig,
 ) -> int:
     """Write the slice of each study with the highest probability of `any`."""
+    from ichfast.pacs.key_image import draw_map, make_key_image
+
     network = run if isinstance(run, TrainedRun) else run.backbones[0]
     peaks = [int(study.slices["any"].to_numpy().argmax()) for study in studies]
     slice_ids = [

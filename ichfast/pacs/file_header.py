@@ -34,11 +34,9 @@ Source:
     DICOM PS3.5 9.
 """
 
-_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-
 _KEYWORDS = (
-    *("SpecificCharacterSet", *IDENTITY, *_UIDS),
-    *("NumberOfFrames", "ImageOrientationPatient"),
+    *("SpecificCharacterSet", *IDENTITY, "NumberOfFrames", "ImageOrientationPatient"),
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
 )
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values
@@ -115,7 +113,10 @@ def _parse(header: Dataset) -> FileHeader:
     if not 1 <= num_frames <= MAX_FRAMES:
         raise ValueError("too many frames")
     return FileHeader(
-        *(_text(header, name) for name in _UIDS),
+        sop_class_uid=_text(header, "SOPClassUID"),
+        sop_instance_uid=_text(header, "SOPInstanceUID"),
+        study_uid=_text(header, "StudyInstanceUID"),
+        series_uid=_text(header, "SeriesInstanceUID"),
         num_frames=num_frames,
         orientation=tuple(map(float, orientation)) if len(orientation) == 6 else (),
         character_sets=tuple(_text(header, "SpecificCharacterSet").split("\\")),

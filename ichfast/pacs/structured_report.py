@@ -18,8 +18,7 @@ device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from highdicom import sr
@@ -30,6 +29,7 @@ from pydicom.uid import generate_uid
 
 from ichfast import __version__
 from ichfast.pacs.attributes import NOTICE, identify, made_by
+from ichfast.pacs.findings import Algorithm, Finding
 from ichfast.pacs.instances import Instance
 
 SCHEME = "99ICHFAST"
@@ -40,41 +40,6 @@ SERIES_NUMBER = 9801
 _UNIT = codes.UCUM.NoUnits
 
 _AT_THRESHOLD = sr.CodedConcept("slice-at-threshold", SCHEME, "Slice at threshold")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """What was predicted of one class in a study."""
-
-    class_name: str
-    probability: float
-    """Of the study, in [0, 1]."""
-
-    peak: Instance
-    """The slice with the highest probability."""
-
-    peak_probability: float
-    threshold: float | None
-    """From which a slice is called positive; None where the run has none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Algorithm:
-    """What predicted."""
-
-    digests: Sequence[str]
-    """SHA-256 of each checkpoint."""
-
-    settings: Mapping[str, object]
-    """How it predicted, such as ``tta``."""
-
-    @property
-    def parameters(self) -> list[str]:
-        """Its parameters as texts."""
-        return [
-            *(f"checkpoint sha256:{digest}" for digest in self.digests),
-            *(f"{name}={value}" for name, value in self.settings.items()),
-        ]
 
 
 def make_report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import probs_NK, read_predictions
 from ichfast.labels import CLASSES
 from ichfast.pacs.file_header import FileHeader, read_file_header
+from ichfast.pacs.findings import Algorithm, Finding
 from ichfast.pacs.instances import Instance
 from ichfast.runs.record import read_record, write_record
 from ichfast.runs.trained import checkpoint_digest
@@ -35,12 +35,7 @@ from pydicom.sr.codedict import codes
 from ichfast.pacs.attributes import NOTICE
 from ichfast.pacs.documents import check_folder
 from ichfast.pacs.key_image import CAPTION_ROWS, SIDE, draw_map, make_key_image
-from ichfast.pacs.structured_report import (
-    Algorithm,
-    Finding,
-    concept_of,
-    make_report,
-)
+from ichfast.pacs.structured_report import concept_of, make_report
 
 IDENTITY = {
     "PatientID": "MRN-1",
@@ -201,21 +196,23 @@ def test_a_key_image_shows_the_slice_and_the_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("charset", "name"),
+    ("charsets", "name"),
     [
-        ("ISO_IR 100", "M\u00fcller^J\u00f6rg"),
-        ("ISO_IR 192", "Wang^XiaoDong=\u738b^\u5c0f\u6771"),
+        (["ISO_IR 100"], "M\u00fcller^J\u00f6rg"),
+        (["ISO_IR 192"], "Wang^XiaoDong=\u738b^\u5c0f\u6771"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce"),
     ],
 )
 def test_a_header_keeps_names_in_their_character_set(
-    tmp_path: Path, charset: str, name: str
+    tmp_path: Path, charsets: list[str], name: str
 ) -> None:
     write_dicom(
-        tmp_path / "a.dcm", "1.99.1", SpecificCharacterSet=charset, PatientName=name
+        tmp_path / "a.dcm", "1.99.1", SpecificCharacterSet=charsets, PatientName=name
     )
     header = read_file_header((tmp_path / "a.dcm").read_bytes())
     assert header
-    assert (header.identity["PatientName"], header.character_sets) == (name, (charset,))
+    assert header.identity["PatientName"] == name
+    assert list(header.character_sets) == charsets
     one = Instance(header, None)
     made = make_report(findings_of(one), [one], ALGORITHM, keep_ids=True)
     assert written(made, tmp_path / "b.dcm").PatientName == name
@@ -410,14 +407,15 @@ def test_an_ensemble_has_no_thresholds(run: Path, heads: Path, tmp_path: Path) -
 def test_documents_need_files_and_a_folder(
     tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    command = ("predict", tmp_path, tmp_path / "p.csv", *options)
-    assert message in refused(*command, status=2)
+    out = tmp_path / "p.csv"
+    assert message in refused("predict", tmp_path, out, *options, status=2)
 
 
 def test_the_extra_is_named_before_the_work_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ichfast.pacs.documents", None)
+    monkeypatch.setattr("ichfast.pacs.documents.find_spec", lambda _: None)
     command = ("predict", tmp_path, tmp_path / "p.csv", "--dicom", tmp_path)
     said = refused(*command, "--sr", tmp_path / "sr")
-    assert said.endswith("pip install 'ichfast[pacs]'")
+    assert said.endswith("need highdicom; pip install 'ichfast[pacs]'")
+    assert not (tmp_path / "sr").exists()

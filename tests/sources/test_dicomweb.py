@@ -20,6 +20,7 @@ from ichfast.sources.dicomweb import WebStudy, name_studies
 from ichfast.sources.sources import list_entries, read_entries
 from ichfast.store.header import read_header
 from ichfast.store.verify import verify_store
+from tests.cli.test_cli import ok, refused
 from tests.conftest import contents
 from tests.sources.dicomweb_server import StubServer, serving
 from tests.sources.test_sources import read_all, write_folder
@@ -274,3 +275,31 @@ def test_a_store_made_from_a_server_is_that_of_the_folders_also_after_an_end(
     )
     assert ours_header == theirs_header
     assert headers[0].counts["slices"] == 12
+
+
+@pytest.mark.slow
+def test_the_commands_take_a_list_of_studies(tmp_path: Path, source: Path) -> None:
+    studies: dict[str, dict[str, bytes]] = {}
+    for path in source.iterdir():
+        header = dcmread(path, specific_tags=["StudyInstanceUID"])
+        key = f"1.88/{path.stem}.dcm"
+        studies.setdefault(header.StudyInstanceUID, {})[key] = path.read_bytes()
+    first, last = sorted(studies)
+    listed, store = tmp_path / "studies.txt", tmp_path / "store"
+    with serving(StubServer(studies)) as stub:
+        prepare = ("prepare", stub.url, "--studies", listed, "--store", store)
+        listed.write_text(last)
+        assert ok(*prepare, "--workers", "1")["slices"] == len(studies[last])
+        listed.write_text(f"{first}\n{last}")
+        stub.paths.clear()
+        assert ok(*prepare, "--workers", "1", "--append")["slices"] == 23
+        fetched = [path for path in stub.paths if not path.endswith("/instances")]
+        assert len(fetched) == len(studies[first])
+        with next(store.glob("level-512/*.npy")).open("r+b") as shard:
+            shard.write(b"damage")
+        repair = ("verify", store, "--repair", stub.url, "--studies", listed)
+        assert ok(*repair)["repaired"]
+    said = refused("verify", store, "--studies", listed, status=2)
+    assert "--studies is for --repair" in said
+    said = refused("prepare", source, "--studies", listed, "--store", tmp_path / "new")
+    assert "no source is a DICOMweb server" in said
