@@ -135,10 +135,8 @@ def write_documents(
     studies, no_document = [], Counter[str]()
     joined = join_slices(table, "study").set_index("study")
     for uid, slices in table.groupby("study", sort=True):
-        instances = [found.get(key) for key in slice_keys(slices)]
-        known = [each for each in instances if each]
-        reason = "no-header" if len(known) < len(instances) else _why_not(known)
-        if reason:
+        instances = [found[key] for key in slice_keys(slices)]
+        if reason := _why_not(instances):
             no_document[reason] += 1
             continue
         probabilities = joined.loc[uid, list(CLASSES)].to_dict()
@@ -146,7 +144,7 @@ def write_documents(
             _Study(
                 uid=str(uid),
                 slices=slices,
-                instances=known,
+                instances=[each for each, *_ in instances],
                 probabilities=probabilities,
             )
         )
@@ -161,11 +159,18 @@ def write_documents(
     )
 
 
-def _why_not(instances: Sequence[Instance]) -> str | None:
-    """The key in `NO_DOCUMENT` of a study; None if it can have documents."""
-    if not all(each.header.has_uids for each in instances):
+def _why_not(instances: Sequence[Sequence[Instance]]) -> str | None:
+    """The key in `NO_DOCUMENT` of a study; None if it can have documents.
+
+    Args:
+        instances: for each of its slices, those that the files have.
+    """
+    if not all(instances):
+        return "no-header"
+    headers = [each.header for found in instances for each in found]
+    if not all(header.has_uids for header in headers):
         return "no-uid"
-    if len({each.header.patient for each in instances}) > 1:
+    if len({header.patient for header in headers}) > 1:
         return "patients"
     return None
 

@@ -29,45 +29,43 @@ class Instance:
     """Number of the frame from 1; None in a file without frames."""
 
 
-SliceKey = tuple[str, str]
-"""Series and slice id, as in a predictions table."""
+SliceKey = tuple[str, str, str]
+"""Study, series and slice id, as in a predictions table."""
 
 
 def find_instances(
     table: pd.DataFrame, sources: Sequence[Path | str]
-) -> dict[SliceKey, Instance]:
+) -> dict[SliceKey, list[Instance]]:
     """Read the headers of the files of some slices.
 
     Args:
-        table: columns `series` and `slice_id`, as they are in the files.
+        table: columns `study`, `series` and `slice_id`, as they are in the files.
         sources: where the files are.
 
     Returns:
-        The instances, without those whose header cannot be read.
+        For each slice its instance, several if several files have it; none if no header
+        can be read.
 
     Raises:
         SourceError: a source is not there any more.
     """
-    missing = set(slice_keys(table))
-    found: dict[SliceKey, Instance] = {}
+    found: dict[SliceKey, list[Instance]] = {key: [] for key in slice_keys(table)}
     with LimitedProcess(extra_bytes=MAX_HEADER_BYTES, timeout_s=HEADER_S) as process:
         for _, content in read_entries(list_entries(sources)):
-            if not missing:
-                break
             if isinstance(content, RejectError):
                 continue
             if (header := _read(process, content)) is None:
                 continue
             for slice_id, frame in header.slice_ids():
-                if (key := (header.series_uid, slice_id)) in missing:
-                    missing.remove(key)
-                    found[key] = Instance(header, frame)
+                key = (header.study_uid, header.series_uid, slice_id)
+                if key in found:
+                    found[key].append(Instance(header, frame))
     return found
 
 
 def slice_keys(table: pd.DataFrame) -> list[SliceKey]:
-    """Series and slice id of each row."""
-    return list(zip(table["series"], table["slice_id"], strict=True))
+    """Study, series and slice id of each row."""
+    return list(zip(table["study"], table["series"], table["slice_id"], strict=True))
 
 
 def _read(process: LimitedProcess, content: bytes) -> FileHeader | None:

@@ -11,9 +11,9 @@ Promises:
    that layout, and the bytes that the server stores: nothing is transcoded. A listing
    has no sizes, so all are 0.
 3. User names, passwords and UIDs are in no message, no name and no repr.
-4. Every failure is an `OSError`, like that of a local file. One that may pass is tried
-   again after each of `PAUSES_S`. After that it is a `TimeoutError`, so that `prepare`
-   ends where a server is gone, and goes on when it is back.
+4. A failure that may pass is tried again after each of `PAUSES_S`. A server that cannot
+   be connected to is a `SourceError` then, which ends `prepare`; the same command goes
+   on. Every other failure is an `OSError`, like that of a local file.
 5. Every wait ends: for a server after `SERVER_S`, for a call that makes no progress
    after `ichfast.system.timeouts.STALL_S`.
 
@@ -54,8 +54,9 @@ SERVER_S = 60.0
 PAUSES_S = (1.0, 5.0, 15.0)
 """Time before each new try, seconds."""
 
-PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
-"""HTTP statuses that may pass."""
+PASSING = frozenset((408, 425, 429, 502, 503, 504))
+"""HTTP statuses that may pass. A server that cannot read one instance gives 500, too.
+"""
 
 PAGE = 1000
 """Instances that are asked for at once."""
@@ -84,16 +85,15 @@ class WebStudy:
     """A study on a DICOMweb server, or one instance of it."""
 
     url: str = field(repr=False)
-    """URL of the study. A fragment is its number in a list of studies, for messages.
-    """
+    """URL of the study. A fragment is its line in a list of studies, for messages."""
 
     file: str = field(default="", repr=False)
     """Key of the instance in the study; empty for the study itself."""
 
     def __str__(self) -> str:
-        number = urlsplit(self.url).fragment
-        study = f"study {number} of the list" if number else "the study"
-        return f"{study} at {self.server}"
+        line = urlsplit(self.url).fragment
+        place = f" in line {line} of the list" if line else ""
+        return f"the study{place} at {self.server}"
 
     __repr__ = __str__
 
@@ -122,7 +122,8 @@ class WebStudy:
 
         Raises:
             FileNotFoundError: the server does not have it.
-            OSError: the server cannot be read.
+            OSError: it cannot be read.
+            SourceError: the server cannot be connected to.
         """
         keys: dict[str, None] = {}
         while len(keys) <= MAX_INSTANCES:
@@ -144,6 +145,7 @@ class WebStudy:
 
         Raises:
             OSError: it is larger, or cannot be read.
+            SourceError: the server cannot be connected to.
         """
         return _ask(_fetch, self, max_bytes)
 
@@ -159,14 +161,11 @@ def web_study(url: str) -> WebStudy:
     Raises:
         SourceError: it names no study or no server, or a package is missing.
     """
-    parts, study = urlsplit(url), WebStudy(url)
-    if not parts.hostname or not _UID.fullmatch(study.study):
-        raise SourceError(
-            f"{study.server} is asked for no study; name the studies with --studies "
-            f"FILE, or one as {parts.scheme}://HOST/PATH{_STUDIES}UID"
-        )
+    study = WebStudy(url)
     try:
-        _client(url.partition("#")[0])
+        has_study = urlsplit(url).hostname and _UID.fullmatch(study.study)
+        if has_study:
+            _client(url)
     except ImportError as error:
         raise SourceError(
             f"cannot read {study.server}: a package is missing ({error}); "
@@ -174,9 +173,14 @@ def web_study(url: str) -> WebStudy:
         ) from None
     except ValueError:
         raise SourceError(
-            f"cannot read {study.server}: this URL is not understood; give "
+            "the URL of a DICOMweb server is not understood; give "
             f"dicomweb://HOST:PORT/PATH{_STUDIES}UID"
         ) from None
+    if not has_study:
+        raise SourceError(
+            f"{study.server} is asked for no study; name the studies with --studies "
+            f"FILE, or one as dicomweb://HOST/PATH{_STUDIES}UID"
+        )
     return study
 
 
@@ -194,11 +198,7 @@ def name_studies(sources: Sequence[str], listed: Path) -> list[str]:
         SourceError: the list cannot be read, is empty, or a line is no UID; or no
             source is a server.
     """
-    servers = [
-        each
-        for each in filter(is_web_study, sources)
-        if _STUDIES not in urlsplit(each).path
-    ]
+    servers = [each for each in filter(is_web_study, sources) if _STUDIES not in each]
     if not servers:
         raise SourceError(
             f"{listed} names studies, but no source is a DICOMweb server; give "
@@ -277,14 +277,19 @@ def _server_client(root: str, user: str, password: str) -> tuple[Any, Any]:
     return client, session
 
 
-def _ask(function: Callable[..., T], *arguments: object) -> T:
+def _ask(function: Callable[..., T], study: WebStudy, *arguments: object) -> T:
     """Call a function that asks a server, again where its failure may pass."""
     for pause_s in PAUSES_S:
         with suppress(_PassingError):
-            return _ask_once(function, *arguments)
+            return _ask_once(function, study, *arguments)
         time.sleep(pause_s)
     try:
-        return _ask_once(function, *arguments)
+        return _ask_once(function, study, *arguments)
+    except _NoServerError:
+        raise SourceError(
+            f"cannot connect to {study.server}; when it is back, type the same command "
+            "again"
+        ) from None
     except _PassingError as error:
         raise TimeoutError(errno.ETIMEDOUT, str(error)) from None
 
@@ -355,12 +360,21 @@ class _PassingError(Exception):
     """A failure that may pass."""
 
 
+class _NoServerError(_PassingError):
+    """Nothing answers at the address of the server."""
+
+
 def _plain(error: Exception) -> Exception:
     """The same failure without URL and ids."""
     from requests import ConnectionError, HTTPError, RequestException, Timeout
-    from requests.exceptions import ChunkedEncodingError, SSLError
+    from requests.exceptions import ChunkedEncodingError, ConnectTimeout, SSLError
+    from urllib3.exceptions import MaxRetryError, NewConnectionError
 
     match error:
+        case ConnectTimeout():
+            return _NoServerError()
+        case ConnectionError(args=[MaxRetryError(reason=NewConnectionError())]):
+            return _NoServerError()
         case Timeout():
             return _PassingError("the server gives no answer in time")
         case HTTPError(response=response):
@@ -372,7 +386,7 @@ def _plain(error: Exception) -> Exception:
                 "to a file with that of its authority",
             )
         case ConnectionError() | ChunkedEncodingError():
-            return _PassingError("the server is not there, or ends the connection")
+            return _PassingError("the server ends the connection")
         case _PassingError():
             return error
         case OSError() if not isinstance(error, RequestException):

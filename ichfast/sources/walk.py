@@ -232,7 +232,7 @@ def _source_errors(path: Place) -> Iterator[None]:
         raise SourceError(
             f"no source at {path}; give a folder, a DICOM file, a .zip or a .tar"
             if not isinstance(path, WebStudy)
-            else f"there is no {path}; check its StudyInstanceUID"
+            else f"{path} is not there; check its StudyInstanceUID"
         ) from error
     except TimeoutError as error:
         raise _no_answer(path, error) from error

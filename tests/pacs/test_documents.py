@@ -282,6 +282,11 @@ def write_studies(folder: Path) -> None:
         slice_id = f"1.99.{k}" if k // 3 != 1 else f"ID_{k}"
         name = folder / f"Snodgrass_{k}.dcm"
         write_dicom(name, slice_id, hu_HW=random_hu(k), **{**TAGS, **KNOWN, **of_study})
+    # Of these the second is rejected, and nobody knows which patient is right.
+    for number, patient in enumerate(("MRN-3", "MRN-4")):
+        of_study = {"StudyInstanceUID": "1.77.3", "PatientID": patient}
+        name = folder / f"twin_{number}.dcm"
+        write_dicom(name, "1.99.9", hu_HW=random_hu(number), **of_study)
     (folder / "volume.nii").write_bytes(nifti(head_hu((32, 24, 3), 0)))
 
 
@@ -302,7 +307,7 @@ def test_documents_hold_the_identity_only_if_ids_are_kept(
         "--key-images",
     )
     made = predict(*command)
-    reasons = {"no-header": 1, "no-uid": 1, "patients": 1}
+    reasons = {"no-header": 1, "no-uid": 1, "patients": 2}
     assert (made["reports"], made["key_images"]) == (1, 1)
     assert made["no_document"] == reasons
     files = sorted((out / "sr").iterdir())

@@ -26,6 +26,7 @@ from tests.sources.dicomweb_server import StubServer, serving
 from tests.sources.test_sources import read_all, write_folder
 
 pytest.importorskip("dicomweb_client", reason="needs the extra pacs")
+requests = pytest.importorskip("requests", reason="needs the extra pacs")
 
 FILES = {"1.88.1/1.99.1.dcm": b"one", "1.88.1/1.99.10.dcm": b"\r\n--x", "2/3.dcm": b""}
 STUDY = "1.77.1"
@@ -137,19 +138,85 @@ def test_a_reply_is_not_read_beyond_the_limit(
 ) -> None:
     entries = list_entries([study_at(server)])
     monkeypatch.setattr("ichfast.sources.sources.MAX_BYTES", 50)
-    assert set(read_all(entries).values()) == {"unreadable-file"}
+    details = [str(found) for _, found in read_entries(entries)]
+    assert ["it has more than 50 bytes" in detail for detail in details] == [True] * 3
 
 
 def test_a_server_that_is_gone_ends_a_run(server: StubServer) -> None:
-    entries = list_entries([study_at(server)])
-    gone = WebStudy("dicomweb+http://127.0.0.1:9/studies/1.2", entries[0].key)
-    [(_, found)] = read_entries([replace(entries[0], container=gone)])
-    assert isinstance(found, RejectError)
-    # `prepare` ends after some of these in a row, and goes on later.
-    assert (found.code, found.detail) == (
-        "timeout",
-        "the server is not there, or ends the connection",
+    gone = "dicomweb+http://127.0.0.1:9/studies/1.2"
+    entry = replace(
+        list_entries([study_at(server)])[0], container=WebStudy(gone, "a/b")
     )
+    for ask in (lambda: list_entries([gone]), lambda: [*read_entries([entry])]):
+        with pytest.raises(SourceError) as caught:
+            ask()
+        assert str(caught.value) == (
+            "cannot connect to dicomweb+http://127.0.0.1:9; when it is back, type the "
+            "same command again"
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (requests.ReadTimeout(), "the server gives no answer in time"),
+        (requests.ConnectionError("reset"), "the server ends the connection"),
+        (
+            requests.exceptions.SSLError("self-signed"),
+            "set REQUESTS_CA_BUNDLE to a file",
+        ),
+    ],
+)
+def test_failures_of_the_network_are_told_without_urls(
+    server: StubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    message: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(requests.Session, "get", fail)
+    with pytest.raises(SourceError, match=message) as caught:
+        list_entries([study_at(server)])
+    assert STUDY not in str(caught.value)
+
+
+def test_a_study_has_an_upper_limit_of_instances(
+    server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicomweb, "MAX_INSTANCES", 2)
+    with pytest.raises(SourceError, match="it has more than 2 instances"):
+        list_entries([study_at(server)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("application/dicom", b"file", b"file"),
+        ("multipart/related; boundary=b", b"--b\r\n\r\nfile\r\n--b--", b"file"),
+        (
+            "multipart/related; boundary=b",
+            b"--b\r\n\r\n1\r\n--b\r\n\r\n2\r\n--b--",
+            "is not understood (ValueError)",
+        ),
+        ("text/html", b"<html>", "is not understood (ValueError)"),
+    ],
+)
+def test_a_reply_is_the_file_or_one_part_with_it(
+    server: StubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    body: bytes,
+    expected: bytes | str,
+) -> None:
+    entries = list_entries([study_at(server)])
+    monkeypatch.setattr(server, "reply", lambda _: (200, kind, body))
+    [(_, found)] = read_entries(entries[:1])
+    if isinstance(found, RejectError):
+        assert found.detail.endswith(str(expected))
+    else:
+        assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -196,10 +263,12 @@ def test_no_uid_is_shown_or_logged(
     caplog.set_level(logging.DEBUG)
     entries = list_entries([study_at(server)])
     read_all(entries)
-    server.statuses = [500] * 9
+    server.statuses = [503] * 9
     with pytest.raises(SourceError) as caught:
         list_entries([f"{study_at(server)}#7"])
-    assert "study 7 of the list at dicomweb+http://127.0.0.1" in str(caught.value)
+    assert "the study in line 7 of the list at dicomweb+http://127.0.0.1" in str(
+        caught.value
+    )
     shown = f"{caught.value} {entries[0].container!r} {caplog.text}"
     assert "1.77" not in shown
     assert "1.99" not in shown
@@ -303,3 +372,18 @@ def test_the_commands_take_a_list_of_studies(tmp_path: Path, source: Path) -> No
     assert "--studies is for --repair" in said
     said = refused("prepare", source, "--studies", listed, "--store", tmp_path / "new")
     assert "no source is a DICOMweb server" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("dicomweb://host:x/rs/studies/1", "is not understood; give dicomweb://HOST:P"),
+        ("dicomweb://[me:word@host/studies/1", "is not understood; give dicomweb://H"),
+        ("dicomweb:///studies/1", "is asked for no study"),
+        ("dicomweb://me:word@host/studies/a/b", "dicomweb://host is asked for no st"),
+    ],
+)
+def test_a_url_that_is_none_is_refused(url: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message) as caught:
+        list_entries([url])
+    assert "word" not in str(caught.value)
