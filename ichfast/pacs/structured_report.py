@@ -39,7 +39,7 @@ SERIES_NUMBER = 9801
 
 _UNIT = codes.UCUM.NoUnits
 
-_AT_THRESHOLD = sr.CodedConcept("slice-at-threshold", SCHEME, "Slice at threshold")
+_AT_THRESHOLD = sr.CodedConcept("at-threshold", SCHEME, "Slice at threshold")
 
 
 def make_report(
@@ -97,7 +97,7 @@ def _observer(algorithm: Algorithm) -> Any:
             observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
                 uid=generate_uid(entropy_srcs=[*algorithm.digests, __version__]),
                 name="ichfast",
-                model_name=NOTICE,
+                model_name=f"ichfast {__version__}",
             ),
         )
     )

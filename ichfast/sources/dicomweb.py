@@ -163,7 +163,9 @@ def web_study(url: str) -> WebStudy:
     """
     study = WebStudy(url)
     try:
-        has_study = urlsplit(url).hostname and _UID.fullmatch(study.study)
+        parts = urlsplit(url)
+        has_server = parts.hostname and parts.port != 0  # a ValueError if no number
+        has_study = has_server and _UID.fullmatch(study.study)
         if has_study:
             _client(url)
     except ImportError as error:

@@ -237,9 +237,13 @@ def _source_errors(path: Place) -> Iterator[None]:
     except TimeoutError as error:
         raise _no_answer(path, error) from error
     except archives.BROKEN as error:
+        advice = (
+            "check the URL and the server"
+            if isinstance(path, WebStudy)
+            else "check its permissions, or copy it again from its origin"
+        )
         raise SourceError(
-            f"cannot read {path}: {archives.reason_of(error)}; check its permissions, "
-            "or copy it again from its origin"
+            f"cannot read {path}: {archives.reason_of(error)}; {advice}"
         ) from error
 
 

@@ -246,6 +246,9 @@ def test_a_search_with_another_reply_is_an_error_of_one_line(
     with pytest.raises(SourceError, match=message) as caught:
         list_entries([study_at(server)])
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(
+        ("check its StudyInstanceUID", "check the URL and the server")
+    )
 
 
 def test_a_user_is_taken_from_the_url_and_not_shown(server: StubServer) -> None:
