@@ -29,8 +29,10 @@ from ichfast.cli.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
-    from ichfast.pacs.documents import DocumentsReport
+    from ichfast.predict.coverage import Run
+    from ichfast.store.store import Store
     from ichfast.system.ranks import Ranks
 
 RUNS = click.argument(
@@ -212,12 +214,11 @@ def predict(
                 rejected_file=rejected_path(out),
                 keep_ids=keep_ids,
                 accept=accept,
-                use_store=documents and partial(documents, device=how["device"]),
+                use_store=documents and partial(documents, how["device"]),
             )
             if found.is_listed:
                 print_status(f"{rejected_path(out)} lists the files that were left out")
-            written = asdict(found.used) if found.used else {}
-            finish(found.table, {"rejected": dict(found.rejected), **written})
+            finish(found.table, {"rejected": dict(found.rejected), **found.used})
             return
         with kept_predictions(runs, out, **how, ranks=ranks, store_path=store) as table:
             if table is not None:
@@ -243,7 +244,7 @@ def _documents_writer(
     key_images: bool,
     keep_ids: bool,
     settings: Mapping[str, object],
-) -> Callable[..., DocumentsReport] | None:
+) -> Callable[..., Mapping[str, object]] | None:
     """Check the options of DICOM documents before the work begins.
 
     Args:
@@ -254,7 +255,7 @@ def _documents_writer(
         settings: how the runs predict.
 
     Returns:
-        `write_documents` without the device; None if there are no documents.
+        Writes the documents on a device; None if there are none to write.
     """
     if folder is None:
         if key_images:
@@ -270,7 +271,15 @@ def _documents_writer(
     config = DocumentConfig(
         folder=folder, key_images=key_images, keep_ids=keep_ids, settings=settings
     )
-    return partial(write_documents, sources=sources, config=config)
+
+    def write(
+        device: torch.device, runs: Sequence[Run], store: Store, table: pd.DataFrame
+    ) -> Mapping[str, object]:
+        return asdict(
+            write_documents(runs, store, table, sources, device=device, config=config)
+        )
+
+    return write
 
 
 def _check_one_process(ranks: Ranks) -> None:

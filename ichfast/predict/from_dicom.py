@@ -20,7 +20,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import pandas as pd
 import torch
@@ -36,14 +35,16 @@ from ichfast.store.tables import read_rejected
 from ichfast.system.locks import temporary_folder
 from ichfast.system.signals import signals_interrupt
 
-T = TypeVar("T")
-
 PREFIX = "ichfast-dicom-"
 """Beginning of the names of temporary stores."""
 
+UseStore = Callable[[Sequence[Run], Store, pd.DataFrame], Mapping[str, object]]
+"""Uses the runs, the temporary store and its predictions, whose ids are all as in the
+files, before the store is removed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DicomPredictions(Generic[T]):
+class DicomPredictions:
     """The predictions for some DICOM files."""
 
     table: pd.DataFrame
@@ -52,8 +53,8 @@ class DicomPredictions(Generic[T]):
     """Number of files that were left out, by reject code."""
     is_listed: bool
     """Whether the csv of the files that were left out is written."""
-    used: T | None
-    """What `use_store` returned."""
+    used: Mapping[str, object]
+    """What `use_store` returned; empty without it."""
 
 
 def predict_dicom(  # noqa: PLR0913  the options of the command
@@ -66,8 +67,8 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
     rejected_file: Path,
     keep_ids: bool = False,
     accept: Collection[str] = (),
-    use_store: Callable[[Sequence[Run], Store, pd.DataFrame], T] | None = None,
-) -> DicomPredictions[T]:
+    use_store: UseStore | None = None,
+) -> DicomPredictions:
     """Predict every CT slice in some sources with one or more runs.
 
     Args:
@@ -80,8 +81,7 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             of an earlier run is replaced, or removed if none is left out.
         keep_ids: keep patient ids as they are in the files, and names of files.
         accept: reject codes of images to predict all the same, as for `prepare_store`.
-        use_store: called with the opened runs, the temporary store and its predictions,
-            whose ids are all as in the files; None: nothing is.
+        use_store: what else is done with the temporary store; None: nothing.
 
     Raises:
         IchfastError: anything that `predict.ensemble.predict_runs` or
@@ -110,7 +110,7 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             table = predict_store(
                 runs, store, device=device, config=config, folder=folder
             )
-            used = use_store(runs, store, table) if use_store else None
+            used = use_store(runs, store, table) if use_store else {}
             rejected = read_rejected(store.path, store.header)
     if not keep_ids:
         key = secrets.token_bytes(KEY_BYTES)

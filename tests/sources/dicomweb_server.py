@@ -47,8 +47,14 @@ class StubServer:
     url: str = ""
     """Its address, as a source."""
 
-    def reply(self, target: str) -> tuple[int, str, bytes]:
-        """The status, content type and body for the target of a request."""
+    def reply(self, target: str, accept: str) -> tuple[int, str, bytes]:
+        """The status, content type and body for the target of a request.
+
+        Args:
+            target: path and query.
+            accept: what the client accepts. A server with other bytes than the stored
+                ones would transcode; this one refuses.
+        """
         parts = urlsplit(target)
         if len(self.paths) == self.interrupt_at:
             os.kill(os.getpid(), signal.SIGINT)
@@ -60,6 +66,8 @@ class StubServer:
         if names[1:] == ["instances"]:
             found = self._search(files, parse_qs(parts.query))
             return 200, "application/dicom+json", json.dumps(found).encode()
+        if "transfer-syntax=*" not in accept:
+            return 406, "text/plain", b""
         content = files.get(f"{names[2]}/{names[4]}.dcm")
         if content is None:
             return 404, "text/plain", b""
@@ -101,7 +109,7 @@ def serving(stub: StubServer) -> Iterator[StubServer]:
             if stub.login and self.headers.get("Authorization") != demanded:
                 status, kind, body = 401, "text/plain", b""
             else:
-                status, kind, body = stub.reply(self.path)
+                status, kind, body = stub.reply(self.path, self.headers["Accept"])
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

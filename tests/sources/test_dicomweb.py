@@ -211,7 +211,7 @@ def test_a_reply_is_the_file_or_one_part_with_it(
     expected: bytes | str,
 ) -> None:
     entries = list_entries([study_at(server)])
-    monkeypatch.setattr(server, "reply", lambda _: (200, kind, body))
+    monkeypatch.setattr(server, "reply", lambda *_: (200, kind, body))
     [(_, found)] = read_entries(entries[:1])
     if isinstance(found, RejectError):
         assert found.detail.endswith(str(expected))
@@ -242,7 +242,7 @@ def test_a_search_with_another_reply_is_an_error_of_one_line(
     reply: tuple[int, str, bytes],
     message: str,
 ) -> None:
-    monkeypatch.setattr(server, "reply", lambda _: reply)
+    monkeypatch.setattr(server, "reply", lambda *_: reply)
     with pytest.raises(SourceError, match=message) as caught:
         list_entries([study_at(server)])
     assert "\n" not in str(caught.value)
