@@ -12,6 +12,8 @@ DECODERS = [
     "pyjpegls>=1.2",
 ]
 
+PACS = ["highdicom>=0.25", "dicomweb-client>=0.60"]
+
 ROOT = Path(__file__).parent
 PACKED = "ichfast/packed"
 
@@ -64,6 +66,7 @@ setup(
         "decoders": DECODERS,
         "nifti": ["nibabel>=5.3"],
         "cloud": ["fsspec>=2024.10", "s3fs>=2024.10", "gcsfs>=2024.10"],
+        "pacs": PACS,
         "dask": ["distributed>=2024.10"],
         "export": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
         "bench": ["albumentations>=2.0", "monai>=1.6", "imagecodecs>=2025.3.30"],
@@ -79,6 +82,7 @@ setup(
             "nvidia-cuda-nvrtc>=13.0",
             "SimpleITK>=2.4",
             "python-gdcm>=3.0.24",
+            *PACS,
             "fsspec>=2024.10",
             "s3fs>=2024.10",
             "moto[server]>=5",

@@ -19,6 +19,7 @@ LAYERS = (
     ("runs",),
     ("series",),
     ("predict", "report", "export", "doctor"),
+    ("pacs",),
     ("cli", "__main__"),
 )
 """Packages and root modules, lowest layer first. Those of one layer do not import

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,13 @@ BATCH_SIZE = click.option(
     default="auto",
     help="Slices at a time. auto: as many as fit on the GPU; the recipe's on a CPU.",
 )
+STUDIES = click.option(
+    "--studies",
+    type=Path,  # click's own type would look at the file, which may block
+    metavar="FILE",
+    help="The studies to ask a DICOMweb server in SOURCE for: a text file with a "
+    "StudyInstanceUID in each line.",
+)
 LIMIT = click.option(
     "--limit", type=click.IntRange(min=1), help="Try it out on this many slices."
 )
@@ -117,6 +124,20 @@ CACHE = click.option(
     help="Keep slices in host or GPU memory after the first read; those of a packed "
     "store stay packed, in about a quarter of the memory.  [default: none]",
 )
+
+
+def with_studies(sources: Sequence[str], studies: Path | None) -> Sequence[str]:
+    """The sources; of DICOMweb servers among them the studies in a list.
+
+    Args:
+        sources: as the user gave them.
+        studies: the file of `STUDIES`.
+    """
+    if studies is None:
+        return sources
+    from ichfast.sources.dicomweb import name_studies
+
+    return name_studies(sources, studies)
 
 
 @contextmanager

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,10 @@ from ichfast.cli.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
+    from ichfast.predict.coverage import Run
+    from ichfast.store.store import Store
     from ichfast.system.ranks import Ranks
 
 
@@ -59,7 +63,20 @@ if TYPE_CHECKING:
     "--keep-ids",
     is_flag=True,
     help="With --dicom: keep patient ids, which otherwise become keyed hashes, and "
-    "names of files in OUT.rejected.csv, which otherwise become numbers.",
+    "names of files in OUT.rejected.csv, which otherwise become numbers. With --sr: "
+    "write the patient into each document, so that a PACS can file it.",
+)
+@click.option(
+    "--sr",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --dicom: also write a DICOM structured report of each study.",
+)
+@click.option(
+    "--key-images",
+    is_flag=True,
+    help="With --sr: also write a secondary capture of each study, with a map of "
+    "where the model looked.",
 )
 @click.option(
     "--tta",
@@ -97,6 +114,8 @@ def predict(
     all_slices: bool,
     sources: tuple[str, ...],
     keep_ids: bool,
+    sr: Path | None,
+    key_images: bool,
     tta: str,
     average: str,
     level: str,
@@ -140,6 +159,10 @@ def predict(
     Slice, series and study ids stay as they are in the files, so that a probability
     can be traced to its file. Files that are no slices or cannot be read are listed
     with the reason in OUT.rejected.csv.
+
+    --sr needs the extra `pacs`. A report holds the study's six probabilities, the
+    thresholds of a calibrated RUN, the SHA-256 of RUN's checkpoint and references to
+    the slices. It is for research, not of a medical device: docs/pacs.md.
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.evaluation.study_table import join_slices
@@ -149,6 +172,13 @@ def predict(
     from ichfast.runs.device import choose_device
 
     _check_sources(sources, store, accept=accept, keep_ids=keep_ids)
+    documents = _documents_writer(
+        sources,
+        sr,
+        key_images=key_images,
+        keep_ids=keep_ids,
+        settings={"tta": tta, "average": average, "smooth": smooth},
+    )
     check_destination(out)
     config = PredictConfig(
         tta=tta,
@@ -182,10 +212,11 @@ def predict(
                 rejected_file=rejected_path(out),
                 keep_ids=keep_ids,
                 accept=accept,
+                use_store=documents and partial(documents, how["device"]),
             )
             if found.is_listed:
                 print_status(f"{rejected_path(out)} lists the files that were left out")
-            finish(found.table, {"rejected": dict(found.rejected)})
+            finish(found.table, {"rejected": dict(found.rejected), **found.used})
             return
         with kept_predictions(runs, out, **how, ranks=ranks, store_path=store) as table:
             if table is not None:
@@ -202,6 +233,51 @@ def _check_sources(
         raise click.UsageError("--accept goes with --dicom; a store has its images")
     if keep_ids and not sources:
         raise click.UsageError("--keep-ids goes with --dicom; a store's ids are kept")
+
+
+def _documents_writer(
+    sources: Sequence[str],
+    folder: Path | None,
+    *,
+    key_images: bool,
+    keep_ids: bool,
+    settings: Mapping[str, object],
+) -> Callable[..., Mapping[str, object]] | None:
+    """Check the options of DICOM documents before the work begins.
+
+    Args:
+        sources: of --dicom.
+        folder: of --sr; None: no documents.
+        key_images: of --key-images.
+        keep_ids: of --keep-ids.
+        settings: how the runs predict.
+
+    Returns:
+        Writes the documents on a device; None if there are none to write.
+    """
+    if folder is None:
+        if key_images:
+            raise click.UsageError("--key-images goes with --sr DIR")
+        return None
+    if not sources:
+        raise click.UsageError(
+            "--sr goes with --dicom; a store does not tell whose its slices are"
+        )
+    from ichfast.pacs.documents import DocumentConfig, check_folder, write_documents
+
+    check_folder(folder)
+    config = DocumentConfig(
+        folder=folder, key_images=key_images, keep_ids=keep_ids, settings=settings
+    )
+
+    def write(
+        device: torch.device, runs: Sequence[Run], store: Store, table: pd.DataFrame
+    ) -> Mapping[str, object]:
+        return asdict(
+            write_documents(runs, store, table, sources, device=device, config=config)
+        )
+
+    return write
 
 
 def _check_one_process(ranks: Ranks) -> None:

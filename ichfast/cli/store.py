@@ -13,9 +13,11 @@ from ichfast.cli.options import (
     ACCEPT,
     LIMIT,
     STORE,
+    STUDIES,
     OutputFile,
     print_result,
     print_status,
+    with_studies,
 )
 from ichfast.system.signals import signals_held, signals_interrupt
 
@@ -44,6 +46,7 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
 
 @click.command()
 @click.argument("source", nargs=-1, required=True)
+@STUDIES
 @click.option(
     "--labels",
     type=Path,  # click's own type would look at the file, which may block
@@ -134,6 +137,7 @@ def synth(out: Path, slices: int, seed: int, size: int) -> None:
 @LIMIT
 def prepare(
     source: tuple[str, ...],
+    studies: Path | None,
     labels: Path | None,
     masks: Path | None,
     mask_classes: str | None,
@@ -155,8 +159,9 @@ def prepare(
     """Decode every axial CT slice in SOURCE... into a store.
 
     A SOURCE is a folder, a DICOM file, a NIfTI volume, a .zip, .tar, .tar.gz or
-    .tar.xz, or the URL of one (s3://, gs://, https://). Archives inside folders are
-    read too. Files that cannot be stored are listed with the reason in rejected.csv,
+    .tar.xz, or the URL of one (s3://, gs://, https://); or a DICOMweb server
+    (dicomweb://HOST/PATH) with --studies. Archives inside folders are read too. Files
+    that cannot be stored are listed with the reason in rejected.csv,
     which is STORE.rejected.csv if nothing can be stored. After an interruption the
     same command continues.
     """
@@ -172,7 +177,7 @@ def prepare(
         if masks or mask_classes:
             table, left_out = _read_masks(masks, mask_classes, source, labels)
         report = prepare_store(
-            source,
+            with_studies(source, studies),
             store,
             labels=table,
             left_out=left_out,
@@ -287,13 +292,16 @@ def _pack(store: Path, new: Path, workers: int | None, *, packed: bool) -> None:
     metavar="SOURCE",
     help="Make damaged shards again from the original files. Repeatable.",
 )
+@STUDIES
 @click.option(
     "--id-key",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
     help="For --repair: the key of the store's hashes.  [default: STORE.key]",
 )
-def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
+def verify(
+    store: Path, repair: tuple[str, ...], studies: Path | None, id_key: Path | None
+) -> None:
     """Check every checksum of STORE; exit with status 1 if anything is damaged.
 
     With --repair a damaged shard is made again from the original files, and put back
@@ -309,11 +317,13 @@ def verify(store: Path, repair: tuple[str, ...], id_key: Path | None) -> None:
             with signals_held():
                 from ichfast.prepare.repair import repair_store
 
-            report = repair_store(store, repair, id_key=id_key)
+            sources = with_studies(repair, studies)
+            report = repair_store(store, sources, id_key=id_key)
         print_result(asdict(report))
         return
-    if id_key:
-        raise click.UsageError("--id-key is for --repair; a check needs no key")
+    if id_key or studies:
+        option = "--id-key" if id_key else "--studies"
+        raise click.UsageError(f"{option} is for --repair; a check does not need it")
     problems = verify_store(store)
     for problem in problems:
         print_status(problem)

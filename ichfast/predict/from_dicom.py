@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from ichfast.errors import InterruptionError, PredictionError, StoreError
-from ichfast.predict.coverage import open_runs
+from ichfast.predict.coverage import Run, open_runs
 from ichfast.predict.ensemble import PredictConfig, predict_store
 from ichfast.prepare.prepare import prepare_store
 from ichfast.prepare.pseudonyms import KEY_BYTES, stored_id
@@ -38,6 +38,10 @@ from ichfast.system.signals import signals_interrupt
 PREFIX = "ichfast-dicom-"
 """Beginning of the names of temporary stores."""
 
+UseStore = Callable[[Sequence[Run], Store, pd.DataFrame], Mapping[str, object]]
+"""Uses the runs, the temporary store and its predictions, whose ids are all as in the
+files, before the store is removed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DicomPredictions:
@@ -49,6 +53,8 @@ class DicomPredictions:
     """Number of files that were left out, by reject code."""
     is_listed: bool
     """Whether the csv of the files that were left out is written."""
+    used: Mapping[str, object]
+    """What `use_store` returned; empty without it."""
 
 
 def predict_dicom(  # noqa: PLR0913  the options of the command
@@ -61,6 +67,7 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
     rejected_file: Path,
     keep_ids: bool = False,
     accept: Collection[str] = (),
+    use_store: UseStore | None = None,
 ) -> DicomPredictions:
     """Predict every CT slice in some sources with one or more runs.
 
@@ -74,6 +81,7 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             of an earlier run is replaced, or removed if none is left out.
         keep_ids: keep patient ids as they are in the files, and names of files.
         accept: reject codes of images to predict all the same, as for `prepare_store`.
+        use_store: what else is done with the temporary store; None: nothing.
 
     Raises:
         IchfastError: anything that `predict.ensemble.predict_runs` or
@@ -102,12 +110,15 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             table = predict_store(
                 runs, store, device=device, config=config, folder=folder
             )
+            used = use_store(runs, store, table) if use_store else {}
             rejected = read_rejected(store.path, store.header)
     if not keep_ids:
         key = secrets.token_bytes(KEY_BYTES)
         table["patient"] = [stored_id(key, patient) for patient in table["patient"]]
     is_listed = write_rejected_beside(rejected_file, rejected, PredictionError)
-    return DicomPredictions(table=table, rejected=report.rejected, is_listed=is_listed)
+    return DicomPredictions(
+        table=table, rejected=report.rejected, is_listed=is_listed, used=used
+    )
 
 
 @contextmanager
@@ -119,8 +130,8 @@ def _explain_failures() -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, KeyboardInterrupt):
             raise InterruptionError(
-                "stopped; nothing was written and the temporary store is removed; "
-                "the same command starts again"
+                "stopped; no predictions were written and the temporary store is "
+                "removed; the same command starts again"
             ) from error
         if isinstance(cause, OSError):
             raise PredictionError(

@@ -37,7 +37,7 @@ from ichfast.prepare.plan import Unit
 from ichfast.prepare.pseudonyms import plain_text, stored_id
 from ichfast.prepare.selection import Selection
 from ichfast.sources.listing import Entry
-from ichfast.sources.remote import Container
+from ichfast.sources.places import Place
 from ichfast.sources.sources import read_entries
 from ichfast.store.levels import checksum_column
 from ichfast.store.writer import UnitWriter
@@ -183,7 +183,7 @@ def convert_unit(job: Job, unit: Unit) -> None:
     entries = list(unit.entries)
     position_of = {(e.source, e.number): at for at, e in enumerate(entries)}
     readable = [e for at, e in enumerate(entries) if at not in unit.banned]
-    stalled: set[Container] = set()
+    stalled: set[Place] = set()
     with UnitWriter(
         journal.store, unit.number, journal.levels, packed=journal.packed
     ) as writer:
@@ -220,7 +220,7 @@ def convert_unit(job: Job, unit: Unit) -> None:
 
 
 def _count_stalls(
-    job: Job, stalled: set[Container], entry: Entry, content: bytes | RejectError
+    job: Job, stalled: set[Place], entry: Entry, content: bytes | RejectError
 ) -> None:
     """Add to the files and archives in a row that gave nothing, or begin again."""
     if not (isinstance(content, RejectError) and content.code == "timeout"):

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ichfast.sources.dicomweb import WebStudy
+from ichfast.sources.places import Place
 from ichfast.sources.remote import Container
 from ichfast.sources.walk import Found, place_of
 
@@ -44,8 +46,8 @@ class Entry:
     source: int
     """Index of the source among those asked for."""
 
-    container: Container
-    """The file itself, or the archive that holds it."""
+    container: Place
+    """The file or instance itself, or the archive that holds it."""
 
     member: str
     """Name inside the archive; empty for a plain file."""
@@ -55,7 +57,7 @@ class Entry:
     ``archive.tar.xz/member`` inside an archive. Control characters escaped."""
 
     size: int
-    """Bytes, unpacked."""
+    """Bytes, unpacked; 0 on a DICOMweb server, which does not tell."""
 
     offset: int = -1
     """Where the member begins in the (unpacked) archive, bytes; -1 for a file."""
@@ -66,7 +68,9 @@ class Entry:
     @property
     def archive(self) -> Container | None:
         """The archive that holds it; None for a plain file."""
-        return self.container if self.offset >= 0 else None
+        if isinstance(self.container, WebStudy) or self.offset < 0:
+            return None
+        return self.container
 
 
 class Listing(Sequence[Entry]):
@@ -77,7 +81,7 @@ class Listing(Sequence[Entry]):
         table: of the schema of this module.
     """
 
-    def __init__(self, homes: Sequence[Container], table: pa.Table) -> None:
+    def __init__(self, homes: Sequence[Place], table: pa.Table) -> None:
         self._homes = homes
         self._table = table
 
@@ -91,7 +95,7 @@ class Listing(Sequence[Entry]):
         Returns:
             Sorted by source, then key, in code point order, then offset.
         """
-        homes: dict[Container, int] = {}
+        homes: dict[Place, int] = {}
         table = pa.Table.from_batches(_batches_of(found, homes), _SCHEMA)
         order = [(name, "ascending") for name in _ORDER]
         table = table.take(pc.sort_indices(table, sort_keys=order))
@@ -164,7 +168,7 @@ class Listing(Sequence[Entry]):
 
 
 def _batches_of(
-    found: Iterable[Iterable[Found]], homes: dict[Container, int]
+    found: Iterable[Iterable[Found]], homes: dict[Place, int]
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all sources, without numbers; new homes are added to `homes`."""
     left = ((source, row) for source, files in enumerate(found) for row in files)
@@ -189,7 +193,7 @@ def _with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     return table.set_column(at, _SCHEMA.field(at), values)
 
 
-def _restore(homes: Sequence[Container], rows: bytes) -> Listing:
+def _restore(homes: Sequence[Place], rows: bytes) -> Listing:
     return Listing(homes, pa.ipc.open_stream(rows).read_all())
 
 

@@ -120,26 +120,14 @@ Container = Path | Remote
 """A file, an archive, or a folder of files and archives."""
 
 
-def locate(source: Path | str) -> Container:
-    """Turn what the user typed into a local path or a remote one.
-
-    Args:
-        source: a path, or a URL. ``file://`` URLs are local paths.
+def connect_to(url: str) -> Remote:
+    """Find the file system of a URL.
 
     Raises:
         SourceError: the URL's protocol is unknown, needs a package that is not
             installed, or cannot be understood.
     """
-    if isinstance(source, Path):
-        return source
-    protocol, is_url, rest = source.partition("://")
-    if not is_url:
-        return Path(source)
-    if protocol == "file":
-        if not rest.startswith("/"):
-            raise SourceError(f"{source} has no absolute path; write file:///FOLDER")
-        return Path(unquote(rest))
-    return Remote(source, _connect(source)[1])
+    return Remote(url, _connect(url)[1])
 
 
 def check_reachable(sources: Sequence[Path | str]) -> None:

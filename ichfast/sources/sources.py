@@ -2,7 +2,8 @@
 
 A source is a folder of any nesting, a file, or an archive: ``.zip``, ``.tar``,
 ``.tar.gz``, ``.tar.xz``, ``.tar.bz2``; on this machine, or at a URL
-(`ichfast.sources.remote`). Archives inside a folder are looked into as well (known by
+(`ichfast.sources.remote`); or a study on a DICOMweb server
+(`ichfast.sources.dicomweb`). Archives inside a folder are looked into as well (known by
 suffix, then by content); archives inside archives are not. One DICOM file that gzip
 has compressed is no archive: it reads as that file.
 
@@ -33,8 +34,10 @@ from pathlib import Path
 
 from ichfast.errors import RejectError, SourceError
 from ichfast.sources import archives
+from ichfast.sources.dicomweb import WebStudy
 from ichfast.sources.listing import Entry, Listing
-from ichfast.sources.remote import Container, Remote, locate, read_files
+from ichfast.sources.places import Place, locate
+from ichfast.sources.remote import Container, Remote, read_files
 from ichfast.sources.walk import Found, find_files
 from ichfast.system.limits import LimitedProcess
 from ichfast.system.timeouts import read_file
@@ -110,15 +113,15 @@ def read_entries(
 
 
 def _find(
-    place: Container, without: Sequence[Path], process: LimitedProcess
+    place: Place, without: Sequence[Path], process: LimitedProcess
 ) -> Iterator[Found]:
     """The files of a source. Local ones are listed in `process`.
 
     If the kernel never answers there, this process can still end.
     """
-    if isinstance(place, Remote):
-        return find_files(place, without)
-    return process.iterate(find_files, place, without)
+    if isinstance(place, Path):
+        return process.iterate(find_files, place, without)
+    return find_files(place, without)
 
 
 def _read_files(
@@ -136,9 +139,11 @@ def _read_files(
             yield entry, _checked(entry, content)
 
 
-def _read_file(path: Path) -> bytes | OSError:
+def _read_file(file: Path | WebStudy) -> bytes | OSError:
     try:
-        return read_file(path, MAX_BYTES)
+        if isinstance(file, WebStudy):
+            return file.read(MAX_BYTES)
+        return read_file(file, MAX_BYTES)
     except OSError as error:
         return error
 
@@ -179,8 +184,9 @@ def _plain(content: bytes) -> bytes | RejectError:
 def _oversized(entry: Entry) -> RejectError:
     """The reason why a file or member above `MAX_BYTES` is not read."""
     try:
+        file = entry.container
         is_file = entry.archive is None and _has_suffix(entry)
-        if is_file and archives.archive_kind(entry.container):
+        if is_file and not isinstance(file, WebStudy) and archives.archive_kind(file):
             return _broken_archive()
     except OSError as error:
         return _unreadable(error, "unreadable-file")

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from ichfast.errors import SourceError
 from ichfast.sources import archives
+from ichfast.sources.dicomweb import WebStudy
+from ichfast.sources.places import Place
 from ichfast.sources.remote import Container, Remote
 from ichfast.system.limits import LimitedProcess
 from ichfast.system.terminal import printable
@@ -24,8 +26,8 @@ BATCH_CHILDREN = 1024
 class Found(NamedTuple):
     """A file as a walk through a source finds it; `Entry` explains the other fields."""
 
-    home: Container
-    """Its folder; or the archive that holds it; or itself, if it is a source."""
+    home: Place
+    """Its folder or study; or the archive that holds it; or a source that is a file."""
 
     file: str
     """Its path below the folder, ``/`` between parts; empty for any other home."""
@@ -36,23 +38,29 @@ class Found(NamedTuple):
     offset: int = -1
 
 
-def find_files(place: Container, without: Sequence[Path]) -> Iterator[Found]:
+def find_files(place: Place, without: Sequence[Path]) -> Iterator[Found]:
     """Find the files of one source, in any order.
 
     Args:
-        place: a folder, file or archive.
+        place: a folder, file or archive, or a study on a server.
         without: files and folders to leave out, each folder with all it holds.
 
     Raises:
         SourceError: it or one of its folders does not exist, cannot be read or does
             not answer, or it is a broken archive.
     """
+    if isinstance(place, WebStudy):
+        with _source_errors(place):
+            yield from (Found(place, key, "", key, 0) for key in place.list_keys())
+        return
     with archives.lister() as process:
         yield from _Walk(without, process).files(place)
 
 
-def place_of(home: Container) -> str:
+def place_of(home: Place) -> str:
     """Where a folder, file or archive lies: an absolute path, or a URL and path."""
+    if isinstance(home, WebStudy):
+        return f"{home.server}\0{home.study}"
     if isinstance(home, Path):
         return os.path.abspath(home)  # noqa: PTH100  links stay as they are
     return f"{home}\0{home.path}"
@@ -217,23 +225,29 @@ def _status(child: os.DirEntry[str]) -> os.stat_result | None:
 
 
 @contextmanager
-def _source_errors(path: Container) -> Iterator[None]:
+def _source_errors(path: Place) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise SourceError(
             f"no source at {path}; give a folder, a DICOM file, a .zip or a .tar"
+            if not isinstance(path, WebStudy)
+            else f"{path} is not there; check its StudyInstanceUID"
         ) from error
     except TimeoutError as error:
         raise _no_answer(path, error) from error
     except archives.BROKEN as error:
+        advice = (
+            "check the URL and the server"
+            if isinstance(path, WebStudy)
+            else "check its permissions, or copy it again from its origin"
+        )
         raise SourceError(
-            f"cannot read {path}: {archives.reason_of(error)}; check its permissions, "
-            "or copy it again from its origin"
+            f"cannot read {path}: {archives.reason_of(error)}; {advice}"
         ) from error
 
 
-def _no_answer(path: Container, error: TimeoutError) -> SourceError:
+def _no_answer(path: Place, error: TimeoutError) -> SourceError:
     return SourceError(
         f"cannot read {path}: {archives.reason_of(error)}; check the disk or the "
         "server that it is on, or leave it out"

@@ -26,7 +26,7 @@ from ichfast.prepare.convert import (
 from ichfast.prepare.journal import Journal
 from ichfast.prepare.plan import cut_units
 from ichfast.sources.listing import Entry
-from ichfast.sources.remote import Container
+from ichfast.sources.places import Place
 from ichfast.sources.sources import list_entries
 from tests.dicom.dicom_files import ct_file, ramp
 
@@ -88,7 +88,7 @@ def test_rows_that_are_packed_early_are_the_same_in_the_same_order(
 
 def test_only_stalls_in_a_row_end_the_run(tmp_path: Path) -> None:
     job = Job(Journal(tmp_path, (512,)), None, read_file, 1.0, lambda e: e.key)
-    stalled: set[Container] = set()
+    stalled: set[Place] = set()
     stall = RejectError("timeout", "no answer")
     entries = [Entry(0, Path(str(k)), "", str(k), 1) for k in range(2 * MAX_STALLS)]
     for entry in entries:

@@ -15,7 +15,7 @@ import pytest
 from ichfast.errors import SourceError
 from ichfast.sources import archives
 from ichfast.sources.archives import list_members, lister
-from ichfast.sources.remote import locate
+from ichfast.sources.remote import connect_to
 from ichfast.system.limits import LimitedProcess, LimitError
 
 
@@ -239,6 +239,6 @@ def test_a_tar_in_the_memory_of_this_process_is_refused(
 ) -> None:
     fsspec = pytest.importorskip("fsspec", reason="needs the extra cloud")
     fsspec.filesystem("memory").pipe_file("/a.tar", header() + bytes(1024))
-    container = locate("memory://a.tar")
+    container = connect_to("memory://a.tar")
     with pytest.raises(SourceError, match="lies in the memory of this process"):
         list(list_members(container, "tar", process))

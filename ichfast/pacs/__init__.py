@@ -1,0 +1,5 @@
+"""Predictions as DICOM documents that a PACS files with the images."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

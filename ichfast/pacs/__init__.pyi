@@ -1,0 +1,1 @@
+from .documents import write_documents as write_documents

@@ -1,0 +1,58 @@
+"""Attributes that all documents of ichfast share: what made them, and whose they are.
+
+1. A document is filed with its images by its StudyInstanceUID, which it always has. It
+   refers to the images by their UIDs.
+2. With ids kept it also has the attributes by which a PACS finds the patient
+   (`file_header.IDENTITY`), as they are in the images. Without, these are empty, and it
+   says that the identity was removed: a PACS files it under no patient, rather than
+   under a wrong one.
+3. It never has other attributes of the patient, the staff or the institution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from ichfast import __version__
+from ichfast.pacs.file_header import FileHeader
+
+NOTICE = "Research only. Not a medical device, not for diagnosis or patient care."
+"""What every document says, in its series' description and where people read it."""
+
+DEIDENTIFICATION = "Attributes of the patient left out by ichfast; UIDs are kept"
+
+
+def made_by() -> dict[str, Any]:
+    """Keyword arguments of every document: new UIDs, and the software."""
+    return {
+        "series_instance_uid": generate_uid(),
+        "sop_instance_uid": generate_uid(),
+        "instance_number": 1,
+        "manufacturer": "ichfast",
+        "manufacturer_model_name": "ichfast",
+        "software_versions": __version__,
+        "series_description": NOTICE.partition(",")[0],
+    }
+
+
+def identify(document: Dataset, header: FileHeader, *, keep_ids: bool) -> None:
+    """Write into a document whose it is.
+
+    Args:
+        document: without a patient's attributes.
+        header: of one of the images.
+        keep_ids: take the patient's attributes from there.
+    """
+    if keep_ids:
+        with disable_value_validation():  # as they are in the image, and not logged
+            if any(header.character_sets):
+                document.SpecificCharacterSet = list(header.character_sets)
+            for keyword, value in header.identity.items():
+                setattr(document, keyword, value)
+    else:
+        document.PatientIdentityRemoved = "YES"
+        document.DeidentificationMethod = DEIDENTIFICATION
