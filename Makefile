@@ -33,7 +33,7 @@ docs: $(VENV)/.installed  ## the pages as a site: docs/build/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs docs/build
 
 pictures: $(VENV)/.installed  ## those of the README, from the folder of `make demo`
-	$(BIN)/python docs/pictures.py ichfast-demo
+	$(BIN)/python -m tests.docs.pictures ichfast-demo
 
 fuzz: $(VENV)/.installed  ## read damaged files for FUZZ_S seconds
 	FUZZ_S=$(FUZZ_S) $(PYTEST) tests/dicom/test_fuzz.py
