@@ -87,4 +87,7 @@ for _command in (
 
 def main() -> None:
     """Run the command line."""
-    cli()
+    try:
+        cli()
+    except KeyboardInterrupt:  # before click catches it
+        raise SystemExit("Aborted!") from None

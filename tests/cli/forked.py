@@ -67,12 +67,13 @@ def serve() -> None:
     import nvidia.dali  # noqa: F401
     import timm  # noqa: F401
 
-    from ichfast import cli, evaluation, export, predict, report, runs
+    from ichfast import cli, evaluation, export, predict, report, runs, series
+    from ichfast.report.charts import series_models  # noqa: F401
     from ichfast.runs import event_file  # noqa: F401
     from tests.conftest import add_tiny_arch
 
     add_tiny_arch()
-    for package in (cli, evaluation, export, predict, report, runs):
+    for package in (cli, evaluation, export, predict, report, runs, series):
         dir(package)
     for line in sys.stdin:
         order = json.loads(line)

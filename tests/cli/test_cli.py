@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import ichfast
-from ichfast.cli.main import cli
+from ichfast.cli.main import cli, main
 from ichfast.system.checksums import with_checksum
 from ichfast.system.terminal import printable_lines
 
@@ -303,3 +303,15 @@ def test_control_characters_are_escaped() -> None:
 
 def test_an_error_shows_no_control_characters(tmp_path: Path) -> None:
     assert "\\x1b[2J" in refused("evaluate", tmp_path / "\x1b[2J.csv")
+
+
+def test_ctrl_c_before_the_command_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ichfast.cli.main.cli", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == "Aborted!"
