@@ -72,33 +72,38 @@ def calls(text: str, folder: Path) -> list[list[str]]:
     return [line.split("\0")[:-1] for line in lines]
 
 
-def run_call(program: str, *arguments: str) -> None:
+def run_call(program: str, *arguments: str) -> str:
     """Run a call, or check that it could run.
 
     Args:
         program: its name.
         *arguments: what it was called with.
+
+    Returns:
+        What it printed, if it is a command of ichfast.
     """
     if program == "ichfast":
-        _run_ichfast(*arguments)
-    elif program == "torchrun":
+        return _run_ichfast(*arguments)
+    if program == "torchrun":
         options = get_args_parser().parse_args(arguments)
         assert (options.module, options.training_script) == (True, "ichfast")
-        _run_ichfast(*options.training_script_args)
-    elif program == "make":
+        return _run_ichfast(*options.training_script_args)
+    if program == "make":
         for target in arguments:
             makefile = (ROOT / "Makefile").read_text("utf-8")
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     else:
         _check_installation(*arguments)
+    return ""
 
 
-def _run_ichfast(name: str, *arguments: str) -> None:
+def _run_ichfast(name: str, *arguments: str) -> str:
     if name in ELSEWHERE:
         assert (ROOT / ELSEWHERE[name]).is_file()
-        return
+        return ""
     result = CliRunner().invoke(cli, [name, *arguments, *SMALL.get(name, ())])
     assert result.exit_code == 0, f"{name} {arguments}\n{result.output}"
+    return result.stdout
 
 
 def _check_installation(*arguments: str) -> None:

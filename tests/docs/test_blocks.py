@@ -5,6 +5,7 @@ The pages of data sets are run by `tests.datasets.test_pages`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,21 @@ WITH_BLOCKS = [
     if page.parent != DOCS / "datasets"
     and any(each.language in ("sh", "python") for each in blocks(page))
 ]
+
+
+def fields_of(output: str) -> set[str]:
+    """The names of fields, at any depth, in JSON that may be cut off."""
+    return set(re.findall(r'"(\w+)": ', output))
+
+
+def shown_fields(page: Path) -> list[tuple[str, set[str]]]:
+    """The commands whose output a page shows, each with the fields in it."""
+    shown = [
+        re.findall(r"^\$ ichfast ([\w-]+).*\n(\{.*)$", text, re.MULTILINE)
+        for language, text in blocks(page)
+        if not language
+    ]
+    return [(command, fields_of(line)) for part in shown for command, line in part]
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +75,16 @@ def test_the_blocks_of_a_page_run_in_order(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     PLACES[page.name](tmp_path, originals)
+    output: dict[str, str] = {}
     for language, text in blocks(page):
         if language == "sh":
             for call in calls(text, tmp_path):
-                run_call(*call)
+                output[call[1]] = run_call(*call)
         elif language == "python":
             exec(compile(text, page.name, "exec"), {})
     printed = capsys.readouterr().out
+    for command, fields in shown_fields(page):
+        assert fields <= fields_of(output[command]), command
     assert [part for part in PRINTED.get(page.name, []) if part not in printed] == []
 
 
