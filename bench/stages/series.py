@@ -94,9 +94,10 @@ def _measure_features(workload: Workload, meter: Meter) -> list[Record]:
     recipe = make_recipe(arch, workload.size, workload.train_batch_size, device.type)
     recipe = replace(recipe, train=replace(recipe.train, epochs=1))
     run_dir = workload.scratch("run")
-    with workload.open_store() as store, _quiet():
-        limit = 2 * workload.train_batch_size
-        train_run(store.path, recipe, run_dir, device=device, limit=limit)
+    with workload.open_store() as store:
+        with _quiet():
+            limit = 2 * workload.train_batch_size
+            train_run(store.path, recipe, run_dir, device=device, limit=limit)
         run = open_run(run_dir)
         positions_N = np.unique(pick_slices(store, workload.num_computed))
         task = NetworkTask(run=run, positions_M=positions_N, with_features=True)
@@ -105,16 +106,23 @@ def _measure_features(workload: Workload, meter: Meter) -> list[Record]:
         data = replace(recipe.data, batch_size=batch_size)
 
         def extract() -> int:
-            with compute(
-                *([task], store, workload.scratch("features")),
-                config=ComputeConfig(batch_size=batch_size),
-                device=device,
-                ranks=Ranks(),
+            with (
+                _quiet(),
+                compute(
+                    *([task], store, workload.scratch("features")),
+                    config=ComputeConfig(batch_size=batch_size),
+                    device=device,
+                    ranks=Ranks(),
+                ),
             ):
                 return len(positions_N)
 
         def classify() -> int:
-            with make_loader(store, positions_N, data, device=device.type) as loader:
+            with make_loader(
+                *(store, positions_N, data),
+                normalization=run.record.normalization,
+                device=device.type,
+            ) as loader:
                 predict_logits(model, loader, choose_amp(recipe.train.amp, device))
             return len(positions_N)
 
