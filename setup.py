@@ -69,6 +69,7 @@ setup(
         "pacs": PACS,
         "dask": ["distributed>=2024.10"],
         "export": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],
+        "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8"],
         "bench": ["albumentations>=2.0", "monai>=1.6", "imagecodecs>=2025.3.30"],
         "test": [
             "pytest>=8",

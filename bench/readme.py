@@ -1,16 +1,17 @@
-"""The figures in README.md and docs/packed.md, of the newest committed records.
+"""The figures in README.md and in the docs, of the newest committed records.
 
 python bench/readme.py
 
-Rewrites the text between the marks, and bench/results/throughput.png. The tables of all
-stages but one are in README.md. Those of the stage packed are in docs/packed.md, and
-README.md has a table to choose between a raw and a packed store.
+Rewrites the text between the marks, and bench/results/throughput.png. README.md has a
+few cases. The tables of all stages but one are in docs/speed.md. Those of the stage
+packed are in docs/packed.md, with a table to choose between a raw and a packed store.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -29,11 +30,22 @@ from ichfast.system.files import write_text_atomically
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKED_PAGE = ROOT / "docs" / "packed.md"
+SPEED_PAGE = ROOT / "docs" / "speed.md"
 
 BEGIN = "<!-- figures: `python bench/readme.py` writes them; do not edit -->"
 END = "<!-- end of figures -->"
 CHOICE_BEGIN = "<!-- raw or packed: `python bench/readme.py` writes it; do not edit -->"
 CHOICE_END = "<!-- end of raw or packed -->"
+
+SUMMARY = (
+    ("prepare", r"level 512, (?!1 )\d+ proc\., to memory", "cp -r"),
+    ("read", "hot", "memcpy, page cache"),
+    ("read", "cold", "random read"),
+    ("loader", "level 512 to 224", "warp alone"),
+    ("loader", "level 256 to 224", "warp alone"),
+    ("train", "xresnet50-attn at 224: from the loader", "resident batches"),
+)
+"""Rows of README's table: stage, pattern of the case, limit."""
 
 PACKED_STAGE = "packed"
 MODEL_SIZE = 224
@@ -54,15 +66,18 @@ CHOICE_RATES = (
     ("reading alone, disk of 0.5 GB/s", "cpu", "reader, level {}, 0.5 GB/s"),
     ("loader, `--cache device`", "cuda", "--cache device, level {} to {size}"),
 )
-"""README's table of rates, each compared with a raw store's: name, device, case."""
+"""Rates in the table to choose by, each compared with a raw store's: name, device,
+case."""
 
 HEADER = "| stage | case | ichfast | limit | ichfast / limit | others |"
 RULE = "|---|---|--:|--:|--:|---|"
-FIGURE = "![Medians of ichfast, its limits and its peers](bench/results/throughput.png)"
+FIGURE = (
+    "![Medians of ichfast, its limits and its peers](../bench/results/throughput.png)"
+)
 
 
 def make_block(records: Sequence[Record]) -> str:
-    """Make README's figures: tables by machine and commit, newest first.
+    """Make the figures of docs/speed.md: tables by machine and commit, newest first.
 
     Args:
         records: Of `read_newest`.
@@ -78,6 +93,58 @@ def make_block(records: Sequence[Record]) -> str:
     if measured:
         parts.append(FIGURE)
     return "\n\n".join(parts)
+
+
+def make_summary(records: Sequence[Record]) -> str:
+    """Make README's figures: `SUMMARY`, a table for each machine, newest first.
+
+    Args:
+        records: Of `read_newest`.
+    """
+    machines: dict[str, dict[str, Record]] = {}
+    for stage, case, limit in SUMMARY:
+        for record in records:
+            if _is_measured(record, stage, case):
+                row = _summary_row(record, _compared_with(record, records), limit)
+                machines.setdefault(hardware_of(record), {})[row] = record
+    newest_first = sorted(machines.items(), key=_newest_date, reverse=True)
+    tables = [_summary_table(hardware, rows) for hardware, rows in newest_first]
+    return "\n\n".join(tables + _note_missing_gpu(records))
+
+
+def _is_measured(record: Record, stage: str, case: str) -> bool:
+    if record.role != "ichfast" or record.stage != stage or record.estimate is None:
+        return False
+    return re.fullmatch(case, _full_case(record)) is not None
+
+
+def _newest_date(machine: tuple[str, Mapping[str, Record]]) -> str:
+    return max(each.date for each in machine[1].values())
+
+
+def _summary_table(hardware: str, rows: Mapping[str, Record]) -> str:
+    header = _row("", "ichfast", "fastest other", "limit")
+    measured = sorted({(each.date[:10], each.commit) for each in rows.values()})
+    commits = ", ".join(f"`{commit}` of {date}" for date, commit in measured)
+    caption = f"Medians on {hardware}; commits {commits}; `~`: noisy."
+    return "\n".join([header, "|---|--:|--:|--:|", *rows, "", caption])
+
+
+def _summary_row(record: Record, others: Sequence[Record], limit: str) -> str:
+    measured = [each for each in others if each.estimate is not None]
+    peers = [each for each in measured if each.role == "peer"]
+    fastest = max(peers, key=_middle, default=None)
+    return _row(
+        f"{record.stage}, {_full_case(record)}",
+        f"{_median(record)} {record.unit}",
+        f"{fastest.name} {_median(fastest)}" if fastest else "",
+        "".join(f"{limit} {_median(each)}" for each in measured if each.name == limit),
+    )
+
+
+def _middle(record: Record) -> float:
+    assert record.estimate is not None
+    return record.estimate.median
 
 
 def make_packed_block(records: Sequence[Record]) -> str:
@@ -104,7 +171,7 @@ def _note_missing_gpu(records: Sequence[Record]) -> list[str]:
 
 
 def make_choice(records: Sequence[Record]) -> str:
-    """Make README's table to choose between a raw and a packed store.
+    """Make the table of docs/packed.md to choose between a raw and a packed store.
 
     Args:
         records: Of `read_newest`.
@@ -132,7 +199,7 @@ def _ratio_to(records: Sequence[Record], case: str, limit: str, device: str) -> 
 
 
 def _origin(records: Sequence[Record]) -> str:
-    """The caption of README's table."""
+    """The caption of the table to choose by."""
     record = packed_record(records, SOURCE_LEVEL)
     if record is None:
         return "Not measured by a committed record."
@@ -197,7 +264,7 @@ def _make_row(record: Record, others: Sequence[Record]) -> str:
     peers = [each for each in others if each.role == "peer"]
     cells = (
         record.stage.replace("_", " "),
-        record.case if record.name.startswith("ichfast") else _case_and_name(record),
+        _full_case(record),
         f"{_median(record)} {record.unit}",
         "<br>".join(f"{each.name} {_median(each)}" for each in limits),
         "<br>".join(f"{each.ratio.median:.2f}" for each in limits if each.ratio),
@@ -210,13 +277,14 @@ def _make_row(record: Record, others: Sequence[Record]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _case_and_name(record: Record) -> str:
+def _full_case(record: Record) -> str:
+    if record.name.startswith("ichfast"):
+        return record.case
     return f"{record.case}: {record.name}"
 
 
 def _median(record: Record) -> str:
-    assert record.estimate is not None
-    return ("~" if record.is_noisy else "") + format_number(record.estimate.median)
+    return ("~" if record.is_noisy else "") + format_number(_middle(record))
 
 
 def replace_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> str:
@@ -247,14 +315,19 @@ def make_pages(records: Sequence[Record]) -> dict[Path, str]:
     Raises:
         BenchError: A page lacks a mark.
     """
-    readme = README.read_text(encoding="utf-8")
-    readme = replace_block(readme, make_block(records))
-    readme = replace_block(readme, make_choice(records), CHOICE_BEGIN, CHOICE_END)
-    page = PACKED_PAGE.read_text(encoding="utf-8")
-    return {
-        README: readme,
-        PACKED_PAGE: replace_block(page, make_packed_block(records)),
+    blocks = {
+        README: make_summary(records),
+        SPEED_PAGE: make_block(records),
+        PACKED_PAGE: make_packed_block(records),
     }
+    pages = {
+        path: replace_block(path.read_text(encoding="utf-8"), block)
+        for path, block in blocks.items()
+    }
+    pages[PACKED_PAGE] = replace_block(
+        pages[PACKED_PAGE], make_choice(records), CHOICE_BEGIN, CHOICE_END
+    )
+    return pages
 
 
 def main() -> int:

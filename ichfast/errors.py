@@ -1,5 +1,7 @@
 """The exceptions ichfast raises on purpose.
 
+Their tree::
+
     IchfastError             anything a user can act on; the command line shows
      │                       its one line and exits with status 1
      ├─ SourceError          a folder or archive of DICOM that cannot be read

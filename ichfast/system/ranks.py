@@ -139,7 +139,7 @@ def _meeting_place() -> Store:
         return store
     # On one machine torchrun keeps the store across restarts, with the addresses of
     # dead ranks: pytorch/pytorch#135712. On several machines restart counts differ:
-    # pytorch/pytorch#108158; see docs/training.md.
+    # pytorch/pytorch#108158; see docs/machines.md.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"attempt-{attempt}", store)
 

@@ -1,4 +1,4 @@
-"""The model of many GPUs, and README's figures, from records made up here."""
+"""The model of many GPUs, and the figures of the pages, from records made up here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from bench.harness.estimates import estimate
 from bench.harness.measure import BenchError
 from bench.harness.records import read_newest, write_records
 from bench.plot import draw
-from bench.readme import PACKED_PAGE, README, make_block, make_packed_block
+from bench.readme import (
+    PACKED_PAGE,
+    README,
+    SPEED_PAGE,
+    make_block,
+    make_packed_block,
+    make_summary,
+)
 from bench.readme import main as readme_main
 from bench.scale import NUM_GPUS, check_ranks
 from bench.scale import main as scale_main
@@ -248,6 +255,36 @@ def test_without_records_the_block_lists_what_is_not_measured() -> None:
     assert make_block([]).startswith("Not measured by a committed record: prepare")
 
 
+def test_the_summary_compares_a_case_with_its_fastest_peer_and_its_limit() -> None:
+    peers = [
+        replace(LOADER, name=name, role="peer", estimate=estimate([rate]))
+        for name, rate in (("slow", 100.0), ("fast", 900.0))
+    ]
+    missing = replace(LOADER, name="ffcv", role="peer", estimate=None, values=())
+    limits = [
+        replace(LOADER, name=name, role="limit", estimate=estimate([4000.0]))
+        for name in ("another", "warp alone")
+    ]
+    gpu = {"processor": "P", "cores": 16, "gpus": ["NVIDIA G"]}
+    on_gpu = replace(LOADER, device="cuda", environment=gpu, date="2027-01-01T00:00Z")
+    left_out = replace(LOADER, case="level 512 to 512")
+    records = [LOADER, *peers, missing, *limits, left_out]
+    commit = "commits `abc` of 2026-01-01"
+    assert make_summary(records).splitlines() == [
+        "|  | ichfast | fastest other | limit |",
+        "|---|--:|--:|--:|",
+        "| loader, level 256 to 224 | 2,000 slices/s | fast 900 | warp alone 4,000 |",
+        "",
+        f"Medians on 2 cores of P, no GPU used; {commit}; `~`: noisy.",
+        "",
+        "On a GPU: not measured.",
+    ]
+    first, second = make_summary([LOADER, on_gpu]).split("\n\nMedians on ")[1:]
+    assert first.startswith("NVIDIA G; 16 cores of P")
+    assert second.startswith("2 cores of P, no GPU used")
+    assert "not measured" not in second
+
+
 def test_a_readme_without_its_marks_is_refused_and_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +300,8 @@ def test_a_readme_without_its_marks_is_refused_and_left_alone(
 def test_the_generator_writes_the_pages_and_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, page in (("README", README), ("PACKED_PAGE", PACKED_PAGE)):
+    pages = {"README": README, "PACKED_PAGE": PACKED_PAGE, "SPEED_PAGE": SPEED_PAGE}
+    for name, page in pages.items():
         copy = tmp_path / page.name
         copy.write_text(page.read_text(encoding="utf-8"))
         monkeypatch.setattr(f"bench.readme.{name}", copy)
@@ -271,6 +309,7 @@ def test_the_generator_writes_the_pages_and_the_picture(
     packed = replace(LOADER, stage="packed")
     write_records(tmp_path / "a.jsonl", [LOADER, packed])
     assert readme_main() == 0
-    assert make_block([LOADER]) in (tmp_path / "README.md").read_text()
+    assert make_summary([LOADER]) in (tmp_path / "README.md").read_text()
+    assert make_block([LOADER]) in (tmp_path / "speed.md").read_text()
     assert make_packed_block([packed]) in (tmp_path / "packed.md").read_text()
     assert (tmp_path / "throughput.png").is_file()

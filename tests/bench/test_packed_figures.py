@@ -1,4 +1,4 @@
-"""What packed slices mean: sizes, what holds them, the model, README's table."""
+"""What packed slices mean: sizes, what holds them, the model, the table to choose."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bench.harness.table import format_table
 from bench.readme import (
     PACKED_PAGE,
     README,
+    SPEED_PAGE,
     make_block,
     make_choice,
     make_packed_block,
@@ -114,7 +115,7 @@ def test_the_model_shows_packed_stores_once_they_are_measured(
     assert ("33.5 GB" in done.stdout) == is_measured
 
 
-def test_readme_shows_sizes_ratios_and_their_origin() -> None:
+def test_the_table_to_choose_shows_sizes_ratios_and_their_origin() -> None:
     lines = make_choice([*BYTES, *RATES]).splitlines()
     assert "| level 512 | 394.7 GB | 101.8 GB |" in lines
     assert (
@@ -152,7 +153,7 @@ def test_the_figures_of_packed_slices_are_on_their_own_page() -> None:
 
 def test_the_pages_hold_the_figures_of_the_committed_records() -> None:
     pages = make_pages(read_newest(RESULTS_DIR))
-    assert pages.keys() == {README, PACKED_PAGE}
+    assert pages.keys() == {README, PACKED_PAGE, SPEED_PAGE}
     for path, expected in pages.items():
         assert path.read_text("utf-8") == expected, "run `python bench/readme.py`"
 
