@@ -255,6 +255,7 @@ def test_the_notebook_runs_in_jupyter(
     for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
         monkeypatch.setenv(f"JUPYTER_{name}", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     import nbformat
     from nbclient import NotebookClient
 
@@ -263,6 +264,7 @@ def test_the_notebook_runs_in_jupyter(
         notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
+    assert not list(tmp_path.glob("tmp*"))
     outputs = [
         output
         for cell in notebook.cells
@@ -272,6 +274,7 @@ def test_the_notebook_runs_in_jupyter(
     texts = [each.data["text/plain"] for each in outputs if "data" in each]
     (batch_line,) = [text for text in texts if text.startswith("Batch(")]
     assert "\n" not in batch_line
+    assert float(texts[-1]) > 0
     assert any("image/png" in each.get("data", {}) for each in outputs)
     printed = "".join(each.text for each in outputs if each.get("name") == "stdout")
     assert re.findall(r"^epoch (\d): loss", printed, flags=re.MULTILINE) == ["0", "1"]
