@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,13 @@ def test_mlflow_gets_the_settings_the_epochs_and_the_end_of_a_run(
     assert len([line for line in example.splitlines() if line]) <= 20
     names: dict[str, Any] = {}
     exec(compile(example, PAGE.name, "exec"), names)
-    seen: list[None] = []
+    steps = iter(range(100))
 
     def stop_in_the_second_epoch() -> bool:
-        seen.append(None)
-        return len(seen) == 4
+        return next(steps) == 3
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
 
     recipe = resolve_recipe(
         "fast",
@@ -208,27 +211,27 @@ def test_mlflow_gets_the_settings_the_epochs_and_the_end_of_a_run(
         device_type="cpu",
         assignments=["train.epochs=2", "data.batch_size=8"],
     )
-    with pytest.raises(InterruptionError):
+
+    def train(*, resume: bool, should_stop: Callable[[], bool] = lambda: False) -> None:
         ichfast.train_run(
             Path("ichfast-store"),
             recipe,
             Path("run"),
             device=CPU,
-            should_stop=stop_in_the_second_epoch,
+            resume=resume,
+            should_stop=should_stop,
             callbacks=[names["MLflow"]()],
         )
-    ichfast.train_run(
-        Path("ichfast-store"),
-        recipe,
-        Path("run"),
-        device=CPU,
-        resume=True,
-        callbacks=[names["MLflow"]()],
-    )
+
+    with pytest.raises(InterruptionError):
+        train(resume=False, should_stop=stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(resume=True, should_stop=interrupt)
+    train(resume=True)
     client = MlflowClient()
-    second, first = client.search_runs(["0"])
-    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
-    for run, num_epochs in ((first, 1), (second, 2)):
+    runs = client.search_runs(["0"], order_by=["start_time"])
+    assert [run.info.status for run in runs] == ["KILLED", "KILLED", "FINISHED"]
+    for run, num_epochs in zip(runs, (1, 1, 2), strict=True):
         assert run.info.run_name == "run"
         assert run.data.params["train.epochs"] == "2"
         losses = client.get_metric_history(run.info.run_id, "valid_loss")
