@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,11 +159,49 @@ def test_accelerate_moves_and_measures_a_batch(batch: Batch) -> None:
     assert find_batch_size(batch) == 8
 
 
+class PlainLearner:
+    """Trains and validates on pairs, as the `Learner` of fastai does."""
+
+    def __init__(self, loaders: list[Any], model: nn.Module, *, loss_func: Any) -> None:
+        self.recorder = SimpleNamespace(values=[])
+        self._loaders, self._model, self._loss = loaders, model, loss_func
+
+    def fit(self, num_epochs: int, *, lr: float) -> None:
+        optimizer = torch.optim.SGD(self._model.parameters(), lr)
+        for _ in range(num_epochs):
+            means = []
+            for is_training, loader in zip((True, False), self._loaders, strict=True):
+                losses = []
+                for inputs, targets in loader:
+                    loss = self._loss(self._model(inputs), targets)
+                    if is_training:
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                    losses.append(loss.item())
+                assert len(losses) == len(loader)
+                means.append(np.mean(losses))
+            self.recorder.values.append(means)
+
+
 @pytest.mark.slow
-@needs("fastai")
+@pytest.mark.parametrize(
+    "is_real",
+    [pytest.param(True, marks=needs("fastai")), False],
+    ids=["fastai", "plain"],
+)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_at_home")
-def test_fastai_trains_and_validates() -> None:
+def test_fastai_trains_and_validates(
+    monkeypatch: pytest.MonkeyPatch, *, is_real: bool
+) -> None:
+    if not is_real:
+        modules: dict[str, Any] = {
+            "fastai.data.core": SimpleNamespace(DataLoaders=lambda *loaders: loaders),
+            "fastai.learner": SimpleNamespace(Learner=PlainLearner),
+        }
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
     learner = run_block("fastai")["learner"]
     (losses,) = learner.recorder.values
     assert len(losses) == 2  # of training and validation
