@@ -7,6 +7,7 @@ script. Nothing is fetched from a network.
 from __future__ import annotations
 
 import builtins
+import json
 
 from docutils import nodes
 from sphinx import addnodes
@@ -18,6 +19,7 @@ project = "ichfast"
 release = ichfast.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
+source_suffix = {".rst": "restructuredtext", ".md": "markdown", ".ipynb": "markdown"}
 exclude_patterns = ["build"]
 
 myst_heading_anchors = 3
@@ -44,6 +46,21 @@ def _unlink_builtins(_: Sphinx, document: nodes.document) -> None:
             link.replace_self(link.children)
 
 
+def _show_notebook(app: Sphinx, name: str, text: list[str]) -> None:
+    """Make Markdown of a notebook: its text, and its code as blocks."""
+    file = app.env.doc2path(name, base=False)
+    if not file.endswith(".ipynb"):
+        return
+    parts = []
+    for cell in json.loads(text[0])["cells"]:
+        source = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{source}\n```" if is_code else source)
+    parts.insert(1, f"{{download}}`Download this notebook <{file}>`.")
+    text[0] = "\n\n".join(parts)
+
+
 def setup(app: Sphinx) -> None:
     """Connect to the events of Sphinx."""
+    app.connect("source-read", _show_notebook)
     app.connect("doctree-read", _unlink_builtins)
