@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
+from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
@@ -23,6 +25,7 @@ source_suffix = {".rst": "restructuredtext", ".md": "markdown", ".ipynb": "markd
 exclude_patterns = ["build"]
 
 myst_heading_anchors = 3
+highlight_language = "none"
 
 default_role = "py:obj"
 """A name in backticks is a link where the site describes what it names."""
@@ -48,8 +51,8 @@ def _unlink_builtins(_: Sphinx, document: nodes.document) -> None:
 
 def _show_notebook(app: Sphinx, name: str, text: list[str]) -> None:
     """Make Markdown of a notebook: its text, and its code as blocks."""
-    file = app.env.doc2path(name, base=False)
-    if not file.endswith(".ipynb"):
+    file = Path(app.env.doc2path(name, base=False))
+    if file.suffix != ".ipynb":
         return
     parts = []
     for cell in json.loads(text[0])["cells"]:
@@ -60,7 +63,14 @@ def _show_notebook(app: Sphinx, name: str, text: list[str]) -> None:
     text[0] = "\n\n".join(parts)
 
 
+def _name_links(_: Sphinx, name: str, text: list[str]) -> None:
+    """Let a link show the title of its page where it shows the name of its file."""
+    del name
+    text[0] = re.sub(r"\[[\w./-]+\.md\]\(", "[](", text[0])
+
+
 def setup(app: Sphinx) -> None:
     """Connect to the events of Sphinx."""
     app.connect("source-read", _show_notebook)
+    app.connect("source-read", _name_links)
     app.connect("doctree-read", _unlink_builtins)

@@ -87,6 +87,17 @@ def test_every_link_within_the_site_leads_somewhere(pages: dict[Path, Page]) -> 
     assert broken == []
 
 
+def test_links_show_titles_and_no_names_of_files(site: Path) -> None:
+    text = (site / "start.html").read_text("utf-8")
+    assert ">Packed stores<" in (site / "machines.html").read_text("utf-8")
+    assert ">GPUs and many machines</span></a> says what to install" in text
+    shown = {
+        path.name: re.findall(r">([\w./-]+\.md)<[^<]*</a>", path.read_text("utf-8"))
+        for path in site.rglob("*.html")
+    }
+    assert {name: links for name, links in shown.items() if links} == {}
+
+
 def test_nothing_is_loaded_from_a_network(site: Path, pages: dict[Path, Page]) -> None:
     loaded = {link for page in pages.values() for link in page.loaded}
     styles = {
