@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from ichfast.augment import geometry
@@ -78,7 +77,7 @@ def test_the_title_fits_above_the_slices(count: int) -> None:
         [""] * count,
         title=title,
     )
-    FigureCanvasAgg(sheet).draw()
+    sheet.draw_without_rendering()
     box = sheet.texts[0].get_window_extent()
     assert sheet.bbox.x0 <= box.x0 < box.x1 <= sheet.bbox.x1
     assert sheet.axes[0].bbox.y1 <= box.y0 < box.y1 <= sheet.bbox.y1
