@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -23,6 +24,9 @@ NOTICE = "Research only. Not a medical device, not for diagnosis or patient care
 """What every document says, in its series' description and where people read it."""
 
 DEIDENTIFICATION = "Attributes of the patient left out by ichfast; UIDs are kept"
+
+
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs UIDs
 
 
 def made_by() -> dict[str, Any]:
