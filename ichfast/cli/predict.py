@@ -165,7 +165,7 @@ def predict(
 
     --sr needs the extra `pacs`. A report holds the study's six probabilities, the
     thresholds of a calibrated RUN, the SHA-256 of RUN's checkpoint and references to
-    the slices. It is for research, not of a medical device: docs/pacs.md.
+    the slices. It is for research; ichfast is no medical device (docs/pacs.md).
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.evaluation.study_table import join_slices

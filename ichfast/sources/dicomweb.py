@@ -117,6 +117,7 @@ class WebStudy:
             SourceError: the server cannot be connected to.
         """
         keys: dict[str, None] = {}
+        found: list[str] = []
         num_found = 0
         while num_found <= MAX_INSTANCES:
             found = _ask(_search, self, num_found)

@@ -256,7 +256,7 @@ def test_values_that_dicom_forbids_are_copied_and_not_shown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    forbidden = {
+    forbidden: dict[str, Any] = {
         "PatientID": "Secret\\2",
         "PatientName": "Secret" * 20,
         "PatientBirthDate": "Secret",
