@@ -27,7 +27,7 @@ from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.evaluation.study_table import join_slices
 from ichfast.labels import CLASSES
-from ichfast.pacs.file_header import is_uid, values_not_shown
+from ichfast.pacs.file_header import is_uid
 from ichfast.pacs.findings import Algorithm, Finding
 from ichfast.pacs.instances import Instance, find_instances, slice_keys
 from ichfast.predict.coverage import Run
@@ -295,5 +295,5 @@ def _write_key_images(
 
 
 def _write(path: Path, document: Dataset) -> None:
-    with output_path(path, PredictionError) as temporary, values_not_shown():
+    with output_path(path, PredictionError) as temporary:
         document.save_as(temporary)
