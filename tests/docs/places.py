@@ -6,6 +6,7 @@ with random weights.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,9 +123,12 @@ def pacs(originals: Path) -> StubServer:
     """A PACS with a study of the folder of `make_originals`."""
     files = {}
     for path in sorted((originals / "dicom" / "00").iterdir()):
-        header = dcmread(path, stop_before_pixels=True)
-        key = f"{header.SeriesInstanceUID}/{header.SOPInstanceUID}.dcm"
-        files[key] = path.read_bytes()
+        file = dcmread(path)
+        file.StudyInstanceUID = PACS_STUDY
+        content = io.BytesIO()
+        file.save_as(content)
+        key = f"{file.SeriesInstanceUID}/{file.SOPInstanceUID}.dcm"
+        files[key] = content.getvalue()
     return StubServer({PACS_STUDY: files})
 
 
