@@ -1,8 +1,9 @@
 """The head without hemorrhages: what differs between patients, and where things lie.
 
 Skin, skull and the brain's room are outlines: radii over the angle around the head's
-axis, for each height. Every organ is an ellipsoid in a table below, in mm from the axis
-and the orbitomeatal line. Layers such as the scalp are tables of HU over a depth.
+axis, for each height. The skull base is in `ichfast.synth.skullbase`. Every organ is an
+ellipsoid in a table below, in mm from the axis and the orbitomeatal line. Layers such
+as the scalp are tables of HU over a depth.
 
 Source:
     Sizes, places and CT numbers as in any atlas of cross-sectional anatomy, adjusted
@@ -14,18 +15,22 @@ Shape letter: A angles around the head's axis, from x towards y
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from ichfast.synth.canvas import ANGLE_A, Ellipsoid, Field, make_table
+from ichfast.synth.canvas import ANGLE_A, NUM_ANGLES, Ellipsoid, Field, make_table
 
 BASE_TOP_MM = 34.0
 """Height above which the head is a dome; below it lie the skull base and the face."""
 
+MEAN_HALF_WIDTH, MEAN_HALF_LENGTH = 74.5, 93.0
+"""Of the head that the tables below describe, mm."""
+
 FAT_HU, SKIN_HU, MUSCLE_HU = -95.0, 35.0, 58.0
-CSF_HU, GREY_HU, WHITE_HU = 9.0, 38.0, 29.0
+CSF_HU, GREY_HU, WHITE_HU = 9.0, 37.0, 29.0
 
 
 class Anatomy(NamedTuple):
@@ -50,18 +55,20 @@ class Anatomy(NamedTuple):
     """Choroid plexus and pineal gland; 0 without calcification."""
     sinus: float
     """Size of the air-filled sinuses, 1 on average."""
+    asymmetry: list[float]
+    """How much larger the right one of a pair is than the mean, for each pair."""
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     """Draw a patient."""
     size = rng.normal(1.0, 0.03)
     return Anatomy(
-        half_width=74.5 * size * rng.normal(1.0, 0.025),
-        half_length=93.0 * size * rng.normal(1.0, 0.025),
+        half_width=MEAN_HALF_WIDTH * size * rng.normal(1.0, 0.025),
+        half_length=MEAN_HALF_LENGTH * size * rng.normal(1.0, 0.025),
         vertex=122.0 * size,
         scalp=rng.uniform(3.0, 6.5),
         skull=rng.uniform(6.5, 10.0),
-        harmonics=[(rng.normal(0.0, 0.008), rng.uniform(0.0, 6.28)) for _ in range(4)],
+        harmonics=[(rng.normal(0.0, 0.011), rng.uniform(0.0, 6.28)) for _ in range(4)],
         warp=rng.uniform(0.0, 6.28, 6).tolist(),
         fold_offset=rng.uniform((0.0, 0.0, 64.0), (256.0, 256.0, 192.0)).tolist(),
         atrophy=float(rng.beta(1.3, 1.7)),
@@ -71,16 +78,55 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
             rng.uniform(100.0, 300.0) if rng.random() < 0.6 else 0.0,
         ),
         sinus=rng.uniform(0.8, 1.2),
+        asymmetry=rng.normal(0.0, 0.04, 7).tolist(),
     )
+
+
+def size_of(anatomy: Anatomy) -> tuple[float, float]:
+    """Width and length of a head, in parts of the mean head of the tables."""
+    return anatomy.half_width / MEAN_HALF_WIDTH, anatomy.half_length / MEAN_HALF_LENGTH
+
+
+def place(
+    shapes: Iterable[Ellipsoid],
+    anatomy: Anatomy,
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    uneven: float = 1.0,
+) -> tuple[Ellipsoid, ...]:
+    """Put the shapes of a table into a head: on both sides, never quite alike.
+
+    Args:
+        shapes: A table; a shape with `x` other than 0 stands for a pair.
+        anatomy: The patient.
+        scale: Factors of the radii along x and y.
+        uneven: Factor of the patient's asymmetry.
+    """
+    wide, long = size_of(anatomy)
+    placed = []
+    for shape, larger in zip(shapes, cycle(anatomy.asymmetry)):
+        for side in (1.0, -1.0) if shape.x else (1.0,):
+            size = 1.0 + side * uneven * larger
+            placed.append(
+                shape._replace(
+                    x=side * shape.x * wide,
+                    y=shape.y * long + 20.0 * side * larger,
+                    x_radius=shape.x_radius * scale[0] * size,
+                    y_radius=shape.y_radius * scale[1] * size,
+                    turn=side * shape.turn,
+                )
+            )
+    return tuple(placed)
 
 
 FACE = (
     Ellipsoid(78, 14, -4, 2.6, 13, 24, -14, 5),  # ear
     Ellipsoid(31, -45, 8, 19.5, 27, 21, 16, 700),  # orbital wall
-    Ellipsoid(26, -50, -25, 18, 21, 21, 0, 800),  # maxilla
+    Ellipsoid(26, -50, -25, 17, 20, 21, 0, 500),  # maxilla
     Ellipsoid(0, -52, 3, 14, 30, 25, 0, 450, 420),  # ethmoid
     Ellipsoid(0, -22, 0, 18, 14, 16, 0, 600),  # sphenoid
-    Ellipsoid(9, -80, 20, 12, 6, 15, 25, 700),  # frontal bone
+    Ellipsoid(9, -79, 28, 12, 6, 11, 25, 700),  # frontal bone
+    Ellipsoid(0, -82, 8, 5, 4, 14, 0, 600),  # nasal bone
     Ellipsoid(53, -42, -8, 4, 17, 6, -15, 1100),  # zygomatic arch
     Ellipsoid(47, -16, -34, 4.5, 13, 14, 15, 1200),  # mandible
     Ellipsoid(32, -50, 8, 17.5, 29, 18.5, 16, -90),  # orbital fat
@@ -99,19 +145,20 @@ SINUSES = (
     Ellipsoid(7, -23, 0, 6.6, 10.5, 12, 0, -980),  # sphenoid
     Ellipsoid(5, -62, -24, 4, 26, 15, 0, -850),  # nose
     Ellipsoid(0, -8, -45, 11, 9, 20, 0, -980),  # pharynx
-    Ellipsoid(9, -80, 20, 9, 3.6, 12, 25, -980),  # frontal
+    Ellipsoid(9, -79, 28, 9, 3.6, 9, 25, -980),  # frontal
 )
 """Air in the face, scaled by `Anatomy.sinus`."""
 
 BASE = (
-    Ellipsoid(36, 3, 4, 25, 5.5, 9, 34, 1400, 60),  # petrous ridge
-    Ellipsoid(52, 14, 0, 15, 10, 14, 20, 700, 60),  # its base
-    Ellipsoid(57, 24, -6, 11, 16, 20, 0, 450, 420),  # mastoid
-    Ellipsoid(0, -5, -14, 12, 5.5, 15, 0, 550),  # clivus
+    Ellipsoid(34, 6, 4, 26, 8, 13, 32, 1300, 60),  # petrous pyramid
+    Ellipsoid(54, 18, 2, 13, 11, 16, 20, 700, 60),  # its base
+    Ellipsoid(57, 24, -6, 10, 15, 20, 0, 450, 420),  # mastoid
+    Ellipsoid(0, -4, -8, 11, 6, 18, 0, 550),  # clivus
+    Ellipsoid(19, 14, -34, 8, 10, 12, 20, 900),  # condyle and first vertebra
     Ellipsoid(64, 12, -2, 14, 3, 3, 0, -950),  # ear canal
-    Ellipsoid(41, 5, 3, 2.2, 2.2, 2.5, 0, 80),  # inner ear
+    Ellipsoid(41, 7, 3, 2.2, 2.2, 2.5, 0, 80),  # inner ear
 )
-"""Bone that reaches into the brain's room."""
+"""Bone of the skull base below the floor of the brain's room."""
 
 CISTERNS = (
     Ellipsoid(0, -9, 17, 8, 6, 7),  # suprasellar
@@ -126,8 +173,8 @@ CISTERNS = (
 """Water outside the brain, wider with atrophy."""
 
 BRAINSTEM = (
-    Ellipsoid(0, 11, 4, 15, 11, 22, hu=31),  # pons, midbrain
-    Ellipsoid(0, 13, -24, 8, 6.5, 20, hu=31),  # medulla, cord
+    Ellipsoid(0, 11, 4, 15, 11, 22, hu=30),  # pons, midbrain
+    Ellipsoid(0, 13, -24, 8, 6.5, 20, hu=30),  # medulla, cord
 )
 """Inside the cisterns."""
 
@@ -184,17 +231,17 @@ def brain_table(anatomy: Anatomy, height: float) -> Field:
         anatomy: The patient.
         height: Of the slice, mm.
     """
-    half_mm = 0.1 + 1.1 * anatomy.atrophy
+    half_mm = 0.1 + 0.8 * anatomy.atrophy
     # A tight sulcus is thinner than a pixel: its water shows only in part.
-    filled = min(1.0, 0.35 + 1.2 * anatomy.atrophy)
+    filled = min(0.9, 0.2 + anatomy.atrophy)
     sulcus_hu = GREY_HU + filled * (CSF_HU - GREY_HU)
     ribbon_mm = 3.2 if height > 20.0 else 2.0  # the cerebellum's folia are finer
-    knots = (half_mm, half_mm + 1.4, half_mm + ribbon_mm, half_mm + ribbon_mm + 3.0)
+    knots = (half_mm, half_mm + 1.4, half_mm + ribbon_mm, half_mm + ribbon_mm + 5.0)
     return make_table(knots, (sulcus_hu, GREY_HU, GREY_HU, WHITE_HU))
 
 
 class Outlines(NamedTuple):
-    """The head's layers at a height: radii over the angle, mm, shape (A,)."""
+    """The head's layers in a slice: radii over the angle, mm, shape (A,)."""
 
     skin_A: Field
     skull_A: Field
@@ -205,12 +252,16 @@ class Outlines(NamedTuple):
     """How fast the skull narrows upwards, mm in each mm."""
 
 
-def outlines(anatomy: Anatomy, height: float) -> Outlines:
-    """Compute the outlines of a head.
+def outlines(
+    anatomy: Anatomy, height: float, *, roll: float = 0.0, pitch: float = 0.0
+) -> Outlines:
+    """Compute the outlines of a head in an oblique slice.
 
     Args:
         anatomy: The patient.
-        height: Of the slice, mm.
+        height: Of the slice at the head's axis, mm.
+        roll: Rise of the slice along x, mm in each mm.
+        pitch: Rise of the slice along y, mm in each mm.
     """
     cos_A, sin_A = np.cos(ANGLE_A), np.sin(ANGLE_A)
     wide_A = anatomy.half_width * (1.0 + 0.07 * sin_A)  # broader at the back
@@ -222,49 +273,29 @@ def outlines(anatomy: Anatomy, height: float) -> Outlines:
     temple_A = np.exp(-(((np.arctan2(sin_A, np.abs(cos_A)) + 0.3) / 0.4) ** 2))
     muscle_A = 6.0 * temple_A * np.clip((70.0 - height) / 50.0, 0.0, 1.0)
     bone_A = head_A - anatomy.scalp - muscle_A
-    thick_A = anatomy.skull * (1.0 - 0.35 * np.abs(cos_A) - 0.1 * sin_A)
+    thick_A = anatomy.skull * (1.0 - 0.35 * cos_A**2 - 0.1 * sin_A)
     bone_top = anatomy.vertex - anatomy.scalp
-    skin_A = head_A * _dome(height, anatomy.vertex)
-    skull_A = bone_A * _dome(height, bone_top)
-    brain_A = (bone_A - thick_A) * _dome(height, bone_top - anatomy.skull)
-    if height < BASE_TOP_MM:
-        brain_A = _base_outline(height, brain_A)
-        skull_A = np.minimum(skull_A, brain_A + 5.5 - 1.5 * sin_A)
-        nose_A = 14.0 * np.exp(-(((ANGLE_A - 1.5 * np.pi) / 0.13) ** 2))
-        skin_A += nose_A * np.clip((5.0 - height) / 15.0, 0.0, 1.0)
+    rise_A = (roll * cos_A + pitch * sin_A) * head_A
+    size_A = _dome(np.full(NUM_ANGLES, height), bone_top)
+    for _ in range(3):  # where the plane meets the dome
+        size_A = 0.5 * (size_A + _dome(height + rise_A * size_A, bone_top))
+    height_A = height + rise_A * size_A
+    skin_A = head_A * _dome(height_A, anatomy.vertex)
+    skull_A = bone_A * _dome(height_A, bone_top)
+    brain_A = (bone_A - thick_A) * _dome(height_A, bone_top - anatomy.skull)
+    nose_A = 14.0 * np.exp(-(((ANGLE_A - 1.5 * np.pi) / 0.13) ** 2))
+    skin_A += nose_A * np.clip((5.0 - height_A) / 15.0, 0.0, 1.0)
     narrowing = _dome(height - 2.0, bone_top) - _dome(height + 2.0, bone_top)
     return Outlines(
         skin_A=skin_A.astype(np.float32),
         skull_A=skull_A.astype(np.float32),
         brain_A=brain_A.astype(np.float32),
-        slope=anatomy.half_width * narrowing / 4.0,
+        slope=anatomy.half_width * float(narrowing) / 4.0,
     )
 
 
-def _dome(height: float, vertex: float) -> float:
+def _dome(height: Any, vertex: float) -> Any:
     """Size of an outline at a height, 1 where it is widest."""
-    if height <= 35.0:
-        return 1.0 - 0.0016 * (35.0 - height)
-    part = (height - 35.0) / (vertex - 35.0)
-    return (1.0 - part**2.4) ** (1 / 2.0) if part < 1.0 else 0.0
-
-
-def _base_outline(
-    height: float, dome_A: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """The brain's room below the dome: three fossae down to the foramen magnum."""
-    sin_A, cos_A = np.sin(ANGLE_A), np.cos(ANGLE_A)
-
-    def circle(centre: float, radius: float) -> npt.NDArray[np.float64]:
-        return centre * sin_A + np.sqrt(radius**2 - (centre * cos_A) ** 2)
-
-    foramen_A, fossa_A = circle(14.0, 17.0), circle(24.0, 54.0)
-    toward_A = np.arctan2(sin_A, np.abs(cos_A)) + 0.4
-    temporal_A = fossa_A + 30.0 * np.exp(-((toward_A / 0.5) ** 2))
-    middle_A = np.minimum(temporal_A, dome_A)
-    heights = (-28.0, -10.0, 4.0, 16.0, 28.0)
-    levels = (foramen_A, 0.8 * fossa_A, middle_A, 0.5 * (middle_A + dome_A), dome_A)
-    level = int(np.clip(np.searchsorted(heights, height) - 1, 0, 3))
-    low, high = heights[level], heights[level + 1]
-    part = np.clip((height - low) / (high - low), 0.0, 1.0)
-    return levels[level] + part * (levels[level + 1] - levels[level])
+    part = np.clip((height - 35.0) / (vertex - 35.0), 0.0, 1.0)
+    below = np.minimum(0.0016 * (height - 35.0), 0.0)
+    return np.sqrt(1.0 - part**2.4) + below

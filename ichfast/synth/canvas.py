@@ -5,6 +5,9 @@ So shapes are given in millimetres of the head, independent of its rotation and 
 in the slice. The coordinates are bent a little, so that ellipses do not look like
 ellipses.
 
+A slice cuts the head obliquely: roll and pitch lift one side and the back. So each
+pixel has its own height, and the height of a slice is that at the head's axis.
+
 Axes, in mm: x to the right of the image, y to the back of the head (down the image),
 height from the orbitomeatal line up. Shape letters: H rows and W columns of the box,
 A angles around the head's axis, from x towards y.
@@ -41,7 +44,7 @@ FOLD_WAVELENGTH_MM = 23.0
 
 
 class Ellipsoid(NamedTuple):
-    """A shape in the head, with its mirror image where `x` is not 0. Lengths in mm."""
+    """A shape in the head, or one of a pair left and right. Lengths in mm."""
 
     x: float
     y: float
@@ -68,6 +71,10 @@ class Grid(NamedTuple):
     """Distance of the axis to the right of the middle of the slice."""
     y_mm: float
     """Distance of the axis below the middle of the slice."""
+    roll: float = 0.0
+    """Rise of the slice to the right of the image, mm in each mm."""
+    pitch: float = 0.0
+    """Rise of the slice to the back of the head, mm in each mm."""
 
 
 class Canvas:
@@ -91,6 +98,7 @@ class Canvas:
         down = _span(grid.rows, grid.spacing_mm, grid.y_mm, reach_mm[1])
         right = _span(grid.columns, grid.spacing_mm, grid.x_mm, reach_mm[0])
         self.box: Box = (down[0], right[0])
+        self.spacing_mm = grid.spacing_mm
         self._grid = grid
         self._first_mm = (float(down[1][0]), float(right[1][0]))
         self._fold_offset = fold_offset
@@ -104,6 +112,9 @@ class Canvas:
         self.y_HW: Field = cos * down_H1 - sin * right_1W
         self.y_HW += 1.2 * np.sin(right_1W / 21 + p[3])
         self.y_HW += 0.9 * np.sin(right_1W / 14 + p[4]) * np.sin(down_H1 / 18 + p[5])
+
+        self.rise_HW: Field = self.rise(self.x_HW, self.y_HW)
+        """Height of each pixel above the slice's height at the axis, mm."""
 
         self._radius_HW = np.hypot(self.x_HW, self.y_HW)
         turns_HW = np.arctan2(self.y_HW, self.x_HW) / np.float32(2 * np.pi)
@@ -133,6 +144,15 @@ class Canvas:
         plane *= np.float32(5.0 / np.hypot(part, 1.0 - part))
         return plane.take(self._fold_HW, mode="clip")
 
+    def rise(self, x: Any, y: Any) -> Any:
+        """Height of the slice at a place above its height at the axis, mm.
+
+        Args:
+            x: mm, a number or an array.
+            y: mm, of the same shape.
+        """
+        return np.float32(self._grid.roll) * x + np.float32(self._grid.pitch) * y
+
     def sections(
         self,
         shapes: Iterable[Ellipsoid],
@@ -140,39 +160,37 @@ class Canvas:
         *,
         shift_mm: float = 0.0,
         soft_mm: float = 1.0,
-        scale: tuple[float, float] = (1.0, 1.0),
     ) -> Iterator[tuple[Ellipsoid, Box, Field]]:
-        """Cut ellipsoids and their mirror images at a height.
+        """Cut ellipsoids at a height.
 
         Args:
-            shapes: From the head's tables.
+            shapes: Of the head.
             height: Of the slice, mm.
             shift_mm: Moves the shapes along x.
             soft_mm: Width of their edges.
-            scale: Factors of the radii along x and y.
 
         Yields:
             The shape, the box around it, and its weight there: 1 inside, 0 outside.
         """
         for shape in shapes:
-            rest = 1.0 - ((height - shape.height) / shape.half_height) ** 2
+            away_mm = height + float(self.rise(shape.x, shape.y)) - shape.height
+            rest = 1.0 - (away_mm / shape.half_height) ** 2
             if rest < 0.03:
                 continue
-            a = shape.x_radius * scale[0] * rest**0.5
-            b = shape.y_radius * scale[1] * rest**0.5
-            for side in (1.0, -1.0) if shape.x else (1.0,):
-                turn = side * np.deg2rad(shape.turn)
-                x = side * shape.x + shift_mm
-                box = self.box_around(x, shape.y, a + soft_mm, b + soft_mm, turn)
-                dx = self.x_HW[box] - np.float32(x)
-                dy = self.y_HW[box] - np.float32(shape.y)
-                cos, sin = np.cos(turn), np.sin(turn)
-                u = dx * np.float32(cos / a) + dy * np.float32(sin / a)
-                v = dy * np.float32(cos / b) - dx * np.float32(sin / b)
-                u *= u
-                v *= v
-                u += v
-                yield shape, box, ramp(1.0 - u, 2.0 * soft_mm / min(a, b))
+            a = shape.x_radius * rest**0.5
+            b = shape.y_radius * rest**0.5
+            turn = np.deg2rad(shape.turn)
+            x = shape.x + shift_mm
+            box = self.box_around(x, shape.y, a + soft_mm, b + soft_mm, turn)
+            dx = self.x_HW[box] - np.float32(x)
+            dy = self.y_HW[box] - np.float32(shape.y)
+            cos, sin = np.cos(turn), np.sin(turn)
+            u = dx * np.float32(cos / a) + dy * np.float32(sin / a)
+            v = dy * np.float32(cos / b) - dx * np.float32(sin / b)
+            u *= u
+            v *= v
+            u += v
+            yield shape, box, ramp(1.0 - u, 2.0 * soft_mm / min(a, b))
 
     def paint(
         self, hu_HW: Field, shapes: Iterable[Ellipsoid], height: float, **place: Any

@@ -19,29 +19,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ichfast.errors import RecipeError, SourceError
 from ichfast.labels import CLASSES
-from ichfast.synth.anatomy import Anatomy, draw_anatomy
 from ichfast.synth.canvas import Field, Grid
 from ichfast.synth.hemorrhage import SUBTYPES, Bleed, draw_bleed
 from ichfast.synth.phantom import Phantom
 from ichfast.synth.scanner import (
-    SCANNERS,
-    WRAPPED_SCANNER,
     Header,
-    Scanner,
+    Noise,
     encode_header,
     encode_pixels,
-    noise_patch,
-    noise_strength,
     scan_circle,
 )
+from ichfast.synth.series import Series, plan, thicknesses
 from ichfast.system.files import output_path
 from ichfast.system.terminal import progress
 
@@ -69,12 +63,6 @@ TRUNCATED_FROM = 40
 NUM_DUPLICATED_SLICES = 4
 """Slices whose six label rows occur twice in RSNA's csv."""
 
-RARE_SHAPES = ((638, 490), (436, 436), (408, 374), (464, 464), (666, 512), (768, 768))
-"""Shapes of RSNA's slices that are not 512x512, rows and columns."""
-
-RARE_SHAPE_EVERY, WRAPPED_EVERY = 80, 125
-"""One of 80 series has a rare shape, one of 125 has wrapped 12-bit pixels (0.8 %)."""
-
 MIN_SIZE, MAX_SIZE = 64, 512
 """Range of `size`, pixels."""
 
@@ -101,23 +89,6 @@ class SynthReport:
     """Id of the slice whose pixel data is cut off, or None."""
     dicom_dir: Path
     labels_path: Path
-
-
-class _Series(NamedTuple):
-    """All that is decided before the first slice of a series is drawn."""
-
-    number: int
-    patient: int
-    anatomy: Anatomy
-    scanner: Scanner
-    is_implicit: bool
-    grid: Grid
-    heights: tuple[float, ...]
-    tilt: float
-    """Angle of the gantry, rad."""
-    noise_hu: float
-    holder_mm: float
-    """Radius of the head holder."""
 
 
 class _Quota:
@@ -190,12 +161,12 @@ def synthesize(
     _check_empty(out)
     quota = _Quota(wanted)
     labels: dict[str, tuple[str, ...]] = {}
-    plan = list(_plan(num_slices, seed, size, quirks=quirks))
+    planned = list(plan(num_slices, seed, size, quirks=quirks))
     may_truncate = quirks and size == 512 and num_slices >= TRUNCATED_FROM
     truncated = None
     try:
         with progress("synth", num_slices, "slice") as bar:
-            for series in plan:
+            for series in planned:
                 folder = out / "dicom" / _pseudonym(seed, "series", series.number)
                 folder.mkdir(parents=True)
                 for header, pixels, seen in _scan(series, seed, quota, len(labels)):
@@ -212,8 +183,8 @@ def synthesize(
         raise SourceError(f"cannot write to {out}: {error.strerror}") from error
     report = SynthReport(
         slices=len(labels),
-        series=len(plan),
-        patients=len({series.patient for series in plan}),
+        series=len(planned),
+        patients=len({series.patient for series in planned}),
         positives={
             name: sum(_label(seen, name) for seen in labels.values())
             for name in CLASSES
@@ -253,90 +224,31 @@ def _check_empty(out: Path) -> None:
         )
 
 
-def _plan(num_slices: int, seed: int, size: int, *, quirks: bool) -> Iterator[_Series]:
-    """Decide one series after the other until they hold `num_slices`."""
-    number, left = 0, num_slices
-    for patient in count():
-        rng = np.random.default_rng((seed, 0, patient))
-        anatomy = draw_anatomy(rng)
-        for _ in range(int(rng.choice((1, 2, 3), p=(0.87, 0.1, 0.03)))):
-            is_rare = quirks and number % RARE_SHAPE_EVERY == 7
-            is_wrapped = quirks and number % WRAPPED_EVERY == 3
-            heights = _draw_heights(rng, anatomy, left)
-            yield _Series(
-                number=number,
-                patient=patient,
-                anatomy=anatomy,
-                scanner=WRAPPED_SCANNER if is_wrapped else _draw_scanner(rng),
-                is_implicit=bool(rng.random() < 0.4),
-                grid=_draw_grid(rng, number, size, is_rare=is_rare),
-                heights=heights,
-                tilt=float(rng.normal(0.26, 0.1) if rng.random() < 0.55 else 0.0),
-                noise_hu=float(rng.uniform(3.2, 5.8)),
-                holder_mm=float(rng.uniform(112.0, 120.0)),
-            )
-            number += 1
-            left -= len(heights)
-            if left == 0:
-                return
-
-
-def _draw_scanner(rng: np.random.Generator) -> Scanner:
-    share = [scanner.share for scanner in SCANNERS]
-    return SCANNERS[rng.choice(len(SCANNERS), p=share)]
-
-
-def _draw_grid(
-    rng: np.random.Generator, number: int, size: int, *, is_rare: bool
-) -> Grid:
-    view_mm = float(rng.choice((230.0, 240.0, 250.0), p=(0.2, 0.2, 0.6)))
-    rows, columns = size, size
-    if is_rare:
-        shape = RARE_SHAPES[number // RARE_SHAPE_EVERY % len(RARE_SHAPES)]
-        rows, columns = (pixels * size // 512 for pixels in shape)
-    return Grid(
-        rows=rows,
-        columns=columns,
-        spacing_mm=view_mm / min(rows, columns),
-        rotation=float(rng.normal(0.0, 0.06)),
-        x_mm=float(rng.normal(0.0, 3.0)),
-        y_mm=float(rng.normal(-4.0, 5.0)),
-    )
-
-
-def _draw_heights(
-    rng: np.random.Generator, anatomy: Anatomy, max_slices: int
-) -> tuple[float, ...]:
-    """Draw the slices' heights from the bottom up, mm; most are 5 mm apart."""
-    bottom = rng.uniform(-28.0, -14.0)
-    top = anatomy.vertex + rng.uniform(-6.0, 6.0)
-    spacing_mm = rng.choice((5.0, 4.0), p=(0.8, 0.2))
-    heights = np.arange(bottom, top, spacing_mm)
-    if rng.random() < 0.25:  # thinner slices through the skull base
-        fine = np.arange(bottom, 30.0, 3.0)
-        heights = np.concatenate((fine, np.arange(fine[-1] + spacing_mm, top, 5.0)))
-    if len(heights) > max_slices:  # the last series: fewer slices, still a whole head
-        heights = np.linspace(bottom, top, max_slices + 2)[1:-1]
-    return tuple(heights.tolist())
-
-
 def _scan(
-    series: _Series, seed: int, quota: _Quota, first_slice: int
+    series: Series, seed: int, quota: _Quota, first_slice: int
 ) -> Iterator[tuple[Header, bytes, tuple[str, ...]]]:
     """Draw a series: header, raw pixels and visible subtypes of each slice."""
     grid = series.grid
     # Bleeds and noise have their own generators, so that a seed draws the same heads
     # for every prevalence.
     bleeds = quota.draw(np.random.default_rng((seed, 1, series.number)), series.heights)
-    rng = np.random.default_rng((seed, 2, series.number))
-    phantom = Phantom(series.anatomy, grid)
+    phantom = Phantom(series.anatomy, grid, edge_mm=series.kernel.edge_mm)
     surround_HW = _surround(grid, series.holder_mm)
     outside_HW = scan_circle(grid.rows, grid.columns)
-    strength_HW = noise_strength(grid.rows, grid.columns, series.noise_hu)
     lift = 1.0 / np.cos(series.tilt)
-    for number, height in enumerate(series.heights, start=first_slice):
-        hu_HW, seen = phantom.draw(surround_HW, height, bleeds)
-        hu_HW += noise_patch(rng, grid.rows, grid.columns) * strength_HW
+    noise = Noise(
+        np.random.default_rng((seed, 2, series.number)),
+        grid,
+        series.kernel,
+        noise_hu=series.noise_hu,
+        is_helical=series.is_helical,
+    )
+    slices = zip(series.heights, thicknesses(series.heights), strict=True)
+    for number, (height, thickness_mm) in enumerate(slices, start=first_slice):
+        hu_HW, seen = phantom.draw(
+            surround_HW, height, bleeds, thickness_mm=thickness_mm
+        )
+        hu_HW += noise.draw(thickness_mm)
         quota.pay(seen)
         header = Header(
             slice_id=_pseudonym(seed, "slice", number),
@@ -357,11 +269,11 @@ def _surround(grid: Grid, holder_mm: float) -> Field:
     column_mm = column_mm * grid.spacing_mm - grid.x_mm
     down, right = np.meshgrid(row_mm, column_mm, indexing="ij")
     away_mm = np.hypot(np.where(down < 0, 0.0, down), right) - holder_mm
-    wall = np.clip(2.2 - np.abs(away_mm), 0.0, 1.0) * (down > -0.3 * holder_mm)
-    return (-1002.0 + 900.0 * wall).astype(np.float32)
+    wall = np.clip(1.6 - np.abs(away_mm), 0.0, 1.0) * (down > 0.15 * holder_mm)
+    return (-1002.0 + 1180.0 * wall).astype(np.float32)
 
 
-def _write(folder: Path, series: _Series, header: Header, pixels: bytes) -> None:
+def _write(folder: Path, series: Series, header: Header, pixels: bytes) -> None:
     head = encode_header(series.scanner, header, is_implicit=series.is_implicit)
     with (folder / f"{header.slice_id}.dcm").open("wb") as stream:
         stream.write(head)

@@ -5,7 +5,9 @@ Source:
     lens is thick and short, the subdural crescent thin and long, subarachnoid blood
     fills sulci and cisterns, blood in the ventricles settles at the back, the
     intraparenchymal bleed lies in the basal ganglia, the thalamus, a lobe or the
-    cerebellum and has a rim of oedema; fresh blood has 50 to 90 HU.
+    cerebellum and has a rim of oedema. Fresh blood is dense; within a week or two it
+    is as dense as the brain, and after weeks less dense. In the shared RSNA series
+    and slices the cores of fresh bleeds have 59 to 66 HU.
 
 Axes and shape letters are those of `ichfast.synth.canvas`.
 """
@@ -30,13 +32,39 @@ SUBTYPES = (
 """The bleeds that can be drawn, in the order of `labels.CLASSES`."""
 
 MIN_AREA_MM2 = 25.0
-"""A bleed smaller than this in a slice is not drawn there: 100 pixels of 0.5 mm."""
+"""A bleed seen over less than this in a slice is not drawn there: 100 pixels of 0.5 mm.
+"""
+
+MIN_CONTRAST_HU = 12.0
+"""A pixel shows a bleed if the blood changes it by this much or more."""
+
+
+class Age(NamedTuple):
+    """How old a bleed is."""
+
+    mean_hu: float
+    deviation_hu: float
+    min_hu: float
+    max_hu: float
+
+
+AGES = {
+    "acute": Age(62.0, 6.0, min_hu=50.0, max_hu=80.0),
+    "subacute": Age(42.0, 4.0, min_hu=32.0, max_hu=50.0),
+    "chronic": Age(19.0, 3.0, min_hu=12.0, max_hu=28.0),
+}
+"""Density of blood by its age: fresh, of some weeks, older."""
+
+# Share of bleeds of each age where not all are fresh.
+_OLD_SHARES = {"intraparenchymal": (0.93, 0.07, 0.0), "subdural": (0.8, 0.08, 0.12)}
 
 
 class Bleed(NamedTuple):
     """One hemorrhage in three dimensions. Lengths in mm, angles in rad."""
 
     subtype: str
+    age: str
+    """One of `AGES`."""
     hu: float
     height: float
     half_height: float
@@ -82,7 +110,9 @@ def draw_bleed(rng: np.random.Generator, subtype: str) -> Bleed:
         subtype: One of `SUBTYPES`.
     """
     side = float(rng.choice((-1.0, 1.0)))
-    hu = float(rng.uniform(54.0, 74.0))
+    age = str(rng.choice(list(AGES), p=_OLD_SHARES.get(subtype, (1.0, 0.0, 0.0))))
+    mean_hu, deviation_hu, min_hu, max_hu = AGES[age]
+    hu = float(np.clip(rng.normal(mean_hu, deviation_hu), min_hu, max_hu))
     lateral = float(rng.uniform(-0.7, 0.7))
     if subtype == "intraparenchymal":
         shares = [place[0] for place in _PLACES]
@@ -90,6 +120,7 @@ def draw_bleed(rng: np.random.Generator, subtype: str) -> Bleed:
         radius = rng.uniform(8.0, 22.0) * (0.6 if height < 20.0 else 1.0)
         return Bleed(
             subtype=subtype,
+            age=age,
             hu=hu,
             height=height + rng.normal(0.0, 3.0),
             half_height=radius * rng.uniform(0.9, 1.3),
@@ -105,6 +136,7 @@ def draw_bleed(rng: np.random.Generator, subtype: str) -> Bleed:
     in_ventricles = subtype == "intraventricular"
     return Bleed(
         subtype=subtype,
+        age=age,
         hu=hu,
         height=height,
         half_height=half_height,
@@ -141,14 +173,13 @@ def midline_shift(bleeds: Sequence[Bleed], height: float) -> float:
     return shift_mm
 
 
-def extra_axial_depth(bleed: Bleed, height: float) -> Field:
+def extra_axial_depth(bleed: Bleed, size: float) -> Field:
     """Thickness of a lens or a crescent over the angle, mm, shape (A,).
 
     Args:
         bleed: Epidural or subdural.
-        height: Of the slice, mm.
+        size: Of the bleed at the height, 0 to 1: `reach`.
     """
-    size = reach(bleed, height)
     power = 2 if bleed.subtype == "epidural" else 4
     turn_A = _turn_from(bleed) / max(size, 0.1)
     profile_A = np.maximum(1.0 - turn_A**power, 0.0)

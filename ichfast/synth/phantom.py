@@ -3,27 +3,41 @@
 Promises:
 
 1. A slice depends on the anatomy, the grid, the height and the bleeds; on nothing else.
-2. A bleed that covers less than `hemorrhage.MIN_AREA_MM2` of a slice is not in it: the
-   slice is drawn, and labelled, as if the bleed were not there, mass effect included.
+2. A bleed that changes a slice by `hemorrhage.MIN_CONTRAST_HU` over less than
+   `hemorrhage.MIN_AREA_MM2` is not in it: the slice is drawn, and labelled, as if the
+   bleed were not there, mass effect included.
 
-Skin and skull come from outlines, the brain from the distance to the nearest water,
-everything else from the tables of ellipsoids in `ichfast.synth.anatomy`.
+Skin and skull come from outlines, the skull base from its floor, the brain from the
+distance to the nearest water, everything else from the tables of ellipsoids in
+`ichfast.synth.anatomy`. A slice is thick: what slants is blurred, and a bleed is the
+mean over the thickness.
 
 Shape letters: H rows and W columns of a slice, or of the box around the head.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ichfast.synth import anatomy as table
 from ichfast.synth.anatomy import BASE_TOP_MM, Anatomy
-from ichfast.synth.canvas import Canvas, Field, Grid, blend, look_up, ramp
+from ichfast.synth.canvas import (
+    Canvas,
+    Ellipsoid,
+    Field,
+    Grid,
+    blend,
+    look_up,
+    ramp,
+)
 from ichfast.synth.hemorrhage import (
     MIN_AREA_MM2,
+    MIN_CONTRAST_HU,
     SUBTYPES,
     Bleed,
     covered_angles,
@@ -31,6 +45,8 @@ from ichfast.synth.hemorrhage import (
     midline_shift,
     reach,
 )
+from ichfast.synth.scanner import THICK_MM
+from ichfast.synth.skullbase import SkullBase
 
 CEREBRUM_MM = 28.0
 """The interhemispheric fissure and the falx begin at this height."""
@@ -38,18 +54,42 @@ CEREBRUM_MM = 28.0
 MIDBRAIN_MM = 48.0
 """Below it the two halves of the midbrain and the cerebellum are one piece."""
 
-MIN_EDGE_MM = 0.7
-"""Width of a sharp edge, as the scanner's kernel blurs it, if pixels are smaller."""
+BLOOD_EDGE_MM = 2.4
+"""How much softer the edge of a bleed is than a sharp one."""
+
+STEPS = (-0.35, 0.0, 0.35)
+"""Planes, in parts of the thickness, over which a bleed is averaged."""
+
+
+class _Plane(NamedTuple):
+    """Where a slice lies."""
+
+    height: float
+    """At the head's axis, mm."""
+    thickness_mm: float
+
+
+class _Organs(NamedTuple):
+    """The ellipsoids of one head."""
+
+    face: tuple[Ellipsoid, ...]
+    base: tuple[Ellipsoid, ...]
+    cisterns: tuple[Ellipsoid, ...]
+    ventricles: tuple[Ellipsoid, ...]
+    nuclei: tuple[Ellipsoid, ...]
+    calcifications: tuple[Ellipsoid, ...]
 
 
 class _Brain(NamedTuple):
     """The fields of one slice that the bleeds need, shape (H, W) each."""
 
-    height: float
+    plane: _Plane
     depth_HW: Field
     """Depth inside the skull, mm; negative outside the brain's room."""
     room_HW: Field
     """1 in the brain's room, 0 outside, between on the edge."""
+    fold_HW: Field
+    """Distance to the middle of the nearest fold, mm."""
     sulcus_HW: Field
     """Distance to the nearest water around the brain, mm."""
     cisterns_HW: Field
@@ -62,12 +102,14 @@ class Phantom:
 
     Args:
         anatomy: The patient.
-        grid: The pixels, and where the head lies in them.
+        grid: The pixels, and how the head lies in them.
+        edge_mm: Width of a sharp edge, as the scanner's kernel blurs it.
     """
 
-    def __init__(self, anatomy: Anatomy, grid: Grid) -> None:
+    def __init__(self, anatomy: Anatomy, grid: Grid, *, edge_mm: float = 0.8) -> None:
         self._anatomy = anatomy
-        self._edge_mm = max(grid.spacing_mm, MIN_EDGE_MM)
+        self._grid = grid
+        self._edge_mm = max(grid.spacing_mm, edge_mm)
         self._min_pixels = MIN_AREA_MM2 / grid.spacing_mm**2
         self._canvas = Canvas(
             grid,
@@ -75,74 +117,84 @@ class Phantom:
             warp=anatomy.warp,
             fold_offset=anatomy.fold_offset,
         )
+        self._organs = _place_organs(anatomy)
+        self._base = SkullBase(anatomy, self._canvas, edge_mm=self._edge_mm)
 
     def draw(
-        self, surround_HW: Field, height: float, bleeds: Sequence[Bleed] = ()
+        self,
+        surround_HW: Field,
+        height: float,
+        bleeds: Sequence[Bleed] = (),
+        *,
+        thickness_mm: float = THICK_MM,
     ) -> tuple[Field, tuple[str, ...]]:
         """Draw the slice at a height.
 
         Args:
             surround_HW: The slice without the head, HU, float32, of the grid's rows
                 and columns: air and the head holder. Not changed.
-            height: Above the orbitomeatal line, mm.
+            height: Above the orbitomeatal line at the head's axis, mm.
             bleeds: Those of the whole head, wherever they lie.
+            thickness_mm: Of the slice.
 
         Returns:
             HU without noise, float32, of the shape of `surround_HW`; and the subtypes
             that the slice shows, in the order of `SUBTYPES`.
         """
-        near = [bleed for bleed in bleeds if reach(bleed, height) > 0.1]
+        plane = _Plane(height, thickness_mm)
+        near = [each for each in bleeds if self._sizes(each, plane).max() > 0.1]
         box = self._canvas.box
-        head_HW, seen = self._draw_head(surround_HW[box], height, near)
+        head_HW, seen = self._draw_head(surround_HW[box], plane, near)
         if len(seen) < len(near):
-            return self.draw(surround_HW, height, seen)
+            return self.draw(surround_HW, height, seen, thickness_mm=thickness_mm)
         hu_HW = surround_HW.copy()
         hu_HW[box] = head_HW
         shown = {bleed.subtype for bleed in seen}
         return hu_HW, tuple(name for name in SUBTYPES if name in shown)
 
     def _draw_head(
-        self, surround_HW: Field, height: float, bleeds: Sequence[Bleed]
+        self, surround_HW: Field, plane: _Plane, bleeds: Sequence[Bleed]
     ) -> tuple[Field, list[Bleed]]:
         """Draw the box around the head, and tell which bleeds are large enough."""
-        canvas = self._canvas
-        outline = table.outlines(self._anatomy, height)
-        # A slice is 5 mm thick: where the skull slants, its edge is blurred.
-        edge_mm = max(2.0 * self._edge_mm, min(6.0 * outline.slope, 14.0))
+        canvas, organs, height = self._canvas, self._organs, plane.height
+        outline = table.outlines(
+            self._anatomy, height, roll=self._grid.roll, pitch=self._grid.pitch
+        )
+        slant_mm = min(1.2 * plane.thickness_mm * outline.slope, 14.0)
+        edge_mm = max(2.0 * self._edge_mm, slant_mm)
         fold_HW = np.abs(canvas.fold_distance(height))
-        depth_HW = canvas.depth(outline.brain_A)
         skin_HW = canvas.depth(outline.skin_A)
+        depth_HW = canvas.depth(outline.brain_A)
+        room_HW = ramp(depth_HW, edge_mm)
+        skull_HW = canvas.depth(outline.skull_A)
         hu_HW = self._draw_scalp(skin_HW, fold_HW, height)
         hu_HW = blend(surround_HW, hu_HW, ramp(skin_HW, self._edge_mm))
-        if height < BASE_TOP_MM:
-            size = self._anatomy.sinus
-            canvas.paint(hu_HW, table.FACE, height)
-            canvas.paint(hu_HW, table.SINUSES, height, scale=(size, size))
-        skull_HW = canvas.depth(outline.skull_A)
-        bone_HW = self._draw_bone(skull_HW, depth_HW, height)
-        hu_HW = blend(hu_HW, bone_HW, ramp(skull_HW, edge_mm))
+        bone_HW = ramp(skull_HW, edge_mm)
+        base = self._base.cut(height, plane.thickness_mm)
+        if base:
+            canvas.paint(hu_HW, organs.face, height)
+            room_HW *= base.room_HW
+            bone_HW *= base.bone_HW
+            np.minimum(depth_HW, base.depth_HW, out=depth_HW)
+        hu_HW = blend(hu_HW, self._draw_bone(skull_HW, depth_HW, height), bone_HW)
+        if base:
+            canvas.paint(hu_HW, organs.base, height)
 
         shift_mm = midline_shift(bleeds, height)
-        growth = self._anatomy.atrophy
-        cistern, ventricle = 0.6 + 0.8 * growth, 0.65 + 0.9 * growth
         brain = _Brain(
-            height=height,
+            plane=plane,
             depth_HW=depth_HW,
-            room_HW=ramp(depth_HW, edge_mm),
-            sulcus_HW=self._sulcus_distance(depth_HW, fold_HW, height, bleeds),
-            cisterns_HW=canvas.mark(table.CISTERNS, height, scale=(cistern, cistern)),
-            ventricles_HW=canvas.mark(
-                table.VENTRICLES, height, scale=(ventricle, 1.0), shift_mm=shift_mm
-            ),
+            room_HW=room_HW,
+            fold_HW=fold_HW,
+            sulcus_HW=self._sulcus_distance(depth_HW, fold_HW, plane, bleeds),
+            cisterns_HW=canvas.mark(organs.cisterns, height),
+            ventricles_HW=canvas.mark(organs.ventricles, height, shift_mm=shift_mm),
         )
         brain_HW = self._draw_brain(brain, shift_mm)
         seen = self._paint_bleeds(brain_HW, brain, bleeds)
         # Beam hardening: brighter under the skull.
         brain_HW += np.maximum(10.0 - depth_HW, 0.0) * np.float32(0.8)
-        hu_HW = blend(hu_HW, brain_HW, brain.room_HW)
-        if height < BASE_TOP_MM:
-            canvas.paint(hu_HW, table.BASE, height)
-        return hu_HW, seen
+        return blend(hu_HW, brain_HW, room_HW), seen
 
     def _draw_scalp(self, skin_HW: Field, fold_HW: Field, height: float) -> Field:
         """Skin, fat and muscle by the depth under the skin."""
@@ -150,7 +202,7 @@ class Phantom:
         if height < BASE_TOP_MM:  # muscles with fat between them
             fat_HW = np.clip(1.7 - fold_HW, 0.0, 1.0)
             fat_HW *= np.clip((skin_HW - 9.0) * 0.3, 0.0, 1.0)
-            hu_HW -= fat_HW * np.float32(130.0)
+            hu_HW -= fat_HW * np.float32(100.0)
         return hu_HW
 
     def _draw_bone(self, skull_HW: Field, brain_HW: Field, height: float) -> Field:
@@ -162,13 +214,14 @@ class Phantom:
         return bone_HW
 
     def _sulcus_distance(
-        self, depth_HW: Field, fold_HW: Field, height: float, bleeds: Sequence[Bleed]
+        self, depth_HW: Field, fold_HW: Field, plane: _Plane, bleeds: Sequence[Bleed]
     ) -> Field:
         """Distance to the nearest water around the brain, mm."""
-        atrophy = self._anatomy.atrophy
+        atrophy, height = self._anatomy.atrophy, plane.height
         for bleed in bleeds:
             if bleed.thickness:  # pushes the brain's surface inwards
-                pushed_A = extra_axial_depth(bleed, height)
+                size = float(self._sizes(bleed, plane).mean())
+                pushed_A = extra_axial_depth(bleed, size)
                 depth_HW = depth_HW - self._canvas.around(pushed_A)
         beyond_HW = np.maximum(depth_HW - np.float32(12.0 + 6.0 * atrophy), 0.0)
         folded_HW = fold_HW + beyond_HW * np.float32(0.4)  # sulci end in the depth
@@ -187,16 +240,15 @@ class Phantom:
 
     def _draw_brain(self, brain: _Brain, shift_mm: float) -> Field:
         """The brain without bleeds, pushed `shift_mm` to the right."""
-        canvas, height = self._canvas, brain.height
+        canvas, height = self._canvas, brain.plane.height
         cortex = table.brain_table(self._anatomy, height)
         hu_HW = look_up(cortex, brain.sulcus_HW)
-        canvas.paint(hu_HW, table.NUCLEI, height, shift_mm=shift_mm, soft_mm=3.0)
+        organs = self._organs
+        canvas.paint(hu_HW, organs.nuclei, height, shift_mm=shift_mm, soft_mm=3.0)
         water_HW = np.maximum(brain.cisterns_HW, brain.ventricles_HW)
         hu_HW += water_HW * (np.float32(table.CSF_HU) - hu_HW)
-        canvas.paint(hu_HW, table.BRAINSTEM, height, soft_mm=1.5)
-        calcified = zip(table.CALCIFICATIONS, self._anatomy.calcified_hu, strict=True)
-        shapes = [shape._replace(hu=hu) for shape, hu in calcified if hu]
-        canvas.paint(hu_HW, shapes, height, shift_mm=shift_mm)
+        canvas.paint(hu_HW, table.BRAINSTEM, height, soft_mm=3.0)
+        canvas.paint(hu_HW, organs.calcifications, height, shift_mm=shift_mm)
         canvas.paint(hu_HW, table.DARK_BAR, height, soft_mm=6.0)
         if height > CEREBRUM_MM:
             self._paint_falx(hu_HW, height, shift_mm)
@@ -220,41 +272,102 @@ class Phantom:
         seen = []
         for bleed in bleeds:
             weight_HW = self._blood(bleed, brain)
+            blood_HW = bleed.hu + np.float32(2.5) * self._canvas.coarse_HW
+            before_HW = self._unpushed(brain) if bleed.thickness else brain_HW
+            is_seen_HW = np.abs(blood_HW - before_HW) * weight_HW > MIN_CONTRAST_HU
             # What lies in the blurred edge of the skull is as bright as bone.
-            is_seen_HW = (weight_HW > 0.6) & (brain.room_HW > 0.97)
+            is_seen_HW &= brain.room_HW > 0.97
             if np.count_nonzero(is_seen_HW) < self._min_pixels:
                 continue
             seen.append(bleed)
             if bleed.radius:
-                oedema_HW = ramp(self._blob_depth(bleed, brain.height, 1.45), 6.0)
-                brain_HW += oedema_HW * np.minimum(20.0 - brain_HW, 0.0)
-            blood_HW = np.float32(bleed.hu) + 2.5 * self._canvas.coarse_HW
+                oedema_HW = self._blob(bleed, brain.plane, 1.4, 6.0)
+                oedema_HW *= np.minimum(20.0 - brain_HW, 0.0)
+                brain_HW += oedema_HW
             brain_HW += weight_HW * (blood_HW - brain_HW)
         return seen
 
-    def _blood(self, bleed: Bleed, brain: _Brain) -> Field:
-        """1 where there is blood, 0 where there is none."""
-        match bleed.subtype:
-            case "epidural" | "subdural":
-                thickness_A = extra_axial_depth(bleed, brain.height)
-                return ramp(self._canvas.around(thickness_A) - brain.depth_HW, 1.0)
-            case "subarachnoid":
-                width_mm = np.float32(2.2 + 0.6 * self._anatomy.atrophy)
-                sulci_HW: Field = np.clip(width_mm - brain.sulcus_HW, 0.0, 1.0)
-                np.maximum(sulci_HW, brain.cisterns_HW, out=sulci_HW)
-                return sulci_HW * self._canvas.around(covered_angles(bleed))
-            case "intraventricular":
-                level_HW = ramp(self._canvas.y_HW - np.float32(bleed.y), 2.0)
-                return brain.ventricles_HW * level_HW
-            case _:
-                return ramp(self._blob_depth(bleed, brain.height, 1.0), 1.2)
-
-    def _blob_depth(self, bleed: Bleed, height: float, size: float) -> Field:
-        """Depth inside a lobed intraparenchymal bleed, mm, negative outside it."""
-        canvas = self._canvas
-        radius_mm = np.float32(bleed.radius * size * reach(bleed, height))
-        away_HW = np.hypot(
-            canvas.x_HW - np.float32(bleed.x), canvas.y_HW - np.float32(bleed.y)
+    def _unpushed(self, brain: _Brain) -> Field:
+        """Grey and white matter if no bleed pushed them."""
+        sulcus_HW = self._sulcus_distance(
+            brain.depth_HW, brain.fold_HW, brain.plane, ()
         )
-        depth_HW: Field = radius_mm * (1.0 + 0.16 * canvas.coarse_HW) - away_HW
-        return depth_HW
+        return look_up(table.brain_table(self._anatomy, brain.plane.height), sulcus_HW)
+
+    def _blood(self, bleed: Bleed, brain: _Brain) -> Field:
+        """Share of blood in each pixel of a thick slice."""
+        edge_mm = self._edge_mm + BLOOD_EDGE_MM
+        if bleed.radius:
+            return self._blob(bleed, brain.plane, 1.0, edge_mm)
+        sizes = self._sizes(bleed, brain.plane)
+        if bleed.thickness:
+            weights = [
+                ramp(
+                    self._canvas.around(extra_axial_depth(bleed, size))
+                    - brain.depth_HW,
+                    edge_mm,
+                )
+                for size in sizes
+                if size
+            ]
+            return sum(weights[1:], weights[0]) / np.float32(len(sizes))
+        if bleed.subtype == "subarachnoid":
+            width_mm = np.float32(2.2 + 0.6 * self._anatomy.atrophy)
+            weight_HW = ramp(width_mm - brain.sulcus_HW, edge_mm)
+            np.maximum(weight_HW, brain.cisterns_HW, out=weight_HW)
+            weight_HW *= self._canvas.around(covered_angles(bleed))
+        else:  # settles in the ventricles
+            level_HW = ramp(self._canvas.y_HW - np.float32(bleed.y), 2.0 + edge_mm)
+            weight_HW = brain.ventricles_HW * level_HW
+        # It thins out towards its ends.
+        weight_HW *= np.float32(np.clip(3.0 * sizes, 0.0, 1.0).mean())
+        return weight_HW
+
+    def _blob(
+        self, bleed: Bleed, plane: _Plane, growth: float, edge_mm: float
+    ) -> Field:
+        """Share of a lobed intraparenchymal bleed in each pixel."""
+        canvas = self._canvas
+        weight_HW = np.zeros_like(canvas.x_HW)
+        reach_mm = 1.5 * growth * bleed.radius + edge_mm
+        box = canvas.box_around(bleed.x, bleed.y, reach_mm, reach_mm)
+        away = np.hypot(
+            canvas.x_HW[box] - np.float32(bleed.x),
+            canvas.y_HW[box] - np.float32(bleed.y),
+        )
+        lobes = 1.0 + np.float32(0.16) * canvas.coarse_HW[box]
+        for size in self._sizes(bleed, plane):
+            radius_mm = np.float32(growth * bleed.radius * size)
+            weight_HW[box] += ramp(radius_mm * lobes - away, edge_mm) if size else 0.0
+        weight_HW[box] /= np.float32(len(STEPS))
+        return weight_HW
+
+    def _sizes(self, bleed: Bleed, plane: _Plane) -> npt.NDArray[np.float64]:
+        """Size of a bleed, 0 to 1, in the planes of a thick slice."""
+        x, y = bleed.x, bleed.y
+        if not bleed.radius:
+            x = 0.8 * self._anatomy.half_width * math.cos(bleed.angle)
+            y = 0.8 * self._anatomy.half_length * math.sin(bleed.angle)
+        height = plane.height + float(self._canvas.rise(x, y))
+        return np.array(
+            [reach(bleed, height + step * plane.thickness_mm) for step in STEPS]
+        )
+
+
+def _place_organs(anatomy: Anatomy) -> _Organs:
+    """Put the organs of the tables into a head."""
+    growth = anatomy.atrophy
+    sinus, cistern = anatomy.sinus, 0.6 + 0.8 * growth
+    calcified = zip(table.CALCIFICATIONS, anatomy.calcified_hu, strict=True)
+    shapes = [shape._replace(hu=hu) for shape, hu in calcified if hu]
+    return _Organs(
+        face=table.place(table.FACE, anatomy)
+        + table.place(table.SINUSES, anatomy, scale=(sinus, sinus)),
+        base=table.place(table.BASE, anatomy),
+        cisterns=table.place(table.CISTERNS, anatomy, scale=(cistern, cistern)),
+        ventricles=table.place(
+            table.VENTRICLES, anatomy, scale=(0.65 + 0.9 * growth, 1.0), uneven=3.0
+        ),
+        nuclei=table.place(table.NUCLEI, anatomy),
+        calcifications=table.place(shapes, anatomy, uneven=5.0),
+    )

@@ -24,11 +24,43 @@ MIN_HU, MAX_HU = -1024, 3071
 """Range of the HU that a scanner writes inside its scan circle."""
 
 NOISE_SIDE = 1024
-NOISE_PEAK_PER_PIXEL = 0.15
-"""Frequency, cycles a pixel, around which the noise of a soft kernel lies."""
+"""Rows and columns of the plane that patches of noise are cut from."""
 
 EXPLICIT_LE, IMPLICIT_LE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+
+
+class Kernel(NamedTuple):
+    """A reconstruction kernel: a sharper one blurs less and is noisier.
+
+    Source:
+        Neighbouring pixels of the noise in flat brain of 8 series and 14 slices,
+        RSNA's and others, correlate by 0.49 to 0.73; the four families of RSNA's
+        scanners by 0.60 to 0.71.
+    """
+
+    share: float
+    """Share of all series; the shares add up to 1."""
+    peak: float
+    """Frequency around which the noise lies, cycles a pixel."""
+    noise: float
+    """Strength of the noise beside that of the standard kernel."""
+    edge_mm: float
+    """Width over which a sharp edge is blurred."""
+
+
+KERNELS = {
+    "smooth": Kernel(0.4, peak=0.155, noise=0.8, edge_mm=1.0),
+    "standard": Kernel(0.4, peak=0.175, noise=1.0, edge_mm=0.8),
+    "sharp": Kernel(0.2, peak=0.2, noise=1.3, edge_mm=0.6),
+}
+"""Kernels by name, the smoothest first."""
+
+THICK_MM = 5.0
+"""Thickness of a slice whose noise has the nominal strength."""
+
+PIXEL_MM = 0.5
+"""Spacing of pixels whose noise has the nominal strength."""
 
 
 class Scanner(NamedTuple):
@@ -97,33 +129,60 @@ def scan_circle(rows: int, columns: int) -> npt.NDArray[np.bool_]:
     return outside
 
 
-def noise_strength(rows: int, columns: int, noise_hu: float) -> Field:
-    """Standard deviation of the noise, HU, shape (H, W): highest in the middle.
+class Noise:
+    """The noise of a series, slice by slice: strongest in the middle.
 
     Args:
-        rows: H.
-        columns: W.
-        noise_hu: Deviation in the middle, HU.
+        rng: Decides which parts of the noise plane are taken.
+        grid: The pixels. Larger ones collect more photons.
+        kernel: Decides the correlation between neighbouring pixels.
+        noise_hu: Deviation in the middle for the standard kernel, pixels of `PIXEL_MM`
+            and slices of `THICK_MM`, HU.
+        is_helical: Neighbouring slices share half of their photons.
     """
-    row = np.linspace(-1.0, 1.0, rows, dtype=np.float32)[:, np.newaxis]
-    column = np.linspace(-1.0, 1.0, columns, dtype=np.float32)
-    bulge = np.exp(-3.5 * (row * row + column * column))
-    return np.float32(noise_hu) * (np.float32(0.4) + np.float32(0.6) * bulge)
 
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        grid: Grid,
+        kernel: Kernel,
+        *,
+        noise_hu: float,
+        is_helical: bool,
+    ) -> None:
+        self._rng, self._kernel, self._is_helical = rng, kernel, is_helical
+        row = np.linspace(-1.0, 1.0, grid.rows, dtype=np.float32)[:, np.newaxis]
+        column = np.linspace(-1.0, 1.0, grid.columns, dtype=np.float32)
+        bulge_HW = 0.4 + 0.6 * np.exp(-3.5 * (row * row + column * column))
+        dose = (grid.spacing_mm / PIXEL_MM) ** 0.5 / kernel.noise
+        self._strength_HW: Field = bulge_HW * np.float32(noise_hu / dose)
+        self._patch_HW = self._draw_patch()
 
-def noise_patch(rng: np.random.Generator, rows: int, columns: int) -> Field:
-    """Noise as a soft reconstruction kernel leaves it, deviation 1, shape (H, W).
+    def draw(self, thickness_mm: float) -> Field:
+        """Draw the noise of the next slice, HU, shape (H, W).
 
-    Args:
-        rng: Decides which part of the noise plane is taken.
-        rows: H.
-        columns: W.
-    """
-    step = max(512 // max(rows, columns), 1)  # the noise of larger pixels is finer
-    row = int(rng.integers(NOISE_SIDE - rows * step + 1))
-    column = int(rng.integers(NOISE_SIDE - columns * step + 1))
-    patch = _noise_plane()[row:, column:][: rows * step : step, : columns * step : step]
-    return patch[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
+        Args:
+            thickness_mm: A thicker slice collects more photons.
+        """
+        before_HW, self._patch_HW = self._patch_HW, self._draw_patch()
+        scale = (THICK_MM / thickness_mm) ** 0.5
+        if self._is_helical:
+            noise_HW = (before_HW + self._patch_HW) * self._strength_HW
+            scale *= 0.5**0.5
+        else:
+            noise_HW = self._patch_HW * self._strength_HW
+        noise_HW *= np.float32(scale)
+        return noise_HW
+
+    def _draw_patch(self) -> Field:
+        """Noise of deviation 1, shape (H, W)."""
+        rows, columns = self._strength_HW.shape
+        row = int(self._rng.integers(NOISE_SIDE - rows + 1))
+        column = int(self._rng.integers(NOISE_SIDE - columns + 1))
+        plane = _noise_plane(self._kernel.peak)
+        patch_HW = plane[row : row + rows, column : column + columns]
+        flips = self._rng.choice((-1, 1)), self._rng.choice((-1, 1))
+        return patch_HW[:: flips[0], :: flips[1]]
 
 
 def encode_pixels(
@@ -225,15 +284,15 @@ def _element(
     return tag + struct.pack("<2sH", vr.encode(), len(content)) + content
 
 
-@lru_cache(maxsize=1)
-def _noise_plane() -> Field:
+@lru_cache(maxsize=len(KERNELS))
+def _noise_plane(peak: float) -> Field:
     rng = np.random.default_rng(512)
     white = rng.standard_normal((NOISE_SIDE, NOISE_SIDE), dtype=np.float32)
     frequency = np.hypot(
         np.fft.fftfreq(NOISE_SIDE)[:, np.newaxis], np.fft.rfftfreq(NOISE_SIDE)
     )
     # A ramp filter under a Gaussian roll-off.
-    part = frequency / NOISE_PEAK_PER_PIXEL
-    kernel = np.sqrt(part) * np.exp(-0.5 * part**2)
-    plane = np.fft.irfft2(np.fft.rfft2(white) * kernel, s=white.shape)
+    part = frequency / peak
+    roll_off = np.sqrt(part) * np.exp(-0.5 * part**2)
+    plane = np.fft.irfft2(np.fft.rfft2(white) * roll_off, s=white.shape)
     return (plane / plane.std()).astype(np.float32)
