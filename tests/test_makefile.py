@@ -82,3 +82,11 @@ def test_the_extras_are_those_of_the_package() -> None:
     setup = (ROOT / "setup.py").read_text("utf-8")
     for extra in (DEMO, *ALL.split(",")):  # pip only warns about another one
         assert re.search(rf'^ +"{extra}": ', setup, re.MULTILINE), extra
+
+
+def test_the_docs_state_what_the_demo_fetches() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (stated,) = re.findall(r"^DEMO_SIZE := (.*)$", makefile, re.MULTILINE)
+    page = (ROOT / "docs" / "start.md").read_text("utf-8")
+    for size in re.findall(r"[\d.]+ GB", stated):
+        assert size in page
