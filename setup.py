@@ -14,6 +14,8 @@ DECODERS = [
 
 PACS = ["highdicom>=0.25", "dicomweb-client>=0.60"]
 
+DALI_CUDA12 = "nvidia-dali-cuda120>=2.0"
+
 ROOT = Path(__file__).parent
 PACKED = "ichfast/packed"
 
@@ -29,7 +31,7 @@ PACKED_LIBRARY = Extension(
 
 setup(
     name="ichfast",
-    version="0.1.0",
+    version="0.2.0",
     description="Train intracranial-hemorrhage detectors on head CT, fast.",
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
@@ -61,7 +63,8 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={
-        "cuda12": ["nvidia-dali-cuda120>=2.0", "cupy-cuda12x>=14"],
+        "cpu": [DALI_CUDA12],  # CuPy has no use without a GPU
+        "cuda12": [DALI_CUDA12, "cupy-cuda12x>=14"],
         "cuda13": ["nvidia-dali-cuda130>=2.0", "cupy-cuda13x>=14"],
         "decoders": DECODERS,
         "nifti": ["nibabel>=5.3"],
@@ -100,7 +103,10 @@ setup(
     },
     entry_points={"console_scripts": ["ichfast = ichfast.cli.main:main"]},
     classifiers=[
-        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Operating System :: POSIX :: Linux",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
         "Intended Audience :: Science/Research",

@@ -38,14 +38,20 @@ CHOICE_BEGIN = "<!-- raw or packed: `python bench/readme.py` writes it; do not e
 CHOICE_END = "<!-- end of raw or packed -->"
 
 SUMMARY = (
-    ("prepare", r"level 512, (?!1 )\d+ proc\., to memory", "cp -r"),
-    ("read", "hot", "memcpy, page cache"),
-    ("read", "cold", "random read"),
-    ("loader", "level 512 to 224", "warp alone"),
-    ("loader", "level 256 to 224", "warp alone"),
-    ("train", "xresnet50-attn at 224: from the loader", "resident batches"),
+    (
+        "DICOM files to a store",
+        ("prepare", r"level 512, (?!1 )\d+ proc\., to memory", "cp -r"),
+    ),
+    ("stored slices, page cache", ("read", "hot", "memcpy, page cache")),
+    ("stored slices, cold disk", ("read", "cold", "random read")),
+    ("augmented batches, 512 to 224", ("loader", "level 512 to 224", "warp alone")),
+    ("augmented batches, 256 to 224", ("loader", "level 256 to 224", "warp alone")),
+    (
+        "training xresnet50-attn at 224",
+        ("train", "xresnet50-attn at 224: from the loader", "resident batches"),
+    ),
 )
-"""Rows of README's table: stage, pattern of the case, limit."""
+"""Rows of README's table: name; stage, pattern of the case and limit."""
 
 PACKED_STAGE = "packed"
 MODEL_SIZE = 224
@@ -102,10 +108,11 @@ def make_summary(records: Sequence[Record]) -> str:
         records: Of `read_newest`.
     """
     machines: dict[str, dict[str, Record]] = {}
-    for stage, case, limit in SUMMARY:
+    for name, (stage, case, limit) in SUMMARY:
         for record in records:
             if _is_measured(record, stage, case):
-                row = _summary_row(record, _compared_with(record, records), limit)
+                others = _compared_with(record, records)
+                row = _summary_row(name, record, others, limit)
                 machines.setdefault(hardware_of(record), {})[row] = record
     newest_first = sorted(machines.items(), key=_newest_date, reverse=True)
     tables = [_summary_table(hardware, rows) for hardware, rows in newest_first]
@@ -130,12 +137,14 @@ def _summary_table(hardware: str, rows: Mapping[str, Record]) -> str:
     return "\n".join([header, "|---|--:|--:|--:|", *rows, "", caption])
 
 
-def _summary_row(record: Record, others: Sequence[Record], limit: str) -> str:
+def _summary_row(
+    name: str, record: Record, others: Sequence[Record], limit: str
+) -> str:
     measured = [each for each in others if each.estimate is not None]
     peers = [each for each in measured if each.role == "peer"]
     fastest = max(peers, key=_middle, default=None)
     return _row(
-        f"{record.stage}, {_full_case(record)}",
+        name,
         f"{_median(record)} {record.unit}",
         f"{fastest.name} {_median(fastest)}" if fastest else "",
         "".join(f"{limit} {_median(each)}" for each in measured if each.name == limit),

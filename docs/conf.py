@@ -7,6 +7,9 @@ script. Nothing is fetched from a network.
 from __future__ import annotations
 
 import builtins
+import json
+import re
+from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
@@ -18,9 +21,11 @@ project = "ichfast"
 release = ichfast.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
+source_suffix = {".rst": "restructuredtext", ".md": "markdown", ".ipynb": "markdown"}
 exclude_patterns = ["build"]
 
 myst_heading_anchors = 3
+highlight_language = "none"
 
 default_role = "py:obj"
 """A name in backticks is a link where the site describes what it names."""
@@ -44,6 +49,28 @@ def _unlink_builtins(_: Sphinx, document: nodes.document) -> None:
             link.replace_self(link.children)
 
 
+def _show_notebook(app: Sphinx, name: str, text: list[str]) -> None:
+    """Make Markdown of a notebook: its text, and its code as blocks."""
+    file = Path(app.env.doc2path(name, base=False))
+    if file.suffix != ".ipynb":
+        return
+    parts = []
+    for cell in json.loads(text[0])["cells"]:
+        source = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{source}\n```" if is_code else source)
+    parts.insert(1, f"{{download}}`Download this notebook <{file}>`.")
+    text[0] = "\n\n".join(parts)
+
+
+def _name_links(_: Sphinx, name: str, text: list[str]) -> None:
+    """Let a link show the title of its page where it shows the name of its file."""
+    del name
+    text[0] = re.sub(r"\[[\w./-]+\.md\]\(", "[](", text[0])
+
+
 def setup(app: Sphinx) -> None:
     """Connect to the events of Sphinx."""
+    app.connect("source-read", _show_notebook)
+    app.connect("source-read", _name_links)
     app.connect("doctree-read", _unlink_builtins)

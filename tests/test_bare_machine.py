@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
+from tests.checkout import ROOT, copy_tracked_files
 
 MACHINE = (
     *("cupy-cuda12x", "cupy-cuda13x", "numpy", "onnxruntime", "pandas", "pip"),
@@ -79,7 +79,7 @@ class BareMachine:
         self.tree = folder / "tree"
         self._home = folder / "home"
         self._home.mkdir()
-        self._copy_tracked_files()
+        copy_tracked_files(self.tree)
         venv.create(folder / "venv", symlinks=True)
         self.python = folder / "venv" / "bin" / "python"
         (packages_dir,) = (folder / "venv" / "lib").glob("python3*/site-packages")
@@ -90,16 +90,6 @@ class BareMachine:
                 link.parent.mkdir(exist_ok=True)
                 if not link.exists():
                     link.symlink_to(source)
-
-    def _copy_tracked_files(self) -> None:
-        git = ["git", "-C", str(ROOT), "ls-files", "-z"]
-        listed = subprocess.run(git, capture_output=True, text=True)
-        if listed.returncode:
-            pytest.skip("needs a git checkout: it copies the tracked files")
-        for name in listed.stdout.split("\0")[:-1]:
-            if (ROOT / name).exists():
-                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, self.tree / name)
 
     def run(self, *arguments: str) -> str:
         """Run its Python in the tree; returns what it prints."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,11 +159,49 @@ def test_accelerate_moves_and_measures_a_batch(batch: Batch) -> None:
     assert find_batch_size(batch) == 8
 
 
+class PlainLearner:
+    """Trains and validates on pairs, as the `Learner` of fastai does."""
+
+    def __init__(self, loaders: list[Any], model: nn.Module, *, loss_func: Any) -> None:
+        self.recorder = SimpleNamespace(values=[])
+        self._loaders, self._model, self._loss = loaders, model, loss_func
+
+    def fit(self, num_epochs: int, *, lr: float) -> None:
+        optimizer = torch.optim.SGD(self._model.parameters(), lr)
+        for _ in range(num_epochs):
+            means = []
+            for is_training, loader in zip((True, False), self._loaders, strict=True):
+                losses = []
+                for inputs, targets in loader:
+                    loss = self._loss(self._model(inputs), targets)
+                    if is_training:
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                    losses.append(loss.item())
+                assert len(losses) == len(loader)
+                means.append(np.mean(losses))
+            self.recorder.values.append(means)
+
+
 @pytest.mark.slow
-@needs("fastai")
+@pytest.mark.parametrize(
+    "is_real",
+    [pytest.param(True, marks=needs("fastai")), False],
+    ids=["fastai", "plain"],
+)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("_at_home")
-def test_fastai_trains_and_validates() -> None:
+def test_fastai_trains_and_validates(
+    monkeypatch: pytest.MonkeyPatch, *, is_real: bool
+) -> None:
+    if not is_real:
+        modules: dict[str, Any] = {
+            "fastai.data.core": SimpleNamespace(DataLoaders=lambda *loaders: loaders),
+            "fastai.learner": SimpleNamespace(Learner=PlainLearner),
+        }
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
     learner = run_block("fastai")["learner"]
     (losses,) = learner.recorder.values
     assert len(losses) == 2  # of training and validation
@@ -195,11 +236,13 @@ def test_mlflow_gets_the_settings_the_epochs_and_the_end_of_a_run(
     assert len([line for line in example.splitlines() if line]) <= 20
     names: dict[str, Any] = {}
     exec(compile(example, PAGE.name, "exec"), names)
-    seen: list[None] = []
+    steps = iter(range(100))
 
     def stop_in_the_second_epoch() -> bool:
-        seen.append(None)
-        return len(seen) == 4
+        return next(steps) == 3
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
 
     recipe = resolve_recipe(
         "fast",
@@ -208,27 +251,27 @@ def test_mlflow_gets_the_settings_the_epochs_and_the_end_of_a_run(
         device_type="cpu",
         assignments=["train.epochs=2", "data.batch_size=8"],
     )
-    with pytest.raises(InterruptionError):
+
+    def train(*, resume: bool, should_stop: Callable[[], bool] = lambda: False) -> None:
         ichfast.train_run(
             Path("ichfast-store"),
             recipe,
             Path("run"),
             device=CPU,
-            should_stop=stop_in_the_second_epoch,
+            resume=resume,
+            should_stop=should_stop,
             callbacks=[names["MLflow"]()],
         )
-    ichfast.train_run(
-        Path("ichfast-store"),
-        recipe,
-        Path("run"),
-        device=CPU,
-        resume=True,
-        callbacks=[names["MLflow"]()],
-    )
+
+    with pytest.raises(InterruptionError):
+        train(resume=False, should_stop=stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(resume=True, should_stop=interrupt)
+    train(resume=True)
     client = MlflowClient()
-    second, first = client.search_runs(["0"])
-    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
-    for run, num_epochs in ((first, 1), (second, 2)):
+    runs = client.search_runs(["0"], order_by=["start_time"])
+    assert [run.info.status for run in runs] == ["KILLED", "KILLED", "FINISHED"]
+    for run, num_epochs in zip(runs, (1, 1, 2), strict=True):
         assert run.info.run_name == "run"
         assert run.data.params["train.epochs"] == "2"
         losses = client.get_metric_history(run.info.run_id, "valid_loss")
@@ -255,6 +298,7 @@ def test_the_notebook_runs_in_jupyter(
     for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
         monkeypatch.setenv(f"JUPYTER_{name}", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     import nbformat
     from nbclient import NotebookClient
 
@@ -263,6 +307,7 @@ def test_the_notebook_runs_in_jupyter(
         notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
+    assert not list(tmp_path.glob("tmp*"))
     outputs = [
         output
         for cell in notebook.cells
@@ -272,6 +317,7 @@ def test_the_notebook_runs_in_jupyter(
     texts = [each.data["text/plain"] for each in outputs if "data" in each]
     (batch_line,) = [text for text in texts if text.startswith("Batch(")]
     assert "\n" not in batch_line
+    assert float(texts[-1]) > 0
     assert any("image/png" in each.get("data", {}) for each in outputs)
     printed = "".join(each.text for each in outputs if each.get("name") == "stdout")
     assert re.findall(r"^epoch (\d): loss", printed, flags=re.MULTILINE) == ["0", "1"]

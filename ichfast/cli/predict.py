@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,12 @@ from ichfast.cli.options import (
     LIMIT,
     ONLY,
     RUNS,
+    STUDIES,
     OutputFile,
     joined_ranks,
     print_result,
     print_status,
+    with_studies,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     help="Predict DICOM files or NIfTI volumes: any source that `prepare` takes. "
     "Repeatable.",
 )
+@STUDIES
 @click.option(
     "--keep-ids",
     is_flag=True,
@@ -112,7 +114,8 @@ def predict(
     out: Path,
     store: Path | None,
     all_slices: bool,
-    sources: tuple[str, ...],
+    sources: Sequence[str],
+    studies: Path | None,
     keep_ids: bool,
     sr: Path | None,
     key_images: bool,
@@ -162,7 +165,7 @@ def predict(
 
     --sr needs the extra `pacs`. A report holds the study's six probabilities, the
     thresholds of a calibrated RUN, the SHA-256 of RUN's checkpoint and references to
-    the slices. It is for research, not of a medical device: docs/pacs.md.
+    the slices. It is for research; ichfast is no medical device (docs/pacs.md).
     """
     from ichfast.evaluation.predictions import check_destination, write_predictions
     from ichfast.evaluation.study_table import join_slices
@@ -171,13 +174,11 @@ def predict(
     from ichfast.prepare.rejected import rejected_path
     from ichfast.runs.device import choose_device
 
-    _check_sources(sources, store, accept=accept, keep_ids=keep_ids)
+    _check_sources(sources, store, studies, accept=accept, keep_ids=keep_ids)
+    sources = with_studies(sources, studies)
+    settings = {"tta": tta, "average": average, "smooth": smooth}
     documents = _documents_writer(
-        sources,
-        sr,
-        key_images=key_images,
-        keep_ids=keep_ids,
-        settings={"tta": tta, "average": average, "smooth": smooth},
+        sources, sr, key_images=key_images, keep_ids=keep_ids, settings=settings
     )
     check_destination(out)
     config = PredictConfig(
@@ -191,14 +192,15 @@ def predict(
         limit=limit,
     )
 
-    def finish(table: pd.DataFrame, found: dict[str, Any]) -> None:
+    def write(table: pd.DataFrame) -> dict[str, Any]:
         rows = table if level == "slice" else join_slices(table, level)
         write_predictions(out, rows)
-        print_result(
-            {"predictions": str(out), **found, "slices": len(table)}
-            | {"level": level, "rows": len(rows), "runs": len(runs)}
-            | {"tta": tta, "average": average, "smooth": smooth}
-        )
+        counts = {"slices": len(table), "level": level, "rows": len(rows)}
+        return {**counts, "runs": len(runs), **settings}
+
+    def use(runs: Sequence[Run], store: Store, table: pd.DataFrame) -> dict[str, Any]:
+        written = write(table)  # before the documents, so that it outlives their errors
+        return {**documents(how["device"], runs, store, table), **written}
 
     with joined_ranks(device) as ranks:
         how: dict[str, Any] = {"device": choose_device(device), "config": config}
@@ -212,23 +214,31 @@ def predict(
                 rejected_file=rejected_path(out),
                 keep_ids=keep_ids,
                 accept=accept,
-                use_store=documents and partial(documents, how["device"]),
+                use_store=use,
             )
             if found.is_listed:
                 print_status(f"{rejected_path(out)} lists the files that were left out")
-            finish(found.table, {"rejected": dict(found.rejected), **found.used})
+            written = {"rejected": dict(found.rejected), **found.used}
+            print_result({"predictions": str(out), **written})
             return
         with kept_predictions(runs, out, **how, ranks=ranks, store_path=store) as table:
             if table is not None:
-                finish(table, {})
+                print_result({"predictions": str(out), **write(table)})
 
 
 def _check_sources(
-    sources: Sequence[str], store: Path | None, *, accept: Sequence[str], keep_ids: bool
+    sources: Sequence[str],
+    store: Path | None,
+    studies: Path | None,
+    *,
+    accept: Sequence[str],
+    keep_ids: bool,
 ) -> None:
     """Refuse options that go with --dicom only, or not with it."""
     if sources and store:
         raise click.UsageError("give --store or --dicom, not both")
+    if studies and not sources:
+        raise click.UsageError("--studies goes with --dicom dicomweb://HOST/PATH")
     if accept and not sources:
         raise click.UsageError("--accept goes with --dicom; a store has its images")
     if keep_ids and not sources:
@@ -242,7 +252,7 @@ def _documents_writer(
     key_images: bool,
     keep_ids: bool,
     settings: Mapping[str, object],
-) -> Callable[..., Mapping[str, object]] | None:
+) -> Callable[[torch.device, Sequence[Run], Store, pd.DataFrame], Mapping[str, object]]:
     """Check the options of DICOM documents before the work begins.
 
     Args:
@@ -253,12 +263,12 @@ def _documents_writer(
         settings: how the runs predict.
 
     Returns:
-        Writes the documents on a device; None if there are none to write.
+        Writes the documents, if any, and returns what it wrote.
     """
     if folder is None:
         if key_images:
             raise click.UsageError("--key-images goes with --sr DIR")
-        return None
+        return lambda *_: {}
     if not sources:
         raise click.UsageError(
             "--sr goes with --dicom; a store does not tell whose its slices are"

@@ -107,11 +107,18 @@ def write_predictions(path: Path, table: pd.DataFrame) -> None:
             `ichfast.evaluation.study_table`.
 
     Raises:
-        PredictionError: another suffix, or a folder that cannot be written.
+        PredictionError: another suffix, a folder that cannot be written, or a text
+            that Python cannot write to a csv (NUL, before Python 3.11).
     """
     check_destination(path)
     # Not to the file: arrow has words of its own for a full disk.
-    content = _FORMATS[path.suffix](table)
+    try:
+        content = _FORMATS[path.suffix](table)
+    except csv.Error as error:
+        raise PredictionError(
+            f"cannot write {path}: {error}; a text holds a character that csv cannot: "
+            "name a .parquet file"
+        ) from error
     with output_with_checksum(path, PredictionError) as temporary:
         temporary.write_bytes(content)
 

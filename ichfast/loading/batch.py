@@ -50,7 +50,7 @@ class Batch(NamedTuple):
     none."""
 
     indices_B: torch.Tensor
-    """int64, on the CPU; store positions."""
+    """int64, on the CPU unless moved; store positions."""
 
     @property
     def num_slices(self) -> int:
@@ -58,21 +58,25 @@ class Batch(NamedTuple):
         return len(self.indices_B)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Copy the batch with all its tensors on a device.
+        """Return the batch on a device; tensors that are there are not copied.
 
         Args:
-            device: where the tensors go.
+            device: where all tensors go, the indices too.
             non_blocking: whether the host goes on before page-locked memory is copied.
         """
         return Batch(*(each.to(device, non_blocking=non_blocking) for each in self))
 
     def __repr__(self) -> str:
-        tensors = (
-            f"{name}: {str(each.dtype).removeprefix('torch.')} {tuple(each.shape)} "
-            f"on {each.device}"
-            for name, each in self._asdict().items()
-        )
-        return f"Batch({', '.join(tensors)})"
+        fields = (f"{name}: {_describe(each)}" for name, each in self._asdict().items())
+        return f"Batch({', '.join(fields)})"
+
+
+def _describe(value: torch.Tensor) -> str:
+    """Dtype, shape and device of a tensor in a few words."""
+    if not hasattr(value, "device"):  # frameworks map other values into a batch
+        return repr(value)
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{dtype} {tuple(value.shape)} on {value.device}"
 
 
 class Loader(Protocol):

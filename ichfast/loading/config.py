@@ -127,7 +127,7 @@ class DataConfig:
         _expect(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _expect(self.bag_slices >= 1, "bag_slices must be at least 1", self.bag_slices)
         _expect(
-            not isinstance(self.windows, str),
+            isinstance(self.windows, tuple),
             'windows is a tuple of names, such as ("brain",)',
             self.windows,
         )

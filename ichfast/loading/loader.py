@@ -343,8 +343,8 @@ class DaliLoader:
         """Add the targets of its bags to a batch.
 
         Args:
-            batch: has those of its slices.
-            bag_targets: those of an epoch.
+            batch: its targets are those of its slices.
+            bag_targets: those of all bags of the epoch, batch after batch.
             iteration: the batch, counted from 0.
         """
         num_blocks = len(bag_targets) // len(self)

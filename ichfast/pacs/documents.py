@@ -1,7 +1,8 @@
 """Structured reports and key images of predicted studies.
 
 A study whose files DICOM cannot refer to gets no document: `NO_DOCUMENT` has the
-reasons. Documents are written whole or not at all, and replace those of the same study.
+reasons. Documents are written whole or not at all. Those that the folder has of a
+predicted study are removed first, so that no two of a study are of different runs.
 
 highdicom comes with the extra ``pacs``. It is imported when documents are written.
 
@@ -26,6 +27,7 @@ from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import probs_NK
 from ichfast.evaluation.study_table import join_slices
 from ichfast.labels import CLASSES
+from ichfast.pacs.file_header import is_uid, values_not_shown
 from ichfast.pacs.findings import Algorithm, Finding
 from ichfast.pacs.instances import Instance, find_instances, slice_keys
 from ichfast.predict.coverage import Run
@@ -33,7 +35,7 @@ from ichfast.report.activations import activations_of
 from ichfast.report.pictures import slice_view, windowed_8bit
 from ichfast.runs.trained import TrainedRun, checkpoint_digest
 from ichfast.store.store import Store
-from ichfast.system.files import output_path
+from ichfast.system.files import output_path, remove_file
 from ichfast.windows import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -136,6 +138,7 @@ def write_documents(
     joined = join_slices(table, "study").set_index("study")
     for uid, slices in table.groupby("study", sort=True):
         instances = [found[key] for key in slice_keys(slices)]
+        _remove_documents(config.folder, str(uid))
         if reason := _why_not(instances):
             no_document[reason] += 1
             continue
@@ -157,6 +160,20 @@ def write_documents(
     return DocumentsReport(
         reports=len(studies), key_images=num_images, no_document=dict(no_document)
     )
+
+
+def _remove_documents(folder: Path, study_uid: str) -> None:
+    """Remove what an earlier command wrote of a study."""
+    if not is_uid(study_uid):  # then none was written
+        return
+    for suffix in (REPORT_SUFFIX, KEY_IMAGE_SUFFIX):
+        path = folder / f"{study_uid}{suffix}"
+        try:
+            remove_file(path)
+        except OSError as error:
+            raise PredictionError(
+                f"cannot replace {path}: {error.strerror}; name another folder"
+            ) from error
 
 
 def _why_not(instances: Sequence[Sequence[Instance]]) -> str | None:
@@ -278,5 +295,5 @@ def _write_key_images(
 
 
 def _write(path: Path, document: Dataset) -> None:
-    with output_path(path, PredictionError) as temporary:
+    with output_path(path, PredictionError) as temporary, values_not_shown():
         document.save_as(temporary)

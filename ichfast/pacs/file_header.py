@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydicom import dcmread
@@ -35,11 +37,17 @@ Source:
 """
 
 _KEYWORDS = (
-    *("SpecificCharacterSet", *IDENTITY, "NumberOfFrames", "ImageOrientationPatient"),
+    *("SpecificCharacterSet", *IDENTITY),
+    *("NumberOfFrames", "ImageOrientationPatient"),
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
 )
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs values
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID that DICOM allows, and so the name of a file, too."""
+    return len(text) <= MAX_UID_LENGTH and bool(RE_VALID_UID.fullmatch(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +65,6 @@ class FileHeader:
     orientation: tuple[float, ...]
     """(0020,0037), six cosines: of the rows, of the columns. Empty where absent."""
 
-    character_sets: tuple[str, ...]
-    """(0008,0005), in which `identity` can be written."""
-
     identity: Mapping[str, str]
     """Values of `IDENTITY`, without those that are absent or empty."""
 
@@ -67,10 +72,12 @@ class FileHeader:
     def has_uids(self) -> bool:
         """Whether its four UIDs are such as DICOM allows."""
         return all(
-            len(uid) <= MAX_UID_LENGTH and RE_VALID_UID.fullmatch(uid)
-            for uid in (
-                *(self.sop_class_uid, self.sop_instance_uid),
-                *(self.study_uid, self.series_uid),
+            map(
+                is_uid,
+                (
+                    *(self.sop_class_uid, self.sop_instance_uid),
+                    *(self.study_uid, self.series_uid),
+                ),
             )
         )
 
@@ -91,10 +98,18 @@ class FileHeader:
             yield f"{self.sop_instance_uid}.{frame}", frame
 
 
+@contextmanager
+def values_not_shown() -> Iterator[None]:
+    """Let pydicom take values that DICOM forbids, and show none in a warning."""
+    with disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_file_header(content: bytes) -> FileHeader | None:
     """Read the header of a DICOM file; None if pydicom cannot read it."""
     try:
-        with disable_value_validation():  # which would log the values
+        with values_not_shown():
             header = dcmread(
                 io.BytesIO(content),
                 stop_before_pixels=True,
@@ -119,7 +134,6 @@ def _parse(header: Dataset) -> FileHeader:
         series_uid=_text(header, "SeriesInstanceUID"),
         num_frames=num_frames,
         orientation=tuple(map(float, orientation)) if len(orientation) == 6 else (),
-        character_sets=tuple(_text(header, "SpecificCharacterSet").split("\\")),
         identity={name: text for name, text in identity.items() if text},
     )
 

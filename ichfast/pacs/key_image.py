@@ -84,6 +84,7 @@ def make_key_image(
     )
     if not instance.header.orientation:
         document.PatientOrientation = None  # not known
+    document.ConversionType = "WSD"  # by a workstation
     document.DerivationDescription = description
     document.ImageComments = NOTICE
     document.BurnedInAnnotation = "NO"  # the caption names nobody

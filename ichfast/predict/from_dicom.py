@@ -39,8 +39,8 @@ PREFIX = "ichfast-dicom-"
 """Beginning of the names of temporary stores."""
 
 UseStore = Callable[[Sequence[Run], Store, pd.DataFrame], Mapping[str, object]]
-"""Uses the runs, the temporary store and its predictions, whose ids are all as in the
-files, before the store is removed."""
+"""Uses the runs, the temporary store, whose ids are all as in the files, and the
+predictions, before the store is removed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,12 +110,12 @@ def predict_dicom(  # noqa: PLR0913  the options of the command
             table = predict_store(
                 runs, store, device=device, config=config, folder=folder
             )
-            used = use_store(runs, store, table) if use_store else {}
             rejected = read_rejected(store.path, store.header)
-    if not keep_ids:
-        key = secrets.token_bytes(KEY_BYTES)
-        table["patient"] = [stored_id(key, patient) for patient in table["patient"]]
-    is_listed = write_rejected_beside(rejected_file, rejected, PredictionError)
+            is_listed = write_rejected_beside(rejected_file, rejected, PredictionError)
+            if not keep_ids:
+                key = secrets.token_bytes(KEY_BYTES)
+                table["patient"] = [stored_id(key, each) for each in table["patient"]]
+            used = use_store(runs, store, table) if use_store else {}
     return DicomPredictions(
         table=table, rejected=report.rejected, is_listed=is_listed, used=used
     )
@@ -130,8 +130,7 @@ def _explain_failures() -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, KeyboardInterrupt):
             raise InterruptionError(
-                "stopped; no predictions were written and the temporary store is "
-                "removed; the same command starts again"
+                "stopped; the temporary store is removed; the same command starts again"
             ) from error
         if isinstance(cause, OSError):
             raise PredictionError(

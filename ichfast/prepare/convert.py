@@ -36,6 +36,7 @@ from ichfast.prepare.journal import Journal, Page, Reject
 from ichfast.prepare.plan import Unit
 from ichfast.prepare.pseudonyms import plain_text, stored_id
 from ichfast.prepare.selection import Selection
+from ichfast.sources.dicomweb import WebStudy
 from ichfast.sources.listing import Entry
 from ichfast.sources.places import Place
 from ichfast.sources.sources import read_entries
@@ -197,7 +198,10 @@ def convert_unit(job: Job, unit: Unit) -> None:
             try:
                 # If a later frame fails, the file's first frames get no rows either.
                 added, codes = _write_slices(
-                    job, index, _decode(job, entry.key, content), writer
+                    job,
+                    index,
+                    _of_study(entry, _decode(job, entry.key, content)),
+                    writer,
                 )
                 rows += added
                 rejects += [(index, job.name(entry), *code) for code in codes]
@@ -279,6 +283,17 @@ def _decode(job: Job, name: str, content: bytes | RejectError) -> Iterator[Slice
         left_s -= time.monotonic() - _watch.since_s
         yield slice_
     raise StoppedError
+
+
+def _of_study(entry: Entry, slices: Iterator[Slice]) -> Iterator[Slice]:
+    """The slices, which a server must not send of another study."""
+    for slice_ in slices:
+        study = slice_.series_header.study_uid
+        if isinstance(entry.container, WebStudy) and study != entry.container.study:
+            raise RejectError(
+                "unreadable-file", "the server sent a file of another study"
+            )
+        yield slice_
 
 
 def _row(job: Job, entry: int, slice_: Slice) -> dict[str, Any]:

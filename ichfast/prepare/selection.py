@@ -87,7 +87,10 @@ def parse_selection(text: str) -> Selection:
         >>> selection.keeps({"kernel": None, "thickness_mm": 5.0})
         False
     """
-    return Selection(ast.unparse(_parsed(text)))
+    try:
+        return Selection(ast.unparse(_parsed(text)))
+    except RecursionError as error:
+        raise _malformed(text) from error
 
 
 @lru_cache
@@ -100,7 +103,7 @@ def _compile(text: str) -> tuple[_Test, tuple[str, ...]]:
 def _parsed(text: str) -> ast.Expression:
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, MemoryError) as error:
         raise _malformed(text) from error
     _test(tree.body, {})  # checks it
     return tree

@@ -146,11 +146,13 @@ def _readings(text: str) -> Iterator[Any]:
 
 def _type_name(wanted: Any) -> str:
     """Name a type, or the values to type where these are few."""
-    if typing.get_origin(wanted) in (typing.Union, UnionType):
+    origin = typing.get_origin(wanted)
+    if origin in (typing.Union, UnionType):
         return " or ".join(map(_type_name, typing.get_args(wanted)))
     if wanted in _FEW_VALUES:
         return _FEW_VALUES[wanted]
-    return wanted.__name__ if isinstance(wanted, type) else str(wanted)
+    # In Python 3.10 tuple[float, float] is a type too.
+    return wanted.__name__ if isinstance(wanted, type) and not origin else str(wanted)
 
 
 _FEW_VALUES = {bool: "true or false", type(None): "null"}

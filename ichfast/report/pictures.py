@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,9 @@ Stored = npt.NDArray[np.uint16]
 
 DPI = 160
 """Resolution of all figures, in pixels per inch."""
+
+TITLE_CHARACTERS = 25
+"""Characters of a title above each slice of a sheet."""
 
 JPEG_QUALITY = 80
 """Quality of the pictures of the report, which are there to look at, not to read."""
@@ -185,15 +189,16 @@ def augmentation_sheet(
         title: text above all slices.
     """
     num_slices = len(captions)
+    lines = textwrap.wrap(title, TITLE_CHARACTERS * num_slices)
     figure = Figure(figsize=(num_slices * 1.7, 4.4), facecolor="black")
     cells = figure.subplots(
         2,
         num_slices,
         squeeze=False,
-        gridspec_kw={"left": 0.005, "right": 0.995, "bottom": 0.195, "top": 0.94,
-                     "wspace": 0.03, "hspace": 0.03},
+        gridspec_kw={"left": 0.005, "right": 0.995, "bottom": 0.195,
+                     "top": 0.98 - 0.04 * len(lines), "wspace": 0.03, "hspace": 0.03},
     )  # fmt: skip
-    figure.suptitle(title, color="#e4e8ec", fontsize=8, y=0.99)
+    figure.suptitle("\n".join(lines), color="#e4e8ec", fontsize=8, y=0.99)
     for column, caption in enumerate(captions):
         before, after = cells[:, column]
         _draw_channels(before, before_BSSC[column])

@@ -2,13 +2,17 @@
 
 1. A run calls its callbacks on the rank that writes: once before the first epoch,
    after each epoch, and once at the end; in their order, and at the end in reverse.
+   The other ranks wait meanwhile, up to `system.ranks.TIMEOUT`.
 2. The end is reported also after an error or Ctrl-C, to every callback whose `on_start`
    was called.
 3. An epoch is reported before it is saved. So a run that is killed between the two
    reports that epoch again when it is resumed.
-4. What a callback raises ends the run. A callback that must not do so catches its own
-   errors.
-5. There is no callback for a step: one that reads a number would make the host wait for
+4. What a callback raises ends the run, on all ranks. A callback that must not do so
+   catches its own errors.
+5. A callback reads. Rows are copies, and batches that it reads in `on_start` are given
+   to the training all the same. But it shares the process: if it draws from torch's
+   global random numbers, the run becomes another one.
+6. There is no callback for a step: one that reads a number would make the host wait for
    the device (`training.step`).
 """
 
@@ -48,7 +52,7 @@ class RunStart:
     """Rows of the epochs before; none unless the run is resumed."""
 
     train_loader: Loader
-    """Gives the training slices; for use in `Callback.on_start` only."""
+    """Gives the training slices of this rank; to read in `Callback.on_start` only."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -57,16 +61,16 @@ class RunStart:
 
 
 class Callback:
-    """Base of callbacks: a run calls these methods, which do nothing here."""
+    """Base class of callbacks: a run calls these methods, which do nothing here."""
 
     def on_start(self, start: RunStart) -> None:
-        """Take the start of a run, before its first epoch."""
+        """Called before the first epoch, or the one with which a run is resumed."""
 
     def on_epoch(self, row: dict[str, Any]) -> None:
-        """Take the numbers of an epoch: a copy of a row of `training.history`."""
+        """Called after each epoch, with a copy of its row in `training.history`."""
 
     def on_end(self, error: BaseException | None) -> None:
-        """Take the end of a run; `error` is None if it has finished."""
+        """Called at the end, with what ended the run; None if it has finished."""
 
 
 @contextmanager
@@ -99,12 +103,12 @@ def reporting(
         for callback in callbacks:
             callback.on_epoch(dict(row))
 
-    if start.history:  # a kill may have come before it was written
-        write(start.history)
     with ExitStack() as stack:
         for callback in callbacks:
             stack.push(partial(_end, callback))
             callback.on_start(start)
+        if start.history:  # a kill may have come before it was written
+            write(start.history)
         yield on_epoch
 
 

@@ -6,16 +6,17 @@ are imported when such a URL is used.
 
 Promises:
 
-1. A study that was not named is never asked for.
+1. A study that was not named is never asked for. Slices of another study, which a
+   broken server sends, are rejected (`ichfast.prepare.convert`).
 2. The instances of a study have the keys ``SERIES/INSTANCE.dcm``, as in a folder of
    that layout, and the bytes that the server stores: nothing is transcoded. A listing
    has no sizes, so all are 0.
 3. User names, passwords and UIDs are in no message, no name and no repr.
-4. A failure that may pass is tried again after each of `PAUSES_S`. A server that cannot
-   be connected to is a `SourceError` then, which ends `prepare`; the same command goes
-   on. Every other failure is an `OSError`, like that of a local file.
-5. Every wait ends: for a server after `SERVER_S`, for a call that makes no progress
-   after `ichfast.system.timeouts.STALL_S`.
+4. A failure that may pass is tried again after each of `PAUSES_S`. Where every other
+   request would fail too, it is a `SourceError` then, which ends `prepare`; the same
+   command goes on. Every other failure is an `OSError`, like that of a local file.
+5. Every wait ends: for a server after `web_requests.SERVER_S`, for a call that makes no
+   progress after `ichfast.system.timeouts.STALL_S`.
 
 dicomweb-client lists instances. It is not used to fetch them, because it parses a file
 and gives a data set: the bytes would not be those of the file, and a hostile one would
@@ -28,35 +29,28 @@ Source:
 from __future__ import annotations
 
 import errno
-import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from ichfast.errors import SourceError
-from ichfast.system.timeouts import call_with_timeout, note_progress, read_file
+from ichfast.system.timeouts import call_with_timeout, read_file
+
+if TYPE_CHECKING:
+    from ichfast.sources.web_requests import RequestError, Server
 
 T = TypeVar("T")
 
 SCHEMES = {"dicomweb": "https", "dicomweb+http": "http"}
 """Schemes of such URLs, and those of the requests."""
 
-SERVER_S = 60.0
-"""Time for a server to accept a connection, and to send something, seconds."""
-
 PAUSES_S = (1.0, 5.0, 15.0)
 """Time before each new try, seconds."""
-
-PASSING = frozenset((408, 425, 429, 502, 503, 504))
-"""HTTP statuses that may pass. A server that cannot read one instance gives 500, too.
-"""
 
 PAGE = 1000
 """Instances that are asked for at once."""
@@ -67,7 +61,6 @@ MAX_INSTANCES = 100_000
 MAX_LIST_BYTES = 2**24
 """Upper limit of a list of studies, bytes: 250,000 UIDs."""
 
-_CHUNK_BYTES = 2**18
 _STUDIES = "/studies/"
 _SUFFIX = ".dcm"
 
@@ -76,8 +69,6 @@ _UID = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,63}")
 """
 
 _SERIES_TAG, _INSTANCE_TAG = "0020000E", "00080018"
-
-_AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +117,22 @@ class WebStudy:
             SourceError: the server cannot be connected to.
         """
         keys: dict[str, None] = {}
-        while len(keys) <= MAX_INSTANCES:
+        found: list[str] = []
+        num_found = 0
+        while num_found <= MAX_INSTANCES:
+            found = _ask(_search, self, num_found)
+            num_found += len(found)
             num_before = len(keys)
-            keys.update(dict.fromkeys(_ask(_search, self, num_before)))
-            if len(keys) == num_before:  # also of a server that has no offsets
+            keys.update(dict.fromkeys(found))
+            if len(keys) == num_before:  # also of a server that ignores offsets
                 break
         else:
             raise OSError(errno.EFBIG, f"it has more than {MAX_INSTANCES:,} instances")
+        if len(found) == PAGE:
+            raise OSError(
+                errno.EIO,
+                f"the server lists {PAGE:,} instances, then the same ones again",
+            )
         if not keys:
             raise FileNotFoundError(errno.ENOENT, "the server does not have it")
         return list(keys)
@@ -167,7 +167,7 @@ def web_study(url: str) -> WebStudy:
         has_server = parts.hostname and parts.port != 0  # a ValueError if no number
         has_study = has_server and _UID.fullmatch(study.study)
         if has_study:
-            _client(url)
+            _server(url)
     except ImportError as error:
         raise SourceError(
             f"cannot read {study.server}: a package is missing ({error}); "
@@ -252,61 +252,47 @@ def _root(parts: SplitResult) -> str:
     return parts.path.partition(_STUDIES)[0].rstrip("/")
 
 
-def _client(study_url: str) -> tuple[Any, Any]:
-    """A client of the server of a study, and its session."""
+def _server(study_url: str) -> Server:
+    from ichfast.sources.web_requests import Server
+
     parts = urlsplit(study_url)
-    return _server_client(
-        f"{SCHEMES[parts.scheme]}://{_host(parts)}{_root(parts)}",
-        unquote(parts.username or ""),
-        unquote(parts.password or ""),
+    return Server(
+        root=f"{SCHEMES[parts.scheme]}://{_host(parts)}{_root(parts)}",
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
     )
-
-
-@lru_cache(maxsize=8)
-def _server_client(root: str, user: str, password: str) -> tuple[Any, Any]:
-    import requests
-    from dicomweb_client.api import DICOMwebClient
-
-    for name in ("dicomweb_client", "retrying", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log URLs with UIDs
-    session = requests.Session()
-    if user:
-        session.auth = (user, password)
-    client = DICOMwebClient(
-        root, session=session, permissive_uid=True, timeout=SERVER_S
-    )
-    client.set_http_retry_params(retry=False)  # `_ask` tries again
-    return client, session
 
 
 def _ask(function: Callable[..., T], study: WebStudy, *arguments: object) -> T:
     """Call a function that asks a server, again where its failure may pass."""
-    for pause_s in PAUSES_S:
-        with suppress(_PassingError):
-            return _ask_once(function, study, *arguments)
+    from ichfast.sources.web_requests import RequestError, plain
+
+    pauses = iter(PAUSES_S)
+    while True:
+        try:
+            return call_with_timeout(function, study, *arguments)
+        except Exception as raised:  # noqa: BLE001  a reply may be anything
+            error = plain(raised)
+        if not isinstance(error, RequestError):
+            raise error
+        pause_s = next(pauses, None)
+        if not error.may_pass or pause_s is None:
+            raise _failure(study, error)
         time.sleep(pause_s)
-    try:
-        return _ask_once(function, study, *arguments)
-    except _NoServerError:
-        raise SourceError(
-            f"cannot connect to {study.server}; when it is back, type the same command "
-            "again"
-        ) from None
-    except _PassingError as error:
-        raise TimeoutError(errno.ETIMEDOUT, str(error)) from None
 
 
-def _ask_once(function: Callable[..., T], *arguments: object) -> T:
-    try:
-        return call_with_timeout(function, *arguments)
-    except Exception as error:  # noqa: BLE001  a reply may be anything
-        raise _plain(error) from None
+def _failure(study: WebStudy, error: RequestError) -> Exception:
+    """A failure of a request that is not tried again."""
+    if error.is_of_server:
+        return SourceError(f"cannot read {study.server}: it {error.reason}")
+    if error.may_pass:
+        return TimeoutError(errno.ETIMEDOUT, error.reason)
+    return OSError(errno.EIO, error.reason)
 
 
 def _search(study: WebStudy, offset: int) -> list[str]:
     """The keys of at most `PAGE` instances of a study."""
-    client, _ = _client(study.url)
-    found = client.search_for_instances(study.study, limit=PAGE, offset=offset)
+    found = _server(study.url).search(study.study, limit=PAGE, offset=offset)
     return [*map(_key, found)]
 
 
@@ -321,26 +307,15 @@ def _key(found: Any) -> str:
 
 
 def _fetch(study: WebStudy, max_bytes: int) -> bytes:
-    client, session = _client(study.url)
     series, _, instance = study.file.removesuffix(_SUFFIX).partition("/")
-    url = (
-        f"{client.base_url}/studies/{study.study}/series/{series}/instances/{instance}"
-    )
-    content = bytearray()
-    with session.get(
-        url, headers={"Accept": _AS_STORED}, stream=True, timeout=SERVER_S
-    ) as response:
-        response.raise_for_status()
-        for chunk in response.iter_content(_CHUNK_BYTES):
-            note_progress()
-            content += chunk
-            if len(content) > max_bytes:
-                raise OSError(errno.EFBIG, f"it has more than {max_bytes:,} bytes")
-        return _only_part(content, response.headers.get("Content-Type", ""))
+    path = f"{_STUDIES}{study.study}/series/{series}/instances/{instance}"
+    return _only_part(*_server(study.url).fetch(path, max_bytes))
 
 
 def _only_part(body: bytearray, content_type: str) -> bytes:
     """The file in the reply to a request for one instance."""
+    from ichfast.sources.web_requests import RequestError
+
     header = Message()
     header["Content-Type"] = content_type
     if header.get_content_type() == "application/dicom":  # of some servers
@@ -352,58 +327,7 @@ def _only_part(body: bytearray, content_type: str) -> bytes:
     start = body.find(b"\r\n\r\n") + 4
     end = body.find(delimiter + b"--", start)
     if start < 4 or end < 0:
-        raise _PassingError("the server ends its reply too early")
+        raise RequestError("the server ends its reply too early", may_pass=True)
     if body.find(delimiter, start) != end:
         raise ValueError("the reply has several parts")
     return bytes(memoryview(body)[start:end])
-
-
-class _PassingError(Exception):
-    """A failure that may pass."""
-
-
-class _NoServerError(_PassingError):
-    """Nothing answers at the address of the server."""
-
-
-def _plain(error: Exception) -> Exception:
-    """The same failure without URL and ids."""
-    from requests import ConnectionError, HTTPError, RequestException, Timeout
-    from requests.exceptions import ChunkedEncodingError, ConnectTimeout, SSLError
-    from urllib3.exceptions import MaxRetryError, NewConnectionError
-
-    match error:
-        case ConnectTimeout():
-            return _NoServerError()
-        case ConnectionError(args=[MaxRetryError(reason=NewConnectionError())]):
-            return _NoServerError()
-        case Timeout():
-            return _PassingError("the server gives no answer in time")
-        case HTTPError(response=response):
-            return _of_status(response.status_code)
-        case SSLError():
-            return OSError(
-                errno.EIO,
-                "the certificate of the server is not trusted; set REQUESTS_CA_BUNDLE "
-                "to a file with that of its authority",
-            )
-        case ConnectionError() | ChunkedEncodingError():
-            return _PassingError("the server ends the connection")
-        case _PassingError():
-            return error
-        case OSError() if not isinstance(error, RequestException):
-            return error
-    return OSError(
-        errno.EIO, f"the reply of the server is not understood ({type(error).__name__})"
-    )
-
-
-def _of_status(status: int) -> Exception:
-    if status in (404, 410):
-        return FileNotFoundError(errno.ENOENT, "the server does not have it")
-    if status in (401, 403):
-        return PermissionError(
-            errno.EACCES, "the server denies access; name a user in the URL or ~/.netrc"
-        )
-    kind = _PassingError if status in PASSING else partial(OSError, errno.EIO)
-    return kind(f"the server cannot be read (HTTP status {status})")

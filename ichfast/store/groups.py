@@ -67,7 +67,8 @@ def groups_N(table: pd.DataFrame, column: str) -> Groups:
     return named.astype(pd.CategoricalDtype([*names, UNKNOWN], ordered=True))
 
 
-def _decade(age: int) -> str:
+def _decade(age: float) -> str:
+    age = int(age)  # pandas 2 maps floats where a value is missing
     return f"{age}+" if age >= MAX_AGE_DECADE else f"{age}-{age + 9}"
 
 

@@ -38,13 +38,13 @@ def known_loss(logits_BK: Tensor, targets_BK: Tensor, weight_K: Tensor) -> Tenso
 
 
 def with_bags(logits_BK: Tensor, num_bags: int) -> Tensor:
-    """Add the logits of the bags of a batch, if it has any, to those of its slices.
+    """Append the logits of the bags of a batch to those of its slices.
 
     The logit of a bag is the maximum of its slices' logits.
 
     Args:
         logits_BK: the slices of each bag are consecutive, and as many for each.
-        num_bags: D.
+        num_bags: D, which divides B; 0 without bags.
 
     Returns:
         Shape (B + D, K).

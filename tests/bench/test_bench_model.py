@@ -269,11 +269,11 @@ def test_the_summary_compares_a_case_with_its_fastest_peer_and_its_limit() -> No
     on_gpu = replace(LOADER, device="cuda", environment=gpu, date="2027-01-01T00:00Z")
     left_out = replace(LOADER, case="level 512 to 512")
     records = [LOADER, *peers, missing, *limits, left_out]
-    commit = "commits `abc` of 2026-01-01"
+    commit, case = "commits `abc` of 2026-01-01", "augmented batches, 256 to 224"
     assert make_summary(records).splitlines() == [
         "|  | ichfast | fastest other | limit |",
         "|---|--:|--:|--:|",
-        "| loader, level 256 to 224 | 2,000 slices/s | fast 900 | warp alone 4,000 |",
+        f"| {case} | 2,000 slices/s | fast 900 | warp alone 4,000 |",
         "",
         f"Medians on 2 cores of P, no GPU used; {commit}; `~`: noisy.",
         "",

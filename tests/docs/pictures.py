@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from ichfast.cli.demo import PREVALENCE
 from ichfast.labels import read_labels
 from ichfast.prepare.prepare import prepare_store
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.report.preview import write_preview
+from ichfast.store.store import Store
 from ichfast.synth.dataset import synthesize
 from tests.docs.pages import DOCS
 from tests.report.browser import CHROMIUM, screenshot
@@ -24,25 +28,39 @@ from tests.report.browser import CHROMIUM, screenshot
 BATCH = DOCS / "pictures" / "batch.png"
 REPORT = DOCS / "pictures" / "report.png"
 
+BLEEDS = ("epidural", "intraparenchymal", "subarachnoid", "subdural")
+"""Bleeds in the picture of a batch: as many as are legible in a README."""
+
 REPORT_WIDTH, REPORT_HEIGHT = 1100, 860
 """Pixels; from the title to the first charts."""
 
 
 def draw_batch(png: Path) -> None:
-    """Draw eight slices, and what the recipe exp-30 makes of them."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Draw a slice with each bleed of `BLEEDS`, and what exp-30 makes of it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         heads = synthesize(
-            Path(folder, "heads"), num_slices=120, prevalence=PREVALENCE, size=256
+            folder / "heads", num_slices=160, prevalence=PREVALENCE, size=256
         )
-        store = Path(folder, "store")
-        prepare_store(
-            [heads.dicom_dir],
-            store,
-            labels=read_labels(heads.labels_path),
-            keep_ids=True,
-            workers=1,
-        )
-        write_preview(store, resolve_recipe("exp-30"), png, epoch=0)
+        labels = read_labels(heads.labels_path)
+
+        def prepare(store: Path, sources: Sequence[Path]) -> Path:
+            prepare_store(sources, store, labels=labels, keep_ids=True, workers=1)
+            return store
+
+        with Store(prepare(folder / "all", [heads.dicom_dir])) as store:
+            chosen = [_middle_slice(store.table, bleed) for bleed in BLEEDS]
+        files = [next(heads.dicom_dir.rglob(f"{each}.dcm")) for each in chosen]
+        store_path = prepare(folder / "chosen", files)
+        write_preview(store_path, resolve_recipe("exp-30"), png, epoch=0)
+
+
+def _middle_slice(table: pd.DataFrame, bleed: str) -> str:
+    """The slice in the middle of the bleed that the most slices of a series show."""
+    shown = table[table[bleed] == 1]
+    series = shown["series"].value_counts().sort_index().idxmax()
+    slices = shown[shown["series"] == series].sort_values("position_mm")["slice_id"]
+    return str(slices.iloc[len(slices) // 2])
 
 
 def draw_report(page: Path, png: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pydicom import dcmread
 from pydicom.config import disable_value_validation
 
 from ichfast.evaluation.predictions import write_predictions
@@ -20,8 +21,12 @@ from ichfast.prepare.prepare import prepare_store
 from tests.datasets import miniatures
 from tests.predict.many_patients import write_labels, write_patients
 from tests.runs.trainedruns import write_run
+from tests.sources.dicomweb_server import StubServer
 
 LABELS = "stage_2_train.csv"
+
+PACS_URL, PACS_STUDY = "dicomweb://pacs.example.org/dicom-web", "1.2.3"
+"""The server of pages and its study."""
 
 
 @disable_value_validation()
@@ -107,16 +112,32 @@ def _calibration(here: Path, _: Path) -> None:
     write_labels(here / "theirs.csv", table)
 
 
+def _pacs(here: Path, originals: Path) -> None:
+    (here / "export").symlink_to(originals / "dicom" / "00")
+    (here / "studies.txt").write_text(f"{PACS_STUDY}\n", "utf-8")
+    write_run(here / "runs" / "rsna", originals / "store")
+
+
+def pacs(originals: Path) -> StubServer:
+    """A PACS with a study of the folder of `make_originals`."""
+    files = {}
+    for path in sorted((originals / "dicom" / "00").iterdir()):
+        header = dcmread(path, stop_before_pixels=True)
+        key = f"{header.SeriesInstanceUID}/{header.SOPInstanceUID}.dcm"
+        files[key] = path.read_bytes()
+    return StubServer({PACS_STUDY: files})
+
+
 def _nothing(here: Path, originals: Path) -> None:
     del here, originals
 
 
 PLACES: dict[str, Callable[[Path, Path], None]] = {
-    "README.md": _files,
     "calibration.md": _calibration,
     "contributing.md": _nothing,
     "machines.md": _store,
     "packed.md": _packed,
+    "pacs.md": _pacs,
     "predictions.md": _runs,
     "select.md": _select,
     "series.md": _store,
@@ -124,4 +145,4 @@ PLACES: dict[str, Callable[[Path, Path], None]] = {
     "store.md": _store,
     "training.md": _training,
 }
-"""By page with blocks, what fills a folder from the folder of `make_originals`."""
+"""By page with blocks, what fills a folder from that of `make_originals`."""

@@ -5,24 +5,29 @@ The pages of data sets are run by `tests.datasets.test_pages`.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from ichfast.labels import CLASSES
-from tests.docs.pages import DOCS, PAGES, blocks
-from tests.docs.places import PLACES, make_originals
+from ichfast.report import pictures
+from tests.docs.pages import DOCS, PAGES, README, ROOT, blocks
+from tests.docs.places import PACS_URL, PLACES, make_originals, pacs
 from tests.docs.shell import calls, run_call
+from tests.sources.dicomweb_server import serving
 
 LANGUAGES = {"sh", "python", "", "{toctree}"}
 
-WITH_BLOCKS = [
-    page
-    for page in PAGES
-    if page.parent != DOCS / "datasets"
-    and any(each.language in ("sh", "python") for each in blocks(page))
-]
+OWN_TESTS = {"frameworks.md": "tests/test_frameworks.py"}
+"""Pages whose blocks need what may not be installed, and what runs them."""
+
+HOST_OF_README = "start.md"
+"""The page whose blocks README's follow: most are the same, and run once."""
 
 
 def fields_of(output: str) -> set[str]:
@@ -30,14 +35,14 @@ def fields_of(output: str) -> set[str]:
     return set(re.findall(r'"(\w+)": ', output))
 
 
-def shown_fields(page: Path) -> list[tuple[str, set[str]]]:
-    """The commands whose output a page shows, each with the fields in it."""
+def shown_outputs(page: Path) -> list[tuple[str, str]]:
+    """The commands whose output a page shows, each with its output."""
     shown = [
         re.findall(r"^\$ ichfast ([\w-]+).*\n(\{.*)$", text, re.MULTILINE)
         for language, text in blocks(page)
         if not language
     ]
-    return [(command, fields_of(line)) for part in shown for command, line in part]
+    return [each for part in shown for each in part]
 
 
 @pytest.fixture(scope="module")
@@ -48,44 +53,96 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pacs_url(originals: Path) -> Iterator[str]:
+    """The address of a server that has a study."""
+    with serving(pacs(originals)) as stub:
+        yield stub.url
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_block_is_of_a_language_that_is_run(page: Path) -> None:
     assert {each.language for each in blocks(page)} <= LANGUAGES
 
 
 def test_every_page_with_blocks_has_a_place_and_no_other() -> None:
-    assert [page.name for page in WITH_BLOCKS] == list(PLACES)
+    with_blocks = [
+        page.name
+        for page in PAGES
+        if page.parent != DOCS / "datasets"
+        and any(each.language in ("sh", "python") for each in blocks(page))
+    ]
+    assert with_blocks == sorted({README.name, *OWN_TESTS, *PLACES})
+
+
+def test_the_blocks_of_frameworks_run_in_tests_of_their_own() -> None:
+    page = (DOCS / "frameworks.md").read_text("utf-8")
+    with_blocks = [
+        section.partition("\n")[0]
+        for section in page.split("\n## ")
+        if "```python" in section
+    ]
+    tests = (ROOT / OWN_TESTS["frameworks.md"]).read_text("utf-8")
+    assert with_blocks
+    assert [each for each in with_blocks if f'block("{each}")' not in tests] == []
+
+
+@pytest.fixture
+def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw an empty figure in place of each: the tests of `report` draw them."""
+    draw = pictures.figure_png
+    monkeypatch.setattr(pictures, "figure_png", lambda _: draw(Figure((1, 1))))
 
 
 PRINTED = {
-    "README.md": ["torch.Size([32, 3, 224, 224])"],
     "start.md": ["torch.Size([32, 3, 224, 224])", *CLASSES],
 }
 """By page, parts of what its Python blocks print."""
 
+WRITTEN = {"pacs.md": ["reports/*.sr.dcm", "reports/*.key.dcm"]}
+"""By page, patterns of files that its commands write and no other command reads."""
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("_without_charts")
+@pytest.mark.parametrize("page", PLACES)
 def test_the_blocks_of_a_page_run_in_order(
-    page: Path,
+    page: str,
     originals: Path,
+    pacs_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    PLACES[page.name](tmp_path, originals)
-    output: dict[str, str] = {}
-    for language, text in blocks(page):
-        if language == "sh":
-            for call in calls(text, tmp_path):
-                output[call[1]] = run_call(*call)
-        elif language == "python":
-            exec(compile(text, page.name, "exec"), {})
+    PLACES[page](tmp_path, originals)
+    outputs: dict[str, list[str]] = defaultdict(list)
+    done: list[object] = []
+
+    def run_blocks(path: Path) -> None:
+        for language, text in blocks(path):
+            if language == "sh":
+                for call in calls(text.replace(PACS_URL, pacs_url), tmp_path):
+                    if path != README or call not in done:
+                        outputs[call[1]].append(run_call(*call))
+                        done.append(call)
+            elif language == "python" and (path != README or text not in done):
+                exec(compile(text, path.name, "exec"), {})
+                done.append(text)
+
+    run_blocks(DOCS / page)
+    if page == HOST_OF_README:
+        run_blocks(README)
     printed = capsys.readouterr().out
-    for command, fields in shown_fields(page):
-        assert fields <= fields_of(output[command]), command
-    assert [part for part in PRINTED.get(page.name, []) if part not in printed] == []
+    assert [part for part in PRINTED.get(page, []) if part not in printed] == []
+    patterns = WRITTEN.get(page, [])
+    assert [each for each in patterns if not any(tmp_path.glob(each))] == []
+    for command, shown in shown_outputs(DOCS / page):
+        if shown.endswith("..."):
+            assert fields_of(shown) <= fields_of(outputs[command][0])
+        else:
+            fields = [json.loads(output).keys() for output in outputs[command]]
+            assert json.loads(shown).keys() in fields
 
 
 def test_bash_reads_a_block(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from ichfast.cli.main import cli
 from ichfast.recipes.resolve import format_recipe
 from tests.docs.pages import PAGES
 
-SECTIONS = ("augment", "data", "folds", "train")
+SECTIONS = ("augment", "data", "folds", "model", "train")
 """Beginnings of settings."""
 
-FILES = (".csv", ".parquet", ".png")
+FILES = (".csv", ".md", ".onnx", ".parquet", ".png", ".pt2")
 
 NO_SETTING = "augment.parameters.draw"
 """A function that begins like one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -86,6 +87,17 @@ def test_every_link_within_the_site_leads_somewhere(pages: dict[Path, Page]) -> 
     assert broken == []
 
 
+def test_links_show_titles_and_no_names_of_files(site: Path) -> None:
+    text = (site / "start.html").read_text("utf-8")
+    assert ">Packed stores<" in (site / "machines.html").read_text("utf-8")
+    assert ">GPUs and many machines</span></a> says what to install" in text
+    shown = {
+        path.name: re.findall(r">([\w./-]+\.md)<[^<]*</a>", path.read_text("utf-8"))
+        for path in site.rglob("*.html")
+    }
+    assert {name: links for name, links in shown.items() if links} == {}
+
+
 def test_nothing_is_loaded_from_a_network(site: Path, pages: dict[Path, Page]) -> None:
     loaded = {link for page in pages.values() for link in page.loaded}
     styles = {
@@ -105,7 +117,8 @@ def test_a_search_fetches_no_pages(site: Path) -> None:
 
 def test_every_page_is_in_the_contents(site: Path, pages: dict[Path, Page]) -> None:
     docs = ROOT / "docs"
-    sources = [*docs.glob("*.md"), *docs.glob("datasets/*.md"), docs / "api.rst"]
+    names = ("*.md", "datasets/*.md", "*.rst", "*.ipynb")
+    sources = [path for name in names for path in docs.glob(name)]
     listed = {link.partition("#")[0] for link in pages[site / "index.html"].links}
     expected = {
         str(path.relative_to(docs).with_suffix(".html"))
@@ -113,6 +126,19 @@ def test_every_page_is_in_the_contents(site: Path, pages: dict[Path, Page]) -> N
         if path.stem != "index"
     }
     assert expected - listed == set()
+
+
+def test_the_notebook_is_a_page_and_can_be_downloaded(
+    site: Path, pages: dict[Path, Page]
+) -> None:
+    notebook = ROOT / "docs" / "notebook.ipynb"
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    text = (site / "notebook.html").read_text("utf-8")
+    num_codes = sum(cell["cell_type"] == "code" for cell in cells)
+    assert text.count('class="highlight-python') == num_codes
+    page = pages[site / "notebook.html"]
+    (link,) = (link for link in page.links if link.endswith(".ipynb"))
+    assert (site / link).read_bytes() == notebook.read_bytes()
 
 
 def test_every_public_name_is_described(site: Path, pages: dict[Path, Page]) -> None:

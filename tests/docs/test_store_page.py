@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ichfast.store.levels import LEVELS
+from ichfast.store.levels import LEVELS, reduce_to_level
 from ichfast.store.store import Store
 from ichfast.store.tables import ADDED_COLUMNS, LABEL_COLUMNS, table_schema
 from tests.docs.pages import DOCS, blocks
@@ -62,6 +62,29 @@ def test_the_checksum_of_the_header_is_that_of_the_page(
     for name, field in fields.items():
         content = (tiny_store_path / name).read_bytes()
         assert google_crc32c.value(content) == document[field]
+
+
+def test_the_checksum_of_the_header_needs_no_json_writer(
+    tiny_store_path: Path, document: dict[str, Any]
+) -> None:
+    text = (tiny_store_path / "store.json").read_text("ascii")
+    line = re.sub(r"^ +", "", text, flags=re.MULTILINE)
+    line = line.replace(",\n", ", ").replace("\n", "")
+    line = line.replace(f', "crc32c": {document["crc32c"]}', "")
+    assert google_crc32c.value(line.encode("ascii")) == document["crc32c"]
+
+
+@pytest.mark.parametrize("shape", [(63, 65), (638, 490), (1, 600)])
+def test_a_slice_that_is_not_square_is_where_the_page_says(
+    shape: tuple[int, int],
+) -> None:
+    shorter, longer = sorted(shape)
+    n = max(1, round(shorter * 256 / longer))
+    expected_HW = np.zeros((256, 256), np.uint16)
+    expected_HW[(256 - n) // 2 :][:n] = 1
+    if shape[1] == shorter:
+        expected_HW = expected_HW.T
+    assert np.array_equal(reduce_to_level(np.ones(shape, np.uint16), 256), expected_HW)
 
 
 def test_the_digest_is_that_of_the_page(tiny_store: Store) -> None:

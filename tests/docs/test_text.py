@@ -55,3 +55,10 @@ def test_the_promises_are_those_of_the_readme() -> None:
         for page in (README, DOCS / "promises.md")
     )
     assert short == full
+
+
+def test_each_row_of_the_promises_names_a_test() -> None:
+    page = (DOCS / "promises.md").read_text("utf-8")
+    rows = re.findall(r"^\| .+ \|$", page, re.MULTILINE)[1:]
+    assert rows
+    assert [row for row in rows if "`tests/" not in row] == []

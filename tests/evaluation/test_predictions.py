@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -85,9 +86,27 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path, suffix: str) -> None:
 def test_a_text_comes_back_letter_by_letter(
     tmp_path: Path, suffix: str, text: str
 ) -> None:
+    if "\0" in text and suffix == ".csv" and sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 writes no NUL to a csv")
     table = a_table().assign(study=[text, "s"])
     write_predictions(tmp_path / f"p{suffix}", table)
     assert read_predictions(tmp_path / f"p{suffix}")["study"].tolist() == [text, "s"]
+
+
+def test_a_text_that_csv_cannot_hold_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def to_csv(*_: object, **_options: object) -> str:
+        raise csv.Error("need to escape")  # as Python 3.10 does for NUL
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", to_csv)
+    path = tmp_path / "p.csv"
+    with pytest.raises(PredictionError) as refused:
+        write_predictions(path, a_table())
+    assert str(refused.value) == (
+        f"cannot write {path}: need to escape; a text holds a character that csv "
+        "cannot: name a .parquet file"
+    )
 
 
 @pytest.mark.parametrize(("suffix", "write"), RIGHT.values(), ids=RIGHT)

@@ -81,8 +81,18 @@ def test_a_batch_pickles() -> None:
     assert all(map(torch.equal, copied, batch))
 
 
+ONE_LINE = (
+    "Batch(images_BCHW: float16 (4, 3, 8, 8) on cpu, "
+    "targets_BK: float32 (4, 6) on cpu, indices_B: int64 (4,) on cpu)"
+)
+
+
 def test_a_batch_prints_in_one_line() -> None:
-    assert repr(a_batch()) == (
-        "Batch(images_BCHW: float16 (4, 3, 8, 8) on cpu, "
-        "targets_BK: float32 (4, 6) on cpu, indices_B: int64 (4,) on cpu)"
-    )
+    assert repr(a_batch()) == ONE_LINE
+    assert f"{a_batch()}" == ONE_LINE
+    assert str([a_batch()]) == f"[{ONE_LINE}]"
+
+
+def test_a_batch_prints_what_was_mapped_into_it() -> None:
+    counts = tree_map(lambda tensor: tensor.numel(), a_batch())
+    assert repr(counts) == "Batch(images_BCHW: 768, targets_BK: 24, indices_B: 4)"

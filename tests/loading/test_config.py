@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 from ichfast.errors import LoaderError
@@ -59,7 +62,8 @@ def test_a_picture_shows_windows_of_the_middle_slice(
     assert list(range(channels))[config.shown_channels] == shown
 
 
-def test_windows_as_a_single_text_are_refused() -> None:
-    message = r"""windows is a tuple of names, such as \("brain",\), got 'brain'"""
-    with pytest.raises(LoaderError, match=message):
-        DataConfig(windows="brain")  # type: ignore[arg-type]
+@pytest.mark.parametrize("windows", ["brain", ["brain"], None])
+def test_windows_that_are_no_tuple_are_refused(windows: Any) -> None:
+    message = f'windows is a tuple of names, such as ("brain",), got {windows!r}'
+    with pytest.raises(LoaderError, match=re.escape(message)):
+        DataConfig(windows=windows)

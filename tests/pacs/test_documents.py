@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
 
 from ichfast.errors import PredictionError
 from ichfast.evaluation.predictions import probs_NK, read_predictions
+from ichfast.evaluation.study_table import join_slices
 from ichfast.labels import CLASSES
 from ichfast.pacs.file_header import FileHeader, read_file_header
 from ichfast.pacs.findings import Algorithm, Finding
 from ichfast.pacs.instances import Instance
 from ichfast.runs.record import read_record, write_record
 from ichfast.runs.trained import checkpoint_digest
+from tests.cli import test_cli
 from tests.cli.test_cli import ok, refused
 from tests.conftest import random_hu, write_dicom
 from tests.evaluation.planted import calibration_of, plant
 from tests.nifti.volumes import head_hu, nifti
+from tests.predict.test_series_runs import series_run
 from tests.runs.trainedruns import write_folds
+from tests.sources.dicomweb_server import StubServer, serving
 from tests.test_privacy import KNOWN, TAGS
 
 highdicom = pytest.importorskip("highdicom", reason="needs the extra pacs")
@@ -33,6 +41,7 @@ from highdicom.sr import srread
 from pydicom.sr.codedict import codes
 
 from ichfast.pacs.attributes import NOTICE
+from ichfast.pacs.documents import _write as write_document
 from ichfast.pacs.documents import check_folder
 from ichfast.pacs.key_image import CAPTION_ROWS, SIDE, draw_map, make_key_image
 from ichfast.pacs.structured_report import concept_of, make_report
@@ -50,8 +59,7 @@ ALGORITHM = Algorithm(digests=["ab" * 32], settings={"tta": "flips"})
 
 def instance_of(number: int, frame: int | None = None, **changed: Any) -> Instance:
     header = FileHeader(
-        CTImageStorage, f"1.99.{number}", "1.77", "1.88", 1, AXIAL, ("ISO_IR 100",),
-        IDENTITY,
+        CTImageStorage, f"1.99.{number}", "1.77", "1.88", 1, AXIAL, IDENTITY
     )  # fmt: skip
     return Instance(replace(header, **changed), frame)
 
@@ -139,6 +147,16 @@ def test_frames_are_referred_to_by_number(tmp_path: Path) -> None:
     assert image.SourceImageSequence[0].ReferencedFrameNumber == 3
 
 
+def test_each_slice_is_referred_to_in_its_series(tmp_path: Path) -> None:
+    instances = [instance_of(k, series_uid=f"1.88.{k % 2}") for k in range(4)]
+    made = make_report(findings_of(instances[1]), instances, ALGORITHM, keep_ids=True)
+    written(made, tmp_path / "a.sr.dcm")
+    evidence = srread(tmp_path / "a.sr.dcm").get_evidence()
+    assert sorted((uid, series) for _, series, uid, _ in evidence) == [
+        (f"1.99.{k}", f"1.88.{k % 2}") for k in range(4)
+    ]
+
+
 @pytest.mark.parametrize("kind", ["report", "key image"])
 def test_the_patient_is_in_a_document_only_if_ids_are_kept(
     tmp_path: Path, kind: str
@@ -187,7 +205,7 @@ def test_a_key_image_shows_the_slice_and_the_map(tmp_path: Path) -> None:
     assert source.ReferencedSOPClassUID == CTImageStorage
     assert image.PatientOrientation == ["A", "F"]
     assert image.DerivationDescription == "what it shows"
-    assert image.ImageComments == NOTICE
+    assert (image.ImageComments, image.ConversionType) == (NOTICE, "WSD")
     one = instance_of(4, orientation=())
     assert not make_key_image(picture, one, "", keep_ids=True).PatientOrientation
 
@@ -203,7 +221,7 @@ def test_a_key_image_shows_the_slice_and_the_map(tmp_path: Path) -> None:
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce"),
     ],
 )
-def test_a_header_keeps_names_in_their_character_set(
+def test_names_of_any_character_set_are_kept(
     tmp_path: Path, charsets: list[str], name: str
 ) -> None:
     write_dicom(
@@ -212,13 +230,14 @@ def test_a_header_keeps_names_in_their_character_set(
     header = read_file_header((tmp_path / "a.dcm").read_bytes())
     assert header
     assert header.identity["PatientName"] == name
-    assert list(header.character_sets) == charsets
     one = Instance(header, None)
-    made = make_report(findings_of(one), [one], ALGORITHM, keep_ids=True)
-    assert written(made, tmp_path / "b.dcm").PatientName == name
-    assert dcmread(tmp_path / "a.dcm").get_item("PatientName").value.strip() == (
-        dcmread(tmp_path / "b.dcm").get_item("PatientName").value.strip()
-    )
+    for made in (
+        make_report(findings_of(one), [one], ALGORITHM, keep_ids=True),
+        make_key_image(np.zeros((4, 4, 3), np.uint8), one, "map", keep_ids=True),
+    ):
+        document = written(made, tmp_path / "b.dcm")
+        assert document.PatientName == name
+        assert document.SpecificCharacterSet == "ISO_IR 192"
 
 
 def test_a_header_has_no_more_than_a_pacs_needs(tmp_path: Path) -> None:
@@ -231,6 +250,34 @@ def test_a_header_has_no_more_than_a_pacs_needs(tmp_path: Path) -> None:
         "StudyID",
     )}  # fmt: skip
     assert header.identity == {**expected, "PatientID": "MRN-4711", "PatientSex": "F"}
+
+
+def test_values_that_dicom_forbids_are_copied_and_not_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    forbidden: dict[str, Any] = {
+        "PatientID": "Secret\\2",
+        "PatientName": "Secret" * 20,
+        "PatientBirthDate": "Secret",
+        "PatientSex": "Secret",
+        "StudyDate": "29990231",
+        "StudyTime": "Secret",
+        "StudyID": "Secret" * 7,
+        "AccessionNumber": "Secret" * 7,
+    }
+    with disable_value_validation():
+        write_dicom(tmp_path / "a.dcm", "1.99.1", **forbidden)
+    header = read_file_header((tmp_path / "a.dcm").read_bytes())
+    assert header
+    one = Instance(header, None)
+    made = make_report(findings_of(one), [one], ALGORITHM, keep_ids=True)
+    write_document(tmp_path / "b.dcm", made)  # a warning is an error in tests
+    with disable_value_validation():
+        document = dcmread(tmp_path / "b.dcm")
+        for name, value in forbidden.items():
+            assert document.get_item(name).value.decode().strip() == value
+    assert "Secret" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -292,8 +339,12 @@ def write_studies(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_documents_hold_the_identity_only_if_ids_are_kept(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
     write_studies(source)
@@ -317,7 +368,11 @@ def test_documents_hold_the_identity_only_if_ids_are_kept(
     for file in files:
         assert not [each for each in planted if each.encode() in file.read_bytes()]
         assert dcmread(file).PatientIdentityRemoved == "YES"
-    predict(*command, "--keep-ids")
+    predict(*command[:-1])
+    assert [file.name for file in (out / "sr").iterdir()] == ["1.77.0.sr.dcm"]
+    options = ("--keep-ids", "--device", "cpu", "--batch-size", "8")
+    result = test_cli.run("predict", *command, *options)
+    assert result.exit_code == 0
     may = {"MRN-0", *(
         part
         for name in (
@@ -331,7 +386,8 @@ def test_documents_hold_the_identity_only_if_ids_are_kept(
         assert {each for each in planted if each.encode() in content} == may
         assert dcmread(file).PatientID == "MRN-0"
     said = capfd.readouterr()
-    assert not [each for each in planted if each in said.out + said.err]
+    shown = said.out + said.err + result.output + caplog.text
+    assert not [each for each in (*planted, "1.77", "1.99") if each in shown]
 
 
 @pytest.fixture(scope="module")
@@ -402,9 +458,77 @@ def test_an_ensemble_has_no_thresholds(run: Path, heads: Path, tmp_path: Path) -
         assert all(checkpoint_digest(each).encode() in content for each in runs)
 
 
+@pytest.mark.slow
+def test_a_report_of_a_series_run_names_it_and_its_backbones(
+    run: Path, heads: Path, tmp_path: Path
+) -> None:
+    runs = [run, run.with_name("fold1")]
+    series = series_run(tmp_path, runs, 1)
+    out, sr = tmp_path / "p.parquet", tmp_path / "sr"
+    made = predict(series, out, "--dicom", heads, "--sr", sr, "--key-images")
+    assert (made["reports"], made["key_images"]) == (2, 2)
+    digests = [f"sha256:{checkpoint_digest(each)}" for each in (series, *runs)]
+    table = join_slices(read_predictions(out), "study").set_index("study")
+    for file in sr.glob("*.sr.dcm"):
+        report = srread(file)
+        assert [
+            each for each in digests if each.encode() not in file.read_bytes()
+        ] == []
+        for group in report.content.get_image_measurement_groups():
+            [probability] = group.get_measurements()
+            name = group.tracking_identifier
+            expected = table.loc[report.StudyInstanceUID, name]
+            assert probability.value == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_studies_of_a_server_are_predicted_like_files(
+    run: Path, heads: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("dicomweb_client", reason="needs the extra pacs")
+    studies: dict[str, dict[str, bytes]] = {}
+    for file in heads.iterdir():
+        header = dcmread(file, stop_before_pixels=True)
+        key = f"{header.SeriesInstanceUID}/{header.SOPInstanceUID}.dcm"
+        studies.setdefault(header.StudyInstanceUID, {})[key] = file.read_bytes()
+    listed = tmp_path / "studies.txt"
+    listed.write_text("\n".join(studies))
+    predict(run, tmp_path / "a.csv", "--dicom", heads, "--keep-ids")
+    with serving(StubServer(studies)) as stub:
+        options = ("--dicom", stub.url, "--studies", listed, "--sr", tmp_path / "sr")
+        made = predict(run, tmp_path / "b.csv", *options, "--keep-ids")
+    assert made["reports"] == 2
+    ours, theirs = (
+        read_predictions(tmp_path / name).sort_values("slice_id", ignore_index=True)
+        for name in ("a.csv", "b.csv")
+    )
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_documents_that_cannot_be_written_leave_the_predictions(
+    run: Path, heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.dcm"
+    text.write_text("no DICOM")
+
+    def fill_the_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Dataset, "save_as", fill_the_disk)
+    out, sr = tmp_path / "p.csv", tmp_path / "sr"
+    command = ("predict", run, out, "--dicom", heads, "--dicom", text, "--sr", sr)
+    said = refused(*command, "--device", "cpu")
+    assert "sr.dcm: No space left on device" in said
+    assert len(read_predictions(out)) == 14
+    assert (tmp_path / "p.csv.rejected.csv").exists()
+    assert list(sr.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--studies", "list"), "--studies goes with --dicom dicomweb://HOST/PATH"),
         (("--sr", "sr"), "--sr goes with --dicom"),
         (("--dicom", ".", "--key-images"), "--key-images goes with --sr DIR"),
     ],

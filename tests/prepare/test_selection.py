@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ ROW: dict[str, Any] = {
 )
 def test_an_expression_keeps_or_leaves_out(text: str, is_kept: bool) -> None:
     assert parse_selection(text).keeps(ROW) is is_kept
+
+
+@pytest.mark.parametrize("depth", [*range(100, 1000, 50), 2000])
+def test_nested_expressions_are_read_or_refused(depth: int) -> None:
+    with suppress(ValueError):
+        parse_selection("not " * depth + "kernel == soft")
 
 
 @pytest.mark.parametrize(

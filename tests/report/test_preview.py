@@ -14,7 +14,8 @@ from ichfast.augment.config import AugmentConfig
 from ichfast.augment.parameters import draw
 from ichfast.errors import IchfastError
 from ichfast.recipes.resolve import resolve_recipe
-from ichfast.report.preview import _corners, _describe, write_preview
+from ichfast.report.pictures import augmentation_sheet
+from ichfast.report.preview import LEGEND, _corners, _describe, write_preview
 
 
 def caption(**laws: float | tuple[float, float]) -> str:
@@ -63,6 +64,23 @@ def test_a_preview_is_a_picture_that_changes_with_the_epoch(
     row_height = int(first.shape[0] * 0.375)
     below = slice(int(first.shape[0] * 0.06) + row_height + 5, None)
     assert (first[below] != second[below]).any()
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_the_title_fits_above_the_slices(count: int) -> None:
+    values_BSSC = np.zeros((count, 8, 8, 1))
+    title = f"exp-30, epoch 0, brain+subdural+bone, 224 px: {LEGEND}"
+    sheet = augmentation_sheet(
+        values_BSSC,
+        values_BSSC,
+        np.zeros((count, 4, 2)),
+        [""] * count,
+        title=title,
+    )
+    sheet.draw_without_rendering()
+    box = sheet.texts[0].get_window_extent()
+    assert sheet.bbox.x0 <= box.x0 < box.x1 <= sheet.bbox.x1
+    assert sheet.axes[0].bbox.y1 <= box.y0 < box.y1 <= sheet.bbox.y1
 
 
 def test_the_outline_marks_what_is_seen_below() -> None:

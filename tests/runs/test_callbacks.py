@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from ichfast.errors import InterruptionError
+from ichfast.errors import CheckpointError, InterruptionError
 from ichfast.loading.config import DataConfig
 from ichfast.recipes.recipe import Recipe
 from ichfast.recipes.resolve import resolve_recipe
 from ichfast.runs.callbacks import Callback, RunStart
 from ichfast.runs.run import train_run
-from ichfast.training.history import COLUMNS, read_history
+from ichfast.system.ranks import Ranks
+from ichfast.training.history import COLUMNS, METRICS, read_history
+from tests.conftest import add_tiny_arch
+from tests.runs.rank_processes import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -107,6 +110,17 @@ def test_a_run_reports_its_settings_and_the_rows_of_its_epochs(
 
 
 @pytest.mark.slow
+def test_callbacks_do_not_change_a_run(tiny_store_path: Path, tmp_path: Path) -> None:
+    train(tiny_store_path, tmp_path / "reported", Careless(), Notes())
+    train(tiny_store_path, tmp_path / "alone")
+    reported, alone = (
+        read_history(tmp_path / name)[["train_loss", "valid_loss"]]
+        for name in ("reported", "alone")
+    )
+    assert reported.equals(alone)
+
+
+@pytest.mark.slow
 def test_a_stopped_run_reports_why_and_when_resumed_the_epochs_before(
     tiny_store_path: Path, tmp_path: Path
 ) -> None:
@@ -147,3 +161,71 @@ def test_what_a_callback_raises_ends_the_run_and_the_others_are_told(
     assert other.noted == second
     if second:
         assert other.error is (None if fails_at == "end" else raised.value)
+
+
+@pytest.mark.slow
+def test_an_error_before_the_first_epoch_is_reported_too(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    notes, again = Notes(), Notes()
+    with pytest.raises(InterruptionError):
+        train(
+            tiny_store_path, tmp_path, notes, should_stop=lambda: len(notes.rows) == 1
+        )
+    (tmp_path / METRICS).unlink()
+    (tmp_path / METRICS).mkdir()
+    with pytest.raises(CheckpointError, match="cannot write") as raised:
+        train(tiny_store_path, tmp_path, again, resume=True)
+    assert again.noted == ["start", "end"]
+    assert again.error is raised.value
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_reported(tiny_store_path: Path, tmp_path: Path) -> None:
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    notes = Notes()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_store_path, tmp_path, notes, should_stop=interrupt)
+    assert notes.noted == ["start", "end"]
+    assert isinstance(notes.error, KeyboardInterrupt)
+
+
+class Signature(Callback):
+    """Leaves a file named after its rank, and fails after an epoch."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / f"rank-{rank}"
+
+    def on_start(self, start: RunStart) -> None:
+        del start
+        self._path.touch()
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        raise ConnectionError(f"epoch {row['epoch']}")
+
+
+def train_as_rank(ranks: Ranks, store_path: Path, folder: Path) -> None:
+    add_tiny_arch()  # in another process
+    callback = Signature(folder, ranks.rank)
+    train_run(
+        store_path,
+        recipe(),
+        folder / "run",
+        device=CPU,
+        ranks=ranks,
+        callbacks=[callback],
+    )
+
+
+@pytest.mark.slow
+def test_the_rank_that_writes_alone_reports_and_its_error_ends_all_ranks(
+    tiny_store_path: Path, tmp_path: Path
+) -> None:
+    first, second = run_ranks(2, train_as_rank, tiny_store_path, tmp_path)
+    assert [path.name for path in tmp_path.glob("rank-*")] == ["rank-0"]
+    assert first == "ConnectionError: epoch 0"
+    assert second is not None
+    assert second.startswith("TrainError: ")
+    assert "start again with --resume" in second

@@ -38,6 +38,9 @@ class StubServer:
     cut_bytes: list[int] = field(default_factory=list)
     """Bytes that are missing at the end of the next files."""
 
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers of all replies, beyond those that they need."""
+
     interrupt_at: int = -1
     """Number of the request, from 0, at which this process gets a SIGINT."""
 
@@ -113,6 +116,8 @@ def serving(stub: StubServer) -> Iterator[StubServer]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            for name, value in stub.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 

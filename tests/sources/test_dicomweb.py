@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,10 +117,10 @@ def test_a_failure_that_passes_is_tried_again(server: StubServer) -> None:
 @pytest.mark.parametrize(
     ("statuses", "code", "detail"),
     [
-        ([503] * 3, "timeout", "the server cannot be read (HTTP status 503)"),
+        ([503] * 3, "timeout", "the server answers with HTTP status 503"),
         ([404], "unreadable-file", "the server does not have it"),
-        ([403], "unreadable-file", "the server denies access; name a user in"),
-        ([400], "unreadable-file", "the server cannot be read (HTTP status 400)"),
+        ([403], "unreadable-file", "the server denies access to it"),
+        ([500], "unreadable-file", "the server answers with HTTP status 500"),
     ],
 )
 def test_an_instance_that_cannot_be_fetched_is_rejected(
@@ -151,8 +153,8 @@ def test_a_server_that_is_gone_ends_a_run(server: StubServer) -> None:
         with pytest.raises(SourceError) as caught:
             ask()
         assert str(caught.value) == (
-            "cannot connect to dicomweb+http://127.0.0.1:9; when it is back, type the "
-            "same command again"
+            "cannot read dicomweb+http://127.0.0.1:9: it accepts no connection; check "
+            "that it runs, then type the same command again"
         )
 
 
@@ -162,8 +164,14 @@ def test_a_server_that_is_gone_ends_a_run(server: StubServer) -> None:
         (requests.ReadTimeout(), "the server gives no answer in time"),
         (requests.ConnectionError("reset"), "the server ends the connection"),
         (
-            requests.exceptions.SSLError("self-signed"),
-            "set REQUESTS_CA_BUNDLE to a file",
+            requests.exceptions.SSLError(
+                "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"
+            ),
+            "it has a certificate that .* set REQUESTS_CA_BUNDLE to a file",
+        ),
+        (
+            requests.exceptions.SSLError("[SSL: WRONG_VERSION_NUMBER]"),
+            r"it does not encrypt as https does; .* write dicomweb\+http://",
         ),
     ],
 )
@@ -180,6 +188,79 @@ def test_failures_of_the_network_are_told_without_urls(
     with pytest.raises(SourceError, match=message) as caught:
         list_entries([study_at(server)])
     assert STUDY not in str(caught.value)
+
+
+def test_no_redirect_is_followed(server: StubServer) -> None:
+    entries = list_entries([study_at(server)])
+    server.headers["Location"] = "/elsewhere?secret=1.77"
+    for ask in (lambda: list_entries([study_at(server)]), lambda: read_all(entries)):
+        server.statuses = [302]
+        server.paths.clear()
+        with pytest.raises(SourceError) as caught:
+            ask()
+        assert str(caught.value).endswith(
+            "/pacs: it sends requests to another address; name that one"
+        )
+        assert len(server.paths) == 1
+
+
+def test_a_compressed_reply_is_refused(server: StubServer) -> None:
+    entries = list_entries([study_at(server)])
+    server.headers["Content-Encoding"] = "gzip"
+    [(_, found)] = read_entries(entries[:1])
+    assert isinstance(found, RejectError)
+    assert "the server compresses its reply, which was not asked for" in found.detail
+
+
+def test_a_server_that_never_answers_is_given_up(
+    server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = list_entries([study_at(server)])
+    is_over = threading.Event()
+    monkeypatch.setattr("ichfast.sources.web_requests.SERVER_S", 0.05)
+    monkeypatch.setattr(server, "reply", lambda *_: is_over.wait() and (500, "", b""))
+    try:
+        [(_, found)] = read_entries(entries[:1])
+    finally:
+        is_over.set()
+    assert isinstance(found, RejectError)
+    assert (found.code, found.detail) == (
+        "timeout",
+        "the server gives no answer in time",
+    )
+
+
+def test_the_reply_to_a_search_has_an_upper_limit(
+    server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ichfast.sources.web_requests.MAX_SEARCH_BYTES", 99)
+    with pytest.raises(SourceError, match="it has more than 99 bytes; check the URL"):
+        list_entries([study_at(server)])
+
+
+def test_instances_that_a_server_lists_twice_do_not_hide_others(
+    server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [[*FILES][:1], [*FILES][:2], [*FILES][2:], []]
+    asked = []
+
+    def search(_: object, offset: int) -> list[str]:
+        asked.append(offset)
+        return found.pop(0)
+
+    monkeypatch.setattr(dicomweb, "_search", search)
+    assert WebStudy(study_at(server)).list_keys() == [*FILES]
+    assert asked == [0, 1, 3, 4]
+
+
+def test_a_list_that_ends_at_the_limit_is_an_error(
+    server: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicomweb, "PAGE", 2)
+    assert len(list_entries([study_at(server)])) == 3
+    server.has_offsets = False
+    with pytest.raises(SourceError, match="lists 2 instances, then the same ones"):
+        list_entries([study_at(server)])
 
 
 def test_a_study_has_an_upper_limit_of_instances(
@@ -224,6 +305,10 @@ def test_a_reply_is_the_file_or_one_part_with_it(
     [
         ((200, "text/html", b"<html>"), "is not understood"),
         ((200, "application/json", b"[{}]"), "is not understood .KeyError"),
+        ((200, "application/json", b"null"), "is not understood .TypeError"),
+        ((200, "application/json", b"[[7]]"), "is not understood .TypeError"),
+        ((200, "application/json", b"[" * 10**6), "is not understood .RecursionErr"),
+        ((200, "application/json", b"\xff["), "is not understood"),
         (
             (
                 200,
@@ -255,9 +340,18 @@ def test_a_user_is_taken_from_the_url_and_not_shown(server: StubServer) -> None:
     server.login = "me:w@rd"
     url = study_at(server)
     assert read_all(list_entries([url.replace("//", "//me:w%40rd@")])) == FILES
-    with pytest.raises(SourceError, match="denies access") as caught:
-        list_entries([url.replace("//", "//me:wrong@")])
-    assert "wrong" not in str(caught.value)
+    entries = list_entries([url.replace("//", "//me:w%40rd@")])
+    server.login = "me:another"
+    for ask in (
+        lambda: list_entries([url.replace("//", "//me:wrong@")]),
+        lambda: [*read_entries(entries)],  # not one rejected file after the other
+    ):
+        with pytest.raises(SourceError, match="it denies access; name a us") as caught:
+            ask()
+        assert "wr" not in str(caught.value)
+        assert "rd" not in str(caught.value)
+    server.login = "m\u00fc:\u738b"
+    assert list_entries([url.replace("//", "//m\u00fc:\u738b@")])
 
 
 def test_no_uid_is_shown_or_logged(
@@ -278,8 +372,8 @@ def test_no_uid_is_shown_or_logged(
 
 
 def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    dicomweb._server_client.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "dicomweb_client.api", None)
+    monkeypatch.delitem(sys.modules, "ichfast.sources.web_requests", raising=False)
+    monkeypatch.setitem(sys.modules, "dicomweb_client.api", None)
     with pytest.raises(SourceError, match=r"pip install 'ichfast\[pacs\]'$") as caught:
         list_entries(["dicomweb://me:word@host/studies/1.2"])
     assert "word" not in str(caught.value)
@@ -347,6 +441,27 @@ def test_a_store_made_from_a_server_is_that_of_the_folders_also_after_an_end(
     )
     assert ours_header == theirs_header
     assert headers[0].counts["slices"] == 12
+
+
+@pytest.mark.slow
+def test_slices_of_another_study_are_rejected(
+    tmp_path: Path, heads: dict[str, dict[str, bytes]]
+) -> None:
+    (asked, files), (_, others) = sorted(heads.items())
+    mixed = {**files, "1.88/1.99.dcm": next(iter(others.values()))}
+    with serving(StubServer({asked: mixed})) as stub:
+        report = prepare_store(
+            [f"{stub.url}/studies/{asked}"],
+            tmp_path / "store",
+            labels=None,
+            workers=1,
+            keep_ids=True,
+            max_rejected="100%",
+        )
+    assert report.rejected == {"unreadable-file": 1}
+    assert report.slices == len(files)
+    listed = (tmp_path / "store" / "rejected.csv").read_text()
+    assert "the server sent a file of another study" in listed
 
 
 @pytest.mark.slow

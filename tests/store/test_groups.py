@@ -17,6 +17,7 @@ from ichfast.store.tables import table_schema
     [
         ("manufacturer", ["GE", None, "GE"], ["GE", "unknown", "GE"]),
         ("age_decade", [0, 40, 90, pd.NA], ["0-9", "40-49", "90+", "unknown"]),
+        ("age_decade", [40.0, math.nan], ["40-49", "unknown"]),  # as pandas 2 has it
         (
             "thickness_mm",
             [0.6, 1.0, 2.5, 5.0, 5.1, math.nan],
