@@ -3,8 +3,8 @@
 Without ``--store`` the slices are synthetic heads. They are made once, into a cache
 folder:
 
-    <cache>/heads-2048x512/     dicom/ and labels.csv (`ichfast.synth`)
-    <cache>/store-2048x512/     the store prepared from them
+    <cache>/heads-2-2048x512/   dicom/ and labels.csv (`ichfast.synth`, drawing 2)
+    <cache>/store-2-2048x512/   the store prepared from them
     <cache>/holes-1000/         1,000 slices without pixels (`bench.inputs.bigstore`)
 
 Promises:
@@ -32,7 +32,7 @@ from ichfast.errors import StoreError
 from ichfast.labels import read_labels
 from ichfast.prepare.prepare import prepare_store
 from ichfast.store.store import Store
-from ichfast.synth.dataset import synthesize
+from ichfast.synth.dataset import DRAWING, synthesize
 from ichfast.system.memory import available_memory
 
 logger = logging.getLogger(__name__)
@@ -122,10 +122,14 @@ class Workload:
     @property
     def heads_dir(self) -> Path:
         """Folder of the synthetic DICOM files and labels; makes them if missing."""
-        heads = self.cache_dir / f"heads-{self.num_files}x{self.file_size}"
+        heads = self.cache_dir / f"heads-{self._heads_name}"
         if not heads.is_dir():
             self._make_heads(heads)
         return heads
+
+    @property
+    def _heads_name(self) -> str:
+        return f"{DRAWING}-{self.num_files}x{self.file_size}"
 
     def open_store(self) -> Store:
         """Open the store that is measured; makes the synthetic store if missing.
@@ -192,7 +196,7 @@ class Workload:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _synthetic_store(self) -> Path:
-        path = self.cache_dir / f"store-{self.num_files}x{self.file_size}"
+        path = self.cache_dir / f"store-{self._heads_name}"
         if not _can_be_opened(path):
             shutil.rmtree(path, ignore_errors=True)
             prepare_store(

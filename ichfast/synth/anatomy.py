@@ -161,11 +161,11 @@ BASE = (
 """Bone of the skull base below the floor of the brain's room."""
 
 CISTERNS = (
-    Ellipsoid(0, -9, 17, 8, 6, 7),  # suprasellar
-    Ellipsoid(10, -12, 18, 8, 2.2, 6, 30),  # its arms
-    Ellipsoid(13, 12, 24, 2.2, 12, 9, -25),  # ambient
-    Ellipsoid(0, 25, 28, 9, 2.6, 7),  # quadrigeminal
-    Ellipsoid(0, -1, 4, 13, 2.6, 16),  # prepontine
+    Ellipsoid(0, -9, 27, 8, 6, 8),  # suprasellar
+    Ellipsoid(10, -12, 28, 9, 2.2, 7, 30),  # its arms
+    Ellipsoid(13, 12, 30, 2.2, 12, 9, -25),  # ambient
+    Ellipsoid(0, 25, 34, 9, 2.6, 7),  # quadrigeminal
+    Ellipsoid(0, 2, 8, 13, 2.6, 16),  # prepontine
     Ellipsoid(0, 18, -26, 15, 13, 12),  # great cistern
     Ellipsoid(44, -12, 36, 13, 2.2, 14, 40),  # sylvian
     Ellipsoid(38, -2, 48, 2, 15, 12, -10),  # insular

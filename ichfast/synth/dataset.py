@@ -63,6 +63,9 @@ TRUNCATED_FROM = 40
 NUM_DUPLICATED_SLICES = 4
 """Slices whose six label rows occur twice in RSNA's csv."""
 
+DRAWING = 2
+"""Changes when the same arguments give other heads than before."""
+
 MIN_SIZE, MAX_SIZE = 64, 512
 """Range of `size`, pixels."""
 
@@ -269,7 +272,7 @@ def _surround(grid: Grid, holder_mm: float) -> Field:
     column_mm = column_mm * grid.spacing_mm - grid.x_mm
     down, right = np.meshgrid(row_mm, column_mm, indexing="ij")
     away_mm = np.hypot(np.where(down < 0, 0.0, down), right) - holder_mm
-    wall = np.clip(1.6 - np.abs(away_mm), 0.0, 1.0) * (down > 0.15 * holder_mm)
+    wall = np.clip(2.0 - np.abs(away_mm), 0.0, 1.0) * (down > 0.15 * holder_mm)
     return (-1002.0 + 1180.0 * wall).astype(np.float32)
 
 

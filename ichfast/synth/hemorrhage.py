@@ -86,7 +86,7 @@ _RANGES = {
     "subarachnoid": ((45.0, 90.0), (18.0, 34.0), (0.6, 1.3), (0.0, 0.0)),
     "intraventricular": ((56.0, 66.0), (12.0, 26.0), (0.0, 0.0), (0.0, 0.0)),
     # Subarachnoid, too: an aneurysm's blood in the cisterns.
-    "basal": ((22.0, 22.0), (18.0, 34.0), (2.0, 2.0), (0.0, 0.0)),
+    "basal": ((30.0, 30.0), (18.0, 34.0), (2.0, 2.0), (0.0, 0.0)),
 }
 _BASAL_SHARE = 0.4
 _VENTRICLE_LEVELS = (-60.0, 5.0, 20.0, 32.0)

@@ -57,6 +57,9 @@ MIDBRAIN_MM = 48.0
 BLOOD_EDGE_MM = 2.4
 """How much softer the edge of a bleed is than a sharp one."""
 
+MIN_SHARE = 0.2
+"""A pixel with less blood than this does not show the bleed."""
+
 STEPS = (-0.35, 0.0, 0.35)
 """Planes, in parts of the thickness, over which a bleed is averaged."""
 
@@ -80,16 +83,31 @@ class _Organs(NamedTuple):
     calcifications: tuple[Ellipsoid, ...]
 
 
+class _Room(NamedTuple):
+    """Where the brain is in one slice, shape (H, W) each."""
+
+    plane: _Plane
+    weight_HW: Field
+    """1 in the brain's room, 0 outside, between on the edge."""
+    dome_HW: Field
+    """Depth under the skull, mm; negative outside."""
+    floor_HW: Field | None
+    """Distance to the skull base, mm; negative below it."""
+    fold_HW: Field
+    """Distance to the middle of the nearest fold, mm."""
+
+    @property
+    def depth_HW(self) -> Field:
+        """Distance to the nearest bone, mm; negative outside the room."""
+        if self.floor_HW is None:
+            return self.dome_HW
+        return np.minimum(self.dome_HW, self.floor_HW)
+
+
 class _Brain(NamedTuple):
     """The fields of one slice that the bleeds need, shape (H, W) each."""
 
-    plane: _Plane
-    depth_HW: Field
-    """Depth inside the skull, mm; negative outside the brain's room."""
-    room_HW: Field
-    """1 in the brain's room, 0 outside, between on the edge."""
-    fold_HW: Field
-    """Distance to the middle of the nearest fold, mm."""
+    room: _Room
     sulcus_HW: Field
     """Distance to the nearest water around the brain, mm."""
     cisterns_HW: Field
@@ -164,36 +182,22 @@ class Phantom:
         edge_mm = max(2.0 * self._edge_mm, slant_mm)
         fold_HW = np.abs(canvas.fold_distance(height))
         skin_HW = canvas.depth(outline.skin_A)
-        depth_HW = canvas.depth(outline.brain_A)
-        room_HW = ramp(depth_HW, edge_mm)
+        dome_HW = canvas.depth(outline.brain_A)
         skull_HW = canvas.depth(outline.skull_A)
+        room_HW, bone_HW = ramp(dome_HW, edge_mm), ramp(skull_HW, edge_mm)
         hu_HW = self._draw_scalp(skin_HW, fold_HW, height)
         hu_HW = blend(surround_HW, hu_HW, ramp(skin_HW, self._edge_mm))
-        bone_HW = ramp(skull_HW, edge_mm)
         base = self._base.cut(height, plane.thickness_mm)
         if base:
             canvas.paint(hu_HW, organs.face, height)
             room_HW *= base.room_HW
             bone_HW *= base.bone_HW
-            np.minimum(depth_HW, base.depth_HW, out=depth_HW)
-        hu_HW = blend(hu_HW, self._draw_bone(skull_HW, depth_HW, height), bone_HW)
+        floor_HW = base.depth_HW if base else None
+        room = _Room(plane, room_HW, dome_HW, floor_HW, fold_HW)
+        hu_HW = blend(hu_HW, self._draw_bone(skull_HW, room), bone_HW)
         if base:
             canvas.paint(hu_HW, organs.base, height)
-
-        shift_mm = midline_shift(bleeds, height)
-        brain = _Brain(
-            plane=plane,
-            depth_HW=depth_HW,
-            room_HW=room_HW,
-            fold_HW=fold_HW,
-            sulcus_HW=self._sulcus_distance(depth_HW, fold_HW, plane, bleeds),
-            cisterns_HW=canvas.mark(organs.cisterns, height),
-            ventricles_HW=canvas.mark(organs.ventricles, height, shift_mm=shift_mm),
-        )
-        brain_HW = self._draw_brain(brain, shift_mm)
-        seen = self._paint_bleeds(brain_HW, brain, bleeds)
-        # Beam hardening: brighter under the skull.
-        brain_HW += np.maximum(10.0 - depth_HW, 0.0) * np.float32(0.8)
+        brain_HW, seen = self._draw_brain(room, bleeds)
         return blend(hu_HW, brain_HW, room_HW), seen
 
     def _draw_scalp(self, skin_HW: Field, fold_HW: Field, height: float) -> Field:
@@ -205,26 +209,26 @@ class Phantom:
             hu_HW -= fat_HW * np.float32(100.0)
         return hu_HW
 
-    def _draw_bone(self, skull_HW: Field, brain_HW: Field, height: float) -> Field:
+    def _draw_bone(self, skull_HW: Field, room: _Room) -> Field:
         """Bone by the distance to the nearer table of the skull."""
-        depth_HW = np.minimum(skull_HW, -brain_HW)
+        depth_HW, height = np.minimum(skull_HW, -room.depth_HW), room.plane.height
         bone_HW = look_up(table.bone_table(self._anatomy, height), depth_HW)
         trabeculae_HW = np.clip((depth_HW - 1.5) * 90.0, 0.0, 110.0)
         bone_HW += trabeculae_HW * self._canvas.fine_HW
         return bone_HW
 
-    def _sulcus_distance(
-        self, depth_HW: Field, fold_HW: Field, plane: _Plane, bleeds: Sequence[Bleed]
-    ) -> Field:
+    def _sulcus_distance(self, room: _Room, bleeds: Sequence[Bleed]) -> Field:
         """Distance to the nearest water around the brain, mm."""
-        atrophy, height = self._anatomy.atrophy, plane.height
+        atrophy, height = self._anatomy.atrophy, room.plane.height
+        dome_HW = room.dome_HW
         for bleed in bleeds:
             if bleed.thickness:  # pushes the brain's surface inwards
-                size = float(self._sizes(bleed, plane).mean())
+                size = float(self._sizes(bleed, room.plane).min())
                 pushed_A = extra_axial_depth(bleed, size)
-                depth_HW = depth_HW - self._canvas.around(pushed_A)
+                dome_HW = dome_HW - self._canvas.around(pushed_A)
+        depth_HW = room._replace(dome_HW=dome_HW).depth_HW
         beyond_HW = np.maximum(depth_HW - np.float32(12.0 + 6.0 * atrophy), 0.0)
-        folded_HW = fold_HW + beyond_HW * np.float32(0.4)  # sulci end in the depth
+        folded_HW = room.fold_HW + beyond_HW * np.float32(0.4)  # sulci end in the depth
         surface_HW = depth_HW - np.float32(0.4 + 2.6 * atrophy)
         sulcus_HW: Field = np.minimum(folded_HW, surface_HW)
         if height > CEREBRUM_MM:  # the fissure has cortex on both its sides
@@ -238,12 +242,19 @@ class Phantom:
             np.minimum(sulcus_HW[box], fissure, out=sulcus_HW[box])
         return sulcus_HW
 
-    def _draw_brain(self, brain: _Brain, shift_mm: float) -> Field:
-        """The brain without bleeds, pushed `shift_mm` to the right."""
-        canvas, height = self._canvas, brain.plane.height
-        cortex = table.brain_table(self._anatomy, height)
-        hu_HW = look_up(cortex, brain.sulcus_HW)
-        organs = self._organs
+    def _draw_brain(
+        self, room: _Room, bleeds: Sequence[Bleed]
+    ) -> tuple[Field, list[Bleed]]:
+        """The brain with its bleeds, and those of them that are seen."""
+        canvas, organs, height = self._canvas, self._organs, room.plane.height
+        shift_mm = midline_shift(bleeds, height)
+        brain = _Brain(
+            room=room,
+            sulcus_HW=self._sulcus_distance(room, bleeds),
+            cisterns_HW=canvas.mark(organs.cisterns, height),
+            ventricles_HW=canvas.mark(organs.ventricles, height, shift_mm=shift_mm),
+        )
+        hu_HW = look_up(table.brain_table(self._anatomy, height), brain.sulcus_HW)
         canvas.paint(hu_HW, organs.nuclei, height, shift_mm=shift_mm, soft_mm=3.0)
         water_HW = np.maximum(brain.cisterns_HW, brain.ventricles_HW)
         hu_HW += water_HW * (np.float32(table.CSF_HU) - hu_HW)
@@ -252,7 +263,10 @@ class Phantom:
         canvas.paint(hu_HW, table.DARK_BAR, height, soft_mm=6.0)
         if height > CEREBRUM_MM:
             self._paint_falx(hu_HW, height, shift_mm)
-        return hu_HW
+        seen = self._paint_bleeds(hu_HW, brain, bleeds)
+        # Beam hardening: brighter under the skull.
+        hu_HW += np.maximum(10.0 - room.depth_HW, 0.0) * np.float32(0.8)
+        return hu_HW, seen
 
     def _paint_falx(self, brain_HW: Field, height: float, shift_mm: float) -> None:
         box = self._canvas.box_around(0.0, 0.0, 8.0, 95.0)
@@ -269,42 +283,42 @@ class Phantom:
         self, brain_HW: Field, brain: _Brain, bleeds: Sequence[Bleed]
     ) -> list[Bleed]:
         """Paint the bleeds that are large enough to be seen, and return them."""
-        seen = []
+        seen, room = [], brain.room
         for bleed in bleeds:
             weight_HW = self._blood(bleed, brain)
             blood_HW = bleed.hu + np.float32(2.5) * self._canvas.coarse_HW
-            before_HW = self._unpushed(brain) if bleed.thickness else brain_HW
-            is_seen_HW = np.abs(blood_HW - before_HW) * weight_HW > MIN_CONTRAST_HU
+            before_HW = self._unpushed(room) if bleed.thickness else brain_HW
+            after_HW = brain_HW + weight_HW * (blood_HW - brain_HW)
+            is_seen_HW = np.abs(after_HW - before_HW) > MIN_CONTRAST_HU
+            is_seen_HW &= weight_HW > MIN_SHARE
             # What lies in the blurred edge of the skull is as bright as bone.
-            is_seen_HW &= brain.room_HW > 0.97
+            is_seen_HW &= room.weight_HW > 0.97
             if np.count_nonzero(is_seen_HW) < self._min_pixels:
                 continue
             seen.append(bleed)
             if bleed.radius:
-                oedema_HW = self._blob(bleed, brain.plane, 1.4, 6.0)
+                oedema_HW = self._blob(bleed, room.plane, 1.4, 6.0)
                 oedema_HW *= np.minimum(20.0 - brain_HW, 0.0)
                 brain_HW += oedema_HW
             brain_HW += weight_HW * (blood_HW - brain_HW)
         return seen
 
-    def _unpushed(self, brain: _Brain) -> Field:
+    def _unpushed(self, room: _Room) -> Field:
         """Grey and white matter if no bleed pushed them."""
-        sulcus_HW = self._sulcus_distance(
-            brain.depth_HW, brain.fold_HW, brain.plane, ()
-        )
-        return look_up(table.brain_table(self._anatomy, brain.plane.height), sulcus_HW)
+        cortex = table.brain_table(self._anatomy, room.plane.height)
+        return look_up(cortex, self._sulcus_distance(room, ()))
 
     def _blood(self, bleed: Bleed, brain: _Brain) -> Field:
         """Share of blood in each pixel of a thick slice."""
         edge_mm = self._edge_mm + BLOOD_EDGE_MM
         if bleed.radius:
-            return self._blob(bleed, brain.plane, 1.0, edge_mm)
-        sizes = self._sizes(bleed, brain.plane)
+            return self._blob(bleed, brain.room.plane, 1.0, edge_mm)
+        sizes = self._sizes(bleed, brain.room.plane)
         if bleed.thickness:
             weights = [
                 ramp(
                     self._canvas.around(extra_axial_depth(bleed, size))
-                    - brain.depth_HW,
+                    - brain.room.dome_HW,
                     edge_mm,
                 )
                 for size in sizes

@@ -15,6 +15,7 @@ from bench.harness.session import (
 from bench.harness.workload import Workload, check_space, choose_scratch
 from bench.inputs.copies import write_copies
 from ichfast.dicom.slices import read_slices
+from ichfast.synth.dataset import DRAWING
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +83,13 @@ def test_the_short_form_makes_one_unit_of_work_for_each_core(
     )
     assert (workload.num_files, workload.size) == (2048, 224)
     assert workload.cache_dir.is_relative_to(tmp_path)
+
+
+def test_slices_of_an_older_drawing_are_not_used_again(tmp_path: Path) -> None:
+    workload = Workload(
+        cache_dir=tmp_path, scratch_dir=tmp_path, num_files=2, file_size=64
+    )
+    older = tmp_path / f"heads-{DRAWING - 1}-2x64"
+    older.mkdir()
+    assert len(list(workload.heads_dir.rglob("*.dcm"))) == 2
+    assert workload.heads_dir != older

@@ -287,14 +287,16 @@ def test_a_tilted_head_is_cut_obliquely() -> None:
 
 
 def test_a_rolled_head_shows_only_one_eye() -> None:
-    heights = (8.0, 27.0)
-    eyes = [
-        [at(draw(h, grid=FINE._replace(roll=0.3))[0], x, -63.0) for x in (-32.0, 32.0)]
-        for h in heights
-    ]
-    both = [at(draw(8.0)[0], x, -63.0) for x in (-32.0, 32.0)]
-    assert all(0.0 < hu < 30.0 for hu in both)  # vitreous
-    assert sum(0.0 < hu < 30.0 for hu in eyes[0] + eyes[1]) < 4
+    level_HW = draw(8.0)[0]
+    rolled_HW = draw(17.6, grid=FINE._replace(roll=0.3))[0]
+    for side, is_seen in ((-1.0, True), (1.0, False)):
+        assert 0.0 < at(level_HW, side * 32.0, -63.0) < 30.0  # vitreous
+        assert (0.0 < at(rolled_HW, side * 32.0, -63.0) < 30.0) == is_seen
+
+
+def test_a_bleed_too_small_to_see_is_not_in_the_slice() -> None:
+    shown = {r: draw(60.0, BLOB._replace(radius=r))[1] for r in (1.8, 6.0)}
+    assert shown == {1.8: (), 6.0: ("intraparenchymal",)}
 
 
 def test_the_series_are_tilted_and_differ_in_kernel_and_thickness() -> None:
