@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ichfast.cli import calibrate, demo, doctor, predict, series, store, train
+from ichfast.cli import calibrate, demo, doctor, evaluate, predict, series, store, train
 from ichfast.errors import IchfastError
 from ichfast.system.terminal import printable_lines
 
@@ -76,9 +76,9 @@ for _command in (
     doctor.doctor,
     *(store.prepare, store.inspect, train.preview, train.train),
     *(series.features, series.train_series),
-    *(predict.predict, predict.evaluate, calibrate.calibrate),
-    *(predict.blend, predict.submit),
-    *(predict.report, predict.compare, predict.export),
+    *(predict.predict, evaluate.evaluate, calibrate.calibrate),
+    *(predict.blend, evaluate.submit),
+    *(evaluate.report, evaluate.compare, predict.export),
     *(store.verify, store.pack, store.unpack),
     *(store.synth, demo.demo, train.recipes),
 ):
