@@ -1,4 +1,4 @@
-"""The commands evaluate, submit, report and compare: figures of predictions and runs."""
+"""The commands evaluate, submit, report and compare."""
 
 from __future__ import annotations
 
