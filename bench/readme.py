@@ -47,8 +47,8 @@ SUMMARY = (
     ("augmented batches, 512 to 224", ("loader", "level 512 to 224", "warp alone")),
     ("augmented batches, 256 to 224", ("loader", "level 256 to 224", "warp alone")),
     (
-        "training xresnet50-attn at 224",
-        ("train", "xresnet50-attn at 224: from the loader", "resident batches"),
+        "training EfficientNet-B0 at 224",
+        ("train", "efficientnet-b0 at 224: from the loader", "resident batches"),
     ),
 )
 """Rows of README's table: name; stage, pattern of the case and limit."""
@@ -102,31 +102,30 @@ def make_block(records: Sequence[Record]) -> str:
 
 
 def make_summary(records: Sequence[Record]) -> str:
-    """Make README's figures: `SUMMARY`, a table for each machine, newest first.
+    """Make README's figures: `SUMMARY` on one machine.
+
+    It is that of the newest record on a GPU; without any, that of the newest record.
 
     Args:
-        records: Of `read_newest`.
+        records: Of `read_newest`, at least one.
     """
-    machines: dict[str, dict[str, Record]] = {}
-    for name, (stage, case, limit) in SUMMARY:
-        for record in records:
-            if _is_measured(record, stage, case):
-                others = _compared_with(record, records)
-                row = _summary_row(name, record, others, limit)
-                machines.setdefault(hardware_of(record), {})[row] = record
-    newest_first = sorted(machines.items(), key=_newest_date, reverse=True)
-    tables = [_summary_table(hardware, rows) for hardware, rows in newest_first]
-    return "\n\n".join(tables + _note_missing_gpu(records))
+    newest = max(records, key=lambda each: (each.device != "cpu", each.date))
+    machine = [each for each in records if hardware_of(each) == hardware_of(newest)]
+    rows = {
+        _summary_row(name, record, _compared_with(record, machine), limit): record
+        for name, (stage, case, limit) in SUMMARY
+        for record in machine
+        if _is_measured(record, stage, case)
+    }
+    return "\n\n".join(
+        [_summary_table(hardware_of(newest), rows), *_note_missing_gpu(records)]
+    )
 
 
 def _is_measured(record: Record, stage: str, case: str) -> bool:
     if record.role != "ichfast" or record.stage != stage or record.estimate is None:
         return False
     return re.fullmatch(case, _full_case(record)) is not None
-
-
-def _newest_date(machine: tuple[str, Mapping[str, Record]]) -> str:
-    return max(each.date for each in machine[1].values())
 
 
 def _summary_table(hardware: str, rows: Mapping[str, Record]) -> str:

@@ -1,11 +1,11 @@
 """Peak memory of a command: of its first process, and of the largest other process.
 
-The command runs in a new session. The peak memory of each process in the session
-is read every `POLL_S` until the command ends. A peak in the last moment may be missed.
+The peak memory of the command and of all processes below it is read every `POLL_S`
+until the command ends. A peak in the last moment may be missed.
 
 Source:
     proc_pid_status(5), VmHWM and VmRSS: resident set size, its peak and now;
-    proc_pid_stat(5), session; malloc_trim(3).
+    proc_pid_stat(5), ppid; malloc_trim(3).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Peak:
     """Peak of the process that was started."""
 
     worker_mib: float
-    """Peak of the largest process that it started; 0 without any."""
+    """Peak of the largest process below it; 0 without any."""
 
 
 def watch_command(command: Sequence[str], *, timeout_s: float) -> Peak:
@@ -61,7 +61,7 @@ def watch_command(command: Sequence[str], *, timeout_s: float) -> Peak:
     deadline_s = time.monotonic() + timeout_s
     try:
         while process.poll() is None and time.monotonic() < deadline_s:
-            for pid in processes_of(process.pid):
+            for pid in processes_below(process.pid):
                 peak_mib[pid] = max(peak_mib.get(pid, 0.0), peak_of(pid))
             time.sleep(POLL_S)
         ended = process.poll() is not None
@@ -104,15 +104,17 @@ def _status_mib(pid: int | str, name: str) -> float:
     return int(found[0]) / KIB_IN_MIB if found else 0.0
 
 
-def processes_of(session: int) -> list[int]:
-    """List the ids of the processes in a session."""
-    found = []
+def processes_below(ancestor: int) -> list[int]:
+    """List the ids of a process and of all that it started, and those started."""
+    children: dict[int, list[int]] = {}
     for folder in PROC_DIR.glob("[0-9]*"):
         try:
             # The name of the program, in parentheses, may contain any character.
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(fields[3]) == session:
-            found.append(int(folder.name))
+        children.setdefault(int(fields[1]), []).append(int(folder.name))
+    found = [ancestor]
+    for pid in found:  # grows while it is walked
+        found += children.get(pid, [])
     return found

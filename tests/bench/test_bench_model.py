@@ -265,8 +265,6 @@ def test_the_summary_compares_a_case_with_its_fastest_peer_and_its_limit() -> No
         replace(LOADER, name=name, role="limit", estimate=estimate([4000.0]))
         for name in ("another", "warp alone")
     ]
-    gpu = {"processor": "P", "cores": 16, "gpus": ["NVIDIA G"]}
-    on_gpu = replace(LOADER, device="cuda", environment=gpu, date="2027-01-01T00:00Z")
     left_out = replace(LOADER, case="level 512 to 512")
     records = [LOADER, *peers, missing, *limits, left_out]
     commit, case = "commits `abc` of 2026-01-01", "augmented batches, 256 to 224"
@@ -279,10 +277,19 @@ def test_the_summary_compares_a_case_with_its_fastest_peer_and_its_limit() -> No
         "",
         "On a GPU: not measured.",
     ]
-    first, second = make_summary([LOADER, on_gpu]).split("\n\nMedians on ")[1:]
-    assert first.startswith("NVIDIA G; 16 cores of P")
-    assert second.startswith("2 cores of P, no GPU used")
-    assert "not measured" not in second
+
+
+def test_the_summary_is_of_one_machine_of_a_gpu_where_there_is_one() -> None:
+    environment = {"processor": "P", "cores": 16, "gpus": ["NVIDIA G"]}
+    on_gpu = replace(LOADER, device="cuda", environment=environment)
+    other = replace(LOADER, environment={"processor": "Q", "cores": 4})
+    newer = replace(other, date="2027-01-01T00:00Z")
+    gpu_only = make_summary([LOADER, on_gpu, newer])
+    assert "\n\nMedians on NVIDIA G; 16 cores of P; commits" in gpu_only
+    cpu_only = make_summary([LOADER, newer])
+    assert "\n\nMedians on 4 cores of Q, no GPU used; commits" in cpu_only
+    for summary in (gpu_only, cpu_only):
+        assert summary.count("\n\nMedians on ") == summary.count("2,000 slices/s") == 1
 
 
 def test_a_readme_without_its_marks_is_refused_and_left_alone(

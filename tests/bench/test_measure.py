@@ -280,8 +280,9 @@ def test_the_memory_of_a_command_is_that_of_its_largest_processes(
     seen = tmp_path / "seen"
     wait = f"while not os.path.exists({str(seen)!r}): time.sleep(0.01)"
     child = f"import os, time; held = bytearray(60 << 20)\n{wait}"
-    parent = (
-        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    parent = (  # workers of `prepare` have a session of their own, too
+        "import subprocess, sys; subprocess.run("
+        f"[sys.executable, '-c', {child!r}], start_new_session=True)"
     )
 
     def watch(code: str, enough_mib: float) -> Peak:
