@@ -35,6 +35,12 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     assert [name for name in missing if name != MADE_BY_MAKE] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_has_no_marks_of_a_merge(page: Path) -> None:
+    marks = re.findall(r"^(?:<{7}|={7}|>{7})", page.read_text("utf-8"), re.MULTILINE)
+    assert marks == []
+
+
 def test_the_map_lists_every_package_and_nothing_that_is_gone() -> None:
     tree = blocks(DOCS / "contributing.md")[1].text
     listed = re.findall(r"^ {2}(\w+(?:/|\.py)) ", tree, flags=re.MULTILINE)
