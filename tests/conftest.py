@@ -268,6 +268,15 @@ def contents(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
+def check_same_files(ours: Path, theirs: Path, *, apart: set[str]) -> None:
+    """Two stores have the same files, with the same bytes apart from some."""
+    left, right = contents(ours), contents(theirs)
+    assert set(left) == set(right)
+    assert {k: v for k, v in left.items() if k not in apart} == {
+        k: v for k, v in right.items() if k not in apart
+    }
+
+
 @pytest.fixture(scope="module")
 def units_of_four() -> Iterator[None]:
     """Prepare cuts the listing into units of four entries."""

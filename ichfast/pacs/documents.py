@@ -30,7 +30,7 @@ from ichfast.labels import CLASSES
 from ichfast.pacs.file_header import is_uid
 from ichfast.pacs.findings import Algorithm, Finding
 from ichfast.pacs.instances import Instance, find_instances, slice_keys
-from ichfast.predict.coverage import Run
+from ichfast.predict.coverage import Run, all_networks
 from ichfast.report.activations import activations_of
 from ichfast.report.pictures import slice_view, windowed_8bit
 from ichfast.runs.trained import TrainedRun, checkpoint_digest
@@ -84,7 +84,7 @@ class _Study:
     slices: pd.DataFrame
     instances: list[Instance]
     probabilities: Mapping[str, float]
-    """Of the study, by class."""
+    """Probabilities of the study, by class."""
 
 
 def check_folder(folder: Path) -> None:
@@ -255,7 +255,7 @@ def _write_key_images(
     """Write the slice of each study with the highest probability of `any`."""
     from ichfast.pacs.key_image import draw_map, make_key_image
 
-    network = run if isinstance(run, TrainedRun) else run.backbones[0]
+    network = all_networks(run)[0]
     peaks = [int(study.slices["any"].to_numpy().argmax()) for study in studies]
     slice_ids = [
         str(study.slices["slice_id"].iloc[peak])
@@ -269,6 +269,7 @@ def _write_key_images(
         )
         return 0
     position_of = pd.Index(store.table["slice_id"].astype(str))
+    description = f"Slice beside its Grad-CAM map; checkpoint sha256:{network.digest}"
     is_square = network.record.recipe.data.square_pixels
     for study, peak, slice_id, maps_Khw in zip(
         studies, peaks, slice_ids, maps_BKhw, strict=True
@@ -287,7 +288,7 @@ def _write_key_images(
         image = make_key_image(
             picture,
             study.instances[peak],
-            f"Slice beside its Grad-CAM map; checkpoint sha256:{network.digest}",
+            description,
             keep_ids=config.keep_ids,
         )
         _write(config.folder / f"{study.uid}{KEY_IMAGE_SUFFIX}", image)

@@ -14,7 +14,7 @@ class Finding:
 
     class_name: str
     probability: float
-    """Of the study, in [0, 1]."""
+    """Probability of the study, in [0, 1]."""
 
     peak: Instance
     """The slice with the highest probability."""

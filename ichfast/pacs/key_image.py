@@ -18,15 +18,13 @@ from pydicom.sr.codedict import codes
 
 from ichfast.pacs.attributes import NOTICE, identify, made_by
 from ichfast.pacs.instances import Instance
+from ichfast.report.heatmaps import MAX_OPACITY, share_of_maximum
 
 SIDE = 512
 """Rows, and columns, of each of the two pictures."""
 
 CAPTION_ROWS = 40
 """Rows of the caption, which stands above the pictures."""
-
-MAX_OPACITY = 0.55
-"""Opacity of the map at its maximum, so that the slice stays visible."""
 
 SERIES_NUMBER = 9802
 
@@ -48,9 +46,7 @@ def draw_map(
     """
     size = (SIDE, SIDE)
     grey = Image.fromarray(grey_HW).resize(size, Image.Resampling.BICUBIC)
-    share_hw = map_hw / max(float(map_hw.max()), np.finfo(np.float32).tiny)
-    share = Image.fromarray(share_hw.astype(np.float32))
-    share_HW1 = np.asarray(share.resize(size, Image.Resampling.BILINEAR))[..., None]
+    share_HW1 = share_of_maximum(map_hw, *size)[..., None]
     color_HWC = matplotlib.colormaps["plasma"](share_HW1[..., 0])[..., :3] * 255.0
     grey_HWC = np.repeat(np.asarray(grey, np.float64)[..., None], 3, axis=2)
     mixed_HWC = grey_HWC + MAX_OPACITY * share_HW1 * (color_HWC - grey_HWC)

@@ -166,7 +166,8 @@ def common_store(runs: Sequence[Run]) -> Path:
     return next(iter(stores))
 
 
-def _all_networks(run: Run) -> tuple[TrainedRun, ...]:
+def all_networks(run: Run) -> tuple[TrainedRun, ...]:
+    """The run itself, or the backbones of a series run."""
     return (run,) if isinstance(run, TrainedRun) else run.backbones
 
 
@@ -196,7 +197,7 @@ def _parts(
     if split is None:
         if run.trained_before(store) and not all_slices:
             everything_N = _not_trained_on(run, store)
-        return [(_all_networks(run), everything_N)]
+        return [(all_networks(run), everything_N)]
     if not all_slices:
         return [(_held_out(run), split.valid_N)]
     if isinstance(run, TrainedRun):
@@ -205,13 +206,13 @@ def _parts(
     own_M = whole_series(store, split.valid_N)
     return [
         (_held_out(run), own_M),
-        (_all_networks(run), np.setdiff1d(everything_N, own_M)),
+        (all_networks(run), np.setdiff1d(everything_N, own_M)),
     ]
 
 
 def _not_trained_on(run: Run, store: Store) -> Positions:
     """Slices of patients on whom a run was not trained, or not as far as is known."""
-    trained_N = _patients(run, _all_networks(run)).trained_on_N(store)
+    trained_N = _patients(run, all_networks(run)).trained_on_N(store)
     positions_M = np.flatnonzero(trained_N != 1)
     if not positions_M.size:
         raise PredictionError(
@@ -242,7 +243,7 @@ def _warn_if_unknown(run: Run, coverages: Sequence[Coverage]) -> None:
             len(trained_M),
             run.name,
             "its store named patients in another way, or had a different key"
-            if _patients(run, _all_networks(run)).is_complete
+            if _patients(run, all_networks(run)).is_complete
             else "it started from weights that do not name theirs",
         )
 

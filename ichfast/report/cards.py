@@ -1,27 +1,22 @@
 """The cards of a report: a slice with its pictures, heat map and probabilities.
 
-A heat map is a class activation map as a small PNG, transparent where the map is zero,
-then purple to yellow. The browser stretches it over the picture of the slice.
-
 Shape letters: B distinct slices, K classes, H rows, W columns, h and w rows and columns
 of the model's feature map.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ichfast.evaluation.cases import CaseGroup
 from ichfast.evaluation.curves import OperatingPoint
 from ichfast.evaluation.predictions import labels_NK, probs_NK
 from ichfast.labels import CLASSES
+from ichfast.report.heatmaps import heatmap_png
 from ichfast.report.pictures import data_uri, slice_jpeg
 from ichfast.windows import PRESETS
 
@@ -30,15 +25,6 @@ CARD_WINDOWS = ("brain", "subdural")
 
 CARD_SIDE = 256
 """Longest side of a picture, in pixels, which keeps the page to a few MB."""
-
-HEATMAP_SIDE = 32
-"""Longest side of a heat map, in pixels; feature maps have 3 to 16."""
-
-NUM_LEVELS = 32
-"""Colours of a heat map."""
-
-MAX_OPACITY = 0.55
-"""Opacity at the maximum, so that the slice stays visible."""
 
 SliceOf = Callable[[str], npt.NDArray[np.uint16]]
 """Returns the stored pixels of a slice id, shape (H, W)."""
@@ -157,36 +143,3 @@ def outcome_of(*, is_called: bool, is_labelled: bool) -> str:
     if is_labelled:
         return "found" if is_called else "missed"
     return "false alarm" if is_called else "rightly left alone"
-
-
-def heatmap_png(map_hw: npt.NDArray[np.float32], shape: tuple[int, int]) -> bytes:
-    """Colour a map, scaled to its own maximum.
-
-    Args:
-        map_hw: shape (h, w), at least zero. It covers the whole slice.
-        shape: rows and columns of the slice; the picture has their proportion.
-
-    Returns:
-        A PNG with a palette, transparent where the map is zero.
-    """
-    scale = HEATMAP_SIDE / max(shape)
-    rows, columns = (max(round(side * scale), 1) for side in shape)
-    share_hw = map_hw / max(float(map_hw.max()), np.finfo(np.float32).tiny)
-    smooth = Image.fromarray(share_hw.astype(np.float32)).resize(
-        (columns, rows), Image.Resampling.BILINEAR
-    )
-    level_HW = np.rint(np.asarray(smooth) * (NUM_LEVELS - 1)).astype(np.uint8)
-    picture = Image.fromarray(level_HW, mode="P")
-    colors, opacities = _palette()
-    picture.putpalette(colors)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", transparency=opacities, optimize=True)
-    return buffer.getvalue()
-
-
-def _palette() -> tuple[bytes, bytes]:
-    """Red, green and blue of each level, and the opacity of each level."""
-    share = np.linspace(0.0, 1.0, NUM_LEVELS)
-    colors = matplotlib.colormaps["plasma"](share, bytes=True)[:, :3]
-    opacities = np.rint(255 * MAX_OPACITY * share).astype(np.uint8)
-    return np.asarray(colors).tobytes(), opacities.tobytes()

@@ -229,11 +229,10 @@ def _source_errors(path: Place) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise SourceError(
-            f"no source at {path}; give a folder, a DICOM file, a .zip or a .tar"
-            if not isinstance(path, WebStudy)
-            else f"{path} is not there; check its StudyInstanceUID"
-        ) from error
+        problem = f"no source at {path}; give a folder, a DICOM file, a .zip or a .tar"
+        if isinstance(path, WebStudy):
+            problem = f"{path} is not there; check its StudyInstanceUID"
+        raise SourceError(problem) from error
     except TimeoutError as error:
         raise _no_answer(path, error) from error
     except archives.BROKEN as error:

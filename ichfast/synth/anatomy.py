@@ -27,7 +27,7 @@ BASE_TOP_MM = 34.0
 """Height above which the head is a dome; below it lie the skull base and the face."""
 
 MEAN_HALF_WIDTH, MEAN_HALF_LENGTH = 74.5, 93.0
-"""Of the head that the tables below describe, mm."""
+"""Half axes of the head that the tables below describe, mm."""
 
 FAT_HU, SKIN_HU, MUSCLE_HU = -95.0, 35.0, 58.0
 CSF_HU, GREY_HU, WHITE_HU = 9.0, 37.0, 29.0

@@ -53,18 +53,14 @@ def draw_beside_real(real: Path, png: Path, *, seed: int = 0) -> None:
             prevalence=PREVALENCE,
             quirks=False,
         )
-        rows = [
-            _draw_row(store, series)
-            for name, source in (("real", real), ("drawn", heads.dicom_dir))
-            for store in (_prepare(source, Path(folder, f"{name}-store")),)
-            for series in store.table["series"].unique()[:NUM_ROWS]
-        ]
+        rows = []
+        for name, source in (("real", real), ("drawn", heads.dicom_dir)):
+            path = Path(folder, f"{name}-store")
+            prepare_store([source], path, labels=None, workers=1, keep_ids=True)
+            with Store(path) as store:
+                series = store.table["series"].unique()[:NUM_ROWS]
+                rows += [_draw_row(store, each) for each in series]
     Image.fromarray(np.vstack(rows)).save(png)
-
-
-def _prepare(source: Path, path: Path) -> Store:
-    prepare_store([source], path, labels=None, workers=1, keep_ids=True)
-    return Store(path)
 
 
 def _draw_row(store: Store, series: str) -> npt.NDArray[np.uint8]:

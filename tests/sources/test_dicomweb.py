@@ -23,7 +23,7 @@ from ichfast.sources.sources import list_entries, read_entries
 from ichfast.store.header import read_header
 from ichfast.store.verify import verify_store
 from tests.cli.test_cli import ok, refused
-from tests.conftest import contents
+from tests.conftest import check_same_files
 from tests.sources.dicomweb_server import StubServer, serving
 from tests.sources.test_sources import read_all, write_folder
 
@@ -428,11 +428,7 @@ def test_a_store_made_from_a_server_is_that_of_the_folders_also_after_an_end(
     assert verify_store(remote) == []
     # Their digests are of sizes, which a server does not tell, and of places.
     apart = {"journal/entries.parquet", "store.json"}
-    ours, theirs = contents(remote), contents(local)
-    assert set(ours) == set(theirs)
-    assert {k: v for k, v in ours.items() if k not in apart} == {
-        k: v for k, v in theirs.items() if k not in apart
-    }
+    check_same_files(remote, local, apart=apart)
     headers = [read_header(store) for store in (remote, local)]
     plans = [{**header.plan, "listing": ""} for header in headers]
     ours_header, theirs_header = (

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ichfast.report.cards import HEATMAP_SIDE, MAX_OPACITY, heatmap_png
+from ichfast.report.heatmaps import HEATMAP_SIDE, MAX_OPACITY, heatmap_png
 
 
 def drawn(map_hw: npt.NDArray[np.float32], shape: tuple[int, int]) -> Image.Image:
